@@ -1,0 +1,64 @@
+# One file, no other tool needed: `make` lists what there is.
+# `make PYTHON=python3.12 test` uses another interpreter; `make VENV=/somewhere/else test` another environment.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# One thread per process: two pytest workers share two cores, and digests do not depend on the number of cores.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+WORKERS ?= 2
+
+.PHONY: help install demo test test-slow check format docs constraints clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## create .venv with the pinned versions (done once, and again when they change)
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) > /dev/null || { \
+	  echo "No '$(PYTHON)' here. Install Python 3.10 or newer, or name one: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "$$($(PYTHON) --version) is too old: autotimm needs Python 3.10 or newer. Name one: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "$(PYTHON) cannot create an environment. On Debian and Ubuntu: apt install python3-venv. Elsewhere install a Python that has the venv and ensurepip modules."; exit 1; }
+	@$(BIN)/python -m pip --version > /dev/null || { \
+	  echo "$(VENV) has no pip. Remove it (rm -rf $(VENV)), install python3-venv (or pip for $(PYTHON)) and try again."; exit 1; }
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP) ## train, test and predict on 1,797 scanned digits (about 2 minutes)
+	$(BIN)/autotimm demo
+
+test: $(STAMP) ## run the test suite
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n $(WORKERS)
+
+test-slow: $(STAMP) ## run everything, the long tests too
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n $(WORKERS) -m 'slow or not slow'
+
+check: $(STAMP) ## lint, format, types, floors and spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+format: $(STAMP) ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(STAMP) ## write the generated parts of docs/ again
+	$(BIN)/python tools/docs.py
+
+constraints: $(STAMP) ## pin the versions that are installed now
+	$(BIN)/python tools/constraints.py > constraints.tmp && mv constraints.tmp constraints.txt
+
+clean: ## remove caches and builds (.venv and runs/ stay)
+	rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache constraints.tmp
+	find src tests examples docs tools -name __pycache__ -type d -prune -exec rm -rf {} +

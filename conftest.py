@@ -1,0 +1,30 @@
+"""What every test and doctest starts from: no hub, a wide terminal, and no switch left over from the test before."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+# Libraries read these when they are imported, which is after this file.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("COLUMNS", "160")
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_trace() -> Iterator[None]:
+    """Restore the process's switches, generators, thread count and environment after each test."""
+    before = dict(os.environ)
+    with ExitStack() as stack:
+        if "torch" in sys.modules:  # the tests of the torch-free parts must not pull it in
+            from autotimm.repro.seed import fixed_threads, preserve_switches
+            from autotimm.repro.streams import preserve_generators
+
+            stack.enter_context(preserve_switches())
+            stack.enter_context(preserve_generators())
+            stack.enter_context(fixed_threads(None))
+        yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
