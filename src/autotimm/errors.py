@@ -1,0 +1,117 @@
+"""The exceptions of autotimm and the one sentence that they all speak.
+
+::
+
+    AutotimmError                 exit code 1
+    ├── UsageError (ValueError)   2   an argument, option or key is wrong
+    ├── DataError                 3   the data on disk is wrong
+    ├── ModelError                4   a backbone or checkpoint is wrong
+    │   └── WeightsError          4   pretrained weights cannot be had, or do not fit
+    ├── DifferentError            5   two runs that should be equal are not
+    └── RunError                  1   a run failed while it ran
+
+Example:
+    >>> print(sentence("val_split", "ImageDataModule", "a number in [0, 1)", 1.5, "Give 0 to train on everything."))
+    The `val_split` of ImageDataModule must be a number in [0, 1). Got 1.5 instead. Give 0 to train on everything.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+__all__ = [
+    "AutotimmError",
+    "DataError",
+    "DifferentError",
+    "ModelError",
+    "RunError",
+    "UsageError",
+    "WeightsError",
+    "nearest",
+    "require",
+    "require_choice",
+    "sentence",
+]
+
+
+class AutotimmError(Exception):
+    """Root of every error that autotimm raises on purpose.
+
+    Attributes:
+        exit_code: What the command line exits with.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(AutotimmError, ValueError):
+    """An argument, an option or a key of a configuration is wrong. It is also a ``ValueError``."""
+
+    exit_code = 2
+
+
+class DataError(AutotimmError):
+    """The images, folders or tables on disk cannot be used as they are."""
+
+    exit_code = 3
+
+
+class ModelError(AutotimmError):
+    """A backbone or a checkpoint cannot be used as it is."""
+
+    exit_code = 4
+
+
+class WeightsError(ModelError):
+    """Pretrained weights cannot be had, or do not fit the backbone."""
+
+
+class RunError(AutotimmError):
+    """A run failed while it ran: a loss that is not a number, a full disk, a device out of memory."""
+
+
+class DifferentError(AutotimmError):
+    """Two runs that were expected to be equal are not."""
+
+    exit_code = 5
+
+
+def sentence(name: str, owner: str, must: str, got: object, do: str) -> str:
+    """Say what of whom must be which, what was given, and what to do.
+
+    Args:
+        name: The argument or field.
+        owner: The class, function or file that it belongs to.
+        must: What it must be, without the words "must be".
+        got: The offending value; its ``repr`` is shown.
+        do: The cure, as a sentence.
+    """
+    return f"The `{name}` of {owner} must be {must}. Got {got!r} instead. {do}"
+
+
+def nearest(word: str, options: Iterable[str], n: int = 3) -> str:
+    """Suggest the options that are spelled most like ``word``; an empty string if none is close.
+
+    Example:
+        >>> nearest("resnet81", ["resnet18", "vit_tiny"])
+        "Did you mean 'resnet18'?"
+    """
+    by_lower = {option.lower(): option for option in options}
+    close = difflib.get_close_matches(word.lower(), list(by_lower), n=n, cutoff=0.6)
+    return f"Did you mean {' or '.join(repr(by_lower[name]) for name in close)}?" if close else ""
+
+
+def require(condition: bool, name: str, owner: str, must: str, got: object, do: str) -> None:
+    """Raise a :class:`UsageError` in the words of :func:`sentence` unless ``condition`` holds."""
+    if not condition:
+        raise UsageError(sentence(name, owner, must, got, do))
+
+
+def require_choice(name: str, owner: str, value: object, options: Iterable[str]) -> None:
+    """Raise a :class:`UsageError` that names the nearest options unless ``value`` is one of them."""
+    options = list(options)
+    if value not in options:
+        cure = nearest(str(value), options) or f"Choose one of {', '.join(options)}."
+        raise UsageError(sentence(name, owner, f"one of {', '.join(options)}", value, cure))

@@ -1,0 +1,140 @@
+"""The words that data, models, tasks and trainer share, with their shapes and units said once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from autotimm.errors import UsageError
+
+__all__ = ["Batch", "DataSpec", "Prediction", "Sample", "Stage", "Step"]
+
+
+class Stage(str, Enum):
+    """What a step is for. The value is the prefix of logged names (``val/accuracy``)."""
+
+    TRAIN = "train"
+    VAL = "val"
+    TEST = "test"
+    PREDICT = "predict"
+
+    # Python 3.10 would print "train" in an f-string, 3.12 "Stage.TRAIN".
+    __str__ = str.__str__
+
+
+class Sample(NamedTuple):
+    """One image and what is known about it.
+
+    Attributes:
+        image: RGB ``uint8`` of shape (3, H, W), a ``torchvision.tv_tensors.Image``; transposed as its EXIF tag says.
+        target: What the task learns: a class index, a vector of zeros and ones, or ``None`` if unknown.
+        id: Stable name of the sample within its data set, ``/``-separated; the position in every per-sample stream.
+    """
+
+    image: Tensor
+    target: Any
+    id: str
+
+
+class Batch(NamedTuple):
+    """Several samples of one size.
+
+    Attributes:
+        images: RGB of shape (N, 3, H, W), ``uint8`` in [0, 255] or float in [0, 1]; the network normalizes.
+        targets: ``int64`` (N,) class indices, ``float32`` (N, C) of zeros and ones for multi-label, or ``None``.
+        ids: The ids of the N samples, or nothing where a caller's own loader does not give them.
+    """
+
+    images: Tensor
+    targets: Any = None
+    ids: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, batch: Any) -> Batch:
+        """Read a batch of ours, the ``(images, targets)`` of a caller's own loader, or images alone.
+
+        Raises:
+            UsageError: If it is none of these.
+        """
+        if isinstance(batch, Batch):
+            return batch
+        if isinstance(batch, Tensor):
+            return cls(batch)
+        if isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[0], Tensor):
+            return cls(batch[0], batch[1])
+        raise UsageError(
+            f"The batches of a data loader must be (images, targets) or images. Got {type(batch).__name__} instead. "
+            "Give the loader a `collate_fn` that returns such a pair."
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a task makes of one batch.
+
+    Attributes:
+        losses: Named scalar losses; their sum is minimized. Empty where there are no targets.
+        predictions: What metrics and :meth:`Task.decode` read, first dimension N.
+        targets: What metrics compare with, or ``None`` where metrics make no sense (mixed-up targets).
+    """
+
+    losses: Mapping[str, Tensor]
+    predictions: Any = None
+    targets: Any = None
+
+    @property
+    def loss(self) -> Tensor:
+        """The sum of all losses, a scalar."""
+        return torch.stack(list(self.losses.values())).sum()
+
+
+class Prediction(NamedTuple):
+    """What a trained model says about one image.
+
+    A tuple and not a frozen dataclass, since Lightning takes results apart and puts them together again.
+
+    Attributes:
+        id: Path or id of the image.
+        labels: The predicted classes: one, or any number for multi-label.
+        scores: Probability in [0, 1] per class name, in class order.
+    """
+
+    id: str
+    labels: tuple[str, ...]
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a model must remember of the data it was trained on. Plain data: it travels in the checkpoint.
+
+    Attributes:
+        class_names: Names of the classes, in the order of the logits.
+        multi_label: Whether several classes may be right at once.
+        image_size: Side in pixels of the square that the network sees.
+        eval_batch_size: Images per batch in evaluation and prediction. Batches are padded to it, since logits depend on
+            the batch size in the last bits.
+        crop_pct: Share of the resized image that the central crop keeps in evaluation.
+        interpolation: How images are resized, a name of ``torchvision.transforms.InterpolationMode``.
+    """
+
+    class_names: tuple[str, ...]
+    multi_label: bool = False
+    image_size: int = 224
+    eval_batch_size: int = 16
+    crop_pct: float = 0.875
+    interpolation: str = "bilinear"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for a checkpoint or a manifest."""
+        return asdict(self) | {"class_names": list(self.class_names)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> DataSpec:
+        """Undo :meth:`as_dict`."""
+        return cls(**{**data, "class_names": tuple(data["class_names"])})

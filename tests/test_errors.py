@@ -1,0 +1,119 @@
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+from autotimm import errors
+from autotimm.errors import (
+    AutotimmError,
+    DataError,
+    DifferentError,
+    ModelError,
+    RunError,
+    UsageError,
+    WeightsError,
+    nearest,
+    require,
+    require_choice,
+    sentence,
+)
+
+EXIT_CODES = {
+    AutotimmError: 1,
+    UsageError: 2,
+    DataError: 3,
+    ModelError: 4,
+    WeightsError: 4,
+    DifferentError: 5,
+    RunError: 1,
+}
+
+
+@pytest.mark.parametrize(("error", "code"), EXIT_CODES.items())
+def test_each_error_has_its_exit_code_and_one_root(error, code):
+    assert error.exit_code == code
+    assert error("why").exit_code == code
+    assert issubclass(error, AutotimmError)
+
+
+def test_the_table_above_holds_every_error():
+    found = {value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, AutotimmError)}
+    assert found == set(EXIT_CODES)
+    assert {error.__name__ for error in found} <= set(errors.__all__)
+
+
+def test_a_usage_error_is_a_value_error_and_the_others_are_not():
+    assert issubclass(UsageError, ValueError)
+    assert not any(issubclass(error, ValueError) for error in EXIT_CODES if error is not UsageError)
+    assert issubclass(WeightsError, ModelError)
+
+
+@pytest.mark.parametrize("error", EXIT_CODES)
+def test_errors_travel_between_processes(error):
+    # A data loader's worker sends what it raised to the main process.
+    back = pickle.loads(pickle.dumps(error("the `x` of y")))
+    assert type(back) is error
+    assert str(back) == "the `x` of y"
+
+
+def test_sentence_is_the_one_of_the_design():
+    assert sentence("val_split", "ImageDataModule", "a number in [0, 1)", 1.5, "Give 0 to train on everything.") == (
+        "The `val_split` of ImageDataModule must be a number in [0, 1). Got 1.5 instead. Give 0 to train on everything."
+    )
+
+
+def test_sentence_shows_the_repr_so_that_a_string_is_told_from_a_number():
+    assert "Got '42' instead." in sentence("seed", "Task", "an integer", "42", "Give 42.")
+
+
+@pytest.mark.parametrize(
+    ("word", "options", "said"),
+    [
+        ("resnet81", ["resnet18", "vit_tiny"], "Did you mean 'resnet18'?"),
+        ("RESNET18", ["resnet18"], "Did you mean 'resnet18'?"),
+        ("adamw", ["AdamW", "sgd"], "Did you mean 'AdamW'?"),
+        ("xyzzy", ["resnet18"], ""),
+        ("resnet18", [], ""),
+        ("", ["resnet18"], ""),
+    ],
+)
+def test_nearest(word, options, said):
+    assert nearest(word, options) == said
+
+
+def test_nearest_names_the_closest_first_and_at_most_n():
+    options = (name for name in ["resnet10t", "resnet18", "resnet18d", "resnet26"])  # an iterator is enough
+    assert nearest("resnet18", options, n=2) == "Did you mean 'resnet18' or 'resnet18d'?"
+
+
+def test_require_is_silent_when_it_holds():
+    require(True, "size", "Sampler", "at least 1", 1, "Give more.")
+
+
+def test_require_speaks_the_sentence():
+    with pytest.raises(UsageError) as caught:
+        require(False, "size", "Sampler", "at least 1", 0, "Give more.")
+    assert str(caught.value) == "The `size` of Sampler must be at least 1. Got 0 instead. Give more."
+
+
+def test_require_choice_takes_each_option_from_an_iterator():
+    for option in ("none", "light"):
+        require_choice("augmentation", "ImageDataModule", option, iter(["none", "light"]))
+
+
+@pytest.mark.parametrize(
+    ("value", "cure"),
+    [("ligth", "Did you mean 'light'?"), ("xyzzy", "Choose one of none, light."), (None, "Did you mean 'none'?")],
+)
+def test_require_choice_names_all_options_and_the_nearest(value, cure):
+    with pytest.raises(UsageError) as caught:
+        require_choice("augmentation", "ImageDataModule", value, iter(["none", "light"]))
+    expected = f"The `augmentation` of ImageDataModule must be one of none, light. Got {value!r} instead. {cure}"
+    assert str(caught.value) == expected
+
+
+def test_errors_load_without_torch():
+    code = "import sys, autotimm.errors; print(*{'torch', 'numpy', 'timm', 'pytorch_lightning'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -1,0 +1,131 @@
+import io
+import json
+import pickle
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+import torch
+
+from autotimm.errors import UsageError
+from autotimm.types import Batch, DataSpec, Prediction, Sample, Stage, Step
+
+IMAGES = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+TARGETS = torch.tensor([0, 1])
+
+
+def test_stages_are_their_prefixes():
+    assert [stage.value for stage in Stage] == ["train", "val", "test", "predict"]
+    assert Stage("val") is Stage.VAL
+    assert Stage.VAL == "val"
+
+
+def test_a_stage_prints_as_its_prefix_on_every_python():
+    assert str(Stage.VAL) == "val"
+    assert f"{Stage.VAL}/accuracy" == "val/accuracy"
+
+
+def test_batch_of_a_batch_is_that_batch():
+    batch = Batch(IMAGES, TARGETS, ("a", "b"))
+    assert Batch.of(batch) is batch
+
+
+@pytest.mark.parametrize("pair", [(IMAGES, TARGETS), [IMAGES, TARGETS], (IMAGES, {"boxes": TARGETS}), (IMAGES, None)])
+def test_batch_of_a_pair(pair):
+    batch = Batch.of(pair)
+    assert isinstance(batch, Batch)
+    assert batch.images is IMAGES
+    assert batch.targets is pair[1]
+    assert batch.ids == ()
+
+
+def test_batch_of_images_alone():
+    batch = Batch.of(IMAGES)
+    assert batch.images is IMAGES
+    assert batch.targets is None
+    assert batch.ids == ()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "name"),
+    [
+        ({"images": IMAGES}, "dict"),
+        ((IMAGES, TARGETS, ("a", "b")), "tuple"),
+        (([1], TARGETS), "tuple"),
+        ([], "list"),
+        ("images", "str"),
+        (None, "NoneType"),
+        (Step({}), "Step"),
+    ],
+)
+def test_batch_of_anything_else_is_refused_with_the_cure(wrong, name):
+    with pytest.raises(UsageError, match=rf"must be \(images, targets\) or images. Got {name} instead.*collate_fn"):
+        Batch.of(wrong)
+
+
+def test_batches_and_samples_travel_between_processes_and_stay_themselves():
+    # Lightning and torch rebuild a named tuple field by field when they move or pin a batch.
+    batch = Batch(IMAGES, TARGETS, ("a", "b"))
+    back = pickle.loads(pickle.dumps(batch))
+    assert type(back) is Batch
+    assert torch.equal(back.images, IMAGES)
+    assert back.ids == ("a", "b")
+    assert type(Batch(*batch)) is Batch
+    assert pickle.loads(pickle.dumps(Sample(IMAGES[0], 1, "cats/a.png"))).id == "cats/a.png"
+
+
+def test_the_loss_of_a_step_is_the_sum_and_carries_gradients():
+    a, b = torch.tensor(1.5, requires_grad=True), torch.tensor(2.0, requires_grad=True)
+    loss = Step({"class": a * 2, "box": b}).loss
+    assert loss.shape == ()
+    assert loss.item() == 5.0
+    loss.backward()
+    assert (a.grad.item(), b.grad.item()) == (2.0, 1.0)
+
+
+def test_one_loss_is_its_own_sum_bit_for_bit():
+    value = torch.tensor(0.1)
+    assert torch.equal(Step({"class": value}).loss, value)
+
+
+def test_a_step_without_targets_has_predictions_only():
+    step = Step({}, predictions=TARGETS)
+    assert step.targets is None
+    assert step.predictions is TARGETS
+
+
+@pytest.mark.parametrize("value", [Step({}), Prediction("a", ("x",)), DataSpec(("x",))])
+def test_what_is_said_of_data_cannot_be_changed_by_accident(value):
+    with pytest.raises(FrozenInstanceError):
+        setattr(value, fields(value)[0].name, None)
+
+
+def test_predictions_do_not_share_their_scores():
+    first, second = Prediction("a", ()), Prediction("b", ())
+    assert first.scores == {}
+    assert first.scores is not second.scores
+
+
+SPEC = DataSpec(("Katze", "犬"), True, 64, 8, 0.95, "bicubic")
+
+
+def test_no_field_of_the_spec_below_is_its_default():
+    # So that the round trips show every field.
+    plain = DataSpec(())
+    assert all(getattr(SPEC, field.name) != getattr(plain, field.name) for field in fields(DataSpec))
+
+
+def test_a_spec_survives_a_dict_and_json():
+    assert DataSpec.from_dict(SPEC.as_dict()) == SPEC
+    assert DataSpec.from_dict(json.loads(json.dumps(SPEC.as_dict()))) == SPEC
+    assert hash(DataSpec.from_dict(SPEC.as_dict())) == hash(SPEC)
+
+
+def test_a_spec_survives_a_checkpoint_read_with_weights_only():
+    file = io.BytesIO()
+    torch.save(SPEC.as_dict(), file)
+    file.seek(0)
+    assert DataSpec.from_dict(torch.load(file, weights_only=True)) == SPEC
+
+
+def test_an_older_spec_gets_the_defaults():
+    assert DataSpec.from_dict({"class_names": ["a", "b"]}) == DataSpec(("a", "b"))
