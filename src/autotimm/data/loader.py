@@ -1,0 +1,227 @@
+"""Loading samples so that nothing depends on who loads them: a keyed data set, and a loader that can be resumed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
+
+from autotimm.data.collate import collate as collate_samples
+from autotimm.data.position import InOrder, Position, Shuffled
+from autotimm.data.table import Table
+from autotimm.errors import AutotimmError, UsageError
+from autotimm.repro.sampler import Draw, KeyedBatchSampler
+from autotimm.repro.seed import fixed_threads
+from autotimm.repro.streams import preserve_generators, reseed
+
+__all__ = ["KeyedDataset", "KeyedLoader", "default_workers"]
+
+
+def default_workers(processes: int = 1) -> int:
+    """Loading processes for each of the training processes on this machine: one per CPU that may be used, at most 8."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = allowed // max(processes, 1)
+    return 0 if share <= 1 else min(share, 8)
+
+
+class _MapStyle(Protocol):
+    """A data set of the caller's own: indexed by a plain integer."""
+
+    def __getitem__(self, index: int, /) -> Any: ...
+    def __len__(self) -> int: ...
+
+
+class _Failure(NamedTuple):
+    """An error of ours on its way from a worker; raised there, torch would bury its sentence in a traceback."""
+
+    error: AutotimmError
+
+
+class KeyedDataset(Dataset[Any]):
+    """Samples whose randomness is a function of the seed, the epoch, their position in it and their id.
+
+    All three global generators are put on the sample's stream before it is read and transformed, so that transforms of
+    your own repeat too, whichever of ``random``, NumPy and torch they read. In the main process the generators are
+    restored afterwards, and the work is done by one thread, as in a worker: 0 workers give the bits of 2.
+
+    Args:
+        source: A :class:`Table`, or a map-style data set of your own, which still receives a plain integer.
+        transform: Applied to each sample (for a table) or item (for your own data set). If it has an attribute
+            ``torch_only`` that is true, ``random`` and NumPy are left alone, which saves time.
+        seed: The root seed.
+        stream: ``augment`` is keyed by (epoch, position, id). Any other stream is keyed by the id alone, so that
+            evaluation sees the same image in each epoch, batch and order.
+    """
+
+    def __init__(
+        self,
+        source: Table | _MapStyle,
+        transform: Callable[[Any], Any] | None = None,
+        *,
+        seed: int,
+        stream: str = "augment",
+    ) -> None:
+        self.source, self.transform, self.seed, self.stream = source, transform, seed, stream
+        quiet_source = isinstance(source, Table) and not source.draws_random
+        self.torch_only = quiet_source and (transform is None or bool(getattr(transform, "torch_only", False)))
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int | Draw) -> Any:
+        draw = index if isinstance(index, Draw) else Draw(0, int(index), int(index))
+        return self._load([draw])[0]
+
+    def __getitems__(self, draws: Sequence[Draw]) -> Any:
+        """Load a batch of samples; torch's loader calls this."""
+        if get_worker_info() is None:
+            return self._load(draws)
+        try:
+            return self._load(draws)
+        except AutotimmError as error:
+            return _Failure(error)
+
+    def _load(self, draws: Sequence[Draw]) -> list[Any]:
+        with ExitStack() as stack:
+            if get_worker_info() is None:  # a worker has one thread anyway, and nobody else reads its generators
+                stack.enter_context(preserve_generators(torch_only=self.torch_only))
+                stack.enter_context(fixed_threads(1))
+            return [self._one(draw) for draw in draws]
+
+    def _one(self, draw: Draw) -> Any:
+        table = self.source if isinstance(self.source, Table) else None
+        name = str(draw.index) if table is None else table.ids[draw.index]
+        place = (draw.epoch, draw.position, name) if self.stream == "augment" else (name,)
+        reseed(self.seed, self.stream, *place, torch_only=self.torch_only)
+        item = self.source[draw.index] if not isinstance(self.source, Table) else self.source.load(draw.index)
+        return item if self.transform is None else self.transform(item)
+
+
+class _Collate:
+    def __init__(self, collate: Callable[[Any], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: Any) -> Any:
+        if isinstance(samples, _Failure):
+            return samples
+        try:
+            return self.collate(samples)
+        except AutotimmError as error:
+            return _Failure(error)
+
+
+class KeyedLoader:
+    """Batches in the order of a :class:`KeyedBatchSampler`, with a place in the epoch that can be saved and restored.
+
+    It wraps one torch ``DataLoader`` and is none itself: Lightning takes apart and rebuilds the loaders it knows, and
+    leaves others alone. Iterating is lazy: nothing is started or decided before the first batch is asked for, so
+    that an epoch set, or a state loaded, after ``iter()`` still counts. An iteration that is not told otherwise is the
+    next epoch, from its first batch, also if the one before was left early.
+
+    Args:
+        dataset: What to load from.
+        batch_sampler: Which samples, in which order.
+        collate: From a list of samples to a batch. Default: :func:`autotimm.data.collate.collate` for tables, torch's
+            own for your own data sets.
+        num_workers: Processes that load; 0 loads in this one. The batches are the same.
+        persistent_workers: Keep the processes from one epoch to the next.
+        pin_memory: Copy batches to page-locked memory, from where a GPU fetches them faster.
+
+    Example:
+        >>> loader = KeyedLoader(KeyedDataset(range(6), seed=1), KeyedBatchSampler(6, 2, seed=1))
+        >>> whole = [batch.tolist() for batch in loader]
+        >>> loader.load_state_dict({"epoch": 0, "batch": 1})
+        >>> [batch.tolist() for batch in loader] == whole[1:]
+        True
+    """
+
+    def __init__(
+        self,
+        dataset: KeyedDataset,
+        batch_sampler: KeyedBatchSampler,
+        *,
+        collate: Callable[[Any], Any] | None = None,
+        num_workers: int = 0,
+        persistent_workers: bool = True,
+        pin_memory: bool = False,
+    ) -> None:
+        self.dataset, self.batch_sampler, self.num_workers = dataset, batch_sampler, num_workers
+        self.collate = collate or (collate_samples if isinstance(dataset.source, Table) else default_collate)
+        self.persistent_workers, self.pin_memory = persistent_workers and num_workers > 0, pin_memory
+        self._position = Position()
+        in_order = not batch_sampler.shuffle and batch_sampler.weights is None
+        self.sampler = (InOrder if in_order else Shuffled)(self._position, batch_sampler)
+        self._inner: DataLoader[Any] | None = None
+        self._turn = 0
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per batch and process."""
+        return self.batch_sampler.batch_size
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._batches()
+
+    def _batches(self) -> Iterator[Any]:
+        self._turn = turn = self._turn + 1
+        epoch, start = self._position.begin()
+        # The one place that steers the order; a running iteration has read both already.
+        self.batch_sampler.epoch, self.batch_sampler.start = epoch, start
+        source = iter(self._torch_loader()) if start < len(self) else None
+        try:
+            for done in range(start + 1, len(self) + 1):
+                batch = next(source) if source is not None else None
+                if isinstance(batch, _Failure):
+                    raise batch.error
+                if done == len(self):
+                    # Lightning never asks for the end, so workers that are not to persist must be let go here.
+                    source = None
+                self._position.batch, self._position.running = done, source is not None
+                yield batch
+                self._check_turn(turn)
+        finally:
+            # A traceback keeps this frame, and with it the workers, which end slowly when the collector finds them.
+            source = None
+            if turn == self._turn:
+                self._position.running = False
+
+    def _check_turn(self, turn: int) -> None:
+        if turn != self._turn:
+            raise UsageError(
+                "A KeyedLoader must be read by one loop at a time: it has one place in one epoch. Make a second "
+                "loader, or end the first loop before the next."
+            )
+
+    def _torch_loader(self) -> DataLoader[Any]:
+        if self._inner is None:
+            self._inner = DataLoader(
+                self.dataset,
+                batch_sampler=self.batch_sampler,
+                collate_fn=_Collate(self.collate),
+                num_workers=self.num_workers,
+                persistent_workers=self.persistent_workers,
+                pin_memory=self.pin_memory,
+                # torch draws the workers' seeds, which nothing of ours reads, from here and not from the caller's.
+                generator=torch.Generator(),
+            )
+        return self._inner
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, and the batches of it that were handed out; what workers have prepared does not count."""
+        return self._position.state()
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Begin the next iteration where the state was taken."""
+        self._position.following = (int(state["epoch"]), int(state["batch"]))
+
+    def close(self) -> None:
+        """End the worker processes; iterating again starts new ones."""
+        self._turn += 1
+        self._inner = None

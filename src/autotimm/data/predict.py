@@ -1,0 +1,42 @@
+"""Batches of images to predict, as a trained model remembers its data; no training data is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+from autotimm.data.collate import collate
+from autotimm.data.formats.paths import read_paths
+from autotimm.data.loader import KeyedDataset, KeyedLoader
+from autotimm.data.module import default_workers
+from autotimm.data.transforms import ImageTransform, eval_transform
+from autotimm.repro.sampler import KeyedBatchSampler
+from autotimm.types import DataSpec
+
+__all__ = ["predict_loader"]
+
+
+def predict_loader(
+    paths: str | Path | Iterable[str | Path], spec: DataSpec, *, notices: list[str], num_workers: int | None = None
+) -> KeyedLoader:
+    """Load images for prediction the way that evaluation did.
+
+    Args:
+        paths: An image, a folder (searched to any depth), or several of either.
+        spec: What the model remembers of its data.
+        notices: Receives a line about each thing that was left out.
+        num_workers: Processes that load; ``None`` is one per CPU, and none for a handful of images.
+
+    Raises:
+        DataError: If there is nothing to predict, or no image can be read.
+    """
+    table = read_paths(paths if isinstance(paths, (str, Path)) else list(paths), notices)
+    transform = eval_transform(spec.image_size, spec.crop_pct, spec.interpolation)
+    checked = ImageTransform(transform, "eval_transforms", "the model's data")
+    if num_workers is None:
+        num_workers = default_workers() if len(table) > 4 * spec.eval_batch_size else 0
+    # Evaluation draws nothing at random by default, so any seed will do.
+    batches = KeyedBatchSampler(len(table), spec.eval_batch_size, seed=0, shuffle=False)
+    dataset = KeyedDataset(table, checked, seed=0, stream="eval")
+    return KeyedLoader(dataset, batches, collate=partial(collate, transforms=checked.name), num_workers=num_workers)

@@ -1,0 +1,167 @@
+"""Reading an image file as RGB, whatever it holds.
+
+What happens to what is not plain 8-bit RGB:
+
+- the EXIF orientation is applied, as every viewer does; boxes and masks are drawn on the turned image;
+- grayscale is repeated three times, palettes are looked up, CMYK and YCbCr are converted;
+- transparency is composited on white, the background that most viewers show;
+- 16-bit grayscale is scaled by 1/257, so that 65535 becomes 255 (Pillow's own conversion clips at 255);
+- 32-bit integers are taken for 16-bit values, which is what files of that mode hold; floats for [0, 1] if nothing is
+  above 1, for [0, 255] otherwise;
+- of an animation or a multi-page file the first frame is taken; color profiles are ignored.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torchvision import tv_tensors
+
+from autotimm.errors import DataError
+
+__all__ = ["BROKEN", "IMAGE_SUFFIXES", "is_image_name", "read_image", "read_rgb", "reason", "to_rgb", "to_tensor"]
+
+_ENDINGS = (
+    "avif",
+    "bmp",
+    "gif",
+    "jfif",
+    "jpe",
+    "jpeg",
+    "jpg",
+    "pbm",
+    "pgm",
+    "png",
+    "pnm",
+    "ppm",
+    "tif",
+    "tiff",
+    "webp",
+)
+IMAGE_SUFFIXES = frozenset(f".{ending}" for ending in _ENDINGS)
+"""Endings of the files that are taken for images, in lower case; upper-case endings count too."""
+
+BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+"""Everything that Pillow's decoders are known to raise on broken files."""
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file name ends like an image and is not hidden.
+
+    Example:
+        >>> is_image_name("IMG_1.JPG"), is_image_name("._IMG_1.JPG"), is_image_name("notes.txt")
+        (True, False, False)
+    """
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Scale the grayscale modes of more than 8 bits to 8."""
+    values = np.asarray(image).astype(np.float64)
+    if image.mode == "F":
+        values = np.nan_to_num(values, nan=0.0)
+        scaled = values * 255 if values.size and values.max() <= 1 else values
+    else:
+        scaled = np.clip(values, 0, 65535) / 257
+    return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to 8-bit RGB as the module says.
+
+    Example:
+        >>> to_rgb(Image.new("LA", (1, 1), (0, 0))).getpixel((0, 0))
+        (255, 255, 255)
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _to_eight_bits(image).convert("RGB")
+    if _has_alpha(image):
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def to_tensor(image: Image.Image) -> tv_tensors.Image:
+    """Copy an RGB image into a ``uint8`` tensor of shape (3, H, W).
+
+    The memory keeps the order of the decoder, channels last: saves a copy, and torch resizes that layout faster.
+    """
+    return tv_tensors.Image(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+
+
+def read_rgb(path: str | Path) -> Image.Image:
+    """Decode a file completely to an upright RGB image.
+
+    Raises:
+        OSError: Or another of :data:`BROKEN`, if the file is none, is broken, or is beyond Pillow's decompression bomb
+            limit.
+    """
+    with Image.open(path) as image:
+        image.load()
+        try:
+            upright = ImageOps.exif_transpose(image)
+        except BROKEN:  # a broken tag in an image that is whole: there is no orientation to apply
+            upright = image
+        return to_rgb(upright)
+
+
+def reason(path: str | Path, error: BaseException) -> str:
+    """Say in a few words why a file could not be read."""
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, Image.DecompressionBombError):
+        return "more pixels than Pillow's decompression bomb limit (Image.MAX_IMAGE_PIXELS) allows"
+    if isinstance(error, UnidentifiedImageError):
+        try:
+            return "not an image" if os.path.getsize(path) else "the file is empty"
+        except OSError:
+            return "not an image"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
+def read_image(path: str | Path) -> tv_tensors.Image:
+    """Read a file as RGB.
+
+    Args:
+        path: An image file of any format that Pillow reads.
+
+    Returns:
+        ``uint8`` of shape (3, H, W).
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    try:
+        return to_tensor(read_rgb(path))
+    except BROKEN as error:
+        raise DataError(
+            f"{path} cannot be read as an image: {reason(path, error)}. Replace it or take it out of the data."
+        ) from error

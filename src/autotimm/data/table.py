@@ -1,0 +1,151 @@
+"""Tables: what a data set is to the rest of the library. Ids, class names, and one sample at a time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autotimm.data.read import read_image
+from autotimm.types import Sample
+
+__all__ = ["ImageTable", "Subset", "Table", "rarest_labels"]
+
+
+class Table(ABC):
+    """A list of samples that can be named, counted and loaded one by one.
+
+    To read a data format of your own, subclass this and return it from :meth:`DataModule.read`.
+
+    Attributes:
+        ids: One name per sample: unique, ``/``-separated, the same on every machine. Splits and augmentation are keyed
+            by it, so a sample keeps its side and its random numbers when others are added.
+        class_names: Names of the classes in the order of the class indices.
+        multi_label: Whether several classes may be right at once.
+        strata: The class index of each sample, for stratified splits and balanced draws; ``None`` if there is none.
+        draws_random: Whether :meth:`load` may read a global generator (``random``, NumPy, torch). ``False`` saves time.
+    """
+
+    ids: tuple[str, ...]
+    class_names: tuple[str, ...] = ()
+    multi_label: bool = False
+    strata: Sequence[int] | None = None
+    draws_random: bool = True
+
+    @abstractmethod
+    def load(self, index: int) -> Sample:
+        """Read one sample; its image is decoded, and neither resized nor augmented.
+
+        Raises:
+            DataError: If it cannot be read.
+        """
+
+    def files(self) -> tuple[Path, ...]:
+        """One image file per sample, checked once before training; nothing if samples are not files."""
+        return ()
+
+    def labels(self, index: int) -> tuple[str, ...]:
+        """Names of the classes of a sample, without loading it."""
+        return () if self.strata is None else (self.class_names[self.strata[index]],)
+
+    def counts(self) -> tuple[int, ...]:
+        """How many samples each class has, in class order."""
+        totals = dict.fromkeys(self.class_names, 0)
+        for index in range(len(self)):
+            for name in self.labels(index):
+                totals[name] += 1
+        return tuple(totals.values())
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def rarest_labels(targets: Tensor) -> list[int]:
+    """Pick for each row of 0/1 targets (N, C) the class of it that is rarest over all rows; C for a row of zeros.
+
+    A split that is stratified by this keeps the rare classes on both sides, where it matters most.
+
+    Example:
+        >>> rarest_labels(torch.tensor([[1, 1], [1, 0], [0, 0]]))
+        [1, 0, 2]
+    """
+    counts = targets.sum(0)
+    # Zeros cost more than any count. argmin picks the first of equals: a rule, not chance.
+    cost = torch.where(targets > 0, counts, targets.shape[0] + 1)
+    return torch.where(targets.sum(1) > 0, cost.argmin(1), targets.shape[1]).tolist()
+
+
+class ImageTable(Table):
+    """Image files and their classes.
+
+    Args:
+        paths: One file per sample.
+        ids: One id per sample.
+        targets: Class indices (N,), or zeros and ones (N, C) for multi-label, or ``None`` where classes are unknown.
+        class_names: Names of the classes.
+    """
+
+    draws_random = False
+
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        ids: Sequence[str],
+        targets: Tensor | None = None,
+        class_names: Sequence[str] = (),
+    ) -> None:
+        self.paths = tuple(str(path) for path in paths)
+        self.ids, self.class_names, self.targets = tuple(ids), tuple(class_names), targets
+        self.multi_label = targets is not None and targets.ndim == 2
+        self.strata = None if targets is None else rarest_labels(targets) if self.multi_label else targets.tolist()
+
+    def load(self, index: int) -> Sample:
+        """Decode one file. The target is an ``int``, or a float vector (C,) for multi-label, or ``None``."""
+        return Sample(read_image(self.paths[index]), self._target(index), self.ids[index])
+
+    def _target(self, index: int) -> Any:
+        if self.targets is None:
+            return None
+        return self.targets[index].float() if self.multi_label else int(self.targets[index])
+
+    def files(self) -> tuple[Path, ...]:
+        """The image files."""
+        return tuple(Path(path) for path in self.paths)
+
+    def labels(self, index: int) -> tuple[str, ...]:
+        """Names of the classes of a sample."""
+        if self.multi_label and self.targets is not None:
+            return tuple(self.class_names[found] for found in self.targets[index].nonzero().flatten().tolist())
+        return super().labels(index)
+
+
+class Subset(Table):
+    """Some samples of another table.
+
+    Args:
+        table: The other table.
+        indices: Which of its samples, in this order.
+    """
+
+    def __init__(self, table: Table, indices: Sequence[int]) -> None:
+        self.table, self.indices = table, tuple(indices)
+        self.ids = tuple(table.ids[index] for index in self.indices)
+        self.class_names, self.multi_label, self.draws_random = table.class_names, table.multi_label, table.draws_random
+        self.strata = None if table.strata is None else [table.strata[index] for index in self.indices]
+
+    def load(self, index: int) -> Sample:
+        """Read one sample of the other table."""
+        return self.table.load(self.indices[index])
+
+    def files(self) -> tuple[Path, ...]:
+        """The files of the chosen samples."""
+        files = self.table.files()
+        return tuple(files[index] for index in self.indices) if files else ()
+
+    def labels(self, index: int) -> tuple[str, ...]:
+        """Names of the classes of a sample."""
+        return self.table.labels(self.indices[index])

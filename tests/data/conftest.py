@@ -1,0 +1,48 @@
+"""Fixtures of the data tests: real photographs where they are at hand, toy folders, and a cache of their own."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from autotimm.data.toy import write_toy_folder
+
+REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def real() -> Callable[[str], Path]:
+    """Path of a real data set by name; skips where the data sets are not beside the repository."""
+
+    def find(name: str) -> Path:
+        if not (REAL / name).is_dir():
+            pytest.skip(f"needs the real data set {name} in ../shared/data")
+        return REAL / name
+
+    return find
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    """24 images of 32 pixels in 3 classes."""
+    return write_toy_folder(tmp_path / "toy", n=24, num_classes=3)
+
+
+@pytest.fixture
+def picture() -> Callable[..., Path]:
+    """Write a noisy picture to a path, making folders."""
+
+    def write(path: Path, size: tuple[int, int] = (20, 16), seed: int = 0) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+        return path
+
+    return write

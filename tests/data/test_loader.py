@@ -1,0 +1,207 @@
+"""The loader: the same bits from any number of workers, an exact place, and nothing of the caller's touched."""
+
+import random
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+from autotimm.data import ImageDataModule, KeyedDataset, KeyedLoader
+from autotimm.data.formats import read_folder
+from autotimm.data.transforms import ImageTransform, train_transform
+from autotimm.errors import DataError, UsageError
+from autotimm.repro import KeyedBatchSampler, config_digest, tensor_digest
+
+
+def draws_everywhere(image: Tensor) -> Tensor:
+    """A user's own augmentation that reads all three global generators."""
+    noise = torch.randn(3, 32, 32) + random.random() + np.random.rand()
+    return (image.float() / 255 + 0.1 * noise).clamp(0, 1)
+
+
+def loader(root: Path, workers: int = 0, persistent: bool = True, transform: Any = None, **options: Any) -> KeyedLoader:
+    table = read_folder(root, [])["train"]
+    apply = ImageTransform(transform or train_transform("strong", 32), "train_transforms")
+    dataset = KeyedDataset(table, apply, seed=options.get("seed", 42))
+    batches = KeyedBatchSampler(len(table), 5, options.get("seed", 42))
+    return KeyedLoader(dataset, batches, num_workers=workers, persistent_workers=persistent)
+
+
+def digests(source: Any) -> list[str]:
+    return [config_digest([tensor_digest(b.images), tensor_digest(b.targets), b.ids]) for b in source]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+@pytest.mark.parametrize("transform", [None, draws_everywhere], ids=["v2", "own"])
+def test_any_number_of_workers_gives_the_same_bits(toy: Path, transform: Any) -> None:
+    threads = torch.get_num_threads()
+    reference = loader(toy, transform=transform)
+    expected = [digests(reference) for _ in range(3)]
+    assert len({digest for epoch in expected for digest in epoch}) == 15  # 24 samples, 5 a batch
+    for workers, persistent in ((1, True), (2, True), (2, False), (3, True)):
+        other = loader(toy, workers, persistent, transform)
+        random.seed(workers)
+        torch.manual_seed(workers)
+        torch.set_num_threads(1 + workers % 2)
+        assert [digests(other) for _ in range(3)] == expected, (workers, persistent)
+        other.close()
+    torch.set_num_threads(threads)
+
+
+def test_other_seeds_differ(toy: Path) -> None:
+    assert digests(loader(toy)) != digests(loader(toy, seed=43))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_callers_generators_and_threads_are_left_alone(toy: Path, workers: int) -> None:
+    torch.set_num_threads(2)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # type: ignore[index,union-attr]
+    source = loader(toy, workers, transform=draws_everywhere)
+    digests(source)
+    source.close()
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == random.getstate()
+    assert (before[2] == np.random.get_state()[1]).all()  # type: ignore[index]
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_place_can_be_saved_after_every_batch(toy: Path, workers: int) -> None:
+    reference = loader(toy)
+    epochs = [digests(reference) for _ in range(3)]
+    running = loader(toy, workers)
+    resumed = loader(toy, workers)
+    for epoch in range(2):
+        for number, _ in enumerate(running, 1):
+            state = running.state_dict()
+            assert state == {"epoch": epoch, "batch": number}  # what workers prepared in advance does not count
+            if number in (2, 5):
+                resumed.load_state_dict(state)
+                resumed.sampler.set_epoch(epoch)  # as Lightning does after loading; the place is kept
+                assert digests(resumed) == epochs[epoch][number:]
+                assert digests(resumed) == epochs[epoch + 1]
+    running.close()
+    resumed.close()
+
+
+def test_state_loaded_or_epoch_set_after_iter_still_counts(toy: Path) -> None:
+    source = loader(toy)
+    epochs = [digests(source) for _ in range(4)]
+    iterator = iter(source)
+    source.load_state_dict({"epoch": 2, "batch": 3})
+    assert digests(iterator) == epochs[2][3:]
+    iterator = iter(source)
+    source.sampler.set_epoch(1)
+    assert digests(iterator) == epochs[1]
+
+
+def test_another_epoch_drops_the_place(toy: Path) -> None:
+    source = loader(toy)
+    epochs = [digests(source) for _ in range(3)]
+    source.load_state_dict({"epoch": 0, "batch": 5})
+    source.sampler.set_epoch(1)
+    assert source.state_dict() == {"epoch": 1, "batch": 0}
+    assert digests(source) == epochs[1]
+    source.load_state_dict({"epoch": 1, "batch": 5})  # saved after the last batch: nothing of that epoch is left
+    assert digests(source) == []
+    assert digests(source) == epochs[2]
+
+
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
+def test_an_epoch_left_early_is_followed_by_the_next_one(toy: Path, workers: int, persistent: bool) -> None:
+    reference = loader(toy)
+    epochs = [digests(reference) for _ in range(3)]
+    source = loader(toy, workers, persistent)
+    for epoch in epochs:
+        assert digests(islice(source, 2)) == epoch[:2]
+        assert source.state_dict()["batch"] == 2
+    source.close()
+
+
+def test_length_and_names(toy: Path) -> None:
+    source = loader(toy)
+    assert len(source) == 5
+    assert source.batch_size == 5
+    assert len(source.dataset) == len(source.sampler) == 24
+    assert sorted(source.sampler) == list(range(24))
+
+
+def test_two_loops_at_once_are_refused(toy: Path) -> None:
+    source = loader(toy)
+    first = iter(source)
+    next(first)
+    next(iter(source))
+    with pytest.raises(UsageError, match="one loop at a time"):
+        next(first)
+
+
+class Own(Dataset[Any]):
+    """A user's own data set: it knows nothing of keys."""
+
+    def __len__(self) -> int:
+        return 7
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        assert type(index) is int
+        return torch.full((2,), np.random.rand()) + torch.rand(2), index
+
+
+def test_own_dataset_gets_an_integer_and_a_stream() -> None:
+    def batches(workers: int) -> list[Any]:
+        source = KeyedLoader(KeyedDataset(Own(), seed=1), KeyedBatchSampler(7, 3, 1), num_workers=workers)
+        return [(values.tolist(), index.tolist()) for _ in range(2) for values, index in source]
+
+    assert batches(0) == batches(2)
+    assert sorted(index for _, indices in batches(0)[:2] for index in indices) != list(range(7))  # one left over
+    assert len({str(values) for values, _ in batches(0)}) == len(batches(0))
+
+
+def test_a_file_that_goes_missing_is_named(toy: Path) -> None:
+    for workers in (0, 2):
+        source = loader(toy, workers)
+        path = sorted(toy.rglob("*.png"))[workers]
+        path.unlink()
+        with pytest.raises(DataError, match=rf"{path.name} cannot be read as an image: there is no such file") as error:
+            digests(source)
+        assert "Traceback" not in str(error.value)
+        source.close()
+
+
+def different_sizes(image: Tensor) -> Tensor:
+    side = 20 + int(image.sum()) % 7
+    return image[:, :side, :side]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sizes_that_differ_are_said_plainly(toy: Path, workers: int) -> None:
+    data = ImageDataModule(toy, train_transforms=different_sizes, num_workers=workers)
+    with pytest.raises(UsageError, match=r"^The `train_transforms` must give images of one size"):
+        list(data.train_dataloader())
+    data.teardown()
+
+
+def test_eval_stream_depends_on_the_id_alone(toy: Path) -> None:
+    table = read_folder(toy, [])["train"]
+    noisy = ImageTransform(draws_everywhere, "eval_transforms")
+
+    def images(size: int, epoch: int) -> dict[str, str]:
+        source = KeyedLoader(
+            KeyedDataset(table, noisy, seed=3, stream="eval"), KeyedBatchSampler(len(table), size, 3, shuffle=False)
+        )
+        source.sampler.set_epoch(epoch)
+        return {name: tensor_digest(one) for b in source for name, one in zip(b.ids, b.images, strict=True)}
+
+    assert images(4, 0) == images(7, 5)
+
+
+def test_torch_only_is_found_out(toy: Path) -> None:
+    table = read_folder(toy, [])["train"]
+    assert KeyedDataset(table, ImageTransform(v2.RandomHorizontalFlip(), "t"), seed=1).torch_only
+    assert not KeyedDataset(table, ImageTransform(draws_everywhere, "t"), seed=1).torch_only
+    assert not KeyedDataset(Own(), seed=1).torch_only
