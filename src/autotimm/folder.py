@@ -1,0 +1,181 @@
+"""The run folder: where it is, and what lies in it.
+
+::
+
+    runs/photos-001/
+      config.yaml          every value the run was made with
+      splits.csv           id, class, split of every sample
+      metrics.csv          one line per epoch
+      results.json         metrics of the best and the last epoch, and of the test if there was one
+      checkpoints/         best.ckpt, last.ckpt
+      model.safetensors    the best weights, for any other program
+
+Every file is written atomically, and names in it are relative, so that a moved run stays whole.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import yaml
+from safetensors.torch import save_file
+
+from autotimm.callbacks import epoch_metrics
+from autotimm.data.module import DataModule
+from autotimm.errors import RunError, UsageError, sentence
+from autotimm.repro.files import atomic_path, write_text
+from autotimm.tasks.checkpoint import import_name, plain_value, read_checkpoint
+
+__all__ = ["RunFolder"]
+
+
+@dataclass
+class RunFolder:
+    """A run's folder; it comes into being when a run is opened in it.
+
+    Attributes:
+        path: The folder, or ``None`` while it is not chosen yet.
+        root: Where folders are numbered if none was named.
+        enabled: Whether anything is to be left at all.
+        config: The text of ``config.yaml``, where another than the objects' own description is wanted.
+    """
+
+    chosen: Path | None
+    root: Path
+    enabled: bool = True
+    config: str | None = None
+
+    @classmethod
+    def choose(cls, run_dir: str | Path | bool | None, root: str | Path | None) -> RunFolder:
+        """Read the argument ``run_dir`` of a trainer.
+
+        Raises:
+            UsageError: If it is ``True``.
+        """
+        if run_dir is True:
+            raise UsageError(
+                sentence("run_dir", "AutoTrainer", "a path, None or False", True, "Give None for runs/...")
+            )
+        named = Path(run_dir) if run_dir else None
+        return cls(named, Path(root or ".") / "runs", enabled=run_dir is not False)
+
+    @classmethod
+    def create(cls, root: str | Path, name: str, exact: bool = False) -> RunFolder:
+        """Make the folder ``root/name``, or the next free ``root/name-NNN`` unless ``exact``.
+
+        Raises:
+            UsageError: If ``exact`` and the folder exists and is not empty.
+            RunError: If it cannot be written to.
+        """
+        root = Path(root)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            if exact:
+                path = root / name
+                path.mkdir(exist_ok=True)
+                if any(path.iterdir()):
+                    raise UsageError(sentence("name", "the run", "that of a new or empty folder", str(path),
+                                              "Give another name, or none for the next free number."))  # fmt: skip
+                return cls(path, root)
+            for number in itertools.count(1):
+                path = root / f"{name}-{number:03d}"
+                try:
+                    path.mkdir()
+                except FileExistsError:
+                    continue
+                return cls(path, root)
+        except OSError as error:
+            raise RunError(
+                f"The output folder {root} must be writable. It is not: {error}. Give another `--out`."
+            ) from error
+        raise AssertionError("unreachable: numbers do not end")
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        assert self.chosen is not None, "the run has not been opened"
+        return self.chosen
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    def write_config(self, text: str) -> None:
+        """Write ``config.yaml``."""
+        write_text(self.path / "config.yaml", text)
+
+    def discard(self) -> None:
+        """Remove the folder if it holds a configuration and nothing else: the run never began."""
+        if {one.name for one in self.path.iterdir()} <= {"config.yaml"}:
+            (self.path / "config.yaml").unlink(missing_ok=True)
+            self.path.rmdir()
+
+    def open(self, model: pl.LightningModule, data: DataModule | None, trainer: Any, *, resume: bool) -> None:
+        """Make the folder and write what is known before the first step.
+
+        Raises:
+            UsageError: If the folder already holds a run, unless it is resumed.
+            RunError: If the folder cannot be written to.
+        """
+        if self.chosen is None:
+            self.chosen = self.create(self.root, data.source_name if data is not None else "run").path
+        elif self.checkpoints.exists() and not resume:
+            raise UsageError(sentence("run_dir", "AutoTrainer", "a folder without a run", str(self.path),
+                                      "Give another folder, or resume the run with ckpt_path='last'."))  # fmt: skip
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            if not (self.path / "config.yaml").exists():
+                text = self.config or yaml.safe_dump(describe(model, data, trainer), sort_keys=False)
+                self.write_config(text)
+            if data is not None:
+                data.setup("fit")
+                write_text(self.path / "splits.csv", _splits(data))
+        except OSError as error:
+            raise RunError(f"The run folder {self.path} must be writable. It is not: {error}.") from error
+
+    def finish(self, trainer: Any) -> None:
+        """Write the best weights and the results of a fit that came to its end."""
+        callback = trainer.checkpoint_callback
+        best = getattr(callback, "best_model_path", "")
+        if not self.enabled or not trainer.is_global_zero or not best:
+            return
+        state = read_checkpoint(best)["state_dict"]
+        with atomic_path(self.path / "model.safetensors") as temporary:
+            # No metadata: safetensors writes it in random order, and equal runs must give equal bytes.
+            save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary)
+        self.add_results(best=getattr(callback, "best", {}).get("metrics", {}), last=epoch_metrics(trainer))
+
+    def add_results(self, **results: dict[str, float]) -> None:
+        """Add groups of metrics to ``results.json``."""
+        write_text(self.path / "results.json", json.dumps(self.results() | results, indent=2, sort_keys=True) + "\n")
+
+    def results(self) -> dict[str, dict[str, float]]:
+        """The groups of metrics written so far."""
+        path = self.path / "results.json"
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def _splits(data: DataModule) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("id", "class", "split"))
+    writer.writerows(sorted(data.assignments()))
+    return text.getvalue()
+
+
+def describe(model: pl.LightningModule, data: DataModule | None, trainer: Any) -> dict[str, Any]:
+    """Model, data and trainer as class path and arguments, the form that ``autotimm fit --config`` reads."""
+    parts: dict[str, Any] = {
+        "model": {"class_path": import_name(type(model)), "init_args": plain_value(dict(model.hparams))}
+    }
+    if data is not None:
+        parts["data"] = {"class_path": import_name(type(data)), "init_args": plain_value(dict(data.hparams))}
+    return parts | {"trainer": plain_value(trainer.arguments)}

@@ -1,0 +1,51 @@
+"""Prediction on a file, a folder or a list of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from autotimm.data.predict import predict_loader
+from autotimm.errors import ModelError
+from autotimm.progress import say
+from autotimm.tasks import Task
+from autotimm.train import AutoTrainer
+from autotimm.types import Prediction
+
+__all__ = ["predict"]
+
+
+def predict(
+    task: Task,
+    paths: str | Path | Iterable[str | Path],
+    *,
+    trainer: AutoTrainer | None = None,
+    num_workers: int | None = None,
+    fast: bool = False,
+) -> list[Prediction]:
+    """Predict images with a trained task.
+
+    Args:
+        task: A task that knows its data, as one loaded from a checkpoint does.
+        paths: An image file, a folder (with all below it), or any number of them.
+        trainer: Who runs it; a default trainer if not given.
+        num_workers: Processes that load images; they never change results.
+        fast: Do not pad batches to one fixed shape. The last bits may then depend on the images beside.
+
+    Returns:
+        One prediction per image, in the order of the paths and, within folders, of their names.
+
+    Raises:
+        ModelError: If the task does not know its data.
+        DataError: If there is no readable image.
+    """
+    if task.spec is None:
+        raise ModelError(f"The {type(task).__name__} must know its data to predict files. Load it from a checkpoint.")
+    notices: list[str] = []
+    loader = predict_loader(paths, task.spec, notices=notices, num_workers=num_workers)
+    for notice in notices:
+        say(notice)
+    trainer = trainer or AutoTrainer(run_dir=False, enable_checkpointing=False)
+    with task.padding(not fast):
+        batches = trainer.predict(task, loader)
+    return [prediction for batch in batches or [] for prediction in batch]

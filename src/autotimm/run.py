@@ -1,0 +1,308 @@
+"""A run: making one with :func:`fit`, and what one can do with it afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+
+from autotimm.config import FitConfig
+from autotimm.data.image import ImageDataModule
+from autotimm.data.module import DataModule
+from autotimm.errors import DataError, ModelError, UsageError, nearest
+from autotimm.folder import RunFolder
+from autotimm.losses import balanced_weights
+from autotimm.metrics import MetricConfig, choose_monitor, named_metric
+from autotimm.predict import predict
+from autotimm.repro.seed import default_threads
+from autotimm.tasks import ImageClassifier, Task
+from autotimm.train import AutoTrainer
+from autotimm.tuner import TunerConfig
+from autotimm.types import Prediction
+
+__all__ = ["Run", "fit", "fit_config", "fit_objects"]
+
+
+def fit(path: str | Path | None = None, **options: Any) -> Run:
+    """Train on a folder of images and return the run.
+
+    Args:
+        path: A folder of class folders, or of ``train/``, ``val/`` and ``test/``.
+        options: Any field of :class:`autotimm.FitConfig`, such as ``backbone="resnet50"`` or ``epochs=20``.
+
+    Raises:
+        UsageError: If an option is wrong.
+        DataError: If the data cannot be used.
+        ModelError: If the backbone or its weights cannot be had.
+        RunError: If the training fails.
+    """
+    return fit_config(FitConfig.from_options(path, options))
+
+
+def fit_config(config: FitConfig) -> Run:
+    """Train as a configuration says, in a run folder of its own."""
+    if config.threads is None:
+        # Fixed now and not when it is needed: the bits of a replay on another machine depend on it.
+        config = config.resolved({"threads": default_threads()}, "this machine")
+    data = build_data(config)
+    folder = RunFolder.create(config.out, config.name or data.source_name, exact=config.name is not None)
+    try:
+        folder.write_config(config.to_yaml())
+        data.setup("fit")
+        task = build_task(config, data)
+        trainer = build_trainer(config, folder, task)
+    except BaseException:
+        folder.discard()  # nothing was trained: leave no empty run behind
+        raise
+    trainer.fit(task, datamodule=data)
+    folder.write_config(_with_recipe(config, task, data).to_yaml())
+    return Run(folder.path)
+
+
+def fit_objects(task: Task, data: DataModule, trainer: AutoTrainer, config: Mapping[str, Any] | None = None) -> Run:
+    """Train objects that are already built, as a configuration with ``class_path`` does.
+
+    Args:
+        task: The task.
+        data: The data module.
+        trainer: The trainer, whose run folder is used.
+        config: What ``config.yaml`` is to say; by default the arguments that the objects were made with.
+    """
+    if config is not None:
+        trainer.run_folder.config = yaml.safe_dump(dict(config), sort_keys=False)
+    trainer.fit(task, datamodule=data)
+    return Run(trainer.run_folder.path)
+
+
+def _with_recipe(config: FitConfig, task: Task, data: DataModule) -> FitConfig:
+    """The configuration with what was chosen for the values left open, and by whom."""
+    found = {"batch_size": data.batch_size} if config.batch_size_find else {}
+    recipe = task.recipe.as_dict() if task.recipe else {}
+    recipe["clip"] = recipe.pop("gradient_clip", None)
+    open_values = {
+        name: value
+        for name, value in recipe.items()
+        if name != "reason" and value is not None and getattr(config, name) in (None, "auto")
+    }
+    resolved = config.resolved(open_values, "recipe")
+    return resolved.resolved(found, "batch-size finder") if found else resolved
+
+
+def build_data(config: FitConfig) -> ImageDataModule:
+    """The data module of a configuration."""
+    return ImageDataModule(
+        config.path,
+        train_csv=config.train_csv, val_csv=config.val_csv, test_csv=config.test_csv,
+        image_dir=config.image_dir, image_column=config.image_column, label_column=config.label_column,
+        dataset_name=config.dataset_name, download=config.download,
+        image_size=config.image_size, batch_size=config.batch_size, eval_batch_size=config.eval_batch_size,
+        num_workers=config.num_workers, val_split=config.val_split, test_split=config.test_split, seed=config.seed,
+        augmentation=config.augmentation, balanced_sampling=config.balanced_sampling, strict=config.strict,
+    )  # fmt: skip
+
+
+def build_task(config: FitConfig, data: DataModule) -> ImageClassifier:
+    """The task of a configuration, for data that has been set up.
+
+    Raises:
+        UsageError: If the configuration says another kind of labels than the data has.
+    """
+    spec = data.spec
+    if config.multi_label is not None and config.multi_label != spec.multi_label:
+        raise UsageError(
+            f"The `multi_label` of fit must be {spec.multi_label}, as the data is. Got {config.multi_label} instead. "
+            "Leave it out."
+        )
+    auto = {"auto": None}
+    weights = balanced_weights(data.class_counts("train")) if config.class_weights == "balanced" else None
+    return ImageClassifier(
+        config.backbone, len(spec.class_names),
+        multi_label=spec.multi_label, threshold=config.threshold, pretrained=config.pretrained,
+        image_size=config.image_size, head_dropout=config.head_dropout, drop_path_rate=config.drop_path_rate,
+        label_smoothing=config.label_smoothing, mixup_alpha=config.mixup_alpha, cutmix_alpha=config.cutmix_alpha,
+        loss=auto.get(config.loss, config.loss), class_weights=weights,
+        seed=config.seed, deterministic=config.deterministic, lr=config.lr,
+        optimizer=auto.get(config.optimizer, config.optimizer), weight_decay=config.weight_decay,
+        layer_decay=config.layer_decay, schedule=auto.get(config.schedule, config.schedule),
+        warmup_epochs=config.warmup_epochs, gradient_clip=config.clip, freeze_backbone=config.freeze_backbone,
+        ema_decay=config.ema_decay, compile_model=config.compile, metrics=_metrics(config, data),
+        eval_batch_size=config.eval_batch_size,
+    )  # fmt: skip
+
+
+def _metrics(config: FitConfig, data: DataModule) -> list[MetricConfig] | None:
+    if config.metrics is None:
+        return None
+    spec = data.spec
+    return [named_metric(name, len(spec.class_names), multi_label=spec.multi_label) for name in config.metrics]
+
+
+def build_trainer(config: FitConfig, folder: RunFolder, task: Task) -> AutoTrainer:
+    """The trainer of a configuration, writing to a folder."""
+    callbacks = []
+    monitor = None if config.monitor == "auto" else config.monitor
+    if config.patience is not None:
+        watched = choose_monitor(task.metric_configs, monitor)
+        callbacks.append(EarlyStopping(watched.name, mode=watched.mode, patience=config.patience))
+    finder = TunerConfig(lr=config.lr_find, batch_size=config.batch_size_find)
+    return AutoTrainer(
+        config.epochs, seed=config.seed, deterministic=config.deterministic, threads=config.threads,
+        run_dir=folder.path, monitor=monitor,
+        tuner=finder if finder.lr or finder.batch_size else None,
+        accelerator=config.accelerator, devices=config.devices, precision=config.precision,
+        accumulate_grad_batches=config.accumulate, logger=_loggers(config.loggers or (), folder.path) or False,
+        callbacks=callbacks, enable_progress_bar=config.progress,
+    )  # fmt: skip
+
+
+def _loggers(names: Sequence[str], folder: Path) -> list[Logger]:
+    makers = {
+        "tensorboard": lambda: TensorBoardLogger(folder, name="tensorboard", version=""),
+        "wandb": lambda: WandbLogger(save_dir=folder, name=folder.name),
+        "mlflow": lambda: MLFlowLogger(
+            experiment_name="autotimm", run_name=folder.name, tracking_uri=f"file:{folder}/mlflow"
+        ),
+    }
+    loggers: list[Logger] = []
+    for name in names:
+        try:
+            loggers.append(makers[name]())
+        except ModuleNotFoundError as error:
+            raise UsageError(f"The logger {name} needs a package that is not installed: {error}. "
+                             f"Install it, for example with `pip install {name}`.") from None  # fmt: skip
+    return loggers
+
+
+class Run:
+    """A finished run, or one of its checkpoints.
+
+    Args:
+        path: A run folder, or a ``.ckpt`` file.
+
+    Raises:
+        ModelError: If there is nothing of the kind at the path.
+
+    Attributes:
+        path: The run folder, or the folder of a checkpoint that stands alone.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
+        self._file = path if path.is_file() else None
+        if self._file is None and not (path / "checkpoints").is_dir():
+            siblings = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+            hint = nearest(path.name, siblings) or "Give the folder that the last line of `autotimm fit` names."
+            raise ModelError(f"There is no run in {path}, nor a checkpoint. {hint}")
+        inside = self._file is not None and self._file.parent.name == "checkpoints"
+        self.path = path if self._file is None else path.parent.parent if inside else path.parent
+        self._folder = RunFolder(self.path, self.path.parent)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self._file or self.path)!r})"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Every option that the run was made with."""
+        file = self.path / "config.yaml"
+        if not file.exists():
+            raise ModelError(f"{self} has no config.yaml. Give the run's folder rather than a checkpoint alone.")
+        return dict(yaml.safe_load(file.read_text()))
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The metrics of the best epoch, and those of the last test."""
+        results = self._folder.results()
+        return results.get("best", {}) | results.get("test", {})
+
+    def checkpoint(self, ckpt: str | Path = "best") -> Path:
+        """The file of the ``"best"`` or ``"last"`` checkpoint, or any other path."""
+        if self._file is not None:
+            return self._file
+        if str(ckpt) in ("best", "last"):
+            ckpt = self._folder.checkpoints / f"{ckpt}.ckpt"
+        if not Path(ckpt).is_file():
+            raise ModelError(
+                f"{self} has no checkpoint {Path(ckpt).name}. It was stopped before its first epoch ended."
+            )
+        return Path(ckpt)
+
+    def model(self, ckpt: str | Path = "best") -> Task:
+        """The trained task, in evaluation mode."""
+        task: Task = Task.load_from_checkpoint(self.checkpoint(ckpt))
+        return task
+
+    def data(self, path: str | Path | None = None) -> DataModule:
+        """The data of the run, or a folder of the same kind in its place."""
+        config = self.config
+        if "model" in config:
+            raise UsageError(f"{self} was made from objects. Build its data module as then, and use a trainer.")
+        known = {name: value for name, value in config.items() if value is not None}
+        if path is not None:
+            known |= {"path": str(path)}
+        return build_data(FitConfig.layered([("file config.yaml", known)]))
+
+    def validate(self, data: str | Path | DataModule | None = None, *, ckpt: str | Path = "best") -> dict[str, float]:
+        """Measure on the run's validation data, or on that of another folder."""
+        return self._measure("validate", data, ckpt)
+
+    def test(self, data: str | Path | DataModule | None = None, *, ckpt: str | Path = "best") -> dict[str, float]:
+        """Measure on the run's test data, or on another folder's, and keep the result with the run.
+
+        Raises:
+            DataError: If there is no test data. Validation data is never used in its place.
+        """
+        results = self._measure("test", data, ckpt)
+        if data is None and self._file is None:
+            self._folder.add_results(test=results)
+        return results
+
+    def _measure(self, verb: str, data: str | Path | DataModule | None, ckpt: str | Path) -> dict[str, float]:
+        task = self.model(ckpt)
+        module = data if isinstance(data, DataModule) else self.data(data)
+        results: Iterable[Mapping[str, float]] = getattr(self._trainer(), verb)(task, datamodule=module)
+        return {name: float(value) for one in results for name, value in one.items()}
+
+    def predict(
+        self,
+        paths: str | Path | Iterable[str | Path],
+        *,
+        ckpt: str | Path = "best",
+        fast: bool = False,
+    ) -> list[Prediction]:
+        """Predict images: a file, a folder or a list of either.
+
+        Args:
+            paths: What to predict.
+            ckpt: Which checkpoint to use.
+            fast: Skip the padding of batches. A sample's last bits may then depend on the images beside it.
+
+        Raises:
+            DataError: If there is no readable image.
+        """
+        return predict(self.model(ckpt), paths, trainer=self._trainer(), fast=fast)
+
+    def _trainer(self) -> AutoTrainer:
+        """A trainer with the seed, switches and threads of the run."""
+        config = self.config if (self.path / "config.yaml").exists() else {}
+        flat = FitConfig.layered([("file config.yaml", config)]) if config and "model" not in config else None
+        settings: dict[str, Any] = {"run_dir": False, "enable_checkpointing": False}
+        if flat is not None:
+            settings |= {"seed": flat.seed, "deterministic": flat.deterministic, "threads": flat.threads,
+                         "accelerator": flat.accelerator, "precision": flat.precision,
+                         "enable_progress_bar": flat.progress}  # fmt: skip
+        return AutoTrainer(**settings)
+
+
+def has_test_data(run: Run) -> bool:
+    """Whether a run has test data of its own."""
+    module = run.data()
+    try:
+        module.setup("test")
+        module.test_dataloader()
+    except DataError:
+        return False
+    return True

@@ -1,0 +1,423 @@
+"""The base of all tasks: a task says *what* is learned, this file says *how*."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, EMAWeightAveraging
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from autotimm.data.module import DataModule
+from autotimm.errors import ModelError, RunError, UsageError, require
+from autotimm.metrics import MetricConfig, Monitor, build_metrics, choose_monitor
+from autotimm.models.names import remember_architecture
+from autotimm.models.weights import Weights
+from autotimm.optim import OptimizerOptions, Recipe, build_optimizer, build_schedulers, choose_recipe
+from autotimm.repro.seed import preserve_switches, root_seed, seed_everything, set_deterministic
+from autotimm.repro.streams import preserve_generators, reseed, scope
+from autotimm.tasks.checkpoint import (
+    TaskRecord,
+    drop_data_arguments,
+    import_name,
+    import_object,
+    missing_objects,
+    plain_value,
+    read_checkpoint,
+)
+from autotimm.types import Batch, DataSpec, Prediction, Stage, Step
+
+__all__ = ["Task"]
+
+LOOK_EVERY = 32
+"""Steps between two looks at the losses: a look makes a GPU wait."""
+
+
+class Task(pl.LightningModule, ABC):
+    """What is trained: a network, a loss, metrics and how to read the network's output.
+
+    A concrete task passes a network factory to this constructor and says three things: :meth:`step`, :meth:`decode` and
+    :meth:`default_metrics`. Everything else happens here, once: initial weights from named streams, the loops, loss and
+    metric logging, optimizer and schedule, freezing, averaging, compiling, prediction and checkpoints.
+
+    Its keyword arguments are the options that all tasks share. A concrete task takes them as ``**options``.
+
+    Args:
+        network: Makes the network from a root seed. A network with a ``backbone`` attribute can be frozen and trained
+            with layer-wise learning rates.
+        weights: Where the network's pretrained weights come from, recorded in checkpoints.
+        seed: Root seed of the initial weights, in [0, 2**32). ``None`` draws one from Python's ``random`` and records
+            it. Constructing a task calls :func:`autotimm.seed_everything` unless it is ``None``.
+        deterministic: Whether to insist on kernels that give the same bits every time.
+        options: How to optimize, see :class:`autotimm.optim.OptimizerOptions`; each field may be given as a keyword
+            argument of its own.
+        freeze_backbone: Train the head only; the backbone also stays in evaluation mode.
+        ema_decay: Decay in (0, 1) of an exponential moving average of the weights, which then replaces them in
+            validation, in checkpoints and at the end. ``None`` switches it off.
+        compile_model: Compile the network with ``torch.compile``. Faster after a slow start; bits change with the
+            compiler's version.
+        metrics: What to measure instead of the task's default metrics.
+        eval_batch_size: Images per batch in evaluation and prediction. Logits depend on the batch size in the last
+            bits, so batches are cut and padded to this size; a data module's own value replaces it.
+        lr, optimizer, weight_decay, layer_decay, schedule, warmup_epochs, gradient_clip: See
+            :class:`autotimm.optim.OptimizerOptions`. Whatever is not given comes from the recipe for the backbone.
+
+    Raises:
+        UsageError: If an argument is wrong.
+
+    Attributes:
+        network: The network; it takes RGB ``uint8``, or floats in [0, 1], and normalizes by itself.
+        root_seed: The root of the ``init`` stream.
+        run_seed: The root of the ``step`` and ``eval`` streams while an :class:`autotimm.AutoTrainer` runs.
+        spec: What is known of the data, once a data module or a checkpoint has told.
+    """
+
+    def __init__(
+        self,
+        network: Callable[[int], nn.Module],
+        *,
+        weights: Weights | None = None,
+        seed: int | None = 42,
+        deterministic: bool = True,
+        lr: float | None = None,
+        optimizer: str | type[torch.optim.Optimizer] | None = None,
+        weight_decay: float | None = None,
+        layer_decay: float | None = None,
+        schedule: str | None = None,
+        warmup_epochs: float | None = None,
+        gradient_clip: float | None = None,
+        freeze_backbone: bool = False,
+        ema_decay: float | None = None,
+        compile_model: bool = False,
+        metrics: Sequence[MetricConfig | Mapping[str, Any]] | None = None,
+        eval_batch_size: int = 16,
+    ) -> None:
+        super().__init__()
+        owner = type(self).__name__
+        require(
+            ema_decay is None or 0 < ema_decay < 1, "ema_decay", owner, "in (0, 1) or None", ema_decay, "Try 0.999."
+        )
+        require(eval_batch_size > 0, "eval_batch_size", owner, "at least 1", eval_batch_size, "Give for example 16.")
+        self.optimizer_options = OptimizerOptions(
+            lr, optimizer, weight_decay, layer_decay, schedule, warmup_epochs, gradient_clip
+        )
+        self.save_hyperparameters(ignore=["network", "weights"])
+        self.root_seed = root_seed(seed, owner)
+        self.run_seed: int | None = None
+        if seed is None:
+            set_deterministic(deterministic)
+        else:
+            seed_everything(seed, deterministic)
+        self.deterministic, self.ema_decay, self.eval_batch_size = deterministic, ema_decay, eval_batch_size
+        self.weights = weights or Weights()
+        self.spec: DataSpec | None = None
+        self.recipe: Recipe | None = None
+        with scope(self.root_seed, "init"):
+            self.network = network(self.root_seed)
+        self.freeze_backbone = freeze_backbone
+        if freeze_backbone:
+            self._backbone().requires_grad_(False)
+        if compile_model:
+            self.network.compile()
+        given = [MetricConfig.of(metric) for metric in metrics] if metrics is not None else self.default_metrics()
+        self.metric_configs = given
+        self.metrics = nn.ModuleDict({f"{stage.value}_metrics": build_metrics(given, stage) for stage in Stage})
+        self._padding = True
+        self._unchecked: list[Tensor] = []  # losses on the device that nobody has looked at yet
+        self.hparams.update(plain_value(dict(self.hparams)) | {"metrics": [metric.to_dict() for metric in given]})
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Show the shared options in the signature of a task that takes them as ``**options``."""
+        super().__init_subclass__(**kwargs)
+        own = [*inspect.signature(cls.__init__).parameters.values()][1:]
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in own):
+            named = [parameter for parameter in own if parameter.kind is not parameter.VAR_KEYWORD]
+            shared = [*inspect.signature(Task.__init__).parameters.values()][3:]
+            taken = {parameter.name for parameter in named}
+            merged = named + [parameter for parameter in shared if parameter.name not in taken]
+            cls.__signature__ = inspect.Signature(merged)  # type: ignore[attr-defined]
+
+    # What a concrete task says
+
+    @abstractmethod
+    def step(self, batch: Batch, stage: Stage) -> Step:
+        """Run the network on a batch by :meth:`infer` and compare with the targets."""
+
+    @abstractmethod
+    def decode(self, output: Any, ids: Sequence[str]) -> list[Prediction]:
+        """Turn what :meth:`infer` gave for N images into N predictions."""
+
+    @abstractmethod
+    def default_metrics(self) -> list[MetricConfig]:
+        """What to measure when nothing was asked for."""
+
+    @property
+    def monitor(self) -> Monitor:
+        """The logged value that tells the best checkpoint: the first validation metric, or the validation loss."""
+        return choose_monitor(self.metric_configs)
+
+    def check_data(self, spec: DataSpec) -> None:
+        """Refuse data that the task cannot learn from, before the first step.
+
+        Raises:
+            UsageError: If the data does not fit.
+        """
+
+    @property
+    def _data(self) -> DataModule | None:
+        """The trainer's data module, if it is one of ours."""
+        data = getattr(self.trainer, "datamodule", None)  # Lightning sets it on demand
+        return data if isinstance(data, DataModule) else None
+
+    # Running the network
+
+    def forward(self, images: Tensor) -> Any:
+        """Run the network on (N, 3, H, W) images as they are: ``uint8``, or floats in [0, 1]."""
+        return self.network(images)
+
+    def infer(self, images: Tensor) -> Any:
+        """Run the network; in evaluation in batches of one fixed shape, so that a sample's bits never depend on others.
+
+        A last batch that is not full is padded with zeros, whose outputs are dropped.
+        """
+        if self.training or not self._padding:
+            return self.network(images)
+        outputs = []
+        for part in images.split(self.eval_batch_size):
+            padding = part.new_zeros(self.eval_batch_size - len(part), *part.shape[1:])
+            outputs.append(self.network(torch.cat([part, padding]) if len(padding) else part)[: len(part)])
+        return torch.cat(outputs)
+
+    def train(self, mode: bool = True) -> Task:
+        """Switch between training and evaluation mode; a frozen backbone stays in evaluation mode."""
+        super().train(mode)
+        if mode and self.freeze_backbone:
+            self._backbone().eval()
+        return self
+
+    def _backbone(self) -> nn.Module:
+        backbone = getattr(self.network, "backbone", None)
+        if not isinstance(backbone, nn.Module):
+            raise UsageError(
+                f"The `freeze_backbone` of {type(self).__name__} must be False for a network without `backbone`. "
+                "Name that part of the network `backbone`."
+            )
+        return backbone
+
+    # The loops
+
+    def setup(self, stage: str) -> None:
+        """Learn from the trainer's data module what the data looks like, and refuse what does not fit."""
+        if stage == "fit" and (data := self._data) is not None:
+            self.check_data(data.spec)
+            self.spec, self.eval_batch_size = data.spec, data.spec.eval_batch_size
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """One step on the stream ``(step, epoch, batch, rank)``; entered here, after all hooks of callbacks."""
+        where = ("step", self.current_epoch, batch_idx, self.global_rank)
+        reseed(self._streams_seed, *where, devices=[self.device])
+        step = self.step(Batch.of(batch), Stage.TRAIN)
+        self._log(step, Stage.TRAIN, len(Batch.of(batch).images))
+        self._unchecked.append(step.loss.detach())
+        return step.loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Measure one batch of validation data, without touching the training's random numbers."""
+        self._evaluate(batch, batch_idx, Stage.VAL)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Measure one batch of test data, without touching the training's random numbers."""
+        self._evaluate(batch, batch_idx, Stage.TEST)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> list[Prediction]:
+        """Predict one batch."""
+        batch = Batch.of(batch)
+        with scope(self._streams_seed, "eval", "predict", batch_idx, devices=[self.device]):
+            output = self.infer(batch.images)
+        return self.decode(output, batch.ids or [str(index) for index in range(len(batch.images))])
+
+    def _evaluate(self, batch: Any, batch_idx: int, stage: Stage) -> None:
+        batch = Batch.of(batch)
+        with scope(self._streams_seed, "eval", stage.value, batch_idx, devices=[self.device]):
+            self._log(self.step(batch, stage), stage, len(batch.images))
+
+    @property
+    def _streams_seed(self) -> int:
+        """The trainer's seed; under a plain Lightning trainer the data module's, and without one the task's own."""
+        if self.run_seed is not None:
+            return self.run_seed
+        return self.root_seed if self._data is None else self._data.run_seed
+
+    def _log(self, step: Step, stage: Stage, size: int) -> None:
+        train = stage is Stage.TRAIN
+        for name, value in ({"loss": step.loss} | dict(step.losses)).items():
+            self.log(
+                f"{stage.value}/{name}", value.detach(), on_step=train, on_epoch=True, batch_size=size,
+                prog_bar=name == "loss", sync_dist=not train,
+            )  # fmt: skip
+        if step.targets is None:
+            return
+        measured = cast(nn.ModuleDict, self.metrics[f"{stage.value}_metrics"])
+        for config in self.metric_configs:
+            if stage.value in config.stages:
+                metric = cast(Metric, measured[config.name])
+                metric.update(step.predictions, step.targets)
+                self.log(
+                    f"{stage.value}/{config.name}", metric, on_step=config.log_on_step,
+                    on_epoch=config.log_on_epoch, prog_bar=config.prog_bar, batch_size=size,
+                )  # fmt: skip
+
+    # A loss that is not a number
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Look at the losses in groups: one look per step would make a GPU wait."""
+        if len(self._unchecked) >= LOOK_EVERY:
+            self.check_losses()
+
+    def on_train_epoch_end(self) -> None:
+        """Look at the rest of the losses."""
+        self.check_losses()
+
+    def check_losses(self) -> None:
+        """Stop a run whose loss is infinite or not a number, and name the first such step.
+
+        Raises:
+            RunError: If there is one among the losses since the last look.
+        """
+        losses, self._unchecked = self._unchecked, []
+        bad = [
+            index for index, loss in enumerate(torch.stack(losses).tolist() if losses else []) if not abs(loss) < 1e38
+        ]
+        if bad:
+            value, rate = losses[bad[0]].item(), self.trainer.optimizers[0].param_groups[0]["lr"]
+            batch = self.trainer.fit_loop.batch_idx - (len(losses) - 1 - bad[0])
+            raise RunError(
+                f"The loss of {type(self).__name__} must be a finite number. Got {value} at epoch {self.current_epoch},"
+                f" batch {batch} instead. Lower `lr` (it was {rate:.3g}), or use precision 32 if it is lower."
+            )
+
+    # Optimization
+
+    def configure_optimizers(self) -> Any:
+        """Build optimizer and schedule from the recipe; the schedule learns the number of steps when it steps."""
+        self.recipe = self.choose_recipe()
+        optimizer = build_optimizer(self.network, self.recipe)
+        schedulers = build_schedulers(
+            optimizer, self.recipe, lambda: self.trainer.estimated_stepping_batches, self._steps_per_epoch,
+            monitor=self.monitor.name, mode=self.monitor.mode,
+        )  # fmt: skip
+        return [optimizer], schedulers
+
+    def choose_recipe(self) -> Recipe:
+        """The recipe for this backbone and batch size, with every option that was given in its place."""
+        images = self._data.batch_size if self._data else 32  # a caller's own loader must not be built here
+        return choose_recipe(
+            self.network,
+            pretrained=self.weights.pretrained,
+            batch_size=images * self.trainer.accumulate_grad_batches * self.trainer.world_size,
+            options=self.optimizer_options,
+        )
+
+    def set_lr(self, lr: float) -> None:
+        """Replace the learning rate, as a finder does before training."""
+        self.optimizer_options = replace(self.optimizer_options, lr=lr)
+        self.hparams["lr"] = lr
+
+    def _steps_per_epoch(self) -> float:
+        return float(self.trainer.estimated_stepping_batches) / max(self.trainer.max_epochs or 1, 1)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip to the trainer's ``gradient_clip_val`` if it has one, else to the recipe's norm."""
+        clip = self.recipe.gradient_clip if gradient_clip_val is None and self.recipe else gradient_clip_val
+        self.clip_gradients(optimizer, clip or None, gradient_clip_algorithm)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Average the weights if asked to."""
+        return [] if self.ema_decay is None else [EMAWeightAveraging(decay=self.ema_decay)]
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what is needed to use the model without its run: plain data only."""
+        self.check_losses()
+        drop_data_arguments(checkpoint)
+        checkpoint[TaskRecord.KEY] = asdict(self.record())
+
+    def record(self) -> TaskRecord:
+        """What a checkpoint says of this task beside weights and hyper-parameters."""
+        return TaskRecord(
+            task=import_name(type(self)),
+            root_seed=self.root_seed,
+            weights=self.weights.as_dict(),
+            spec=self.spec.as_dict() if self.spec else None,
+            eval_batch_size=self.eval_batch_size,
+        )
+
+    @contextmanager
+    def padding(self, on: bool) -> Iterator[None]:
+        """Switch the padding of evaluation batches off for a while: faster for few images, and less repeatable."""
+        before, self._padding = self._padding, on
+        try:
+            yield
+        finally:
+            self._padding = before
+
+    def restore(self, record: TaskRecord) -> None:
+        """Undo :meth:`record` on a freshly built task."""
+        self.root_seed, self.eval_batch_size = record.root_seed, record.eval_batch_size
+        self.weights = Weights.from_dict(record.weights)
+        self.spec = DataSpec.from_dict(record.spec) if record.spec else None
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # less freedom on purpose: never unpickles
+        cls, checkpoint_path: Any, map_location: Any = None, **overrides: Any
+    ) -> Any:
+        """Build a task from a checkpoint: never unpickles, never contacts a hub, leaves seeds and switches alone.
+
+        On :class:`Task` itself it builds whichever task the checkpoint names.
+
+        Args:
+            checkpoint_path: A file that a trainer wrote.
+            map_location: Where to put the weights; by default the CPU.
+            overrides: Constructor arguments that replace the recorded ones.
+
+        Returns:
+            The task, in evaluation mode.
+
+        Raises:
+            ModelError: If the file is damaged, is not a checkpoint of this task, or holds more than plain data.
+        """
+        checkpoint = read_checkpoint(checkpoint_path, map_location)
+        record = TaskRecord.of(checkpoint, checkpoint_path)
+        chosen = import_object(record.task, "task")
+        if not (isinstance(chosen, type) and issubclass(chosen, cls)):
+            raise ModelError(
+                f"The checkpoint {checkpoint_path} must hold a {cls.__name__}. It holds a {record.task} instead. "
+                f"Load it with that class, or with `Task.load_from_checkpoint`."
+            )
+        hparams = {**checkpoint["hyper_parameters"], **overrides}
+        if missing := missing_objects(hparams):
+            raise ModelError(
+                f"The {', '.join(f'`{name}`' for name in missing)} of {chosen.__name__} must be given again, since "
+                f"objects are not stored in checkpoints. Call load_from_checkpoint(path, {missing[0]}=...)."
+            )
+        if record.weights.get("architecture"):
+            remember_architecture(record.weights["architecture"])
+        with preserve_switches(), preserve_generators():
+            task = chosen(**{**hparams, **({"pretrained": False} if "pretrained" in hparams else {})})
+        task.hparams.update(plain_value(hparams))
+        task.restore(record)
+        task.load_state_dict(checkpoint["state_dict"])
+        return task.eval()

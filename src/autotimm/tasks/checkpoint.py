@@ -1,0 +1,146 @@
+"""What a checkpoint holds beside weights, as plain data, and how it is read without unpickling anything."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytorch_lightning as pl
+import torch
+
+from autotimm.errors import ModelError
+
+__all__ = [
+    "TaskRecord",
+    "drop_data_arguments",
+    "import_name",
+    "import_object",
+    "missing_objects",
+    "plain_value",
+    "read_checkpoint",
+]
+
+_OBJECT = "<object> "
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """The part of a checkpoint that lets a model be used without its run.
+
+    Attributes:
+        task: Import path of the task's class.
+        root_seed: The root of the streams that the initial weights came from.
+        weights: Where pretrained weights came from, see :class:`autotimm.models.weights.Weights`.
+        spec: Class names, image size and evaluation shape, see :class:`autotimm.types.DataSpec`.
+        eval_batch_size: The fixed shape of evaluation batches.
+    """
+
+    KEY: ClassVar[str] = "autotimm"
+
+    task: str
+    root_seed: int
+    weights: dict[str, Any]
+    spec: dict[str, Any] | None
+    eval_batch_size: int
+
+    @classmethod
+    def of(cls, checkpoint: Mapping[str, Any], path: object) -> TaskRecord:
+        """Read the record of a checkpoint.
+
+        Raises:
+            ModelError: If the checkpoint was not written by a task of autotimm, or by a later version.
+        """
+        try:
+            return cls(**checkpoint[cls.KEY])
+        except (KeyError, TypeError) as error:
+            raise ModelError(
+                f"The checkpoint {path} must hold a task of autotimm. Its record is missing or of another version "
+                f"({error}). Give a checkpoint that this version of autotimm wrote."
+            ) from None
+
+
+def read_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any]:
+    """Read a checkpoint with ``weights_only=True``: tensors and plain data, never code.
+
+    Raises:
+        ModelError: If the file is missing, damaged, or would run code when unpickled.
+    """
+    if not Path(path).is_file():
+        raise ModelError(
+            f"The checkpoint {path} must be a file. There is none. Check the path, or give the run's folder."
+        )
+    try:
+        checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"The checkpoint {path} must hold tensors and plain data only. It is refused, since reading it could run "
+            f"code or it is damaged ({str(error).splitlines()[0]}). Use a file that you trust and that is whole."
+        ) from None
+    except (RuntimeError, EOFError, zipfile.BadZipFile, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(
+            f"The checkpoint {path} must be readable. It is damaged or cut off ({reason}). Use another one of the run."
+        ) from None
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ModelError(
+            f"The checkpoint {path} must hold a `state_dict`. It does not. Give a checkpoint of a trainer."
+        )
+    return checkpoint
+
+
+def drop_data_arguments(checkpoint: dict[str, Any]) -> None:
+    """Leave out the arguments of a data module: they hold paths of this machine, and so a user's name."""
+    checkpoint.pop(pl.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY, None)
+    checkpoint.pop(pl.LightningDataModule.CHECKPOINT_HYPER_PARAMS_NAME, None)
+
+
+def import_name(value: Any) -> str:
+    """The import path of a class or function."""
+    return f"{value.__module__}.{value.__qualname__}"
+
+
+def plain_value(value: Any) -> Any:
+    """A constructor argument as plain data, since checkpoints load with ``weights_only=True``.
+
+    Classes and functions become their import path. Another object becomes a note: such a checkpoint can be loaded only
+    by giving the object again.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): plain_value(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_value(item) for item in value]
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    if inspect.isclass(value) or inspect.isfunction(value):
+        return import_name(value)
+    return f"{_OBJECT}{import_name(type(value))}"
+
+
+def import_object(path: str, what: str) -> Any:
+    """Import ``package.module.Name``.
+
+    Raises:
+        ModelError: If there is no such module or name.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ModelError(
+            f"The {what} {path} must be importable. It is not ({error}). Install or import its module."
+        ) from None
+
+
+def missing_objects(hparams: Mapping[str, Any]) -> list[str]:
+    """Names of recorded arguments that were objects, and so must be given again."""
+    return [name for name, value in hparams.items() if isinstance(value, str) and value.startswith(_OBJECT)]

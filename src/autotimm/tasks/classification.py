@@ -1,0 +1,176 @@
+"""Image classification: one class per image, or any number of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from autotimm.errors import UsageError, require, sentence
+from autotimm.losses import build_loss
+from autotimm.metrics import MetricConfig, default_metrics
+from autotimm.models.backbone import PooledClassifier, build_classifier
+from autotimm.models.weights import resolve_weights
+from autotimm.tasks.base import Task
+from autotimm.types import Batch, DataSpec, Prediction, Stage, Step
+
+__all__ = ["ImageClassifier"]
+
+
+class ImageClassifier(Task):
+    """Classify images with any timm backbone that pools to a vector.
+
+    Args:
+        backbone: Name of a timm model, see :func:`autotimm.list_backbones`; ``hf-hub:owner/name`` works too.
+        num_classes: Number of classes C, at least 2 (at least 1 for multi-label).
+        multi_label: Whether any number of classes may be right at once. Targets are then (N, C) zeros and ones.
+        threshold: Probability in (0, 1) from which on a class counts as predicted, for multi-label.
+        pretrained: ``None`` loads pretrained weights if the cache or, after one quick probe, the hub has them, and else
+            starts from random ones; ``True`` insists on them; ``False`` never loads them; a path loads that file.
+        image_size: Side in pixels of the square images, for backbones that must know it; ``None`` is their default.
+        head_dropout: Probability of dropping a feature before the head.
+        drop_path_rate: Probability of skipping a residual block (Huang et al., "Deep networks with stochastic depth",
+            ECCV 2016).
+        label_smoothing: Share of the target spread over all classes (Szegedy et al., CVPR 2016).
+        mixup_alpha: Beta parameter of mixup (Zhang et al., ICLR 2018); 0 is off.
+        cutmix_alpha: Beta parameter of CutMix (Yun et al., ICCV 2019); 0 is off. With both on, each batch draws one.
+        loss: Name, import path, module or function; ``None`` is cross-entropy, or binary cross-entropy for multi-label.
+        class_weights: One positive weight per class.
+        options: What all tasks share, see :class:`autotimm.tasks.base.Task`.
+
+    Shape:
+        - images: (N, 3, H, W), RGB ``uint8``, or floats in [0, 1].
+        - logits: (N, C).
+
+    Raises:
+        UsageError: If an argument is wrong.
+        ModelError: If the backbone is unknown or does not pool to a vector.
+        WeightsError: If pretrained weights were insisted on and cannot be had.
+
+    Example:
+        >>> from autotimm import ImageClassifier
+        >>> model = ImageClassifier("test_resnet", num_classes=3, pretrained=False)
+        >>> model(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        num_classes: int,
+        *,
+        multi_label: bool = False,
+        threshold: float = 0.5,
+        pretrained: bool | str | None = None,
+        image_size: int | None = None,
+        head_dropout: float = 0.0,
+        drop_path_rate: float = 0.0,
+        label_smoothing: float = 0.0,
+        mixup_alpha: float = 0.0,
+        cutmix_alpha: float = 0.0,
+        loss: str | Callable[[Tensor, Tensor], Tensor] | None = None,
+        class_weights: Sequence[float] | None = None,
+        **options: Any,
+    ) -> None:
+        self._check(num_classes, multi_label, threshold, mixup_alpha, cutmix_alpha)
+        criterion = build_loss(
+            loss,
+            multi_label=multi_label,
+            label_smoothing=label_smoothing,
+            class_weights=class_weights,
+            num_classes=num_classes,
+            soft_targets=bool(mixup_alpha or cutmix_alpha),
+        )
+        weights = resolve_weights(backbone, pretrained)
+        self._num_classes, self._multi_label, self._threshold = num_classes, multi_label, threshold
+
+        def network(seed: int) -> nn.Module:
+            return build_classifier(
+                backbone, num_classes, weights=weights, seed=seed, image_size=image_size,
+                head_dropout=head_dropout, drop_path_rate=drop_path_rate,
+            )  # fmt: skip
+
+        super().__init__(network, weights=weights, **options)
+        self.criterion = criterion
+        mixes: list[nn.Module] = []
+        if mixup_alpha:
+            mixes.append(v2.MixUp(alpha=mixup_alpha, num_classes=num_classes))
+        if cutmix_alpha:
+            mixes.append(v2.CutMix(alpha=cutmix_alpha, num_classes=num_classes))
+        self.mix = v2.RandomChoice(mixes) if mixes else None
+
+    @staticmethod
+    def _check(num_classes: int, multi_label: bool, threshold: float, mixup: float, cutmix: float) -> None:
+        owner, least = "ImageClassifier", 1 if multi_label else 2
+        whole = type(num_classes) is int
+        require(
+            whole and num_classes >= least, "num_classes", owner, f"an integer of at least {least}", num_classes,
+            "Give the number of classes of your data, `data.num_classes`.",
+        )  # fmt: skip
+        require(0 < threshold < 1, "threshold", owner, "in (0, 1)", threshold, "Give for example 0.5.")
+        for name, value in (("mixup_alpha", mixup), ("cutmix_alpha", cutmix)):
+            require(value >= 0, name, owner, "at least 0", value, "Give 0 to switch it off, or for example 0.2.")
+
+    def step(self, batch: Batch, stage: Stage) -> Step:
+        """Logits and loss of one batch; mixed-up targets are learned from and not measured with."""
+        images, targets = batch.images, batch.targets
+        mixed = stage is Stage.TRAIN and self.mix is not None and len(images) > 1
+        if mixed:
+            images, targets = self._mixed(images, targets)
+        logits = self.infer(images)
+        if targets is None:
+            return Step({}, logits)
+        return Step({"loss": self.criterion(logits, targets)}, logits, None if mixed else targets)
+
+    def _mixed(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        images = images if images.is_floating_point() else images.float().div(255)
+        assert self.mix is not None
+        mixed: tuple[Tensor, Tensor] = self.mix(images, targets)
+        return mixed
+
+    def decode(self, output: Tensor, ids: Sequence[str]) -> list[Prediction]:
+        """Probabilities and predicted classes of (N, C) logits."""
+        logits = output.float().cpu()
+        probabilities = logits.sigmoid() if self._multi_label else logits.softmax(dim=1)
+        names = self.class_names
+        predictions = []
+        for id, row in zip(ids, probabilities.tolist(), strict=True):
+            scores = dict(zip(names, row, strict=True))
+            best = [max(names, key=scores.__getitem__)]
+            chosen = [name for name in names if scores[name] >= self._threshold] if self._multi_label else best
+            predictions.append(Prediction(id, tuple(chosen), scores))
+        return predictions
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes in the order of the logits; their numbers before the data is known."""
+        return self.spec.class_names if self.spec else tuple(str(index) for index in range(self._num_classes))
+
+    def default_metrics(self) -> list[MetricConfig]:
+        """Accuracy, top-5 accuracy where it makes sense and macro F1; for multi-label mean average precision and F1."""
+        return default_metrics(self._num_classes, multi_label=self._multi_label, threshold=self._threshold)
+
+    def check_data(self, spec: DataSpec) -> None:
+        """Refuse data with another number of classes, or of the other kind."""
+        found = len(spec.class_names)
+        if found != self._num_classes:
+            raise UsageError(
+                sentence("num_classes", "ImageClassifier", f"{found}, as the data has", self._num_classes,
+                         f"Give num_classes={found}; the classes are {', '.join(spec.class_names[:10])}.")
+            )  # fmt: skip
+        if spec.multi_label != self._multi_label:
+            raise UsageError(
+                sentence("multi_label", "ImageClassifier", f"{spec.multi_label}, as the data is", self._multi_label,
+                         f"Give multi_label={spec.multi_label}.")
+            )  # fmt: skip
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes C."""
+        return self._num_classes
+
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled features of the backbone, (N, D), before the head."""
+        return cast(PooledClassifier, self.network).features(images)

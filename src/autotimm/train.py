@@ -1,0 +1,331 @@
+"""The trainer: Lightning's, with named streams, fixed switches and threads, and a run folder."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import logging
+import os
+import signal
+import warnings
+from ast import literal_eval
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.utilities.warnings import PossibleUserWarning
+from pytorch_lightning.callbacks import Callback, Checkpoint, ProgressBar
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from autotimm.callbacks import KeyedSteps, MetricsTable, RunCheckpoint
+from autotimm.data.module import DataModule
+from autotimm.errors import RunError, UsageError, nearest, require
+from autotimm.folder import RunFolder
+from autotimm.metrics import choose_monitor
+from autotimm.progress import make_progress
+from autotimm.repro.seed import (
+    default_threads,
+    fixed_threads,
+    preserve_switches,
+    root_seed,
+    seed_everything,
+    set_deterministic,
+)
+from autotimm.repro.streams import preserve_generators
+from autotimm.tasks import Task
+from autotimm.tuner import TunerConfig, tune
+
+__all__ = ["AutoTrainer"]
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+def _defaults_from_environment(init: Callable[..., None]) -> Callable[..., None]:
+    """Fill arguments that were not given from ``PL_TRAINER_<NAME>`` and ``PL_AUTOTRAINER_<NAME>``; the latter wins.
+
+    Lightning reads the variables of the class's own name only, so that ``PL_TRAINER_*`` would be lost on a subclass.
+    """
+    names = [*[*inspect.signature(init).parameters][1:-1], *inspect.signature(pl.Trainer).parameters]
+
+    @wraps(init)
+    def with_environment(self: Any, *args: Any, **kwargs: Any) -> None:
+        kwargs |= dict(zip(names, args, strict=False))
+        for prefix in ("PL_TRAINER_", "PL_AUTOTRAINER_"):
+            for name in names:
+                if (text := os.environ.get(prefix + name.upper())) and name not in kwargs:
+                    kwargs[name] = _literal(text)
+        init(self, **kwargs)
+
+    return with_environment
+
+
+def _literal(text: str) -> Any:
+    try:
+        return literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back tips, device lines and guesses of Lightning's; real warnings come through."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PossibleUserWarning)
+            # Lightning 2.6 still asks torch's tree utilities in a way that newer torch calls deprecated.
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=DeprecationWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def _clear_failures() -> Iterator[None]:
+    """Turn what Lightning makes of Ctrl-C, and what the system says of full disks and memories, into plain words."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SIGTERMException:
+        raise SystemExit(128 + signal.SIGTERM) from None
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            # Lightning exits with 1 and leaves Ctrl-C switched off for the rest of the process.
+            signal.signal(signal.SIGINT, handler)
+            raise KeyboardInterrupt from None
+        raise
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"The device ran out of memory ({str(error).splitlines()[0]}). "
+            "Lower `batch_size` or `image_size`, or use precision bf16-mixed."
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        raise RunError(f"The disk is full: {error}. What was written before is unharmed. Free some space.") from error
+
+
+class AutoTrainer(pl.Trainer):
+    """Lightning's trainer, reproducible by default and with a run folder.
+
+    It takes every argument of ``pytorch_lightning.Trainer``. Environment variables ``PL_TRAINER_<NAME>`` and
+    ``PL_AUTOTRAINER_<NAME>`` stand in for arguments that are not given.
+
+    Args:
+        max_epochs: Epochs to train.
+        seed: Root seed of order, augmentation, steps and evaluation, in [0, 2**32). ``None`` draws one from Python's
+            ``random``, records it, and leaves the global generators as it found them.
+        deterministic: Whether to insist on kernels that give the same bits every time, while this trainer runs.
+        use_autotimm_seeding: Seed the global generators with :func:`autotimm.seed_everything` instead of Lightning's
+            function of that name. Neither matters to autotimm's own tasks, whose streams have names.
+        threads: CPU threads to compute with; ``None`` is the number of physical cores, at most 8.
+        run_dir: Folder for what a ``fit`` leaves; ``None`` is the next free ``runs/<data>-NNN`` below
+            ``default_root_dir``. ``False`` leaves nothing.
+        monitor: The logged value that tells the best checkpoint, such as ``"val/loss"``; ``None`` asks the task.
+        tuner: Find a learning rate or a batch size first, see :class:`autotimm.TunerConfig`.
+        kwargs: Arguments of ``pytorch_lightning.Trainer``. ``logger`` is off unless given, since ``metrics.csv`` is
+            always written.
+
+    Raises:
+        UsageError: If an argument is wrong.
+
+    Example:
+        >>> from autotimm import AutoTrainer
+        >>> trainer = AutoTrainer(max_epochs=1, accelerator="cpu")
+        >>> trainer.seed, trainer.deterministic
+        (42, True)
+    """
+
+    @_defaults_from_environment
+    def __init__(
+        self,
+        max_epochs: int | None = 10,
+        *,
+        seed: int | None = 42,
+        deterministic: bool | str = True,
+        use_autotimm_seeding: bool = False,
+        threads: int | None = None,
+        run_dir: str | Path | bool | None = None,
+        monitor: str | None = None,
+        tuner: TunerConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
+        require(threads is None or threads > 0, "threads", "AutoTrainer", "at least 1 or None", threads, "Give None.")
+        require(
+            deterministic in (True, False, "warn"), "deterministic", "AutoTrainer", "True, False or 'warn'",
+            deterministic, "Give True for equal bits every time.",
+        )  # fmt: skip
+        self.root_seed = root_seed(seed, "AutoTrainer")
+        self.seed, self.deterministic, self.use_autotimm_seeding = seed, deterministic, use_autotimm_seeding
+        self.threads = threads or default_threads()
+        self.tuner = tuner
+        self.arguments = {
+            "max_epochs": max_epochs,
+            "seed": seed,
+            "deterministic": deterministic,
+            "threads": self.threads,
+        }
+        self.arguments |= {"use_autotimm_seeding": use_autotimm_seeding, "monitor": monitor, **kwargs}
+        plain = kwargs.get("barebones") or kwargs.get("fast_dev_run")
+        self.run_folder = RunFolder.choose(False if plain else run_dir, kwargs.get("default_root_dir"))
+        kwargs["callbacks"] = self._callbacks(kwargs, monitor)
+        kwargs.setdefault("logger", False)
+        if not kwargs.get("barebones"):
+            kwargs.setdefault("enable_model_summary", False)
+        self._check_names(kwargs)
+        # Lightning sets switches when it is constructed; here they are set while the trainer runs, and given back.
+        with _quiet(), preserve_switches():
+            super().__init__(max_epochs=max_epochs, deterministic=deterministic, **kwargs)  # type: ignore[arg-type]
+
+    @staticmethod
+    def _check_names(kwargs: dict[str, Any]) -> None:
+        known = [*inspect.signature(pl.Trainer).parameters]
+        own = ["seed", "use_autotimm_seeding", "threads", "run_dir", "monitor", "tuner"]
+        for name in kwargs:
+            if name not in known:
+                raise UsageError(f"AutoTrainer takes no argument `{name}`. {nearest(name, known + own)}".rstrip())
+
+    def _callbacks(self, kwargs: dict[str, Any], monitor: str | None) -> list[Callback]:
+        given = kwargs.get("callbacks") or []
+        callbacks = [given] if isinstance(given, Callback) else list(given)
+        if kwargs.get("barebones"):
+            return callbacks
+        callbacks.append(KeyedSteps(self.root_seed))
+        callbacks.append(MetricsTable())
+        if kwargs.get("enable_progress_bar", True) and not any(isinstance(one, ProgressBar) for one in callbacks):
+            callbacks.append(make_progress())
+        wanted = kwargs.get("enable_checkpointing")
+        if wanted is not False and not any(isinstance(one, Checkpoint) for one in callbacks):
+            callbacks.append(RunCheckpoint(monitor))
+        return callbacks
+
+    def fit(
+        self,
+        model: pl.LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: pl.LightningDataModule | None = None,
+        ckpt_path: Any = None,
+        weights_only: bool | None = True,
+    ) -> None:
+        """Train, as ``pytorch_lightning.Trainer.fit`` does, and leave a run folder.
+
+        Raises:
+            RunError: If the loss is not finite, the device is out of memory or the disk is full.
+            KeyboardInterrupt: On Ctrl-C.
+        """
+        data = datamodule or train_dataloaders
+        with self._session(model, data):
+            if self.tuner is not None and ckpt_path is None:
+                tune(self, model, data, self.tuner)
+            self._open(model, data, resume=ckpt_path is not None)
+            checkpoint = self._checkpoint(ckpt_path)
+            super().fit(model, train_dataloaders, val_dataloaders, datamodule, checkpoint, weights_only)
+            self.run_folder.finish(self)
+
+    def validate(
+        self,
+        model: pl.LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: Any = None,
+        verbose: bool = False,
+        datamodule: pl.LightningDataModule | None = None,
+        weights_only: bool | None = True,
+    ) -> Any:
+        """Measure on validation data, as ``pytorch_lightning.Trainer.validate`` does, without printing a table."""
+        with self._session(model, datamodule or dataloaders):
+            checkpoint = self._checkpoint(ckpt_path)
+            return super().validate(model, dataloaders, checkpoint, verbose, datamodule, weights_only)
+
+    def test(
+        self,
+        model: pl.LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: Any = None,
+        verbose: bool = False,
+        datamodule: pl.LightningDataModule | None = None,
+        weights_only: bool | None = True,
+    ) -> Any:
+        """Measure on test data, as ``pytorch_lightning.Trainer.test`` does, without printing a table."""
+        with self._session(model, datamodule or dataloaders):
+            checkpoint = self._checkpoint(ckpt_path)
+            return super().test(model, dataloaders, checkpoint, verbose, datamodule, weights_only)
+
+    def predict(
+        self,
+        model: pl.LightningModule | None = None,
+        dataloaders: Any = None,
+        datamodule: pl.LightningDataModule | None = None,
+        return_predictions: bool | None = None,
+        ckpt_path: Any = None,
+        weights_only: bool | None = True,
+    ) -> Any:
+        """Predict, as ``pytorch_lightning.Trainer.predict`` does."""
+        with self._session(model, datamodule or dataloaders):
+            checkpoint = self._checkpoint(ckpt_path)
+            return super().predict(model, dataloaders, datamodule, return_predictions, checkpoint, weights_only)
+
+    def _checkpoint(self, ckpt_path: Any) -> Any:
+        """Lightning finds ``"last"`` only among the files of its own callback."""
+        callback = self.checkpoint_callback
+        if ckpt_path == "last" and isinstance(callback, RunCheckpoint):
+            return callback.last_model_path or None
+        return ckpt_path
+
+    def _open(self, model: pl.LightningModule, data: Any, resume: bool) -> None:
+        """Open the run folder, and tell the callbacks where it is and what to watch."""
+        callback = self.checkpoint_callback
+        if isinstance(callback, RunCheckpoint) and isinstance(model, Task):
+            callback.monitor, callback.mode = choose_monitor(model.metric_configs, callback.monitor)
+        if not self.run_folder.enabled or not self.is_global_zero:
+            return
+        self.run_folder.open(model, data if isinstance(data, DataModule) else None, self, resume=resume)
+        for one in self.callbacks:  # type: ignore[attr-defined]
+            if isinstance(one, RunCheckpoint):
+                one.folder = self.run_folder.checkpoints
+            elif isinstance(one, MetricsTable):
+                one.path = self.run_folder.path / "metrics.csv"
+
+    @contextmanager
+    def _session(self, model: Any, data: Any) -> Iterator[None]:
+        """Seeds, switches, threads and streams of this trainer, for as long as it runs."""
+        if isinstance(model, Task) and model.deterministic is not bool(self.deterministic):
+            warnings.warn(
+                f"The task was built with deterministic={model.deterministic} and the trainer with "
+                f"deterministic={self.deterministic}; the trainer's holds while it runs. Give both the same.",
+                stacklevel=4,
+            )
+        with ExitStack() as stack:
+            for context in (_quiet(), _clear_failures(), preserve_switches(), fixed_threads(self.threads)):
+                stack.enter_context(context)
+            if self.seed is None:
+                stack.enter_context(preserve_generators())
+            elif self.use_autotimm_seeding:
+                seed_everything(self.seed, bool(self.deterministic))
+            else:
+                pl.seed_everything(self.seed, workers=True, verbose=False)
+            set_deterministic(bool(self.deterministic))
+            if self.deterministic == "warn":
+                torch.use_deterministic_algorithms(True, warn_only=True)
+            for part in (model, data):
+                if isinstance(part, (Task, DataModule)):
+                    stack.enter_context(_on_streams_of(part, self.root_seed))
+            yield
+
+
+@contextmanager
+def _on_streams_of(part: Task | DataModule, seed: int) -> Iterator[None]:
+    before, part.run_seed = part.run_seed, seed
+    try:
+        yield
+    finally:
+        part.run_seed = before

@@ -1,0 +1,96 @@
+"""Finding a learning rate or a batch size, only when asked for, on a copy of the task.
+
+A finder trains. Done on the task itself it would move weights, streams and the caller's generators; on a copy, with a
+trainer of its own, it moves nothing: what comes back is one number.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.tuner.tuning import Tuner
+
+from autotimm.data.module import DataModule
+from autotimm.errors import RunError, UsageError
+from autotimm.repro.streams import preserve_generators
+from autotimm.tasks import Task
+
+__all__ = ["TunerConfig"]
+
+
+@dataclass(frozen=True)
+class TunerConfig:
+    """What to find before training.
+
+    Attributes:
+        lr: Find a learning rate by the range test (Smith, "Cyclical learning rates", WACV 2017).
+        batch_size: Find the largest power of two that fits the device; on a CPU that is seldom what you want.
+        steps: Steps of the range test.
+        min_lr: Where the range test begins.
+        max_lr: Where it ends.
+        max_batch_size: Where the search for a batch size ends.
+    """
+
+    lr: bool = False
+    batch_size: bool = False
+    steps: int = 100
+    min_lr: float = 1e-7
+    max_lr: float = 1.0
+    max_batch_size: int = 1024
+
+
+def tune(trainer: pl.Trainer, model: pl.LightningModule, data: object, config: TunerConfig) -> None:
+    """Find what the configuration asks for and set it on the task and the data module.
+
+    Raises:
+        UsageError: If the model or the data is not one of ours: others have no known place for the numbers.
+        RunError: If the range test finds no usable rate.
+    """
+    if not isinstance(model, Task) or not isinstance(data, DataModule):
+        raise UsageError("The `tuner` of AutoTrainer needs a Task and a DataModule of autotimm. Give `datamodule=`.")
+    if config.batch_size:
+        data.batch_size = _find_batch_size(trainer, model, data, config)
+    if config.lr:
+        model.set_lr(_find_lr(trainer, model, data, config))
+
+
+def _probe(trainer: pl.Trainer, folder: str) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator=trainer.accelerator, devices=1, precision=trainer.precision, max_epochs=trainer.max_epochs,
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=folder,
+    )  # fmt: skip
+
+
+def _copies(model: Task, data: DataModule) -> tuple[Any, Any]:
+    task, module = copy.deepcopy(model), copy.deepcopy(data)
+    task.run_seed, module.run_seed = model.run_seed, data.run_seed
+    return task, module
+
+
+def _find_lr(trainer: pl.Trainer, model: Task, data: DataModule, config: TunerConfig) -> float:
+    task, module = _copies(model, data)
+    task.set_lr(config.min_lr)
+    with preserve_generators(), tempfile.TemporaryDirectory() as folder:
+        finder = Tuner(_probe(trainer, folder)).lr_find(
+            task, datamodule=module, min_lr=config.min_lr, max_lr=config.max_lr, num_training=config.steps,
+            update_attr=False, attr_name="lr",
+        )  # fmt: skip
+    found = finder.suggestion() if finder is not None else None
+    if found is None:
+        raise RunError("The range test found no learning rate: the loss never fell. Give `lr` yourself.")
+    return float(found)
+
+
+def _find_batch_size(trainer: pl.Trainer, model: Task, data: DataModule, config: TunerConfig) -> int:
+    task, module = _copies(model, data)
+    with preserve_generators(), tempfile.TemporaryDirectory() as folder:
+        found = Tuner(_probe(trainer, folder)).scale_batch_size(
+            task, datamodule=module, mode="power", steps_per_trial=1, init_val=min(8, config.max_batch_size),
+            max_trials=max(1, (config.max_batch_size // 8).bit_length() - 1), batch_arg_name="batch_size",
+        )  # fmt: skip
+    return min(int(found or data.batch_size), config.max_batch_size)
