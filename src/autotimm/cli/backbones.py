@@ -1,0 +1,42 @@
+"""``autotimm backbones``: list what can be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autotimm.cli.parser import parse
+from autotimm.cli.verb import Positional, Verb
+from autotimm.config import Option
+from autotimm.config.kinds import Flag
+from autotimm.errors import ModelError, nearest
+
+__all__ = ["BACKBONES"]
+
+
+def run(argv: Sequence[str]) -> int:
+    """Print one name per line."""
+    given = parse(BACKBONES, argv)
+    if given is None:
+        return 0
+    pretrained = given.value("pretrained")
+    from autotimm.models.backbone import list_backbones  # lazy: it brings timm and torch
+
+    pattern = given.positionals["pattern"] or "*"
+    # People type `vit` and mean `*vit*`.
+    names = list_backbones(pattern if set("*?[") & set(pattern) else f"*{pattern}*", pretrained=pretrained)
+    if not names:
+        hint = nearest(pattern, list_backbones("*")) or "Try a shorter part of the name, like autotimm backbones vit."
+        raise ModelError(f"No backbone has a name like '{pattern}'. {hint}")
+    print("\n".join(names))
+    return 0
+
+
+BACKBONES = Verb(
+    name="backbones",
+    summary="list the backbones that can be trained",
+    run=run,
+    positionals=(Positional("pattern", "PATTERN", "part of a name, or a pattern with * and ?", required=False),),
+    options={"pretrained": Option(Flag(), "only those with pretrained weights", "Options")},
+    defaults={"pretrained": False},
+    examples=("autotimm backbones resnet", 'autotimm backbones "vit_*_patch16_224" --pretrained'),
+)

@@ -1,0 +1,90 @@
+"""``autotimm fit``: train a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from autotimm.cli.parser import Given, parse
+from autotimm.cli.verb import Positional, Verb
+from autotimm.config import COMMAND_LINE, FitConfig, Option, defaults, options, read_yaml
+from autotimm.config.kinds import Path
+from autotimm.errors import UsageError
+
+if TYPE_CHECKING:
+    from autotimm.run import Run
+
+__all__ = ["FIT", "configure", "train"]
+
+_CONFIG = Option(
+    Path(metavar="FILE"), "YAML file with these options, or in Lightning's style", "Configuration", common=True
+)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Train; the last line printed is the run's folder."""
+    finished = train(argv)
+    if finished is not None:
+        print(f"run: {finished.path}")
+    return 0
+
+
+def train(argv: Sequence[str]) -> Run | None:
+    """Train as the words say; ``None`` if they ask for help."""
+    given = parse(FIT, argv)
+    if given is None:
+        return None
+    resolved = configure(given)
+    # Lazy on purpose: everything above answers without torch, a mistake in the command included.
+    if isinstance(resolved, FitConfig):
+        from autotimm.run import fit_config
+
+        return fit_config(resolved)
+    from autotimm.cli.nested import build
+    from autotimm.run import fit_objects
+
+    return fit_objects(*build(resolved, given.options["config"]), resolved)
+
+
+def configure(given: Given) -> FitConfig | dict[str, object]:
+    """Put the file and the command line together; a file in Lightning's style is returned as it is.
+
+    Raises:
+        UsageError: If a key or a value is wrong, or if a file in Lightning's style stands beside other options.
+    """
+    typed = {name: value for name, value in given.options.items() if name != "config"}
+    if given.positionals["path"] is not None:
+        typed["path"] = given.positionals["path"]
+    if "config" not in given.options:
+        return FitConfig.layered([(COMMAND_LINE, typed)])
+    file = given.options["config"]
+    values, nested = read_yaml(file)
+    if not nested:
+        return FitConfig.layered([(f"file {file}", values), (COMMAND_LINE, typed)])
+    if typed:
+        first = next(iter(typed))
+        shown = "PATH" if first == "path" else f"--{first.replace('_', '-')}"
+        raise UsageError(
+            f"{file} sets model, data and trainer, so that {shown} would have no effect. Write it into the file: every "
+            "setting is an argument of one of the three classes."
+        )
+    return values
+
+
+FIT = Verb(
+    name="fit",
+    summary="train a model on a folder of images",
+    run=run,
+    positionals=(Positional("path", "PATH", options()["path"].help, required=False),),
+    options={"config": _CONFIG, **{name: one for name, one in options().items() if name != "path"}},
+    defaults=defaults(),
+    examples=(
+        "autotimm fit photos/ --backbone resnet18 --epochs 10",
+        "autotimm fit photos/ --pretrained false --image-size 64 --seed 7 --name small",
+        "autotimm fit --config photos.yaml --epochs 3",
+    ),
+    notes=(
+        "Every option is also a key of the file, as in `batch_size: 64`. The command line wins over the file.",
+        "The last line printed is the run's folder.",
+    ),
+)

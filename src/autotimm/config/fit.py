@@ -1,0 +1,248 @@
+"""The options of ``fit``: what they are called, what they mean, and where each value came from.
+
+:class:`FitConfig` is the one list of them. The command line, YAML files, :func:`autotimm.fit` and the docs are all made
+from it. Values come in layers, the later wins: defaults, then a YAML file, then the command line or Python's arguments.
+No key is ever ignored. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import Field, dataclass, field, fields, replace
+from functools import partial
+from typing import Any
+
+from autotimm.config.kinds import Choice, Either, Flag, Number, Path, Text, Whole, Words
+from autotimm.config.option import Option, option
+from autotimm.config.yamlfile import write_scalar
+from autotimm.errors import UsageError, nearest
+
+__all__ = ["COMMAND_LINE", "FitConfig", "defaults", "options"]
+
+COMMAND_LINE = "command line"
+# What other libraries call our options; too far apart in spelling for a "did you mean" to find.
+_ELSEWHERE = {
+    "data_dir": "path",
+    "learning_rate": "lr",
+    "max_epochs": "epochs",
+    "model_name": "backbone",
+}
+_SCHEDULES = ("auto", "constant", "cosine", "linear", "onecycle", "plateau", "step")
+_AUGMENTATIONS = ("none", "light", "default", "strong", "randaugment", "trivialaugment", "autoaugment")
+_PRECISIONS = ("32", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64")
+_NONE_SPLIT = "Give 0 to train on everything."
+
+_WEIGHTS = Either((Flag(), Path()), "true, false, a weights file", "true|false|FILE")
+_SHARE = Number(0, 1, high_open=True)
+
+_data = partial(option, group="Data")
+_tables = partial(option, group="Data from tables and torchvision")
+_model = partial(option, group="Model")
+_training = partial(option, group="Training")
+_repro = partial(option, group="Reproducibility")
+_device = partial(option, group="Device")
+_output = partial(option, group="Output")
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """The resolved options of one ``fit``: plain data, checked when it is made, never changed afterwards.
+
+    ``autotimm fit --help-all`` prints every field with its meaning and default; :func:`options` returns them as data.
+    ``sources`` says for each field where its value came from: ``"default"``, ``"file photos.yaml"``,
+    ``"command line"``, ``"argument"``, or whatever :meth:`resolved` was told, such as ``"recipe"``.
+
+    Raises:
+        UsageError: If a value is wrong, or if an option is given that would have no effect.
+
+    Example:
+        >>> config = FitConfig.from_options("photos", {"epochs": 3, "lr": "1e-3"})
+        >>> config.epochs, config.lr, config.backbone
+        (3, 0.001, 'resnet18')
+        >>> config.sources["epochs"], config.sources["backbone"]
+        ('argument', 'default')
+    """
+
+    path: str | None = _data(None, Path(), "folder of class folders, or of train/, val/ and test/", none="none")
+    image_size: int = _data(224, Whole(1), "side in pixels of the square that the network sees", common=True)
+    batch_size: int = _data(32, Whole(1), "images per training step", common=True)
+    val_split: float = _data(0.1, _SHARE, "share for validation, if there is no val/", cure=_NONE_SPLIT, common=True)
+    test_split: float = _data(0.0, _SHARE, "share for testing, if there is no test/", cure=_NONE_SPLIT, common=True)
+    augmentation: str = _data("default", Choice(_AUGMENTATIONS), "how images are varied in training", common=True)
+    num_workers: int | None = _data(
+        None, Whole(), "processes that load images; never changes results", none="auto", common=True
+    )
+    balanced_sampling: bool = _data(False, Flag(), "draw every class equally often")
+    eval_batch_size: int = _data(16, Whole(1), "images per batch in validation, test and prediction")
+    strict: bool = _data(False, Flag(), "refuse a folder with unreadable images instead of leaving them out")
+    train_csv: str | None = _tables(None, Path(), "table of training images", none="none")
+    val_csv: str | None = _tables(None, Path(), "table of validation images", none="none", needs="train_csv")
+    test_csv: str | None = _tables(None, Path(), "table of test images", none="none", needs="train_csv")
+    image_dir: str | None = _tables(
+        None, Path(), "folder that the tables' paths start from", none="auto", needs="train_csv"
+    )
+    image_column: str | None = _tables(None, Text(), "column with the image paths", none="auto", needs="train_csv")
+    label_column: tuple[str, ...] | None = _tables(
+        None, Words(), "column with the class; several columns are several labels", none="auto", needs="train_csv"
+    )
+    dataset_name: str | None = _tables(None, Text(), "a data set of torchvision, like CIFAR10", none="none")
+    download: bool = _tables(False, Flag(), "fetch that data set if it is not there", needs="dataset_name")
+
+    task: str = _model("auto", Choice(("auto", "classification")), "what is learned")
+    backbone: str = _model("resnet18", Text(), "any timm model; see autotimm backbones", common=True)
+    pretrained: bool | str | None = _model(
+        None, _WEIGHTS, "weights to start from; auto takes those that can be had", none="auto", common=True
+    )
+    multi_label: bool | None = _model(None, Flag(), "several classes may be right at once", none="auto")
+    threshold: float = _model(0.5, Number(0, 1), "probability from which a label counts, if several may")
+    freeze_backbone: bool = _model(False, Flag(), "train the head only")
+    head_dropout: float = _model(0.0, _SHARE, "dropout before the head")
+    drop_path_rate: float = _model(0.0, _SHARE, "stochastic depth")
+    compile: bool = _model(False, Flag(), "compile the network with torch.compile")
+
+    epochs: int = _training(10, Whole(1), "passes over the training images", common=True)
+    lr: float | None = _training(
+        None, Number(low_open=True), "learning rate; auto follows a recipe for the backbone", none="auto", common=True
+    )
+    optimizer: str = _training("auto", Text(), "any optimizer of timm or torch, or a class path", common=True)
+    schedule: str = _training("auto", Choice(_SCHEDULES), "how the learning rate changes", common=True)
+    warmup_epochs: float | None = _training(None, Number(), "epochs over which the rate rises first", none="auto")
+    weight_decay: float | None = _training(None, Number(), "pull of the weights towards zero", none="auto")
+    layer_decay: float | None = _training(
+        None, Number(0, 1, low_open=True), "factor on the rate per layer downwards; 1 is off", none="auto"
+    )
+    clip: float | None = _training(None, Number(), "largest norm of the gradient; 0 is off", none="auto")
+    accumulate: int = _training(1, Whole(1), "batches per optimizer step")
+    loss: str = _training("auto", Text(), "a loss of torch, timm or torchvision, or a class path")
+    class_weights: str = _training("none", Choice(("none", "balanced")), "weight of each class in the loss")
+    label_smoothing: float = _training(0.0, _SHARE, "share of the target spread over all classes")
+    mixup_alpha: float = _training(0.0, Number(), "strength of mixup; 0 is off")
+    cutmix_alpha: float = _training(0.0, Number(), "strength of cutmix; 0 is off")
+    ema_decay: float | None = _training(None, _SHARE, "keep a moving average of the weights, like 0.999", none="none")
+    metrics: tuple[str, ...] | None = _training(
+        None, Words(), "metrics of torchmetrics, like Accuracy,CohenKappa", none="auto"
+    )
+    monitor: str = _training("auto", Text(), "metric that picks the best checkpoint")
+    patience: int | None = _training(None, Whole(1), "epochs without gain after which to stop", none="none")
+    lr_find: bool = _training(False, Flag(), "search for a learning rate first")
+    batch_size_find: bool = _training(False, Flag(), "search for the largest batch that fits first")
+
+    seed: int | None = _repro(
+        42, Whole(0, bits=32), "source of all randomness; none draws one and records it", none="none", common=True
+    )
+    deterministic: bool = _repro(True, Flag(), "bit-for-bit repeatable kernels; false may be faster", common=True)
+    threads: int | None = _repro(
+        None, Whole(1), "CPU threads of torch; part of the result's bits", none="auto", common=True
+    )
+    accelerator: str = _device("auto", Choice(("auto", "cpu", "gpu", "cuda", "mps", "tpu")), "what to train on")
+    # Not "auto": a result should not depend on how many devices the machine happens to have.
+    devices: int = _device(1, Whole(1), "number of devices or processes")
+    precision: str = _device("32", Choice(_PRECISIONS), "number format of the arithmetic")
+    out: str = _output("runs", Path(), "folder that run folders are made in", common=True)
+    name: str | None = _output(None, Text(), "name of the run folder", none="auto", common=True)
+    loggers: tuple[str, ...] | None = _output(
+        None, Words(("tensorboard", "wandb", "mlflow")), "further loggers; a CSV file is always written", none="none"
+    )
+    progress: bool = _output(True, Flag(), "show progress")
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check each value by itself, then those that depend on each other."""
+        for name, one in options().items():
+            value = one.read(getattr(self, name), name, "FitConfig", defaults()[name], python=True)
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "sources", {name: self.sources.get(name, "default") for name in options()})
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.path is None and self.train_csv is None and self.dataset_name is None:
+            raise UsageError("fit needs data. Give the path of a folder of images, a `train_csv` or a `dataset_name`.")
+        if self.val_split + self.test_split >= 1:
+            got = f"Got {self.val_split:g} and {self.test_split:g} instead. Leave some images to train on."
+            raise UsageError(f"The `val_split` and `test_split` of fit must sum to less than 1. {got}")
+        for name, one in options().items():
+            useless = one.needs and getattr(self, one.needs) == defaults()[one.needs]
+            if useless and getattr(self, name) != defaults()[name]:
+                raise UsageError(f"The `{name}` of fit has no effect without `{one.needs}`. Give that too, or neither.")
+
+    @classmethod
+    def from_options(cls, path: object, options: Mapping[str, object], source: str = "argument") -> FitConfig:
+        """Make a configuration from Python's arguments.
+
+        Args:
+            path: The folder of images, or ``None``.
+            options: Any other fields by name. A value may be the thing itself or the text that stands for it.
+            source: What :attr:`sources` says of them.
+        """
+        return cls.layered([(source, {**({} if path is None else {"path": path}), **options})])
+
+    @classmethod
+    def layered(cls, layers: Iterable[tuple[str, Mapping[str, object]]]) -> FitConfig:
+        """Make a configuration from several sources, of which the later wins.
+
+        Args:
+            layers: Pairs of the source's name (``"file photos.yaml"``, ``"command line"``, ``"argument"``) and its
+                values. Keys may be written with dashes or underscores, but not both.
+
+        Raises:
+            UsageError: If a key is unknown or given twice, or if a value is wrong; it names the source.
+        """
+        values: dict[str, Any] = {}
+        sources: dict[str, str] = {}
+        for source, given in layers:
+            values |= _read_layer(source, given)
+            sources |= dict.fromkeys((_underscored(key) for key in given), source)
+        return cls(**values, sources=sources)
+
+    def resolved(self, values: Mapping[str, object], source: str) -> FitConfig:
+        """Replace values that were left open, such as the learning rate that a recipe chose, and say who decided.
+
+        Example:
+            >>> FitConfig(path="photos").resolved({"lr": 5e-4}, "recipe").sources["lr"]
+            'recipe'
+        """
+        return replace(self, **dict(values), sources={**self.sources, **dict.fromkeys(values, source)})  # type: ignore[arg-type]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every option as plain data, ``None`` as itself; without the sources."""
+        return {name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in options()}
+
+    def to_yaml(self) -> str:
+        """Write every option with the source of its value as a comment; ``--config`` reads it back."""
+        lines = [f"{name}: {write_scalar(one.word(getattr(self, name)))}" for name, one in options().items()]
+        width = min(max(map(len, lines)), 40)
+        said = zip(lines, self.sources.values(), strict=True)
+        return "".join(f"{line:<{width}}  # {source}\n" for line, source in said)
+
+
+_FIELDS: dict[str, Field[Any]] = {one.name: one for one in fields(FitConfig) if "option" in one.metadata}
+
+
+def options() -> dict[str, Option]:
+    """Every option of ``fit`` by name, in the order of the help."""
+    return {name: one.metadata["option"] for name, one in _FIELDS.items()}
+
+
+def defaults() -> dict[str, Any]:
+    """The default of every option of ``fit`` by name."""
+    return {name: one.default for name, one in _FIELDS.items()}
+
+
+def _underscored(key: str) -> str:
+    return key.replace("-", "_")
+
+
+def _read_layer(source: str, given: Mapping[str, object]) -> dict[str, Any]:
+    """Check the keys of one source and convert its values; errors name the key as it is written there."""
+    values: dict[str, Any] = {}
+    owner = {COMMAND_LINE: "autotimm fit", "argument": "autotimm.fit"}.get(source, source.removeprefix("file "))
+    for key, value in given.items():
+        name = _underscored(key)
+        if name not in _FIELDS:
+            hint = f"Did you mean '{_ELSEWHERE[name]}'?" if name in _ELSEWHERE else nearest(name, _FIELDS)
+            raise UsageError(f"{owner} has no option `{key}`. {hint or 'See autotimm fit --help-all.'}")
+        if name in values:
+            raise UsageError(f"{owner} gives `{name}` twice, with a dash and with an underscore. Keep one.")
+        shown = f"--{key.replace('_', '-')}" if source == COMMAND_LINE and key != "path" else key
+        values[name] = options()[name].read(value, shown, owner, defaults()[name], python=source == "argument")
+    return values

@@ -1,0 +1,210 @@
+"""The kinds of value that an option can have: how each is read from text, and how it is said in words."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from autotimm.errors import nearest
+
+__all__ = ["Choice", "Either", "Flag", "Kind", "Number", "Path", "Text", "Whole", "Words"]
+
+_TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+class Kind(ABC):
+    """A kind of value."""
+
+    @property
+    @abstractmethod
+    def must(self) -> str:
+        """What the value must be, as it stands in an error sentence."""
+
+    @property
+    @abstractmethod
+    def metavar(self) -> str:
+        """The word that stands for the value in the help."""
+
+    @abstractmethod
+    def read(self, value: object) -> Any:
+        """Convert a value of this kind, given as text or as the thing itself.
+
+        Raises:
+            ValueError: If it is not of this kind.
+            TypeError: If it is not of this kind.
+        """
+
+    def suggest(self, value: object) -> str:
+        """Name what the value may have been meant to be; an empty string if nothing is near."""
+        return ""
+
+
+def _refuse(condition: bool) -> None:
+    if condition:
+        raise ValueError
+
+
+@dataclass(frozen=True)
+class Whole(Kind):
+    """A whole number from ``low`` on, with at most ``bits`` bits."""
+
+    low: int = 0
+    bits: int | None = None
+    metavar: str = "N"
+
+    @property
+    def must(self) -> str:
+        """What the value must be."""
+        if self.bits is None:
+            return f"a whole number, {self.low} or more"
+        return f"a whole number in [{self.low}, 2**{self.bits})"
+
+    def read(self, value: object) -> int:
+        """Convert text or an integer of any library; a bool is not a number."""
+        _refuse(isinstance(value, bool))
+        number = int(value) if isinstance(value, str) else operator.index(value)  # type: ignore[arg-type]
+        _refuse(number < self.low or (self.bits is not None and number.bit_length() > self.bits))
+        return number
+
+
+@dataclass(frozen=True)
+class Number(Kind):
+    """A number between ``low`` and ``high``; each end counts unless it is said to be open."""
+
+    low: float = 0.0
+    high: float = math.inf
+    low_open: bool = False
+    high_open: bool = False
+    metavar: str = "X"
+
+    @property
+    def must(self) -> str:
+        """What the value must be."""
+        if self.high == math.inf:
+            return f"a number {'above' if self.low_open else 'of at least'} {self.low:g}"
+        return f"a number in {'(' if self.low_open else '['}{self.low:g}, {self.high:g}{')' if self.high_open else ']'}"
+
+    def read(self, value: object) -> float:
+        """Convert text or a number; a bool, infinity and nan are refused."""
+        _refuse(isinstance(value, bool))
+        number = float(value)  # type: ignore[arg-type]
+        below = number <= self.low if self.low_open else number < self.low
+        above = number >= self.high if self.high_open else number > self.high
+        _refuse(not math.isfinite(number) or below or above)
+        return number
+
+
+@dataclass(frozen=True)
+class Flag(Kind):
+    """True or false; on the command line the bare ``--option`` means true."""
+
+    must: str = "true or false"
+    metavar: str = "true|false"
+
+    def read(self, value: object) -> bool:
+        """Convert a bool or one of the words true, yes, on, false, no, off."""
+        if isinstance(value, bool):
+            return value
+        _refuse(not isinstance(value, str) or value.lower() not in _TRUTH)
+        return _TRUTH[str(value).lower()]
+
+
+@dataclass(frozen=True)
+class Text(Kind):
+    """Any text but the empty one."""
+
+    must: str = "text"
+    metavar: str = "TEXT"
+
+    def read(self, value: object) -> str:
+        """Return the text."""
+        _refuse(not isinstance(value, str) or not value)
+        return str(value)
+
+
+@dataclass(frozen=True)
+class Path(Kind):
+    """A file or folder; ``~`` is the home folder."""
+
+    must: str = "a path"
+    metavar: str = "PATH"
+
+    def read(self, value: object) -> str:
+        """Convert text or a ``pathlib.Path``."""
+        _refuse(not isinstance(value, (str, os.PathLike)) or not str(value))
+        return os.path.expanduser(str(value))
+
+
+@dataclass(frozen=True)
+class Choice(Kind):
+    """One of a few words."""
+
+    TOO_MANY: ClassVar[str] = "NAME"
+    options: tuple[str, ...]
+
+    @property
+    def must(self) -> str:
+        """What the value must be."""
+        return f"one of {', '.join(self.options)}"
+
+    @property
+    def metavar(self) -> str:
+        """The words themselves, or a stand-in where they are too many."""
+        words = "|".join(self.options)
+        return words if len(words) <= 20 else self.TOO_MANY
+
+    def read(self, value: object) -> str:
+        """Return the word."""
+        _refuse(str(value) not in self.options)
+        return str(value)
+
+    def suggest(self, value: object) -> str:
+        """Name the nearest words."""
+        return nearest(str(value), self.options)
+
+
+@dataclass(frozen=True)
+class Words(Kind):
+    """Several words: a list, or text with commas. If there are ``options``, each must be one of them."""
+
+    options: tuple[str, ...] = ()
+
+    @property
+    def must(self) -> str:
+        """What the value must be."""
+        return f"one or more of {', '.join(self.options)}" if self.options else "words with commas between them"
+
+    @property
+    def metavar(self) -> str:
+        """The first two words."""
+        return ",".join(self.options[:2] or ("A", "B"))
+
+    def read(self, value: object) -> tuple[str, ...]:
+        """Split text at the commas, or check a list of text."""
+        words = value.split(",") if isinstance(value, str) else value
+        _refuse(not isinstance(words, (list, tuple)) or not words or not all(isinstance(word, str) for word in words))
+        found = tuple(word.strip() for word in words)  # type: ignore[attr-defined]
+        _refuse(not all(word and word in (self.options or found) for word in found) or len(set(found)) < len(found))
+        return found
+
+
+@dataclass(frozen=True)
+class Either(Kind):
+    """The first of several kinds that the value fits."""
+
+    kinds: tuple[Kind, ...]
+    must: str = ""
+    metavar: str = ""
+
+    def read(self, value: object) -> Any:
+        """Try the kinds in turn."""
+        for kind in self.kinds[:-1]:
+            try:
+                return kind.read(value)
+            except (TypeError, ValueError):
+                continue
+        return self.kinds[-1].read(value)

@@ -1,0 +1,124 @@
+"""One option: everything that is said about it, and the one rule by which its value is read.
+
+A value comes from a command line (always text), from a YAML file (read as text on purpose, see
+:mod:`autotimm.config.yamlfile`) or from Python. All three go through :meth:`Option.read`, so that ``--lr 1e-3``,
+``lr: 1e-3`` and ``lr=1e-3`` mean the same and are refused with the same sentence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from autotimm.config.kinds import Choice, Flag, Kind
+from autotimm.errors import UsageError, sentence
+
+__all__ = ["Option", "option"]
+
+
+class _Bare(str):
+    """Text whose ``repr`` has no quotes: a number that was typed is shown as it was typed."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+@dataclass(frozen=True)
+class Option:
+    """Everything that is said about one option, once: for the command line, YAML, Python and the docs.
+
+    Attributes:
+        kind: What its value is.
+        help: One line, without a full stop.
+        group: The heading that it stands under.
+        none: The word that stands for Python's ``None``; ``None`` if the option always has a value.
+        cure: What to do about a wrong value, as a sentence.
+        needs: The option without which this one would be ignored.
+        common: Whether the short help shows it.
+    """
+
+    kind: Kind
+    help: str
+    group: str
+    none: str | None = None
+    cure: str = ""
+    needs: str = ""
+    common: bool = False
+
+    @property
+    def must(self) -> str:
+        """What the value must be, the word for ``None`` included."""
+        return f"{self.kind.must}, or the word {self.none}" if self.none else self.kind.must
+
+    def metavar(self, default: object) -> str:
+        """What stands for the value in the help: nothing for a switch that is off by default."""
+        if self.is_switch and default is False:
+            return ""
+        # Where the word for None is the default, the help shows it as such.
+        return f"{self.kind.metavar}|{self.none}" if self.none and default is not None else self.kind.metavar
+
+    def shown(self, default: object) -> str:
+        """The default as it stands in the help: nothing for a switch that is off by default."""
+        if self.is_switch and default is False:
+            return ""
+        word = self.word(default)
+        return "" if word is None else _plain(word)
+
+    @property
+    def explained(self) -> str:
+        """The help, with the words to choose from where the metavar does not name them."""
+        if isinstance(self.kind, Choice) and self.kind.metavar == Choice.TOO_MANY:
+            return f"{self.help}: {', '.join(self.kind.options)}"
+        return self.help
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether the bare name on the command line means true."""
+        return isinstance(self.kind, Flag)
+
+    def word(self, value: object) -> object:
+        """Turn a value into what a YAML file holds: plain data, and a word instead of ``None``."""
+        if value is None:
+            return self.none
+        return list(value) if isinstance(value, tuple) else value
+
+    def read(self, value: object, name: str, owner: str, default: object, python: bool = False) -> Any:
+        """Convert and check a value.
+
+        Args:
+            value: Text, or the thing itself.
+            name: What the option is called where the value was given.
+            owner: Who was given it.
+            default: The default, shown in the cure.
+            python: Whether ``None`` may be given as itself. In a file it may not: a line that was left empty is more
+                often a mistake than a wish.
+
+        Raises:
+            UsageError: If the value is wrong.
+        """
+        if self.none is not None and (value == self.none or (value is None and python)):
+            return None
+        try:
+            return self.kind.read(value)
+        except (TypeError, ValueError):
+            cure = self.kind.suggest(value) or self.cure or f"The default is {_plain(self.word(default))}."
+            raise UsageError(sentence(name, owner, self.must, _shown(value), cure)) from None
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _shown(value: object) -> object:
+    """A number that arrived as text is shown without quotes."""
+    return _Bare(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d[\d._eE+-]*", value) else value
+
+
+def option(default: Any, kind: Kind, help: str, group: str, **more: Any) -> Any:
+    """Make a dataclass field that carries its :class:`Option` as metadata."""
+    metadata: Mapping[str, Option] = {"option": Option(kind, help, group, **more)}
+    return field(default=default, metadata=metadata)

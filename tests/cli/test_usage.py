@@ -1,0 +1,194 @@
+"""The command line before any work: help, mistakes, and what must not be imported for them."""
+
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autotimm.cli.fit import FIT, configure
+from autotimm.cli.main import VERBS, main
+from autotimm.cli.parser import parse
+from autotimm.config import FitConfig, options
+
+LIGHT = """
+import sys
+from autotimm.cli.main import main
+code = main(sys.argv[1:])
+heavy = {"torch", "numpy", "timm", "pytorch_lightning", "PIL", "rich"} & set(sys.modules)
+assert not heavy, heavy
+sys.exit(code)
+"""
+
+
+def light(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own that fails if anything heavy was imported."""
+    return subprocess.run([sys.executable, "-c", LIGHT, *words], capture_output=True, text=True, check=False)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line that a wrong command prints."""
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def configured(*words: str) -> FitConfig:
+    given = parse(FIT, words)
+    assert given is not None
+    config = configure(given)
+    assert isinstance(config, FitConfig)
+    return config
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["--help"], ["--version"], ["fit", "--help"], ["fit", "--help-all"], *([verb, "-h"] for verb in VERBS)],
+    ids=" ".join,
+)
+def test_help_is_quick_and_says_nothing_on_stderr(words: list[str]):
+    done = light(*words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip()
+
+
+def test_help_costs_less_than_half_a_second_of_cpu():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "autotimm", "--help"], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+def test_the_first_page_names_every_verb(capsys: pytest.CaptureFixture[str]):
+    assert main([]) == 0
+    page = capsys.readouterr().out
+    assert all(f"  {verb.usage}" in page for verb in VERBS.values())
+    assert "Exit codes" in page
+
+
+def test_the_short_help_is_short_and_the_long_one_complete(capsys: pytest.CaptureFixture[str], monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    main(["fit", "--help"])
+    short = capsys.readouterr().out
+    main(["fit", "--help-all"])
+    full = capsys.readouterr().out
+    assert short.count("\n") < 55
+    assert max(map(len, full.splitlines())) <= 100
+    assert all(f"--{name.replace('_', '-')}" in full for name in options() if name != "path")
+    assert "passes over the training images [10]" in short
+
+
+def test_no_control_characters_outside_a_terminal(capsys: pytest.CaptureFixture[str]):
+    main(["fit", "--help"])
+    assert "\033" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fti", "photos"], "no verb 'fti'. Did you mean 'fit'?"),
+        (["xyzzy"], "There are fit, validate"),
+        (["--epochs", "3", "fit"], "Options follow a verb"),
+        (["--verison"], "Did you mean '--version'?"),
+        (["fit", "photos", "--epoch", "3"], "autotimm fit has no option --epoch. Did you mean '--epochs'"),
+        (["fit", "photos", "--max-epochs", "3"], "no option --max-epochs. Did you mean '--epochs'"),
+        (["fit", "photos", "-e", "3"], "no option -e"),
+        (["fit", "photos", "--model.lr", "3"], "no option --model.lr"),
+        (["fit", "photos", "--epochs"], "`--epochs` of autotimm fit needs a value: a whole number"),
+        (["fit", "photos", "--epochs", "--seed", "1"], "`--epochs` of autotimm fit needs a value"),
+        (["fit", "photos", "--epochs", "3", "--epochs", "4"], "got --epochs twice"),
+        (["fit", "photos", "--batch-size", "3", "--batch_size", "3"], "got --batch-size twice"),
+        (["fit", "photos", "more"], "takes [PATH]. Got more besides"),
+        (["fit"], "needs data"),
+        (["fit", ""], "The `path` of autotimm fit must be a path"),
+        (["fit", "photos", "--epochs", "ten"], "The `--epochs` of autotimm fit must be a whole number, 1 or more."),
+        (
+            ["fit", "photos", "--lr", "-1"],
+            "The `--lr` of autotimm fit must be a number above 0, or the word auto. Got -1",
+        ),
+        (["fit", "photos", "--seed=4294967296"], "The `--seed` of autotimm fit must be a whole number in [0, 2**32)"),
+        (["fit", "photos", "--val-split", "1"], "Give 0 to train on everything."),
+        (["fit", "photos", "--config", "missing.yaml"], "missing.yaml cannot be read"),
+        (["test"], "autotimm test needs RUN|CKPT: a run's folder"),
+        (["predict", "runs/a"], "autotimm predict needs PATH: images"),
+        (["test", "a.ckpt", "--ckpt", "last"], "a.ckpt is a checkpoint already"),
+        (["demo", "photos"], "takes no arguments"),
+        (["demo", "--epochs", "0"], "The `--epochs` of autotimm demo must be"),
+        (["predict", "r", "p", "--fats"], "Did you mean '--fast'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_get_one_sentence(capsys: pytest.CaptureFixture[str], words: list[str], message: str):
+    assert message in refusal(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    "words", [["fti"], ["fit", "photos", "--epoch", "3"], ["fit", "photos", "--epochs", "ten"], ["test"]], ids=" ".join
+)
+def test_mistakes_are_found_without_torch(words: list[str]):
+    done = light(*words)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: .*\n", done.stderr)
+
+
+def test_wrong_files_are_found_without_torch(tmp_path: Path):
+    (tmp_path / "a.yaml").write_text("path: photos\nepochs: 3\nepochs: 4\n")
+    done = light("fit", "--config", str(tmp_path / "a.yaml"))
+    assert done.returncode == 2
+    assert "gives `epochs` twice" in done.stderr
+
+
+def test_the_command_line_wins_over_the_file(tmp_path: Path):
+    (tmp_path / "a.yaml").write_text("path: photos\nepochs: 3\nbatch-size: 8\n")
+    config = configured("--epochs", "5", "--config", str(tmp_path / "a.yaml"), "other")
+    assert (config.path, config.epochs, config.batch_size) == ("other", 5, 8)
+    assert config.sources["batch_size"] == f"file {tmp_path / 'a.yaml'}"
+    assert config.sources["epochs"] == config.sources["path"] == "command line"
+
+
+def test_spellings_that_mean_the_same():
+    assert configured("photos", "--batch_size=8") == configured("--batch-size", "8", "photos")
+    assert configured("--strict", "photos") == configured("photos", "--strict", "true")
+    assert configured("photos", "--strict=false").strict is False
+    assert configured("photos", "--deterministic", "false").deterministic is False
+    assert configured("photos", "--multi-label", "auto").multi_label is None
+    assert configured("photos", "--seed", "none").seed is None
+    assert configured("--", "-photos").path == "-photos"
+    assert configured("photos", "--name=--x").name == "--x"
+
+
+def test_positionals_and_options_in_any_order():
+    given = parse(VERBS["predict"], ["run", "--out", "p.csv", "a", "--fast", "b c"])
+    assert given is not None
+    assert given.positionals == {"run": "run", "paths": ["a", "b c"]}
+    assert (given.value("out"), given.value("fast"), given.value("ckpt")) == ("p.csv", True, "best")
+
+
+def test_environment_variables_are_no_hidden_options(monkeypatch):
+    monkeypatch.setenv("JSONARGPARSE_DEFAULT_ENV", "true")
+    monkeypatch.setenv("AUTOTIMM_FIT__EPOCHS", "99")
+    monkeypatch.setenv("AUTOTIMM_EPOCHS", "99")
+    assert configured("photos").epochs == 10
+
+
+def test_a_file_with_model_data_and_trainer_stands_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "n.yaml").write_text("model: {class_path: A}\ndata: {class_path: B}\n")
+    for words, named in ((["photos"], "PATH"), (["--epochs", "3"], "--epochs")):
+        assert f"so that {named} would have no effect" in refusal(
+            capsys, "fit", "--config", str(tmp_path / "n.yaml"), *words
+        )
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    command = f"{sys.executable} -m autotimm fit --help-all | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    )
+    assert done.stdout.splitlines()[-1] == "0"
+    assert done.stderr == ""

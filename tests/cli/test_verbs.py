@@ -1,0 +1,182 @@
+"""The verbs at work: one small run through real processes, and what the others make of it."""
+
+import csv
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autotimm.cli.main import main
+from autotimm.cli.predict import as_csv
+from autotimm.config import read_yaml
+from autotimm.data.toy import write_toy_folder
+from autotimm.types import Prediction
+
+
+def autotimm(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "autotimm", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_folder(tmp_path_factory.mktemp("cli") / "photos", splits={"train": 24, "test": 8}, num_classes=2)
+
+
+@pytest.fixture(scope="session")
+def fitted(photos: Path) -> subprocess.CompletedProcess[str]:
+    """One run, made by a process of its own from a file and two options."""
+    (photos.parent / "small.yaml").write_text(
+        f"path: {photos}\nbackbone: test_resnet\npretrained: false\nimage-size: 32\nepochs: 7\n"
+        "num_workers: 0\nthreads: 1\n"
+    )
+    return autotimm("fit", "--config", photos.parent / "small.yaml", "--epochs", 1, "--out", photos.parent / "runs")
+
+
+@pytest.fixture(scope="session")
+def run(fitted: subprocess.CompletedProcess[str]) -> Path:
+    assert fitted.returncode == 0, fitted.stderr
+    return Path(fitted.stdout.splitlines()[-1].removeprefix("run: "))
+
+
+def test_the_last_line_of_fit_is_the_folder(fitted: subprocess.CompletedProcess[str], run: Path):
+    assert fitted.stdout.splitlines()[-1] == f"run: {run}"
+    assert run.is_dir()
+    assert "Traceback" not in fitted.stderr
+    assert "Warning" not in fitted.stderr
+
+
+def test_the_run_keeps_its_configuration_and_the_sources(run: Path):
+    text = (run / "config.yaml").read_text()
+    lines = dict(line.split(": ", 1) for line in text.splitlines())
+    assert lines["epochs"].endswith("# command line")
+    assert lines["backbone"].endswith("small.yaml")
+    assert lines["batch_size"].endswith("# default")
+    assert lines["lr"].endswith("# recipe")
+    values, nested = read_yaml(str(run / "config.yaml"))
+    assert (values["epochs"], nested) == ("1", False)
+
+
+def test_test_and_validate_print_metrics(run: Path, capsys: pytest.CaptureFixture[str]):
+    for verb, stage in (("test", "test/"), ("validate", "val/")):
+        assert main([verb, str(run)]) == 0
+        rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+        assert {name for name, _ in rows} >= {f"{stage}loss", f"{stage}accuracy"}
+
+
+def test_a_checkpoint_does_as_well_as_its_run(run: Path, capsys: pytest.CaptureFixture[str]):
+    outputs = []
+    for words in ([str(run)], [str(run / "checkpoints" / "best.ckpt")], [str(run), "--ckpt", "best"]):
+        assert main(["test", *words]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert len(set(outputs)) == 1
+
+
+def test_predict_prints_csv_and_nothing_else(run: Path, photos: Path):
+    done = autotimm("predict", run, photos / "test")
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert len(rows) == 8
+    classes = sorted(folder.name for folder in (photos / "train").iterdir())
+    assert list(rows[0]) == ["path", "label", "score", *classes]
+    for row in rows:
+        scores = {name: float(row[name]) for name in classes}
+        assert row["label"] == max(scores, key=scores.__getitem__)
+        assert float(row["score"]) == max(scores.values())
+        assert sum(scores.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_predict_saves_a_table_and_says_where(run: Path, photos: Path, tmp_path: Path, capsys):
+    out = tmp_path / "predictions.csv"
+    assert main(["predict", str(run), str(photos / "test"), "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"predictions: {out} (8 images)\n"
+    assert out.read_text().count("\n") == 9
+
+
+@pytest.mark.parametrize("place", [".", "nowhere/predictions.csv"])
+def test_a_place_that_cannot_take_the_table_is_refused_first(place: str, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", "no-run", "photos", "--out", place]) == 2
+    assert "The `--out` of autotimm predict must be a file that can be written" in capsys.readouterr().err
+
+
+def test_without_test_data_test_refuses(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["--backbone", "test_resnet", "--pretrained", "false", "--image-size", "32", "--epochs", "1"]
+    words += ["--num-workers", "0", "--threads", "1", "--name", "plain", "--out", str(tmp_path)]
+    assert main(["fit", str(photos / "train"), *words]) == 0
+    capsys.readouterr()
+    assert main(["test", str(tmp_path / "plain")]) == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["test", "no-such-run"], 4),
+        (["fit", "no-such-folder", "--epochs", "1"], 3),
+        (["backbones", "resnet1888"], 4),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_exit_codes(words: list[str], code: int, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == code
+    assert capsys.readouterr().err.startswith("error: ")
+    assert not list(tmp_path.glob("runs/*")), "a failed start left a run behind"
+
+
+def test_a_file_in_lightnings_style_trains_the_same(photos: Path, run: Path, tmp_path: Path):
+    (tmp_path / "nested.yaml").write_text(
+        f"""
+model:
+  class_path: ImageClassifier
+  init_args: {{backbone: test_resnet, num_classes: 2, pretrained: false, image_size: 32}}
+data:
+  class_path: autotimm.ImageDataModule
+  init_args: {{data_dir: {photos}, image_size: 32, num_workers: 0}}
+trainer: {{max_epochs: 1, threads: 1, seed: 42}}
+"""
+    )
+    done = autotimm("fit", "--config", "nested.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / done.stdout.splitlines()[-1].removeprefix("run: ")
+    assert (folder / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+
+
+def test_python_and_the_command_line_agree(photos: Path, run: Path, tmp_path: Path):
+    import autotimm as package
+
+    made = package.fit(
+        photos,
+        backbone="test_resnet",
+        pretrained=False,
+        image_size=32,
+        epochs=1,
+        num_workers=0,
+        threads=1,
+        out=tmp_path,
+    )
+    assert (made.path / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+
+
+def test_backbones(capsys: pytest.CaptureFixture[str]):
+    assert main(["backbones", "resnet18"]) == 0
+    names = capsys.readouterr().out.splitlines()
+    assert "resnet18" in names
+    assert all("resnet18" in name for name in names)
+    assert main(["backbones", "resnet?8"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["resnet18"]
+
+
+def test_the_table_of_several_labels():
+    text = as_csv(
+        [
+            Prediction("a,b.png", ("cat", "dog"), {"cat": 0.75, "dog": 0.5}),
+            Prediction("c.png", (), {"cat": 0.25, "dog": 0.0}),
+        ]
+    )
+    assert text == 'path,label,score,cat,dog\n"a,b.png",cat|dog,0.75,0.75,0.5\nc.png,,0.25,0.25,0.0\n'
