@@ -1,0 +1,65 @@
+"""How long it takes to start: what ``import autotimm`` adds to Python, and the CPU time of ``autotimm --help``.
+
+Each turn starts two fresh processes, ``python -c pass`` and the command; the difference of the two is what the command
+adds, the median over the turns is reported. CPU time is user and system time of the process as the kernel counts it, so
+that other programs on the machine hardly matter. Files are in the page cache: the first turn is not counted.
+
+Targets: ``import autotimm`` adds less than 0.1 s on the clock, ``autotimm --help`` takes less than 0.5 s of CPU time in
+all, Python's own start included.
+
+    python benchmarks/startup.py [--quick]
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+from _bench import arguments, median, report
+
+COMMANDS = {
+    "import autotimm": ["-c", "import autotimm"],
+    "autotimm --help": ["-m", "autotimm", "--help"],
+    "autotimm fit --help": ["-m", "autotimm", "fit", "--help"],
+    "autotimm fit --epochs x (a usage error)": ["-m", "autotimm", "fit", "photos", "--epochs", "x"],
+    "import torch (for comparison)": ["-c", "import torch"],
+}
+
+
+class Took(NamedTuple):
+    """What a process took, in seconds."""
+
+    wall: float
+    cpu: float
+
+
+def start(arguments: list[str]) -> Took:
+    """Run Python with arguments and wait for it."""
+    begin = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)  # unlike Popen.wait, it tells the CPU time
+    wall = time.perf_counter() - begin
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode not in (0, 2):  # 2 is a usage error
+        raise SystemExit(f"{' '.join(arguments)} failed with exit code {process.returncode}")
+    return Took(wall, usage.ru_utime + usage.ru_stime)
+
+
+def main() -> None:
+    turns = 3 if arguments(__doc__).parse_args().quick else 15
+    rows, figures = [], {}
+    for name, command in COMMANDS.items():
+        pairs = [(start(["-c", "pass"]), start(command)) for _ in range(turns + 1)][1:]
+        added = median(command.wall - bare.wall for bare, command in pairs)
+        cpu = median(command.cpu for _, command in pairs)
+        rows.append((name, f"{added:.3f}", f"{cpu:.3f}"))
+        figures[name] = {"added_wall_s": round(added, 4), "cpu_s": round(cpu, 4)}
+    columns = ("command", "added to `python -c pass`, s", "CPU time in all, s")
+    report("startup", columns, rows, turns=turns, figures=figures)
+
+
+if __name__ == "__main__":
+    main()
