@@ -1,0 +1,208 @@
+"""timm backbones that turn images into vectors, and the classifier around one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from timm.data.config import resolve_model_data_config
+from timm.models import group_parameters
+from torch import Tensor, nn
+
+from autotimm.errors import require
+from autotimm.models.fitting import create, fitting_arguments, measure_features
+from autotimm.models.loading import load_weights
+from autotimm.models.names import find_architecture, list_backbones
+from autotimm.models.preprocess import Normalize
+from autotimm.models.weights import Weights
+from autotimm.repro.streams import scope
+
+__all__ = ["DataConfig", "PooledClassifier", "build_backbone", "build_classifier", "data_config", "list_backbones"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How a backbone's pretrained weights want their images.
+
+    Attributes:
+        mean: Mean of each channel, in [0, 1] units.
+        std: Standard deviation of each channel, in [0, 1] units.
+        crop_pct: Share of the resized image that the central crop keeps in evaluation.
+        interpolation: ``"bilinear"``, ``"bicubic"`` or another name of ``torchvision.transforms.InterpolationMode``.
+        image_size: Side in pixels of the square image that the weights were trained on.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float
+    interpolation: str
+    image_size: int
+
+
+def data_config(backbone: str | nn.Module) -> DataConfig:
+    """Say how a backbone wants its images, from timm's data configuration.
+
+    Args:
+        backbone: A name, or a module of timm.
+
+    Raises:
+        ModelError: If the name is unknown.
+
+    Example:
+        >>> data_config("resnet18").image_size
+        224
+    """
+    if isinstance(backbone, str):
+        found = resolve_model_data_config(None, pretrained_cfg=find_architecture(backbone).config)
+    else:
+        found = resolve_model_data_config(backbone)
+    return DataConfig(
+        tuple(map(float, found["mean"])),
+        tuple(map(float, found["std"])),
+        float(found["crop_pct"]),
+        str(found["interpolation"]),
+        int(found["input_size"][-1]),
+    )
+
+
+def build_backbone(
+    name: str,
+    *,
+    weights: Weights | None = None,
+    seed: int = 42,
+    image_size: int | None = None,
+    drop_path_rate: float = 0.0,
+) -> nn.Module:
+    """Build a timm backbone that turns (N, 3, S, S) normalized images into (N, D) features.
+
+    Its random initial weights are a function of ``seed`` and the name alone: the number of classes has no influence,
+    and the global generators are left as they were.
+
+    Args:
+        name: See :func:`autotimm.models.names.find_architecture`.
+        weights: Where the weights come from, see :func:`autotimm.models.weights.resolve_weights`; default random.
+        seed: Root seed of the stream ``(init, backbone)``.
+        image_size: Side S in pixels. ``None`` is the backbone's own size; models that can take other sizes too then do.
+        drop_path_rate: Probability in [0, 1) of skipping a residual block (Huang et al., "Deep networks with stochastic
+            depth", ECCV 2016).
+
+    Returns:
+        The module. Its ``num_features`` is D, measured and not looked up.
+
+    Raises:
+        ModelError: If the backbone is unknown, does not pool to a vector, or cannot take images of this size; the
+            nearest names or sizes are given.
+        UsageError: If ``drop_path_rate`` is not in [0, 1), or the backbone has no stochastic depth.
+        WeightsError: If the weights do not fit.
+
+    Example:
+        >>> import torch
+        >>> backbone = build_backbone("test_resnet", image_size=32)
+        >>> backbone(torch.zeros(2, 3, 32, 32)).shape == (2, backbone.num_features)
+        True
+    """
+    must, do = "in [0, 1)", "Give 0 to switch it off, or for example 0.1."
+    require(0 <= drop_path_rate < 1, "drop_path_rate", name, must, drop_path_rate, do)
+    whole = image_size is None or (type(image_size) is int and image_size > 0)
+    require(whole, "image_size", name, "an integer above 0, or None", image_size, "Give for example 224.")
+    architecture, weights = find_architecture(name), weights or Weights()
+    arguments = fitting_arguments(architecture, image_size, drop_path_rate)
+    features = measure_features(architecture, arguments, image_size)
+    # Not `torch_only`: a constructor may draw from NumPy or `random` too.
+    with scope(seed, "init", "backbone"):
+        backbone = create(architecture, arguments)
+        if weights.file is not None:
+            load_weights(backbone, Path(weights.file), architecture, arguments)
+    setattr(backbone, "num_features", features)  # noqa: B010 - timm's own number is that before the head's layers
+    return backbone
+
+
+class PooledClassifier(nn.Module):
+    """Normalization, a backbone that pools to a vector, dropout and a linear head.
+
+    Args:
+        normalize: The network's first layer.
+        backbone: Turns (N, 3, H, W) into (N, D), with D as its ``num_features``.
+        head: Turns (N, D) into (N, num_classes).
+        head_dropout: Probability in [0, 1) of dropping a feature before the head.
+
+    Shape:
+        - images: (N, 3, H, W), ``uint8`` in [0, 255] or float in [0, 1].
+        - logits: (N, num_classes).
+    """
+
+    def __init__(self, normalize: Normalize, backbone: nn.Module, head: nn.Module, head_dropout: float = 0.0) -> None:
+        super().__init__()
+        self.normalize = normalize
+        self.backbone = backbone
+        self.dropout = nn.Dropout(head_dropout)
+        self.head = head
+
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled features, (N, D)."""
+        features: Tensor = self.backbone(self.normalize(images))
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, (N, num_classes)."""
+        logits: Tensor = self.head(self.dropout(self.features(images)))
+        return logits
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
+        """Number the layers for layer-wise learning rates, as timm's models do; the head is the last.
+
+        Args:
+            coarse: Whether to count stages instead of blocks.
+        """
+        matcher = getattr(self.backbone, "group_matcher", None)  # two of timm's models have none: one layer
+        layers = group_parameters(self.backbone, matcher(coarse=coarse), reverse=True) if matcher else {}
+        numbers = {f"backbone.{name}": float(layers.get(name, 0)) for name, _ in self.backbone.named_parameters()}
+        return lambda name: numbers.get(name, math.inf)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that their model's authors spare from weight decay, such as position embeddings."""
+        spared = getattr(self.backbone, "no_weight_decay", set)
+        return {f"backbone.{name}" for name in spared()}
+
+
+def build_classifier(
+    backbone: str,
+    num_classes: int,
+    *,
+    weights: Weights | None = None,
+    seed: int = 42,
+    image_size: int | None = None,
+    head_dropout: float = 0.0,
+    drop_path_rate: float = 0.0,
+) -> PooledClassifier:
+    """Build a classifier: :func:`build_backbone` and a head on the stream ``(init, head)``.
+
+    Args:
+        backbone: Name of the backbone.
+        num_classes: Number of logits.
+        weights: Where the backbone's weights come from; default random.
+        seed: Root seed of the streams ``(init, backbone)`` and ``(init, head)``.
+        image_size: Side of the square images in pixels; ``None`` is the backbone's own.
+        head_dropout: Probability in [0, 1) of dropping a feature before the head.
+        drop_path_rate: Probability in [0, 1) of skipping a residual block.
+
+    Raises:
+        ModelError: See :func:`build_backbone`.
+        UsageError: If an argument is wrong.
+        WeightsError: If the weights do not fit.
+
+    Example:
+        >>> import torch
+        >>> network = build_classifier("test_resnet", num_classes=3, image_size=32)
+        >>> network(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape
+        torch.Size([2, 3])
+    """
+    must, do = "in [0, 1)", "Give 0 to switch it off, or for example 0.2."
+    require(0 <= head_dropout < 1, "head_dropout", "a classifier", must, head_dropout, do)
+    body = build_backbone(backbone, weights=weights, seed=seed, image_size=image_size, drop_path_rate=drop_path_rate)
+    with scope(seed, "init", "head"):
+        head = nn.Linear(int(body.num_features), num_classes)  # type: ignore[arg-type]
+    config = data_config(body)
+    return PooledClassifier(Normalize(config.mean, config.std), body, head, head_dropout)

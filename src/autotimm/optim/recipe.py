@@ -1,0 +1,230 @@
+"""Settings that suit a backbone, an optimizer and a batch size, with the reason said in one line."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from autotimm.errors import UsageError, require, require_choice, sentence
+from autotimm.optim.find import find_optimizer
+
+__all__ = ["SCHEDULES", "OptimizerOptions", "Recipe", "choose_recipe", "family"]
+
+SCHEDULES = ("constant", "cosine", "linear", "onecycle", "plateau", "step")
+
+# Modules of `timm.models`. Plain transformers: one resolution, layer normalization.
+_VIT = (
+    "beit", "cait", "convit", "crossvit", "deepseek_vit", "deit", "eva", "gemma4_vit", "mlp_mixer", "naflexvit", "pit",
+    "qwen3_vit", "tnt", "vision_transformer", "vision_transformer_hybrid", "vision_transformer_relpos",
+    "vision_transformer_sam", "vitamin", "volo", "xcit",
+)  # fmt: skip
+# Pyramids of blocks with layer normalization, of attention or of large convolutions, and mixtures of both.
+_CONVNEXT = (
+    "coat", "convnext", "davit", "edgenext", "focalnet", "gcvit", "hiera", "hieradet_sam2", "inception_next",
+    "mambaout", "maxxvit", "metaformer", "mvitv2", "nest", "nextvit", "pvt_v2", "rdnet", "sequencer",
+    "swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr", "tiny_vit", "twins",
+)  # fmt: skip
+_FAMILIES = {f"timm.models.{name}": "vit" for name in _VIT} | {f"timm.models.{name}": "convnext" for name in _CONVNEXT}
+_SPOKEN = {"vit": "ViT", "convnext": "ConvNeXt/Swin", "cnn": "CNN"}
+
+_ADAM_LIKE = (
+    "adam", "adamw", "adamwlegacy", "adamc", "adamp", "adabelief", "adopt", "adoptc", "adoptw", "cadamc", "cadamp",
+    "cadamw", "cadopt", "cadoptc", "cadoptw", "claprop", "cnadamc", "cnadamw", "laprop", "lapropc", "nadam", "nadamc",
+    "nadamlegacy", "nadamw", "radam", "radamlegacy", "radamw", "bnbadam", "bnbadam8bit", "bnbadamw", "bnbadamw8bit",
+    "fusedadam", "fusedadamw",
+)  # fmt: skip
+_LION_LIKE = ("lion", "lionc", "clion", "clionc", "bnblion", "bnblion8bit")
+_LAMB_LIKE = ("lamb", "lambc", "lambcd", "lambcw", "lambw", "clamb", "clambw", "fusedlamb")
+_SGD_LIKE = (
+    "sgd", "sgdc", "sgdp", "sgdw", "csgdc", "csgdp", "csgdw", "momentum", "nesterov", "nesterovw", "bnbsgd",
+    "bnbsgd8bit", "fusedsgd",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """What a user may say about optimization. ``None`` leaves a field to the recipe.
+
+    Args:
+        lr: Learning rate after warm-up, above 0.
+        optimizer: Name of an optimizer of timm or torch, an import path, or a class.
+        weight_decay: At least 0. Parameters of one dimension (biases, norms) never decay.
+        layer_decay: Factor in (0, 1] on the learning rate per layer, counted from the head; 1 is off.
+        schedule: One of :data:`SCHEDULES`.
+        warmup_epochs: Epochs, or parts of one, over which the rate rises first; 0 is off.
+        gradient_clip: Largest norm of the gradient; 0 is off.
+
+    Raises:
+        UsageError: If a value is none of these.
+    """
+
+    lr: float | None = None
+    optimizer: str | type[Optimizer] | None = None
+    weight_decay: float | None = None
+    layer_decay: float | None = None
+    schedule: str | None = None
+    warmup_epochs: float | None = None
+    gradient_clip: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check what was given."""
+        _check(self.lr, "lr", "a number above 0", self.lr is None or _number(self.lr) > 0, "Leave it out for a recipe.")
+        for name, off in (("weight_decay", "0"), ("warmup_epochs", "0"), ("gradient_clip", "0")):
+            value = getattr(self, name)
+            _check(value, name, "a number of at least 0", value is None or _number(value) >= 0, f"Give {off} for none.")
+        decay = self.layer_decay
+        _check(decay, "layer_decay", "in (0, 1]", decay is None or 0 < _number(decay) <= 1, "Give 1 for none.")
+        if self.schedule is not None:
+            require_choice("schedule", "the optimizer options", self.schedule, SCHEDULES)
+        if self.optimizer is not None:
+            find_optimizer(self.optimizer)
+
+
+def _number(value: object) -> float:
+    """The value if it is a finite number, else nan, which fails every comparison."""
+    fine = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
+    return float(value) if fine else float("nan")  # type: ignore[arg-type]
+
+
+def _check(value: object, name: str, must: str, condition: bool, do: str) -> None:
+    require(condition, name, "the optimizer options", must, value, do)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that is decided about optimization.
+
+    Attributes:
+        optimizer: Name, import path or class of the optimizer.
+        lr: Learning rate after warm-up.
+        weight_decay: For parameters of two dimensions and more.
+        layer_decay: Factor per layer, 1 without layer-wise rates.
+        schedule: One of :data:`SCHEDULES`.
+        warmup_epochs: Epochs of warm-up; ``None`` is 5 % of the run.
+        gradient_clip: Largest norm of the gradient; 0 is off.
+        reason: Why, in one line.
+    """
+
+    optimizer: str | type[Optimizer]
+    lr: float
+    weight_decay: float
+    layer_decay: float = 1.0
+    schedule: str = "cosine"
+    warmup_epochs: float | None = None
+    gradient_clip: float = 1.0
+    reason: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for a manifest or a checkpoint."""
+        return asdict(self) | {"optimizer": _spelled(self.optimizer)}
+
+
+def _spelled(optimizer: str | type[Optimizer]) -> str:
+    return optimizer if isinstance(optimizer, str) else f"{optimizer.__module__}.{optimizer.__qualname__}"
+
+
+def family(network: nn.Module) -> str:
+    """Say whether a network is built around a ``"vit"``, a ``"convnext"`` (or Swin, or hybrid), or a ``"cnn"``.
+
+    Example:
+        >>> import timm
+        >>> family(timm.create_model("test_vit"))
+        'vit'
+    """
+    for module in network.modules():
+        if found := _FAMILIES.get(type(module).__module__):
+            return found
+    return "cnn"
+
+
+def choose_recipe(
+    network: nn.Module, *, pretrained: bool, batch_size: int, options: OptimizerOptions | None = None
+) -> Recipe:
+    """Choose learning rate, weight decay, layer decay and schedule. What the user gave always wins.
+
+    The learning rate of AdamW, and of all that follow Adam:
+
+    =============================  ===========  ==================  =======================================
+    family                         fine-tuning  from scratch        layer decay (fine-tuning)
+    =============================  ===========  ==================  =======================================
+    ViT-like                       1e-4 at 64   1e-4 at 64          0.7
+    ConvNeXt, Swin, hybrids        1e-4 at 64   1e-4 at 64          0.8
+    CNN                            5e-4 at 32   1e-3 at 32          none
+    =============================  ===========  ==================  =======================================
+
+    The numbers are those of published fine-tuning recipes, rounded: BEiT (Bao et al., ICLR 2022) and MAE (He et al.,
+    CVPR 2022) fine-tune ViTs with AdamW, weight decay 0.05 and layer decay 0.65 to 0.75, ConvNeXt (Liu et al., CVPR
+    2022) with 0.7 to 0.8; 1e-3 is Adam's own rate (Kingma & Ba, ICLR 2015). Layer decay keeps the early layers near
+    what they learned before. Random layers have learned nothing that is worth keeping, so from scratch there is none.
+
+    Other batch sizes scale an adaptive optimizer's rate by the square root of the ratio (Malladi et al., "On the SDEs
+    and scaling rules for adaptive gradient algorithms", NeurIPS 2022; timm's training script does the same) and SGD's
+    linearly (Goyal et al., "Accurate, large minibatch SGD", 2017). Other optimizers:
+
+    - SGD and its kin: 0.1 at batch 256 from scratch (Goyal et al.), 0.01 fine-tuning (Kornblith et al., "Do better
+      ImageNet models transfer better?", CVPR 2019), weight decay 1e-4.
+    - Lion: a fifth of AdamW's rate and five times its weight decay (Chen et al., "Symbolic discovery of optimization
+      algorithms", NeurIPS 2023, says 3 to 10 for both).
+    - LAMB: 5e-3 at batch 2048, weight decay 0.02 (Wightman et al., "ResNet strikes back", 2021).
+    - Any other: its own default rate, without weight decay.
+
+    Gradients are clipped to norm 1 (as Steiner et al., "How to train your ViT?", TMLR 2022).
+
+    Args:
+        network: The network; its family is read from its modules.
+        pretrained: Whether its backbone starts from pretrained weights.
+        batch_size: Images per optimizer step, over all devices and accumulated batches.
+        options: What the user said.
+
+    Raises:
+        UsageError: If the optimizer is unknown, or has no learning rate of its own and none was given.
+    """
+    options = options or OptimizerOptions()
+    optimizer = options.optimizer or "adamw"
+    kind, name = family(network), _spelled(optimizer)
+    given = {key: value for key, value in vars(options).items() if value is not None and key not in ("optimizer", "lr")}
+    rate, decay, rule = _rate(kind, name, optimizer, pretrained, batch_size, options.lr)
+    chosen = {
+        "weight_decay": decay,
+        "layer_decay": {"vit": 0.7, "convnext": 0.8, "cnn": 1.0}[kind] if pretrained else 1.0,
+        **given,
+    }
+    start = "fine-tuning" if pretrained else "from scratch"
+    label = find_optimizer(optimizer).__name__
+    reason = f"lr {rate:.3g}: " + (
+        "as given" if options.lr is not None else f"{_SPOKEN[kind]} {start}, {label}, batch {batch_size}{rule}"
+    )
+    layers = f"; layer decay {chosen['layer_decay']:g}" if chosen["layer_decay"] != 1 else ""
+    return Recipe(optimizer=optimizer, lr=rate, **chosen, reason=reason + layers)
+
+
+def _rate(
+    kind: str, name: str, optimizer: str | type[Optimizer], pretrained: bool, batch_size: int, given: float | None
+) -> tuple[float, float, str]:
+    """Learning rate, weight decay, and a remark on the rule where it is not the usual one."""
+    short = name.rpartition(".")[2].lower().rpartition("_")[2]
+    adamw = (5e-4 if pretrained else 1e-3) if kind == "cnn" else 1e-4
+    adamw *= (batch_size / (32 if kind == "cnn" else 64)) ** 0.5
+    if short in _SGD_LIKE:
+        rate, decay, rule = (0.01 if pretrained else 0.1) * batch_size / 256, 1e-4, ""
+    elif short in _LION_LIKE:
+        rate, decay, rule = adamw / 5, 0.25, ""
+    elif short in _LAMB_LIKE:
+        rate, decay, rule = 5e-3 * (batch_size / 2048) ** 0.5, 0.02, ""
+    elif short in _ADAM_LIKE:
+        rate, decay, rule = adamw, 0.05, ""
+    else:
+        rate, decay, rule = given or _own_rate(name, optimizer), 0.0, " (the optimizer's own default)"
+    return given or rate, decay, rule
+
+
+def _own_rate(name: str, optimizer: str | type[Optimizer]) -> float:
+    parameter = inspect.signature(find_optimizer(optimizer)).parameters.get("lr")
+    default = parameter.default if parameter else None
+    if not isinstance(default, (int, float)):
+        raise UsageError(sentence("lr", name, "given", None, "No recipe knows a learning rate for this optimizer."))
+    return float(default)
