@@ -1,0 +1,65 @@
+"""Python blocks of a Markdown page, run as one program in a process of its own."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+# Lightning's own way of shrinking a run. Arguments that a page gives still win, so that its code runs as written.
+SHRINK = {
+    "PL_TRAINER_MAX_STEPS": "2",
+    "PL_TRAINER_LIMIT_TRAIN_BATCHES": "2",
+    "PL_TRAINER_LIMIT_VAL_BATCHES": "1",
+    "PL_TRAINER_LIMIT_TEST_BATCHES": "1",
+    "PL_TRAINER_ENABLE_PROGRESS_BAR": "False",
+}
+
+
+class Block(NamedTuple):
+    """One ```python block: the line of its fence, the heading above it, its text."""
+
+    line: int
+    heading: str
+    code: str
+
+
+def python_blocks(page: Path) -> list[Block]:
+    found: list[Block] = []
+    heading, start = "", 0
+    lines = page.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        if start and line == "```":
+            found.append(Block(start, heading, "\n".join(lines[start : number - 1])))
+            start = 0
+        elif line == "```python":
+            start = number
+        elif not start and re.match(r"#+ |\*\*.+:\*\*$", line):
+            heading = line.strip("#* :")
+    return found
+
+
+def run_blocks(
+    page: Path, cwd: Path, fill: Callable[[str], str] = str, shrink: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run the blocks in order as one program, saying which one is running, so that a failure has a heading.
+
+    Line numbers in a traceback are those of the page.
+    """
+    program = ["if __name__ == '__main__':"]  # data workers may import the program again
+    for line, heading, code in python_blocks(page):
+        program.append(f"    print({f'-- {page.name}, line {line}: {heading}'!r}, flush=True)")
+        program.append(f"    exec(compile({chr(10) * line + fill(code)!r}, {page.name!r}, 'exec'), globals())")
+    script = cwd / f"{page.stem}_blocks.py"
+    script.write_text("\n".join(program), encoding="utf-8")
+    environment = os.environ | (SHRINK if shrink else {})
+    return subprocess.run(
+        [sys.executable, script.name], cwd=cwd, env=environment, capture_output=True, text=True, timeout=480
+    )
+
+
+def assert_ran(run: subprocess.CompletedProcess[str], page: Path) -> None:
+    assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"
+    assert run.stdout.count(f"-- {page.name}, line ") == len(python_blocks(page))

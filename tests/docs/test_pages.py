@@ -1,0 +1,60 @@
+"""The documentation keeps its promises: its code runs, its links lead somewhere, its generated parts are up to date."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from blocks import assert_ran, python_blocks, run_blocks
+
+ROOT = Path(__file__).parents[2]
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
+WITH_CODE = [name for name, page in zip(NAMES, PAGES, strict=True) if python_blocks(page)]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_somewhere(name: str) -> None:
+    page = ROOT / name
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{name} links to {link}"
+        assert not anchor or anchor in anchors(target), f"{name} links to {link}, which has no such heading"
+
+
+@pytest.mark.parametrize("name", WITH_CODE)
+def test_code_runs(name: str, tmp_path: Path) -> None:
+    from autotimm.data.toy import write_toy_folder
+
+    write_toy_folder(tmp_path / "photos", n=60, num_classes=3, image_size=64, seed=0)
+    assert_ran(run_blocks(ROOT / name, tmp_path), ROOT / name)
+
+
+def test_generated_parts_are_up_to_date() -> None:
+    stale = runpy.run_path(str(ROOT / "tools" / "docs.py"))["stale"]
+    assert stale(write=False) == [], "run `make docs`"
+
+
+def test_every_page_can_be_reached() -> None:
+    """From docs/index.md, by following links."""
+    start = ROOT / "docs" / "index.md"
+    seen, waiting = {start}, [start]
+    while waiting:
+        page = waiting.pop()
+        for link in re.findall(r"\]\(([^)#\s]+\.md)", page.read_text()):
+            target = (page.parent / link).resolve()
+            if target not in seen and target.exists():
+                seen.add(target)
+                waiting.append(target)
+    assert not {page for page in PAGES if "docs" in page.relative_to(ROOT).parts} - seen
