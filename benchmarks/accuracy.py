@@ -15,7 +15,7 @@ order and augmentation through ``torch.manual_seed``.
 
 Target: autotimm's mean is not below the loop's by more than one standard deviation (of the two sides' pooled).
 
-    python benchmarks/accuracy.py [--quick] [--dataset clothing] [--seeds 0 1 2] [--data FOLDER]
+    python benchmarks/accuracy.py [--quick] [--dataset clothing] [--seeds 0 1 2] [--data FOLDER] [--threads 2]
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
 import autotimm
+from autotimm.repro.seed import default_threads
 
 BACKBONE, IMAGE_SIZE, BATCH_SIZE, WORKERS = "resnet18", 64, 32, 2
-EPOCHS = {"clothing": 20, "digits": 20}
+EPOCHS = 15
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -93,7 +94,7 @@ def with_autotimm(splits: Splits, epochs: int, seed: int, folder: Path) -> float
     run = autotimm.fit(
         train_csv=tables["train"], val_csv=tables["val"], test_csv=tables["test"], image_dir="/",
         backbone=BACKBONE, epochs=epochs, batch_size=BATCH_SIZE, image_size=IMAGE_SIZE, num_workers=WORKERS,
-        pretrained=False, seed=seed, out=str(folder / "runs"),
+        pretrained=False, seed=seed, threads=torch.get_num_threads(), out=str(folder / "runs"),
     )  # fmt: skip
     return float(run.test()["test/accuracy"])
 
@@ -209,11 +210,11 @@ def compare(dataset: str, root: Path, seeds: list[int], epochs: int) -> dict[str
         for name, side in (("autotimm", with_autotimm), ("by hand", by_hand)):
             start = time.perf_counter()
             with tempfile.TemporaryDirectory() as folder:
-                reached = 100 * side(splits, epochs, seed, Path(folder))
+                reached = round(100 * side(splits, epochs, seed, Path(folder)), 2)
             found[name].append((reached, time.perf_counter() - start))
             print(f"  seed {seed}, {name}: {reached:.1f} % in {found[name][-1][1]:.0f} s", flush=True)
     return {
-        name: Outcome([reached for reached, _ in pairs], median(took for _, took in pairs))
+        name: Outcome([reached for reached, _ in pairs], round(median(took for _, took in pairs), 1))
         for name, pairs in found.items()
     }
 
@@ -223,13 +224,15 @@ def main() -> None:
     parser.add_argument("--dataset", nargs="+", choices=DATASETS, default=list(DATASETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--data", type=Path, default=PHOTOS, help="the folder that holds the data sets")
+    parser.add_argument("--threads", type=int, default=default_threads(), help="CPU threads of both sides")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     if not options.data.is_dir():
         print(f"skipped: there is no folder {options.data}; give the one of the data sets with --data")
         return
     rows, figures = [], {}
     for dataset in options.dataset:
-        seeds, epochs = (options.seeds[:1], 1) if options.quick else (options.seeds, EPOCHS[dataset])
+        seeds, epochs = (options.seeds[:1], 1) if options.quick else (options.seeds, EPOCHS)
         outcomes = compare(dataset, options.data, seeds, epochs)
         ours, theirs = outcomes["autotimm"], outcomes["by hand"]
         pooled = math.sqrt((ours.std**2 + theirs.std**2) / 2)
@@ -237,7 +240,9 @@ def main() -> None:
         rows.append((dataset, epochs, ours, theirs, verdict, f"{ours.seconds:.0f} / {theirs.seconds:.0f}"))
         figures[dataset] = {name: outcome._asdict() for name, outcome in outcomes.items()} | {"target": verdict}
     columns = ("data", "epochs", "autotimm, %", "by hand, %", "target", "seconds")
-    report("accuracy", columns, rows, backbone=BACKBONE, image_size=IMAGE_SIZE, figures=figures)
+    report(
+        "accuracy", columns, rows, backbone=BACKBONE, image_size=IMAGE_SIZE, threads=options.threads, figures=figures
+    )
 
 
 if __name__ == "__main__":

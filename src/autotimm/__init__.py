@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from autotimm.tasks.base import Task
     from autotimm.tasks.classification import ImageClassifier
     from autotimm.train import AutoTrainer
-    from autotimm.tuner import TunerConfig
+    from autotimm.train.tuner import TunerConfig
     from autotimm.types import Batch, DataSpec, Prediction, Sample, Stage, Step
 
 __version__ = "0.1.0"
@@ -61,7 +61,7 @@ _HOME = {
     "Stage": "autotimm.types",
     "Step": "autotimm.types",
     "Task": "autotimm.tasks.base",
-    "TunerConfig": "autotimm.tuner",
+    "TunerConfig": "autotimm.train.tuner",
     "UsageError": "autotimm.errors",
     "WeightsError": "autotimm.errors",
     "fit": "autotimm.run",

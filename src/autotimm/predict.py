@@ -7,9 +7,9 @@ from pathlib import Path
 
 from autotimm.data.predict import predict_loader
 from autotimm.errors import ModelError
-from autotimm.progress import say
 from autotimm.tasks import Task
 from autotimm.train import AutoTrainer
+from autotimm.train.progress import say
 from autotimm.types import Prediction
 
 __all__ = ["predict"]

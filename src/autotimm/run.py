@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pytorch_lightning.callbacks import EarlyStopping
-from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
+from autotimm.build import build_data, build_task, build_trainer
 from autotimm.config import FitConfig
-from autotimm.data.image import ImageDataModule
 from autotimm.data.module import DataModule
-from autotimm.errors import DataError, ModelError, UsageError, nearest
-from autotimm.folder import RunFolder
-from autotimm.losses import balanced_weights
-from autotimm.metrics import MetricConfig, choose_monitor, named_metric
+from autotimm.errors import ModelError, UsageError, nearest
 from autotimm.predict import predict
 from autotimm.repro.seed import default_threads
-from autotimm.tasks import ImageClassifier, Task
+from autotimm.tasks import Task
 from autotimm.train import AutoTrainer
-from autotimm.tuner import TunerConfig
+from autotimm.train.folder import RunFolder
 from autotimm.types import Prediction
 
 __all__ = ["Run", "fit", "fit_config", "fit_objects"]
@@ -90,91 +85,6 @@ def _with_recipe(config: FitConfig, task: Task, data: DataModule) -> FitConfig:
     }
     resolved = config.resolved(open_values, "recipe")
     return resolved.resolved(found, "batch-size finder") if found else resolved
-
-
-def build_data(config: FitConfig) -> ImageDataModule:
-    """The data module of a configuration."""
-    return ImageDataModule(
-        config.path,
-        train_csv=config.train_csv, val_csv=config.val_csv, test_csv=config.test_csv,
-        image_dir=config.image_dir, image_column=config.image_column, label_column=config.label_column,
-        dataset_name=config.dataset_name, download=config.download,
-        image_size=config.image_size, batch_size=config.batch_size, eval_batch_size=config.eval_batch_size,
-        num_workers=config.num_workers, val_split=config.val_split, test_split=config.test_split, seed=config.seed,
-        augmentation=config.augmentation, balanced_sampling=config.balanced_sampling, strict=config.strict,
-    )  # fmt: skip
-
-
-def build_task(config: FitConfig, data: DataModule) -> ImageClassifier:
-    """The task of a configuration, for data that has been set up.
-
-    Raises:
-        UsageError: If the configuration says another kind of labels than the data has.
-    """
-    spec = data.spec
-    if config.multi_label is not None and config.multi_label != spec.multi_label:
-        raise UsageError(
-            f"The `multi_label` of fit must be {spec.multi_label}, as the data is. Got {config.multi_label} instead. "
-            "Leave it out."
-        )
-    auto = {"auto": None}
-    weights = balanced_weights(data.class_counts("train")) if config.class_weights == "balanced" else None
-    return ImageClassifier(
-        config.backbone, len(spec.class_names),
-        multi_label=spec.multi_label, threshold=config.threshold, pretrained=config.pretrained,
-        image_size=config.image_size, head_dropout=config.head_dropout, drop_path_rate=config.drop_path_rate,
-        label_smoothing=config.label_smoothing, mixup_alpha=config.mixup_alpha, cutmix_alpha=config.cutmix_alpha,
-        loss=auto.get(config.loss, config.loss), class_weights=weights,
-        seed=config.seed, deterministic=config.deterministic, lr=config.lr,
-        optimizer=auto.get(config.optimizer, config.optimizer), weight_decay=config.weight_decay,
-        layer_decay=config.layer_decay, schedule=auto.get(config.schedule, config.schedule),
-        warmup_epochs=config.warmup_epochs, gradient_clip=config.clip, freeze_backbone=config.freeze_backbone,
-        ema_decay=config.ema_decay, compile_model=config.compile, metrics=_metrics(config, data),
-        eval_batch_size=config.eval_batch_size,
-    )  # fmt: skip
-
-
-def _metrics(config: FitConfig, data: DataModule) -> list[MetricConfig] | None:
-    if config.metrics is None:
-        return None
-    spec = data.spec
-    return [named_metric(name, len(spec.class_names), multi_label=spec.multi_label) for name in config.metrics]
-
-
-def build_trainer(config: FitConfig, folder: RunFolder, task: Task) -> AutoTrainer:
-    """The trainer of a configuration, writing to a folder."""
-    callbacks = []
-    monitor = None if config.monitor == "auto" else config.monitor
-    if config.patience is not None:
-        watched = choose_monitor(task.metric_configs, monitor)
-        callbacks.append(EarlyStopping(watched.name, mode=watched.mode, patience=config.patience))
-    finder = TunerConfig(lr=config.lr_find, batch_size=config.batch_size_find)
-    return AutoTrainer(
-        config.epochs, seed=config.seed, deterministic=config.deterministic, threads=config.threads,
-        run_dir=folder.path, monitor=monitor,
-        tuner=finder if finder.lr or finder.batch_size else None,
-        accelerator=config.accelerator, devices=config.devices, precision=config.precision,
-        accumulate_grad_batches=config.accumulate, logger=_loggers(config.loggers or (), folder.path) or False,
-        callbacks=callbacks, enable_progress_bar=config.progress,
-    )  # fmt: skip
-
-
-def _loggers(names: Sequence[str], folder: Path) -> list[Logger]:
-    makers = {
-        "tensorboard": lambda: TensorBoardLogger(folder, name="tensorboard", version=""),
-        "wandb": lambda: WandbLogger(save_dir=folder, name=folder.name),
-        "mlflow": lambda: MLFlowLogger(
-            experiment_name="autotimm", run_name=folder.name, tracking_uri=f"file:{folder}/mlflow"
-        ),
-    }
-    loggers: list[Logger] = []
-    for name in names:
-        try:
-            loggers.append(makers[name]())
-        except ModuleNotFoundError as error:
-            raise UsageError(f"The logger {name} needs a package that is not installed: {error}. "
-                             f"Install it, for example with `pip install {name}`.") from None  # fmt: skip
-    return loggers
 
 
 class Run:
@@ -295,14 +205,3 @@ class Run:
                          "accelerator": flat.accelerator, "precision": flat.precision,
                          "enable_progress_bar": flat.progress}  # fmt: skip
         return AutoTrainer(**settings)
-
-
-def has_test_data(run: Run) -> bool:
-    """Whether a run has test data of its own."""
-    module = run.data()
-    try:
-        module.setup("test")
-        module.test_dataloader()
-    except DataError:
-        return False
-    return True

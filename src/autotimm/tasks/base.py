@@ -2,45 +2,41 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, cast
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, EMAWeightAveraging
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from autotimm.data.module import DataModule
-from autotimm.errors import ModelError, RunError, UsageError, require
-from autotimm.metrics import MetricConfig, Monitor, build_metrics, choose_monitor
+from autotimm.errors import UsageError, require
+from autotimm.metrics import MetricConfig, build_metrics
 from autotimm.models.names import remember_architecture
 from autotimm.models.weights import Weights
-from autotimm.optim import OptimizerOptions, Recipe, build_optimizer, build_schedulers, choose_recipe
+from autotimm.optim import OptimizerOptions
 from autotimm.repro.seed import preserve_switches, root_seed, seed_everything, set_deterministic
 from autotimm.repro.streams import preserve_generators, reseed, scope
 from autotimm.tasks.checkpoint import (
     TaskRecord,
     drop_data_arguments,
     import_name,
-    import_object,
-    missing_objects,
     plain_value,
     read_checkpoint,
+    require_objects,
+    task_class,
 )
+from autotimm.tasks.optimized import Optimized
+from autotimm.tasks.signature import show_shared_options
+from autotimm.tasks.watch import LossWatch
 from autotimm.types import Batch, DataSpec, Prediction, Stage, Step
 
 __all__ = ["Task"]
 
-LOOK_EVERY = 32
-"""Steps between two looks at the losses: a look makes a GPU wait."""
 
-
-class Task(pl.LightningModule, ABC):
+class Task(Optimized, ABC):
     """What is trained: a network, a loss, metrics and how to read the network's output.
 
     A concrete task passes a network factory to this constructor and says three things: :meth:`step`, :meth:`decode` and
@@ -101,9 +97,8 @@ class Task(pl.LightningModule, ABC):
     ) -> None:
         super().__init__()
         owner = type(self).__name__
-        require(
-            ema_decay is None or 0 < ema_decay < 1, "ema_decay", owner, "in (0, 1) or None", ema_decay, "Try 0.999."
-        )
+        fine = ema_decay is None or 0 < ema_decay < 1
+        require(fine, "ema_decay", owner, "in (0, 1) or None", ema_decay, "Try 0.999.")
         require(eval_batch_size > 0, "eval_batch_size", owner, "at least 1", eval_batch_size, "Give for example 16.")
         self.optimizer_options = OptimizerOptions(
             lr, optimizer, weight_decay, layer_decay, schedule, warmup_epochs, gradient_clip
@@ -118,7 +113,7 @@ class Task(pl.LightningModule, ABC):
         self.deterministic, self.ema_decay, self.eval_batch_size = deterministic, ema_decay, eval_batch_size
         self.weights = weights or Weights()
         self.spec: DataSpec | None = None
-        self.recipe: Recipe | None = None
+        self.recipe = None
         with scope(self.root_seed, "init"):
             self.network = network(self.root_seed)
         self.freeze_backbone = freeze_backbone
@@ -130,19 +125,13 @@ class Task(pl.LightningModule, ABC):
         self.metric_configs = given
         self.metrics = nn.ModuleDict({f"{stage.value}_metrics": build_metrics(given, stage) for stage in Stage})
         self._padding = True
-        self._unchecked: list[Tensor] = []  # losses on the device that nobody has looked at yet
+        self._watch = LossWatch(type(self).__name__)
         self.hparams.update(plain_value(dict(self.hparams)) | {"metrics": [metric.to_dict() for metric in given]})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Show the shared options in the signature of a task that takes them as ``**options``."""
         super().__init_subclass__(**kwargs)
-        own = [*inspect.signature(cls.__init__).parameters.values()][1:]
-        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in own):
-            named = [parameter for parameter in own if parameter.kind is not parameter.VAR_KEYWORD]
-            shared = [*inspect.signature(Task.__init__).parameters.values()][3:]
-            taken = {parameter.name for parameter in named}
-            merged = named + [parameter for parameter in shared if parameter.name not in taken]
-            cls.__signature__ = inspect.Signature(merged)  # type: ignore[attr-defined]
+        show_shared_options(cls, Task.__init__)
 
     # What a concrete task says
 
@@ -158,23 +147,12 @@ class Task(pl.LightningModule, ABC):
     def default_metrics(self) -> list[MetricConfig]:
         """What to measure when nothing was asked for."""
 
-    @property
-    def monitor(self) -> Monitor:
-        """The logged value that tells the best checkpoint: the first validation metric, or the validation loss."""
-        return choose_monitor(self.metric_configs)
-
     def check_data(self, spec: DataSpec) -> None:
         """Refuse data that the task cannot learn from, before the first step.
 
         Raises:
             UsageError: If the data does not fit.
         """
-
-    @property
-    def _data(self) -> DataModule | None:
-        """The trainer's data module, if it is one of ours."""
-        data = getattr(self.trainer, "datamodule", None)  # Lightning sets it on demand
-        return data if isinstance(data, DataModule) else None
 
     # Running the network
 
@@ -225,8 +203,9 @@ class Task(pl.LightningModule, ABC):
         reseed(self._streams_seed, *where, devices=[self.device])
         step = self.step(Batch.of(batch), Stage.TRAIN)
         self._log(step, Stage.TRAIN, len(Batch.of(batch).images))
-        self._unchecked.append(step.loss.detach())
-        return step.loss
+        loss = step.loss
+        self._watch.add(loss.detach(), self.current_epoch, batch_idx)
+        return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Measure one batch of validation data, without touching the training's random numbers."""
@@ -258,10 +237,8 @@ class Task(pl.LightningModule, ABC):
     def _log(self, step: Step, stage: Stage, size: int) -> None:
         train = stage is Stage.TRAIN
         for name, value in ({"loss": step.loss} | dict(step.losses)).items():
-            self.log(
-                f"{stage.value}/{name}", value.detach(), on_step=train, on_epoch=True, batch_size=size,
-                prog_bar=name == "loss", sync_dist=not train,
-            )  # fmt: skip
+            shown: dict[str, Any] = {"prog_bar": name == "loss", "on_step": train, "on_epoch": True}
+            self.log(f"{stage.value}/{name}", value.detach(), batch_size=size, sync_dist=not train, **shown)
         if step.targets is None:
             return
         measured = cast(nn.ModuleDict, self.metrics[f"{stage.value}_metrics"])
@@ -269,89 +246,18 @@ class Task(pl.LightningModule, ABC):
             if stage.value in config.stages:
                 metric = cast(Metric, measured[config.name])
                 metric.update(step.predictions, step.targets)
-                self.log(
-                    f"{stage.value}/{config.name}", metric, on_step=config.log_on_step,
-                    on_epoch=config.log_on_epoch, prog_bar=config.prog_bar, batch_size=size,
-                )  # fmt: skip
-
-    # A loss that is not a number
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Look at the losses in groups: one look per step would make a GPU wait."""
-        if len(self._unchecked) >= LOOK_EVERY:
-            self.check_losses()
+                when: dict[str, Any] = {"on_step": config.log_on_step, "on_epoch": config.log_on_epoch}
+                self.log(f"{stage.value}/{config.name}", metric, prog_bar=config.prog_bar, batch_size=size, **when)
 
     def on_train_epoch_end(self) -> None:
-        """Look at the rest of the losses."""
-        self.check_losses()
-
-    def check_losses(self) -> None:
-        """Stop a run whose loss is infinite or not a number, and name the first such step.
-
-        Raises:
-            RunError: If there is one among the losses since the last look.
-        """
-        losses, self._unchecked = self._unchecked, []
-        bad = [
-            index for index, loss in enumerate(torch.stack(losses).tolist() if losses else []) if not abs(loss) < 1e38
-        ]
-        if bad:
-            value, rate = losses[bad[0]].item(), self.trainer.optimizers[0].param_groups[0]["lr"]
-            batch = self.trainer.fit_loop.batch_idx - (len(losses) - 1 - bad[0])
-            raise RunError(
-                f"The loss of {type(self).__name__} must be a finite number. Got {value} at epoch {self.current_epoch},"
-                f" batch {batch} instead. Lower `lr` (it was {rate:.3g}), or use precision 32 if it is lower."
-            )
-
-    # Optimization
-
-    def configure_optimizers(self) -> Any:
-        """Build optimizer and schedule from the recipe; the schedule learns the number of steps when it steps."""
-        self.recipe = self.choose_recipe()
-        optimizer = build_optimizer(self.network, self.recipe)
-        schedulers = build_schedulers(
-            optimizer, self.recipe, lambda: self.trainer.estimated_stepping_batches, self._steps_per_epoch,
-            monitor=self.monitor.name, mode=self.monitor.mode,
-        )  # fmt: skip
-        return [optimizer], schedulers
-
-    def choose_recipe(self) -> Recipe:
-        """The recipe for this backbone and batch size, with every option that was given in its place."""
-        images = self._data.batch_size if self._data else 32  # a caller's own loader must not be built here
-        return choose_recipe(
-            self.network,
-            pretrained=self.weights.pretrained,
-            batch_size=images * self.trainer.accumulate_grad_batches * self.trainer.world_size,
-            options=self.optimizer_options,
-        )
-
-    def set_lr(self, lr: float) -> None:
-        """Replace the learning rate, as a finder does before training."""
-        self.optimizer_options = replace(self.optimizer_options, lr=lr)
-        self.hparams["lr"] = lr
-
-    def _steps_per_epoch(self) -> float:
-        return float(self.trainer.estimated_stepping_batches) / max(self.trainer.max_epochs or 1, 1)
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip to the trainer's ``gradient_clip_val`` if it has one, else to the recipe's norm."""
-        clip = self.recipe.gradient_clip if gradient_clip_val is None and self.recipe else gradient_clip_val
-        self.clip_gradients(optimizer, clip or None, gradient_clip_algorithm)
-
-    def configure_callbacks(self) -> list[Callback]:
-        """Average the weights if asked to."""
-        return [] if self.ema_decay is None else [EMAWeightAveraging(decay=self.ema_decay)]
+        """Look at the losses that nobody has looked at yet."""
+        self._watch.look()
 
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to use the model without its run: plain data only."""
-        self.check_losses()
+        self._watch.look()
         drop_data_arguments(checkpoint)
         checkpoint[TaskRecord.KEY] = asdict(self.record())
 
@@ -401,18 +307,9 @@ class Task(pl.LightningModule, ABC):
         """
         checkpoint = read_checkpoint(checkpoint_path, map_location)
         record = TaskRecord.of(checkpoint, checkpoint_path)
-        chosen = import_object(record.task, "task")
-        if not (isinstance(chosen, type) and issubclass(chosen, cls)):
-            raise ModelError(
-                f"The checkpoint {checkpoint_path} must hold a {cls.__name__}. It holds a {record.task} instead. "
-                f"Load it with that class, or with `Task.load_from_checkpoint`."
-            )
+        chosen = task_class(record, cls, checkpoint_path)
         hparams = {**checkpoint["hyper_parameters"], **overrides}
-        if missing := missing_objects(hparams):
-            raise ModelError(
-                f"The {', '.join(f'`{name}`' for name in missing)} of {chosen.__name__} must be given again, since "
-                f"objects are not stored in checkpoints. Call load_from_checkpoint(path, {missing[0]}=...)."
-            )
+        require_objects(hparams, chosen)
         if record.weights.get("architecture"):
             remember_architecture(record.weights["architecture"])
         with preserve_switches(), preserve_generators():

@@ -20,10 +20,10 @@ __all__ = [
     "TaskRecord",
     "drop_data_arguments",
     "import_name",
-    "import_object",
-    "missing_objects",
     "plain_value",
     "read_checkpoint",
+    "require_objects",
+    "task_class",
 ]
 
 _OBJECT = "<object> "
@@ -141,6 +141,30 @@ def import_object(path: str, what: str) -> Any:
         ) from None
 
 
-def missing_objects(hparams: Mapping[str, Any]) -> list[str]:
-    """Names of recorded arguments that were objects, and so must be given again."""
-    return [name for name, value in hparams.items() if isinstance(value, str) and value.startswith(_OBJECT)]
+def task_class(record: TaskRecord, wanted: type[Any], path: object) -> type[Any]:
+    """The class of a recorded task.
+
+    Raises:
+        ModelError: If it cannot be imported, or is none of the class that is wanted.
+    """
+    chosen = import_object(record.task, "task")
+    if not (isinstance(chosen, type) and issubclass(chosen, wanted)):
+        raise ModelError(
+            f"The checkpoint {path} must hold a {wanted.__name__}. It holds a {record.task} instead. "
+            "Load it with that class, or with `Task.load_from_checkpoint`."
+        )
+    return chosen
+
+
+def require_objects(hparams: Mapping[str, Any], task: type[Any]) -> None:
+    """Refuse recorded arguments that were objects, and so must be given again.
+
+    Raises:
+        ModelError: If there is one.
+    """
+    missing = [name for name, value in hparams.items() if isinstance(value, str) and value.startswith(_OBJECT)]
+    if missing:
+        raise ModelError(
+            f"The {', '.join(f'`{name}`' for name in missing)} of {task.__name__} must be given again, since objects "
+            f"are not stored in checkpoints. Call load_from_checkpoint(path, {missing[0]}=...)."
+        )

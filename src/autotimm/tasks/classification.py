@@ -50,6 +50,7 @@ class ImageClassifier(Task):
         WeightsError: If pretrained weights were insisted on and cannot be had.
 
     Example:
+        >>> import torch
         >>> from autotimm import ImageClassifier
         >>> model = ImageClassifier("test_resnet", num_classes=3, pretrained=False)
         >>> model(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape

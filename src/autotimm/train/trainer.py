@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import inspect
-import logging
-import os
-import signal
 import warnings
-from ast import literal_eval
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities.warnings import PossibleUserWarning
 from pytorch_lightning.callbacks import Callback, Checkpoint, ProgressBar
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from autotimm.callbacks import KeyedSteps, MetricsTable, RunCheckpoint
 from autotimm.data.module import DataModule
-from autotimm.errors import RunError, UsageError, nearest, require
-from autotimm.folder import RunFolder
+from autotimm.errors import UsageError, nearest, require
 from autotimm.metrics import choose_monitor
-from autotimm.progress import make_progress
 from autotimm.repro.seed import (
     default_threads,
     fixed_threads,
@@ -37,81 +26,13 @@ from autotimm.repro.seed import (
 )
 from autotimm.repro.streams import preserve_generators
 from autotimm.tasks import Task
-from autotimm.tuner import TunerConfig, tune
+from autotimm.train.callbacks import KeyedSteps, MetricsTable, RunCheckpoint
+from autotimm.train.folder import RunFolder
+from autotimm.train.progress import make_progress
+from autotimm.train.session import clear_failures, defaults_from_environment, on_streams_of, quiet
+from autotimm.train.tuner import TunerConfig, tune
 
 __all__ = ["AutoTrainer"]
-
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-
-
-def _defaults_from_environment(init: Callable[..., None]) -> Callable[..., None]:
-    """Fill arguments that were not given from ``PL_TRAINER_<NAME>`` and ``PL_AUTOTRAINER_<NAME>``; the latter wins.
-
-    Lightning reads the variables of the class's own name only, so that ``PL_TRAINER_*`` would be lost on a subclass.
-    """
-    names = [*[*inspect.signature(init).parameters][1:-1], *inspect.signature(pl.Trainer).parameters]
-
-    @wraps(init)
-    def with_environment(self: Any, *args: Any, **kwargs: Any) -> None:
-        kwargs |= dict(zip(names, args, strict=False))
-        for prefix in ("PL_TRAINER_", "PL_AUTOTRAINER_"):
-            for name in names:
-                if (text := os.environ.get(prefix + name.upper())) and name not in kwargs:
-                    kwargs[name] = _literal(text)
-        init(self, **kwargs)
-
-    return with_environment
-
-
-def _literal(text: str) -> Any:
-    try:
-        return literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back tips, device lines and guesses of Lightning's; real warnings come through."""
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PossibleUserWarning)
-            # Lightning 2.6 still asks torch's tree utilities in a way that newer torch calls deprecated.
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=DeprecationWarning)
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-@contextmanager
-def _clear_failures() -> Iterator[None]:
-    """Turn what Lightning makes of Ctrl-C, and what the system says of full disks and memories, into plain words."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SIGTERMException:
-        raise SystemExit(128 + signal.SIGTERM) from None
-    except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            # Lightning exits with 1 and leaves Ctrl-C switched off for the rest of the process.
-            signal.signal(signal.SIGINT, handler)
-            raise KeyboardInterrupt from None
-        raise
-    except torch.OutOfMemoryError as error:
-        raise RunError(
-            f"The device ran out of memory ({str(error).splitlines()[0]}). "
-            "Lower `batch_size` or `image_size`, or use precision bf16-mixed."
-        ) from error
-    except OSError as error:
-        if error.errno not in _NO_SPACE:
-            raise
-        raise RunError(f"The disk is full: {error}. What was written before is unharmed. Free some space.") from error
 
 
 class AutoTrainer(pl.Trainer):
@@ -145,7 +66,7 @@ class AutoTrainer(pl.Trainer):
         (42, True)
     """
 
-    @_defaults_from_environment
+    @defaults_from_environment
     def __init__(
         self,
         max_epochs: int | None = 10,
@@ -183,7 +104,7 @@ class AutoTrainer(pl.Trainer):
             kwargs.setdefault("enable_model_summary", False)
         self._check_names(kwargs)
         # Lightning sets switches when it is constructed; here they are set while the trainer runs, and given back.
-        with _quiet(), preserve_switches():
+        with quiet(), preserve_switches():
             super().__init__(max_epochs=max_epochs, deterministic=deterministic, **kwargs)  # type: ignore[arg-type]
 
     @staticmethod
@@ -305,7 +226,7 @@ class AutoTrainer(pl.Trainer):
                 stacklevel=4,
             )
         with ExitStack() as stack:
-            for context in (_quiet(), _clear_failures(), preserve_switches(), fixed_threads(self.threads)):
+            for context in (quiet(), clear_failures(), preserve_switches(), fixed_threads(self.threads)):
                 stack.enter_context(context)
             if self.seed is None:
                 stack.enter_context(preserve_generators())
@@ -318,14 +239,5 @@ class AutoTrainer(pl.Trainer):
                 torch.use_deterministic_algorithms(True, warn_only=True)
             for part in (model, data):
                 if isinstance(part, (Task, DataModule)):
-                    stack.enter_context(_on_streams_of(part, self.root_seed))
+                    stack.enter_context(on_streams_of(part, self.root_seed))
             yield
-
-
-@contextmanager
-def _on_streams_of(part: Task | DataModule, seed: int) -> Iterator[None]:
-    before, part.run_seed = part.run_seed, seed
-    try:
-        yield
-    finally:
-        part.run_seed = before

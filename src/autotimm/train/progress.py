@@ -12,9 +12,9 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar, RichProgressBar
 from rich.console import Console
 
-from autotimm.callbacks import epoch_metrics
 from autotimm.data.module import DataModule
 from autotimm.tasks import Task
+from autotimm.train.callbacks import epoch_metrics
 
 __all__ = ["make_progress", "say"]
 

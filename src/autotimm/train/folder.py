@@ -27,11 +27,11 @@ import pytorch_lightning as pl
 import yaml
 from safetensors.torch import save_file
 
-from autotimm.callbacks import epoch_metrics
 from autotimm.data.module import DataModule
 from autotimm.errors import RunError, UsageError, sentence
 from autotimm.repro.files import atomic_path, write_text
 from autotimm.tasks.checkpoint import import_name, plain_value, read_checkpoint
+from autotimm.train.callbacks import epoch_metrics
 
 __all__ = ["RunFolder"]
 

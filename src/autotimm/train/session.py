@@ -1,0 +1,108 @@
+"""What surrounds a trainer while it runs: variables of the environment, quiet, and failures in plain words."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import logging
+import os
+import signal
+import warnings
+from ast import literal_eval
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.utilities.warnings import PossibleUserWarning
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from autotimm.data.module import DataModule
+from autotimm.errors import RunError
+from autotimm.tasks import Task
+
+__all__ = ["clear_failures", "defaults_from_environment", "on_streams_of", "quiet"]
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+def defaults_from_environment(init: Callable[..., None]) -> Callable[..., None]:
+    """Fill arguments that were not given from ``PL_TRAINER_<NAME>`` and ``PL_AUTOTRAINER_<NAME>``; the latter wins.
+
+    Lightning reads the variables of the class's own name only, so that ``PL_TRAINER_*`` would be lost on a subclass.
+    """
+    names = [*[*inspect.signature(init).parameters][1:-1], *inspect.signature(pl.Trainer).parameters]
+
+    @wraps(init)
+    def with_environment(self: Any, *args: Any, **kwargs: Any) -> None:
+        kwargs |= dict(zip(names, args, strict=False))
+        for prefix in ("PL_TRAINER_", "PL_AUTOTRAINER_"):
+            for name in names:
+                if (text := os.environ.get(prefix + name.upper())) and name not in kwargs:
+                    kwargs[name] = _literal(text)
+        init(self, **kwargs)
+
+    return with_environment
+
+
+def _literal(text: str) -> Any:
+    try:
+        return literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back tips, device lines and guesses of Lightning's; real warnings come through."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PossibleUserWarning)
+            # Lightning 2.6 still asks torch's tree utilities in a way that newer torch calls deprecated.
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=DeprecationWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def clear_failures() -> Iterator[None]:
+    """Turn what Lightning makes of Ctrl-C, and what the system says of full disks and memories, into plain words."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SIGTERMException:
+        raise SystemExit(128 + signal.SIGTERM) from None
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            # Lightning exits with 1 and leaves Ctrl-C switched off for the rest of the process.
+            signal.signal(signal.SIGINT, handler)
+            raise KeyboardInterrupt from None
+        raise
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"The device ran out of memory ({str(error).splitlines()[0]}). "
+            "Lower `batch_size` or `image_size`, or use precision bf16-mixed."
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        raise RunError(f"The disk is full: {error}. What was written before is unharmed. Free some space.") from error
+
+
+@contextmanager
+def on_streams_of(part: Task | DataModule, seed: int) -> Iterator[None]:
+    """Let a task or a data module draw from a trainer's streams for as long as it runs."""
+    before, part.run_seed = part.run_seed, seed
+    try:
+        yield
+    finally:
+        part.run_seed = before
