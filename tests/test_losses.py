@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
@@ -91,7 +92,7 @@ def test_weights_move_with_the_module_and_are_part_of_its_state() -> None:
 
 def test_balanced_weights_are_those_of_scikit_learn() -> None:
     y = [0] * 30 + [1] * 10 + [2] * 5
-    assert balanced_weights([30, 10, 5]) == pytest.approx(compute_class_weight("balanced", classes=[0, 1, 2], y=y))
+    assert balanced_weights([30, 10, 5]) == pytest.approx(compute_class_weight("balanced", classes=np.arange(3), y=y))
     assert balanced_weights([3, 0]) == [0.5, 1.5]
 
 

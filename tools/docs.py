@@ -21,6 +21,8 @@ from enum import Enum
 from importlib import import_module
 from pathlib import Path
 
+import autotimm
+
 ROOT = Path(__file__).parents[1]
 PART = re.compile(r"<!-- (api|options): (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 SECTIONS = ("Args", "Shape", "Attributes", "Returns", "Yields", "Raises", "Example", "Examples", "Note", "Notes")
@@ -100,6 +102,9 @@ def sections(doc: str) -> Iterator[tuple[str, list[str]]]:
         if line.rstrip(":") in SECTIONS and line.endswith(":"):
             yield title, body
             title, body = line.rstrip(":"), []
+        elif title and line and indent_of(line) == 0:  # a paragraph after a section
+            yield title, body
+            title, body = "", [line]
         else:
             body.append(line)
     yield title, body
@@ -116,7 +121,7 @@ def markdown(doc: str) -> str:
         elif title:
             out += ["", f"**{title}**", "", *prose(text)]
         else:
-            out += prose(text)
+            out += ["", *prose(text)]
     return "\n".join(out).strip()
 
 
@@ -165,8 +170,10 @@ def signature(name: str, of: Callable[..., object]) -> str:
 
 
 def members(cls: type) -> Iterator[tuple[str, object]]:
-    """What the class itself adds, with a docstring."""
-    for name, value in vars(cls).items():
+    """What the class adds, with a docstring: by itself, or through bases of ours that are not public themselves."""
+    ours = [base for base in cls.__mro__ if base.__module__.startswith("autotimm.")]
+    own = [base for base in ours if base is cls or base.__name__ not in autotimm.__all__]
+    for name, value in {name: value for base in reversed(own) for name, value in vars(base).items()}.items():
         target = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
         if not name.startswith("_") and (inspect.isfunction(target) and target.__doc__):
             yield name, value

@@ -22,10 +22,10 @@ SMALL = {"backbone": "test_resnet", "num_classes": CLASSES}  # a backbone that t
 
 
 def toy_data(folder: Path, **options) -> ImageDataModule:
-    """64 small images in class folders; they are drawn once."""
+    """48 small images in class folders; they are drawn once."""
     photos = folder / "photos"
     if not photos.exists():
-        write_toy_folder(photos, n=64, num_classes=CLASSES, image_size=32, seed=0)
+        write_toy_folder(photos, n=48, num_classes=CLASSES, image_size=32, seed=0)
     return ImageDataModule(photos, image_size=32, batch_size=16, num_workers=0, **options)
 
 

@@ -6,15 +6,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from autotimm.build import build_data, build_task, build_trainer
-from autotimm.config import FitConfig
+from autotimm.config import FitConfig, read_yaml
 from autotimm.data.module import DataModule
-from autotimm.errors import ModelError, UsageError, nearest
+from autotimm.errors import ModelError, nearest
 from autotimm.predict import predict
 from autotimm.repro.seed import default_threads
 from autotimm.tasks import Task
+from autotimm.tasks.checkpoint import import_object
 from autotimm.train import AutoTrainer
 from autotimm.train.folder import RunFolder
 from autotimm.types import Prediction
@@ -58,17 +57,8 @@ def fit_config(config: FitConfig) -> Run:
     return Run(folder.path)
 
 
-def fit_objects(task: Task, data: DataModule, trainer: AutoTrainer, config: Mapping[str, Any] | None = None) -> Run:
-    """Train objects that are already built, as a configuration with ``class_path`` does.
-
-    Args:
-        task: The task.
-        data: The data module.
-        trainer: The trainer, whose run folder is used.
-        config: What ``config.yaml`` is to say; by default the arguments that the objects were made with.
-    """
-    if config is not None:
-        trainer.run_folder.config = yaml.safe_dump(dict(config), sort_keys=False)
+def fit_objects(task: Task, data: DataModule, trainer: AutoTrainer) -> Run:
+    """Train objects that are already built, as a configuration with ``class_path`` does."""
     trainer.fit(task, datamodule=data)
     return Run(trainer.run_folder.path)
 
@@ -116,11 +106,16 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Every option that the run was made with."""
+        """Every option that the run was made with, or class paths and arguments if it was made from objects."""
+        config = self._config()
+        return config.as_dict() if isinstance(config, FitConfig) else config
+
+    def _config(self) -> FitConfig | dict[str, Any]:
         file = self.path / "config.yaml"
         if not file.exists():
             raise ModelError(f"{self} has no config.yaml. Give the run's folder rather than a checkpoint alone.")
-        return dict(yaml.safe_load(file.read_text()))
+        values, nested = read_yaml(str(file))
+        return values if nested else FitConfig.layered([("file config.yaml", values)])
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -147,13 +142,14 @@ class Run:
 
     def data(self, path: str | Path | None = None) -> DataModule:
         """The data of the run, or a folder of the same kind in its place."""
-        config = self.config
-        if "model" in config:
-            raise UsageError(f"{self} was made from objects. Build its data module as then, and use a trainer.")
-        known = {name: value for name, value in config.items() if value is not None}
-        if path is not None:
-            known |= {"path": str(path)}
-        return build_data(FitConfig.layered([("file config.yaml", known)]))
+        config = self._config()
+        if isinstance(config, FitConfig):
+            return build_data(config if path is None else config.resolved({"path": str(path)}, "argument"))
+        if "data" not in config:
+            raise DataError(f"{self} was made from loaders of your own. Give a data module.")
+        arguments = config["data"]["init_args"] | ({} if path is None else {"data_dir": str(path)})
+        module: DataModule = import_object(config["data"]["class_path"], "data module")(**arguments)
+        return module
 
     def validate(self, data: str | Path | DataModule | None = None, *, ckpt: str | Path = "best") -> dict[str, float]:
         """Measure on the run's validation data, or on that of another folder."""
@@ -197,11 +193,8 @@ class Run:
 
     def _trainer(self) -> AutoTrainer:
         """A trainer with the seed, switches and threads of the run."""
-        config = self.config if (self.path / "config.yaml").exists() else {}
-        flat = FitConfig.layered([("file config.yaml", config)]) if config and "model" not in config else None
-        settings: dict[str, Any] = {"run_dir": False, "enable_checkpointing": False}
-        if flat is not None:
-            settings |= {"seed": flat.seed, "deterministic": flat.deterministic, "threads": flat.threads,
-                         "accelerator": flat.accelerator, "precision": flat.precision,
-                         "enable_progress_bar": flat.progress}  # fmt: skip
-        return AutoTrainer(**settings)
+        config = self._config() if (self.path / "config.yaml").exists() else {}
+        given = config.as_dict() if isinstance(config, FitConfig) else config.get("trainer", {})
+        kept = ("seed", "deterministic", "threads", "accelerator", "precision")
+        settings = {name: given[name] for name in kept if name in given}
+        return AutoTrainer(run_dir=False, enable_checkpointing=False, **settings)

@@ -179,4 +179,4 @@ def test_the_table_of_several_labels():
             Prediction("c.png", (), {"cat": 0.25, "dog": 0.0}),
         ]
     )
-    assert text == 'path,label,score,cat,dog\n"a,b.png",cat|dog,0.75,0.75,0.5\nc.png,,0.25,0.25,0.0\n'
+    assert text == 'path,label,score,cat,dog\n"a,b.png",cat|dog,0.75,0.75,0.5\nc.png,,0.25,0.25,0\n'

@@ -58,7 +58,7 @@ def test_light_never_mirrors() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"augmentation": "defualt"}, r"`augmentation` of ImageDataModule .* Did you mean 'default'"),
+        ({"augmentation": "defaults"}, r"`augmentation` of ImageDataModule .* Did you mean 'default'"),
         ({"interpolation": "lanczos"}, "`interpolation` of ImageDataModule must be one of nearest"),
     ],
 )

@@ -43,7 +43,7 @@ def train(argv: Sequence[str]) -> Run | None:
     from autotimm.cli.nested import build
     from autotimm.run import fit_objects
 
-    return fit_objects(*build(resolved, given.options["config"]), resolved)
+    return fit_objects(*build(resolved, given.options["config"]))
 
 
 def configure(given: Given) -> FitConfig | dict[str, object]:

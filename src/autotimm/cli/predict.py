@@ -66,12 +66,15 @@ def as_csv(predictions: Sequence[Prediction]) -> str:
     """Write predictions as a table: path, label, score, and the probability of each class.
 
     Several labels are joined with ``|``, none at all is an empty cell. The score is that of the likeliest class.
+    Nine digits are what a 32-bit float needs to be read back to the bit.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "label", "score", *(predictions[0].scores if predictions else ())])
     for one in predictions:
-        writer.writerow([one.id, "|".join(one.labels), _score(one), *one.scores.values()])
+        writer.writerow(
+            [one.id, "|".join(one.labels), *(f"{score:.9g}" for score in (_score(one), *one.scores.values()))]
+        )
     return text.getvalue()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -13,23 +14,22 @@ import pytorch_lightning as pl
 import torch
 
 from autotimm.data.collate import collate
+from autotimm.data.facts import Facts
 from autotimm.data.formats.paths import read_paths
 from autotimm.data.loader import KeyedDataset, KeyedLoader, default_workers
 from autotimm.data.prepare import balanced_weights, check_classes, readable, split_off
 from autotimm.data.scan import Problem
 from autotimm.data.split import check_shares
-from autotimm.data.summary import Summary, summarize
 from autotimm.data.table import Table
 from autotimm.data.transforms import ImageTransform, eval_transform, train_transform
 from autotimm.errors import DataError, require
 from autotimm.repro.sampler import KeyedBatchSampler
 from autotimm.repro.seed import root_seed
-from autotimm.types import DataSpec
 
 __all__ = ["DataModule", "default_workers"]
 
 
-class DataModule(pl.LightningDataModule, ABC):
+class DataModule(pl.LightningDataModule, Facts, ABC):
     """Data for training, validation, test and prediction, so that who loads it does not matter.
 
     A subclass says :meth:`read`. Done once for all: unreadable images are found before training and left out;
@@ -112,14 +112,21 @@ class DataModule(pl.LightningDataModule, ABC):
         self.augmentation, self.balanced_sampling = augmentation, balanced_sampling
         self.strict, self.drop_last, self.crop_pct, self.interpolation = strict, drop_last, crop_pct, interpolation
         self.data_seed = self.run_seed = root_seed(seed, owner)
-        # For the run's config.yaml. Paths are in it, so that it never enters a logger or a checkpoint.
-        self.save_hyperparameters(logger=False)
+        self._record_arguments()
         self._train = self._image_transform(train_transforms, "train_transforms")
         self._eval = self._image_transform(eval_transforms, "eval_transforms")
         self.notices: list[str] = []
         self.problems: list[Problem] = []
         self._tables: dict[str, Table] = {}
         self._loaders: weakref.WeakSet[KeyedLoader] = weakref.WeakSet()
+
+    def _record_arguments(self) -> None:
+        """Keep the arguments for a run's config.yaml; our tasks keep them, with their paths, out of checkpoints."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Lightning's advice about transforms that are modules, meant for models
+            self.save_hyperparameters(logger=False)
+        # Text, since a checkpoint of somebody else's model does hold them, and is to load with weights_only=True.
+        self.hparams.update({name: str(value) for name, value in self.hparams.items() if isinstance(value, Path)})
 
     def _image_transform(self, given: Callable[[Any], Any] | None, name: str) -> ImageTransform:
         """The caller's transforms, or the built-in ones; unknown names are refused at once."""
@@ -172,8 +179,6 @@ class DataModule(pl.LightningDataModule, ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _loaders=weakref.WeakSet())
 
-    # What is known then
-
     @property
     def tables(self) -> dict[str, Table]:
         """The samples of each split that there is; reads the data if that was not done."""
@@ -188,51 +193,6 @@ class DataModule(pl.LightningDataModule, ABC):
                 path = Path(source).resolve()
                 return path.name if path.is_dir() else path.stem
         return "run"
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the class indices."""
-        return self.tables["train"].class_names
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.class_names)
-
-    @property
-    def multi_label(self) -> bool:
-        """Whether several classes may be right at once."""
-        return self.tables["train"].multi_label
-
-    @property
-    def spec(self) -> DataSpec:
-        """What a model must remember of this data."""
-        return DataSpec(
-            class_names=self.class_names,
-            multi_label=self.multi_label,
-            image_size=self.image_size,
-            eval_batch_size=self.eval_batch_size,
-            crop_pct=self.crop_pct,
-            interpolation=self.interpolation,
-        )
-
-    def class_counts(self, split: str = "train") -> tuple[int, ...]:
-        """Samples per class, in class order."""
-        return self.tables[split].counts()
-
-    def assignments(self) -> list[tuple[str, str, str]]:
-        """(id, class, split) of every sample; the classes of a multi-label sample are joined by ``|``."""
-        return [
-            (table.ids[index], "|".join(table.labels(index)), split)
-            for split, table in self.tables.items()
-            for index in range(len(table))
-        ]
-
-    def summary(self) -> Summary:
-        """Samples per class and split as a rich table, with the notices below it."""
-        tables = self.tables
-        total = sum(map(len, tables.values()))
-        return summarize(tables, f"{total} images, {self.num_classes} classes", self.notices)
 
     # Loaders
 

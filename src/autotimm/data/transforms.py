@@ -65,12 +65,8 @@ def eval_transform(image_size: int, crop_pct: float = 0.875, interpolation: str 
     )
 
 
-def _crop(
-    image_size: int, mode: InterpolationMode, scale: float, ratio: tuple[float, float] = (3 / 4, 4 / 3)
-) -> Transform:
-    crop: Transform = v2.RandomResizedCrop(
-        image_size, scale=(scale, 1.0), ratio=ratio, interpolation=mode, antialias=True
-    )
+def _crop(image_size: int, mode: InterpolationMode, scale: float) -> Transform:
+    crop: Transform = v2.RandomResizedCrop(image_size, scale=(scale, 1.0), interpolation=mode, antialias=True)
     return crop
 
 
@@ -83,7 +79,7 @@ def train_transform(
     name             what it does
     ===============  ==================================================================================================
     none             what evaluation does
-    light            random crop of 80 to 100 % of the area, hardly distorted, never mirrored: safe for digits and text
+    light            random square of 90 to 100 % of the shorter side, never distorted or mirrored: safe for text
     default          random crop of 50 to 100 %, mirror, a little brightness, contrast and saturation
     strong           random crop of 20 to 100 %, mirror, strong color, grayscale, and a quarter of images partly erased
     randaugment      random crop of 35 to 100 %, mirror, RandAugment(2, 9) (Cubuk et al., arXiv:1909.13719)
@@ -109,7 +105,9 @@ def train_transform(
     if augmentation == "none":
         return eval_transform(image_size, crop_pct, interpolation)
     if augmentation == "light":
-        return _compose([_crop(image_size, mode, 0.8, (0.9, 1 / 0.9))])
+        # RandomResizedCrop cannot take 80 % of an oblong image as a square, and then always takes the middle.
+        sides = list(range(image_size, round(image_size / 0.9) + 1))
+        return _compose([v2.RandomShortestSize(sides, interpolation=mode, antialias=True), v2.RandomCrop(image_size)])
     if augmentation == "default":
         return _compose([_crop(image_size, mode, 0.5), mirror, v2.ColorJitter(0.2, 0.2, 0.2)])
     if augmentation == "strong":

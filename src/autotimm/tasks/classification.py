@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
@@ -166,6 +167,21 @@ class ImageClassifier(Task):
                 sentence("multi_label", "ImageClassifier", f"{spec.multi_label}, as the data is", self._multi_label,
                          f"Give multi_label={spec.multi_label}.")
             )  # fmt: skip
+
+        self._check_size(spec.image_size)
+
+    def _check_size(self, size: int) -> None:
+        """Try one image of the data's size: some backbones are built for one size only."""
+        was_training = self.training
+        try:
+            with torch.no_grad():
+                self.eval().network(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.device))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            given = self.hparams["image_size"]
+            cure = f"Give image_size={size}, or data of another `image_size` ({str(error).splitlines()[0]})."
+            raise UsageError(sentence("image_size", "ImageClassifier", f"{size}, as the data's", given, cure)) from None
+        finally:
+            self.train(was_training)
 
     @property
     def num_classes(self) -> int:

@@ -109,8 +109,8 @@ class RunCheckpoint(Checkpoint):
         with atomic_path(path) if trainer.is_global_zero else nullcontext(path) as temporary:
             try:
                 trainer.save_checkpoint(temporary)
-            except (OSError, RuntimeError) as error:
-                if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                     raise
                 raise RunError(
                     f"The checkpoint {path} could not be written: {error}. The one before it is unharmed. "

@@ -44,13 +44,11 @@ class RunFolder:
         path: The folder, or ``None`` while it is not chosen yet.
         root: Where folders are numbered if none was named.
         enabled: Whether anything is to be left at all.
-        config: The text of ``config.yaml``, where another than the objects' own description is wanted.
     """
 
     chosen: Path | None
     root: Path
     enabled: bool = True
-    config: str | None = None
 
     @classmethod
     def choose(cls, run_dir: str | Path | bool | None, root: str | Path | None) -> RunFolder:
@@ -133,8 +131,7 @@ class RunFolder:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             if not (self.path / "config.yaml").exists():
-                text = self.config or yaml.safe_dump(describe(model, data, trainer), sort_keys=False)
-                self.write_config(text)
+                self.write_config(yaml.safe_dump(describe(model, data, trainer), sort_keys=False))
             if data is not None:
                 data.setup("fit")
                 write_text(self.path / "splits.csv", _splits(data))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -64,16 +63,15 @@ def _read_classes(folder: Path, prefix: str, notices: list[str]) -> dict[str, li
     """The images of each class folder: name of the class -> (path, id)."""
     walker = Walker()
     walker.enter(folder)
-    # Links come last, so that a link to a class folder is what is left out, not the folder.
-    folders = sorted(list_folder(folder)[0], key=os.DirEntry.is_symlink)
+    folders = [Path(entry.path) for entry in list_folder(folder)[0]]
     found = {
-        entry.name: [(one.path, f"{prefix}{text(entry.name)}/{one.name}") for one in walker.images(Path(entry.path))]
-        for entry in folders
+        one.name: [(image.path, f"{prefix}{text(one.name)}/{image.name}") for image in images]
+        for one, images in zip(folders, walker.images(folders), strict=True)
     }
     if found and (loose := _images_in(folder)):
         notices.append(f"{text(folder.name)}/: left out {len(loose)} images outside of class folders: {some(loose)}.")
     notices.extend(walker.notices(f"{text(folder.name)}/"))
-    return {name: found[name] for name in sorted(found, key=os.fsencode)}
+    return found
 
 
 def _read_train(folder: Path, prefix: str, notices: list[str]) -> dict[str, list[tuple[Path, str]]]:

@@ -16,7 +16,7 @@ __all__ = ["read_paths"]
 def _list(path: Path, prefix: str, notices: list[str]) -> list[Found]:
     if path.is_dir():
         walker = Walker()
-        found = [Found(one.path, prefix + one.name) for one in walker.images(path)]
+        found = [Found(one.path, prefix + one.name) for one in walker.images([path])[0]]
         notices.extend(walker.notices(text(str(path))))
         if not found:
             raise DataError(f"The folder {path} holds no images. Give a folder with images, or image files.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,6 +65,13 @@ class Found(NamedTuple):
     name: str
 
 
+class _Link(NamedTuple):
+    """A link whose turn comes when everything that is really there is known."""
+
+    found: Found
+    owner: int
+
+
 class Walker:
     """Lists images below several folders so that no folder and no file comes twice.
 
@@ -80,48 +87,57 @@ class Walker:
         self.others: list[str] = []
         self._folders: set[str] = set()
         self._files: set[str] = set()
+        self._linked_folders: list[_Link] = []
+        self._linked_files: list[_Link] = []
 
     def enter(self, folder: Path) -> bool:
         """Note a folder as visited; ``False`` if it was visited before, under this or another name."""
         real = os.path.realpath(folder)
-        if real in self._folders:
-            return False
+        new = real not in self._folders
         self._folders.add(real)
-        return True
+        return new
 
-    def images(self, folder: Path) -> list[Found]:
-        """List the images in a folder and all folders below, in byte order of their relative paths."""
-        if not self.enter(folder):
-            self.links.append(text(str(folder)))
-            return []
-        links: list[Found] = []
-        found = list(self._below(folder, "", os.path.realpath(folder), links))
-        for link in links:
-            real = os.path.realpath(link.path)
+    def images(self, folders: Sequence[Path]) -> list[list[Found]]:
+        """List the images in each folder and all folders below it, in byte order of their paths."""
+        results: list[list[Found]] = [[] for _ in folders]
+        for owner, folder in enumerate(folders):
+            if folder.is_symlink():
+                self._linked_folders.append(_Link(Found(folder, ""), owner))
+            elif self.enter(folder):
+                results[owner] += self._below(Found(folder, ""), owner)
+        for link in self._linked_folders:  # grows while links lead to folders with further links
+            if self.enter(link.found.path):
+                results[link.owner] += self._below(link.found, link.owner)
+            else:
+                self.links.append(link.found.name.rstrip("/") or text(link.found.path.name))
+        for link in self._linked_files:
+            real = os.path.realpath(link.found.path)
             if real in self._files:
-                self.links.append(link.name)
+                self.links.append(link.found.name)
             else:
                 self._files.add(real)
-                found.append(link)
-        return sorted(found, key=lambda one: os.fsencode(str(one.path)))
+                results[link.owner].append(link.found)
+        return [sorted(found, key=lambda one: os.fsencode(one.path)) for found in results]
 
-    def _below(self, folder: Path, prefix: str, real: str, links: list[Found]) -> Iterator[Found]:
-        folders, files = list_folder(folder)
+    def _below(self, folder: Found, owner: int) -> Iterator[Found]:
+        """The images of one folder and its real sub-folders; links are put aside."""
+        folders, files = list_folder(folder.path)
+        real = os.path.realpath(folder.path)
         for entry in files:
-            one = Found(Path(entry.path), prefix + text(entry.name))
+            one = Found(Path(entry.path), folder.name + text(entry.name))
             if not is_image_name(entry.name):
                 self.others.append(one.name)
             elif entry.is_symlink():
-                links.append(one)
+                self._linked_files.append(_Link(one, owner))
             else:
                 self._files.add(os.path.join(real, entry.name))
                 yield one
-        for entry in sorted(folders, key=os.DirEntry.is_symlink):
-            if self.enter(Path(entry.path)):
-                below = os.path.realpath(entry.path)
-                yield from self._below(Path(entry.path), f"{prefix}{text(entry.name)}/", below, links)
-            else:
-                self.links.append(prefix + text(entry.name))
+        for entry in folders:
+            one = Found(Path(entry.path), f"{folder.name}{text(entry.name)}/")
+            if entry.is_symlink():
+                self._linked_folders.append(_Link(one, owner))
+            elif self.enter(one.path):
+                yield from self._below(one, owner)
 
     def notices(self, where: str) -> Iterator[str]:
         """Say what was left out of a folder."""

@@ -1,0 +1,79 @@
+"""What is known of data once they are read."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from autotimm.data.summary import Summary, summarize
+from autotimm.data.table import Table
+from autotimm.types import DataSpec
+
+__all__ = ["Facts"]
+
+
+class Facts(ABC):
+    """Answers about data from their tables; each reads the data if that was not done.
+
+    Attributes:
+        image_size: See :class:`autotimm.DataModule`, like the rest.
+        eval_batch_size: Samples per batch in validation, test and prediction.
+        crop_pct: Share of the resized image that evaluation's central crop keeps.
+        interpolation: How images are resized.
+        notices: One line for each thing that was left out or looks strange.
+    """
+
+    image_size: int
+    eval_batch_size: int
+    crop_pct: float
+    interpolation: str
+    notices: list[str]
+
+    @property
+    @abstractmethod
+    def tables(self) -> dict[str, Table]:
+        """The samples of each split that there is."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the class indices."""
+        return self.tables["train"].class_names
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether several classes may be right at once."""
+        return self.tables["train"].multi_label
+
+    @property
+    def spec(self) -> DataSpec:
+        """What a model must remember of this data."""
+        return DataSpec(
+            class_names=self.class_names,
+            multi_label=self.multi_label,
+            image_size=self.image_size,
+            eval_batch_size=self.eval_batch_size,
+            crop_pct=self.crop_pct,
+            interpolation=self.interpolation,
+        )
+
+    def class_counts(self, split: str = "train") -> tuple[int, ...]:
+        """Samples per class, in class order."""
+        return self.tables[split].counts()
+
+    def assignments(self) -> list[tuple[str, str, str]]:
+        """(id, class, split) of every sample; the classes of a multi-label sample are joined by ``|``."""
+        return [
+            (table.ids[index], "|".join(table.labels(index)), split)
+            for split, table in self.tables.items()
+            for index in range(len(table))
+        ]
+
+    def summary(self) -> Summary:
+        """Samples per class and split as a rich table, with the notices below it."""
+        tables = self.tables
+        total = sum(map(len, tables.values()))
+        return summarize(tables, f"{total} images, {self.num_classes} classes", self.notices)

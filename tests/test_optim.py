@@ -1,0 +1,400 @@
+import io
+import math
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import timm
+import torch
+from torch import nn
+
+from autotimm.errors import UsageError
+from autotimm.models import build_classifier
+from autotimm.optim import (
+    SCHEDULES,
+    OptimizerOptions,
+    ProgressLR,
+    Recipe,
+    build_optimizer,
+    build_schedulers,
+    choose_recipe,
+    factor,
+    family,
+    find_optimizer,
+)
+
+
+def network(name: str = "test_resnet") -> nn.Module:
+    return build_classifier(name, 3, image_size=32)
+
+
+looked_at = cache(network)  # for tests that change nothing in it
+
+
+def chosen(name: str = "test_resnet", pretrained: bool = False, batch_size: int = 32, **options: Any) -> Recipe:
+    return choose_recipe(
+        network(name), pretrained=pretrained, batch_size=batch_size, options=OptimizerOptions(**options)
+    )
+
+
+def never() -> float:
+    raise AssertionError("the length of the run was asked for too early")
+
+
+class TestRecipes:
+    @pytest.mark.parametrize(
+        ("name", "pretrained", "batch_size", "lr", "layer_decay"),
+        [
+            ("test_vit", True, 64, 1e-4, 0.7),
+            ("test_convnext", True, 64, 1e-4, 0.8),
+            ("test_resnet", True, 32, 5e-4, 1.0),
+            ("test_vit", False, 64, 1e-4, 1.0),
+            ("test_convnext", False, 64, 1e-4, 1.0),
+            ("test_efficientnet", False, 32, 1e-3, 1.0),
+            ("test_resnet", False, 128, 2e-3, 1.0),  # the square root of the ratio
+            ("test_vit", True, 16, 5e-5, 0.7),
+        ],
+    )
+    def test_follow_family_start_and_batch(
+        self, name: str, pretrained: bool, batch_size: int, lr: float, layer_decay: float
+    ) -> None:
+        recipe = chosen(name, pretrained, batch_size)
+        assert recipe.lr == pytest.approx(lr)
+        assert (recipe.layer_decay, recipe.weight_decay, recipe.gradient_clip) == (layer_decay, 0.05, 1.0)
+        assert (recipe.optimizer, recipe.schedule, recipe.warmup_epochs) == ("adamw", "cosine", None)
+
+    def test_say_why_in_one_line(self) -> None:
+        assert chosen().reason == "lr 0.001: CNN from scratch, AdamW, batch 32"
+        assert chosen("test_vit", True, 64).reason == "lr 0.0001: ViT fine-tuning, AdamW, batch 64; layer decay 0.7"
+        assert chosen("test_vit", True, 64, lr=0.5, layer_decay=1.0).reason == "lr 0.5: as given"
+
+    @pytest.mark.parametrize(
+        ("optimizer", "lr", "weight_decay"),
+        [
+            ("sgd", 0.0125, 1e-4),  # 0.1 at 256, linearly
+            ("torch.optim.SGD", 0.0125, 1e-4),
+            ("lion", 2e-4, 0.25),
+            ("lamb", 6.25e-4, 0.02),
+            ("NAdamW", 1e-3, 0.05),
+            ("lookahead_adamw", 1e-3, 0.05),
+            (torch.optim.AdamW, 1e-3, 0.05),
+            ("adagrad", 1e-2, 0.0),
+            ("Rprop", 1e-2, 0.0),
+        ],
+    )
+    def test_know_other_optimizers(self, optimizer: Any, lr: float, weight_decay: float) -> None:
+        recipe = chosen(optimizer=optimizer)
+        assert (recipe.lr, recipe.weight_decay) == (pytest.approx(lr), weight_decay)
+
+    def test_are_overruled_by_what_is_given_and_keep_the_rest(self) -> None:
+        given = {"lr": 0.3, "weight_decay": 0.0, "layer_decay": 0.5, "schedule": "step", "warmup_epochs": 0.0}
+        for name, value in given.items():
+            changed, usual = vars(chosen("test_vit", True, **{name: value})), vars(chosen("test_vit", True))
+            assert changed[name] == value
+            assert {k: v for k, v in changed.items() if k not in (name, "reason")} == {
+                k: v for k, v in usual.items() if k not in (name, "reason")
+            }
+
+    def test_are_plain_data(self) -> None:
+        assert chosen(optimizer=torch.optim.SGD).as_dict()["optimizer"] == "torch.optim.sgd.SGD"
+
+    @pytest.mark.parametrize(
+        ("name", "kind"),
+        [
+            ("test_vit", "vit"),
+            ("beit_base_patch16_224", "vit"),
+            ("vit_tiny_r_s16_p8_224", "vit"),
+            ("swin_tiny_patch4_window7_224", "convnext"),
+            ("maxvit_tiny_tf_224", "convnext"),
+            ("mobilenetv3_small_050", "cnn"),
+            ("vgg11", "cnn"),
+        ],
+    )
+    def test_tell_families_apart(self, name: str, kind: str) -> None:
+        with torch.device("meta"):
+            assert family(timm.create_model(name)) == kind
+
+    def test_all_families_name_modules_of_timm(self) -> None:
+        from autotimm.optim.recipe import _FAMILIES
+
+        assert not {name.removeprefix("timm.models.") for name in _FAMILIES} - set(timm.list_modules())
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"lr": 0}, r"`lr` of the optimizer options must be a number above 0. Got 0"),
+            ({"lr": "1e-3"}, r"`lr` .* must be a number above 0. Got '1e-3'"),
+            ({"lr": math.inf}, r"`lr`"),
+            ({"weight_decay": -1}, r"`weight_decay` .* at least 0"),
+            ({"layer_decay": 0}, r"`layer_decay` .* in \(0, 1\]"),
+            ({"layer_decay": 1.5}, r"`layer_decay`"),
+            ({"warmup_epochs": -1}, r"`warmup_epochs`"),
+            ({"gradient_clip": math.nan}, r"`gradient_clip`"),
+            ({"schedule": "cosin"}, r"`schedule` .* Did you mean 'cosine'"),
+            ({"optimizer": "adamww"}, r"There is no 'adamww'. Did you mean 'adamw'"),
+            ({"optimizer": "zzzz"}, r"There is no 'zzzz'. Give an import path"),
+            ({"optimizer": "torch.optim.NoSuch"}, r"must be importable"),
+            ({"optimizer": "torch.nn.Linear"}, r"must be a class of torch optimizers. Got 'torch.nn.Linear'"),
+            ({"optimizer": nn.Linear}, r"must be a class of torch optimizers"),
+            ({"optimizer": "fusedadam"}, r"'fusedadam' must be installed"),
+        ],
+    )
+    def test_wrong_options_are_refused(self, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(UsageError, match=message):
+            OptimizerOptions(**options)
+
+
+class TestOptimizers:
+    @pytest.mark.parametrize(
+        "optimizer",
+        [
+            "adamw",
+            "AdamW",
+            "sgd",
+            "lion",
+            "lamb",
+            "muon",
+            "lookahead_sgd",
+            "Rprop",
+            "torch.optim.Adagrad",
+            torch.optim.SGD,
+        ],
+    )
+    def test_any_of_timm_and_torch_trains(self, optimizer: Any) -> None:
+        torch.manual_seed(0)
+        model, images, targets = network(), torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
+        made = build_optimizer(model, chosen(optimizer=optimizer))
+        assert isinstance(made, torch.optim.Optimizer)
+        before = model.head.weight.clone()
+        for _ in range(6):  # lookahead moves at every sixth step
+            made.zero_grad()
+            nn.functional.cross_entropy(model(images), targets).backward()
+            made.step()
+        assert not torch.equal(model.head.weight, before)
+
+    def test_one_dimension_does_not_decay_nor_do_embeddings(self) -> None:
+        model = network("test_vit")
+        made = build_optimizer(model, chosen("test_vit"))
+        assert [group["name"] for group in made.param_groups] == ["no_decay", "decay"]
+        decaying = {id(parameter) for parameter in made.param_groups[1]["params"]}
+        for name, parameter in model.named_parameters():
+            spared = parameter.ndim <= 1 or "pos_embed" in name or "token" in name
+            assert (id(parameter) in decaying) != spared, name
+        assert [group["weight_decay"] for group in made.param_groups] == [0.0, 0.05]
+
+    @pytest.mark.parametrize(("name", "decay"), [("test_vit", 0.7), ("test_convnext", 0.8)])
+    def test_layers_learn_the_slower_the_deeper_and_the_head_fully(self, name: str, decay: float) -> None:
+        model = network(name)
+        made = build_optimizer(model, chosen(name, pretrained=True, lr=1.0))
+        rates = {id(parameter): group["lr"] for group in made.param_groups for parameter in group["params"]}
+        assert len(rates) == len(list(model.parameters()))
+        assert {rates[id(parameter)] for parameter in model.head.parameters()} == {1.0}
+        body = [rates[id(parameter)] for parameter in model.backbone.parameters()]
+        assert max(body) == pytest.approx(decay)
+        steps = sorted({round(math.log(rate, decay), 6) for rate in body})
+        assert steps == list(range(1, len(steps) + 1))
+        assert len(steps) > 2
+        names = [group["name"] for group in made.param_groups]
+        assert len(set(names)) == len(names)
+        slowest = min(made.param_groups, key=lambda group: group["lr"])
+        assert slowest["name"].startswith("layer0/")
+
+    def test_frozen_parameters_are_left_out(self) -> None:
+        model = network("test_vit")
+        model.backbone.requires_grad_(False)
+        made = build_optimizer(model, chosen("test_vit", pretrained=True))
+        assert sum(len(group["params"]) for group in made.param_groups) == 2
+        model.requires_grad_(False)
+        with pytest.raises(UsageError, match=r"must have parameters to train. All are frozen"):
+            build_optimizer(model, chosen("test_vit"))
+
+    def test_any_network_will_do_without_layer_decay(self) -> None:
+        plain = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+        assert len(build_optimizer(plain, Recipe("adamw", 0.1, 0.1)).param_groups) == 2
+        with pytest.raises(UsageError, match=r"`layer_decay` must be 1 for Sequential, whose layers have no numbers"):
+            build_optimizer(plain, Recipe("adamw", 0.1, 0.1, layer_decay=0.5))
+
+    def test_arguments_are_passed_on_or_refused(self) -> None:
+        assert build_optimizer(network(), chosen(), betas=(0.5, 0.6)).defaults["betas"] == (0.5, 0.6)
+        with pytest.raises(UsageError, match=r"`optimizer` 'adamw' must accept its arguments.*unknown"):
+            build_optimizer(network(), chosen(), unknown=1)
+        with pytest.raises(UsageError, match=r"`optimizer` 'LBFGS' must accept its arguments"):
+            build_optimizer(network(), chosen(optimizer="LBFGS", weight_decay=0.1))  # takes one group only
+
+    def test_names_of_timm_come_first(self) -> None:
+        assert find_optimizer("sgd") is torch.optim.SGD
+        assert find_optimizer("muon").__module__.startswith("timm.")
+
+
+def rates(
+    schedule: str, total: int, made: int, warmup: Callable[[], float] | None = None, **options: Any
+) -> list[float]:
+    """The learning rate of each optimizer step, as the schedule sets it."""
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
+    progress = ProgressLR(optimizer, schedule, lambda: total, warmup, **options)
+    found = []
+    for _ in range(made):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        progress.step()
+    return found
+
+
+class TestSchedules:
+    @pytest.mark.parametrize("schedule", SCHEDULES)
+    def test_are_pure_functions_of_progress(self, schedule: str) -> None:
+        found = rates(schedule, 100, 100)
+        rise = 0 if schedule == "onecycle" else 5
+        assert found == pytest.approx([factor(schedule, step, 100, rise) for step in range(100)])
+        assert max(found) == pytest.approx(1.0)
+        assert min(found) > 0
+        assert found[0] == pytest.approx(0.04 if schedule == "onecycle" else 0.01)
+
+    def test_have_their_shapes(self) -> None:
+        def at(schedule: str) -> list[float]:
+            return [round(factor(schedule, step, 100), 4) for step in (0, 25, 50, 75, 100)]
+
+        assert at("constant") == at("plateau") == [1, 1, 1, 1, 1]
+        assert at("linear") == [1, 0.75, 0.5, 0.25, 0]
+        assert at("cosine") == [1, 0.8536, 0.5, 0.1464, 0]
+        assert at("step") == [1, 1, 0.1, 0.01, 0.01]
+
+    def test_one_cycle_is_that_of_torch(self) -> None:
+        optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0, momentum=0.9)
+        reference = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=101, cycle_momentum=False)
+        wanted = []
+        for _ in range(101):
+            wanted.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            if len(wanted) < 101:
+                reference.step()
+        found = [factor("onecycle", step, 100, 0.3 * 101 - 1) for step in range(101)]
+        assert found == pytest.approx(wanted, abs=1e-6)
+
+    def test_the_default_warm_up_is_a_twentieth_and_at_least_a_step(self) -> None:
+        assert [rate < 1 for rate in rates("constant", 200, 20)] == [True] * 10 + [False] * 10
+        assert [rate < 1 for rate in rates("constant", 4, 4)] == [True, False, False, False]
+        assert rates("constant", 4, 2, warms_up=False) == [1.0, 1.0]
+        assert [rate < 1 for rate in rates("constant", 4, 4, lambda: 2.5)] == [True, True, True, False]
+
+    @pytest.mark.parametrize("schedule", SCHEDULES)
+    def test_do_not_ask_for_the_length_of_the_run_when_they_are_made(self, schedule: str) -> None:
+        for epochs in (None, 0.0, 2.0):
+            recipe = Recipe("sgd", 0.1, 0.0, schedule=schedule, warmup_epochs=epochs)
+            build_schedulers(build_optimizer(network(), recipe), recipe, never, never)
+
+    @pytest.mark.parametrize("schedule", SCHEDULES)
+    def test_continue_at_the_same_rate_from_plain_data(self, schedule: str) -> None:
+        def make(lr: float) -> tuple[torch.optim.Optimizer, ProgressLR]:
+            optimizer = torch.optim.SGD([{"params": nn.Linear(1, 1).parameters(), "lr": lr, "name": "all"}])
+            return optimizer, ProgressLR(optimizer, schedule, lambda: 40)
+
+        first, progress = make(0.5)
+        for _ in range(17):
+            first.step()
+            progress.step()
+        file = io.BytesIO()
+        torch.save([first.state_dict(), progress.state_dict()], file)
+        file.seek(0)
+        states = torch.load(file, weights_only=True)
+        second, resumed = make(0.25)
+        second.load_state_dict(states[0])
+        resumed.load_state_dict(states[1])
+        for _ in range(20):
+            assert second.param_groups[0]["lr"] == first.param_groups[0]["lr"]
+            for optimizer, scheduler in ((first, progress), (second, resumed)):
+                optimizer.step()
+                scheduler.step()
+
+    def test_keep_the_ratio_of_layers(self) -> None:
+        made = build_optimizer(network("test_vit"), chosen("test_vit", pretrained=True))
+        base = [group["lr"] for group in made.param_groups]
+        progress = ProgressLR(made, "cosine", lambda: 10, warms_up=False)
+        for _ in range(5):
+            made.step()
+            progress.step()
+        assert [group["lr"] for group in made.param_groups] == pytest.approx([0.5 * rate for rate in base])
+
+    def test_a_plateau_lowers_the_rate_for_good_even_in_warm_up(self) -> None:
+        recipe = Recipe("sgd", 1.0, 0.0, schedule="plateau", warmup_epochs=2)
+        made = build_optimizer(nn.Linear(1, 1), recipe)
+        progress, plateau = build_schedulers(made, recipe, lambda: 1000, lambda: 10, monitor="val/accuracy", mode="max")
+        assert (plateau["monitor"], plateau["scheduler"].mode, plateau["interval"]) == ("val/accuracy", "max", "epoch")
+        for _ in range(10):
+            made.step()
+            progress["scheduler"].step()
+        for _ in range(6):
+            plateau["scheduler"].step(0.5)
+        for _ in range(20):
+            made.step()
+            progress["scheduler"].step()
+        assert made.param_groups[0]["lr"] == pytest.approx(0.1)
+
+    def test_an_endless_run_needs_a_schedule_that_needs_no_end(self) -> None:
+        def step(*arguments: Any, **options: Any) -> None:
+            optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
+            progress = ProgressLR(optimizer, *arguments, **options)
+            optimizer.step()
+            progress.step()
+
+        with pytest.raises(UsageError, match=r"'cosine' needs a run of known length. This one is endless"):
+            step("cosine", lambda: math.inf)
+        step("constant", lambda: math.inf, warms_up=False)
+        step("constant", lambda: math.inf, lambda: 3.0)
+
+
+class Learner(pl.LightningModule):
+    """The smallest module that uses our optimizer and schedules as a task does."""
+
+    def __init__(self, schedule: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net, self.schedule, self.rates = nn.Linear(2, 1), schedule, []
+
+    def training_step(self, batch: torch.Tensor, index: int) -> torch.Tensor:
+        self.rates.append(self.optimizers().param_groups[0]["lr"])
+        return self.net(batch).square().mean()
+
+    def validation_step(self, batch: torch.Tensor, index: int) -> None:
+        self.log("val/loss", 1.0)
+
+    def configure_optimizers(self) -> Any:
+        recipe = Recipe("adamw", 0.1, 0.05, schedule=self.schedule)
+        optimizer = build_optimizer(self.net, recipe)
+        length = self.trainer.__class__.estimated_stepping_batches
+        return [optimizer], build_schedulers(optimizer, recipe, lambda: length.fget(self.trainer), lambda: 5.0)
+
+
+def trained(learner: Learner, folder: Path, epochs: int, resume: Path | None = None) -> pl.Trainer:
+    trainer = pl.Trainer(
+        max_epochs=6, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder,
+        callbacks=[StopAfter(epochs)],
+    )  # fmt: skip
+    loader = torch.utils.data.DataLoader(torch.ones(10, 2), batch_size=2)
+    trainer.fit(learner, loader, loader, ckpt_path=resume, weights_only=True)
+    return trainer
+
+
+class StopAfter(pl.Callback):
+    """Interrupt a run that was planned to be longer."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        trainer.should_stop = trainer.current_epoch + 1 >= self.epochs
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("schedule", ["cosine", "plateau"])
+def test_lightning_resumes_at_the_same_rates(tmp_path: Path, schedule: str) -> None:
+    whole, first, second = Learner(schedule), Learner(schedule), Learner(schedule)
+    trained(whole, tmp_path, 6)
+    trained(first, tmp_path, 3).save_checkpoint(tmp_path / "half.ckpt")
+    trained(second, tmp_path, 6, tmp_path / "half.ckpt")
+    assert first.rates + second.rates == whole.rates
+    assert len(set(whole.rates)) > 2
