@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 # Lightning's own way of shrinking a run. Arguments that a page gives still win, so that its code runs as written.
 SHRINK = {
-    "PL_TRAINER_MAX_STEPS": "2",
-    "PL_TRAINER_LIMIT_TRAIN_BATCHES": "2",
+    "PL_TRAINER_MAX_STEPS": "1",
+    "PL_TRAINER_LIMIT_TRAIN_BATCHES": "1",
     "PL_TRAINER_LIMIT_VAL_BATCHES": "1",
     "PL_TRAINER_LIMIT_TEST_BATCHES": "1",
+    "PL_TRAINER_NUM_SANITY_VAL_STEPS": "0",
     "PL_TRAINER_ENABLE_PROGRESS_BAR": "False",
 }
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from autotimm.data.predict import predict_loader
+from autotimm.data.serve import predict_loader
 from autotimm.errors import ModelError
 from autotimm.tasks import Task
 from autotimm.train import AutoTrainer
 from autotimm.train.progress import say
-from autotimm.types import Prediction
+from autotimm.types import DataSpec, Prediction
 
-__all__ = ["predict"]
+__all__ = ["known_data", "predict"]
 
 
 def predict(
@@ -39,13 +39,21 @@ def predict(
         ModelError: If the task does not know its data.
         DataError: If there is no readable image.
     """
-    if task.spec is None:
-        raise ModelError(f"The {type(task).__name__} must know its data to predict files. Load it from a checkpoint.")
     notices: list[str] = []
-    loader = predict_loader(paths, task.spec, notices=notices, num_workers=num_workers)
-    for notice in notices:
-        say(notice)
+    loader = predict_loader(paths, known_data(task), notices=notices, num_workers=num_workers)
+    say(*notices)
     trainer = trainer or AutoTrainer(run_dir=False, enable_checkpointing=False)
     with task.padding(not fast):
         batches = trainer.predict(task, loader)
     return [prediction for batch in batches or [] for prediction in batch]
+
+
+def known_data(task: Task) -> DataSpec:
+    """What a task remembers of its data.
+
+    Raises:
+        ModelError: If it remembers nothing, since it was neither trained on a data module nor loaded.
+    """
+    if task.spec is None:
+        raise ModelError(f"The {type(task).__name__} must know its data to read files. Load it from a checkpoint.")
+    return task.spec

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from autotimm.build import build_data, build_task, build_trainer
 from autotimm.config import FitConfig, read_yaml
 from autotimm.data.module import DataModule
-from autotimm.errors import ModelError, nearest
-from autotimm.predict import predict
+from autotimm.data.serve import labelled_loader
+from autotimm.errors import DataError, ModelError, nearest
+from autotimm.predict import known_data, predict
 from autotimm.repro.seed import default_threads
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import import_object
 from autotimm.train import AutoTrainer
 from autotimm.train.folder import RunFolder
+from autotimm.train.progress import say
 from autotimm.types import Prediction
 
 __all__ = ["Run", "fit", "fit_config", "fit_objects"]
@@ -140,23 +142,38 @@ class Run:
         task: Task = Task.load_from_checkpoint(self.checkpoint(ckpt))
         return task
 
-    def data(self, path: str | Path | None = None) -> DataModule:
-        """The data of the run, or a folder of the same kind in its place."""
+    def data(self) -> DataModule:
+        """The data that the run was made with.
+
+        Raises:
+            DataError: If it was made from loaders of the caller's own.
+        """
         config = self._config()
         if isinstance(config, FitConfig):
-            return build_data(config if path is None else config.resolved({"path": str(path)}, "argument"))
+            return build_data(config)
         if "data" not in config:
-            raise DataError(f"{self} was made from loaders of your own. Give a data module.")
-        arguments = config["data"]["init_args"] | ({} if path is None else {"data_dir": str(path)})
-        module: DataModule = import_object(config["data"]["class_path"], "data module")(**arguments)
+            raise DataError(f"{self} was made from loaders of your own. Give a folder, or a data module.")
+        module: DataModule = import_object(config["data"]["class_path"], "data module")(**config["data"]["init_args"])
         return module
 
     def validate(self, data: str | Path | DataModule | None = None, *, ckpt: str | Path = "best") -> dict[str, float]:
-        """Measure on the run's validation data, or on that of another folder."""
+        """Measure on the run's validation data, or on other labelled images.
+
+        Args:
+            data: A folder with ``val/``, a folder of class folders, a CSV file, or a data module.
+            ckpt: Which checkpoint to use.
+
+        Raises:
+            DataError: If there is no such data, or it has classes that the model does not know.
+        """
         return self._measure("validate", data, ckpt)
 
     def test(self, data: str | Path | DataModule | None = None, *, ckpt: str | Path = "best") -> dict[str, float]:
-        """Measure on the run's test data, or on another folder's, and keep the result with the run.
+        """Measure on the run's test data, which is kept with the run's results, or on other labelled images.
+
+        Args:
+            data: A folder with ``test/``, a folder of class folders, a CSV file, or a data module.
+            ckpt: Which checkpoint to use.
 
         Raises:
             DataError: If there is no test data. Validation data is never used in its place.
@@ -167,9 +184,17 @@ class Run:
         return results
 
     def _measure(self, verb: str, data: str | Path | DataModule | None, ckpt: str | Path) -> dict[str, float]:
-        task = self.model(ckpt)
-        module = data if isinstance(data, DataModule) else self.data(data)
-        results: Iterable[Mapping[str, float]] = getattr(self._trainer(), verb)(task, datamodule=module)
+        task, trainer = self.model(ckpt), self._trainer()
+        measure = trainer.validate if verb == "validate" else trainer.test
+        if isinstance(data, (str, Path)):
+            notices: list[str] = []
+            loader = labelled_loader(data, known_data(task), verb.replace("validate", "val"), notices=notices)
+            say(*notices)
+            results = measure(task, dataloaders=loader)
+        else:
+            results = measure(task, datamodule=data or self.data())
+        if not results:
+            raise DataError(f"{self} has no validation data. It was made with val_split=0. Give a folder.")
         return {name: float(value) for one in results for name, value in one.items()}
 
     def predict(

@@ -38,7 +38,8 @@ def test_code_runs(name: str, tmp_path: Path) -> None:
     from autotimm.data.toy import write_toy_folder
 
     write_toy_folder(tmp_path / "photos", n=60, num_classes=3, image_size=64, seed=0)
-    assert_ran(run_blocks(ROOT / name, tmp_path), ROOT / name)
+    # CONTRIBUTING.md runs the contract suite, which has to see a loss fall.
+    assert_ran(run_blocks(ROOT / name, tmp_path, shrink=name != "CONTRIBUTING.md"), ROOT / name)
 
 
 def test_generated_parts_are_up_to_date() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from autotimm import ImageClassifier, MetricConfig, Task, seed_everything
 from autotimm.data.toy import toy_images
@@ -178,18 +179,18 @@ class TestBatches:
 
     def test_a_users_loader_may_give_pairs_or_images(self):
         images, labels = toy_images(8, num_classes=3)
-        pairs = [[images[i : i + 4], labels[i : i + 4]] for i in (0, 4)]
+        pairs = DataLoader(TensorDataset(images, labels), batch_size=4)
         model = classifier()
         fitted = trainer()
         fitted.fit(model, pairs, pairs)
         assert {"train/loss", "val/loss", "val/accuracy"} <= set(fitted.callback_metrics)
-        predictions = trainer().predict(model, [images[:4]])
+        predictions = trainer().predict(model, DataLoader(images[:4], batch_size=4))
         assert [one.id for one in predictions[0]] == ["0", "1", "2", "3"]
         assert set(predictions[0][0].scores) == {"0", "1", "2"}
 
     def test_other_batches_are_refused_with_the_cure(self):
         with pytest.raises(UsageError, match="collate_fn"):
-            trainer().fit(classifier(), [{"image": torch.zeros(2, 3, 32, 32)}])
+            trainer().fit(classifier(), DataLoader([{"image": torch.zeros(3, 32, 32)}] * 2))
 
     def test_a_batch_size_of_nothing_is_refused(self):
         with pytest.raises(UsageError, match="`eval_batch_size` of ImageClassifier must be at least 1"):
@@ -201,7 +202,7 @@ class TestMetrics:
         kappa = MetricConfig("kappa", metric_class="CohenKappa", params={"task": "multiclass", "num_classes": 3})
         inside = {"name": "inside", "metric_class": "MulticlassAccuracy", "params": {"num_classes": 3},
                   "stages": ["train"], "log_on_step": True}  # fmt: skip
-        fitted = trainer()
+        fitted = trainer(log_every_n_steps=1)
         fitted.fit(classifier(metrics=[kappa, inside]), datamodule=toy_data(toy_folder))
         logged = set(fitted.callback_metrics)
         assert {"val/kappa", "train/kappa", "train/inside_step", "train/inside_epoch"} <= logged
@@ -232,9 +233,8 @@ class TestOwnTask:
         assert "val/mae" in logged
         loaded = Task.load_from_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
         assert (type(loaded), loaded.hparams["width"], digest(loaded)) == (Brightness, 8, digest(model))
-        images, _ = toy_images(3)
-        batches = trainer().predict(loaded, [Batch(images.float().mean((2, 3)) / 255, None, ("a", "b", "c"))])
-        assert [one.id for one in batches[0]] == ["a", "b", "c"]
+        values = trainer().predict(loaded, DataLoader([Batch(torch.rand(3), None, name) for name in "ab"], batch_size=2))
+        assert [one.id for one in values[0]] == ["a", "b"]
 
     def test_its_dropout_is_keyed(self, toy_folder):
         def run(seed):

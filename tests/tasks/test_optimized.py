@@ -58,9 +58,9 @@ class TestRecipe:
         assert found != {digest(trained(toy_folder, 2))}
 
     def test_an_unknown_optimizer_or_schedule_is_refused_at_once(self):
-        with pytest.raises(UsageError, match=r"Did you mean 'adamw'"):
-            classifier(optimizer="adamv")
-        with pytest.raises(UsageError, match=r"Did you mean 'cosine'"):
+        with pytest.raises(UsageError, match="Did you mean 'adamw'"):
+            classifier(optimizer="adamww")
+        with pytest.raises(UsageError, match="Did you mean 'cosine'"):
             classifier(schedule="cosin")
 
 

@@ -24,9 +24,10 @@ def make_progress() -> ProgressBar:
     return LiveBar() if sys.stderr.isatty() else PlainLines()
 
 
-def say(line: str) -> None:
-    """Print a line for people."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(line, markup=False)
+def say(*lines: str) -> None:
+    """Print lines for people."""
+    for line in lines:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(line, markup=False)
 
 
 def header(trainer: pl.Trainer, model: pl.LightningModule) -> list[str]:

@@ -1,4 +1,4 @@
-"""Batches of images to predict, as a trained model remembers its data; no training data is needed."""
+"""Batches for a trained model, as it remembers its data; no training data is needed."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from functools import partial
 from pathlib import Path
 
 from autotimm.data.collate import collate
+from autotimm.data.formats.labelled import read_labelled
 from autotimm.data.formats.paths import read_paths
 from autotimm.data.loader import KeyedDataset, KeyedLoader
 from autotimm.data.module import default_workers
+from autotimm.data.prepare import readable
+from autotimm.data.table import Table
 from autotimm.data.transforms import ImageTransform, eval_transform
 from autotimm.repro.sampler import KeyedBatchSampler
 from autotimm.types import DataSpec
 
-__all__ = ["predict_loader"]
+__all__ = ["labelled_loader", "predict_loader"]
 
 
 def predict_loader(
@@ -32,6 +35,20 @@ def predict_loader(
         DataError: If there is nothing to predict, or no image can be read.
     """
     table = read_paths(paths if isinstance(paths, (str, Path)) else list(paths), notices)
+    return _loader(table, spec, num_workers)
+
+
+def labelled_loader(path: str | Path, spec: DataSpec, split: str, *, notices: list[str]) -> KeyedLoader:
+    """Load labelled images to measure a model on, see :func:`autotimm.data.formats.labelled.read_labelled`.
+
+    Raises:
+        DataError: If there are none, or they have classes that the model does not know.
+    """
+    tables, _ = readable({split: read_labelled(path, spec, split, notices)}, notices)
+    return _loader(tables[split], spec, None)
+
+
+def _loader(table: Table, spec: DataSpec, num_workers: int | None) -> KeyedLoader:
     transform = eval_transform(spec.image_size, spec.crop_pct, spec.interpolation)
     checked = ImageTransform(transform, "eval_transforms", "the model's data")
     if num_workers is None:
