@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -65,7 +66,8 @@ class Optimized(pl.LightningModule):
         self.hparams["lr"] = lr
 
     def _steps_per_epoch(self) -> float:
-        return float(self.trainer.estimated_stepping_batches) / max(self.trainer.max_epochs or 1, 1)
+        batches: float = self.trainer.num_training_batches
+        return math.ceil(batches / self.trainer.accumulate_grad_batches)
 
     def configure_gradient_clipping(
         self,
