@@ -23,15 +23,20 @@ SHARED = {
 }
 
 
+class Means(nn.Module):
+    def forward(self, images):
+        return images.float().mean((2, 3)) / 255
+
+
 class Brightness(Task):
     """A task that a user may write: says of an image how bright it is. It has neither timm nor a `backbone`."""
 
     def __init__(self, width: int = 4, *, lr: float = 0.05, **options):
-        super().__init__(lambda seed: nn.Sequential(nn.Linear(3, width), nn.Dropout(0.5), nn.Linear(width, 1)), lr=lr,
-                         **options)  # fmt: skip
+        super().__init__(lambda seed: nn.Sequential(Means(), nn.Linear(3, width), nn.Dropout(0.5), nn.Linear(width, 1)),
+                         lr=lr, **options)  # fmt: skip
 
     def step(self, batch, stage):
-        values = self.infer(batch.images.float().mean((2, 3)) / 255).squeeze(1)
+        values = self.infer(batch.images).squeeze(1)
         wanted = batch.images.float().mean((1, 2, 3)) / 255
         return Step({"squares": (values - wanted).square().mean(), "size": 0.01 * values.abs().mean()}, values, wanted)
 
@@ -233,8 +238,9 @@ class TestOwnTask:
         assert "val/mae" in logged
         loaded = Task.load_from_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
         assert (type(loaded), loaded.hparams["width"], digest(loaded)) == (Brightness, 8, digest(model))
-        values = trainer().predict(loaded, DataLoader([Batch(torch.rand(3), None, name) for name in "ab"], batch_size=2))
-        assert [one.id for one in values[0]] == ["a", "b"]
+        images, _ = toy_images(2)
+        loader = DataLoader(images, 2, collate_fn=lambda images: Batch(torch.stack(images), None, ("a", "b")))
+        assert [one.id for one in trainer().predict(loaded, loader)[0]] == ["a", "b"]
 
     def test_its_dropout_is_keyed(self, toy_folder):
         def run(seed):

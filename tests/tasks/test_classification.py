@@ -7,11 +7,14 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from autotimm import AutoTrainer, ImageClassifier, Task
 from autotimm.data.toy import toy_images
 from autotimm.errors import ModelError, UsageError
 from autotimm.losses import FunctionLoss
+from autotimm.predict import predict
+from autotimm.repro.digest import tensor_digest
 from autotimm.types import Batch, DataSpec, Stage
 from training import classifier, digest, multi_label_data, toy_data, trained, trainer
 
@@ -49,18 +52,15 @@ class TestRandomParts:
         backbone = {"backbone": options.get("backbone", "test_resnet")}
         assert one == again != digest(trained(toy_folder, 1, backbone))
 
-    def test_mixing_depends_on_the_trainers_seed_alone(self, toy_folder):
-        data = {"augmentation": "none"}
-
+    def test_mixing_depends_on_the_trainers_seed_alone(self):
         def run(model_seed, trainer_seed):
             torch.rand(3)
             model = classifier(seed=model_seed, mixup_alpha=0.4)
-            images = []
-            model.network.register_forward_pre_hook(lambda module, given: images.append(given[0].double().mean()))
-            trainer(seed=trainer_seed, num_sanity_val_steps=0, max_steps=1).fit(
-                model, datamodule=toy_data(toy_folder, **data)
-            )
-            return float(images[0])
+            seen = []
+            model.network.register_forward_pre_hook(lambda module, given: seen.append(tensor_digest(given[0])))
+            loader = DataLoader(TensorDataset(*toy_images(8, num_classes=3)), batch_size=8)
+            trainer(seed=trainer_seed).fit(model, loader)
+            return seen[0]
 
         assert run(1, 1) == run(2, 1) != run(1, 2)
 
@@ -72,7 +72,10 @@ class TestRandomParts:
         assert mixed.targets is None
         assert mixed.loss.isfinite()
         assert model.eval().step(Batch(images, labels), Stage.VAL).targets is labels
-        assert model.train().step(Batch(images[:1], labels[:1]), Stage.TRAIN).targets is not None  # nothing to mix with
+
+    def test_a_batch_of_one_has_nothing_to_mix_with(self):
+        images, labels = toy_images(1, num_classes=3)
+        assert classifier("test_vit", mixup_alpha=0.4).train().step(Batch(images, labels), Stage.TRAIN).targets is labels
 
     @pytest.mark.parametrize("options", [{"mixup_alpha": 0.4}, {"cutmix_alpha": 1.0}, {"mixup_alpha": 1, "cutmix_alpha": 1}])
     def test_several_labels_can_be_mixed_too(self, toy_folder, tmp_path, options):
@@ -175,8 +178,6 @@ class TestMultiLabel:
         assert {row.split(",")[1] for row in rows} == {"", "second", "second|third"}
 
     def test_it_predicts_any_number_of_labels(self, run, toy_folder):
-        from autotimm import predict
-
         loaded = Task.load_from_checkpoint(run[2] / "checkpoints" / "best.ckpt")
         found = predict(loaded, toy_folder, trainer=trainer())
         assert len(found) == 24

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -201,16 +202,19 @@ class KeyedLoader:
 
     def _torch_loader(self) -> DataLoader[Any]:
         if self._inner is None:
-            self._inner = DataLoader(
-                self.dataset,
-                batch_sampler=self.batch_sampler,
-                collate_fn=_Collate(self.collate),
-                num_workers=self.num_workers,
-                persistent_workers=self.persistent_workers,
-                pin_memory=self.pin_memory,
-                # torch draws the workers' seeds, which nothing of ours reads, from here and not from the caller's.
-                generator=torch.Generator(),
-            )
+            with warnings.catch_warnings():
+                # torch counts the cores again; how many processes there should be was decided before.
+                warnings.filterwarnings("ignore", message="This DataLoader will create")
+                self._inner = DataLoader(
+                    self.dataset,
+                    batch_sampler=self.batch_sampler,
+                    collate_fn=_Collate(self.collate),
+                    num_workers=self.num_workers,
+                    persistent_workers=self.persistent_workers,
+                    pin_memory=self.pin_memory,
+                    # torch draws the workers' seeds, which nothing of ours reads, from here and not from the caller's.
+                    generator=torch.Generator(),
+                )
         return self._inner
 
     def state_dict(self) -> dict[str, int]:

@@ -61,6 +61,7 @@ class DataModule(pl.LightningDataModule, Facts, ABC):
         run_seed: Root seed of order and augmentation; a trainer sets it before training.
         notices: One line for each thing that was left out or looks strange.
         problems: The images that cannot be read.
+        arguments: What the constructor was given, for a run's ``config.yaml``.
 
     Raises:
         UsageError: If an argument is out of range.
@@ -112,7 +113,7 @@ class DataModule(pl.LightningDataModule, Facts, ABC):
         self.augmentation, self.balanced_sampling = augmentation, balanced_sampling
         self.strict, self.drop_last, self.crop_pct, self.interpolation = strict, drop_last, crop_pct, interpolation
         self.data_seed = self.run_seed = root_seed(seed, owner)
-        self._record_arguments()
+        self.arguments = self._take_arguments()
         self._train = self._image_transform(train_transforms, "train_transforms")
         self._eval = self._image_transform(eval_transforms, "eval_transforms")
         self.notices: list[str] = []
@@ -120,13 +121,14 @@ class DataModule(pl.LightningDataModule, Facts, ABC):
         self._tables: dict[str, Table] = {}
         self._loaders: weakref.WeakSet[KeyedLoader] = weakref.WeakSet()
 
-    def _record_arguments(self) -> None:
-        """Keep the arguments for a run's config.yaml; our tasks keep them, with their paths, out of checkpoints."""
+    def _take_arguments(self) -> dict[str, Any]:
+        """What the constructor was given, by name; kept away from Lightning, which would put paths into checkpoints."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Lightning's advice about transforms that are modules, meant for models
+            warnings.simplefilter("ignore")  # advice about transforms that are modules, meant for models
             self.save_hyperparameters(logger=False)
-        # Text, since a checkpoint of somebody else's model does hold them, and is to load with weights_only=True.
-        self.hparams.update({name: str(value) for name, value in self.hparams.items() if isinstance(value, Path)})
+        arguments = dict(self.hparams)
+        self.hparams.clear()
+        return arguments
 
     def _image_transform(self, given: Callable[[Any], Any] | None, name: str) -> ImageTransform:
         """The caller's transforms, or the built-in ones; unknown names are refused at once."""
@@ -189,7 +191,7 @@ class DataModule(pl.LightningDataModule, Facts, ABC):
     def source_name(self) -> str:
         """A short name for run folders: that of the folder, the table or the data set that the samples come from."""
         for key in ("data_dir", "train_csv", "dataset_name"):
-            if source := self.hparams.get(key):
+            if source := self.arguments.get(key):
                 path = Path(source).resolve()
                 return path.name if path.is_dir() else path.stem
         return "run"

@@ -21,7 +21,6 @@ from autotimm.repro.seed import preserve_switches, root_seed, seed_everything, s
 from autotimm.repro.streams import preserve_generators, reseed, scope
 from autotimm.tasks.checkpoint import (
     TaskRecord,
-    drop_data_arguments,
     import_name,
     plain_value,
     read_checkpoint,
@@ -258,7 +257,6 @@ class Task(Optimized, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to use the model without its run: plain data only."""
         self._watch.look()
-        drop_data_arguments(checkpoint)
         checkpoint[TaskRecord.KEY] = asdict(self.record())
 
     def record(self) -> TaskRecord:

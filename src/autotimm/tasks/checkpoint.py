@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pytorch_lightning as pl
 import torch
 
 from autotimm.errors import ModelError
 
 __all__ = [
     "TaskRecord",
-    "drop_data_arguments",
     "import_name",
     "plain_value",
     "read_checkpoint",
@@ -92,12 +90,6 @@ def read_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any
             f"The checkpoint {path} must hold a `state_dict`. It does not. Give a checkpoint of a trainer."
         )
     return checkpoint
-
-
-def drop_data_arguments(checkpoint: dict[str, Any]) -> None:
-    """Leave out the arguments of a data module: they hold paths of this machine, and so a user's name."""
-    checkpoint.pop(pl.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY, None)
-    checkpoint.pop(pl.LightningDataModule.CHECKPOINT_HYPER_PARAMS_NAME, None)
 
 
 def import_name(value: Any) -> str:

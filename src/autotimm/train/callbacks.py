@@ -20,7 +20,6 @@ from autotimm.errors import RunError
 from autotimm.repro.files import atomic_path, write_text
 from autotimm.repro.streams import preserve_generators, reseed
 from autotimm.tasks import Task
-from autotimm.tasks.checkpoint import drop_data_arguments
 
 __all__ = ["KeyedSteps", "MetricsTable", "RunCheckpoint"]
 
@@ -69,12 +68,6 @@ class RunCheckpoint(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Undo :meth:`state_dict`."""
         self.best = dict(state_dict["best"])
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Keep paths of this machine out, for models that are no tasks of ours too."""
-        drop_data_arguments(checkpoint)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the epoch, and remember it as the best if it is."""

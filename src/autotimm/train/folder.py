@@ -174,5 +174,5 @@ def describe(model: pl.LightningModule, data: DataModule | None, trainer: Any) -
         "model": {"class_path": import_name(type(model)), "init_args": plain_value(dict(model.hparams))}
     }
     if data is not None:
-        parts["data"] = {"class_path": import_name(type(data)), "init_args": plain_value(dict(data.hparams))}
+        parts["data"] = {"class_path": import_name(type(data)), "init_args": plain_value(data.arguments)}
     return parts | {"trainer": plain_value(trainer.arguments)}
