@@ -1,12 +1,15 @@
 """The documentation keeps its promises: its code runs, its links lead somewhere, its generated parts are up to date."""
 
+import os
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from blocks import assert_ran, python_blocks, run_blocks
+from blocks import SHRINK, assert_ran, python_blocks, run_blocks
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
@@ -40,6 +43,20 @@ def test_code_runs(name: str, tmp_path: Path) -> None:
     write_toy_folder(tmp_path / "photos", n=60, num_classes=3, image_size=64, seed=0)
     # CONTRIBUTING.md runs the contract suite, which has to see a loss fall.
     assert_ran(run_blocks(ROOT / name, tmp_path, shrink=name != "CONTRIBUTING.md"), ROOT / name)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_configuration_files_are_accepted(number: int, tmp_path: Path) -> None:
+    from autotimm.data.toy import write_toy_folder
+
+    files = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "docs/guide/cli.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert len(files) == 2
+    write_toy_folder(tmp_path / "photos", n=30, num_classes=3, image_size=32, seed=0)
+    (tmp_path / "photos.yaml").write_text(files[number])
+    command = [sys.executable, "-m", "autotimm", "fit", "--config", "photos.yaml"]
+    run = subprocess.run(command, cwd=tmp_path, env=os.environ | SHRINK, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1] == "run: runs/photos-001"
 
 
 def test_generated_parts_are_up_to_date() -> None:

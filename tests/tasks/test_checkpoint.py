@@ -239,8 +239,8 @@ class TestRefusals:
         checkpoint = torch.load(saved[0], weights_only=True)
         torch.save({**checkpoint, "extra": Evil()}, tmp_path / "evil.ckpt")
         (tmp_path / "raw.ckpt").write_bytes(pickle.dumps({"state_dict": Evil()}))
-        for name in ("evil.ckpt", "raw.ckpt"):
-            with pytest.raises(ModelError, match="refused, since reading it could run code"):
+        for name, message in (("evil.ckpt", "could run code"), ("raw.ckpt", "something else")):
+            with pytest.raises(ModelError, match=message):
                 Task.load_from_checkpoint(tmp_path / name)
         assert not (tmp_path / "evil-was-here").exists()
 
@@ -257,7 +257,7 @@ class TestRefusals:
         torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
         for name, message in (
             ("none.ckpt", "There is none"),
-            ("text.ckpt", "must"),
+            ("text.ckpt", "must be a file that a trainer wrote"),
             ("other.ckpt", "must hold a `state_dict`"),
             ("foreign.ckpt", "must hold a task of autotimm"),
         ):

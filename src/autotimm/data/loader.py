@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple, Protocol

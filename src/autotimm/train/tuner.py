@@ -58,9 +58,9 @@ def tune(trainer: pl.Trainer, model: pl.LightningModule, data: object, config: T
         model.set_lr(_find_lr(trainer, model, data, config))
 
 
-def _probe(trainer: pl.Trainer, folder: str) -> pl.Trainer:
+def _probe(trainer: pl.Trainer, folder: str, epochs: int) -> pl.Trainer:
     return pl.Trainer(
-        accelerator=trainer.accelerator, devices=1, precision=trainer.precision, max_epochs=trainer.max_epochs,
+        accelerator=trainer.accelerator, devices=1, precision=trainer.precision, max_epochs=epochs,
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         default_root_dir=folder,
     )  # fmt: skip
@@ -76,7 +76,8 @@ def _find_lr(trainer: pl.Trainer, model: Task, data: DataModule, config: TunerCo
     task, module = _copies(model, data)
     task.set_lr(config.min_lr)
     with preserve_generators(), tempfile.TemporaryDirectory() as folder:
-        finder = Tuner(_probe(trainer, folder)).lr_find(
+        # As many epochs as steps: the range test is to be ended by its steps, also on a small data set.
+        finder = Tuner(_probe(trainer, folder, epochs=config.steps)).lr_find(
             task, datamodule=module, min_lr=config.min_lr, max_lr=config.max_lr, num_training=config.steps,
             update_attr=False, attr_name="lr",
         )  # fmt: skip
@@ -89,7 +90,7 @@ def _find_lr(trainer: pl.Trainer, model: Task, data: DataModule, config: TunerCo
 def _find_batch_size(trainer: pl.Trainer, model: Task, data: DataModule, config: TunerConfig) -> int:
     task, module = _copies(model, data)
     with preserve_generators(), tempfile.TemporaryDirectory() as folder:
-        found = Tuner(_probe(trainer, folder)).scale_batch_size(
+        found = Tuner(_probe(trainer, folder, epochs=1)).scale_batch_size(
             task, datamodule=module, mode="power", steps_per_trial=1, init_val=min(8, config.max_batch_size),
             max_trials=max(1, (config.max_batch_size // 8).bit_length() - 1), batch_arg_name="batch_size",
         )  # fmt: skip

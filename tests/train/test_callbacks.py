@@ -1,0 +1,167 @@
+"""Best and last checkpoints, the table of metrics, and steps on streams."""
+
+import csv
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from autotimm import Task
+from autotimm.errors import RunError
+from autotimm.tasks.checkpoint import read_checkpoint
+from autotimm.train.callbacks import RunCheckpoint
+from training import StopAfter, classifier, digest, toy_data, trained, trainer
+
+NAN = float("nan")
+
+
+class Script(pl.LightningModule):
+    """Logs what it is told, one pair of accuracy and loss per epoch."""
+
+    def __init__(self, accuracies, losses=()):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.accuracies, self.losses = accuracies, losses or [1.0] * len(accuracies)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch[0]).square().mean()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/accuracy", self.accuracies[self.current_epoch])
+        self.log("val/loss", self.losses[self.current_epoch])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def play(folder, accuracies, losses=(), monitor="val/accuracy", **options):
+    loader = DataLoader(TensorDataset(torch.ones(4, 1)), batch_size=2)
+    one = trainer(len(accuracies), run_dir=folder, monitor=monitor, **options)
+    one.fit(Script(accuracies, losses), loader, loader)
+    assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["epoch"] == len(accuracies) - 1
+    best = read_checkpoint(folder / "checkpoints" / "best.ckpt")["epoch"]
+    assert best == one.checkpoint_callback.best["epoch"]
+    return best
+
+
+class TestBest:
+    @pytest.mark.parametrize(
+        ("accuracies", "losses", "best"),
+        [
+            ([0.1, 0.9, 0.5], [], 1),
+            ([0.5, 0.7, 0.7, 0.7], [1.0, 0.9, 0.8, 0.85], 2),  # among equals the lower loss
+            ([0.5, 0.5], [1.0, 1.0], 0),  # equal in everything: the first
+            ([NAN, 0.2, NAN], [], 1),
+            ([0.2, NAN], [], 0),
+            ([0.5, 0.6], [0.1, NAN], 1),
+        ],
+        ids=["largest", "tie", "first", "nan", "nan later", "loss nan"],
+    )
+    def test_the_epoch_with_the_best_score(self, tmp_path, accuracies, losses, best):
+        assert play(tmp_path / "run", accuracies, losses) == best
+
+    def test_a_loss_is_best_when_small(self, tmp_path):
+        assert play(tmp_path / "run", [0.1, 0.2, 0.3], [0.5, 0.1, 0.9], monitor="val/loss") == 1
+
+    def test_without_a_monitor_the_last_is_best(self, tmp_path):
+        assert play(tmp_path / "run", [0.9, 0.1, 0.2], monitor=None) == 2
+
+    def test_only_validated_epochs_compete(self, tmp_path):
+        assert play(tmp_path / "run", [0.1, 0.5, 0.9, 0.4], check_val_every_n_epoch=2) == 1
+
+    def test_without_validation_data_the_last_is_best(self, toy_folder, tmp_path, recwarn):
+        one = trainer(3, run_dir=tmp_path / "run")
+        one.fit(classifier(), datamodule=toy_data(toy_folder, val_split=0))
+        files = tmp_path / "run" / "checkpoints"
+        assert (files / "best.ckpt").read_bytes() == (files / "last.ckpt").read_bytes()
+        assert one.checkpoint_callback.best["epoch"] == 2
+        assert [str(one.message) for one in recwarn] == []
+
+    def test_the_tasks_first_metric_is_watched(self, toy_folder, tmp_path):
+        one = trainer(run_dir=tmp_path / "run")
+        one.fit(classifier(), datamodule=toy_data(toy_folder))
+        assert (one.checkpoint_callback.monitor, one.checkpoint_callback.mode) == ("val/accuracy", "max")
+        other = trainer(run_dir=tmp_path / "other", monitor="val/f1")
+        other.fit(classifier(), datamodule=toy_data(toy_folder))
+        assert other.checkpoint_callback.monitor == "val/f1"
+
+
+class TestFiles:
+    def test_last_and_best_only_and_no_temporary_ones(self, toy_folder, tmp_path):
+        trained(toy_folder, 3, run_dir=tmp_path / "run")
+        names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+        assert names == ["best.ckpt", "last.ckpt"]
+
+    def test_no_folder_no_files(self, toy_folder, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        one = trainer(run_dir=False)
+        one.fit(classifier(), datamodule=toy_data(toy_folder))
+        assert not list(tmp_path.iterdir())
+        assert one.checkpoint_callback.best_model_path == one.checkpoint_callback.last_model_path == ""
+
+    def test_checkpoints_can_be_switched_off(self, toy_folder, tmp_path):
+        trained(toy_folder, run_dir=tmp_path / "run", enable_checkpointing=False)
+        assert not list((tmp_path / "run" / "checkpoints").iterdir())
+        assert (tmp_path / "run" / "metrics.csv").exists()
+
+    def test_somebody_elses_checkpoint_callback_replaces_ours(self, toy_folder, tmp_path):
+        theirs = pl.callbacks.ModelCheckpoint(dirpath=tmp_path / "theirs", monitor="val/loss")
+        trained(toy_folder, run_dir=tmp_path / "run", callbacks=[theirs])
+        assert len(list((tmp_path / "theirs").iterdir())) == 1
+        assert not list((tmp_path / "run" / "checkpoints").iterdir())
+        assert (tmp_path / "run" / "model.safetensors").exists()
+
+    def test_temporary_space_elsewhere_is_not_needed(self, toy_folder, tmp_path, monkeypatch):
+        """A full or missing /tmp must not stop a run whose own disk has room."""
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+        trained(toy_folder, run_dir=tmp_path / "run")
+        assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+    def test_the_state_is_plain(self, toy_folder, tmp_path):
+        trained(toy_folder, run_dir=tmp_path / "run")
+        state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["callbacks"]["RunCheckpoint"]
+        again = RunCheckpoint()
+        again.load_state_dict(state)
+        assert again.state_dict() == state
+        assert set(state["best"]["metrics"]) == {"train/loss", "val/accuracy", "val/f1", "val/loss"}
+
+
+class TestTable:
+    def rows(self, folder):
+        with open(folder / "metrics.csv", newline="") as file:
+            return list(csv.DictReader(file))
+
+    def test_one_line_per_epoch(self, toy_folder, tmp_path):
+        trained(toy_folder, 2, {"lr": 1e-3, "schedule": "constant", "warmup_epochs": 0}, run_dir=tmp_path / "run")
+        rows = self.rows(tmp_path / "run")
+        assert [(row["epoch"], row["step"], row["lr"]) for row in rows] == [("0", "3", "0.001"), ("1", "6", "0.001")]
+        assert list(rows[0]) == ["epoch", "step", "lr", "train/loss", "val/accuracy", "val/f1", "val/loss"]
+
+    def test_an_epoch_without_validation_has_none_of_an_earlier_one(self, toy_folder, tmp_path):
+        trained(toy_folder, 4, run_dir=tmp_path / "run", check_val_every_n_epoch=2)
+        rows = self.rows(tmp_path / "run")
+        assert [bool(row["val/loss"]) for row in rows] == [False, True, False, True]
+        assert all(row["train/loss"] for row in rows)
+
+    def test_a_resumed_run_goes_on_where_its_checkpoint_was(self, toy_folder, tmp_path):
+        trained(toy_folder, 3, run_dir=tmp_path / "run", callbacks=[StopAfter(1)])
+        kept = self.rows(tmp_path / "run")
+        with open(tmp_path / "run" / "metrics.csv", "a") as file:
+            file.write("2,9,0.1,an epoch that no checkpoint has seen\n")
+        trainer(3, run_dir=tmp_path / "run").fit(classifier(), datamodule=toy_data(toy_folder), ckpt_path="last")
+        rows = self.rows(tmp_path / "run")
+        assert rows[:2] == kept
+        assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+
+    def test_a_loss_that_is_not_a_number_is_not_written_down(self, toy_folder, tmp_path):
+        with pytest.raises(RunError):
+            trained(toy_folder, 2, {"loss": lambda logits, targets: logits.sum() * NAN}, run_dir=tmp_path / "run")
+        assert not (tmp_path / "run" / "metrics.csv").exists()
+
+
+def test_a_loaded_best_scores_what_was_written(toy_folder, tmp_path):
+    model = trained(toy_folder, 3, {"lr": 0.01}, run_dir=tmp_path / "run")
+    loaded = Task.load_from_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert digest(loaded) == digest(model)

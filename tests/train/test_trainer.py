@@ -1,0 +1,433 @@
+"""The trainer's promises: seeds, switches, variables, and that only what is named reaches the weights."""
+
+import copy
+import inspect
+import json
+import os
+import random
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, EarlyStopping
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from autotimm import AutoTrainer, ImageClassifier, ImageDataModule, seed_everything
+from autotimm.data.toy import toy_images
+from autotimm.errors import DataError, ModelError, UsageError
+from autotimm.repro.digest import state_digest
+from autotimm.repro.seed import set_deterministic
+from training import StopAfter, classifier, digest, toy_data, trained, trainer
+
+def switches():
+    cudnn = torch.backends.cudnn
+    return cudnn.deterministic, cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+
+
+class Watch(Callback):
+    """Notes the switches and threads of each stage."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, *args):
+        self.seen.append((*switches(), torch.get_num_threads()))
+
+    on_validation_batch_start = on_test_batch_start = on_predict_batch_start = on_train_batch_start
+
+
+class Noise(Callback):
+    """Draws from every global generator."""
+
+    def on_train_batch_start(self, *args):
+        torch.rand(3), np.random.rand(2), random.random()
+
+    on_train_batch_end = on_train_epoch_start = on_validation_batch_end = on_train_batch_start
+
+
+class Fails(Callback):
+    def on_train_batch_start(self, *args):
+        raise ZeroDivisionError
+
+
+class Plain(pl.LightningModule):
+    """A module that knows nothing of autotimm."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3 * 32 * 32, 3))
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.layers(batch[0].float() / 255), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        torch.rand(1)
+        self.log("val_loss", F.cross_entropy(self.layers(batch[0].float() / 255), batch[1]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.fixture(scope="module")
+def expected(toy_folder):
+    """The digest of one epoch on the toy images."""
+    return digest(trained(toy_folder))
+
+
+class TestDefaults:
+    def test_of_the_signature(self):
+        shown = inspect.signature(AutoTrainer).parameters
+        promised = {"max_epochs": 10, "seed": 42, "deterministic": True, "use_autotimm_seeding": False}
+        assert {name: shown[name].default for name in promised} == promised
+
+    def test_no_warning_and_the_same_bits_with_no_argument_given(self, toy_folder, tmp_path, monkeypatch, capfd):
+        monkeypatch.chdir(tmp_path)
+        found = []
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for _ in range(2):
+                data = ImageDataModule(toy_folder, image_size=32)
+                model = ImageClassifier("test_resnet", data.num_classes)
+                one = AutoTrainer(max_epochs=1)
+                one.fit(model, datamodule=data)
+                one.validate(model, datamodule=data)
+                found.append(digest(model))
+        assert found[0] == found[1]
+        assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["shapes-001", "shapes-002"]
+        shown = capfd.readouterr()
+        assert shown.out == ""
+        for tip in ("litlogger", "TPU", "GPU available", "LightningDeprecation", "num_workers", "Seed set"):
+            assert tip not in shown.err
+
+    def test_the_callers_list_of_callbacks_stays(self, toy_folder):
+        mine = [Watch(), Noise()]
+        before = list(mine)
+        one = trainer(callbacks=mine)
+        one.fit(classifier(ema_decay=0.9), datamodule=toy_data(toy_folder))
+        assert mine == before
+        assert trainer(callbacks=mine[0]).callbacks[0] is mine[0]
+
+    def test_an_unknown_argument(self):
+        with pytest.raises(UsageError, match="AutoTrainer takes no argument `max_epoch`. Did you mean 'max_epochs'"):
+            AutoTrainer(max_epoch=3)
+        with pytest.raises(UsageError, match="Did you mean 'deterministic'"):
+            AutoTrainer(determinstic=False)
+
+    @pytest.mark.parametrize(
+        "wrong", [{"threads": 0}, {"deterministic": "yes"}, {"run_dir": True}, {"seed": -1}, {"seed": True}]
+    )
+    def test_a_wrong_value(self, wrong):
+        with pytest.raises(UsageError, match=f"`{next(iter(wrong))}` of AutoTrainer"):
+            AutoTrainer(**wrong)
+
+    def test_one_positional_argument(self):
+        assert AutoTrainer(3, accelerator="cpu").max_epochs == 3
+        with pytest.raises(TypeError):
+            AutoTrainer(3, 7)
+        with pytest.raises(TypeError):
+            AutoTrainer(3, max_epochs=4)
+
+
+class TestVariables:
+    def test_both_prefixes_work_and_an_argument_wins(self, monkeypatch):
+        monkeypatch.setenv("PL_TRAINER_MAX_EPOCHS", "3")
+        monkeypatch.setenv("PL_TRAINER_LIMIT_TRAIN_BATCHES", "0.5")
+        monkeypatch.setenv("PL_AUTOTRAINER_LIMIT_VAL_BATCHES", "2")
+        monkeypatch.setenv("PL_TRAINER_DETERMINISTIC", "False")
+        monkeypatch.setenv("PL_TRAINER_ACCELERATOR", "cpu")
+        one = AutoTrainer()
+        assert (one.max_epochs, one.limit_train_batches, one.limit_val_batches) == (3, 0.5, 2)
+        assert one.deterministic is False
+        given = AutoTrainer(5, limit_train_batches=1.0, deterministic=True)
+        assert (given.max_epochs, given.limit_train_batches, given.deterministic) == (5, 1.0, True)
+        assert AutoTrainer(max_epochs=6).max_epochs == 6
+
+    def test_our_own_name_wins_over_lightnings(self, monkeypatch):
+        monkeypatch.setenv("PL_TRAINER_MAX_EPOCHS", "3")
+        monkeypatch.setenv("PL_AUTOTRAINER_MAX_EPOCHS", "4")
+        assert AutoTrainer(accelerator="cpu").max_epochs == 4
+
+    def test_our_own_arguments_have_variables_too(self, monkeypatch):
+        monkeypatch.setenv("PL_AUTOTRAINER_SEED", "None")
+        monkeypatch.setenv("PL_AUTOTRAINER_THREADS", "1")
+        one = AutoTrainer(accelerator="cpu")
+        assert (one.seed, one.threads) == (None, 1)
+
+
+class TestSwitches:
+    @pytest.mark.parametrize("wanted", [True, False])
+    def test_they_reach_lightning_and_cudnn_and_are_given_back(self, toy_folder, wanted):
+        model, watch = classifier(deterministic=wanted), Watch()
+        set_deterministic(not wanted)
+        before, threads = switches(), torch.get_num_threads()
+        one = trainer(deterministic=wanted, callbacks=[watch], threads=2)
+        assert (one.deterministic, switches()) == (wanted, before)
+        data = toy_data(toy_folder, test_split=0.2)
+        one.fit(model, datamodule=data)
+        one.validate(model, datamodule=data)
+        one.test(model, datamodule=data)
+        one.predict(model, data.val_dataloader())
+        assert set(watch.seen) == {(wanted, not wanted, wanted, 2)}
+        assert (switches(), torch.get_num_threads()) == (before, threads)
+
+    def test_they_are_given_back_after_a_failure(self, toy_folder):
+        model = classifier()
+        set_deterministic(False)
+        with pytest.raises(ZeroDivisionError):
+            trainer(callbacks=[Fails()]).fit(model, datamodule=toy_data(toy_folder))
+        assert switches() == (False, True, False)
+        assert model.run_seed is None
+
+    def test_warn_only(self, toy_folder):
+        found = []
+
+        class Look(Callback):
+            def on_train_batch_start(self, *args):
+                found.append(torch.is_deterministic_algorithms_warn_only_enabled())
+
+        trained(toy_folder, deterministic="warn", callbacks=[Look()])
+        assert found == [True] * 3
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+
+    @pytest.mark.parametrize(("task", "run"), [(True, False), (False, True)])
+    def test_one_warning_where_task_and_trainer_disagree(self, toy_folder, task, run, expected):
+        model, watch = classifier(deterministic=task), Watch()
+        with pytest.warns(UserWarning, match=f"deterministic={task} and the trainer with deterministic={run}") as found:
+            trainer(deterministic=run, callbacks=[watch]).fit(model, datamodule=toy_data(toy_folder))
+        assert len(found) == 1
+        assert found[0].filename == __file__
+        assert {one[0] for one in watch.seen} == {run}
+        assert digest(model) == expected
+
+
+class TestSeeds:
+    def test_whichever_function_seeds_the_globals_our_tasks_get_the_same_weights(self, toy_folder, expected):
+        assert digest(trained(toy_folder, use_autotimm_seeding=True)) == expected
+        assert digest(trained(toy_folder, use_autotimm_seeding=False)) == expected
+
+    @pytest.mark.parametrize("ours", [True, False])
+    def test_the_choice_is_kept(self, toy_folder, ours, monkeypatch):
+        monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+        model = classifier()
+        monkeypatch.setenv("PYTHONHASHSEED", "1")
+        found = []
+
+        class Look(Callback):
+            def setup(self, *args, **kwargs):
+                found.append((torch.initial_seed(), "PL_GLOBAL_SEED" in os.environ, os.environ["PYTHONHASHSEED"]))
+
+        trainer(seed=9, use_autotimm_seeding=ours, callbacks=[Look()]).fit(model, datamodule=toy_data(toy_folder))
+        assert found == [(9, not ours, "9" if ours else "1")]
+
+    def test_another_seed_gives_other_weights(self, toy_folder, expected):
+        assert digest(trained(toy_folder, seed=43)) != expected
+        assert digest(trained(toy_folder, task={"seed": 43})) != expected
+
+    def test_none_leaves_the_callers_generators(self, toy_folder):
+        model = classifier(head_dropout=0.3)
+        seed_everything(5)
+        one, data = trainer(seed=None), toy_data(toy_folder)
+        before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+        one.fit(model, datamodule=data)
+        one.validate(model, datamodule=data)
+        one.predict(model, data.val_dataloader())
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
+
+    def test_none_is_drawn_once_and_recorded(self, toy_folder):
+        seed_everything(5)
+        first, second = trainer(seed=None), trainer(seed=None)
+        seed_everything(5)
+        assert trainer(seed=None).root_seed == first.root_seed != second.root_seed
+
+    def test_none_in_fresh_processes(self, toy_folder):
+        code = """
+import sys
+from autotimm import seed_everything
+from training import classifier, digest, toy_data, trainer
+
+def run():
+    data, model, one = toy_data(sys.argv[1], seed=None), classifier(seed=None), trainer(seed=None)
+    one.fit(model, datamodule=data)
+    return digest(model)
+
+free = run(), run()
+seed_everything(42)
+print(*free, run())
+"""
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-c", code, str(toy_folder)]
+        both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        one, two = (process.communicate()[0].split() for process in both)
+        assert len({*one[:2], *two[:2]}) == 4  # free ones differ, within a process and between two
+        assert one[2] == two[2]  # seeded by hand they agree
+
+
+class TestOthersTrainers:
+    """Our task and data module under Lightning's own trainer."""
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_workers_change_nothing(self, toy_folder, tmp_path, workers):
+        def run(workers):
+            model = classifier(head_dropout=0.3, ema_decay=0.9)
+            plain = pl.Trainer(max_epochs=2, accelerator="cpu", logger=False, default_root_dir=tmp_path,
+                               enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+                               callbacks=[Noise()] if workers else [])  # fmt: skip
+            plain.fit(model, datamodule=toy_data(toy_folder, num_workers=workers))
+            return digest(model)
+
+        torch.set_num_threads(1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Lightning's own advice
+            assert run(workers) == run(0)
+
+
+class TestOthersModules:
+    """A module of somebody who knows only Lightning."""
+
+    def run(self, **options):
+        pl.seed_everything(1, verbose=False)
+        model = Plain()
+        images, labels = toy_images(12, num_classes=3)
+        loaders = [DataLoader(TensorDataset(images, labels), batch_size=4) for _ in range(2)]
+        trainer(2, **options).fit(model, *loaders)
+        return state_digest(model.state_dict())
+
+    def test_its_dropout_is_keyed(self):
+        found = self.run()
+        assert self.run(callbacks=[Noise()]) == found
+        assert self.run(limit_val_batches=0, num_sanity_val_steps=0) == found
+        assert self.run(check_val_every_n_epoch=2) == found
+        assert self.run(seed=43) != found
+
+    def test_it_gets_a_run_folder(self, tmp_path):
+        images, labels = toy_images(8, num_classes=3)
+        loader = DataLoader(TensorDataset(images, labels), batch_size=4)
+        one = trainer(2, run_dir=tmp_path / "run", monitor="val_loss")
+        one.fit(Plain(), loader, loader)
+        written = {path.name for path in (tmp_path / "run").iterdir()}
+        assert written == {"config.yaml", "checkpoints", "metrics.csv", "model.safetensors", "results.json"}
+        assert "val_loss" in (tmp_path / "run" / "metrics.csv").read_text()
+
+    def test_weights_that_are_shared_can_be_written(self, tmp_path):
+        class Tied(Plain):
+            def __init__(self):
+                super().__init__()
+                self.again = nn.Linear(3 * 32 * 32, 3)
+                self.again.weight = self.layers[2].weight
+
+        images, labels = toy_images(8, num_classes=3)
+        trainer(run_dir=tmp_path / "run").fit(Tied(), DataLoader(TensorDataset(images, labels), batch_size=4))
+        assert (tmp_path / "run" / "model.safetensors").exists()
+
+    def test_objects_in_its_checkpoints_do_not_lose_the_run(self, tmp_path, capfd):
+        class Keeps(Plain):
+            def __init__(self, folder):
+                super().__init__()
+                self.save_hyperparameters()
+
+        images, labels = toy_images(8, num_classes=3)
+        loader = DataLoader(TensorDataset(images, labels), batch_size=4)
+        trainer(run_dir=tmp_path / "run").fit(Keeps(Path("here")), loader)
+        assert {"results.json", "checkpoints"} <= {path.name for path in (tmp_path / "run").iterdir()}
+        assert "model.safetensors is not written" in capfd.readouterr().err
+
+
+class TestResume:
+    """Exact resume from an epoch's end. In the middle of an epoch it is a matter of issue 3."""
+
+    @pytest.mark.parametrize(
+        ("task", "data", "options"),
+        [
+            ({}, {}, {}),
+            ({"ema_decay": 0.9}, {}, {}),
+            ({"head_dropout": 0.3, "mixup_alpha": 0.4}, {"num_workers": 2}, {}),
+            ({"schedule": "onecycle"}, {}, {"accumulate_grad_batches": 2}),
+            ({"schedule": "plateau"}, {"balanced_sampling": True}, {}),
+        ],
+        ids=["plain", "averaged", "workers", "accumulated", "plateau"],
+    )
+    def test_it_gives_the_bits_of_a_run_that_was_never_stopped(self, toy_folder, tmp_path, task, data, options):
+        def run(folder, callbacks=(), **fit):
+            model = classifier(**task)
+            one = trainer(3, run_dir=tmp_path / folder, callbacks=list(callbacks), **options)
+            one.fit(model, datamodule=toy_data(toy_folder, **data), **fit)
+            return digest(model)
+
+        whole = run("whole")
+        stopped = run("parts", [StopAfter(0)])
+        resumed = run("parts", ckpt_path="last")
+        assert stopped != whole
+        assert resumed == whole
+        for name in ("metrics.csv", "model.safetensors", "results.json"):
+            assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+    def test_more_epochs_can_be_added(self, toy_folder, tmp_path):
+        task = {"schedule": "constant"}
+        trained(toy_folder, 1, task, run_dir=tmp_path / "run")
+        model = classifier(**task)
+        trainer(3, run_dir=tmp_path / "run").fit(model, datamodule=toy_data(toy_folder), ckpt_path="last")
+        assert digest(model) == digest(trained(toy_folder, 3, task))
+
+    def test_a_moved_run_goes_on_and_keeps_its_best(self, toy_folder, tmp_path):
+        whole = trainer(4, run_dir=tmp_path / "whole")
+        whole.fit(classifier(), datamodule=toy_data(toy_folder))
+        trainer(4, run_dir=tmp_path / "here", callbacks=[StopAfter(1)]).fit(classifier(), datamodule=toy_data(toy_folder))
+        (tmp_path / "here").rename(tmp_path / "there")
+        one = trainer(4, run_dir=tmp_path / "there")
+        one.fit(classifier(), datamodule=toy_data(toy_folder), ckpt_path="last")
+        assert one.checkpoint_callback.best == whole.checkpoint_callback.best
+        assert not (tmp_path / "here").exists()
+
+    @pytest.mark.parametrize("folder", ["run", None, False])
+    def test_nothing_to_go_on_from_is_an_error(self, toy_folder, tmp_path, folder):
+        where = tmp_path / folder if folder else folder
+        with pytest.raises(ModelError, match=r"must have a last\.ckpt"):
+            trainer(run_dir=where, default_root_dir=tmp_path).fit(
+                classifier(), datamodule=toy_data(toy_folder), ckpt_path="last"
+            )
+        assert not list(tmp_path.iterdir())
+
+
+class TestVerbs:
+    def test_test_without_test_data(self, toy_folder):
+        with pytest.raises(DataError, match="There is no test data. Add a test/ folder"):
+            trainer().test(classifier(), datamodule=toy_data(toy_folder))
+
+    def test_best_can_be_named(self, toy_folder, tmp_path):
+        model, data = classifier(lr=0.05), toy_data(toy_folder, test_split=0.2)
+        one = trainer(3, run_dir=tmp_path / "run")
+        one.fit(model, datamodule=data)
+        best = one.checkpoint_callback.best["metrics"]
+        found = one.validate(datamodule=data, ckpt_path="best")[0]
+        assert found == {name: best[name] for name in found}
+        assert one.test(model, datamodule=data, ckpt_path="best")
+
+    def test_early_stopping(self, toy_folder):
+        stop = EarlyStopping("val/accuracy", mode="max", patience=1)
+        one = trainer(9, callbacks=[stop])
+        one.fit(classifier(lr=1e-12), datamodule=toy_data(toy_folder))
+        assert one.current_epoch == 2
+
+    def test_a_deep_copy_of_a_task_that_was_trained_trains_alike(self, toy_folder):
+        model = classifier()
+        other = copy.deepcopy(model)
+        for one in (model, other):
+            trainer().fit(one, datamodule=toy_data(toy_folder))
+        assert digest(model) == digest(other)
+
+    @pytest.mark.parametrize("options", [{"fast_dev_run": True}, {"limit_train_batches": 1}, {"max_steps": 2}])
+    def test_short_runs_leave_no_folder_or_a_whole_one(self, toy_folder, tmp_path, options):
+        folder = {} if "fast_dev_run" in options else {"run_dir": tmp_path / "run"}
+        trained(toy_folder, **options, **folder)
+        if folder:
+            assert json.loads((tmp_path / "run" / "results.json").read_text())["last"]
+        else:
+            assert not list(tmp_path.iterdir())
