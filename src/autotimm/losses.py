@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from autotimm.errors import UsageError, nearest, require, sentence
+from autotimm.plain import import_object
 
 __all__ = ["LOSSES", "MULTI_LABEL_LOSSES", "FocalLoss", "FunctionLoss", "balanced_weights", "build_loss"]
 
@@ -186,13 +186,12 @@ def _asymmetric(multi_label: bool, smoothing: float, weights: Tensor | None, sof
 
 
 def _imported(path: str) -> Any:
-    module, _, attribute = path.rpartition(".")
-    if not module:
+    if "." not in path:
         cure = nearest(path, LOSSES) or f"Choose one of {', '.join(LOSSES)}, or give an import path."
         raise UsageError(f"The `loss` must be a known name or an import path. There is no {path!r}. {cure}")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        return import_object(path)
+    except ImportError as error:
         raise UsageError(f"The `loss` {path!r} must be importable. It is not ({error}). Check the path.") from None
 
 

@@ -11,10 +11,10 @@ from autotimm.config import FitConfig, read_yaml
 from autotimm.data.module import DataModule
 from autotimm.data.serve import labelled_loader
 from autotimm.errors import DataError, ModelError, nearest
+from autotimm.plain import import_object
 from autotimm.predict import known_data, predict
 from autotimm.repro.seed import default_threads
 from autotimm.tasks import Task
-from autotimm.tasks.checkpoint import import_object
 from autotimm.train import AutoTrainer
 from autotimm.train.folder import RunFolder
 from autotimm.train.progress import say
@@ -153,7 +153,7 @@ class Run:
             return build_data(config)
         if "data" not in config:
             raise DataError(f"{self} was made from loaders of your own. Give a folder, or a data module.")
-        module: DataModule = import_object(config["data"]["class_path"], "data module")(**config["data"]["init_args"])
+        module: DataModule = import_object(config["data"]["class_path"])(**config["data"]["init_args"])
         return module
 
     def validate(self, data: str | Path | DataModule | None = None, *, ckpt: str | Path = "best") -> dict[str, float]:

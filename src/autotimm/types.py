@@ -121,6 +121,8 @@ class DataSpec:
             the batch size in the last bits.
         crop_pct: Share of the resized image that the central crop keeps in evaluation.
         interpolation: How images are resized, a name of ``torchvision.transforms.InterpolationMode``.
+        eval_transforms: Transforms of the caller's own in place of resize and crop, as :func:`autotimm.plain.plain_value`
+            writes them; ``None`` for the built-in ones.
     """
 
     class_names: tuple[str, ...]
@@ -129,6 +131,7 @@ class DataSpec:
     eval_batch_size: int = 16
     crop_pct: float = 0.875
     interpolation: str = "bilinear"
+    eval_transforms: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for a checkpoint or a manifest."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,6 +14,7 @@ import pytorch_lightning as pl
 import autotimm
 from autotimm.cli.parser import Engine
 from autotimm.errors import UsageError, nearest
+from autotimm.plain import import_object
 
 __all__ = ["build"]
 
@@ -88,8 +88,8 @@ def _find(path: str, key: str, file: str) -> object:
         hint = nearest(name, autotimm.__all__) or "Give the full path of a class of your own, like my_models.MyModel."
         raise UsageError(f"The `{key}` of {file} names the class {path}, which autotimm does not have. {hint}")
     try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        return import_object(path)
+    except ImportError as error:
         raise UsageError(f"The `{key}` of {file} names the class {path}, which cannot be imported: {error}.") from error
 
 

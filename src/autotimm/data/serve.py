@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from autotimm.data.collate import collate
 from autotimm.data.formats.labelled import read_labelled
@@ -14,6 +15,8 @@ from autotimm.data.module import default_workers
 from autotimm.data.prepare import readable
 from autotimm.data.table import Table
 from autotimm.data.transforms import ImageTransform, eval_transform
+from autotimm.errors import ModelError
+from autotimm.plain import import_object, is_object
 from autotimm.repro.sampler import KeyedBatchSampler
 from autotimm.types import DataSpec
 
@@ -49,11 +52,28 @@ def labelled_loader(path: str | Path, spec: DataSpec, split: str, *, notices: li
 
 
 def _loader(table: Table, spec: DataSpec, num_workers: int | None) -> KeyedLoader:
-    transform = eval_transform(spec.image_size, spec.crop_pct, spec.interpolation)
-    checked = ImageTransform(transform, "eval_transforms", "the model's data")
+    checked = ImageTransform(_transforms(spec), "eval_transforms", "the model's data")
     if num_workers is None:
         num_workers = default_workers() if len(table) > 4 * spec.eval_batch_size else 0
     # Evaluation draws nothing at random by default, so any seed will do.
     batches = KeyedBatchSampler(len(table), spec.eval_batch_size, seed=0, shuffle=False)
     dataset = KeyedDataset(table, checked, seed=0, stream="eval")
     return KeyedLoader(dataset, batches, collate=partial(collate, transforms=checked.name), num_workers=num_workers)
+
+
+def _transforms(spec: DataSpec) -> Callable[[Any], Any]:
+    """The transforms of evaluation; those of the caller's own only if they can be had again."""
+    if spec.eval_transforms is None:
+        return eval_transform(spec.image_size, spec.crop_pct, spec.interpolation)
+    reason = "they are an object, which no checkpoint holds"
+    if not is_object(spec.eval_transforms):
+        try:
+            transforms: Callable[[Any], Any] = import_object(spec.eval_transforms)
+            return transforms
+        except ImportError as error:
+            reason = str(error)
+    raise ModelError(
+        f"The model was evaluated with transforms of your own, {spec.eval_transforms}, and must predict with the same. "
+        f"They cannot be had: {reason}. Give them as a function of a module, or predict with a trainer and "
+        "`data.predict_loader(paths)`."
+    )

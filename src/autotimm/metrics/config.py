@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from torch import nn
 from torchmetrics import Metric
 
 from autotimm.errors import UsageError, nearest, require, require_choice, sentence
+from autotimm.plain import import_object
 
 __all__ = ["MetricConfig", "build_metrics"]
 
@@ -176,10 +176,9 @@ def _find_class(config: MetricConfig) -> type[Metric]:
         cure = nearest(path, known) or "Use backend='custom' with an import path for a metric of your own."
         require(path in known, "metric_class", owner, "a metric of torchmetrics", path, cure)
         return known[path]
-    module, _, attribute = path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), attribute) if module else None
-    except (ImportError, AttributeError):
+        found = import_object(path)
+    except ImportError:
         found = None
     if not (isinstance(found, type) and issubclass(found, Metric)):
         must = "the import path of a subclass of torchmetrics.Metric"

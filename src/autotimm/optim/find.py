@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from timm.optim import list_optimizers as _list_optimizers  # type: ignore[attr-
 from torch.optim import Optimizer
 
 from autotimm.errors import UsageError, nearest
+from autotimm.plain import import_object
 
 __all__ = ["find_optimizer"]
 
@@ -43,13 +43,12 @@ def find_optimizer(optimizer: str | type[Optimizer]) -> type[Optimizer]:
         return _of_timm(optimizer, name)
     if name in (known := _of_torch()):
         return known[name]
-    module, _, attribute = optimizer.rpartition(".")
-    if not module:
+    if "." not in optimizer:
         cure = nearest(optimizer, [*list_optimizers(), *known]) or "Give an import path for one of your own."
         raise UsageError(f"The `optimizer` must be one of timm or torch. There is no {optimizer!r}. {cure}")
     try:
-        return _checked(getattr(importlib.import_module(module), attribute), optimizer)
-    except (ImportError, AttributeError) as error:
+        return _checked(import_object(optimizer), optimizer)
+    except ImportError as error:
         raise UsageError(
             f"The `optimizer` {optimizer!r} must be importable. It is not ({error}). Check the path."
         ) from None

@@ -17,12 +17,11 @@ from autotimm.metrics import MetricConfig, build_metrics
 from autotimm.models.names import remember_architecture
 from autotimm.models.weights import Weights
 from autotimm.optim import OptimizerOptions
+from autotimm.plain import import_name, plain_value
 from autotimm.repro.seed import preserve_switches, root_seed, seed_everything, set_deterministic
 from autotimm.repro.streams import preserve_generators, reseed, scope
 from autotimm.tasks.checkpoint import (
     TaskRecord,
-    import_name,
-    plain_value,
     read_checkpoint,
     require_objects,
     task_class,

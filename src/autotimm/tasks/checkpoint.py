@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -14,17 +12,15 @@ from typing import Any, ClassVar
 import torch
 
 from autotimm.errors import ModelError
+from autotimm.plain import import_object, is_object
 
 __all__ = [
     "TaskRecord",
     "import_name",
-    "plain_value",
     "read_checkpoint",
     "require_objects",
     "task_class",
 ]
-
-_OBJECT = "<object> "
 
 
 @dataclass(frozen=True)
@@ -92,54 +88,18 @@ def read_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any
     return checkpoint
 
 
-def import_name(value: Any) -> str:
-    """The import path of a class or function."""
-    return f"{value.__module__}.{value.__qualname__}"
-
-
-def plain_value(value: Any) -> Any:
-    """A constructor argument as plain data, since checkpoints load with ``weights_only=True``.
-
-    Classes and functions become their import path. Another object becomes a note: such a checkpoint can be loaded only
-    by giving the object again.
-    """
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(name): plain_value(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain_value(item) for item in value]
-    if isinstance(value, torch.Tensor):
-        return value.tolist()
-    if isinstance(value, Path):
-        return str(value)
-    if inspect.isclass(value) or inspect.isfunction(value):
-        return import_name(value)
-    return f"{_OBJECT}{import_name(type(value))}"
-
-
-def import_object(path: str, what: str) -> Any:
-    """Import ``package.module.Name``.
-
-    Raises:
-        ModelError: If there is no such module or name.
-    """
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ModelError(
-            f"The {what} {path} must be importable. It is not ({error}). Install or import its module."
-        ) from None
-
-
 def task_class(record: TaskRecord, wanted: type[Any], path: object) -> type[Any]:
     """The class of a recorded task.
 
     Raises:
         ModelError: If it cannot be imported, or is none of the class that is wanted.
     """
-    chosen = import_object(record.task, "task")
+    try:
+        chosen = import_object(record.task)
+    except ImportError as error:
+        raise ModelError(
+            f"The task {record.task} must be importable. It is not ({error}). Install or import its module."
+        ) from None
     if not (isinstance(chosen, type) and issubclass(chosen, wanted)):
         raise ModelError(
             f"The checkpoint {path} must hold a {wanted.__name__}. It holds a {record.task} instead. "
@@ -154,7 +114,7 @@ def require_objects(hparams: Mapping[str, Any], task: type[Any]) -> None:
     Raises:
         ModelError: If there is one.
     """
-    missing = [name for name, value in hparams.items() if isinstance(value, str) and value.startswith(_OBJECT)]
+    missing = [name for name, value in hparams.items() if is_object(value)]
     if missing:
         raise ModelError(
             f"The {', '.join(f'`{name}`' for name in missing)} of {task.__name__} must be given again, since objects "

@@ -29,8 +29,9 @@ from safetensors.torch import save_file
 
 from autotimm.data.module import DataModule
 from autotimm.errors import RunError, UsageError, sentence
+from autotimm.plain import import_name, plain_value
 from autotimm.repro.files import atomic_path, write_text
-from autotimm.tasks.checkpoint import import_name, plain_value, read_checkpoint
+from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.train.callbacks import epoch_metrics
 
 __all__ = ["RunFolder"]
