@@ -121,8 +121,8 @@ class DataSpec:
             the batch size in the last bits.
         crop_pct: Share of the resized image that the central crop keeps in evaluation.
         interpolation: How images are resized, a name of ``torchvision.transforms.InterpolationMode``.
-        eval_transforms: Transforms of the caller's own in place of resize and crop, as :func:`autotimm.plain.plain_value`
-            writes them; ``None`` for the built-in ones.
+        eval_transforms: Transforms of the caller's own in place of resize and crop, as written by
+            :func:`autotimm.plain.plain_value`; ``None`` for the built-in ones.
     """
 
     class_names: tuple[str, ...]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from autotimm.data.summary import Summary, summarize
 from autotimm.data.table import Table
+from autotimm.plain import plain_value
 from autotimm.types import DataSpec
 
 __all__ = ["Facts"]
@@ -20,6 +22,7 @@ class Facts(ABC):
         crop_pct: Share of the resized image that evaluation's central crop keeps.
         interpolation: How images are resized.
         notices: One line for each thing that was left out or looks strange.
+        arguments: What the constructor was given, by name.
     """
 
     image_size: int
@@ -27,6 +30,7 @@ class Facts(ABC):
     crop_pct: float
     interpolation: str
     notices: list[str]
+    arguments: dict[str, Any]
 
     @property
     @abstractmethod
@@ -58,6 +62,7 @@ class Facts(ABC):
             eval_batch_size=self.eval_batch_size,
             crop_pct=self.crop_pct,
             interpolation=self.interpolation,
+            eval_transforms=plain_value(self.arguments["eval_transforms"]),
         )
 
     def class_counts(self, split: str = "train") -> tuple[int, ...]:

@@ -73,7 +73,7 @@ def _transforms(spec: DataSpec) -> Callable[[Any], Any]:
         except ImportError as error:
             reason = str(error)
     raise ModelError(
-        f"The model was evaluated with transforms of your own, {spec.eval_transforms}, and must predict with the same. "
-        f"They cannot be had: {reason}. Give them as a function of a module, or predict with a trainer and "
+        f"The model was evaluated with transforms of your own ({spec.eval_transforms.removeprefix('<object> ')}) and must "
+        f"predict with the same. They cannot be had: {reason}. Give them as a function of a module, or predict with a trainer and "
         "`data.predict_loader(paths)`."
     )

@@ -16,7 +16,6 @@ from autotimm.plain import import_object, is_object
 
 __all__ = [
     "TaskRecord",
-    "import_name",
     "read_checkpoint",
     "require_objects",
     "task_class",
