@@ -72,8 +72,8 @@ def _transforms(spec: DataSpec) -> Callable[[Any], Any]:
             return transforms
         except ImportError as error:
             reason = str(error)
+    name = spec.eval_transforms.removeprefix("<object> ")
     raise ModelError(
-        f"The model was evaluated with transforms of your own ({spec.eval_transforms.removeprefix('<object> ')}) and must "
-        f"predict with the same. They cannot be had: {reason}. Give them as a function of a module, or predict with a trainer and "
-        "`data.predict_loader(paths)`."
+        f"The model must predict with the transforms that it was evaluated with, your own {name}. They cannot be had: "
+        f"{reason}. Give them as a function of a module, or use a trainer and `data.predict_loader(paths)`."
     )
