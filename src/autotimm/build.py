@@ -70,12 +70,21 @@ def _metrics(config: FitConfig, data: DataModule) -> list[MetricConfig] | None:
     return [named_metric(name, len(spec.class_names), multi_label=spec.multi_label) for name in config.metrics]
 
 
-def build_trainer(config: FitConfig, folder: RunFolder, task: Task) -> AutoTrainer:
-    """The trainer of a configuration, writing to a folder."""
+def build_trainer(config: FitConfig, folder: RunFolder, task: Task, data: DataModule) -> AutoTrainer:
+    """The trainer of a configuration, writing to a folder.
+
+    Raises:
+        UsageError: If a validation metric is to stop the training and there is no validation data.
+    """
     callbacks = []
     monitor = None if config.monitor == "auto" else config.monitor
+    watched = choose_monitor(task.metric_configs, monitor)  # an unknown name is refused here, before the run begins
     if config.patience is not None:
-        watched = choose_monitor(task.metric_configs, monitor)
+        if watched.name.startswith("val/") and "val" not in data.tables:
+            raise UsageError(
+                f"The `patience` of fit must be left out without validation data, which {watched.name} needs. "
+                "Give a `val_split` above 0, or monitor train/loss."
+            )
         callbacks.append(EarlyStopping(watched.name, mode=watched.mode, patience=config.patience))
     finder = TunerConfig(lr=config.lr_find, batch_size=config.batch_size_find)
     return AutoTrainer(

@@ -50,7 +50,7 @@ def fit_config(config: FitConfig) -> Run:
         folder.write_config(config.to_yaml())
         data.setup("fit")
         task = build_task(config, data)
-        trainer = build_trainer(config, folder, task)
+        trainer = build_trainer(config, folder, task, data)
     except BaseException:
         folder.discard()  # nothing was trained: leave no empty run behind
         raise

@@ -143,6 +143,7 @@ def build_schedulers(
     *,
     monitor: str = "val/loss",
     mode: str = "min",
+    every: int = 1,
 ) -> list[dict[str, Any]]:
     """Build what Lightning's ``configure_optimizers`` returns as second list, for automatic optimization.
 
@@ -153,6 +154,7 @@ def build_schedulers(
         steps_per_epoch: Returns the number of optimizer steps of an epoch; likewise.
         monitor: The logged value that ``plateau`` watches.
         mode: ``"min"`` or ``"max"``: which way that value gets better.
+        every: Epochs from one such value to the next.
     """
     epochs = recipe.warmup_epochs
     warmup = None if epochs is None else lambda: epochs * steps_per_epoch()
@@ -161,5 +163,7 @@ def build_schedulers(
     if recipe.schedule == "plateau":
         # A tenth after three epochs without gain: torch waits for ten, which is all that a default run has.
         plateau = ReduceLROnPlateau(optimizer, mode="max" if mode == "max" else "min", factor=0.1, patience=3)
-        found.append({"scheduler": plateau, "interval": "epoch", "monitor": monitor, "name": "plateau"})
+        found.append(
+            {"scheduler": plateau, "interval": "epoch", "frequency": every, "monitor": monitor, "name": "plateau"}
+        )
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from autotimm.repro.seed import preserve_switches, root_seed, seed_everything, s
 from autotimm.repro.streams import preserve_generators, reseed, scope
 from autotimm.tasks.checkpoint import (
     TaskRecord,
+    accepted,
+    drop_folder,
     read_checkpoint,
     require_objects,
     task_class,
@@ -101,7 +104,10 @@ class Task(Optimized, ABC):
         self.optimizer_options = OptimizerOptions(
             lr, optimizer, weight_decay, layer_decay, schedule, warmup_epochs, gradient_clip
         )
-        self.save_hyperparameters(ignore=["network", "weights"])
+        with warnings.catch_warnings():
+            # Lightning warns of a loss that is a module; ours are turned into plain data below.
+            warnings.filterwarnings("ignore", message=".*is an instance of `nn.Module`.*")
+            self.save_hyperparameters(ignore=["network", "weights"])
         self.root_seed = root_seed(seed, owner)
         self.run_seed: int | None = None
         if seed is None:
@@ -191,9 +197,18 @@ class Task(Optimized, ABC):
 
     def setup(self, stage: str) -> None:
         """Learn from the trainer's data module what the data looks like, and refuse what does not fit."""
-        if stage == "fit" and (data := self._data) is not None:
-            self.check_data(data.spec)
+        if stage == "predict" or (data := self._data) is None:
+            return
+        self.check_data(data.spec)
+        if stage == "fit":
             self.spec, self.eval_batch_size = data.spec, data.spec.eval_batch_size
+        elif self.spec is not None and self.spec.class_names != data.spec.class_names:
+            # Of the same number, but others, or one missing and one too many: every index would mean something else.
+            raise UsageError(
+                f"The classes of the data must be those that {type(self).__name__} has learned, "
+                f"{', '.join(self.spec.class_names)}. They are {', '.join(data.spec.class_names)} instead. "
+                "Give data with the same class names."
+            )
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One step on the stream ``(step, epoch, batch, rank)``; entered here, after all hooks of callbacks."""
@@ -243,12 +258,22 @@ class Task(Optimized, ABC):
         for config in self.metric_configs:
             if stage.value in config.stages:
                 metric = cast(Metric, measured[config.name])
-                metric.update(step.predictions, step.targets)
+                # Only `forward` keeps the value of a single step, and only `update` costs no more than it must.
+                measure = metric if config.log_on_step else metric.update
+                measure(step.predictions, step.targets)
                 when: dict[str, Any] = {"on_step": config.log_on_step, "on_epoch": config.log_on_epoch}
                 self.log(f"{stage.value}/{config.name}", metric, prog_bar=config.prog_bar, batch_size=size, **when)
 
     def on_train_epoch_end(self) -> None:
         """Look at the losses that nobody has looked at yet."""
+        self.check_losses()
+
+    def check_losses(self) -> None:
+        """Look at the losses that nobody has looked at yet; whoever writes the epoch down calls this first.
+
+        Raises:
+            RunError: If one is not a finite number.
+        """
         self._watch.look()
 
     # Checkpoints
@@ -256,6 +281,7 @@ class Task(Optimized, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to use the model without its run: plain data only."""
         self._watch.look()
+        drop_folder(checkpoint)
         checkpoint[TaskRecord.KEY] = asdict(self.record())
 
     def record(self) -> TaskRecord:
@@ -309,8 +335,10 @@ class Task(Optimized, ABC):
         require_objects(hparams, chosen)
         if record.weights.get("architecture"):
             remember_architecture(record.weights["architecture"])
+        # Without a seed nothing global is seeded, on no device; the weights and the root seed come from the file.
+        replaced = {name: value for name, value in (("pretrained", False), ("seed", None)) if name in hparams}
         with preserve_switches(), preserve_generators():
-            task = chosen(**{**hparams, **({"pretrained": False} if "pretrained" in hparams else {})})
+            task = chosen(**accepted(chosen, {**hparams, **replaced}))
         task.hparams.update(plain_value(hparams))
         task.restore(record)
         task.load_state_dict(checkpoint["state_dict"])

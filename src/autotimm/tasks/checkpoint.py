@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from autotimm.plain import import_object, is_object
 
 __all__ = [
     "TaskRecord",
+    "accepted",
+    "drop_folder",
     "read_checkpoint",
     "require_objects",
     "task_class",
@@ -68,6 +71,11 @@ def read_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any
         raise ModelError(
             f"The checkpoint {path} must be a file. There is none. Check the path, or give the run's folder."
         )
+    if not zipfile.is_zipfile(path):  # of anything else the unpickler would complain in many ways
+        raise ModelError(
+            f"The checkpoint {path} must be a file that a trainer wrote. It is damaged, cut off or something else. "
+            "Use another one of the run."
+        )
     try:
         checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -85,6 +93,20 @@ def read_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any
             f"The checkpoint {path} must hold a `state_dict`. It does not. Give a checkpoint of a trainer."
         )
     return checkpoint
+
+
+def drop_folder(checkpoint: dict[str, Any]) -> None:
+    """Leave out the folder of pretrained weights: it is of this machine, and may hold a user's name."""
+    hparams = checkpoint["hyper_parameters"]
+    if isinstance(weights := hparams.get("pretrained"), (str, Path)):
+        hparams["pretrained"] = Path(weights).name
+
+
+def accepted(task: type[Any], hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """Those recorded arguments that a task's constructor takes: it may pass on fewer than its base has."""
+    parameters = inspect.signature(task).parameters
+    anything = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    return {name: value for name, value in hparams.items() if anything or name in parameters}
 
 
 def task_class(record: TaskRecord, wanted: type[Any], path: object) -> type[Any]:

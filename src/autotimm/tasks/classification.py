@@ -98,9 +98,9 @@ class ImageClassifier(Task):
         self.criterion = criterion
         mixes: list[nn.Module] = []
         if mixup_alpha:
-            mixes.append(v2.MixUp(alpha=mixup_alpha, num_classes=num_classes))
+            mixes.append(v2.MixUp(alpha=float(mixup_alpha), num_classes=num_classes))
         if cutmix_alpha:
-            mixes.append(v2.CutMix(alpha=cutmix_alpha, num_classes=num_classes))
+            mixes.append(v2.CutMix(alpha=float(cutmix_alpha), num_classes=num_classes))
         self.mix = v2.RandomChoice(mixes) if mixes else None
 
     @staticmethod

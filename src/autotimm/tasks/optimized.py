@@ -44,9 +44,11 @@ class Optimized(pl.LightningModule):
         """Build optimizer and schedule from the recipe; the schedule learns the number of steps when it steps."""
         self.recipe = self.choose_recipe()
         optimizer = build_optimizer(self.network, self.recipe)
+        measured = self.trainer.enable_validation and (self._data is None or "val" in self._data.tables)
+        watched = self.monitor if measured else Monitor("train/loss", "min")
         schedulers = build_schedulers(
             optimizer, self.recipe, lambda: self.trainer.estimated_stepping_batches, self._steps_per_epoch,
-            monitor=self.monitor.name, mode=self.monitor.mode,
+            monitor=watched.name, mode=watched.mode, every=(measured and self.trainer.check_val_every_n_epoch) or 1,
         )  # fmt: skip
         return [optimizer], schedulers
 
@@ -66,8 +68,9 @@ class Optimized(pl.LightningModule):
         self.hparams["lr"] = lr
 
     def _steps_per_epoch(self) -> float:
-        batches: float = self.trainer.num_training_batches
-        return math.ceil(batches / self.trainer.accumulate_grad_batches)
+        # Infinite for loaders without a length.
+        steps: float = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        return math.ceil(steps) if math.isfinite(steps) else steps
 
     def configure_gradient_clipping(
         self,

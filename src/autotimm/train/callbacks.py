@@ -14,6 +14,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, Checkpoint
 
 from autotimm.errors import RunError
@@ -27,8 +28,28 @@ __all__ = ["KeyedSteps", "MetricsTable", "RunCheckpoint"]
 def epoch_metrics(trainer: pl.Trainer) -> dict[str, float]:
     """The scalar metrics of the epoch that just ended, by name; the per-step twins of Lightning left out."""
     found = trainer.callback_metrics
-    twins = {name + suffix for name in found for suffix in ("_step", "_epoch")}
-    return {name: float(value) for name, value in sorted(found.items()) if name not in twins and value.numel() == 1}
+    left_out = {name + suffix for name in found for suffix in ("_step", "_epoch")}
+    every = trainer.check_val_every_n_epoch
+    if every is not None and (trainer.current_epoch + 1) % every:
+        # Lightning keeps those of the last validation, which belong to an earlier epoch.
+        left_out |= {name for name in found if name.startswith("val/")}
+    return {name: float(value) for name, value in sorted(found.items()) if name not in left_out and value.numel() == 1}
+
+
+class _WhereTold(TorchCheckpointIO):
+    """Writes to the path it is given. Lightning writes to the system's folder for temporary files first, and moves.
+
+    That folder may be small, or kept in memory; a file that is replaced atomically needs no such help.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        if "://" in str(path) or storage_options is not None:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        buffer = io.BytesIO()  # torch's own writer hides the reason when a disk is full
+        torch.save(checkpoint, buffer)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(buffer.getbuffer())
 
 
 class RunCheckpoint(Checkpoint):
@@ -68,6 +89,11 @@ class RunCheckpoint(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Undo :meth:`state_dict`."""
         self.best = dict(state_dict["best"])
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write straight to the run folder, unless somebody has chosen another way."""
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = _WhereTold()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the epoch, and remember it as the best if it is."""
@@ -141,6 +167,8 @@ class MetricsTable(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the epoch, and write the table anew: columns may have come, and it is small."""
+        if isinstance(pl_module, Task):
+            pl_module.check_losses()
         rate = trainer.optimizers[0].param_groups[-1]["lr"] if trainer.optimizers else math.nan
         self.rows.append(
             {"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": rate, **epoch_metrics(trainer)}

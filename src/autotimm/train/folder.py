@@ -25,14 +25,17 @@ from typing import Any
 
 import pytorch_lightning as pl
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from autotimm.data.module import DataModule
-from autotimm.errors import RunError, UsageError, sentence
+from autotimm.errors import ModelError, RunError, UsageError, sentence
 from autotimm.plain import import_name, plain_value
 from autotimm.repro.files import atomic_path, write_text
+from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import read_checkpoint
-from autotimm.train.callbacks import epoch_metrics
+from autotimm.train.callbacks import MetricsTable
+from autotimm.train.progress import say
 
 __all__ = ["RunFolder"]
 
@@ -145,11 +148,28 @@ class RunFolder:
         best = getattr(callback, "best_model_path", "")
         if not self.enabled or not trainer.is_global_zero or not best:
             return
-        state = read_checkpoint(best)["state_dict"]
+        self.add_results(best=getattr(callback, "best", {}).get("metrics", {}), last=self._last(trainer))
+        try:
+            state = read_checkpoint(best)["state_dict"]
+        except ModelError:
+            if isinstance(trainer.lightning_module, Task):
+                raise
+            # A caller's own module may keep objects in its checkpoints; that is no reason to lose a finished run.
+            say("model.safetensors is not written: the checkpoint holds more than tensors and plain data.")
+            return
         with atomic_path(self.path / "model.safetensors") as temporary:
             # No metadata: safetensors writes it in random order, and equal runs must give equal bytes.
-            save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary)
-        self.add_results(best=getattr(callback, "best", {}).get("metrics", {}), last=epoch_metrics(trainer))
+            # Copies: it refuses tensors that share memory, as tied weights do.
+            try:
+                save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, temporary)
+            except SafetensorError as error:
+                raise RunError(f"The file {self.path}/model.safetensors could not be written: {error}. "
+                               "The checkpoints are unharmed. Free some space.") from error  # fmt: skip
+
+    @staticmethod
+    def _last(trainer: Any) -> dict[str, float]:
+        rows = next((one.rows for one in trainer.callbacks if isinstance(one, MetricsTable)), [])
+        return {name: value for name, value in rows[-1].items() if name not in ("epoch", "step", "lr")} if rows else {}
 
     def add_results(self, **results: dict[str, float]) -> None:
         """Add groups of metrics to ``results.json``."""

@@ -25,7 +25,7 @@ from autotimm.tasks import Task
 
 __all__ = ["clear_failures", "defaults_from_environment", "on_streams_of", "quiet"]
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def defaults_from_environment(init: Callable[..., None]) -> Callable[..., None]:
@@ -33,12 +33,14 @@ def defaults_from_environment(init: Callable[..., None]) -> Callable[..., None]:
 
     Lightning reads the variables of the class's own name only, so that ``PL_TRAINER_*`` would be lost on a subclass.
     """
-    names = [*[*inspect.signature(init).parameters][1:-1], *inspect.signature(pl.Trainer).parameters]
+    signature = inspect.signature(init)
+    names = [*[*signature.parameters][1:-1], *inspect.signature(pl.Trainer).parameters]
 
     @wraps(init)
     def with_environment(self: Any, *args: Any, **kwargs: Any) -> None:
+        signature.bind(self, *args, **kwargs)  # Python's own words for an argument too many, or given twice
         kwargs |= dict(zip(names, args, strict=False))
-        for prefix in ("PL_TRAINER_", "PL_AUTOTRAINER_"):
+        for prefix in ("PL_AUTOTRAINER_", "PL_TRAINER_"):  # the first that has a value wins
             for name in names:
                 if (text := os.environ.get(prefix + name.upper())) and name not in kwargs:
                     kwargs[name] = _literal(text)
@@ -64,6 +66,8 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PossibleUserWarning)
+            # Training without validation data is a choice, val_split=0.
+            warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero.*")
             # Lightning 2.6 still asks torch's tree utilities in a way that newer torch calls deprecated.
             warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
             warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=DeprecationWarning)

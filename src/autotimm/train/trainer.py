@@ -13,8 +13,9 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint, ProgressBar
 
+from autotimm.data.loader import KeyedLoader
 from autotimm.data.module import DataModule
-from autotimm.errors import UsageError, nearest, require
+from autotimm.errors import ModelError, UsageError, nearest, require
 from autotimm.metrics import choose_monitor
 from autotimm.repro.seed import (
     default_threads,
@@ -105,7 +106,8 @@ class AutoTrainer(pl.Trainer):
         self._check_names(kwargs)
         # Lightning sets switches when it is constructed; here they are set while the trainer runs, and given back.
         with quiet(), preserve_switches():
-            super().__init__(max_epochs=max_epochs, deterministic=deterministic, **kwargs)  # type: ignore[arg-type]
+            # Unwrapped: Lightning would read PL_AUTOTRAINER_* again, and pass on those that are ours alone.
+            inspect.unwrap(pl.Trainer.__init__)(self, max_epochs=max_epochs, deterministic=deterministic, **kwargs)
 
     @staticmethod
     def _check_names(kwargs: dict[str, Any]) -> None:
@@ -145,9 +147,11 @@ class AutoTrainer(pl.Trainer):
             KeyboardInterrupt: On Ctrl-C.
         """
         data = datamodule or train_dataloaders
-        with self._session(model, data):
+        with self._session(model, data, val_dataloaders):
             if self.tuner is not None and ckpt_path is None:
                 tune(self, model, data, self.tuner)
+            if ckpt_path == "last":
+                self._require_last()
             self._open(model, data, resume=ckpt_path is not None)
             checkpoint = self._checkpoint(ckpt_path)
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, checkpoint, weights_only)
@@ -163,7 +167,7 @@ class AutoTrainer(pl.Trainer):
         weights_only: bool | None = True,
     ) -> Any:
         """Measure on validation data, as ``pytorch_lightning.Trainer.validate`` does, without printing a table."""
-        with self._session(model, datamodule or dataloaders):
+        with self._session(self.lightning_module if model is None else model, datamodule or dataloaders):
             checkpoint = self._checkpoint(ckpt_path)
             return super().validate(model, dataloaders, checkpoint, verbose, datamodule, weights_only)
 
@@ -177,7 +181,7 @@ class AutoTrainer(pl.Trainer):
         weights_only: bool | None = True,
     ) -> Any:
         """Measure on test data, as ``pytorch_lightning.Trainer.test`` does, without printing a table."""
-        with self._session(model, datamodule or dataloaders):
+        with self._session(self.lightning_module if model is None else model, datamodule or dataloaders):
             checkpoint = self._checkpoint(ckpt_path)
             return super().test(model, dataloaders, checkpoint, verbose, datamodule, weights_only)
 
@@ -191,7 +195,7 @@ class AutoTrainer(pl.Trainer):
         weights_only: bool | None = True,
     ) -> Any:
         """Predict, as ``pytorch_lightning.Trainer.predict`` does."""
-        with self._session(model, datamodule or dataloaders):
+        with self._session(self.lightning_module if model is None else model, datamodule or dataloaders):
             checkpoint = self._checkpoint(ckpt_path)
             return super().predict(model, dataloaders, datamodule, return_predictions, checkpoint, weights_only)
 
@@ -201,6 +205,17 @@ class AutoTrainer(pl.Trainer):
         if ckpt_path == "last" and isinstance(callback, RunCheckpoint):
             return callback.last_model_path or None
         return ckpt_path
+
+    def _require_last(self) -> None:
+        """Refuse to begin anew where somebody wants to go on."""
+        callback, folder = self.checkpoint_callback, self.run_folder
+        if isinstance(callback, RunCheckpoint):
+            found = folder.enabled and folder.chosen is not None and (folder.checkpoints / "last.ckpt").is_file()
+            if not found:
+                raise ModelError(
+                    f"The run to resume must have a last.ckpt. There is none in {folder.chosen or 'a new run folder'}. "
+                    "Give the `run_dir` of the run, or leave `ckpt_path` out to begin anew."
+                )
 
     def _open(self, model: pl.LightningModule, data: Any, resume: bool) -> None:
         """Open the run folder, and tell the callbacks where it is and what to watch."""
@@ -217,7 +232,7 @@ class AutoTrainer(pl.Trainer):
                 one.path = self.run_folder.path / "metrics.csv"
 
     @contextmanager
-    def _session(self, model: Any, data: Any) -> Iterator[None]:
+    def _session(self, model: Any, *data: Any) -> Iterator[None]:
         """Seeds, switches, threads and streams of this trainer, for as long as it runs."""
         if isinstance(model, Task) and model.deterministic is not bool(self.deterministic):
             warnings.warn(
@@ -237,7 +252,9 @@ class AutoTrainer(pl.Trainer):
             set_deterministic(bool(self.deterministic))
             if self.deterministic == "warn":
                 torch.use_deterministic_algorithms(True, warn_only=True)
-            for part in (model, data):
+            for part in (model, *data):
                 if isinstance(part, (Task, DataModule)):
                     stack.enter_context(on_streams_of(part, self.root_seed))
+                elif isinstance(part, KeyedLoader):
+                    stack.callback(part.close)  # workers that the garbage collector finds end after ten seconds each
             yield

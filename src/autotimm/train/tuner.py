@@ -83,7 +83,10 @@ def _find_lr(trainer: pl.Trainer, model: Task, data: DataModule, config: TunerCo
         )  # fmt: skip
     found = finder.suggestion() if finder is not None else None
     if found is None:
-        raise RunError("The range test found no learning rate: the loss never fell. Give `lr` yourself.")
+        raise RunError(
+            "The range test found no learning rate: the loss never fell, or there were too few steps. "
+            "Give `lr` yourself, or more `steps`."
+        )
     return float(found)
 
 
@@ -92,6 +95,6 @@ def _find_batch_size(trainer: pl.Trainer, model: Task, data: DataModule, config:
     with preserve_generators(), tempfile.TemporaryDirectory() as folder:
         found = Tuner(_probe(trainer, folder, epochs=1)).scale_batch_size(
             task, datamodule=module, mode="power", steps_per_trial=1, init_val=min(8, config.max_batch_size),
-            max_trials=max(1, (config.max_batch_size // 8).bit_length() - 1), batch_arg_name="batch_size",
+            max_trials=max(1, (config.max_batch_size // 8).bit_length()), batch_arg_name="batch_size",
         )  # fmt: skip
     return min(int(found or data.batch_size), config.max_batch_size)
