@@ -6,7 +6,6 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any, cast
 
 import torch
@@ -15,29 +14,21 @@ from torchmetrics import Metric
 
 from autotimm.errors import UsageError, require
 from autotimm.metrics import MetricConfig, build_metrics
-from autotimm.models.names import remember_architecture
 from autotimm.models.weights import Weights
 from autotimm.optim import OptimizerOptions
-from autotimm.plain import import_name, plain_value
-from autotimm.repro.seed import preserve_switches, root_seed, seed_everything, set_deterministic
-from autotimm.repro.streams import preserve_generators, reseed, scope
-from autotimm.tasks.checkpoint import (
-    TaskRecord,
-    accepted,
-    drop_folder,
-    read_checkpoint,
-    require_objects,
-    task_class,
-)
+from autotimm.plain import plain_value
+from autotimm.repro.seed import root_seed, seed_everything, set_deterministic
+from autotimm.repro.streams import reseed, scope
 from autotimm.tasks.optimized import Optimized
 from autotimm.tasks.signature import show_shared_options
+from autotimm.tasks.stored import Stored
 from autotimm.tasks.watch import LossWatch
 from autotimm.types import Batch, DataSpec, Prediction, Stage, Step
 
 __all__ = ["Task"]
 
 
-class Task(Optimized, ABC):
+class Task(Optimized, Stored, ABC):
     """What is trained: a network, a loss, metrics and how to read the network's output.
 
     A concrete task passes a network factory to this constructor and says three things: :meth:`step`, :meth:`decode` and
@@ -177,6 +168,15 @@ class Task(Optimized, ABC):
             outputs.append(self.network(torch.cat([part, padding]) if len(padding) else part)[: len(part)])
         return torch.cat(outputs)
 
+    @contextmanager
+    def padding(self, on: bool) -> Iterator[None]:
+        """Switch the padding of evaluation batches off for a while: faster for few images, and less repeatable."""
+        before, self._padding = self._padding, on
+        try:
+            yield
+        finally:
+            self._padding = before
+
     def train(self, mode: bool = True) -> Task:
         """Switch between training and evaluation mode; a frozen backbone stays in evaluation mode."""
         super().train(mode)
@@ -276,70 +276,7 @@ class Task(Optimized, ABC):
         """
         self._watch.look()
 
-    # Checkpoints
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what is needed to use the model without its run: plain data only."""
-        self._watch.look()
-        drop_folder(checkpoint)
-        checkpoint[TaskRecord.KEY] = asdict(self.record())
-
-    def record(self) -> TaskRecord:
-        """What a checkpoint says of this task beside weights and hyper-parameters."""
-        return TaskRecord(
-            task=import_name(type(self)),
-            root_seed=self.root_seed,
-            weights=self.weights.as_dict(),
-            spec=self.spec.as_dict() if self.spec else None,
-            eval_batch_size=self.eval_batch_size,
-        )
-
-    @contextmanager
-    def padding(self, on: bool) -> Iterator[None]:
-        """Switch the padding of evaluation batches off for a while: faster for few images, and less repeatable."""
-        before, self._padding = self._padding, on
-        try:
-            yield
-        finally:
-            self._padding = before
-
-    def restore(self, record: TaskRecord) -> None:
-        """Undo :meth:`record` on a freshly built task."""
-        self.root_seed, self.eval_batch_size = record.root_seed, record.eval_batch_size
-        self.weights = Weights.from_dict(record.weights)
-        self.spec = DataSpec.from_dict(record.spec) if record.spec else None
-
-    @classmethod
-    def load_from_checkpoint(  # type: ignore[override]  # less freedom on purpose: never unpickles
-        cls, checkpoint_path: Any, map_location: Any = None, **overrides: Any
-    ) -> Any:
-        """Build a task from a checkpoint: never unpickles, never contacts a hub, leaves seeds and switches alone.
-
-        On :class:`Task` itself it builds whichever task the checkpoint names.
-
-        Args:
-            checkpoint_path: A file that a trainer wrote.
-            map_location: Where to put the weights; by default the CPU.
-            overrides: Constructor arguments that replace the recorded ones.
-
-        Returns:
-            The task, in evaluation mode.
-
-        Raises:
-            ModelError: If the file is damaged, is not a checkpoint of this task, or holds more than plain data.
-        """
-        checkpoint = read_checkpoint(checkpoint_path, map_location)
-        record = TaskRecord.of(checkpoint, checkpoint_path)
-        chosen = task_class(record, cls, checkpoint_path)
-        hparams = {**checkpoint["hyper_parameters"], **overrides}
-        require_objects(hparams, chosen)
-        if record.weights.get("architecture"):
-            remember_architecture(record.weights["architecture"])
-        # Without a seed nothing global is seeded, on no device; the weights and the root seed come from the file.
-        replaced = {name: value for name, value in (("pretrained", False), ("seed", None)) if name in hparams}
-        with preserve_switches(), preserve_generators():
-            task = chosen(**accepted(chosen, {**hparams, **replaced}))
-        task.hparams.update(plain_value(hparams))
-        task.restore(record)
-        task.load_state_dict(checkpoint["state_dict"])
-        return task.eval()
+        """Look at the losses before anything is saved: weights that are not numbers must not replace good ones."""
+        self.check_losses()
+        super().on_save_checkpoint(checkpoint)
