@@ -226,7 +226,7 @@ def check_checkpoint(case: TaskCase) -> None:
         loaded: Task = Task.load_from_checkpoint(path)
     assert type(loaded) is type(trained.task)
     assert state_digest(loaded.network.state_dict()) == trained.digest, "a loaded checkpoint must have the same weights"
-    images = torch.zeros(2, 3, trained.data.image_size, trained.data.image_size, dtype=torch.uint8)
+    images = next(iter(trained.data.val_dataloader())).images
     outputs = [state_digest({"output": task.eval().infer(images)}) for task in (trained.task, loaded)]
     assert outputs[0] == outputs[1], "a loaded checkpoint must compute the same outputs"
 

@@ -175,7 +175,7 @@ class KeyedLoader:
         epoch, start = self._position.begin()
         # The one place that steers the order; a running iteration has read both already.
         self.batch_sampler.epoch, self.batch_sampler.start = epoch, start
-        source = iter(self._torch_loader()) if start < len(self) else None
+        source = self._start() if start < len(self) else None
         try:
             for done in range(start + 1, len(self) + 1):
                 batch = next(source) if source is not None else None
@@ -200,21 +200,24 @@ class KeyedLoader:
                 "loader, or end the first loop before the next."
             )
 
+    def _start(self) -> Iterator[Any]:
+        with warnings.catch_warnings():
+            # torch counts the cores again; how many processes there should be was decided before.
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            return iter(self._torch_loader())
+
     def _torch_loader(self) -> DataLoader[Any]:
         if self._inner is None:
-            with warnings.catch_warnings():
-                # torch counts the cores again; how many processes there should be was decided before.
-                warnings.filterwarnings("ignore", message="This DataLoader will create")
-                self._inner = DataLoader(
-                    self.dataset,
-                    batch_sampler=self.batch_sampler,
-                    collate_fn=_Collate(self.collate),
-                    num_workers=self.num_workers,
-                    persistent_workers=self.persistent_workers,
-                    pin_memory=self.pin_memory,
-                    # torch draws the workers' seeds, which nothing of ours reads, from here and not from the caller's.
-                    generator=torch.Generator(),
-                )
+            self._inner = DataLoader(
+                self.dataset,
+                batch_sampler=self.batch_sampler,
+                collate_fn=_Collate(self.collate),
+                num_workers=self.num_workers,
+                persistent_workers=self.persistent_workers,
+                pin_memory=self.pin_memory,
+                # torch draws the workers' seeds, which nothing of ours reads, from here and not from the caller's.
+                generator=torch.Generator(),
+            )
         return self._inner
 
     def state_dict(self) -> dict[str, int]:
