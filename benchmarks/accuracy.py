@@ -11,7 +11,8 @@ epoch on validation. The loop is what a careful person writes: a timm model with
 weight decay 0.05, one epoch of linear warm-up, then a cosine to 0 by the step, gradients clipped to norm 1; random
 crops of 50 to 100 % of the area (torchvision's own default of 8 to 100 % would hold the loop back on so few images) and
 mirrors; validation after each epoch, the weights of the best one are tested. The seeds of the loop set initial weights,
-order and augmentation through ``torch.manual_seed``.
+order and augmentation through ``torch.manual_seed``. One difference is left on purpose, since it is a default of ours:
+autotimm also changes brightness, contrast and saturation a little, so that its training loss stays higher.
 
 Target: autotimm's mean is not below the loop's by more than one standard deviation (of the two sides' pooled).
 

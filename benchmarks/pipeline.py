@@ -1,63 +1,69 @@
 """Images per second of autotimm's input pipeline against torchvision's ``ImageFolder`` and torch's ``DataLoader``.
 
 Both sides read the same files, decode them with Pillow, and apply the same random changes: a crop of 50 to 100 % of the
-area resized to 224 px with antialiasing, a mirror, brightness, contrast and saturation by up to 20 %, normalization.
-Both end with normalized ``float32`` batches of 32 in the training process. torchvision's side converts to floats first
-and works on floats, as most training scripts do; autotimm's works on ``uint8`` and normalizes whole batches in the
-network's first layer, which is part of its time here. Order and augmentation of autotimm's side are keyed, as always.
+area resized to 224 px with antialiasing, a mirror, brightness, contrast and saturation by up to 20 %. The side of
+torchvision converts to floats first and works on floats, as most training scripts do; autotimm's works on ``uint8``,
+and its order and augmentation are keyed, as always.
+
+Normalization is compared in two ways. ``yes``: both sides end with normalized ``float32`` batches in the training
+process; torchvision's side normalizes each image in the loader, and autotimm's time includes the network's first layer,
+which does it for whole batches. ``no``: both leave it out, as when that layer runs on a GPU.
 
 Each turn is one epoch of each side, workers are persistent, and the first epoch, which starts them, does not count.
-autotimm's check for unreadable images, done once before training, is not part of it.
+autotimm's check for unreadable images, done once before training, is not part of it. By the clock ``wall`` the figures
+are those of the whole machine; ``--clock cpu --threads 1 --workers 0`` counts the work that an image takes, which
+other programs on a busy machine disturb less.
 
 Target: at least 1.3 times the images per second.
 
-    python benchmarks/pipeline.py [--quick] [--data FOLDER_OF_CLASS_FOLDERS] [--workers 0 2]
+    python benchmarks/pipeline.py [--quick] [--data FOLDER] [--workers 0 2] [--threads 2] [--clock wall]
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from _bench import PHOTOS, Turns, arguments, median, report, seconds, take_turns
+from _bench import CLOCKS, PHOTOS, Turns, arguments, median, report, seconds, take_turns
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from autotimm import Batch, ImageDataModule
+from autotimm import ImageDataModule
 from autotimm.models import Normalize
+from autotimm.repro.seed import default_threads
 
 MEAN, STD, BATCH_SIZE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 32
 
 
-def torchvision_loader(folder: Path, image_size: int, workers: int) -> DataLoader[Any]:
+def theirs(folder: Path, image_size: int, workers: int, normalize: bool) -> DataLoader[Any]:
     """The pipeline of many a training script: floats from the start."""
-    transform = v2.Compose(
-        [
-            v2.ToImage(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.RandomResizedCrop(image_size, scale=(0.5, 1.0), antialias=True),
-            v2.RandomHorizontalFlip(),
-            v2.ColorJitter(0.2, 0.2, 0.2),
-            v2.Normalize(MEAN, STD),
-        ]
-    )
-    return DataLoader(
-        ImageFolder(folder, transform), BATCH_SIZE, shuffle=True, num_workers=workers, persistent_workers=workers > 0
-    )
+    transforms = [
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.RandomResizedCrop(image_size, scale=(0.5, 1.0), antialias=True),
+        v2.RandomHorizontalFlip(),
+        v2.ColorJitter(0.2, 0.2, 0.2),
+        *([v2.Normalize(MEAN, STD)] if normalize else []),
+    ]
+    dataset = ImageFolder(folder, v2.Compose(transforms))
+    return DataLoader(dataset, BATCH_SIZE, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
 
 
 class Ours:
-    """autotimm's loader, with the network's first layer behind it."""
+    """autotimm's loader, with the network's first layer behind it or without."""
 
-    def __init__(self, folder: Path, image_size: int, workers: int) -> None:
+    def __init__(self, folder: Path, image_size: int, workers: int, normalize: bool) -> None:
         data = ImageDataModule(folder, image_size=image_size, batch_size=BATCH_SIZE, num_workers=workers, val_split=0)
-        self.loader, self.normalize = data.train_dataloader(), Normalize(MEAN, STD)
+        self.loader = data.train_dataloader()
+        self.last: Callable[[Tensor], Tensor] = Normalize(MEAN, STD) if normalize else nn.Identity()
 
-    def __iter__(self) -> Any:
-        return ((self.normalize(batch.images), batch.targets) for batch in map(Batch.of, self.loader))
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((self.last(batch.images), batch.targets) for batch in self.loader)
 
 
 def count(batches: Iterable[Any], expected: int) -> None:
@@ -67,41 +73,47 @@ def count(batches: Iterable[Any], expected: int) -> None:
         raise SystemExit(f"{found} images came instead of {expected}")
 
 
-def compare(folder: Path, image_size: int, workers: int, turns: int) -> tuple[Turns, int]:
-    """Time epochs of both sides; return them and the number of images of an epoch."""
-    theirs = torchvision_loader(folder, image_size, workers)
-    ours, images = Ours(folder, image_size, workers), len(theirs.dataset)  # type: ignore[arg-type]
-    took = take_turns(
-        lambda: seconds(lambda: count(ours, images)), lambda: seconds(lambda: count(theirs, images)), turns
+def compare(folder: Path, image_size: int, workers: int, normalize: bool, turns: int, clock: str) -> Turns:
+    """Images per second of both sides, epoch by epoch."""
+    a, b = Ours(folder, image_size, workers, normalize), theirs(folder, image_size, workers, normalize)
+    images = len(ImageFolder(folder))
+    return take_turns(
+        lambda: images / seconds(lambda: count(a, images), clock),
+        lambda: images / seconds(lambda: count(b, images), clock),
+        turns,
     )
-    return took, images
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--data", type=Path, default=PHOTOS / "cls_clothing", help="a folder of class folders")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="numbers of loading processes")
+    parser.add_argument("--threads", type=int, default=default_threads(), help="CPU threads of the main process")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="CPU time counts the main process alone")
     options = parser.parse_args()
     if not options.data.is_dir():
         print(f"skipped: there is no folder {options.data}; give one of class folders with --data")
         return
     folder = options.data / "train" if (options.data / "train").is_dir() else options.data
-    image_size, turns = (32, 1) if options.quick else (224, 9)
-    rows, figures = [], {}
-    for workers in options.workers:
-        took, images = compare(folder, image_size, workers, turns)
-        speeds = Turns(theirs=[images / time for time in took.theirs], ours=[images / time for time in took.ours])
-        found = {
-            "torchvision": round(median(speeds.theirs)),
-            "autotimm": round(median(speeds.ours)),
-            "ratio": round(speeds.ratio, 3),
-            "quartiles": speeds.quartiles,
-        }
-        rows.append((workers, *found.values()))
-        figures[f"{workers} workers"] = found
-    columns = ("workers", "torchvision, images/s", "autotimm, images/s", "ratio", "quartiles")
+    image_size, turns = (32, 1) if options.quick else (224, 11)
+    torch.set_num_threads(options.threads)
+    figures: list[dict[str, Any]] = []
+    for workers, normalize in product(options.workers, (True, False)):
+        speeds = compare(folder, image_size, workers, normalize, turns, options.clock)
+        figures.append(
+            {
+                "workers": workers,
+                "normalized": "yes" if normalize else "no",
+                "torchvision": round(median(speeds.theirs)),
+                "autotimm": round(median(speeds.ours)),
+                "ratio": round(speeds.ratio, 2),
+                "quartiles": speeds.quartiles,
+            }
+        )
+    columns = ("workers", "normalized", "torchvision, images/s", "autotimm, images/s", "ratio", "quartiles")
+    rows = [tuple(found.values()) for found in figures]
     report(
-        "pipeline", columns, rows, image_size=image_size, turns=turns, threads=torch.get_num_threads(), figures=figures
+        "pipeline", columns, rows, image_size=image_size, threads=options.threads, clock=options.clock, figures=figures
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from autotimm.config import FitConfig
+from autotimm.config import FitConfig, defaults
 from autotimm.data.image import ImageDataModule
 from autotimm.data.module import DataModule
 from autotimm.errors import UsageError
@@ -46,6 +46,8 @@ def build_task(config: FitConfig, data: DataModule) -> ImageClassifier:
             f"The `multi_label` of fit must be {spec.multi_label}, as the data is. Got {config.multi_label} instead. "
             "Leave it out."
         )
+    if not spec.multi_label and config.threshold != defaults()["threshold"]:
+        raise UsageError("The `threshold` of fit has no effect on images of one class each. Leave it out.")
     auto = {"auto": None}
     weights = balanced_weights(data.class_counts("train")) if config.class_weights == "balanced" else None
     return ImageClassifier(
@@ -110,6 +112,6 @@ def _loggers(names: Sequence[str], folder: Path) -> list[Logger]:
         try:
             loggers.append(makers[name]())
         except ModuleNotFoundError as error:
-            raise UsageError(f"The logger {name} needs a package that is not installed: {error}. "
-                             f"Install it, for example with `pip install {name}`.") from None  # fmt: skip
+            raise UsageError(f"The logger {name} needs a package that is not installed ({str(error).split('. ')[0]}). "
+                             f"Install it with `pip install {name}`.") from None  # fmt: skip
     return loggers

@@ -30,6 +30,7 @@ __all__ = [
     "UsageError",
     "WeightsError",
     "nearest",
+    "refuse_unknown",
     "require",
     "require_choice",
     "sentence",
@@ -101,6 +102,12 @@ def nearest(word: str, options: Iterable[str], n: int = 3) -> str:
     by_lower = {option.lower(): option for option in options}
     close = difflib.get_close_matches(word.lower(), list(by_lower), n=n, cutoff=0.6)
     return f"Did you mean {' or '.join(repr(by_lower[name]) for name in close)}?" if close else ""
+
+
+def refuse_unknown(unknown: Iterable[str], owner: str, known: Iterable[str]) -> None:
+    """Raise a :class:`UsageError` with the nearest names if there are arguments that nobody knows."""
+    for name in unknown:
+        raise UsageError(f"{owner} takes no argument `{name}`. {nearest(name, known)}".rstrip())
 
 
 def require(condition: bool, name: str, owner: str, must: str, got: object, do: str) -> None:

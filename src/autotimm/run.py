@@ -10,7 +10,7 @@ from autotimm.build import build_data, build_task, build_trainer
 from autotimm.config import FitConfig, read_yaml
 from autotimm.data.module import DataModule
 from autotimm.data.serve import labelled_loader
-from autotimm.errors import DataError, ModelError, nearest
+from autotimm.errors import DataError, ModelError, nearest, sentence
 from autotimm.plain import import_object
 from autotimm.predict import known_data, predict
 from autotimm.repro.seed import default_threads
@@ -54,7 +54,15 @@ def fit_config(config: FitConfig) -> Run:
     except BaseException:
         folder.discard()  # nothing was trained: leave no empty run behind
         raise
-    trainer.fit(task, datamodule=data)
+    try:
+        trainer.fit(task, datamodule=data)
+    except KeyboardInterrupt:
+        say(
+            f"stopped; the epochs so far are in {folder.path}"
+            if not folder.discard()
+            else "stopped before an epoch ended"
+        )
+        raise
     folder.write_config(_with_recipe(config, task, data).to_yaml())
     return Run(folder.path)
 
@@ -96,9 +104,11 @@ class Run:
         path = Path(path)
         self._file = path if path.is_file() else None
         if self._file is None and not (path / "checkpoints").is_dir():
-            siblings = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
-            hint = nearest(path.name, siblings) or "Give the folder that the last line of `autotimm fit` names."
-            raise ModelError(f"There is no run in {path}, nor a checkpoint. {hint}")
+            beside = path.parent.glob("*/checkpoints") if path.parent.is_dir() else []
+            hint = nearest(path.name, (one.parent.name for one in beside))
+            hint = hint or "Give the folder that the last line of `autotimm fit` names."
+            found = "The folder is none" if path.is_dir() else "There is none"
+            raise ModelError(f"{path} must be a run's folder or a checkpoint. {found}. {hint}")
         inside = self._file is not None and self._file.parent.name == "checkpoints"
         self.path = path if self._file is None else path.parent.parent if inside else path.parent
         self._folder = RunFolder(self.path, self.path.parent)
@@ -115,7 +125,7 @@ class Run:
     def _config(self) -> FitConfig | dict[str, Any]:
         file = self.path / "config.yaml"
         if not file.exists():
-            raise ModelError(f"{self} has no config.yaml. Give the run's folder rather than a checkpoint alone.")
+            raise ModelError(f"{self.path} has no config.yaml. Give the run's folder rather than a checkpoint alone.")
         values, nested = read_yaml(str(file))
         return values if nested else FitConfig.layered([("file config.yaml", values)])
 
@@ -131,10 +141,11 @@ class Run:
             return self._file
         if str(ckpt) in ("best", "last"):
             ckpt = self._folder.checkpoints / f"{ckpt}.ckpt"
+            if not ckpt.is_file():
+                raise ModelError(f"The run {self.path} has no checkpoint. It was stopped before its first epoch ended.")
         if not Path(ckpt).is_file():
-            raise ModelError(
-                f"{self} has no checkpoint {Path(ckpt).name}. It was stopped before its first epoch ended."
-            )
+            cure = nearest(str(ckpt), ("best", "last")) or "Give one of these."
+            raise ModelError(sentence("ckpt", f"the run {self.path}", "best, last or a file", str(ckpt), cure))
         return Path(ckpt)
 
     def model(self, ckpt: str | Path = "best") -> Task:
@@ -152,7 +163,7 @@ class Run:
         if isinstance(config, FitConfig):
             return build_data(config)
         if "data" not in config:
-            raise DataError(f"{self} was made from loaders of your own. Give a folder, or a data module.")
+            raise DataError(f"The run {self.path} was made from loaders of your own. Give a folder, or a data module.")
         module: DataModule = import_object(config["data"]["class_path"])(**config["data"]["init_args"])
         return module
 
@@ -189,12 +200,12 @@ class Run:
         if isinstance(data, (str, Path)):
             notices: list[str] = []
             loader = labelled_loader(data, known_data(task), verb.replace("validate", "val"), notices=notices)
-            say(*notices)
+            say(*notices, f"data: {len(loader.dataset)} images of {data}")
             results = measure(task, dataloaders=loader)
         else:
             results = measure(task, datamodule=data or self.data())
         if not results:
-            raise DataError(f"{self} has no validation data. It was made with val_split=0. Give a folder.")
+            raise DataError(f"The run {self.path} has no validation data. It was made with val_split=0. Give a folder.")
         return {name: float(value) for one in results for name, value in one.items()}
 
     def predict(

@@ -124,7 +124,9 @@ class TestRoundTrip:
             run = tmp_path / f"run{number}"
             trainer(run_dir=run).fit(classifier(loss=loss), datamodule=toy_data(toy_folder))
             path = run / "checkpoints" / "last.ckpt"
-            with pytest.raises(ModelError, match=r"The `loss` of ImageClassifier must be given again.*\(path, loss=\.\.\.\)"):
+            with pytest.raises(
+                ModelError, match=r"The `loss` of ImageClassifier must be given again.*\(path, loss=\.\.\.\)"
+            ):
                 Task.load_from_checkpoint(path)
             assert isinstance(Task.load_from_checkpoint(path, loss=loss).criterion, nn.Module)
 
@@ -185,24 +187,26 @@ class TestLoadingTouchesNothing:
         assert asked  # the same process asks when it builds a new model: the counter works
 
 
+@pytest.fixture(scope="module")
+def runs(toy_folder, tmp_path_factory):
+    """Two equal runs of somebody called jane-doe, who has her own weights."""
+    root = tmp_path_factory.mktemp("jane-doe")
+    shutil.copytree(toy_folder, root / "photos")
+    weights = root / "weights.pth"
+    torch.save(classifier(seed=1).network.backbone.state_dict(), weights)
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HOME", "USER", "LOGNAME", "USERNAME"):
+            patch.setenv(name, "/home/jane-doe" if name == "HOME" else "jane-doe")
+        for number in range(2):
+            model = classifier(pretrained=str(weights), ema_decay=0.9)
+            trainer(2, run_dir=root / f"run{number}").fit(model, datamodule=toy_data(root / "photos"))
+            found.append(root / f"run{number}")
+    return found
+
+
 class TestNoTraces:
     """Neither paths nor names nor the time enter a file that people pass on."""
-
-    @pytest.fixture(scope="class")
-    def runs(self, toy_folder, tmp_path_factory):
-        root = tmp_path_factory.mktemp("jane-doe")
-        shutil.copytree(toy_folder, root / "photos")
-        weights = root / "weights.pth"
-        torch.save(classifier(seed=1).network.backbone.state_dict(), weights)
-        found = []
-        with pytest.MonkeyPatch.context() as patch:
-            for name in ("HOME", "USER", "LOGNAME", "USERNAME"):
-                patch.setenv(name, "/home/jane-doe" if name == "HOME" else "jane-doe")
-            for number in range(2):
-                model = classifier(pretrained=str(weights), ema_decay=0.9)
-                trainer(2, run_dir=root / f"run{number}").fit(model, datamodule=toy_data(root / "photos"))
-                found.append(root / f"run{number}")
-        return found
 
     def test_the_raw_bytes(self, runs):
         for path in (runs[0] / "checkpoints").iterdir():

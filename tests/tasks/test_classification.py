@@ -64,7 +64,9 @@ class TestRandomParts:
 
         assert run(1, 1) == run(2, 1) != run(1, 2)
 
-    @pytest.mark.parametrize("options", [{"mixup_alpha": 0.4}, {"cutmix_alpha": 1.0}, {"mixup_alpha": 1, "cutmix_alpha": 1}])
+    @pytest.mark.parametrize(
+        "options", [{"mixup_alpha": 0.4}, {"cutmix_alpha": 1.0}, {"mixup_alpha": 1, "cutmix_alpha": 1}]
+    )
     def test_mixed_targets_are_learned_from_and_not_measured_with(self, options):
         images, labels = toy_images(6, num_classes=3)
         model = classifier(**options)
@@ -75,9 +77,13 @@ class TestRandomParts:
 
     def test_a_batch_of_one_has_nothing_to_mix_with(self):
         images, labels = toy_images(1, num_classes=3)
-        assert classifier("test_vit", mixup_alpha=0.4).train().step(Batch(images, labels), Stage.TRAIN).targets is labels
+        assert (
+            classifier("test_vit", mixup_alpha=0.4).train().step(Batch(images, labels), Stage.TRAIN).targets is labels
+        )
 
-    @pytest.mark.parametrize("options", [{"mixup_alpha": 0.4}, {"cutmix_alpha": 1.0}, {"mixup_alpha": 1, "cutmix_alpha": 1}])
+    @pytest.mark.parametrize(
+        "options", [{"mixup_alpha": 0.4}, {"cutmix_alpha": 1.0}, {"mixup_alpha": 1, "cutmix_alpha": 1}]
+    )
     def test_several_labels_can_be_mixed_too(self, toy_folder, tmp_path, options):
         def run(**options):
             model = classifier(num_classes=2, multi_label=True, **options)
@@ -131,7 +137,9 @@ class TestLosses:
         assert [str(one.message) for one in recwarn] == []
 
     def test_smoothing_several_labels_is_refused(self):
-        with pytest.raises(UsageError, match=r"`label_smoothing` of the loss must be 0 with multi_label. Got 0.1 instead"):
+        with pytest.raises(
+            UsageError, match=r"`label_smoothing` of the loss must be 0 with multi_label. Got 0.1 instead"
+        ):
             classifier(multi_label=True, label_smoothing=0.1)
 
     def test_an_unknown_loss_gets_the_nearest_name(self):
@@ -157,18 +165,24 @@ class TestCompile:
         assert classifier(compile_model=True).state_dict().keys() == classifier().state_dict().keys()
 
 
-class TestMultiLabel:
-    @pytest.fixture(scope="class")
-    def run(self, toy_folder, tmp_path_factory):
-        folder = tmp_path_factory.mktemp("labels")
-        model = classifier(num_classes=2, multi_label=True, threshold=0.3)
-        fitted = trainer(2, run_dir=folder / "run")
-        fitted.fit(model, datamodule=multi_label_data(toy_folder, folder))
-        return model, fitted, folder / "run"
+@pytest.fixture(scope="module")
+def run(toy_folder, tmp_path_factory):
+    """A task with two labels, its trainer and its run folder."""
+    folder = tmp_path_factory.mktemp("labels")
+    model = classifier(num_classes=2, multi_label=True, threshold=0.3)
+    fitted = trainer(2, run_dir=folder / "run")
+    fitted.fit(model, datamodule=multi_label_data(toy_folder, folder))
+    return model, fitted, folder / "run"
 
+
+class TestMultiLabel:
     def test_it_measures_mean_average_precision_and_f1(self, run):
         model, fitted, _ = run
-        assert {name for name in fitted.callback_metrics if name.startswith("val/")} == {"val/loss", "val/mAP", "val/f1"}
+        assert {name for name in fitted.callback_metrics if name.startswith("val/")} == {
+            "val/loss",
+            "val/mAP",
+            "val/f1",
+        }
         assert model.monitor == ("val/mAP", "max")
         assert fitted.checkpoint_callback.monitor == "val/mAP"
         assert model.metrics["val_metrics"]["f1"].threshold == 0.3
@@ -204,7 +218,9 @@ class TestDecode:
         assert tie.labels == ("0",)
 
     def test_half_precision_is_read_too(self):
-        assert classifier().decode(torch.zeros(1, 3, dtype=torch.bfloat16), ["x"])[0].scores["0"] == pytest.approx(1 / 3)
+        assert classifier().decode(torch.zeros(1, 3, dtype=torch.bfloat16), ["x"])[0].scores["0"] == pytest.approx(
+            1 / 3
+        )
 
     def test_features_are_a_vector(self):
         images, _ = toy_images(2)
@@ -237,7 +253,9 @@ class TestRefusals:
             classifier("resnett18")
 
     def test_data_with_another_number_of_classes(self, toy_folder):
-        with pytest.raises(UsageError, match=r"`num_classes` of ImageClassifier must be 3, as the data has. Got 4 instead"):
+        with pytest.raises(
+            UsageError, match=r"`num_classes` of ImageClassifier must be 3, as the data has. Got 4 instead"
+        ):
             trainer().fit(classifier(num_classes=4), datamodule=toy_data(toy_folder))
 
     def test_data_of_the_other_kind(self, toy_folder, tmp_path):
@@ -262,4 +280,6 @@ class TestRefusals:
 
 @pytest.mark.parametrize("backbone", ["test_vit", "test_convnext", "test_efficientnet"])
 def test_other_families_train_too(toy_folder, backbone):
-    assert digest(trained(toy_folder, 1, {"backbone": backbone})) == digest(trained(toy_folder, 1, {"backbone": backbone}))
+    assert digest(trained(toy_folder, 1, {"backbone": backbone})) == digest(
+        trained(toy_folder, 1, {"backbone": backbone})
+    )

@@ -137,7 +137,8 @@ class TestTable:
         trained(toy_folder, 2, {"lr": 1e-3, "schedule": "constant", "warmup_epochs": 0}, run_dir=tmp_path / "run")
         rows = self.rows(tmp_path / "run")
         assert [(row["epoch"], row["step"], row["lr"]) for row in rows] == [("0", "3", "0.001"), ("1", "6", "0.001")]
-        assert list(rows[0]) == ["epoch", "step", "lr", "train/loss", "val/accuracy", "val/f1", "val/loss"]
+        assert list(rows[0])[:3] == ["epoch", "step", "lr"]
+        assert set(list(rows[0])[3:]) == {"train/loss", "val/accuracy", "val/f1", "val/loss"}
 
     def test_an_epoch_without_validation_has_none_of_an_earlier_one(self, toy_folder, tmp_path):
         trained(toy_folder, 4, run_dir=tmp_path / "run", check_val_every_n_epoch=2)

@@ -31,7 +31,9 @@ class TestContent:
         with open(run / "splits.csv", newline="") as file:
             rows = list(csv.DictReader(file))
         assert [row["id"] for row in rows] == sorted(row["id"] for row in rows)
-        assert {row["id"] for row in rows} == {path.relative_to(toy_folder).as_posix() for path in toy_folder.rglob("*.png")}
+        assert {row["id"] for row in rows} == {
+            path.relative_to(toy_folder).as_posix() for path in toy_folder.rglob("*.png")
+        }
         assert sorted({row["split"] for row in rows}) == ["train", "val"]
         assert all(row["id"].startswith(row["class"]) for row in rows)
 
@@ -102,9 +104,9 @@ class TestPlaces:
     @pytest.mark.parametrize("below", ["", "run"])
     def test_a_file_in_place_of_the_folder(self, toy_folder, tmp_path, below):
         (tmp_path / "taken").write_text("a file")
-        with pytest.raises(RunError, match="must be writable. It is not"):
+        with pytest.raises(RunError, match=r"must be writable. It is not"):
             trained(toy_folder, run_dir=tmp_path / "taken" / below)
-        with pytest.raises(RunError, match="must be writable. It is not"):
+        with pytest.raises(RunError, match=r"must be writable. It is not"):
             trained(toy_folder, run_dir=None, default_root_dir=tmp_path / "taken")
         assert (tmp_path / "taken").read_text() == "a file"
 

@@ -51,7 +51,7 @@ class TestPlainLines:
 class TestLiveBar:
     def test_it_trains_alike_and_leaves_a_line_per_epoch(self, toy_folder):
         bar = LiveBar()
-        bar.console = Console(file=io.StringIO(), force_terminal=True, width=100)
+        bar.console = Console(file=io.StringIO(), force_terminal=True, width=100, highlight=False)
         model = classifier()
         trainer(2, enable_progress_bar=True, callbacks=[bar]).fit(model, datamodule=toy_data(toy_folder))
         assert digest(model) == digest(trained(toy_folder, 2))

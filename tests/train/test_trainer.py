@@ -26,6 +26,7 @@ from autotimm.repro.digest import state_digest
 from autotimm.repro.seed import set_deterministic
 from training import StopAfter, classifier, digest, toy_data, trained, trainer
 
+
 def switches():
     cudnn = torch.backends.cudnn
     return cudnn.deterministic, cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
@@ -115,7 +116,7 @@ class TestDefaults:
         assert trainer(callbacks=mine[0]).callbacks[0] is mine[0]
 
     def test_an_unknown_argument(self):
-        with pytest.raises(UsageError, match="AutoTrainer takes no argument `max_epoch`. Did you mean 'max_epochs'"):
+        with pytest.raises(UsageError, match=r"AutoTrainer takes no argument `max_epoch`. Did you mean 'max_epochs'"):
             AutoTrainer(max_epoch=3)
         with pytest.raises(UsageError, match="Did you mean 'deterministic'"):
             AutoTrainer(determinstic=False)
@@ -379,7 +380,9 @@ class TestResume:
     def test_a_moved_run_goes_on_and_keeps_its_best(self, toy_folder, tmp_path):
         whole = trainer(4, run_dir=tmp_path / "whole")
         whole.fit(classifier(), datamodule=toy_data(toy_folder))
-        trainer(4, run_dir=tmp_path / "here", callbacks=[StopAfter(1)]).fit(classifier(), datamodule=toy_data(toy_folder))
+        trainer(4, run_dir=tmp_path / "here", callbacks=[StopAfter(1)]).fit(
+            classifier(), datamodule=toy_data(toy_folder)
+        )
         (tmp_path / "here").rename(tmp_path / "there")
         one = trainer(4, run_dir=tmp_path / "there")
         one.fit(classifier(), datamodule=toy_data(toy_folder), ckpt_path="last")
@@ -398,7 +401,7 @@ class TestResume:
 
 class TestVerbs:
     def test_test_without_test_data(self, toy_folder):
-        with pytest.raises(DataError, match="There is no test data. Add a test/ folder"):
+        with pytest.raises(DataError, match=r"There is no test data. Add a test/ folder"):
             trainer().test(classifier(), datamodule=toy_data(toy_folder))
 
     def test_best_can_be_named(self, toy_folder, tmp_path):

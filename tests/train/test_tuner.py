@@ -30,7 +30,11 @@ class TestLearningRate:
         assert digest(found) == digest(given)
 
     def test_it_leaves_the_callers_generators(self, toy_folder):
-        model, data, one = classifier(), toy_data(toy_folder), trainer(1, seed=None, tuner=TunerConfig(lr=True, steps=15))
+        model, data, one = (
+            classifier(),
+            toy_data(toy_folder),
+            trainer(1, seed=None, tuner=TunerConfig(lr=True, steps=15)),
+        )
         before = generators()
         one.fit(model, datamodule=data)
         assert generators() == before

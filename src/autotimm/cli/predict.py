@@ -51,6 +51,8 @@ def _check_writable(out: str | None) -> None:
     if os.path.isdir(out) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
         cure = "Give the name of a new file in a folder that exists and can be written to."
         raise UsageError(sentence("--out", "autotimm predict", "a file that can be written", out, cure))
+    if not out.lower().endswith(".csv"):
+        raise UsageError(sentence("--out", "autotimm predict", "a file that ends in .csv", out, "The table is CSV."))
 
 
 def _save(out: str, text: str) -> None:

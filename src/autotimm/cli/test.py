@@ -19,7 +19,7 @@ TEST = Verb(
     name="test",
     summary="measure a run on its test images",
     run=run,
-    positionals=(RUN, Positional("path", "PATH", "other data with a test/ folder", required=False)),
+    positionals=(RUN, Positional("path", "PATH", "other labelled images: a folder or a CSV file", required=False)),
     options={"ckpt": CKPT},
     defaults={"ckpt": "best"},
     examples=("autotimm test runs/photos-001", "autotimm test runs/photos-001 more-photos/"),

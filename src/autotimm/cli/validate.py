@@ -19,7 +19,7 @@ VALIDATE = Verb(
     name="validate",
     summary="measure a run on its validation images",
     run=run,
-    positionals=(RUN, Positional("path", "PATH", "other data with a val/ folder", required=False)),
+    positionals=(RUN, Positional("path", "PATH", "other labelled images: a folder or a CSV file", required=False)),
     options={"ckpt": CKPT},
     defaults={"ckpt": "best"},
     examples=("autotimm validate runs/photos-001", "autotimm validate runs/photos-001 more-photos/"),

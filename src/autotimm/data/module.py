@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 import weakref
 from abc import ABC, abstractmethod
@@ -22,7 +23,7 @@ from autotimm.data.scan import Problem
 from autotimm.data.split import check_shares
 from autotimm.data.table import Table
 from autotimm.data.transforms import ImageTransform, eval_transform, train_transform
-from autotimm.errors import DataError, require
+from autotimm.errors import DataError, refuse_unknown, require
 from autotimm.repro.sampler import KeyedBatchSampler
 from autotimm.repro.seed import root_seed
 
@@ -90,9 +91,12 @@ class DataModule(pl.LightningDataModule, Facts, ABC):
         pin_memory: bool | None = None,
         crop_pct: float = 0.875,
         interpolation: str = "bilinear",
+        **unknown: Any,
     ) -> None:
         super().__init__()
         owner = type(self).__name__
+        own = {*inspect.signature(type(self)).parameters, *inspect.signature(DataModule.__init__).parameters}
+        refuse_unknown(unknown, owner, own - {"self", "common", "unknown"})
         for name, value in (
             ("image_size", image_size),
             ("batch_size", batch_size),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from autotimm.errors import UsageError, require
+from autotimm.errors import UsageError, refuse_unknown, require
 from autotimm.metrics import MetricConfig, build_metrics
 from autotimm.models.weights import Weights
 from autotimm.optim import OptimizerOptions
@@ -86,9 +87,11 @@ class Task(Optimized, Stored, ABC):
         compile_model: bool = False,
         metrics: Sequence[MetricConfig | Mapping[str, Any]] | None = None,
         eval_batch_size: int = 16,
+        **unknown: Any,
     ) -> None:
         super().__init__()
         owner = type(self).__name__
+        refuse_unknown(unknown, owner, inspect.signature(type(self)).parameters)
         fine = ema_decay is None or 0 < ema_decay < 1
         require(fine, "ema_decay", owner, "in (0, 1) or None", ema_decay, "Try 0.999.")
         require(eval_batch_size > 0, "eval_batch_size", owner, "at least 1", eval_batch_size, "Give for example 16.")

@@ -33,7 +33,7 @@ def epoch_metrics(trainer: pl.Trainer) -> dict[str, float]:
     if every is not None and (trainer.current_epoch + 1) % every:
         # Lightning keeps those of the last validation, which belong to an earlier epoch.
         left_out |= {name for name in found if name.startswith("val/")}
-    return {name: float(value) for name, value in sorted(found.items()) if name not in left_out and value.numel() == 1}
+    return {name: float(value) for name, value in found.items() if name not in left_out and value.numel() == 1}
 
 
 class _WhereTold(TorchCheckpointIO):

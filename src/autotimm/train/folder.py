@@ -26,7 +26,7 @@ from typing import Any
 import pytorch_lightning as pl
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from autotimm.data.module import DataModule
 from autotimm.errors import ModelError, RunError, UsageError, sentence
@@ -77,6 +77,12 @@ class RunFolder:
             RunError: If it cannot be written to.
         """
         root = Path(root)
+        if Path(name).name != name:
+            raise UsageError(
+                sentence("name", "the run", "a folder's name, without a path", name, "Give `--out` for that.")
+            )
+        if root.exists() and not root.is_dir():
+            raise UsageError(sentence("out", "the run", "a folder", str(root), "There is a file of that name."))
         try:
             root.mkdir(parents=True, exist_ok=True)
             if exact:
@@ -95,7 +101,7 @@ class RunFolder:
                 return cls(path, root)
         except OSError as error:
             raise RunError(
-                f"The output folder {root} must be writable. It is not: {error}. Give another `--out`."
+                f"The output folder {root} must be writable. It is not ({error.strerror}). Give another `--out`."
             ) from error
         raise AssertionError("unreachable: numbers do not end")
 
@@ -114,11 +120,17 @@ class RunFolder:
         """Write ``config.yaml``."""
         write_text(self.path / "config.yaml", text)
 
-    def discard(self) -> None:
-        """Remove the folder if it holds a configuration and nothing else: the run never began."""
-        if {one.name for one in self.path.iterdir()} <= {"config.yaml"}:
-            (self.path / "config.yaml").unlink(missing_ok=True)
-            self.path.rmdir()
+    def discard(self) -> bool:
+        """Remove the folder if no epoch has ended in it; say whether it was removed."""
+        early = {"config.yaml", "splits.csv", "checkpoints"}
+        unused = {one.name for one in self.path.iterdir()} <= early and not [*self.path.glob("checkpoints/*")]
+        if unused:
+            for file in (self.path / "config.yaml", self.path / "splits.csv"):
+                file.unlink(missing_ok=True)
+            for folder in (self.checkpoints, self.path):
+                if folder.exists():
+                    folder.rmdir()
+        return unused
 
     def open(self, model: pl.LightningModule, data: DataModule | None, trainer: Any, *, resume: bool) -> None:
         """Make the folder and write what is known before the first step.
@@ -140,7 +152,7 @@ class RunFolder:
                 data.setup("fit")
                 write_text(self.path / "splits.csv", _splits(data))
         except OSError as error:
-            raise RunError(f"The run folder {self.path} must be writable. It is not: {error}.") from error
+            raise RunError(f"The run folder {self.path} must be writable. It is not ({error.strerror}).") from error
 
     def finish(self, trainer: Any) -> None:
         """Write the best weights and the results of a fit that came to its end."""
@@ -161,7 +173,8 @@ class RunFolder:
             # No metadata: safetensors writes it in random order, and equal runs must give equal bytes.
             # Copies: it refuses tensors that share memory, as tied weights do.
             try:
-                save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, temporary)
+                tensors = {name: tensor.clone().contiguous() for name, tensor in state.items()}
+                temporary.write_bytes(save(tensors))  # its own writer would leave a file that only its owner may read
             except SafetensorError as error:
                 raise RunError(f"The file {self.path}/model.safetensors could not be written: {error}. "
                                "The checkpoints are unharmed. Free some space.") from error  # fmt: skip

@@ -98,7 +98,18 @@ class LiveBar(_Header, RichProgressBar):
         if self.progress is not None and trainer.is_global_zero:
             self.progress.console.print(self.epoch_line(trainer), markup=False, highlight=False)
 
+    def _init_progress(self, trainer: pl.Trainer) -> None:
+        super()._init_progress(trainer)
+        if self.progress is not None:
+            self.progress.live.transient = True  # the lines of the epochs stay, the bar goes
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        # Lightning counts epochs from 0 here; the lines of the epochs, like people, from 1.
+        last = self.trainer.max_epochs
+        description = f"epoch {current_epoch + 1}" + (f"/{last}" if last and last > 0 else "")
+        return f"{description:{len(self.validation_description)}}"
+
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """The metrics beside the bar, without the version number that Lightning adds."""
+        """The loss beside the bar; everything else is in the line of the epoch."""
         metrics = super().get_metrics(trainer, pl_module)
-        return {name: value for name, value in metrics.items() if name != "v_num"}
+        return {name: value for name, value in metrics.items() if name == "train/loss_step"}

@@ -16,14 +16,15 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_fabric.utilities.warnings import PossibleUserWarning
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from autotimm.data.module import DataModule
-from autotimm.errors import RunError
+from autotimm.errors import RunError, UsageError
 from autotimm.tasks import Task
 
-__all__ = ["clear_failures", "defaults_from_environment", "on_streams_of", "quiet"]
+__all__ = ["clear_failures", "clear_misuse", "defaults_from_environment", "on_streams_of", "quiet"]
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -46,6 +47,11 @@ def defaults_from_environment(init: Callable[..., None]) -> Callable[..., None]:
                     kwargs[name] = _literal(text)
         init(self, **kwargs)
 
+    # All arguments by name, for help(), editors and configuration files.
+    own = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+    others = inspect.signature(pl.Trainer).parameters
+    merged = [*own, *(others[name] for name in others if name not in signature.parameters)]
+    with_environment.__signature__ = inspect.Signature(merged)  # type: ignore[attr-defined]
     return with_environment
 
 
@@ -75,6 +81,15 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def clear_misuse() -> Iterator[None]:
+    """Say what Lightning refuses, such as a device that this machine lacks, as an error of usage."""
+    try:
+        yield
+    except (MisconfigurationException, ValueError) as error:
+        raise UsageError(f"The trainer's arguments must fit this machine and each other. {error}") from None
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import Callback, Checkpoint, ProgressBar
 
 from autotimm.data.loader import KeyedLoader
 from autotimm.data.module import DataModule
-from autotimm.errors import ModelError, UsageError, nearest, require
+from autotimm.errors import ModelError, refuse_unknown, require
 from autotimm.metrics import choose_monitor
 from autotimm.repro.seed import (
     default_threads,
@@ -30,7 +30,7 @@ from autotimm.tasks import Task
 from autotimm.train.callbacks import KeyedSteps, MetricsTable, RunCheckpoint
 from autotimm.train.folder import RunFolder
 from autotimm.train.progress import make_progress
-from autotimm.train.session import clear_failures, defaults_from_environment, on_streams_of, quiet
+from autotimm.train.session import clear_failures, clear_misuse, defaults_from_environment, on_streams_of, quiet
 from autotimm.train.tuner import TunerConfig, tune
 
 __all__ = ["AutoTrainer"]
@@ -105,7 +105,7 @@ class AutoTrainer(pl.Trainer):
             kwargs.setdefault("enable_model_summary", False)
         self._check_names(kwargs)
         # Lightning sets switches when it is constructed; here they are set while the trainer runs, and given back.
-        with quiet(), preserve_switches():
+        with quiet(), preserve_switches(), clear_misuse():
             # Unwrapped: Lightning would read PL_AUTOTRAINER_* again, and pass on those that are ours alone.
             inspect.unwrap(pl.Trainer.__init__)(self, max_epochs=max_epochs, deterministic=deterministic, **kwargs)
 
@@ -113,9 +113,7 @@ class AutoTrainer(pl.Trainer):
     def _check_names(kwargs: dict[str, Any]) -> None:
         known = [*inspect.signature(pl.Trainer).parameters]
         own = ["seed", "use_autotimm_seeding", "threads", "run_dir", "monitor", "tuner"]
-        for name in kwargs:
-            if name not in known:
-                raise UsageError(f"AutoTrainer takes no argument `{name}`. {nearest(name, known + own)}".rstrip())
+        refuse_unknown((name for name in kwargs if name not in known), "AutoTrainer", known + own)
 
     def _callbacks(self, kwargs: dict[str, Any], monitor: str | None) -> list[Callback]:
         given = kwargs.get("callbacks") or []

@@ -140,7 +140,8 @@ def read_folder(root: str | Path, notices: list[str]) -> dict[str, ImageTable]:
     """
     root = Path(root)
     if not root.is_dir():
-        raise DataError(f"There is no folder {root}. Check the path; relative paths start at {Path.cwd()}.")
+        what = "It is a file" if root.exists() else f"There is none; relative paths start at {Path.cwd()}"
+        raise DataError(f"{root} must be a folder of images. {what}. Check the path.")
     root = _descend(root, notices)
     splits = _split_folders(root, notices)
     if not splits:

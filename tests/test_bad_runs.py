@@ -1,0 +1,325 @@
+"""Runs that go wrong: a clear sentence, a code, and nothing that was written before is lost."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import Callback
+
+from autotimm import Run, Task
+from autotimm.cli.main import main
+from autotimm.errors import ModelError, RunError, UsageError
+from training import classifier, digest, toy_data, trained, trainer
+
+FLAGS = ["--backbone", "test_resnet", "--pretrained", "false", "--image-size", "32", "--threads", "1",
+         "--batch-size", "8", "--accelerator", "cpu"]  # fmt: skip
+LIMIT = resource.RLIM_INFINITY
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+class NanAt(Callback):
+    """Spoils a weight before a step."""
+
+    def __init__(self, epoch, batch):
+        self.place = epoch, batch
+
+    def on_train_batch_start(self, trainer, task, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == self.place:
+            with torch.no_grad():
+                next(task.parameters()).fill_(float("nan"))
+
+
+class Raises(Callback):
+    """Fails in the second epoch."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def on_train_batch_start(self, trainer, task, batch, batch_idx):
+        if trainer.current_epoch == 1:
+            raise self.error
+
+
+class NoRoom(Callback):
+    """Lets no file grow beyond a number of bytes from the second epoch on, as a full disk does."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def on_train_epoch_start(self, trainer, task):
+        if trainer.current_epoch == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, LIMIT))
+
+
+@contextmanager
+def room_again():
+    """Take back the limit before anybody else writes: pytest's own output is a file, too, in many places."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture(scope="module")
+def one_epoch(toy_folder, tmp_path_factory):
+    """The weights after the first of three epochs."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+
+    class Stop(Callback):
+        def on_train_epoch_end(self, trainer, task):
+            trainer.should_stop = True
+
+    trained(toy_folder, 3, run_dir=folder, callbacks=[Stop()])
+    return digest(Task.load_from_checkpoint(folder / "checkpoints" / "last.ckpt"))
+
+
+def left_whole(run: Path, one_epoch: str, lines: int = 2) -> None:
+    """Only what the first epoch wrote is there, and it is whole.
+
+    A second line in the table belongs to an epoch whose checkpoint could not be written; a resumed run writes it anew.
+    """
+    assert files(run) == {"config.yaml", "splits.csv", "metrics.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+    for name in ("best", "last"):
+        assert digest(Task.load_from_checkpoint(run / "checkpoints" / f"{name}.ckpt")) == one_epoch
+    assert len((run / "metrics.csv").read_text().splitlines()) == lines
+
+
+class TestLossThatIsNoNumber:
+    @pytest.mark.parametrize("batch", [0, 1, 2])
+    def test_it_names_the_step_and_keeps_what_was_written(self, toy_folder, tmp_path, batch, one_epoch):
+        with pytest.raises(
+            RunError, match=rf"must be a finite number. Got nan at epoch 1, batch {batch} instead. Lower"
+        ):
+            trained(toy_folder, 3, run_dir=tmp_path / "run", callbacks=[NanAt(1, batch)])
+        left_whole(tmp_path / "run", one_epoch)
+
+    def test_infinity_is_none_either(self, toy_folder, tmp_path):
+        with pytest.raises(RunError, match="Got inf at epoch 0, batch 0"):
+            trained(
+                toy_folder, 1, {"loss": lambda logits, targets: logits.sum() + float("inf")}, run_dir=tmp_path / "run"
+            )
+        assert files(tmp_path / "run") == {"config.yaml", "splits.csv"}
+
+    def test_long_epochs_are_looked_at_on_the_way(self, toy_folder):
+        with pytest.raises(RunError, match="epoch 0, batch 2 "):
+            trainer(1, callbacks=[NanAt(0, 2)], num_sanity_val_steps=0, limit_val_batches=0).fit(
+                classifier("test_vit"), datamodule=toy_data(toy_folder, batch_size=1, drop_last=False)
+            )
+
+    def test_a_run_after_it_is_as_ever(self, toy_folder):
+        with pytest.raises(RunError):
+            trained(toy_folder, 1, callbacks=[NanAt(0, 1)])
+        assert digest(trained(toy_folder)) == digest(trained(toy_folder))
+
+    def test_the_command_exits_with_1(self, toy_folder, tmp_path, capfd):
+        words = ["fit", str(toy_folder), *FLAGS, "--lr", "1e30", "--clip", "0", "--num-workers", "0", "--epochs", "3"]
+        assert main([*words, "--out", str(tmp_path), "--name", "nan", "--warmup-epochs", "0"]) == 1
+        shown = capfd.readouterr()
+        assert shown.out == ""
+        assert "error: The loss of ImageClassifier must be a finite number" in shown.err
+        assert "Traceback" not in shown.err
+
+
+class TestFullDisk:
+    @pytest.mark.parametrize("size", [4096, 1_000_000])
+    def test_a_checkpoint_that_does_not_fit(self, toy_folder, tmp_path, size, one_epoch, monkeypatch):
+        (tmp_path / "tmp").mkdir()
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+        with (
+            room_again(),
+            pytest.raises(RunError, match=r"last\.ckpt could not be written: .*The one before it is unharmed"),
+        ):
+            trained(toy_folder, 3, run_dir=tmp_path / "run", callbacks=[NoRoom(size)])
+        left_whole(tmp_path / "run", one_epoch, lines=3)
+        assert not list((tmp_path / "tmp").iterdir())
+
+    def test_a_table_that_does_not_fit(self, toy_folder, tmp_path, one_epoch):
+        with room_again(), pytest.raises(RunError, match="The disk is full"):
+            trained(toy_folder, 3, run_dir=tmp_path / "run", callbacks=[NoRoom(64)])
+        left_whole(tmp_path / "run", one_epoch)
+
+    def test_weights_that_do_not_fit_at_the_end(self, toy_folder, tmp_path):
+        class NoRoomAtTheEnd(Callback):
+            def on_train_end(self, trainer, task):
+                resource.setrlimit(resource.RLIMIT_FSIZE, (65536, LIMIT))
+
+        with room_again(), pytest.raises(RunError, match=r"could not be written|disk is full"):
+            trained(toy_folder, 1, run_dir=tmp_path / "run", callbacks=[NoRoomAtTheEnd()])
+        assert "model.safetensors" not in files(tmp_path / "run")
+        assert not [name for name in files(tmp_path / "run") if name.endswith(".tmp")]
+        assert isinstance(Run(tmp_path / "run").model(), Task)
+
+    def test_a_run_goes_on_when_there_is_room_again(self, toy_folder, tmp_path):
+        with room_again(), pytest.raises(RunError):
+            trained(toy_folder, 3, run_dir=tmp_path / "run", callbacks=[NoRoom(4096)])
+        model = classifier()
+        trainer(3, run_dir=tmp_path / "run").fit(model, datamodule=toy_data(toy_folder), ckpt_path="last")
+        assert digest(model) == digest(trained(toy_folder, 3))
+
+    def test_a_real_file_system_without_room(self, toy_folder, tmp_path, one_epoch):
+        """Needs the right to mount; elsewhere the limit above stands in for it."""
+        small = tmp_path / "small"
+        small.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "size=7m", "tmpfs", str(small)]
+        if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+            pytest.skip("needs the right to mount a file system of 7 MB")
+        try:
+            with pytest.raises(RunError, match=r"last\.ckpt could not be written: .*No space left on device"):
+                trained(toy_folder, 3, run_dir=small / "run")
+            left_whole(small / "run", one_epoch, lines=3)
+        finally:
+            subprocess.run(["umount", str(small)], check=True)
+
+
+class TestMemory:
+    def test_it_says_what_to_lower(self, toy_folder, tmp_path, one_epoch):
+        error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nAnd more lines")
+        with pytest.raises(
+            RunError, match=r"ran out of memory \(CUDA out of memory. Tried to allocate 2 GiB.\). Lower `batch"
+        ) as found:
+            trained(toy_folder, 3, run_dir=tmp_path / "run", callbacks=[Raises(error)])
+        assert found.value.__cause__ is error
+        left_whole(tmp_path / "run", one_epoch)
+
+
+class TestInterrupted:
+    def test_the_handler_of_ctrl_c_is_given_back(self, toy_folder, tmp_path, one_epoch):
+        def mine(*args):
+            raise KeyboardInterrupt
+
+        class Press(Callback):
+            def on_train_batch_end(self, trainer, *args):
+                if trainer.current_epoch == 1:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        before = signal.signal(signal.SIGINT, mine)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                trained(toy_folder, 3, run_dir=tmp_path / "run", callbacks=[Press()])
+            assert signal.getsignal(signal.SIGINT) is mine
+        finally:
+            signal.signal(signal.SIGINT, before)
+        left_whole(tmp_path / "run", one_epoch)
+
+    def test_own_failures_pass_through(self, toy_folder):
+        error = ValueError("mine")
+        with pytest.raises(ValueError, match="mine") as found:
+            trained(toy_folder, 3, callbacks=[Raises(error)])
+        assert found.value is error
+        with pytest.raises(SystemExit) as left:
+            trained(toy_folder, 3, callbacks=[Raises(SystemExit(9))])
+        assert left.value.code == 9
+
+    @pytest.mark.parametrize(
+        ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"]
+    )
+    def test_a_real_process(self, toy_folder, tmp_path, number, code):
+        words = [
+            "fit",
+            toy_folder,
+            *FLAGS,
+            "--num-workers",
+            "2",
+            "--epochs",
+            "100000",
+            "--out",
+            tmp_path,
+            "--name",
+            "run",
+        ]
+        command = [sys.executable, "-m", "autotimm", *map(str, words)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                              start_new_session=True) as process:  # fmt: skip
+            while not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists() and process.poll() is None:
+                time.sleep(0.05)
+            # A terminal sends Ctrl-C to all processes in front, a scheduler its signal to the one that it knows.
+            (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+            out, shown = process.communicate(timeout=60)
+        assert (process.returncode, out) == (code, "")
+        assert "Traceback" not in shown
+        assert files(tmp_path / "run") == {"config.yaml", "splits.csv", "metrics.csv", "checkpoints/best.ckpt",
+                                           "checkpoints/last.ckpt"}  # fmt: skip
+        assert isinstance(Run(tmp_path / "run").model("last"), Task)
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)  # no worker is left
+
+
+class TestEarly:
+    """What cannot work is refused before the first step, with nothing left behind."""
+
+    @pytest.mark.parametrize(
+        ("words", "code", "message"),
+        [
+            (["--backbone", "resnett18"], 4, "Did you mean 'resnet18'"),
+            (["--pretrained", "missing.pth"], 4, "missing.pth must exist"),
+            (["--lr", "-1"], 2, "lr"),
+            (["--epochs", "0"], 2, "epochs"),
+            (["--metrics", "Acuracy"], 2, "Did you mean 'Accuracy'"),
+        ],
+        ids=lambda value: value[0] if isinstance(value, list) else "",
+    )
+    def test_the_command_says_why(self, toy_folder, tmp_path, capfd, words, code, message):
+        flags = [word for flag, value in zip(FLAGS[::2], FLAGS[1::2], strict=True) if flag != words[0]
+                 for word in (flag, value)]  # fmt: skip
+        assert main(["fit", str(toy_folder), *flags, "--out", str(tmp_path / "out"), *words]) == code
+        shown = capfd.readouterr().err
+        assert shown.startswith("error: ")
+        assert message in shown
+        assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+    def test_an_output_folder_that_is_a_file(self, toy_folder, tmp_path, capfd):
+        (tmp_path / "out").write_text("a file")
+        assert main(["fit", str(toy_folder), *FLAGS, "--out", str(tmp_path / "out")]) == 2
+        assert "There is a file of that name" in capfd.readouterr().err
+        assert (tmp_path / "out").read_text() == "a file"
+
+    def test_a_folder_that_cannot_be_written_to(self, toy_folder, tmp_path, capfd):
+        """The system administrator may write everywhere but to a file system that is read-only."""
+        target = tmp_path / "out"
+        target.mkdir()
+        mounted = False
+        if os.geteuid() == 0:
+            mount = ["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", str(target)]
+            mounted = subprocess.run(mount, capture_output=True).returncode == 0
+            if not mounted:
+                pytest.skip("needs the right to mount a read-only file system")
+        else:
+            target.chmod(0o500)
+        try:
+            assert main(["fit", str(toy_folder), *FLAGS, "--out", str(target)]) == 1
+            assert "must be writable. It is not" in capfd.readouterr().err
+        finally:
+            if mounted:
+                subprocess.run(["umount", str(target)], check=True)
+            target.chmod(0o700)
+
+    @pytest.mark.parametrize(
+        ("options", "error", "message"),
+        [
+            ({"num_classes": 4}, UsageError, "`num_classes` of ImageClassifier must be 3, as the data has. Got 4"),
+            ({"multi_label": True}, UsageError, "`multi_label` of ImageClassifier must be False, as the data is"),
+            ({"multi_label": True, "label_smoothing": 0.1}, UsageError, "must be 0 with multi_label"),
+            ({"backbone": "resnett18"}, ModelError, "Did you mean"),
+        ],
+        ids=["classes", "labels", "smoothing", "backbone"],
+    )
+    def test_python_says_why_before_the_first_step(self, toy_folder, tmp_path, options, error, message):
+        class Never(Callback):
+            def on_sanity_check_start(self, *args):
+                raise AssertionError("too late")
+
+            on_train_start = on_sanity_check_start
+
+        with pytest.raises(error, match=message):
+            trained(toy_folder, 1, options, run_dir=tmp_path / "run", callbacks=[Never()])
