@@ -41,7 +41,7 @@ def load_everything(data: ImageDataModule) -> list[str]:
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    refused(r"There is no folder .*nowhere\. Check the path", tmp_path / "nowhere")
+    refused(r"nowhere must be a folder of images\. There is none; .*Check the path", tmp_path / "nowhere")
 
 
 def test_empty_folder(tmp_path: Path) -> None:
