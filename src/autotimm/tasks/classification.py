@@ -85,6 +85,9 @@ class ImageClassifier(Task):
             num_classes=num_classes,
             soft_targets=bool(mixup_alpha or cutmix_alpha),
         )
+        learned = [name for name, one in criterion.named_parameters() if one.requires_grad]
+        do = "The optimizer trains the network alone; give a loss whose numbers are fixed."
+        require(not learned, "loss", "ImageClassifier", "without parameters to learn", learned, do)
         weights = resolve_weights(backbone, pretrained)
         self._num_classes, self._multi_label, self._threshold = num_classes, multi_label, threshold
 

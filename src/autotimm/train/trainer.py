@@ -141,7 +141,7 @@ class AutoTrainer(pl.Trainer):
         """Train, as ``pytorch_lightning.Trainer.fit`` does, and leave a run folder.
 
         Raises:
-            RunError: If the loss is not finite, the device is out of memory or the disk is full.
+            RunError: If the loss of a task is not finite, the device is out of memory or the disk is full.
             KeyboardInterrupt: On Ctrl-C.
         """
         data = datamodule or train_dataloaders
