@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from autotimm.errors import UsageError
-from autotimm.types import Batch, DataSpec, Prediction, Sample, Stage, Step
+from autotimm.types import Batch, DataSpec, Sample, Stage, Step
 
 IMAGES = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
 TARGETS = torch.tensor([0, 1])
@@ -93,19 +93,13 @@ def test_a_step_without_targets_has_predictions_only():
     assert step.predictions is TARGETS
 
 
-@pytest.mark.parametrize("value", [Step({}), Prediction("a", ("x",)), DataSpec(("x",))])
+@pytest.mark.parametrize("value", [Step({}), DataSpec(("x",))])
 def test_what_is_said_of_data_cannot_be_changed_by_accident(value):
     with pytest.raises(FrozenInstanceError):
         setattr(value, fields(value)[0].name, None)
 
 
-def test_predictions_do_not_share_their_scores():
-    first, second = Prediction("a", ()), Prediction("b", ())
-    assert first.scores == {}
-    assert first.scores is not second.scores
-
-
-SPEC = DataSpec(("Katze", "犬"), True, 64, 8, 0.95, "bicubic")
+SPEC = DataSpec(("Katze", "犬"), True, 64, 8, 0.95, "bicubic", "my_package.transforms.square")
 
 
 def test_no_field_of_the_spec_below_is_its_default():

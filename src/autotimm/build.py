@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
@@ -91,15 +90,16 @@ def build_trainer(config: FitConfig, folder: RunFolder, task: Task, data: DataMo
     finder = TunerConfig(lr=config.lr_find, batch_size=config.batch_size_find)
     return AutoTrainer(
         config.epochs, seed=config.seed, deterministic=config.deterministic, threads=config.threads,
-        run_dir=folder.path, monitor=monitor,
+        run_dir=folder.chosen, monitor=monitor,
         tuner=finder if finder.lr or finder.batch_size else None,
         accelerator=config.accelerator, devices=config.devices, precision=config.precision,
-        accumulate_grad_batches=config.accumulate, logger=_loggers(config.loggers or (), folder.path) or False,
+        accumulate_grad_batches=config.accumulate, logger=_loggers(config.loggers or (), folder) or False,
         callbacks=callbacks, enable_progress_bar=config.progress,
     )  # fmt: skip
 
 
-def _loggers(names: Sequence[str], folder: Path) -> list[Logger]:
+def _loggers(names: Sequence[str], run: RunFolder) -> list[Logger]:
+    folder = run.chosen or run.root  # loggers write on the first process only, which has a folder
     makers = {
         "tensorboard": lambda: TensorBoardLogger(folder, name="tensorboard", version=""),
         "wandb": lambda: WandbLogger(save_dir=folder, name=folder.name),

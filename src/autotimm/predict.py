@@ -42,7 +42,7 @@ def predict(
     notices: list[str] = []
     loader = predict_loader(paths, known_data(task), notices=notices, num_workers=num_workers)
     say(*notices)
-    trainer = trainer or AutoTrainer(run_dir=False, enable_checkpointing=False)
+    trainer = trainer or AutoTrainer(run_dir=False, enable_checkpointing=False, devices=1)
     with task.padding(not fast):
         batches = trainer.predict(task, loader)
     return [prediction for batch in batches or [] for prediction in batch]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from lightning_fabric.utilities.rank_zero import _get_rank as get_rank
 
 from autotimm.build import build_data, build_task, build_trainer
 from autotimm.config import FitConfig, read_yaml
@@ -44,8 +47,11 @@ def fit_config(config: FitConfig) -> Run:
     if config.threads is None:
         # Fixed now and not when it is needed: the bits of a replay on another machine depend on it.
         config = config.resolved({"threads": default_threads()}, "this machine")
+    if config.seed is None:
+        # Drawn here and recorded: the run's own data module must find the same split again.
+        config = config.resolved({"seed": random.getrandbits(32)}, "drawn")
     data = build_data(config)
-    folder = RunFolder.create(config.out, config.name or data.source_name, exact=config.name is not None)
+    folder = _open_folder(config, data.source_name)
     try:
         folder.write_config(config.to_yaml())
         data.setup("fit")
@@ -57,14 +63,17 @@ def fit_config(config: FitConfig) -> Run:
     try:
         trainer.fit(task, datamodule=data)
     except KeyboardInterrupt:
-        say(
-            f"stopped; the epochs so far are in {folder.path}"
-            if not folder.discard()
-            else "stopped before an epoch ended"
-        )
+        say("stopped before an epoch ended" if folder.discard() else f"stopped; the epochs so far are in {folder.path}")
         raise
     folder.write_config(_with_recipe(config, task, data).to_yaml())
-    return Run(folder.path)
+    return Run(str(trainer.strategy.broadcast(folder.chosen)))
+
+
+def _open_folder(config: FitConfig, name: str) -> RunFolder:
+    """Make the run's folder; of several processes the first makes it, and tells the others when they train."""
+    if get_rank():
+        return RunFolder(None, Path(config.out))
+    return RunFolder.create(config.out, config.name or name, exact=config.name is not None)
 
 
 def fit_objects(task: Task, data: DataModule, trainer: AutoTrainer) -> Run:
@@ -102,6 +111,7 @@ class Run:
 
     def __init__(self, path: str | Path) -> None:
         path = Path(path)
+        path = path.absolute() if path.is_file() else path  # the folder above must have a name
         self._file = path if path.is_file() else None
         if self._file is None and not (path / "checkpoints").is_dir():
             beside = path.parent.glob("*/checkpoints") if path.parent.is_dir() else []
@@ -233,4 +243,5 @@ class Run:
         given = config.as_dict() if isinstance(config, FitConfig) else config.get("trainer", {})
         kept = ("seed", "deterministic", "threads", "accelerator", "precision")
         settings = {name: given[name] for name in kept if name in given}
-        return AutoTrainer(run_dir=False, enable_checkpointing=False, **settings)
+        # One device: several would each see all images, as the loaders of evaluation are not shared out.
+        return AutoTrainer(run_dir=False, enable_checkpointing=False, devices=1, **settings)

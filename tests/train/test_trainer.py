@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, EarlyStopping
+from pytorch_lightning.callbacks import Callback, EarlyStopping, LambdaCallback
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from autotimm import AutoTrainer, ImageClassifier, ImageDataModule, seed_everything
 from autotimm.data.toy import toy_images
 from autotimm.errors import DataError, ModelError, UsageError
+from autotimm.metrics import Monitor
 from autotimm.repro.digest import state_digest
 from autotimm.repro.seed import set_deterministic
 from training import StopAfter, classifier, digest, toy_data, trained, trainer
@@ -434,3 +435,50 @@ class TestVerbs:
             assert json.loads((tmp_path / "run" / "results.json").read_text())["last"]
         else:
             assert not list(tmp_path.iterdir())
+
+
+class TestUsedAgain:
+    """Trainers, tasks and folders that were used before."""
+
+    def test_a_loaded_task_trains_in_training_mode_but_for_what_is_frozen(self, toy_folder, tmp_path):
+        trained(toy_folder, run_dir=tmp_path / "run")
+        for frozen in (False, True):
+            path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+            model, modes = ImageClassifier.load_from_checkpoint(path, freeze_backbone=frozen), []
+            trainer(callbacks=[LambdaCallback(on_train_batch_start=lambda t, m, *_, modes=modes: modes.append(
+                (m.network.head.training, m.network.backbone.training)
+            ))]).fit(model, datamodule=toy_data(toy_folder))  # fmt: skip
+            assert set(modes) == {(True, not frozen)}
+
+    def test_a_frozen_backbone_keeps_its_statistics_with_a_loader_of_ones_own(self):
+        model = classifier(freeze_backbone=True)
+        before = state_digest(model.network.backbone.state_dict())
+        trainer().fit(model, DataLoader(TensorDataset(*toy_images(8, num_classes=3)), batch_size=4))
+        assert state_digest(model.network.backbone.state_dict()) == before
+
+    def test_an_average_does_not_reach_the_next_task(self, toy_folder):
+        one, other = trainer(), classifier(seed=5)
+        one.fit(classifier(ema_decay=0.5), datamodule=toy_data(toy_folder))
+        expected = trainer().validate(other, datamodule=toy_data(toy_folder))
+        assert one.validate(other, datamodule=toy_data(toy_folder)) == expected
+
+    def test_a_second_attempt_in_the_folder_of_one_that_was_refused(self, toy_folder, tmp_path):
+        with pytest.raises(UsageError, match="num_classes"):
+            trainer(run_dir=tmp_path / "run").fit(classifier(num_classes=2), datamodule=toy_data(toy_folder))
+        trainer(run_dir=tmp_path / "run").fit(classifier(), datamodule=toy_data(toy_folder))
+
+    def test_a_run_that_goes_on_elsewhere_has_a_best_of_its_own(self, toy_folder, tmp_path):
+        trained(toy_folder, 1, run_dir=tmp_path / "first")
+        one = trainer(2, run_dir=tmp_path / "second")
+        model = classifier(lr=1e-12, schedule="constant")  # nothing gets better
+        one.fit(model, datamodule=toy_data(toy_folder), ckpt_path=tmp_path / "first" / "checkpoints" / "last.ckpt")
+        assert (tmp_path / "second" / "checkpoints" / "best.ckpt").exists()
+        assert (tmp_path / "second" / "results.json").exists()
+
+    def test_the_task_says_what_is_best(self, toy_folder, tmp_path):
+        class ByLoss(ImageClassifier):
+            monitor = Monitor("val/loss", "min")
+
+        one = trainer(run_dir=tmp_path / "run")
+        one.fit(ByLoss("test_resnet", 3, pretrained=False, image_size=32), datamodule=toy_data(toy_folder))
+        assert (one.checkpoint_callback.monitor, one.checkpoint_callback.mode) == ("val/loss", "min")

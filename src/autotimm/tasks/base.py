@@ -200,6 +200,9 @@ class Task(Optimized, Stored, ABC):
 
     def setup(self, stage: str) -> None:
         """Learn from the trainer's data module what the data looks like, and refuse what does not fit."""
+        if stage == "fit":
+            # Lightning keeps the mode it finds: evaluation for a loaded task, training for a frozen backbone.
+            self.train()
         if stage == "predict" or (data := self._data) is None:
             return
         self.check_data(data.spec)
@@ -252,7 +255,7 @@ class Task(Optimized, Stored, ABC):
 
     def _log(self, step: Step, stage: Stage, size: int) -> None:
         train = stage is Stage.TRAIN
-        for name, value in ({"loss": step.loss} | dict(step.losses)).items():
+        for name, value in (dict(step.losses) | {"loss": step.loss}).items():
             shown: dict[str, Any] = {"prog_bar": name == "loss", "on_step": train, "on_epoch": True}
             self.log(f"{stage.value}/{name}", value.detach(), batch_size=size, sync_dist=not train, **shown)
         if step.targets is None:
@@ -261,9 +264,8 @@ class Task(Optimized, Stored, ABC):
         for config in self.metric_configs:
             if stage.value in config.stages:
                 metric = cast(Metric, measured[config.name])
-                # Only `forward` keeps the value of a single step, and only `update` costs no more than it must.
-                measure = metric if config.log_on_step else metric.update
-                measure(step.predictions, step.targets)
+                # Only a call keeps the value of the batch, which is what Lightning logs for a step.
+                (metric if config.log_on_step else metric.update)(step.predictions, step.targets)
                 when: dict[str, Any] = {"on_step": config.log_on_step, "on_epoch": config.log_on_epoch}
                 self.log(f"{stage.value}/{config.name}", metric, prog_bar=config.prog_bar, batch_size=size, **when)
 

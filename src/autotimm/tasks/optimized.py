@@ -85,3 +85,8 @@ class Optimized(pl.LightningModule):
     def configure_callbacks(self) -> list[Callback]:
         """Average the weights if asked to."""
         return [] if self.ema_decay is None else [EMAWeightAveraging(decay=self.ema_decay)]
+
+    def on_fit_end(self) -> None:
+        """Let the average go: it would stand in for the weights of whatever this trainer validates next."""
+        kept = [one for one in self.trainer.callbacks if not isinstance(one, EMAWeightAveraging)]  # type: ignore[attr-defined]
+        self.trainer.callbacks = kept  # type: ignore[attr-defined]

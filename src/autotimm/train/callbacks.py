@@ -91,8 +91,9 @@ class RunCheckpoint(Checkpoint):
         self.best = dict(state_dict["best"])
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write straight to the run folder, unless somebody has chosen another way."""
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        """Tell every process the folder that process 0 has chosen, and write straight to it."""
+        self.folder = trainer.strategy.broadcast(self.folder)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # unless somebody has chosen another way
             trainer.strategy.checkpoint_io = _WhereTold()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -100,7 +101,8 @@ class RunCheckpoint(Checkpoint):
         if self.folder is None:
             return
         metrics = epoch_metrics(trainer)
-        improved = self._improves(metrics)
+        # A run that goes on in another folder has the score of the best epoch, but not its file.
+        improved = not self.best_model_path or self._improves(metrics)
         if improved:
             self.best = {"epoch": trainer.current_epoch, "metrics": metrics}
         self._save(trainer, self.folder / "last.ckpt")

@@ -117,11 +117,14 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def write_config(self, text: str) -> None:
-        """Write ``config.yaml``."""
-        write_text(self.path / "config.yaml", text)
+        """Write ``config.yaml``; on processes that have no folder, nothing."""
+        if self.chosen is not None:
+            write_text(self.chosen / "config.yaml", text)
 
     def discard(self) -> bool:
         """Remove the folder if no epoch has ended in it; say whether it was removed."""
+        if self.chosen is None:
+            return False
         early = {"config.yaml", "splits.csv", "checkpoints"}
         unused = {one.name for one in self.path.iterdir()} <= early and not [*self.path.glob("checkpoints/*")]
         if unused:

@@ -77,6 +77,8 @@ def quiet() -> Iterator[None]:
             # Lightning 2.6 still asks torch's tree utilities in a way that newer torch calls deprecated.
             warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
             warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=DeprecationWarning)
+            # Outside of a fit only the averaged weights matter, which are what a checkpoint holds.
+            warnings.filterwarnings("ignore", message=".*WeightAveraging callback, but loading a checkpoint outside")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -150,6 +150,8 @@ class AutoTrainer(pl.Trainer):
                 tune(self, model, data, self.tuner)
             if ckpt_path == "last":
                 self._require_last()
+            if isinstance(model, Task) and isinstance(data, DataModule):
+                model.check_data(data.spec)  # before there is a folder, which a second attempt would find taken
             self._open(model, data, resume=ckpt_path is not None)
             checkpoint = self._checkpoint(ckpt_path)
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, checkpoint, weights_only)
@@ -219,10 +221,14 @@ class AutoTrainer(pl.Trainer):
         """Open the run folder, and tell the callbacks where it is and what to watch."""
         callback = self.checkpoint_callback
         if isinstance(callback, RunCheckpoint) and isinstance(model, Task):
-            callback.monitor, callback.mode = choose_monitor(model.metric_configs, callback.monitor)
-        if not self.run_folder.enabled or not self.is_global_zero:
+            asked = callback.monitor
+            callback.monitor, callback.mode = choose_monitor(model.metric_configs, asked) if asked else model.monitor
+        if not self.run_folder.enabled:
             return
-        self.run_folder.open(model, data if isinstance(data, DataModule) else None, self, resume=resume)
+        if self.is_global_zero:
+            self.run_folder.open(model, data if isinstance(data, DataModule) else None, self, resume=resume)
+        if self.run_folder.chosen is None:
+            return  # process 0 numbers it; RunCheckpoint.setup tells the others
         for one in self.callbacks:  # type: ignore[attr-defined]
             if isinstance(one, RunCheckpoint):
                 one.folder = self.run_folder.checkpoints

@@ -53,7 +53,7 @@ def tune(trainer: pl.Trainer, model: pl.LightningModule, data: object, config: T
     if not isinstance(model, Task) or not isinstance(data, DataModule):
         raise UsageError("The `tuner` of AutoTrainer needs a Task and a DataModule of autotimm. Give `datamodule=`.")
     if config.batch_size:
-        data.batch_size = _find_batch_size(trainer, model, data, config)
+        data.batch_size = data.arguments["batch_size"] = _find_batch_size(trainer, model, data, config)
     if config.lr:
         model.set_lr(_find_lr(trainer, model, data, config))
 

@@ -49,6 +49,14 @@ def _renumbered(table: ImageTable, spec: DataSpec, path: Path) -> Tensor:
             f"{path} has classes that the model does not know: {some(unknown)}. It knows "
             f"{some(list(spec.class_names))}. Rename or remove these."
         )
+    if table.multi_label != spec.multi_label:
+        one, several = (
+            "one class per image. Give class folders",
+            "a column of zeros and ones per class. Give a CSV file",
+        )
+        raise DataError(
+            f"{path} has labels of another kind than the model, which needs {several if spec.multi_label else one}."
+        )
     assert table.targets is not None
     numbers = torch.tensor([spec.class_names.index(name) for name in table.class_names])
     if not table.multi_label:

@@ -1,0 +1,32 @@
+"""Several processes that train together, as scripts that Lightning starts again for each of them."""
+
+import subprocess
+import sys
+
+import pytest
+import torch.distributed
+
+from autotimm import Run
+
+SCRIPT = """
+import autotimm
+run = autotimm.fit(
+    {data!r}, backbone="test_resnet", pretrained=False, image_size=32, epochs=2, val_split=0.25, batch_size=4,
+    num_workers=0, threads=1, progress=False, accelerator="cpu", devices=2, out={out!r}, **{options!r}
+)
+assert run.path.is_dir()
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
+@pytest.mark.parametrize("options", [{}, {"name": "two"}])
+def test_two_processes_leave_one_whole_run(toy_folder, tmp_path, options):
+    script, out = tmp_path / "train.py", tmp_path / "runs"
+    script.write_text(SCRIPT.format(data=str(toy_folder), out=str(out), options=options))
+    # No pipes: a process that hangs would keep them open.
+    subprocess.run(
+        [sys.executable, script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120, check=True
+    )
+    (only,) = out.iterdir()
+    assert {"config.yaml", "metrics.csv", "model.safetensors", "results.json"} <= {one.name for one in only.iterdir()}
+    assert Run(only).validate()["val/loss"] > 0
