@@ -51,8 +51,9 @@ class Normalize(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Normalize a batch of images."""
         if images.dtype == torch.uint8:
-            images = images.to(self.mean.dtype) / 255
-        elif not images.is_floating_point():
+            # In place on the fresh copy: the same bits for a third of the memory that is walked through.
+            return images.to(self.mean.dtype).div_(255).sub_(self.mean).div_(self.std)
+        if not images.is_floating_point():
             raise UsageError(
                 f"The images given to a network must be uint8 in [0, 255] or float in [0, 1]. Got {images.dtype} "
                 "instead. Convert them with `images.to(torch.uint8)`."
