@@ -63,7 +63,9 @@ def fit_config(config: FitConfig) -> Run:
     try:
         trainer.fit(task, datamodule=data)
     except KeyboardInterrupt:
-        say("stopped before an epoch ended" if folder.discard() else f"stopped; the epochs so far are in {folder.path}")
+        removed = folder.discard()
+        if folder.chosen is not None:
+            say("stopped before an epoch ended" if removed else f"stopped; the epochs so far are in {folder.path}")
         raise
     folder.write_config(_with_recipe(config, task, data).to_yaml())
     return Run(str(trainer.strategy.broadcast(folder.chosen)))

@@ -482,3 +482,19 @@ class TestUsedAgain:
         one = trainer(run_dir=tmp_path / "run")
         one.fit(ByLoss("test_resnet", 3, pretrained=False, image_size=32), datamodule=toy_data(toy_folder))
         assert (one.checkpoint_callback.monitor, one.checkpoint_callback.mode) == ("val/loss", "min")
+
+    def test_the_checkpoints_of_a_folder_can_be_named(self, toy_folder, tmp_path):
+        trained(toy_folder, 1, run_dir=tmp_path / "run")
+        path = tmp_path / "run" / "checkpoints" / "best.ckpt"
+        expected = trainer().validate(classifier(seed=5), datamodule=toy_data(toy_folder), ckpt_path=path)
+        for name in ("best", "last"):
+            one = trainer(run_dir=tmp_path / "run")
+            found = one.validate(classifier(seed=5), datamodule=toy_data(toy_folder), ckpt_path=name)
+            assert found == expected
+            with pytest.raises(ModelError, match=rf"must have a {name}\.ckpt"):
+                trainer().validate(classifier(seed=5), datamodule=toy_data(toy_folder), ckpt_path=name)
+
+
+def test_steps_alone_decide_when_they_are_given():
+    assert AutoTrainer(max_steps=100, accelerator="cpu").max_epochs in (None, -1)
+    assert AutoTrainer(3, max_steps=100, accelerator="cpu").max_epochs == 3

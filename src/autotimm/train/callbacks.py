@@ -21,6 +21,7 @@ from autotimm.errors import RunError
 from autotimm.repro.files import atomic_path, write_text
 from autotimm.repro.streams import preserve_generators, reseed
 from autotimm.tasks import Task
+from autotimm.tasks.checkpoint import read_checkpoint
 
 __all__ = ["KeyedSteps", "MetricsTable", "RunCheckpoint"]
 
@@ -73,6 +74,11 @@ class RunCheckpoint(Checkpoint):
     def best_model_path(self) -> str:
         """Where ``trainer.test(ckpt_path="best")`` looks."""
         return self._path("best.ckpt")
+
+    @best_model_path.setter
+    def best_model_path(self, path: str) -> None:
+        """Lightning says so after processes that it spawned; what they remember is in the file."""
+        self.load_state_dict(read_checkpoint(path)["callbacks"][self.state_key] if path else {"best": {}})
 
     @property
     def last_model_path(self) -> str:

@@ -45,6 +45,8 @@ def defaults_from_environment(init: Callable[..., None]) -> Callable[..., None]:
             for name in names:
                 if (text := os.environ.get(prefix + name.upper())) and name not in kwargs:
                     kwargs[name] = _literal(text)
+        if kwargs.get("max_steps", -1) != -1 or kwargs.get("max_time") is not None:
+            kwargs.setdefault("max_epochs", None)  # the default of ten epochs must not end such a run early
         init(self, **kwargs)
 
     # All arguments by name, for help(), editors and configuration files.

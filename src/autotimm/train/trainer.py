@@ -148,12 +148,10 @@ class AutoTrainer(pl.Trainer):
         with self._session(model, data, val_dataloaders):
             if self.tuner is not None and ckpt_path is None:
                 tune(self, model, data, self.tuner)
-            if ckpt_path == "last":
-                self._require_last()
+            checkpoint = self._checkpoint(ckpt_path)
             if isinstance(model, Task) and isinstance(data, DataModule):
                 model.check_data(data.spec)  # before there is a folder, which a second attempt would find taken
             self._open(model, data, resume=ckpt_path is not None)
-            checkpoint = self._checkpoint(ckpt_path)
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, checkpoint, weights_only)
             self.run_folder.finish(self)
 
@@ -200,22 +198,22 @@ class AutoTrainer(pl.Trainer):
             return super().predict(model, dataloaders, datamodule, return_predictions, checkpoint, weights_only)
 
     def _checkpoint(self, ckpt_path: Any) -> Any:
-        """Lightning finds ``"last"`` only among the files of its own callback."""
-        callback = self.checkpoint_callback
-        if ckpt_path == "last" and isinstance(callback, RunCheckpoint):
-            return callback.last_model_path or None
-        return ckpt_path
+        """The file that ``"best"`` or ``"last"`` means in the run folder; Lightning asks its own callback alone.
 
-    def _require_last(self) -> None:
-        """Refuse to begin anew where somebody wants to go on."""
+        Raises:
+            ModelError: If there is none: neither beginning anew nor measuring random weights is what was asked for.
+        """
         callback, folder = self.checkpoint_callback, self.run_folder
-        if isinstance(callback, RunCheckpoint):
-            found = folder.enabled and folder.chosen is not None and (folder.checkpoints / "last.ckpt").is_file()
-            if not found:
-                raise ModelError(
-                    f"The run to resume must have a last.ckpt. There is none in {folder.chosen or 'a new run folder'}. "
-                    "Give the `run_dir` of the run, or leave `ckpt_path` out to begin anew."
-                )
+        if ckpt_path not in ("best", "last") or not isinstance(callback, RunCheckpoint):
+            return ckpt_path
+        if folder.enabled and folder.chosen is not None:
+            callback.folder = folder.checkpoints
+        if found := callback.best_model_path if ckpt_path == "best" else callback.last_model_path:
+            return found
+        raise ModelError(
+            f"The run must have a {ckpt_path}.ckpt. There is none in {folder.chosen or 'a new run folder'}. "
+            "Give the `run_dir` of the run, or leave `ckpt_path` out."
+        )
 
     def _open(self, model: pl.LightningModule, data: Any, resume: bool) -> None:
         """Open the run folder, and tell the callbacks where it is and what to watch."""
