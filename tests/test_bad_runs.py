@@ -240,7 +240,7 @@ class TestInterrupted:
         ]
         command = [sys.executable, "-m", "autotimm", *map(str, words)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                              start_new_session=True) as process:  # fmt: skip
+                              start_new_session=True, preexec_fn=_listen) as process:  # fmt: skip
             while not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists() and process.poll() is None:
                 time.sleep(0.05)
             # A terminal sends Ctrl-C to all processes in front, a scheduler its signal to the one that it knows.
@@ -253,6 +253,11 @@ class TestInterrupted:
         assert isinstance(Run(tmp_path / "run").model("last"), Task)
         with pytest.raises(ProcessLookupError):
             os.killpg(process.pid, 0)  # no worker is left
+
+
+def _listen():
+    """Undo what a shell does to programs in the background: they, and all that they start, are deaf to Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class TestEarly:

@@ -65,7 +65,7 @@ class _Header(ProgressBar):
     def epoch_line(self, trainer: pl.Trainer) -> str:
         """The metrics of an epoch in one line."""
         of = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
-        metrics = "  ".join(f"{name} {value:.4g}" for name, value in epoch_metrics(trainer).items())
+        metrics = "  ".join(f"{name} {value:.3g}" for name, value in epoch_metrics(trainer).items())
         return f"epoch {trainer.current_epoch + 1}{of}  {metrics}"
 
 
