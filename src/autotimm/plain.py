@@ -8,13 +8,21 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["import_name", "import_object", "is_object", "plain_value"]
+__all__ = [
+    "construct",
+    "constructor_arguments",
+    "import_name",
+    "import_object",
+    "is_object",
+    "lost_objects",
+    "plain_value",
+]
 
 _OBJECT = "<object> "
 
@@ -83,3 +91,66 @@ def is_object(value: Any) -> bool:
         (True, False)
     """
     return isinstance(value, str) and value.startswith(_OBJECT)
+
+
+def lost_objects(arguments: Mapping[str, Any]) -> list[str]:
+    """Names of the recorded arguments that were objects, or held one, and so must be given again.
+
+    Example:
+        >>> lost_objects(plain_value({"lr": 0.1, "loss": object(), "parts": [1, object()]}))
+        ['loss', 'parts']
+    """
+
+    def lost(value: Any) -> bool:
+        if isinstance(value, Mapping):
+            return any(map(lost, value.values()))
+        return any(map(lost, value)) if isinstance(value, list) else is_object(value)
+
+    return [name for name, value in arguments.items() if lost(value)]
+
+
+def constructor_arguments(made: type[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a class was called with, by name, with the defaults of its own constructor; undone by :func:`construct`.
+
+    Arguments taken as ``**options`` have their own names; those taken as ``*args`` are one list of that name.
+
+    Example:
+        >>> class Line:
+        ...     def __init__(self, width, *points, color="black", **options): ...
+        >>> constructor_arguments(Line, (2, "a", "b"), {"dashed": True})
+        {'width': 2, 'points': ['a', 'b'], 'color': 'black', 'dashed': True}
+    """
+    signature = _signature(made)
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    found: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            found.update(value)
+        elif kind is not inspect.Parameter.VAR_POSITIONAL:
+            found[name] = value
+        elif value:
+            found[name] = list(value)
+    return found
+
+
+def construct(made: type[Any], arguments: Mapping[str, Any]) -> Any:
+    """Call a class with arguments as :func:`constructor_arguments` names them.
+
+    Example:
+        >>> construct(dict, {"a": 1})
+        {'a': 1}
+    """
+    signature = _signature(made)
+    rest = {one.name for one in signature.parameters.values() if one.kind is one.VAR_KEYWORD}
+    named = {name: value for name, value in arguments.items() if name in {*signature.parameters} - rest}
+    bound = inspect.BoundArguments(signature, named)
+    others = {name: value for name, value in arguments.items() if name not in named}
+    return made(*bound.args, **bound.kwargs, **others)
+
+
+def _signature(made: type[Any]) -> inspect.Signature:
+    """That of the constructor as it is written; one that is set on the class may show more."""
+    signature = inspect.signature(made.__init__)
+    return signature.replace(parameters=[*signature.parameters.values()][1:])

@@ -1,5 +1,6 @@
 """What every task does, shown on the smallest of our own and on a task of a user's."""
 
+import copy
 import inspect
 import os
 import random
@@ -7,6 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -66,6 +68,58 @@ class TestSignature:
     def test_an_unknown_option_is_refused(self):
         with pytest.raises(UsageError, match=r"ImageClassifier takes no argument `sead`. Did you mean 'seed'"):
             classifier(sead=1)
+
+    def test_a_class_without_options_shows_its_own_arguments_only(self):
+        class Two(ImageClassifier):
+            def __init__(self, n):
+                super().__init__("test_resnet", n)
+
+        class Passing(ImageClassifier):
+            def __init__(self, n, *, lr=1e-3, **options):
+                super().__init__("test_resnet", n, lr=lr, **options)
+
+        assert list(inspect.signature(Two).parameters) == ["n"]
+        shown = inspect.signature(Passing).parameters
+        assert list(shown)[:2] == ["n", "lr"]
+        assert {"label_smoothing", *SHARED} <= set(shown)
+        assert shown["lr"].default == 1e-3
+
+
+class TestHparams:
+    def test_they_are_what_the_class_was_called_with_and_the_defaults(self):
+        found = ImageClassifier("test_resnet", 3, pretrained=False, label_smoothing=0.1, optimizer=torch.optim.SGD)
+        assert set(found.hparams) == set(inspect.signature(ImageClassifier).parameters)
+        assert (found.hparams.backbone, found.hparams.num_classes, found.hparams.lr) == ("test_resnet", 3, None)
+        assert (found.hparams.seed, found.hparams.label_smoothing) == (42, 0.1)
+        assert (found.hparams.optimizer, found.hparams_initial.optimizer) == ("torch.optim.sgd.SGD",) * 2
+        assert found.hparams.metrics == [one.to_dict() for one in found.metric_configs]
+
+    def test_what_a_subclass_fixes_is_none_of_them(self):
+        class Fixed(Brightness):
+            def __init__(self, height=1, **options):
+                super().__init__(2 * height, lr=0.1, seed=42, **options)
+
+        assert dict(Brightness(8).hparams) | {"metrics": 0} == {
+            "width": 8, "lr": 0.05, "metrics": 0,
+            **{name: one.default for name, one in SHARED.items() if name not in ("lr", "metrics")},
+        }  # fmt: skip
+        found = Fixed(ema_decay=0.5).hparams
+        assert (found.height, found.ema_decay, found.eval_batch_size) == (1, 0.5, 16)
+        assert not {"width", "lr", "seed"} & set(found)
+
+    def test_a_logger_receives_them(self, tmp_path):
+        logger = CSVLogger(tmp_path)
+        images, labels = toy_images(8, num_classes=3)
+        weights = np.array([1.0, 2.0, 3.0])  # an array, which cannot be compared with everything
+        trainer(logger=logger).fit(
+            classifier(class_weights=weights), DataLoader(TensorDataset(images, labels), batch_size=4)
+        )
+        assert logger.experiment.hparams["backbone"] == "test_resnet"
+
+    def test_a_copy_is_a_task_of_its_own(self):
+        model = classifier()
+        twin = copy.deepcopy(model)
+        assert (digest(twin), twin.hparams) == (digest(model), model.hparams)
 
 
 class TestSeeds:

@@ -44,6 +44,37 @@ class Narrow(Task):
         return []
 
 
+class Fixed(ImageClassifier):
+    """A classifier with a backbone, a rate and even an option at its default value that are not to be chosen."""
+
+    def __init__(self, n, **o):
+        super().__init__("test_resnet", n, lr=1e-3, ema_decay=None, **o)
+
+
+class Pretrained(ImageClassifier):
+    """It insists on weights that a loaded model does not need."""
+
+    file = None
+
+    def __init__(self, n):
+        super().__init__("test_resnet", n, pretrained=self.file, image_size=32)
+
+
+class Passing(ImageClassifier):
+    """Passes on whatever comes, after an argument of its own."""
+
+    def __init__(self, note, *args, **kwargs):
+        self.note = note
+        super().__init__(*args, **kwargs)
+
+
+class Renaming(Fixed):
+    """Gives an argument of its base another name and value."""
+
+    def __init__(self, classes_less_one=2, /, *, seed=5, **rest):
+        super().__init__(classes_less_one + 1, seed=seed + 1, **rest)
+
+
 class Evil:
     def __reduce__(self):
         return os.mkdir, ("evil-was-here",)
@@ -119,6 +150,38 @@ class TestRoundTrip:
         loaded = Task.load_from_checkpoint(tmp_path / "narrow.ckpt")
         assert (type(loaded), digest(loaded)) == (Narrow, digest(model))
 
+    @pytest.mark.parametrize(
+        "build",
+        [
+            lambda: Fixed(3),
+            lambda: Fixed(n=3, label_smoothing=0.1, weight_decay=0.1, metrics=[]),
+            lambda: Passing("a note", "test_resnet", 3, image_size=32),
+            lambda: Passing("a note", backbone="test_resnet", num_classes=3),
+            lambda: Renaming(),
+            lambda: Renaming(2, seed=1, freeze_backbone=True),
+        ],
+    )
+    def test_a_task_that_fixes_or_passes_on_arguments(self, build, toy_folder, tmp_path):
+        model = build()
+        trainer(run_dir=tmp_path / "run").fit(model, datamodule=toy_data(toy_folder))
+        loaded = Task.load_from_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+        assert (type(loaded), digest(loaded)) == (type(model), digest(model))
+        assert loaded.hparams == model.hparams
+        assert loaded.record() == model.record()
+        assert loaded.optimizer_options == model.optimizer_options
+        assert loaded.criterion.label_smoothing == model.criterion.label_smoothing
+        assert vars(loaded).get("note") == vars(model).get("note")
+
+    def test_first_weights_that_a_task_insists_on_are_not_asked_for_again(self, toy_folder, tmp_path, monkeypatch):
+        first = tmp_path / "first.pth"
+        torch.save(classifier(seed=1).network.backbone.state_dict(), first)
+        monkeypatch.setattr(Pretrained, "file", str(first))
+        model = Pretrained(3)
+        trainer(run_dir=tmp_path / "run").fit(model, datamodule=toy_data(toy_folder))
+        first.unlink()
+        loaded = Task.load_from_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+        assert (digest(loaded), loaded.weights.sha256) == (digest(model), model.weights.sha256)
+
     def test_a_loss_that_was_an_object_must_be_given_again(self, toy_folder, tmp_path):
         for number, loss in enumerate((nn.CrossEntropyLoss(), lambda logits, targets: logits.square().sum())):
             run = tmp_path / f"run{number}"
@@ -143,7 +206,13 @@ class TestRoundTrip:
 
 
 class TestLoadingTouchesNothing:
-    def test_generators_switches_and_variables_stay(self, saved):
+    @pytest.mark.parametrize("kind", [None, Narrow])
+    def test_generators_switches_and_variables_stay(self, saved, tmp_path, kind):
+        if kind is not None:  # it takes no `seed`
+            one = trainer()
+            one.strategy.connect(kind())
+            one.save_checkpoint(tmp_path / "kind.ckpt", weights_only=True)
+            saved = (tmp_path / "kind.ckpt",)
         set_deterministic(False)
         os.environ["PYTHONHASHSEED"] = "123"
         before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist(), dict(os.environ)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,11 +16,10 @@ from autotimm.errors import UsageError, refuse_unknown, require
 from autotimm.metrics import MetricConfig, build_metrics
 from autotimm.models.weights import Weights
 from autotimm.optim import OptimizerOptions
-from autotimm.plain import plain_value
 from autotimm.repro.seed import root_seed, seed_everything, set_deterministic
 from autotimm.repro.streams import reseed, scope
 from autotimm.tasks.optimized import Optimized
-from autotimm.tasks.signature import show_shared_options
+from autotimm.tasks.signature import note_defaults, show_shared_options
 from autotimm.tasks.stored import Stored
 from autotimm.tasks.watch import LossWatch
 from autotimm.types import Batch, DataSpec, Prediction, Stage, Step
@@ -68,6 +66,7 @@ class Task(Optimized, Stored, ABC):
         spec: What is known of the data, once a data module or a checkpoint has told.
     """
 
+    @note_defaults
     def __init__(
         self,
         network: Callable[[int], nn.Module],
@@ -98,10 +97,9 @@ class Task(Optimized, Stored, ABC):
         self.optimizer_options = OptimizerOptions(
             lr, optimizer, weight_decay, layer_decay, schedule, warmup_epochs, gradient_clip
         )
-        with warnings.catch_warnings():
-            # Lightning warns of a loss that is a module; ours are turned into plain data below.
-            warnings.filterwarnings("ignore", message=".*is an instance of `nn.Module`.*")
-            self.save_hyperparameters(ignore=["network", "weights"])
+        self._record_arguments()
+        if self.is_loading:
+            seed = None  # nothing global is seeded, on no device; weights and root seed come from the file
         self.root_seed = root_seed(seed, owner)
         self.run_seed: int | None = None
         if seed is None:
@@ -124,7 +122,8 @@ class Task(Optimized, Stored, ABC):
         self.metrics = nn.ModuleDict({f"{stage.value}_metrics": build_metrics(given, stage) for stage in Stage})
         self._padding = True
         self._watch = LossWatch(type(self).__name__)
-        self.hparams.update(plain_value(dict(self.hparams)) | {"metrics": [metric.to_dict() for metric in given]})
+        if "metrics" in self.hparams:
+            self.hparams["metrics"] = [metric.to_dict() for metric in given]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Show the shared options in the signature of a task that takes them as ``**options``."""

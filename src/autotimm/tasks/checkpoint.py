@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -13,11 +12,10 @@ from typing import Any, ClassVar
 import torch
 
 from autotimm.errors import ModelError
-from autotimm.plain import import_object, is_object
+from autotimm.plain import import_object, lost_objects
 
 __all__ = [
     "TaskRecord",
-    "accepted",
     "drop_folder",
     "read_checkpoint",
     "require_objects",
@@ -102,13 +100,6 @@ def drop_folder(checkpoint: dict[str, Any]) -> None:
         hparams["pretrained"] = Path(weights).name
 
 
-def accepted(task: type[Any], hparams: Mapping[str, Any]) -> dict[str, Any]:
-    """Those recorded arguments that a task's constructor takes: it may pass on fewer than its base has."""
-    parameters = inspect.signature(task).parameters
-    anything = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
-    return {name: value for name, value in hparams.items() if anything or name in parameters}
-
-
 def task_class(record: TaskRecord, wanted: type[Any], path: object) -> type[Any]:
     """The class of a recorded task.
 
@@ -135,8 +126,7 @@ def require_objects(hparams: Mapping[str, Any], task: type[Any]) -> None:
     Raises:
         ModelError: If there is one.
     """
-    missing = [name for name, value in hparams.items() if is_object(value)]
-    if missing:
+    if missing := lost_objects(hparams):
         raise ModelError(
             f"The {', '.join(f'`{name}`' for name in missing)} of {task.__name__} must be given again, since objects "
             f"are not stored in checkpoints. Call load_from_checkpoint(path, {missing[0]}=...)."

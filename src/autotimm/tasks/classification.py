@@ -88,8 +88,9 @@ class ImageClassifier(Task):
         learned = [name for name, one in criterion.named_parameters() if one.requires_grad]
         do = "The optimizer trains the network alone; give a loss whose numbers are fixed."
         require(not learned, "loss", "ImageClassifier", "without parameters to learn", learned, do)
-        weights = resolve_weights(backbone, pretrained)
+        weights = resolve_weights(backbone, False if self.is_loading else pretrained)
         self._num_classes, self._multi_label, self._threshold = num_classes, multi_label, threshold
+        self._image_size = image_size
 
         def network(seed: int) -> nn.Module:
             return build_classifier(
@@ -180,9 +181,10 @@ class ImageClassifier(Task):
             with torch.no_grad():
                 self.eval().network(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.device))
         except (AssertionError, RuntimeError, ValueError) as error:
-            given = self.hparams["image_size"]
             cure = f"Give image_size={size}, or data of another `image_size` ({str(error).splitlines()[0]})."
-            raise UsageError(sentence("image_size", "ImageClassifier", f"{size}, as the data's", given, cure)) from None
+            raise UsageError(
+                sentence("image_size", "ImageClassifier", f"{size}, as the data's", self._image_size, cure)
+            ) from None
         finally:
             self.train(was_training)
 

@@ -2,36 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 
 from autotimm.models.names import remember_architecture
 from autotimm.models.weights import Weights
-from autotimm.plain import import_name, plain_value
+from autotimm.plain import construct, constructor_arguments, import_name, plain_value
 from autotimm.repro.seed import preserve_switches
 from autotimm.repro.streams import preserve_generators
-from autotimm.tasks.checkpoint import (
-    TaskRecord,
-    accepted,
-    drop_folder,
-    read_checkpoint,
-    require_objects,
-    task_class,
-)
+from autotimm.tasks.checkpoint import TaskRecord, drop_folder, read_checkpoint, require_objects, task_class
+from autotimm.tasks.signature import takes_options
 from autotimm.types import DataSpec
 
 __all__ = ["Stored"]
 
+_Made = TypeVar("_Made", bound="Stored")
+_LOADING: ContextVar[bool] = ContextVar("autotimm_loading", default=False)
+
+
+@contextmanager
+def _loading() -> Iterator[None]:
+    """Tasks that are made meanwhile get their weights from a file: see :attr:`Stored.is_loading`."""
+    before = _LOADING.set(True)
+    try:
+        yield
+    finally:
+        _LOADING.reset(before)
+
 
 class Stored(pl.LightningModule):
-    """The half of :class:`autotimm.tasks.base.Task` that writes and reads checkpoints; not for use on its own."""
+    """The half of :class:`autotimm.tasks.base.Task` that writes and reads checkpoints; not for use on its own.
+
+    Attributes:
+        is_loading: Whether the task is made for a checkpoint, so that neither seeds nor pretrained weights matter.
+    """
+
+    is_loading: bool
 
     root_seed: int
     weights: Weights
     spec: DataSpec | None
     eval_batch_size: int
+
+    def __new__(cls: type[_Made], *args: Any, **kwargs: Any) -> _Made:
+        """Note what the class that is made was called with: a constructor sees only what subclasses passed on to it."""
+        task = super().__new__(cls)
+        task.__dict__.update(_call=(args, kwargs), is_loading=_LOADING.get())
+        return task
+
+    def _record_arguments(self) -> None:
+        """Keep as ``hparams`` what makes the same task again when the class is called with it, defaults included.
+
+        Lightning would collect the arguments of every constructor on the way, also those that a subclass fixes.
+        """
+        args, kwargs = self.__dict__.pop("_call")
+        left_open = self.__dict__.pop("_left_open")
+        given = constructor_arguments(type(self), args, kwargs)
+        if takes_options(type(self)):
+            given = {**given, **{name: value for name, value in left_open.items() if name not in given}}
+        # From a frame that nobody called Lightning finds no constructor whose arguments it would look through.
+        alone: Any = (None for _ in "")
+        self.save_hyperparameters(plain_value(given), frame=alone.gi_frame)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to use the model without its run: plain data only."""
@@ -80,10 +116,9 @@ class Stored(pl.LightningModule):
         require_objects(hparams, chosen)
         if record.weights.get("architecture"):
             remember_architecture(record.weights["architecture"])
-        # Without a seed nothing global is seeded, on no device; the weights and the root seed come from the file.
-        replaced = {name: value for name, value in (("pretrained", False), ("seed", None)) if name in hparams}
-        with preserve_switches(), preserve_generators():
-            task = chosen(**accepted(chosen, {**hparams, **replaced}))
+        replaced = {"pretrained": False} if "pretrained" in hparams else {}  # a task of a user's own may ask a hub
+        with _loading(), preserve_switches(), preserve_generators():
+            task = construct(chosen, {**hparams, **replaced})
         task.hparams.update(plain_value(hparams))
         task.restore(record)
         task.load_state_dict(checkpoint["state_dict"])
