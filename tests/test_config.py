@@ -106,6 +106,7 @@ def test_the_error_sentence():
     assert "must be a whole number, 1 or more. Got 'ten' instead. The default is 10." in refusal(epochs="ten")
     assert "in [0, 2**32), or the word none" in refusal(seed=2**32)
     assert "Did you mean 'randaugment'?" in refusal(augmentation="randaug")
+    assert "Did you mean 'tensorboard'?" in refusal(loggers="wandb,tensorbord")
 
 
 @pytest.mark.parametrize(
@@ -151,6 +152,7 @@ def test_wrong_values_name_their_option(name: str, value: object):
         ("compile_model", "compile"),
         ("workers", "num_workers"),
         ("learning_rate", "lr"),
+        ("model", "backbone"),
         ("bachsize", "batch_size"),
     ],
 )
@@ -183,8 +185,26 @@ def test_values_of_a_file_are_read_as_on_the_command_line(tmp_path: Path):
 
 @pytest.mark.parametrize("empty", ["lr:", "lr: null", "lr: ~"])
 def test_an_empty_value_in_a_file_is_a_mistake(tmp_path: Path, empty: str):
-    with pytest.raises(UsageError, match=r"The `lr` of photos.yaml must be .* the word auto. Got None"):
+    with pytest.raises(UsageError) as caught:
         from_file(tmp_path, f"path: a\n{empty}\n")
+    assert str(caught.value) == (
+        "The `lr` of photos.yaml has no value. Write a number above 0, or the word auto, such as `lr: auto`, or remove "
+        "the line."
+    )
+
+
+def test_an_empty_value_gets_an_example_that_helps(tmp_path: Path):
+    for line, example in (("epochs:", "1 or more, such as `epochs: 10`,"), ("path:", "or the word none, or remove")):
+        with pytest.raises(UsageError) as caught:
+            from_file(tmp_path, f"{line}\n")
+        assert f"Write {options()[line[:-1]].kind.must}" in str(caught.value)
+        assert example in str(caught.value)
+
+
+def test_a_default_that_is_called_default_reads_well():
+    assert refusal(augmentation="heavy").endswith("The default is 'default'.")
+    assert refusal(precision="fp16").endswith("The default is 32.")
+    assert options()["augmentation"].shown("default") == "'default'"
 
 
 @pytest.mark.parametrize(

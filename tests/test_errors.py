@@ -74,6 +74,20 @@ def test_sentence_shows_the_repr_so_that_a_string_is_told_from_a_number():
         ("RESNET18", ["resnet18"], "Did you mean 'resnet18'?"),
         ("adamw", ["AdamW", "sgd"], "Did you mean 'AdamW'?"),
         ("xyzzy", ["resnet18"], ""),
+        ("--data", ["--task", "--path", "--seed"], ""),
+        ("--ckpt", ["--path", "--clip"], ""),
+        ("--dir", ["--lr", "--image-dir"], "Did you mean '--image-dir'?"),
+        ("fti", ["fit", "validate", "test"], "Did you mean 'fit'?"),
+        ("val", ["fit", "validate", "test"], "Did you mean 'validate'?"),
+        ("eval", ["fit", "validate", "test"], ""),
+        ("bf16", ["32", "bf16-mixed", "16-true"], "Did you mean 'bf16-mixed'?"),
+        ("f1", ["val/accuracy", "val/f1"], "Did you mean 'val/f1'?"),
+        ("kappa", ["Accuracy", "CohenKappa"], "Did you mean 'CohenKappa'?"),
+        ("size", ["image_size", "batch_size", "seed"], "Did you mean 'batch_size' or 'image_size'?"),
+        ("image-size", ["image_size", "batch_size"], "Did you mean 'image_size'?"),
+        ("weight", ["height", "strict"], "Did you mean 'height'?"),
+        ("metric", ["strict"], ""),
+        ("--", ["--lr"], ""),
         ("resnet18", [], ""),
         ("", ["resnet18"], ""),
     ],
@@ -83,8 +97,10 @@ def test_nearest(word, options, said):
 
 
 def test_nearest_names_the_closest_first_and_at_most_n():
-    options = (name for name in ["resnet10t", "resnet18", "resnet18d", "resnet26"])  # an iterator is enough
-    assert nearest("resnet18", options, n=2) == "Did you mean 'resnet18' or 'resnet18d'?"
+    names = ["resnet50", "resnet26", "resnet18", "skresnet18", "resnet18d"]
+    assert nearest("resnet1", iter(names), n=2) == "Did you mean 'resnet18' or 'resnet18d'?"  # an iterator is enough
+    assert nearest("resnet2", names) == "Did you mean 'resnet26'?"
+    assert nearest("resnet", names, n=2) == "Did you mean 'resnet18' or 'resnet26'?"
 
 
 def test_require_is_silent_when_it_holds():

@@ -18,6 +18,7 @@ Example:
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -95,13 +96,42 @@ def sentence(name: str, owner: str, must: str, got: object, do: str) -> str:
 def nearest(word: str, options: Iterable[str], n: int = 3) -> str:
     """Suggest the options that are spelled most like ``word``; an empty string if none is close.
 
+    Case, dashes and underscores do not count. Beside the closest only those are named that are about as close.
+
     Example:
         >>> nearest("resnet81", ["resnet18", "vit_tiny"])
         "Did you mean 'resnet18'?"
     """
     by_lower = {option.lower(): option for option in options}
-    close = difflib.get_close_matches(word.lower(), list(by_lower), n=n, cutoff=0.6)
-    return f"Did you mean {' or '.join(repr(by_lower[name]) for name in close)}?" if close else ""
+    likeness = {option: _likeness(word, option) for option in by_lower.values()}
+    best = max(likeness.values(), default=0.0)
+    close = [option for option, score in likeness.items() if score > 0 and score >= best - _AS_CLOSE]
+    close.sort(key=lambda option: (-likeness[option], option))
+    return f"Did you mean {' or '.join(map(repr, close[:n]))}?" if close else ""
+
+
+_AS_CLOSE = 0.05
+
+
+def _likeness(word: str, option: str) -> float:
+    """How much like a slip for ``option`` a word looks, in [0, 1]; 0 if nobody would have meant it.
+
+    By the ratio of difflib alone, dashes that all options begin with count as common letters, and a short option like
+    ``lr`` is near to nothing that contains it.
+    """
+    given, known = (re.findall(r"[^\W_]+", text.lower()) for text in (word, option))
+    typed, meant = "".join(given), "".join(known)
+    short, long = sorted((typed, meant), key=len)
+    ratio = difflib.SequenceMatcher(None, meant, typed).ratio()
+    if len(short) >= 3 and long.startswith(short):
+        return 0.8 + 0.2 * ratio  # val for validate, outdir for out
+    given_words, known_words = f" {' '.join(given)} ", f" {' '.join(known)} "
+    if short and (given_words in known_words or known_words in given_words):
+        return 0.75 + 0.25 * ratio  # workers for num_workers, max_epochs for epochs
+    if len(short) >= 5 and short in long:
+        return 0.7 + 0.2 * ratio  # kappa for CohenKappa
+    # Two letters of three may be a slip of the fingers; two thirds of a long word are another word.
+    return ratio if ratio >= (0.66 if len(typed) in (3, 4) else 0.72) else 0.0
 
 
 def refuse_unknown(unknown: Iterable[str], owner: str, known: Iterable[str]) -> None:

@@ -1,5 +1,6 @@
 """The command line before any work: help, mistakes, and what must not be imported for them."""
 
+import contextlib
 import os
 import re
 import resource
@@ -94,6 +95,7 @@ def test_no_control_characters_outside_a_terminal(capsys: pytest.CaptureFixture[
     [
         (["fti", "photos"], "no verb 'fti'. Did you mean 'fit'?"),
         (["xyzzy"], "There are fit, validate"),
+        (["train", "photos"], "no verb 'train'. Did you mean 'fit'?"),
         (["--epochs", "3", "fit"], "Options follow a verb"),
         (["--verison"], "Did you mean '--version'?"),
         (["fit", "photos", "--epoch", "3"], "autotimm fit has no option --epoch. Did you mean '--epochs'"),
@@ -105,6 +107,13 @@ def test_no_control_characters_outside_a_terminal(capsys: pytest.CaptureFixture[
         (["fit", "photos", "--epochs", "3", "--epochs", "4"], "got --epochs twice"),
         (["fit", "photos", "--batch-size", "3", "--batch_size", "3"], "got --batch-size twice"),
         (["fit", "photos", "more"], "takes [PATH]. Got more besides"),
+        (["fit", "photos", "--strict", "maybe"], "`--strict` of autotimm fit must be true or false. Got 'maybe'"),
+        (["fit", "--strict", "1", "photos"], "`--strict` of autotimm fit must be true or false. Got 1"),
+        (["fit", "photos", "--multi-label", "maybe"], "must be true or false, or the word auto. Got 'maybe'"),
+        (["fit", "photos", "--strict=maybe"], "`--strict` of autotimm fit must be true or false. Got 'maybe'"),
+        (["fit", "photos", "--strict", "--seed", "1", "more"], "takes [PATH]. Got more besides"),
+        (["fit", "--data", "photos"], "no option --data. Did you mean 'autotimm fit PATH'?"),
+        (["fit", "photos", "--learning-rate", "1"], "no option --learning-rate. Did you mean '--lr'?"),
         (["fit"], "needs data"),
         (["fit", ""], "The `path` of autotimm fit must be a path"),
         (["fit", "photos", "--epochs", "ten"], "The `--epochs` of autotimm fit must be a whole number, 1 or more."),
@@ -156,6 +165,9 @@ def test_spellings_that_mean_the_same():
     assert configured("photos", "--batch_size=8") == configured("--batch-size", "8", "photos")
     assert configured("--strict", "photos") == configured("photos", "--strict", "true")
     assert configured("photos", "--strict=false").strict is False
+    assert configured("--strict", "yes", "photos") == configured("photos", "--strict=yes")
+    assert configured("photos", "--deterministic", "No").deterministic is False
+    assert configured("--strict", "maybe").path == "maybe"  # a folder may be called so
     assert configured("photos", "--deterministic", "false").deterministic is False
     assert configured("photos", "--multi-label", "auto").multi_label is None
     assert configured("photos", "--seed", "none").seed is None
@@ -183,6 +195,34 @@ def test_a_file_with_model_data_and_trainer_stands_alone(tmp_path: Path, capsys:
         assert f"so that {named} would have no effect" in refusal(
             capsys, "fit", "--config", str(tmp_path / "n.yaml"), *words
         )
+
+
+def stderr_on_a_terminal(*words: str) -> str:
+    """What a command that fails after torch is loaded writes to a terminal."""
+    ours, theirs = os.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as reader:
+        command = [sys.executable, "-m", "autotimm", "fit", "no-such-folder", *words]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, check=False)
+        os.close(theirs)
+        assert (done.returncode, done.stdout) == (3, b"")
+        shown = b""
+        with contextlib.suppress(OSError):  # Linux says so when nobody has the other end any more
+            while piece := reader.read(4096):
+                shown += piece
+    return shown.decode()
+
+
+def test_a_terminal_is_told_that_torch_is_loading(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = "loading torch ..."
+    assert stderr_on_a_terminal().startswith(f"{line}\r{' ' * len(line)}\rerror: ")
+    assert stderr_on_a_terminal("--progress", "false").startswith("error: ")
+
+
+def test_elsewhere_nothing_is_said_about_loading(tmp_path: Path):
+    command = [sys.executable, "-m", "autotimm", "fit", "no-such-folder"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.stderr.startswith("error: ")
 
 
 def test_a_reader_that_leaves_early_is_no_error():

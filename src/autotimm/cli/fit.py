@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from autotimm.cli.loading import loading_torch
 from autotimm.cli.parser import Given, parse
 from autotimm.cli.verb import Positional, Verb
 from autotimm.config import COMMAND_LINE, FitConfig, Option, defaults, options, read_yaml
@@ -37,12 +38,12 @@ def train(argv: Sequence[str]) -> Run | None:
     resolved = configure(given)
     # Lazy on purpose: everything above answers without torch, a mistake in the command included.
     if isinstance(resolved, FitConfig):
-        from autotimm.run import fit_config
-
+        with loading_torch(resolved.progress):
+            from autotimm.run import fit_config
         return fit_config(resolved)
-    from autotimm.cli.nested import build
-    from autotimm.run import fit_objects
-
+    with loading_torch():
+        from autotimm.cli.nested import build
+        from autotimm.run import fit_objects
     return fit_objects(*build(resolved, given.options["config"]))
 
 
@@ -87,4 +88,5 @@ FIT = Verb(
         "Every option is also a key of the file, as in `batch_size: 64`. The command line wins over the file.",
         "The last line printed is the run's folder.",
     ),
+    elsewhere=("train",),
 )

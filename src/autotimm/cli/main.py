@@ -68,7 +68,8 @@ def _dispatch(words: list[str]) -> int:
         hint = nearest(words[0], ["--help", "--version"]) or "Options follow a verb: autotimm fit PATH --epochs 10."
         raise UsageError(f"autotimm has no option {words[0]}. {hint}")
     if words[0] not in VERBS:
-        hint = nearest(words[0], VERBS) or f"There are {', '.join(VERBS)}."
+        same = {other: f"Did you mean '{verb.name}'?" for verb in VERBS.values() for other in verb.elsewhere}
+        hint = same.get(words[0]) or nearest(words[0], VERBS) or f"There are {', '.join(VERBS)}."
         raise UsageError(f"autotimm has no verb '{words[0]}'. {hint}")
     return VERBS[words[0]].run(words[1:])
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from autotimm.cli.loading import loading_torch
 from autotimm.cli.parser import Given, parse
 from autotimm.cli.verb import Positional, Verb
 from autotimm.config import Option
@@ -14,7 +15,7 @@ from autotimm.errors import UsageError
 if TYPE_CHECKING:
     from autotimm.run import Run
 
-__all__ = ["CKPT", "RUN", "measure", "open_run"]
+__all__ = ["CKPT", "RUN", "measuring", "open_run"]
 
 RUN = Positional("run", "RUN|CKPT", "a run's folder, or one of its checkpoints")
 CKPT = Option(Path(metavar="best|last|FILE"), "which checkpoint of the run", "Options", cure="Give best or last.")
@@ -29,20 +30,38 @@ def open_run(given: Given) -> tuple[Run, str]:
     where, ckpt = given.positionals["run"], given.value("ckpt")
     if "ckpt" in given.options and where.endswith(".ckpt"):
         raise UsageError(f"{where} is a checkpoint already. Leave out --ckpt, or give the run's folder.")
-    from autotimm.run import Run  # lazy: a mistake in the command is answered without torch
-
+    with loading_torch():
+        from autotimm.run import Run  # lazy: a mistake in the command is answered without torch
     return Run(where), ckpt
 
 
-def measure(verb: Verb, argv: Sequence[str]) -> int:
-    """Run ``Run.validate`` or ``Run.test`` and print what they measured."""
-    given = parse(verb, argv)
-    if given is None:
+def measuring(name: str, images: str, measure: Callable[[Run, str | None, str], Mapping[str, float]]) -> Verb:
+    """Make a verb that measures a run.
+
+    Args:
+        name: The verb.
+        images: On which of the run's images, in a word.
+        measure: What measures, given the run, other images or ``None``, and the checkpoint.
+    """
+
+    def run(argv: Sequence[str]) -> int:
+        given = parse(verb, argv)
+        if given is None:
+            return 0
+        opened, ckpt = open_run(given)
+        print_metrics(measure(opened, given.positionals["path"], ckpt))
         return 0
-    run, ckpt = open_run(given)
-    method = run.validate if verb.name == "validate" else run.test
-    print_metrics(method(given.positionals["path"], ckpt=ckpt))
-    return 0
+
+    verb = Verb(
+        name=name,
+        summary=f"measure a run on its {images} images",
+        run=run,
+        positionals=(RUN, Positional("path", "PATH", "other labelled images: a folder or a CSV file", required=False)),
+        options={"ckpt": CKPT},
+        defaults={"ckpt": "best"},
+        examples=(f"autotimm {name} runs/photos-001", f"autotimm {name} runs/photos-001 more-photos/"),
+    )
+    return verb
 
 
 def print_metrics(metrics: Mapping[str, float]) -> None:

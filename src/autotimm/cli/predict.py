@@ -113,4 +113,5 @@ PREDICT = Verb(
         "autotimm predict runs/photos-001 one.jpg two.jpg",
     ),
     notes=("Without --out the table is shown on a terminal, and is CSV for any other reader.",),
+    elsewhere=("infer", "classify"),
 )

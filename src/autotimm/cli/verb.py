@@ -50,6 +50,7 @@ class Verb:
         defaults: The default of each option.
         examples: Commands worth copying.
         notes: Lines at the foot of its help.
+        elsewhere: What other tools call it; typed here, it is pointed to.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Verb:
     defaults: dict[str, Any] = field(default_factory=dict)
     examples: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    elsewhere: tuple[str, ...] = ()
 
     @property
     def usage(self) -> str:

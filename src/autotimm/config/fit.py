@@ -13,20 +13,14 @@ from functools import partial
 from typing import Any
 
 from autotimm.config.kinds import Choice, Either, Flag, Number, Path, Text, Whole, Words
+from autotimm.config.meant import meant
 from autotimm.config.option import Option, option
 from autotimm.config.yamlfile import write_scalar
-from autotimm.errors import UsageError, nearest
+from autotimm.errors import UsageError
 
 __all__ = ["COMMAND_LINE", "FitConfig", "defaults", "options"]
 
 COMMAND_LINE = "command line"
-# What other libraries call our options; too far apart in spelling for a "did you mean" to find.
-_ELSEWHERE = {
-    "data_dir": "path",
-    "learning_rate": "lr",
-    "max_epochs": "epochs",
-    "model_name": "backbone",
-}
 _SCHEDULES = ("auto", "constant", "cosine", "linear", "onecycle", "plateau", "step")
 _AUGMENTATIONS = ("none", "light", "default", "strong", "randaugment", "trivialaugment", "autoaugment")
 _PRECISIONS = ("32", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64")
@@ -201,7 +195,8 @@ class FitConfig:
             >>> FitConfig(path="photos").resolved({"lr": 5e-4}, "recipe").sources["lr"]
             'recipe'
         """
-        return replace(self, **dict(values), sources={**self.sources, **dict.fromkeys(values, source)})  # type: ignore[arg-type]
+        changes: dict[str, Any] = {**values, "sources": {**self.sources, **dict.fromkeys(values, source)}}
+        return replace(self, **changes)
 
     def as_dict(self) -> dict[str, Any]:
         """Every option as plain data, ``None`` as itself; without the sources."""
@@ -239,8 +234,8 @@ def _read_layer(source: str, given: Mapping[str, object]) -> dict[str, Any]:
     for key, value in given.items():
         name = _underscored(key)
         if name not in _FIELDS:
-            hint = f"Did you mean '{_ELSEWHERE[name]}'?" if name in _ELSEWHERE else nearest(name, _FIELDS)
-            raise UsageError(f"{owner} has no option `{key}`. {hint or 'See autotimm fit --help-all.'}")
+            hint = meant(name, _FIELDS) or "See autotimm fit --help-all."
+            raise UsageError(f"{owner} has no option `{key}`. {hint}")
         if name in values:
             raise UsageError(f"{owner} gives `{name}` twice, with a dash and with an underscore. Keep one.")
         shown = f"--{key.replace('_', '-')}" if source == COMMAND_LINE and key != "path" else key

@@ -7,13 +7,13 @@ import operator
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsFloat, SupportsIndex
 
 from autotimm.errors import nearest
 
-__all__ = ["Choice", "Either", "Flag", "Kind", "Number", "Path", "Text", "Whole", "Words"]
+__all__ = ["TRUTH", "Choice", "Either", "Flag", "Kind", "Number", "Path", "Text", "Whole", "Words"]
 
-_TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 class Kind(ABC):
@@ -65,8 +65,10 @@ class Whole(Kind):
 
     def read(self, value: object) -> int:
         """Convert text or an integer of any library; a bool is not a number."""
-        _refuse(isinstance(value, bool))
-        number = int(value) if isinstance(value, str) else operator.index(value)  # type: ignore[arg-type]
+        if isinstance(value, bool) or not isinstance(value, (str, SupportsIndex)):
+            raise TypeError
+        # Not int() of everything: it cuts off the fraction of whatever has one.
+        number = int(value) if isinstance(value, str) else operator.index(value)
         _refuse(number < self.low or (self.bits is not None and number.bit_length() > self.bits))
         return number
 
@@ -90,8 +92,9 @@ class Number(Kind):
 
     def read(self, value: object) -> float:
         """Convert text or a number; a bool, infinity and nan are refused."""
-        _refuse(isinstance(value, bool))
-        number = float(value)  # type: ignore[arg-type]
+        if isinstance(value, bool) or not isinstance(value, (str, SupportsFloat, SupportsIndex)):
+            raise TypeError
+        number = float(value)
         below = number <= self.low if self.low_open else number < self.low
         above = number >= self.high if self.high_open else number > self.high
         _refuse(not math.isfinite(number) or below or above)
@@ -109,8 +112,8 @@ class Flag(Kind):
         """Convert a bool or one of the words true, yes, on, false, no, off."""
         if isinstance(value, bool):
             return value
-        _refuse(not isinstance(value, str) or value.lower() not in _TRUTH)
-        return _TRUTH[str(value).lower()]
+        _refuse(not isinstance(value, str) or value.lower() not in TRUTH)
+        return TRUTH[str(value).lower()]
 
 
 @dataclass(frozen=True)
@@ -186,10 +189,17 @@ class Words(Kind):
     def read(self, value: object) -> tuple[str, ...]:
         """Split text at the commas, or check a list of text."""
         words = value.split(",") if isinstance(value, str) else value
-        _refuse(not isinstance(words, (list, tuple)) or not words or not all(isinstance(word, str) for word in words))
-        found = tuple(word.strip() for word in words)  # type: ignore[attr-defined]
+        if not isinstance(words, (list, tuple)) or not words or not all(isinstance(word, str) for word in words):
+            raise TypeError
+        found = tuple(word.strip() for word in words)
         _refuse(not all(word and word in (self.options or found) for word in found) or len(set(found)) < len(found))
         return found
+
+    def suggest(self, value: object) -> str:
+        """Name the words nearest to the first wrong one."""
+        words = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else ()
+        wrong = [str(word).strip() for word in words if str(word).strip() not in self.options]
+        return nearest(wrong[0], self.options) if wrong else ""
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,8 @@ class Option:
         if self.is_switch and default is False:
             return ""
         word = self.word(default)
-        return "" if word is None else _plain(word)
+        # In quotes it is seen to be a word to choose, and not the word for what stands there.
+        return "" if word is None else repr(word) if word == "default" else _plain(word)
 
     @property
     def explained(self) -> str:
@@ -100,11 +101,21 @@ class Option:
         """
         if self.none is not None and (value == self.none or (value is None and python)):
             return None
+        word = self.word(default)
+        if value is None and not python:
+            # Where none is the default, it is seldom what the line was meant to say.
+            example = "" if word == "none" else f", such as `{name}: {_plain(word)}`"
+            raise UsageError(f"The `{name}` of {owner} has no value. Write {self.must}{example}, or remove the line.")
         try:
             return self.kind.read(value)
         except (TypeError, ValueError):
-            cure = self.kind.suggest(value) or self.cure or f"The default is {_plain(self.word(default))}."
+            cure = self.kind.suggest(value) or self.cure or f"The default is {_shown_default(word)}."
             raise UsageError(sentence(name, owner, self.must, _shown(value), cure)) from None
+
+
+def _shown_default(word: object) -> str:
+    """The default in a sentence; text in quotes, since a default may be called "default"."""
+    return repr(_shown(word)) if isinstance(word, str) else _plain(word)
 
 
 def _plain(value: object) -> str:
