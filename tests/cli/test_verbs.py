@@ -119,6 +119,7 @@ def test_without_test_data_test_refuses(photos: Path, tmp_path: Path, capsys: py
         (["test", "no-such-run"], 4),
         (["fit", "no-such-folder", "--epochs", "1"], 3),
         (["backbones", "resnet1888"], 4),
+        (["fit", "--dataset-name", "CIFAR10"], 3),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -127,6 +128,33 @@ def test_exit_codes(words: list[str], code: int, tmp_path: Path, monkeypatch, ca
     assert main(words) == code
     assert capsys.readouterr().err.startswith("error: ")
     assert not list(tmp_path.glob("runs/*")), "a failed start left a run behind"
+
+
+@pytest.mark.parametrize(
+    ("words", "once"),
+    [
+        (["fit", "--dataset-name", "CIFAR10"], "download"),
+        (["fit", "--dataset-name", "unheard-of"], "Flowers102"),
+        (["fit", "PHOTOS", "--monitor", "nothere"], "val/f1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_error_says_everything_once(words: list[str], once: str, photos: Path, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [str(photos) if word == "PHOTOS" else word for word in words]
+    small = ["--backbone", "test_resnet", "--pretrained", "false", "--num-workers", "0"]
+    assert main([*words, *small]) in (2, 3)
+    assert capsys.readouterr().err.count(once) == 1
+
+
+def test_a_table_without_a_label_column_is_asked_about(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.csv").write_text("image,cat,dog\na.png,1,0\n")
+    assert main(["fit", "--train-csv", "t.csv"]) == 3
+    assert capsys.readouterr().err == (
+        "error: t.csv: no column has a usual name like 'label'; which column is it? Give `label_column`, one of image, "
+        "cat, dog. For several labels per image: label_column=['cat', 'dog'].\n"
+    )
 
 
 def test_a_file_in_lightnings_style_trains_the_same(photos: Path, run: Path, tmp_path: Path):

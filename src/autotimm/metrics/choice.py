@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from autotimm.errors import require_choice
+from autotimm.errors import nearest, require
 from autotimm.metrics.config import MetricConfig
 
 __all__ = ["Monitor", "choose_monitor", "default_metrics", "default_monitor", "named_metric"]
@@ -110,5 +110,7 @@ def choose_monitor(configs: Iterable[MetricConfig], name: str | None = None) -> 
         return known[0] if known else Monitor("val/loss", "min")
     if "loss" in name:
         return Monitor(name, "min")
-    require_choice("monitor", "a task", name, [*(monitor.name for monitor in known), "val/loss"])
+    names = [*(monitor.name for monitor in known), "val/loss"]
+    cure = nearest(name, names) or "Give one of these, or leave it out."
+    require(name in names, "monitor", "a task", f"one of {', '.join(names)}", name, cure)
     return next(monitor for monitor in known if monitor.name == name)

@@ -10,7 +10,7 @@ from torchvision import datasets
 
 from autotimm.data.read import to_rgb, to_tensor
 from autotimm.data.table import Table
-from autotimm.errors import DataError, require_choice
+from autotimm.errors import DataError, nearest, require
 from autotimm.types import Sample
 
 __all__ = ["BUILTIN", "BuiltinTable", "read_builtin"]
@@ -81,7 +81,8 @@ def _open(name: str, root: Path, download: bool, options: Mapping[str, Any]) -> 
     try:
         return getattr(datasets, name)(root, **options, **({"download": True} if download else {}))
     except (RuntimeError, OSError, ValueError) as error:
-        first = (str(error).splitlines() or [""])[0].rstrip(". ")
+        first = (str(error).splitlines() or [""])[0]
+        first = first.partition("You can use download=True")[0].rstrip(". ")  # ours says where to, too
         cure = "Check the connection." if download else f"Give download=True to fetch it into {root}."
         raise DataError(f"{name} is not in {root}: {first}. {cure}") from error
 
@@ -116,7 +117,8 @@ def read_builtin(name: str, root: str | Path, download: bool = False) -> dict[st
     """
     by_lower = {known.lower(): known for known in _KNOWN}
     name = by_lower.get(name.lower(), name)
-    require_choice("dataset_name", "ImageDataModule", name, _KNOWN)
+    cure = nearest(name, BUILTIN) or "Choose one of these."
+    require(name in BUILTIN, "dataset_name", "ImageDataModule", f"one of {', '.join(BUILTIN)}", name, cure)
     tables: dict[str, BuiltinTable] = {}
     for split, options in _KNOWN[name].splits.items():
         dataset = _open(name, Path(root), download, options)

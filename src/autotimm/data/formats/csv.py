@@ -54,7 +54,8 @@ class _Sheet:
             if found is not None:
                 return found
             raise self.refuse(
-                f"which column is it? Give `{argument}`, one of {some(self.columns, 20)}.{self._hint(argument)}"
+                f"no column has a usual name like {usual[0]!r}; which column is it? Give `{argument}`, one of "
+                f"{some(self.columns, 20)}.{self._hint(argument)}"
             )
         if wanted not in self.columns:
             cure = nearest(wanted, self.columns) or f"Columns are {some(self.columns, 20)}."
@@ -64,11 +65,8 @@ class _Sheet:
     def _hint(self, argument: str) -> str:
         """Columns that hold nothing but 0 and 1 look like multi-label."""
         bits = [c for c in self.columns if all(row.cells[c].strip() in _BITS for row in self.rows)]
-        return (
-            f" For several labels per image: label_column={bits!r}."
-            if argument == "label_column" and len(bits) > 1
-            else ""
-        )
+        several = argument == "label_column" and len(bits) > 1
+        return f" For several labels per image: label_column={bits!r}." if several else ""
 
 
 def _open(path: Path) -> _Sheet:
