@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from timm.loss import (  # type: ignore[attr-defined]
+from timm.loss import (  # type: ignore[attr-defined]  # timm re-exports these without an `__all__`
     AsymmetricLossMultiLabel,
     AsymmetricLossSingleLabel,
     BinaryCrossEntropy,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from timm.optim import (  # type: ignore[attr-defined]
+from timm.optim import (  # type: ignore[attr-defined]  # timm re-exports these without an `__all__`
     create_optimizer_v2,
     param_groups_layer_decay,
     param_groups_weight_decay,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.optim import get_optimizer_class  # type: ignore[attr-defined]
-from timm.optim import list_optimizers as _list_optimizers  # type: ignore[attr-defined]
+from timm.optim import get_optimizer_class  # type: ignore[attr-defined]  # timm re-exports without an `__all__`
+from timm.optim import list_optimizers as _list_optimizers  # type: ignore[attr-defined]  # the same
 from torch.optim import Optimizer
 
 from autotimm.errors import UsageError, nearest

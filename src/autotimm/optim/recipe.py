@@ -86,8 +86,9 @@ class OptimizerOptions:
 
 def _number(value: object) -> float:
     """The value if it is a finite number, else nan, which fails every comparison."""
-    fine = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
-    return float(value) if fine else float("nan")  # type: ignore[arg-type]
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf"):
+        return float(value)
+    return float("nan")
 
 
 def _check(value: object, name: str, must: str, condition: bool, do: str) -> None:
