@@ -7,7 +7,6 @@ import warnings
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,12 @@ import torch
 from autotimm.data.collate import collate
 from autotimm.data.facts import Facts
 from autotimm.data.formats.paths import read_paths
-from autotimm.data.loader import KeyedDataset, KeyedLoader, default_workers
+from autotimm.data.loader import KeyedLoader, default_workers
 from autotimm.data.prepare import balanced_weights, check_classes, readable, split_off
 from autotimm.data.scan import Problem
 from autotimm.data.split import check_shares
 from autotimm.data.table import Table
+from autotimm.data.transformed import transformed_loader
 from autotimm.data.transforms import ImageTransform, eval_transform, train_transform
 from autotimm.errors import DataError, refuse_unknown, require
 from autotimm.repro.sampler import KeyedBatchSampler
@@ -204,14 +204,13 @@ class DataModule(pl.LightningDataModule, Facts, ABC):
 
     def _loader(self, table: Table, batches: KeyedBatchSampler, transform: ImageTransform, stream: str) -> KeyedLoader:
         processes = self.trainer.num_devices if self.trainer is not None else 1
-        workers = default_workers(processes) if self.num_workers is None else self.num_workers
-        dataset = KeyedDataset(table, transform, seed=self.run_seed, stream=stream)
-        transform.check_range(dataset[0].image)  # a wrong transform is refused here, not in a worker
-        loader = KeyedLoader(
-            dataset,
+        loader = transformed_loader(
+            table,
             batches,
-            collate=partial(self.collate, transforms=transform.name),
-            num_workers=workers,
+            transform,
+            stream=stream,
+            collate=self.collate,
+            num_workers=default_workers(processes) if self.num_workers is None else self.num_workers,
             persistent_workers=self.persistent_workers,
             pin_memory=self._pins(),
         )

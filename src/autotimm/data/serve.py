@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from autotimm.data.collate import collate
 from autotimm.data.formats.labelled import read_labelled
 from autotimm.data.formats.paths import read_paths
-from autotimm.data.loader import KeyedDataset, KeyedLoader
-from autotimm.data.module import default_workers
+from autotimm.data.loader import KeyedLoader, default_workers
+from autotimm.data.module import DataModule
 from autotimm.data.prepare import readable
 from autotimm.data.table import Table
+from autotimm.data.transformed import transformed_loader
 from autotimm.data.transforms import ImageTransform, eval_transform
-from autotimm.errors import ModelError
-from autotimm.plain import import_object, is_object
+from autotimm.errors import DataError, ModelError
+from autotimm.plain import construct, import_object, is_object, lost_objects
 from autotimm.repro.sampler import KeyedBatchSampler
 from autotimm.types import DataSpec
 
-__all__ = ["labelled_loader", "predict_loader"]
+__all__ = ["labelled_loader", "predict_loader", "recorded_data"]
 
 
 def predict_loader(
@@ -51,14 +51,38 @@ def labelled_loader(path: str | Path, spec: DataSpec, split: str, *, notices: li
     return _loader(tables[split], spec, None)
 
 
+def recorded_data(recorded: Mapping[str, Any]) -> DataModule:
+    """The data module that a run was made with, as its ``config.yaml`` says.
+
+    Args:
+        recorded: ``class_path`` and ``init_args`` of the data module.
+
+    Raises:
+        DataError: If it cannot be had again: its class is gone, or it was given objects, which no file holds.
+    """
+    name, arguments = recorded["class_path"], recorded.get("init_args") or {}
+    if lost := lost_objects(arguments):
+        raise DataError(
+            f"The {' and '.join(f'`{one}`' for one in lost)} of the run's data, an object, must be given again: no "
+            "file holds it. Make the data module as it was, and give it as `data`."
+        )
+    try:
+        made: DataModule = construct(import_object(name), arguments)
+    except ImportError as error:
+        raise DataError(
+            f"The run's data module {name} must be importable. It is not ({error}). Install or import its module, or "
+            "give another one as `data`."
+        ) from None
+    return made
+
+
 def _loader(table: Table, spec: DataSpec, num_workers: int | None) -> KeyedLoader:
     checked = ImageTransform(_transforms(spec), "eval_transforms", "the model's data")
     if num_workers is None:
         num_workers = default_workers() if len(table) > 4 * spec.eval_batch_size else 0
     # Evaluation draws nothing at random by default, so any seed will do.
     batches = KeyedBatchSampler(len(table), spec.eval_batch_size, seed=0, shuffle=False)
-    dataset = KeyedDataset(table, checked, seed=0, stream="eval")
-    return KeyedLoader(dataset, batches, collate=partial(collate, transforms=checked.name), num_workers=num_workers)
+    return transformed_loader(table, batches, checked, stream="eval", collate=collate, num_workers=num_workers)
 
 
 def _transforms(spec: DataSpec) -> Callable[[Any], Any]:
