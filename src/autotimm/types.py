@@ -81,11 +81,14 @@ class Step:
         losses: Named scalar losses; their sum is minimized. Empty where there are no targets.
         predictions: What metrics and :meth:`Task.decode` read, first dimension N.
         targets: What metrics compare with, or ``None`` where metrics make no sense (mixed-up targets).
+        weight: What the losses are a mean over, if not over the N samples: the sum of their weights. The mean over all
+            batches is right only with it.
     """
 
     losses: Mapping[str, Tensor]
     predictions: Any = None
     targets: Any = None
+    weight: Tensor | None = None
 
     @property
     def loss(self) -> Tensor:

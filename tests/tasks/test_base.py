@@ -247,6 +247,14 @@ class TestBatches:
         assert [one.id for one in predictions[0]] == ["0", "1", "2", "3"]
         assert set(predictions[0][0].scores) == {"0", "1", "2"}
 
+    @pytest.mark.parametrize("verb", ["fit", "validate", "test"])
+    def test_images_alone_can_only_be_predicted(self, verb):
+        loader = DataLoader(toy_images(4)[0], batch_size=2)
+        with pytest.raises(
+            UsageError, match=r"ImageClassifier learns .* must be \(images, targets\). Got images alone"
+        ):
+            getattr(trainer(), verb)(classifier(), loader)
+
     def test_other_batches_are_refused_with_the_cure(self):
         with pytest.raises(UsageError, match="collate_fn"):
             trainer().fit(classifier(), DataLoader([{"image": torch.zeros(3, 32, 32)}] * 2))

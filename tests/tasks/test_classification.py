@@ -113,6 +113,26 @@ class TestLosses:
         loss, logits, labels = self.loss(class_weights=[1, 2, 3])
         assert torch.equal(loss, F.cross_entropy(logits, labels, torch.tensor([1.0, 2.0, 3.0])))
 
+    @pytest.mark.parametrize("smoothing", [0, 0.1])
+    def test_the_mean_over_batches_is_that_over_all_images(self, smoothing):
+        images, labels = toy_images(7, num_classes=3)
+        model = classifier(class_weights=[1, 2, 30], label_smoothing=smoothing).eval()
+        with torch.no_grad():
+            parts = [Batch(images[:4], labels[:4]), Batch(images[4:], labels[4:])]
+            found = [model.step(part, Stage.VAL) for part in parts]
+            whole = model.step(Batch(images, labels), Stage.VAL)
+        total = sum(step.loss * step.weight for step in found) / sum(step.weight for step in found)
+        assert float(total) == pytest.approx(float(whole.loss), rel=1e-6)
+        assert whole.weight == sum([1.0, 2.0, 30.0][label] for label in labels.tolist())
+
+    @pytest.mark.parametrize(
+        "options",
+        [{}, {"loss": "focal", "class_weights": [1, 2, 3]}, {"loss": nn.CrossEntropyLoss(reduction="sum")}],
+    )
+    def test_other_losses_are_a_mean_over_images(self, options):
+        images, labels = toy_images(6, num_classes=3)
+        assert classifier(**options).eval().step(Batch(images, labels), Stage.VAL).weight is None
+
     def test_class_weights_survive_a_checkpoint(self, toy_folder, tmp_path):
         trained(toy_folder, 1, {"class_weights": [1, 2, 3]}, run_dir=tmp_path / "run")
         loaded = Task.load_from_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt")

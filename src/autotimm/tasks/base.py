@@ -19,6 +19,7 @@ from autotimm.optim import OptimizerOptions
 from autotimm.repro.seed import root_seed, seed_everything, set_deterministic
 from autotimm.repro.streams import reseed, scope
 from autotimm.tasks.optimized import Optimized
+from autotimm.tasks.outputs import first_of, join
 from autotimm.tasks.signature import note_defaults, show_shared_options
 from autotimm.tasks.stored import Stored
 from autotimm.tasks.watch import LossWatch
@@ -160,15 +161,17 @@ class Task(Optimized, Stored, ABC):
     def infer(self, images: Tensor) -> Any:
         """Run the network; in evaluation in batches of one fixed shape, so that a sample's bits never depend on others.
 
-        A last batch that is not full is padded with zeros, whose outputs are dropped.
+        A last batch that is not full is padded with zeros, whose outputs are dropped. What the network may give is
+        said at :func:`autotimm.tasks.outputs.first_of`.
         """
         if self.training or not self._padding:
             return self.network(images)
         outputs = []
         for part in images.split(self.eval_batch_size):
             padding = part.new_zeros(self.eval_batch_size - len(part), *part.shape[1:])
-            outputs.append(self.network(torch.cat([part, padding]) if len(padding) else part)[: len(part)])
-        return torch.cat(outputs)
+            output = self.network(torch.cat([part, padding]) if len(padding) else part)
+            outputs.append(first_of(output, len(part), of=self.eval_batch_size))
+        return join(outputs)
 
     @contextmanager
     def padding(self, on: bool) -> Iterator[None]:
@@ -219,7 +222,7 @@ class Task(Optimized, Stored, ABC):
         """One step on the stream ``(step, epoch, batch, rank)``; entered here, after all hooks of callbacks."""
         where = ("step", self.current_epoch, batch_idx, self.global_rank)
         reseed(self._streams_seed, *where, devices=[self.device])
-        step = self.step(Batch.of(batch), Stage.TRAIN)
+        step = self._step(Batch.of(batch), Stage.TRAIN)
         self._log(step, Stage.TRAIN, len(Batch.of(batch).images))
         loss = step.loss
         self._watch.add(loss.detach(), self.current_epoch, batch_idx)
@@ -243,7 +246,16 @@ class Task(Optimized, Stored, ABC):
     def _evaluate(self, batch: Any, batch_idx: int, stage: Stage) -> None:
         batch = Batch.of(batch)
         with scope(self._streams_seed, "eval", stage.value, batch_idx, devices=[self.device]):
-            self._log(self.step(batch, stage), stage, len(batch.images))
+            self._log(self._step(batch, stage), stage, len(batch.images))
+
+    def _step(self, batch: Batch, stage: Stage) -> Step:
+        step = self.step(batch, stage)
+        if batch.targets is None and not step.losses:
+            raise UsageError(
+                f"The batches that {type(self).__name__} learns from or is measured on must be (images, targets). "
+                "Got images alone instead. Give a loader of such pairs, or call `predict`."
+            )
+        return step
 
     @property
     def _streams_seed(self) -> int:

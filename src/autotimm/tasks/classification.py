@@ -128,7 +128,15 @@ class ImageClassifier(Task):
         logits = self.infer(images)
         if targets is None:
             return Step({}, logits)
-        return Step({"loss": self.criterion(logits, targets)}, logits, None if mixed else targets)
+        weight = None if mixed else self._weight(targets)
+        return Step({"loss": self.criterion(logits, targets)}, logits, None if mixed else targets, weight)
+
+    def _weight(self, targets: Tensor) -> Tensor | None:
+        """What the loss is a mean over. torch's cross-entropy divides by the weights of the batch's classes."""
+        loss = self.criterion
+        if not isinstance(loss, nn.CrossEntropyLoss) or loss.weight is None or loss.reduction != "mean":
+            return None
+        return loss.weight[targets[targets != loss.ignore_index]].sum() if targets.ndim == 1 else None
 
     def _mixed(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         images = images if images.is_floating_point() else images.float().div(255)
