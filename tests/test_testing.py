@@ -5,8 +5,11 @@ import random
 import pytest
 import torch
 from torch import nn
+from torchvision import tv_tensors
 
-from autotimm import ImageClassifier
+from autotimm import DataModule, ImageClassifier, Sample
+from autotimm.data import Table
+from autotimm.data.toy import toy_images
 from autotimm.testing import CHECKS, TaskCase, check_task
 from autotimm.types import Stage, Step
 
@@ -54,11 +57,51 @@ class SameForEverySeed(ImageClassifier):
             nn.init.constant_(parameter, 0.01)
 
 
+class PredictsOtherwise(ImageClassifier):
+    def predict_step(self, batch, batch_idx):
+        return super().predict_step(batch._replace(images=batch.images.flip(3)), batch_idx)
+
+
+class RemembersOutsideOfCheckpoints(ImageClassifier):
+    """Its loss grows with the steps it has seen since it was made."""
+
+    steps = 0
+
+    def step(self, batch, stage):
+        found = super().step(batch, stage)
+        self.steps += stage is Stage.TRAIN
+        return Step({"loss": found.loss * (1 + self.steps)}, found.predictions, found.targets)
+
+
+class ArrayTable(Table):
+    """Images that are no files."""
+
+    class_names = ("0", "1", "2")
+
+    def __init__(self, seed, n):
+        self.images, labels = toy_images(n, num_classes=3, seed=seed)
+        self.strata, self.ids = labels.tolist(), tuple(map(str, range(n)))
+
+    def load(self, index):
+        return Sample(tv_tensors.Image(self.images[index]), self.strata[index], self.ids[index])
+
+
+class ArrayData(DataModule):
+    def read(self, split):
+        return {"train": ArrayTable(1, 16), "val": ArrayTable(2, 6)}.get(split)
+
+
+def array_data(**options):
+    return ArrayData(**{"image_size": 32, "batch_size": 8, "eval_batch_size": 4, "num_workers": 0, **options})
+
+
 @pytest.mark.parametrize(
     ("task", "check"),
     [
         (DrawsFromPython, "check_repeatable"),
         (DependsOnTheBatch, "check_predict_equals_validate"),
+        (PredictsOtherwise, "check_predict_equals_validate"),
+        (RemembersOutsideOfCheckpoints, "check_resume"),
         (ForgetsItsWeights, "check_checkpoint"),
         (DoesNotLearn, "check_learns"),
         (UnseededWeights, "check_same_seed_same_weights"),
@@ -68,6 +111,25 @@ class SameForEverySeed(ImageClassifier):
 def test_it_notices(task, check, tmp_path):
     with pytest.raises(AssertionError):
         NAMED[check](TaskCase.of(task, folder=tmp_path, **ARGUMENTS))
+
+
+def test_data_that_are_no_files_are_predicted_from_their_loader(tmp_path):
+    check = NAMED["check_predict_equals_validate"]
+    check(TaskCase.of(ImageClassifier, folder=tmp_path, data=array_data, **ARGUMENTS))
+    with pytest.raises(AssertionError, match="predictions differ"):
+        check(TaskCase.of(PredictsOtherwise, folder=tmp_path, data=array_data, **ARGUMENTS))
+
+
+def test_learning_is_judged_on_16_images(tmp_path):
+    seen = set()
+
+    class Watching(ImageClassifier):
+        def step(self, batch, stage):
+            seen.update(batch.ids if stage is Stage.TRAIN else ())
+            return super().step(batch, stage)
+
+    NAMED["check_learns"](TaskCase.of(Watching, folder=tmp_path, **ARGUMENTS))
+    assert len(seen) == 16
 
 
 def test_the_first_failure_says_which_part_is_broken():

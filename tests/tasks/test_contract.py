@@ -35,8 +35,8 @@ class TinyTask(Task):
                     batch.targets)  # fmt: skip
 
     def decode(self, output, ids):
-        chosen = zip(ids, output.argmax(1).tolist(), strict=True)
-        return [Prediction(id, (self.spec.class_names[index],), {}) for id, index in chosen]
+        rows = [dict(zip(self.spec.class_names, row, strict=True)) for row in output.softmax(1).tolist()]
+        return [Prediction(id, (max(row, key=row.get),), row) for id, row in zip(ids, rows, strict=True)]
 
     def default_metrics(self):
         return [MetricConfig("accuracy", metric_class="MulticlassAccuracy", params={"num_classes": self.num_classes})]

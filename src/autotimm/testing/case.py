@@ -1,0 +1,123 @@
+"""A task, its data, and a short training of it: what the checks of the contract work on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning.callbacks import Callback
+
+from autotimm.data import DataModule, ImageDataModule
+from autotimm.data.toy import write_toy_folder
+from autotimm.repro.digest import state_digest
+from autotimm.repro.streams import preserve_generators
+from autotimm.tasks import Task
+from autotimm.train import AutoTrainer
+
+__all__ = ["QUIET", "TaskCase", "Trained", "pollute_generators"]
+
+QUIET: dict[str, Any] = {"threads": 1, "accelerator": "cpu", "run_dir": False, "enable_progress_bar": False}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A task after training, with what its contract is judged by."""
+
+    task: Task
+    data: DataModule
+    trainer: AutoTrainer
+    losses: tuple[float, ...]
+
+    @property
+    def digest(self) -> str:
+        """The digest of weights and buffers."""
+        return state_digest(self.task.network.state_dict())
+
+
+class _Losses(Callback):
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.losses.append(float(trainer.callback_metrics["train/loss_epoch"]))
+
+
+@dataclass
+class TaskCase:
+    """A task, its data, and a short training of it.
+
+    Attributes:
+        task: Builds the task from options.
+        data: Builds the data module from options.
+        folder: Where trainings may write.
+    """
+
+    task: Callable[..., Task]
+    data: Callable[..., DataModule]
+    folder: Path
+    trainer_options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, task: type[Task], *, folder: str | Path, data: Callable[..., DataModule] | None = None, **arguments: Any
+    ) -> TaskCase:
+        """A case from a task class and its constructor's arguments.
+
+        Args:
+            task: The class.
+            folder: Where toy images and trainings may be written.
+            data: Builds a data module from options; by default toy images of three classes.
+            arguments: What the constructor needs.
+        """
+        folder = Path(folder)
+
+        def toy(**options: Any) -> DataModule:
+            root = folder / "toy"
+            if not root.exists():
+                write_toy_folder(root, n=24, num_classes=3, image_size=32, seed=7)
+            defaults = {"image_size": 32, "batch_size": 8, "eval_batch_size": 4, "num_workers": 0, "val_split": 0.25}
+            return ImageDataModule(root, **{**defaults, **options})
+
+        return cls(lambda **options: task(**{**arguments, **options}), data or toy, folder)
+
+    def train(
+        self,
+        *,
+        task: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | None = None,
+        epochs: int = 2,
+        pollute: bool = False,
+        ckpt_path: str | Path | None = None,
+        **trainer: Any,
+    ) -> Trained:
+        """Train for a few epochs on one thread, or go on from a checkpoint; options by who they are for."""
+        if pollute:
+            pollute_generators()
+        module, model = self.data(**(data or {})), self.task(**(task or {}))
+        if pollute:
+            pollute_generators()
+        losses = _Losses()
+        callbacks = [losses, *trainer.pop("callbacks", [])]
+        chosen = AutoTrainer(epochs, callbacks=callbacks, **{**self.trainer_options, **QUIET, **trainer})
+        with preserve_generators():
+            chosen.fit(model, datamodule=module, ckpt_path=ckpt_path)
+        return Trained(model, module, chosen, tuple(losses.losses))
+
+    @cached_property
+    def reference(self) -> Trained:
+        """The training that others are compared with."""
+        return self.train()
+
+
+def pollute_generators() -> None:
+    """Move every global generator somewhere else."""
+    random.seed(1)
+    np.random.seed(2)
+    torch.manual_seed(3)
+    torch.rand(7)

@@ -1,0 +1,200 @@
+"""The checks of the contract that every task keeps."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import CSVLogger
+
+from autotimm.data import DataModule
+from autotimm.metrics import MetricConfig
+from autotimm.predict import predict
+from autotimm.repro.digest import state_digest
+from autotimm.tasks import Task
+from autotimm.testing.case import QUIET, TaskCase, pollute_generators
+from autotimm.train import AutoTrainer
+from autotimm.types import Batch, Prediction, Stage, Step
+
+__all__ = ["CHECKS"]
+
+
+class _Drawing(Callback):
+    """A callback that draws from every global generator wherever it is called."""
+
+    def _draw(self) -> None:
+        torch.rand(3), np.random.rand(3), random.random()
+
+    def on_train_epoch_start(self, *args: Any) -> None:
+        self._draw()
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self._draw()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self._draw()
+
+    def on_validation_batch_start(self, *args: Any) -> None:
+        self._draw()
+
+
+def _expect(case: TaskCase, what: str, **options: Any) -> None:
+    found = case.train(**options).digest
+    assert found == case.reference.digest, f"{what} must not change the trained weights, but does"
+
+
+def check_same_seed_same_weights(case: TaskCase) -> None:
+    """Initial weights are a function of the seed, whatever was drawn before."""
+    first = state_digest(case.task(seed=1).network.state_dict())
+    pollute_generators()
+    assert first == state_digest(case.task(seed=1).network.state_dict()), "one seed must give one set of weights"
+    assert first != state_digest(case.task(seed=2).network.state_dict()), "another seed must give other weights"
+
+
+def check_repeatable(case: TaskCase) -> None:
+    """A second training in the same process gives the same bits; one with another seed does not."""
+    _expect(case, "Training again")
+    other = case.train(seed=43).digest
+    assert other != case.reference.digest, "another trainer seed must give other weights: order or steps are not seeded"
+
+
+def check_workers(case: TaskCase) -> None:
+    """Processes that load images, and whether they stay alive, change nothing."""
+    for workers in (2, 3):
+        _expect(case, f"Loading with {workers} workers", data={"num_workers": workers})
+    _expect(case, "Workers that do not persist", data={"num_workers": 2, "persistent_workers": False})
+
+
+def check_polluted_generators(case: TaskCase) -> None:
+    """Whoever drew from the global generators before, or draws meanwhile, changes nothing."""
+    _expect(case, "A polluted global generator", pollute=True)
+    _expect(case, "A callback that draws random numbers", callbacks=[_Drawing()])
+
+
+def check_extra_metric(case: TaskCase) -> None:
+    """One more metric changes nothing."""
+    configs = case.task().metric_configs
+    again = MetricConfig.of({**configs[0].to_dict(), "name": "again"})
+    _expect(case, "An extra metric", task={"metrics": [*configs, again]})
+
+
+def check_logger(case: TaskCase) -> None:
+    """A logger, a progress bar and a run folder change nothing."""
+    with tempfile.TemporaryDirectory(dir=case.folder) as folder:
+        _expect(case, "A logger", logger=CSVLogger(folder), log_every_n_steps=1)
+        _expect(case, "A run folder and a progress bar", run_dir=Path(folder) / "run", enable_progress_bar=True)
+
+
+def check_validation_frequency(case: TaskCase) -> None:
+    """Validating more often, less often or never changes nothing."""
+    _expect(case, "Validation every second epoch", check_val_every_n_epoch=2)
+    _expect(case, "Validation twice per epoch", val_check_interval=0.5)
+    _expect(case, "No validation", limit_val_batches=0, num_sanity_val_steps=0)
+
+
+def check_learns(case: TaskCase) -> None:
+    """The loss falls on 16 images."""
+    losses = case.train(epochs=8, data={"batch_size": 8}, overfit_batches=2).losses
+    assert losses[-1] < 0.9 * losses[0], (
+        f"the training loss must fall; it went from {losses[0]:.4g} to {losses[-1]:.4g}"
+    )
+
+
+def check_checkpoint(case: TaskCase) -> None:
+    """A checkpoint loads without unpickling, and gives the same weights and the same outputs."""
+    trained = case.reference
+    with tempfile.TemporaryDirectory(dir=case.folder) as folder:
+        path = Path(folder) / "task.ckpt"
+        trained.trainer.save_checkpoint(path)
+        loaded: Task = Task.load_from_checkpoint(path)
+    assert type(loaded) is type(trained.task)
+    assert state_digest(loaded.network.state_dict()) == trained.digest, "a loaded checkpoint must have the same weights"
+    images = next(iter(trained.data.val_dataloader())).images
+    outputs = [state_digest({"output": task.eval().infer(images)}) for task in (trained.task, loaded)]
+    assert outputs[0] == outputs[1], "a loaded checkpoint must compute the same outputs"
+
+
+class _StopAfter(Callback):
+    """Stops a training after its first epoch, as somebody does who goes on tomorrow."""
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        trainer.should_stop = True
+
+
+def check_resume(case: TaskCase) -> None:
+    """A training that was stopped after an epoch, and goes on, ends with the weights of one that never was."""
+    with tempfile.TemporaryDirectory(dir=case.folder) as folder:
+        run, moved = Path(folder) / "run", Path(folder) / "elsewhere"
+        case.train(run_dir=run, callbacks=[_StopAfter()])
+        shutil.copytree(run, moved)
+        _expect(case, "Going on from the last checkpoint", run_dir=run, ckpt_path="last")
+        loading = {"num_workers": 2}
+        _expect(case, "Moving a run and going on with workers", run_dir=moved, ckpt_path="last", data=loading)
+
+
+def check_predict_equals_validate(case: TaskCase) -> None:
+    """Prediction says of an image what validation saw, alone, in a folder, and whichever images stand beside it.
+
+    Data that are not files are predicted from the loader that validation uses.
+    """
+    task, data = case.reference.task, case.reference.data
+    expected = _seen_by_validation(task, data)
+    table = data.tables["val"]
+    files = dict(zip(table.ids, table.files(), strict=True)) if table.files() else {}
+    trainer = AutoTrainer(**{**case.trainer_options, **QUIET})
+
+    def compare(ids: list[str], how: str) -> None:
+        found = predict(task, [files[id] for id in ids], trainer=trainer)
+        for id, one in zip(ids, found, strict=True):
+            assert one._replace(id=id) == expected[id], f"the prediction of {id} {how} differs from what validation saw"
+
+    if files:
+        compare([*files], "in order")
+        compare([*files][::-1], "in another batch")
+        for id in [*files][:3]:
+            compare([id], "alone")
+    else:
+        found = [one for batch in trainer.predict(task, data.val_dataloader()) for one in batch]
+        assert {one.id: one for one in found} == expected, "predictions differ from what validation saw"
+
+
+def _seen_by_validation(task: Task, data: DataModule) -> dict[str, Prediction]:
+    """What the outputs that validation measured say, by sample."""
+    seen: dict[str, Prediction] = {}
+    step = task.step
+
+    def listening(batch: Batch, stage: Stage) -> Step:
+        found = step(batch, stage)
+        seen.update((one.id, one) for one in task.decode(found.predictions, batch.ids))
+        return found
+
+    task.__dict__["step"] = listening  # where Python looks before the class
+    try:
+        AutoTrainer(**QUIET).validate(task, datamodule=data)
+    finally:
+        del task.__dict__["step"]
+    assert set(seen) == set(data.tables["val"].ids), "validation must see each sample once"
+    return seen
+
+
+CHECKS: tuple[Callable[[TaskCase], None], ...] = (
+    check_same_seed_same_weights,
+    check_repeatable,
+    check_workers,
+    check_polluted_generators,
+    check_extra_metric,
+    check_logger,
+    check_validation_frequency,
+    check_learns,
+    check_checkpoint,
+    check_resume,
+    check_predict_equals_validate,
+)
+"""Every check, in the order in which they are run."""
