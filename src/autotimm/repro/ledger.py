@@ -1,0 +1,250 @@
+r"""The ledger of a run: what happened, a line per step, each line with the digest of the one before.
+
+A line is JSON with sorted keys and no spaces, in ASCII, and ends in ``\n``. Numbers with a fraction are written as
+``float.hex()``: a decimal would hide the last bits, and they are what two runs are compared by. ``prev`` is the digest
+of the line before, so that a cut or an edit shows::
+
+    {"kind":"start","prev":"","run":"4f1c…","weights":"9a0b…","world_size":1}
+    {"batch":0,"epoch":0,"ids":"77de…","inputs":"c01f…","kind":"step","loss":"0x1.19…p+0","lr":"0x1.0…p-10","prev":…}
+
+The chain cannot see a change of the very last line, which has no successor: its digest stands in the manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from autotimm.errors import RunError
+
+__all__ = ["Ledger", "Line", "ReadLedger", "digest16", "read_ledger"]
+
+Line = dict[str, Any]
+
+# One encoder for all lines: json.dumps with arguments would make a new one each time. A step calls this once.
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+
+
+def digest16(text: str | bytes) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a text."""
+    # surrogatepass: ids are names of files, which need not be UTF-8.
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text).hexdigest()[:16]
+
+
+def _exact(value: Any) -> Any:
+    """Floats as hexadecimal text, which keeps every bit, infinities and NaN."""
+    if isinstance(value, float):
+        return float.hex(value)
+    if isinstance(value, dict):
+        return {name: _exact(one) for name, one in value.items()}
+    return [_exact(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+class Ledger:
+    """Writes the ledger of a run, append only.
+
+    :meth:`add` touches no file, so that it costs microseconds; :meth:`flush` appends what was added in one go, and
+    opens the file for that moment only. A ledger that finds lines in its file, and is not told where to go on, goes on
+    after the last whole one.
+
+    Args:
+        path: The file; with ``None`` nothing is written, and the chain is computed all the same.
+        listener: Is called with each line as it is added, without its ``prev``.
+
+    Raises:
+        RunError: From any method but :meth:`rewind`, if the file cannot be read or written.
+
+    Example:
+        >>> ledger = Ledger(None, listener=print)
+        >>> ledger.add("val", epoch=0, step=8, metrics={"val/loss": 0.5})
+        {'kind': 'val', 'epoch': 0, 'step': 8, 'metrics': {'val/loss': '0x1.0000000000000p-1'}}
+        >>> ledger.last
+        '3ea6f6a9b8a466d0'
+    """
+
+    def __init__(self, path: str | Path | None, listener: Callable[[Line], None] | None = None) -> None:
+        self.path = None if path is None else Path(path)
+        self._listener = listener
+        self._buffer: list[bytes] = []
+        self._found = self.path is None  # whether it is known what the file already holds
+        self._torn = False  # whether it ends in half a line, which a crash left
+        self._last = ""  # of the last line added
+        self._position: dict[str, Any] = {"bytes": 0, "last": "", "lines": 0}
+
+    def add(self, kind: str, /, **fields: Any) -> None:
+        """Add a line: its kind and plain data, in which floats are turned into hexadecimal text.
+
+        Raises:
+            TypeError: If a field is not plain data. Nothing is added then.
+        """
+        self._find()
+        line = {"kind": kind} | {name: _exact(value) for name, value in fields.items()}
+        data = _encode({**line, "prev": self._last}).encode("ascii")
+        self._last = digest16(data)
+        self._buffer.append(data + b"\n")
+        if self._listener is not None:
+            self._listener(line)
+
+    def flush(self, sync: bool = False) -> None:
+        """Append what was added since; with ``sync`` wait for the disk, as before a checkpoint that refers to it."""
+        self._find()
+        data = b"".join(self._buffer)
+        if self.path is not None and (data or sync):
+            try:
+                self._append(self.path, data, sync)
+            except OSError as error:
+                raise _unusable(self.path, "writable", error) from error
+        self._stand(self._position["bytes"] + len(data), self._last, self._position["lines"] + len(self._buffer))
+
+    def _append(self, path: Path, data: bytes, sync: bool) -> None:
+        # Unbuffered: a close after a failed write would otherwise write the rest once more.
+        with open(path, "ab", buffering=0) as file:
+            if self._torn:
+                file.truncate(self._position["bytes"])
+                self._torn = False
+            end = file.seek(0, os.SEEK_END)
+            try:
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[file.write(rest) :]
+                if sync:
+                    os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)  # half a line would hide all that are written after it
+                raise
+
+    @property
+    def last(self) -> str:
+        """The digest of the last line that was added, flushed or not; empty where there is none."""
+        self._find()
+        return self._last
+
+    @property
+    def position(self) -> dict[str, Any]:
+        """Where the ledger stood after the last :meth:`flush`: ``bytes``, ``lines``, and the digest of the ``last``."""
+        self._find()
+        return dict(self._position)
+
+    def rewind(self, position: Mapping[str, Any]) -> bool:
+        """Cut the file back to an earlier :attr:`position`, and go on from there; what was not flushed is dropped.
+
+        Args:
+            position: What :attr:`position` was, for example when a checkpoint was written.
+
+        Returns:
+            Whether it was done. If the file does not hold that position (it is shorter, or another line ends there),
+            it is left as it is, and the ledger goes on after its last whole line.
+        """
+        try:
+            size, last, lines = int(position["bytes"]), str(position["last"]), int(position["lines"])
+            if self.path is not None and not _cut(self.path, size, last):
+                return False
+        except (OSError, KeyError, TypeError, ValueError, OverflowError):  # no such file, or no such position
+            return False
+        self._torn = False
+        self._stand(size, last, lines)
+        return True
+
+    def _find(self) -> None:
+        """Look once at what the file holds already."""
+        if self._found or self.path is None:
+            return
+        size, last, lines = 0, b"", 0
+        try:
+            if self.path.exists():
+                with open(self.path, "rb") as file:
+                    for raw in file:
+                        self._torn = not raw.endswith(b"\n")
+                        if not self._torn:
+                            size, last, lines = size + len(raw), raw[:-1], lines + 1
+        except OSError as error:
+            raise _unusable(self.path, "a file that can be read", error) from error
+        self._stand(size, digest16(last) if lines else "", lines)
+
+    def _stand(self, size: int, last: str, lines: int) -> None:
+        """Take the file to hold so much, and nothing to be waiting."""
+        self._found, self._last = True, last
+        self._position = {"bytes": size, "last": last, "lines": lines}
+        self._buffer.clear()
+
+
+def _unusable(path: Path, must: str, error: OSError) -> RunError:
+    return RunError(f"The ledger {path} must be {must}. It is not ({error.strerror}). Free some space, or mend it.")
+
+
+def _cut(path: Path, size: int, last: str) -> bool:
+    """Cut a file at ``size`` if a line with this digest ends there."""
+    if size == 0 and last == "" and not path.exists():
+        return True
+    with open(path, "rb+") as file:
+        if size < 0 or size > file.seek(0, os.SEEK_END) or _last_before(file, size) != last:
+            return False
+        file.truncate(size)
+        os.fsync(file.fileno())
+    return True
+
+
+def _last_before(file: BinaryIO, end: int) -> str | None:
+    """The digest of the line that ends at ``end``: empty at the beginning, ``None`` where no line ends."""
+    if end == 0:
+        return ""
+    length = 1 << 12  # a line of a step has 250 bytes, one with many metrics more
+    while True:
+        start = max(0, end - length)
+        file.seek(start)
+        data = file.read(end - start)
+        before = data.rfind(b"\n", 0, len(data) - 1)
+        if before >= 0 or start == 0:
+            return digest16(data[before + 1 : -1]) if data.endswith(b"\n") else None
+        length *= 2
+
+
+class ReadLedger(NamedTuple):
+    """What could be read of a ledger.
+
+    Attributes:
+        lines: The lines up to the first damage, each with its ``prev``.
+        problem: What is wrong, as a part of a sentence such as ``line 40 is cut off``; ``None`` if nothing is.
+        last: The digest of the last of ``lines``, for comparison with the one in the manifest; empty without lines.
+    """
+
+    lines: list[Line]
+    problem: str | None
+    last: str
+
+
+def read_ledger(path: str | Path) -> ReadLedger:
+    """Read a ledger and follow its chain; nothing in the file makes it fail.
+
+    Where the chain breaks, the line before the break is dropped too: which of the two was changed cannot be told.
+    """
+    lines: list[Line] = []
+    last = before = ""
+    try:
+        with open(path, "rb") as file:
+            for number, raw in enumerate(file, 1):
+                if not raw.endswith(b"\n"):
+                    return ReadLedger(lines, f"line {number} is cut off", last)
+                if (line := _parse(raw[:-1])) is None:
+                    return ReadLedger(lines, f"line {number} is not a record", last)
+                if line["prev"] != last:
+                    what = f"line {number - 1} was changed, or lines after it were removed"
+                    return ReadLedger(lines[:-1], what if lines else "its first lines were removed", before)
+                lines.append(line)
+                before, last = last, digest16(raw[:-1])
+    except OSError as error:
+        return ReadLedger(lines, f"it cannot be read ({error.strerror})", last)
+    return ReadLedger(lines, None if lines else "it is empty", last)
+
+
+def _parse(raw: bytes) -> Line | None:
+    try:
+        line = json.loads(raw.decode())
+    except (ValueError, RecursionError):  # ValueError: not JSON, or not UTF-8
+        return None
+    known = isinstance(line, dict) and isinstance(line.get("kind"), str) and "prev" in line
+    return line if known else None
