@@ -82,6 +82,11 @@ def test_floats_keep_their_bits_at_every_depth(path):
     assert (found["nan"], found["low"], found["zero"]) == ("nan", "-inf", "-0x0.0p+0")
 
 
+def test_a_name_that_is_not_utf8_has_a_digest():
+    assert digest16("photos/\udcff.png") != digest16("photos/\udcfe.png")
+    assert digest16("ü") == digest16("ü".encode())
+
+
 @pytest.mark.parametrize("text", ["犬", "a\nb", "\udcff", '"', "\x00", "\u2028"])
 def test_any_text_stays_on_one_line(path, text):
     ledger = Ledger(path)
