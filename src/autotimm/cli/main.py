@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import autotimm
 from autotimm.cli.backbones import BACKBONES
 from autotimm.cli.demo import DEMO
+from autotimm.cli.doctor import DOCTOR
 from autotimm.cli.fit import FIT
 from autotimm.cli.page import Page
 from autotimm.cli.predict import PREDICT
@@ -19,7 +20,7 @@ from autotimm.errors import AutotimmError, UsageError, nearest
 
 __all__ = ["VERBS", "entry", "main"]
 
-VERBS: dict[str, Verb] = {verb.name: verb for verb in (FIT, VALIDATE, TEST, PREDICT, BACKBONES, DEMO)}
+VERBS: dict[str, Verb] = {verb.name: verb for verb in (FIT, VALIDATE, TEST, PREDICT, BACKBONES, DOCTOR, DEMO)}
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 

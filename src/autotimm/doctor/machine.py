@@ -1,0 +1,153 @@
+"""What of this machine reaches the numbers, and what may stop a run: switches, variables, cores, memory, disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from autotimm.data.module import default_workers
+from autotimm.doctor.finding import Finding, note, ok, problem
+from autotimm.repro.seed import default_threads
+
+__all__ = ["check_machine", "check_memory", "check_switches"]
+
+# Variables that change bits, by whom they are read. PYTHONHASHSEED and CUBLAS_WORKSPACE_CONFIG have lines of their own.
+_VARIABLES = (
+    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_DYNAMIC", "MKL_DYNAMIC",  # how sums are cut up
+    "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY",  # kernels
+    "DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE",  # precision on the CPU
+    "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLASLT_WORKSPACE_SIZE", "CUDNN_CONV_WSCAP_DBG",
+    "TORCH_CUDNN_V8_API_DISABLED", "TIMM_FUSED_ATTN", "PYTORCH_CUDA_ALLOC_CONF",
+)  # fmt: skip
+# The two with which cuBLAS repeats; torch refuses to run with others under deterministic=True.
+_REPEATABLE = (":4096:8", ":16:8")
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+_GIGABYTE = 10**9
+_LITTLE = 5 * _GIGABYTE
+_DRIVER = Path("/proc/driver/nvidia/version")
+_SHARED = Path("/dev/shm")
+
+
+def check_switches() -> list[Finding]:
+    """Variables of the environment and switches of torch that change numbers."""
+    findings = [_cublas(), _hash_seed()]
+    given = [f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ]
+    if given:
+        findings.append(
+            note(f"variables that can change bits: {', '.join(given)}", "Set the same ones wherever you compare.")
+        )
+    else:
+        findings.append(ok("no variable is set that would change the bits of sums or the choice of kernels"))
+    return [*findings, _tf32()]
+
+
+def _cublas() -> Finding:
+    value = os.environ.get(_CUBLAS)
+    if value is None:
+        return ok(f"{_CUBLAS} is not set: deterministic=True sets it to {_REPEATABLE[0]}")
+    if value in _REPEATABLE:
+        return ok(f"{_CUBLAS}={value}")
+    return problem(
+        f"{_CUBLAS}={value} lets cuBLAS vary, and is left as it is", f"Unset it, or export {_REPEATABLE[0]}."
+    )
+
+
+def _hash_seed() -> Finding:
+    value = os.environ.get("PYTHONHASHSEED", "random")
+    if value == "random":
+        return ok("PYTHONHASHSEED is not set: autotimm needs none; sets of strings in your own code vary")
+    return ok(f"PYTHONHASHSEED={value}")
+
+
+def _tf32() -> Finding:
+    precision = torch.get_float32_matmul_precision()
+    if precision != "highest":
+        cure = 'For the full precision: torch.set_float32_matmul_precision("highest").'
+        return note(f"matrix products use TF32 or less (float32_matmul_precision is {precision})", cure)
+    return ok("matrix products keep float32; cuDNN's convolutions may use TF32 on a GPU, torch's default")
+
+
+def check_machine(folder: str, image_size: int, batch_size: int, num_workers: int | None) -> list[Finding]:
+    """Instruction set, cores, GPU, free disk and shared memory.
+
+    Args:
+        folder: Where runs will be written.
+        image_size: Side of the images in pixels.
+        batch_size: Images per training step.
+        num_workers: Loading processes; ``None`` for as many as a run would take by itself.
+    """
+    workers = default_workers() if num_workers is None else num_workers
+    findings = [_cores(), _gpu(), _disk(folder)]
+    if _SHARED.is_dir():  # only Linux has it
+        findings.append(check_memory(shutil.disk_usage(_SHARED).free, image_size, batch_size, workers))
+    return findings
+
+
+def _cores() -> Finding:
+    threads, allowed = default_threads(), float(os.cpu_count() or 1)
+    if hasattr(os, "sched_getaffinity"):  # only Linux has it
+        allowed = min(allowed, len(os.sched_getaffinity(0)))
+    allowed = min(allowed, _quota() or allowed)
+    text = f"{threads} threads unless told otherwise, {torch.backends.cpu.get_cpu_capability()} instructions"
+    if allowed < threads:
+        # The number of threads stays: it is part of the result's bits.
+        return note(
+            f"{text}; this container or process may use {allowed:g} CPUs of {os.cpu_count()}",
+            f"For speed give --threads {max(int(allowed), 1)}; it changes the last bits of CPU results.",
+        )
+    return ok(text)
+
+
+def _quota() -> float | None:
+    """The CPUs that a container may use, from its control group; ``None`` without a limit."""
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            words = " ".join((Path("/sys/fs/cgroup") / file).read_text() for file in files).split()
+        except OSError:
+            continue
+        if words[0] not in ("max", "-1"):
+            return int(words[0]) / int(words[1])
+    return None
+
+
+def _gpu() -> Finding:
+    if torch.cuda.is_available():
+        return ok(f"GPU: {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}")
+    if _DRIVER.exists():
+        built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs only"
+        return problem(
+            f"there is an NVIDIA driver, and torch, built for {built}, cannot use it",
+            "Update the driver, or install a torch for an older CUDA: https://pytorch.org/get-started/locally",
+        )
+    return ok("no GPU that torch can use: training runs on the CPU")
+
+
+def _disk(folder: str) -> Finding:
+    existing = next(path for path in (Path(folder).resolve(), *Path(folder).resolve().parents) if path.is_dir())
+    free = shutil.disk_usage(existing).free
+    text = f"{free / _GIGABYTE:.1f} GB are free where runs are written ({folder})"
+    return (
+        ok(text)
+        if free > _LITTLE
+        else note(text, "Checkpoints take three times a model's size each; give another --out.")
+    )
+
+
+def check_memory(free: int, image_size: int, batch_size: int, workers: int) -> Finding:
+    """Whether shared memory holds what loading processes pass on: two float batches for each, and one on its way.
+
+    Args:
+        free: Free bytes in ``/dev/shm``.
+        image_size: Side of the images in pixels.
+        batch_size: Images per batch.
+        workers: Loading processes; without any, nothing is shared.
+    """
+    needed = (2 * workers + 1) * batch_size * 3 * image_size**2 * 4 if workers else 0
+    have, take = (f"{size / _GIGABYTE:.2g} GB" for size in (free, needed))
+    text = f"{_SHARED} has {have} for {workers} loading processes, which may take {take}"
+    if needed <= free:
+        return ok(text)
+    return problem(text, "Start the container with --shm-size=8g, or train with --num-workers 0.")

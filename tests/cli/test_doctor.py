@@ -1,0 +1,116 @@
+"""``autotimm doctor`` at work."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from autotimm.cli.main import main
+
+pytestmark = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="this torch is built without CUDA")
+SMALL = ["--backbone", "test_resnet", "--image-size", "64", "--batch-size", "2"]
+MODULE = '''
+from torch.nn import functional as F
+from autotimm import ImageClassifier
+
+
+def blurred(logits, targets):
+    wide = F.interpolate(logits[:, None, None], size=(1, 30), mode="bicubic")
+    return F.cross_entropy(wide.flatten(1), targets)
+
+
+class Other(ImageClassifier):
+    """A class of one's own."""
+'''
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somewhere to find a loss of one's own, with no variable that is a problem."""
+    (tmp_path / "doctors_loss.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def test_a_process_of_its_own_says_that_all_is_well(tmp_path: Path):
+    command = [sys.executable, "-m", "autotimm", "doctor", *SMALL]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert done.stderr == ""
+    assert [line for line in done.stdout.splitlines() if line and not line.startswith(" ")] == [
+        "Versions",
+        "Switches",
+        "Machine",
+        "One training step",
+    ]
+    assert "a step of 2 x 3 x 64 x 64, traced for CUDA" in done.stdout or torch.cuda.is_available()
+    assert "problem" not in done.stdout
+    assert not list(tmp_path.glob("runs"))
+
+
+def listed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    code = main(["doctor", *words])
+    return code, " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(("deterministic", "code", "level"), [("true", 4, "problem"), ("false", 0, "note")])
+def test_an_operator_that_cannot_repeat(capsys, tmp_path: Path, deterministic: str, code: int, level: str):
+    (tmp_path / "a.yaml").write_text(f"path: missing\nloss: doctors_loss.blurred\ndeterministic: {deterministic}\n")
+    exit_code, text = listed(capsys, "--config", "a.yaml", *SMALL)
+    assert exit_code == code
+    assert f"{level} aten::upsample_bicubic2d_backward has no deterministic CUDA implementation" in text
+    assert "torch's nn.functional.interpolate, in criterion (FunctionLoss)" in text
+
+
+def test_options_of_the_file_count(capsys, tmp_path: Path):
+    (tmp_path / "a.yaml").write_text(
+        "path: missing\nbackbone: test_vit\nimage-size: 160\nbatch_size: 3\nmulti_label: true\nthreshold: 0.3\n"
+        "mixup_alpha: 0.2\ncutmix_alpha: 1\ncompile: true\npretrained: true\nema_decay: 0.9\nclass_weights: balanced\n"
+    )
+    code, text = listed(capsys, "--config", "a.yaml", "--batch-size", "2")
+    assert code == 0
+    assert "2 x 3 x 160 x 160" in text
+
+
+def test_a_file_in_lightnings_style(capsys, tmp_path: Path):
+    (tmp_path / "a.yaml").write_text(
+        """
+model:
+  class_path: doctors_loss.Other
+  init_args: {backbone: test_resnet, num_classes: 2, pretrained: false, loss: doctors_loss.blurred}
+data: {class_path: ImageDataModule, init_args: {data_dir: missing, image_size: 48, batch_size: 5}}
+trainer: {deterministic: true}
+"""
+    )
+    code, text = listed(capsys, "--config", "a.yaml")
+    assert code == 4
+    assert "aten::upsample_bicubic2d_backward" in text
+    assert main(["doctor", "--config", "a.yaml", "--backbone", "resnet18"]) == 2
+    assert "sets the model, so that --backbone would have no effect" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--backbone", "resnet1888"], 4, "resnet1888"),
+        (["--backbon", "resnet18"], 2, "Did you mean '--backbone'"),
+        (["--image-size", "0"], 2, "The `--image-size` of autotimm doctor must be a whole number"),
+        (["--config", "missing.yaml"], 2, "missing.yaml cannot be read"),
+        (["photos"], 2, "autotimm doctor takes no arguments"),
+    ],
+)
+def test_mistakes(capsys: pytest.CaptureFixture[str], words: list[str], code: int, message: str):
+    assert main(["doctor", *words]) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_variable_that_lets_results_vary_is_a_problem(capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    code, text = listed(capsys, *SMALL)
+    assert code == 1
+    assert "problem CUBLAS_WORKSPACE_CONFIG=:0:0" in text
