@@ -48,11 +48,14 @@ class Batch(NamedTuple):
         images: RGB of shape (N, 3, H, W), ``uint8`` in [0, 255] or float in [0, 1]; the network normalizes.
         targets: ``int64`` (N,) class indices, ``float32`` (N, C) of zeros and ones for multi-label, or ``None``.
         ids: The ids of the N samples, or nothing where a caller's own loader does not give them.
+        fingerprints: 16 hexadecimal digits per sample, its image and target as they enter the network; written by the
+            process that loaded them, so that the ledger of a run need not wait for a device.
     """
 
     images: Tensor
     targets: Any = None
     ids: tuple[str, ...] = ()
+    fingerprints: str = ""
 
     @classmethod
     def of(cls, batch: Any) -> Batch:

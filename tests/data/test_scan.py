@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from autotimm.data.scan import cache_file, scan
+from autotimm.data.filecache import cache_file
+from autotimm.data.scan import scan
 
 
 def files(toy: Path) -> list[Path]:
@@ -43,8 +44,8 @@ def test_a_cured_file_is_found_good(toy: Path) -> None:
 
 def test_cache_is_below_the_users_cache_folder(toy: Path) -> None:
     scan(files(toy))
-    assert cache_file().exists()
-    assert str(cache_file()).startswith(os.environ["XDG_CACHE_HOME"])
+    assert cache_file("readable").exists()
+    assert str(cache_file("readable")).startswith(os.environ["XDG_CACHE_HOME"])
 
 
 @pytest.mark.parametrize("kind", ["file in the way", "broken", "read-only"])
@@ -57,7 +58,7 @@ def test_a_cache_that_cannot_be_used_is_no_cache(
         home.write_text("")
     elif kind == "broken":
         (home / "autotimm").mkdir(parents=True)
-        cache_file().write_text("this is no database, and longer than a header" * 10)
+        cache_file("readable").write_text("this is no database, and longer than a header" * 10)
     else:
         home.mkdir(mode=0o500)
     files(toy)[0].write_bytes(b"")

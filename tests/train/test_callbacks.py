@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from autotimm import Task
 from autotimm.errors import RunError
 from autotimm.tasks.checkpoint import read_checkpoint
-from autotimm.train.callbacks import RunCheckpoint
+from autotimm.train.checkpoints import RunCheckpoint
+from autotimm.train.epochs import EpochMetrics
 from training import StopAfter, classifier, digest, toy_data, trained, trainer
 
 NAN = float("nan")
@@ -89,10 +90,17 @@ class TestBest:
 
 
 class TestFiles:
-    def test_last_and_best_only_and_no_temporary_ones(self, toy_folder, tmp_path):
+    def test_every_epoch_best_and_last_and_no_temporary_ones(self, toy_folder, tmp_path):
         trained(toy_folder, 3, run_dir=tmp_path / "run")
         names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-        assert names == ["best.ckpt", "last.ckpt"]
+        ends = [f"epoch-{epoch:04d}-step-{3 * epoch:08d}.ckpt" for epoch in (1, 2, 3)]
+        assert names == ["best.ckpt", *ends, "last.ckpt", "sha256.txt"]
+
+    @pytest.mark.parametrize(("keep", "kept"), [("last", [4, 5]), (3, [3, 4, 5]), ("epochs", [1, 2, 3, 4, 5])])
+    def test_what_is_kept(self, toy_folder, tmp_path, keep, kept):
+        trained(toy_folder, 5, run_dir=tmp_path / "run", keep=keep)
+        files = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("epoch-*"))
+        assert files == [f"epoch-{epoch:04d}-step-{3 * epoch:08d}.ckpt" for epoch in kept]
 
     def test_no_folder_no_files(self, toy_folder, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
@@ -122,7 +130,7 @@ class TestFiles:
     def test_the_state_is_plain(self, toy_folder, tmp_path):
         trained(toy_folder, run_dir=tmp_path / "run")
         state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["callbacks"]["RunCheckpoint"]
-        again = RunCheckpoint()
+        again = RunCheckpoint(EpochMetrics())
         again.load_state_dict(state)
         assert again.state_dict() == state
         assert set(state["best"]["metrics"]) == {"train/loss", "val/accuracy", "val/f1", "val/loss"}

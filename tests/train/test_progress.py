@@ -6,6 +6,7 @@ import pytest
 from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
 from rich.console import Console
 
+from autotimm.train.epochs import EpochMetrics
 from autotimm.train.progress import LiveBar, PlainLines, make_progress, say
 from training import classifier, digest, toy_data, trained, trainer
 
@@ -37,7 +38,7 @@ class TestPlainLines:
         assert capfd.readouterr() == ("", "")
 
     def test_it_is_what_a_pipe_gets(self):
-        assert type(make_progress()) is PlainLines
+        assert type(make_progress(EpochMetrics())) is PlainLines
 
     def test_it_can_be_switched_off(self, toy_folder, capfd):
         trained(toy_folder)
@@ -50,7 +51,7 @@ class TestPlainLines:
 
 class TestLiveBar:
     def test_it_trains_alike_and_leaves_a_line_per_epoch(self, toy_folder):
-        bar = LiveBar()
+        bar = LiveBar(EpochMetrics())
         bar.console = Console(file=io.StringIO(), force_terminal=True, width=100, highlight=False)
         model = classifier()
         trainer(2, enable_progress_bar=True, callbacks=[bar]).fit(model, datamodule=toy_data(toy_folder))

@@ -315,7 +315,8 @@ class TestOthersModules:
         one = trainer(2, run_dir=tmp_path / "run", monitor="val_loss")
         one.fit(Plain(), loader, loader)
         written = {path.name for path in (tmp_path / "run").iterdir()}
-        assert written == {"config.yaml", "checkpoints", "metrics.csv", "model.safetensors", "results.json"}
+        assert written == {"config.yaml", "checkpoints", "metrics.csv", "model.safetensors", "results.json",
+                           "manifest.json", "ledger.jsonl", ".lock"}  # fmt: skip
         assert "val_loss" in (tmp_path / "run" / "metrics.csv").read_text()
 
     def test_weights_that_are_shared_can_be_written(self, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -12,12 +13,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from autotimm.data.collate import collate as collate_samples
+from autotimm.data.collate import with_fingerprints
 from autotimm.data.position import InOrder, Position, Shuffled
 from autotimm.data.table import Table
 from autotimm.errors import AutotimmError, UsageError
 from autotimm.repro.sampler import Draw, KeyedBatchSampler
 from autotimm.repro.seed import fixed_threads
 from autotimm.repro.streams import preserve_generators, reseed
+from autotimm.types import Batch
 
 __all__ = ["KeyedDataset", "KeyedLoader", "default_workers"]
 
@@ -110,9 +113,15 @@ class _Collate:
         if isinstance(samples, _Failure):
             return samples
         try:
-            return self.collate(samples)
+            batch = self.collate(samples)
         except AutotimmError as error:
             return _Failure(error)
+        return with_fingerprints(batch) if isinstance(batch, Batch) else batch
+
+
+def _leave_interrupts(worker: int) -> None:
+    """Let the training process alone answer Ctrl-C, which a terminal sends to all: it ends its workers itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class KeyedLoader:
@@ -215,6 +224,7 @@ class KeyedLoader:
                 num_workers=self.num_workers,
                 persistent_workers=self.persistent_workers,
                 pin_memory=self.pin_memory,
+                worker_init_fn=_leave_interrupts,
                 # torch draws the workers' seeds, which nothing of ours reads, from here and not from the caller's.
                 generator=torch.Generator(),
             )

@@ -200,6 +200,11 @@ class DataModule(pl.LightningDataModule, Facts, ABC):
                 return path.name if path.is_dir() else path.stem
         return "run"
 
+    @property
+    def transforms(self) -> dict[str, ImageTransform]:
+        """What happens to the images of training (``train``) and of everything else (``eval``)."""
+        return {"train": self._train, "eval": self._eval}
+
     # Loaders
 
     def _loader(self, table: Table, batches: KeyedBatchSampler, transform: ImageTransform, stream: str) -> KeyedLoader:

@@ -22,7 +22,6 @@ from autotimm.tasks.optimized import Optimized
 from autotimm.tasks.outputs import first_of, join
 from autotimm.tasks.signature import note_defaults, show_shared_options
 from autotimm.tasks.stored import Stored
-from autotimm.tasks.watch import LossWatch
 from autotimm.types import Batch, DataSpec, Prediction, Stage, Step
 
 __all__ = ["Task"]
@@ -122,7 +121,6 @@ class Task(Optimized, Stored, ABC):
         self.metric_configs = given
         self.metrics = nn.ModuleDict({f"{stage.value}_metrics": build_metrics(given, stage) for stage in Stage})
         self._padding = True
-        self._watch = LossWatch(type(self).__name__)
         if "metrics" in self.hparams:
             self.hparams["metrics"] = [metric.to_dict() for metric in given]
 
@@ -224,9 +222,7 @@ class Task(Optimized, Stored, ABC):
         reseed(self._streams_seed, *where, devices=[self.device])
         step = self._step(Batch.of(batch), Stage.TRAIN)
         self._log(step, Stage.TRAIN, len(Batch.of(batch).images))
-        loss = step.loss
-        self._watch.add(loss.detach(), self.current_epoch, batch_idx)
-        return loss
+        return step.loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Measure one batch of validation data, without touching the training's random numbers."""
@@ -279,20 +275,3 @@ class Task(Optimized, Stored, ABC):
                 (metric if config.log_on_step else metric.update)(step.predictions, step.targets)
                 when: dict[str, Any] = {"on_step": config.log_on_step, "on_epoch": config.log_on_epoch}
                 self.log(f"{stage.value}/{config.name}", metric, prog_bar=config.prog_bar, batch_size=size, **when)
-
-    def on_train_epoch_end(self) -> None:
-        """Look at the losses that nobody has looked at yet."""
-        self.check_losses()
-
-    def check_losses(self) -> None:
-        """Look at the losses that nobody has looked at yet; whoever writes the epoch down calls this first.
-
-        Raises:
-            RunError: If one is not a finite number.
-        """
-        self._watch.look()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Look at the losses before anything is saved: weights that are not numbers must not replace good ones."""
-        self.check_losses()
-        super().on_save_checkpoint(checkpoint)

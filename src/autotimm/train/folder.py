@@ -4,10 +4,13 @@
 
     runs/photos-001/
       config.yaml          every value the run was made with
+      manifest.json        seeds, digests, versions, hardware, decisions, results: what a replay is judged by
+      ledger.jsonl         what happened, a line per step
+      files.csv            id and SHA-256 of every sample
       splits.csv           id, class, split of every sample
       metrics.csv          one line per epoch
       results.json         metrics of the best and the last epoch, and of the test if there was one
-      checkpoints/         best.ckpt, last.ckpt
+      checkpoints/         best.ckpt, last.ckpt, and those of earlier epochs
       model.safetensors    the best weights, for any other program
 
 Every file is written atomically, and names in it are relative, so that a moved run stays whole.
@@ -19,22 +22,29 @@ import csv
 import io
 import itertools
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import yaml
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import save
 
+from autotimm.data.content import Content, content
 from autotimm.data.module import DataModule
 from autotimm.errors import ModelError, RunError, UsageError, sentence
-from autotimm.plain import import_name, plain_value
+from autotimm.repro.digest import config_digest
+from autotimm.repro.environment import volatile
 from autotimm.repro.files import atomic_path, write_text
+from autotimm.repro.ledger import read_ledger
+from autotimm.repro.manifest import Manifest
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import read_checkpoint
-from autotimm.train.callbacks import MetricsTable
+from autotimm.train.declare import decisions, describe, inputs, levels, surroundings, timestamp
+from autotimm.train.epochs import MetricsTable
 from autotimm.train.progress import say
 
 __all__ = ["RunFolder"]
@@ -53,6 +63,7 @@ class RunFolder:
     chosen: Path | None
     root: Path
     enabled: bool = True
+    _lock: FileLock | None = field(default=None, repr=False)
 
     @classmethod
     def choose(cls, run_dir: str | Path | bool | None, root: str | Path | None) -> RunFolder:
@@ -112,6 +123,11 @@ class RunFolder:
         return self.chosen
 
     @property
+    def is_run(self) -> bool:
+        """Whether a run has begun here."""
+        return (self.path / "config.yaml").exists()
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.path / "checkpoints"
@@ -125,11 +141,12 @@ class RunFolder:
         """Remove the folder if no epoch has ended in it; say whether it was removed."""
         if self.chosen is None:
             return False
-        early = {"config.yaml", "splits.csv", "checkpoints"}
-        unused = {one.name for one in self.path.iterdir()} <= early and not [*self.path.glob("checkpoints/*")]
+        early = {"config.yaml", "splits.csv", "files.csv", "manifest.json", "ledger.jsonl", ".lock"}
+        found = {one.name for one in self.path.iterdir()}
+        unused = found <= early | {"checkpoints"} and not [*self.path.glob("checkpoints/*")]
         if unused:
-            for file in (self.path / "config.yaml", self.path / "splits.csv"):
-                file.unlink(missing_ok=True)
+            for name in early:
+                (self.path / name).unlink(missing_ok=True)
             for folder in (self.checkpoints, self.path):
                 if folder.exists():
                     folder.rmdir()
@@ -149,13 +166,95 @@ class RunFolder:
                                       "Give another folder, or resume the run with ckpt_path='last'."))  # fmt: skip
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            if not (self.path / "config.yaml").exists():
+            self._acquire()
+            config = self.path / "config.yaml"
+            # One in the style of the command line is written by whoever read the command.
+            if not config.exists() or "class_path:" in config.read_text():
                 self.write_config(yaml.safe_dump(describe(model, data, trainer), sort_keys=False))
             if data is not None:
                 data.setup("fit")
                 write_text(self.path / "splits.csv", _splits(data))
+                found = content([*data.tables.values()], trainer.shows_progress)
+                write_text(self.path / "files.csv", _table(("id", "sha256"), found.items()))
         except OSError as error:
             raise RunError(f"The run folder {self.path} must be writable. It is not ({error.strerror}).") from error
+
+    def _acquire(self) -> None:
+        """Keep other processes from writing here; the system lets the lock of a dead process go."""
+        self._lock = FileLock(self.path / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(
+                f"The run folder {self.path} must have one writer. Another process is writing to it. "
+                "Wait until it is done, or give another folder."
+            ) from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy in a process that Lightning spawns writes under the lock of the one that spawned it."""
+        return {**vars(self), "_lock": None}
+
+    @property
+    def opened(self) -> bool:
+        """Whether this process holds the lock."""
+        return self._lock is not None
+
+    def release(self) -> None:
+        """Let others write."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def content(self) -> Content | None:
+        """The digests of the samples that the run was made with, or ``None`` if it was made from loaders."""
+        path = self.path / "files.csv"
+        if not path.exists():
+            return None
+        with path.open(newline="", encoding="utf-8") as file:
+            return Content((row["id"], row["sha256"]) for row in csv.DictReader(file))
+
+    def declare(self, trainer: Any, model: pl.LightningModule, data: DataModule | None, initial: str) -> str:
+        """Write the manifest of a run that begins or goes on, and return the run's id."""
+        before = Manifest.load(self.manifest) if self.manifest.exists() else None
+        found = self.content()
+        splits = self.path / "splits.csv"
+        data_facts: dict[str, Any] = {"data": {"digest": found and found.digest, "samples": found and len(found)}}
+        data_facts["splits"] = config_digest(splits.read_text()) if splits.exists() else None
+        if before is not None and trainer.global_step:
+            initial = before.inputs["initial"]
+        clock = {"started": timestamp(), "folder": str(self.path.resolve()), **volatile()}
+        if before is not None and trainer.global_step:
+            clock = before.volatile | {"resumes": [*before.volatile.get("resumes", []), timestamp()]}
+        manifest = Manifest(
+            inputs=inputs(trainer, model, data, content=data_facts, initial=initial),
+            environment=surroundings(trainer),
+            decisions=decisions(model, data),
+            results={"status": "running"},
+            levels=levels(trainer, data),
+            volatile=clock,
+        )
+        manifest.save(self.manifest)
+        return manifest.run_id
+
+    @property
+    def manifest(self) -> Path:
+        """The manifest's file."""
+        return self.path / "manifest.json"
+
+    @property
+    def ledger(self) -> Path:
+        """The ledger's file."""
+        return self.path / "ledger.jsonl"
+
+    def conclude(self, status: str, steps: int) -> None:
+        """Write how a run ended into its manifest."""
+        if self.manifest.exists():
+            found = Manifest.load(self.manifest)
+            # From the file: in a run with spawned processes this one has not written it.
+            ledger = read_ledger(self.ledger)
+            metrics = {name: value.hex() for name, value in self.results().get("best", {}).items()}
+            results = {"status": status, "steps": steps, "ledger": ledger.last, "metrics": metrics}
+            replace(found, results=results, volatile=found.volatile | {"ended": timestamp()}).save(self.manifest)
 
     def finish(self, trainer: Any) -> None:
         """Write the best weights and the results of a fit that came to its end."""
@@ -198,18 +297,12 @@ class RunFolder:
 
 
 def _splits(data: DataModule) -> str:
+    return _table(("id", "class", "split"), sorted(data.assignments()))
+
+
+def _table(columns: tuple[str, ...], rows: Iterable[Iterable[str]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("id", "class", "split"))
-    writer.writerows(sorted(data.assignments()))
+    writer.writerow(columns)
+    writer.writerows(rows)
     return text.getvalue()
-
-
-def describe(model: pl.LightningModule, data: DataModule | None, trainer: Any) -> dict[str, Any]:
-    """Model, data and trainer as class path and arguments, the form that ``autotimm fit --config`` reads."""
-    parts: dict[str, Any] = {
-        "model": {"class_path": import_name(type(model)), "init_args": plain_value(dict(model.hparams))}
-    }
-    if data is not None:
-        parts["data"] = {"class_path": import_name(type(data)), "init_args": plain_value(data.arguments)}
-    return parts | {"trainer": plain_value(trainer.arguments)}

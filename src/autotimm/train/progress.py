@@ -14,14 +14,14 @@ from rich.console import Console
 
 from autotimm.data.module import DataModule
 from autotimm.tasks import Task
-from autotimm.train.callbacks import epoch_metrics
+from autotimm.train.epochs import EpochMetrics
 
 __all__ = ["make_progress", "say"]
 
 
-def make_progress() -> ProgressBar:
+def make_progress(epochs: EpochMetrics) -> ProgressBar:
     """A live bar if standard error is a terminal, else plain lines."""
-    return LiveBar() if sys.stderr.isatty() else PlainLines()
+    return LiveBar(epochs) if sys.stderr.isatty() else PlainLines(epochs)
 
 
 def say(*lines: str) -> None:
@@ -52,20 +52,34 @@ def header(trainer: pl.Trainer, model: pl.LightningModule) -> list[str]:
 class _Header(ProgressBar):
     """What both ways of showing progress share."""
 
-    def __init__(self) -> None:
+    _resumed = False
+
+    def __init__(self, epochs: EpochMetrics) -> None:
         super().__init__()
+        self.epochs = epochs
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        self._resumed = bool(trainer.ckpt_path)
         if trainer.is_global_zero:
             for line in header(trainer, pl_module):
                 self.console.print(line, markup=False)
 
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Say where a run goes on; only now is it known for sure."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self._resumed and trainer.is_global_zero:
+            where = f"epoch {trainer.current_epoch + 1}, batch {batch_idx + 1}, step {trainer.global_step}"
+            self.console.print(f"resumed at {where}", markup=False)
+        self._resumed = False
+
     def epoch_line(self, trainer: pl.Trainer) -> str:
         """The metrics of an epoch in one line."""
         of = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
-        metrics = "  ".join(f"{name} {value:.3g}" for name, value in epoch_metrics(trainer).items())
+        metrics = "  ".join(f"{name} {value:.3g}" for name, value in self.epochs.of(trainer).items())
         return f"epoch {trainer.current_epoch + 1}{of}  {metrics}"
 
 
@@ -88,8 +102,9 @@ class PlainLines(_Header):
 class LiveBar(_Header, RichProgressBar):
     """Lightning's rich bar under our header, with the epochs so far above it."""
 
-    def __init__(self) -> None:
+    def __init__(self, epochs: EpochMetrics) -> None:
         RichProgressBar.__init__(self, leave=False, console_kwargs={"stderr": True})
+        self.epochs = epochs
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

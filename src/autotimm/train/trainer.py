@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -17,6 +18,7 @@ from autotimm.data.loader import KeyedLoader
 from autotimm.data.module import DataModule
 from autotimm.errors import ModelError, refuse_unknown, require
 from autotimm.metrics import choose_monitor
+from autotimm.repro.ledger import Line
 from autotimm.repro.seed import (
     default_threads,
     fixed_threads,
@@ -27,13 +29,20 @@ from autotimm.repro.seed import (
 )
 from autotimm.repro.streams import preserve_generators
 from autotimm.tasks import Task
-from autotimm.train.callbacks import KeyedSteps, MetricsTable, RunCheckpoint
+from autotimm.train.checkpoints import RunCheckpoint, read_interval
+from autotimm.train.epochs import EpochMetrics, MetricsTable
 from autotimm.train.folder import RunFolder
-from autotimm.train.progress import make_progress
+from autotimm.train.keyed import KeyedSteps
+from autotimm.train.progress import make_progress, say
+from autotimm.train.recorder import Recorder
 from autotimm.train.session import clear_failures, clear_misuse, defaults_from_environment, on_streams_of, quiet
+from autotimm.train.signals import StopRequest
+from autotimm.train.store import CheckpointStore, check_keep
 from autotimm.train.tuner import TunerConfig, tune
 
 __all__ = ["AutoTrainer"]
+
+_Kind = TypeVar("_Kind", bound=Callback)
 
 
 class AutoTrainer(pl.Trainer):
@@ -54,6 +63,10 @@ class AutoTrainer(pl.Trainer):
             ``default_root_dir``. ``False`` leaves nothing.
         monitor: The logged value that tells the best checkpoint, such as ``"val/loss"``; ``None`` asks the task.
         tuner: Find a learning rate or a batch size first, see :class:`autotimm.TunerConfig`.
+        checkpoint_every: Write a checkpoint in the middle of epochs too: after so many optimizer steps (``500``), or a
+            time (``"10min"``). What is lost when a run is killed is what came after the last one.
+        keep: Which checkpoints to keep: ``"last"``, ``"epochs"``, the number of epochs' ends, or ``"auto"`` for every
+            epoch's end up to 2 GB, thinned evenly beyond. The best and the newest two always stay.
         kwargs: Arguments of ``pytorch_lightning.Trainer``. ``logger`` is off unless given, since ``metrics.csv`` is
             always written.
 
@@ -79,8 +92,11 @@ class AutoTrainer(pl.Trainer):
         run_dir: str | Path | bool | None = None,
         monitor: str | None = None,
         tuner: TunerConfig | None = None,
+        checkpoint_every: str | int | None = None,
+        keep: str | int = "auto",
         **kwargs: Any,
     ) -> None:
+        read_interval(checkpoint_every)
         require(threads is None or threads > 0, "threads", "AutoTrainer", "at least 1 or None", threads, "Give None.")
         require(
             deterministic in (True, False, "warn"), "deterministic", "AutoTrainer", "True, False or 'warn'",
@@ -90,13 +106,17 @@ class AutoTrainer(pl.Trainer):
         self.seed, self.deterministic, self.use_autotimm_seeding = seed, deterministic, use_autotimm_seeding
         self.threads = threads or default_threads()
         self.tuner = tuner
+        self.stop = StopRequest()
+        self.listener: Callable[[Line], None] | None = None  # a replay hears each line of the ledger as it is written
+        self.checkpoint_every, self.keep = checkpoint_every, check_keep(keep)
         self.arguments = {
             "max_epochs": max_epochs,
             "seed": seed,
             "deterministic": deterministic,
             "threads": self.threads,
         }
-        self.arguments |= {"use_autotimm_seeding": use_autotimm_seeding, "monitor": monitor, **kwargs}
+        self.arguments |= {"use_autotimm_seeding": use_autotimm_seeding, "monitor": monitor}
+        self.arguments |= {"checkpoint_every": checkpoint_every, "keep": keep, **kwargs}
         plain = kwargs.get("barebones") or kwargs.get("fast_dev_run")
         self.run_folder = RunFolder.choose(False if plain else run_dir, kwargs.get("default_root_dir"))
         kwargs["callbacks"] = self._callbacks(kwargs, monitor)
@@ -112,21 +132,24 @@ class AutoTrainer(pl.Trainer):
     @staticmethod
     def _check_names(kwargs: dict[str, Any]) -> None:
         known = [*inspect.signature(pl.Trainer).parameters]
-        own = ["seed", "use_autotimm_seeding", "threads", "run_dir", "monitor", "tuner"]
+        own = ["seed", "use_autotimm_seeding", "threads", "run_dir", "monitor", "tuner", "checkpoint_every", "keep"]
         refuse_unknown((name for name in kwargs if name not in known), "AutoTrainer", known + own)
 
     def _callbacks(self, kwargs: dict[str, Any], monitor: str | None) -> list[Callback]:
         given = kwargs.get("callbacks") or []
         callbacks = [given] if isinstance(given, Callback) else list(given)
+        self.given_callbacks = tuple(callbacks)
+        self.shows_progress = bool(kwargs.get("enable_progress_bar", True))
         if kwargs.get("barebones"):
             return callbacks
-        callbacks.append(KeyedSteps(self.root_seed))
-        callbacks.append(MetricsTable())
+        epochs = EpochMetrics()
+        callbacks += [KeyedSteps(self.root_seed), epochs, Recorder(epochs), MetricsTable(epochs)]
         if kwargs.get("enable_progress_bar", True) and not any(isinstance(one, ProgressBar) for one in callbacks):
-            callbacks.append(make_progress())
+            callbacks.append(make_progress(epochs))
         wanted = kwargs.get("enable_checkpointing")
         if wanted is not False and not any(isinstance(one, Checkpoint) for one in callbacks):
-            callbacks.append(RunCheckpoint(monitor))
+            rules: dict[str, Any] = {"every": self.checkpoint_every, "keep": self.keep, "stop": self.stop}
+            callbacks.append(RunCheckpoint(epochs, monitor, **rules))
         return callbacks
 
     def fit(
@@ -145,15 +168,31 @@ class AutoTrainer(pl.Trainer):
             KeyboardInterrupt: On Ctrl-C.
         """
         data = datamodule or train_dataloaders
-        with self._session(model, data, val_dataloaders):
+        with self._session(model, data, val_dataloaders), self.stop.listening():
             if self.tuner is not None and ckpt_path is None:
                 tune(self, model, data, self.tuner)
-            checkpoint = self._checkpoint(ckpt_path)
             if isinstance(model, Task) and isinstance(data, DataModule):
                 model.check_data(data.spec)  # before there is a folder, which a second attempt would find taken
-            self._open(model, data, resume=ckpt_path is not None)
-            super().fit(model, train_dataloaders, val_dataloaders, datamodule, checkpoint, weights_only)
-            self.run_folder.finish(self)
+            checkpoint = self._resume_from(ckpt_path)
+            try:
+                self._open(model, data, resume=ckpt_path is not None)
+                super().fit(model, train_dataloaders, val_dataloaders, datamodule, checkpoint, weights_only)
+                self.run_folder.finish(self)
+                self._conclude("finished")
+            except BaseException as error:
+                self._conclude("interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed")
+                raise
+            finally:
+                self.run_folder.release()
+
+    def _conclude(self, status: str) -> None:
+        if self.run_folder.opened and self.is_global_zero:
+            self.run_folder.conclude(status, steps=self.global_step)
+
+    def _only(self, kind: type[_Kind]) -> _Kind:
+        """The callback of ours of a kind."""
+        found: _Kind = next(one for one in self.callbacks if isinstance(one, kind))  # type: ignore[attr-defined]
+        return found
 
     def validate(
         self,
@@ -165,9 +204,7 @@ class AutoTrainer(pl.Trainer):
         weights_only: bool | None = True,
     ) -> Any:
         """Measure on validation data, as ``pytorch_lightning.Trainer.validate`` does, without printing a table."""
-        with self._session(self.lightning_module if model is None else model, datamodule or dataloaders):
-            checkpoint = self._checkpoint(ckpt_path)
-            return super().validate(model, dataloaders, checkpoint, verbose, datamodule, weights_only)
+        return self._measure(super().validate, model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
 
     def test(
         self,
@@ -179,9 +216,11 @@ class AutoTrainer(pl.Trainer):
         weights_only: bool | None = True,
     ) -> Any:
         """Measure on test data, as ``pytorch_lightning.Trainer.test`` does, without printing a table."""
-        with self._session(self.lightning_module if model is None else model, datamodule or dataloaders):
-            checkpoint = self._checkpoint(ckpt_path)
-            return super().test(model, dataloaders, checkpoint, verbose, datamodule, weights_only)
+        return self._measure(super().test, model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
+
+    def _measure(self, run: Any, model: Any, loaders: Any, ckpt: Any, verbose: bool, data: Any, plain: Any) -> Any:
+        with self._session(self.lightning_module if model is None else model, data or loaders):
+            return run(model, loaders, self._checkpoint(ckpt), verbose, data, plain)
 
     def predict(
         self,
@@ -215,6 +254,27 @@ class AutoTrainer(pl.Trainer):
             "Give the `run_dir` of the run, or leave `ckpt_path` out."
         )
 
+    def _resume_from(self, ckpt_path: Any) -> Any:
+        """The checkpoint to go on from: for ``"last"`` the newest that is whole, with a line about others."""
+        folder = self.run_folder
+        if ckpt_path != "last" or not folder.enabled or folder.chosen is None:
+            return self._checkpoint(ckpt_path)
+        if folder.is_run and not [*folder.checkpoints.glob("*.ckpt")]:
+            if self.is_global_zero:
+                say("the run stopped before its first checkpoint: it starts over")
+            return None
+        found = self._checkpoint(ckpt_path)
+        newest, damaged = CheckpointStore(folder.checkpoints).newest()
+        if damaged and self.is_global_zero:
+            names = ", ".join(path.name for path in damaged)
+            say(f"{names}: damaged since it was written" + (f"; going on from {newest.name}" if newest else ""))
+        if damaged and newest is None:
+            raise ModelError(
+                f"The run {folder.path} must have a checkpoint that is whole. All of them are damaged. "
+                "Start it again in another folder."
+            )
+        return newest or found
+
     def _open(self, model: pl.LightningModule, data: Any, resume: bool) -> None:
         """Open the run folder, and tell the callbacks where it is and what to watch."""
         callback = self.checkpoint_callback
@@ -227,11 +287,15 @@ class AutoTrainer(pl.Trainer):
             self.run_folder.open(model, data if isinstance(data, DataModule) else None, self, resume=resume)
         if self.run_folder.chosen is None:
             return  # process 0 numbers it; RunCheckpoint.setup tells the others
-        for one in self.callbacks:  # type: ignore[attr-defined]
-            if isinstance(one, RunCheckpoint):
-                one.folder = self.run_folder.checkpoints
-            elif isinstance(one, MetricsTable):
-                one.path = self.run_folder.path / "metrics.csv"
+        folder = self.run_folder
+        if isinstance(callback, RunCheckpoint):
+            callback.folder = folder.checkpoints
+        self._only(MetricsTable).path = folder.path / "metrics.csv"
+        if self.is_global_zero:
+            ours = data if isinstance(data, DataModule) else None
+            recorder = self._only(Recorder)
+            recorder.write_to(folder.ledger, self.listener)
+            recorder.declare = partial(folder.declare, self, model, ours)
 
     @contextmanager
     def _session(self, model: Any, *data: Any) -> Iterator[None]:

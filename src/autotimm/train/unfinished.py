@@ -1,0 +1,86 @@
+"""What is added up over an epoch, so that a run that was stopped in the middle of one goes on with the same sums.
+
+Lightning stores neither the means of what is logged nor the states of metrics: after a resume in the middle of an epoch
+they would speak of its second half alone, and ``metrics.csv`` and ``best.ckpt`` would differ from those of a run that was
+never stopped.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import move_data_to_device
+from torchmetrics import Metric
+
+__all__ = ["Unfinished"]
+
+
+class Unfinished:
+    """The sums of a training epoch that is not over.
+
+    Args:
+        logged: Sum and weight of each value that was logged, by Lightning's name for it.
+        metrics: The states of each metric that was updated, by the name of the module.
+    """
+
+    KEY = "unfinished"
+
+    def __init__(self, logged: dict[str, dict[str, Any]], metrics: dict[str, dict[str, Any]]) -> None:
+        self.logged, self.metrics = logged, metrics
+
+    @classmethod
+    def of(cls, trainer: pl.Trainer, module: pl.LightningModule) -> Unfinished:
+        """Read the sums of the running epoch."""
+        logged = {
+            key: {name: getattr(value, name) for name in value._defaults}
+            for key, value in _results(trainer).items()
+            if value.is_tensor and value.meta.on_epoch and not value.has_reset
+        }
+        metrics = {
+            name: {
+                "count": metric._update_count,
+                "states": {state: getattr(metric, state) for state in metric._defaults},
+            }
+            for name, metric in module.named_modules()
+            if isinstance(metric, Metric) and metric._update_count
+        }
+        return cls(logged, metrics)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Tensors and plain data for a checkpoint."""
+        return {"logged": self.logged, "metrics": self.metrics}
+
+    def restore_metrics(self, module: pl.LightningModule) -> None:
+        """Put the states of metrics back; before the first step."""
+        modules = dict(module.named_modules())
+        for name, found in self.metrics.items():
+            metric = modules[name]
+            for state, value in move_data_to_device(found["states"], module.device).items():
+                setattr(metric, state, value)
+            metric._update_count = found["count"]
+
+    def restore_logged(self, trainer: pl.Trainer) -> None:
+        """Add the sums to those of the first step, of which Lightning has made a place for each.
+
+        Addition of two numbers does not depend on their order, so that the bits are those of one sum from the start.
+        """
+        results = _results(trainer)
+        for key, saved in self.logged.items():
+            if (result := results.get(key)) is None:
+                continue
+            for name, value in move_data_to_device(saved, result.value.device).items():
+                merge = (
+                    torch.max
+                    if result.meta.is_max_reduction
+                    else torch.min
+                    if result.meta.is_min_reduction
+                    else torch.add
+                )
+                setattr(result, name, merge(value, getattr(result, name)))
+
+
+def _results(trainer: pl.Trainer) -> dict[str, Any]:
+    # Private to Lightning, and the only place where these sums are.
+    return trainer.fit_loop.epoch_loop._results

@@ -1,0 +1,142 @@
+"""A run that was stopped anywhere ends with the same bytes as one that never was."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from pytorch_lightning.callbacks import Callback, EarlyStopping
+
+from autotimm.errors import ModelError
+from autotimm.repro.digest import file_digest
+from autotimm.repro.ledger import read_ledger
+from training import classifier, toy_data, trainer
+
+FILES = ("ledger.jsonl", "metrics.csv", "splits.csv", "files.csv", "results.json", "model.safetensors")
+
+
+class Stop(Exception):
+    """Stands for the end of a process."""
+
+
+class StopAt(Callback):
+    """Ends a training without a word, in the middle of everything."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.seen = step, 0
+
+    def on_train_batch_start(self, *args) -> None:
+        if self.seen == self.step:
+            raise Stop
+        self.seen += 1
+
+
+def run(toy: Path, folder: Path, *, stop: int | None = None, resume: bool = False, task=None, data=None, **options):
+    settings = {"checkpoint_every": 1, "callbacks": [], **options}
+    callbacks = [*settings.pop("callbacks"), *([] if stop is None else [StopAt(stop)])]
+    one = trainer(settings.pop("epochs", 3), run_dir=folder, callbacks=callbacks, **settings)
+    module = toy_data(toy, **(data or {}))
+    if stop is None:
+        one.fit(classifier(**(task or {})), datamodule=module, ckpt_path="last" if resume else None)
+        return
+    with pytest.raises(Stop):
+        one.fit(classifier(**(task or {})), datamodule=module, ckpt_path="last" if resume else None)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {name: file_digest(folder / name) for name in FILES}
+
+
+def same_after(stops, toy, tmp_path, **options):
+    whole = tmp_path / "whole"
+    run(toy, whole, **options)
+    for stop in stops:
+        folder = tmp_path / f"stopped{stop}"
+        run(toy, folder, stop=stop, **options)
+        run(toy, folder, resume=True, **options)
+        assert digests(folder) == digests(whole), f"stopped before batch {stop}"
+        assert read_ledger(folder / "ledger.jsonl").problem is None
+
+
+VARIANTS = {
+    "plain": {},
+    "mixup, average, dropout": {"task": {"mixup_alpha": 0.2, "ema_decay": 0.9, "head_dropout": 0.3}},
+    "accumulated": {"accumulate_grad_batches": 2, "epochs": 2},
+    "balanced": {"data": {"balanced_sampling": True}, "epochs": 2},
+    "plateau": {"task": {"schedule": "plateau"}},
+    "step schedule": {"task": {"schedule": "step"}},
+    "onecycle": {"task": {"schedule": "onecycle"}, "epochs": 2},
+    "validation within epochs": {"val_check_interval": 2, "epochs": 2},
+    "rare validation": {"check_val_every_n_epoch": 2},
+    "rare checkpoints": {"checkpoint_every": 4},
+}
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_any_moment(options, toy_folder, tmp_path):
+    same_after([2, 4, 5], toy_folder, tmp_path, **options)
+
+
+def test_every_batch(toy_folder, tmp_path):
+    same_after([1, 2, 3, 4, 5], toy_folder, tmp_path, epochs=2)
+
+
+def test_early_stopping(toy_folder, tmp_path):
+    stopping = {"callbacks": [EarlyStopping("val/loss", patience=1)], "epochs": 5, "task": {"lr": 1e-6}}
+    whole = tmp_path / "whole"
+    run(toy_folder, whole, **stopping)
+    for stop in (4, 5):
+        stopping["callbacks"] = [EarlyStopping("val/loss", patience=1)]
+        run(toy_folder, tmp_path / str(stop), stop=stop, **stopping)
+        stopping["callbacks"] = [EarlyStopping("val/loss", patience=1)]
+        run(toy_folder, tmp_path / str(stop), resume=True, **stopping)
+        assert digests(tmp_path / str(stop)) == digests(whole)
+
+
+def test_another_number_of_workers_and_several_stops(toy_folder, tmp_path):
+    whole, folder = tmp_path / "whole", tmp_path / "stopped"
+    run(toy_folder, whole, task={"mixup_alpha": 0.2})
+    for number, stop in enumerate((2, 1, 4)):
+        settings = {"data": {"num_workers": number}, "task": {"mixup_alpha": 0.2}}
+        run(toy_folder, folder, stop=stop, resume=number > 0, **settings)
+    run(toy_folder, folder, resume=True, data={"num_workers": 1}, task={"mixup_alpha": 0.2})
+    assert digests(folder) == digests(whole)
+
+
+def test_a_moved_folder_goes_on(toy_folder, tmp_path):
+    run(toy_folder, tmp_path / "whole")
+    run(toy_folder, tmp_path / "stopped", stop=4)
+    shutil.move(tmp_path / "stopped", tmp_path / "elsewhere")
+    run(toy_folder, tmp_path / "elsewhere", resume=True)
+    assert digests(tmp_path / "elsewhere") == digests(tmp_path / "whole")
+
+
+class TestDamage:
+    def test_the_newest_is_damaged(self, toy_folder, tmp_path, capsys):
+        run(toy_folder, tmp_path / "whole")
+        folder = tmp_path / "stopped"
+        run(toy_folder, folder, stop=5)
+        newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
+        with newest.open("r+b") as file:
+            file.seek(2000)
+            file.write(b"damage")
+        run(toy_folder, folder, resume=True)
+        assert f"{newest.name}: damaged since it was written; going on from" in capsys.readouterr().err
+        assert digests(folder) == digests(tmp_path / "whole")
+
+    def test_all_are_damaged(self, toy_folder, tmp_path):
+        folder = tmp_path / "stopped"
+        run(toy_folder, folder, stop=2)
+        for path in (folder / "checkpoints").glob("step-*"):
+            path.write_bytes(path.read_bytes()[:1000])
+        with pytest.raises(ModelError, match="All of them are damaged"):
+            run(toy_folder, folder, resume=True)
+
+    def test_a_ledger_that_was_cut_short_has_a_gap(self, toy_folder, tmp_path):
+        folder = tmp_path / "stopped"
+        run(toy_folder, folder, stop=5)
+        ledger = folder / "ledger.jsonl"
+        ledger.write_bytes(ledger.read_bytes()[:500])
+        run(toy_folder, folder, resume=True)
+        lines = read_ledger(ledger)
+        assert lines.problem is None
+        assert [line["kind"] for line in lines.lines].count("gap") == 1
