@@ -12,9 +12,8 @@ from lightning_fabric.utilities.rank_zero import _get_rank as get_rank
 from autotimm.build import build_data, build_task, build_trainer
 from autotimm.config import FitConfig, read_yaml
 from autotimm.data.module import DataModule
-from autotimm.data.serve import labelled_loader
+from autotimm.data.serve import labelled_loader, recorded_data
 from autotimm.errors import DataError, ModelError, nearest, sentence
-from autotimm.plain import import_object
 from autotimm.predict import known_data, predict
 from autotimm.repro.seed import default_threads
 from autotimm.tasks import Task
@@ -176,8 +175,7 @@ class Run:
             return build_data(config)
         if "data" not in config:
             raise DataError(f"The run {self.path} was made from loaders of your own. Give a folder, or a data module.")
-        module: DataModule = import_object(config["data"]["class_path"])(**config["data"]["init_args"])
-        return module
+        return recorded_data(config["data"])
 
     def validate(self, data: str | Path | DataModule | None = None, *, ckpt: str | Path = "best") -> dict[str, float]:
         """Measure on the run's validation data, or on other labelled images.

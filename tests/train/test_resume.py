@@ -14,7 +14,7 @@ from training import classifier, toy_data, trainer
 FILES = ("ledger.jsonl", "metrics.csv", "splits.csv", "files.csv", "results.json", "model.safetensors")
 
 
-class Stop(Exception):
+class StoppedError(Exception):
     """Stands for the end of a process."""
 
 
@@ -26,7 +26,7 @@ class StopAt(Callback):
 
     def on_train_batch_start(self, *args) -> None:
         if self.seen == self.step:
-            raise Stop
+            raise StoppedError
         self.seen += 1
 
 
@@ -38,7 +38,7 @@ def run(toy: Path, folder: Path, *, stop: int | None = None, resume: bool = Fals
     if stop is None:
         one.fit(classifier(**(task or {})), datamodule=module, ckpt_path="last" if resume else None)
         return
-    with pytest.raises(Stop):
+    with pytest.raises(StoppedError):
         one.fit(classifier(**(task or {})), datamodule=module, ckpt_path="last" if resume else None)
 
 

@@ -46,7 +46,7 @@ def describe_code(value: Any, _depth: int = 0) -> Any:
     if isinstance(value, (list, tuple)):
         return [describe_code(one, _depth + 1) for one in value]
     if isinstance(value, (set, frozenset)):
-        return sorted((str(describe_code(one, _depth + 1)) for one in value))
+        return sorted(str(describe_code(one, _depth + 1)) for one in value)
     if isinstance(value, functools.partial):
         held = {"args": value.args, "keywords": value.keywords}
         return {"partial": describe_code(value.func, _depth + 1), "held": describe_code(held, _depth + 1)}

@@ -264,7 +264,8 @@ class Task(Optimized, Stored, ABC):
         train = stage is Stage.TRAIN
         for name, value in (dict(step.losses) | {"loss": step.loss}).items():
             shown: dict[str, Any] = {"prog_bar": name == "loss", "on_step": train, "on_epoch": True}
-            self.log(f"{stage.value}/{name}", value.detach(), batch_size=size, sync_dist=not train, **shown)
+            over: Any = size if step.weight is None else step.weight  # Lightning multiplies and adds, also tensors
+            self.log(f"{stage.value}/{name}", value.detach(), batch_size=over, sync_dist=not train, **shown)
         if step.targets is None:
             return
         measured = cast(nn.ModuleDict, self.metrics[f"{stage.value}_metrics"])

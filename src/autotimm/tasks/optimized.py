@@ -65,7 +65,8 @@ class Optimized(pl.LightningModule):
     def set_lr(self, lr: float) -> None:
         """Replace the learning rate, as a finder does before training."""
         self.optimizer_options = replace(self.optimizer_options, lr=lr)
-        self.hparams["lr"] = lr
+        if "lr" in self.hparams:  # a task that fixes it does not take it
+            self.hparams["lr"] = lr
 
     def _steps_per_epoch(self) -> float:
         # Infinite for loaders without a length.

@@ -72,9 +72,9 @@ class _WhereTold(TorchCheckpointIO):
 class RunCheckpoint(Checkpoint):
     """Writes the checkpoints of a run, see :mod:`autotimm.train.store`, always directly after an optimizer step.
 
-    It differs from Lightning's ``ModelCheckpoint`` in what an exact resume and a moved run need: what an epoch has added
-    up is stored with it, no path is, and files are replaced atomically: a crash or a full disk while one is written
-    leaves the one before as it was.
+    It differs from Lightning's ``ModelCheckpoint`` in what an exact resume and a moved run need: what an epoch has
+    added up is stored with it, no path is, and files are replaced atomically: a crash or a full disk while one is
+    written leaves the one before as it was.
 
     Args:
         epochs: Tells what belongs to an epoch.

@@ -1,8 +1,8 @@
 """What is added up over an epoch, so that a run that was stopped in the middle of one goes on with the same sums.
 
-Lightning stores neither the means of what is logged nor the states of metrics: after a resume in the middle of an epoch
-they would speak of its second half alone, and ``metrics.csv`` and ``best.ckpt`` would differ from those of a run that was
-never stopped.
+Lightning stores neither the means of what is logged nor the states of metrics: after a resume in the middle of an
+epoch they would speak of its second half alone, and ``metrics.csv`` and ``best.ckpt`` would differ from those of a run
+that was never stopped.
 """
 
 from __future__ import annotations
