@@ -8,11 +8,13 @@ from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from autotimm.config import FitConfig, defaults
+from autotimm.config.seeds import stream_seeds
 from autotimm.data.image import ImageDataModule
 from autotimm.data.module import DataModule
 from autotimm.errors import UsageError
 from autotimm.losses import balanced_weights
 from autotimm.metrics import MetricConfig, choose_monitor, named_metric
+from autotimm.repro.streams import RootSeed
 from autotimm.tasks import ImageClassifier, Task
 from autotimm.train import AutoTrainer, TunerConfig
 from autotimm.train.folder import RunFolder
@@ -28,7 +30,7 @@ def build_data(config: FitConfig) -> ImageDataModule:
         image_dir=config.image_dir, image_column=config.image_column, label_column=config.label_column,
         dataset_name=config.dataset_name, download=config.download,
         image_size=config.image_size, batch_size=config.batch_size, eval_batch_size=config.eval_batch_size,
-        num_workers=config.num_workers, val_split=config.val_split, test_split=config.test_split, seed=config.seed,
+        num_workers=config.num_workers, val_split=config.val_split, test_split=config.test_split, seed=_seed(config),
         augmentation=config.augmentation, balanced_sampling=config.balanced_sampling, strict=config.strict,
     )  # fmt: skip
 
@@ -55,13 +57,19 @@ def build_task(config: FitConfig, data: DataModule) -> ImageClassifier:
         image_size=config.image_size, head_dropout=config.head_dropout, drop_path_rate=config.drop_path_rate,
         label_smoothing=config.label_smoothing, mixup_alpha=config.mixup_alpha, cutmix_alpha=config.cutmix_alpha,
         loss=auto.get(config.loss, config.loss), class_weights=weights,
-        seed=config.seed, deterministic=config.deterministic, lr=config.lr,
+        seed=_seed(config), deterministic=config.deterministic, lr=config.lr,
         optimizer=auto.get(config.optimizer, config.optimizer), weight_decay=config.weight_decay,
         layer_decay=config.layer_decay, schedule=auto.get(config.schedule, config.schedule),
         warmup_epochs=config.warmup_epochs, gradient_clip=config.clip, freeze_backbone=config.freeze_backbone,
         ema_decay=config.ema_decay, compile_model=config.compile, metrics=_metrics(config, data),
         eval_batch_size=config.eval_batch_size,
     )  # fmt: skip
+
+
+def _seed(config: FitConfig) -> int | None:
+    """The seed, with those of single streams; each part of a run takes from it what it is the root of."""
+    own = stream_seeds(config.stream_seeds)
+    return config.seed if config.seed is None or not own else RootSeed(config.seed, own)
 
 
 def _metrics(config: FitConfig, data: DataModule) -> list[MetricConfig] | None:
@@ -89,8 +97,8 @@ def build_trainer(config: FitConfig, folder: RunFolder, task: Task, data: DataMo
         callbacks.append(EarlyStopping(watched.name, mode=watched.mode, patience=config.patience))
     finder = TunerConfig(lr=config.lr_find, batch_size=config.batch_size_find)
     return AutoTrainer(
-        config.epochs, seed=config.seed, deterministic=config.deterministic, threads=config.threads,
-        run_dir=folder.chosen, monitor=monitor,
+        config.epochs, seed=_seed(config), deterministic=config.deterministic, threads=config.threads,
+        run_dir=folder.chosen, monitor=monitor, checkpoint_every=config.checkpoint_every, keep=config.keep,
         tuner=finder if finder.lr or finder.batch_size else None,
         accelerator=config.accelerator, devices=config.devices, precision=config.precision,
         accumulate_grad_batches=config.accumulate, logger=_loggers(config.loggers or (), folder) or False,

@@ -66,7 +66,9 @@ def plain_value(value: Any) -> Any:
         >>> plain_value({"size": (1, 2), "path": Path("a/b")})
         {'size': [1, 2], 'path': 'a/b'}
     """
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int(value)  # a seed may be of a class of its own, which no checkpoint can hold
+    if value is None or isinstance(value, (bool, float, str)):
         return value
     if isinstance(value, Mapping):
         return {str(name): plain_value(item) for name, item in value.items()}

@@ -15,6 +15,7 @@ from typing import Any
 from autotimm.config.kinds import Choice, Either, Flag, Number, Path, Text, Whole, Words
 from autotimm.config.meant import meant
 from autotimm.config.option import Option, option
+from autotimm.config.seeds import StreamSeeds
 from autotimm.config.yamlfile import write_scalar
 from autotimm.errors import UsageError
 
@@ -27,6 +28,8 @@ _PRECISIONS = ("32", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64")
 _NONE_SPLIT = "Give 0 to train on everything."
 
 _WEIGHTS = Either((Flag(), Path()), "true, false, a weights file", "true|false|FILE")
+_EVERY = Either((Whole(1), Text()), "a number of optimizer steps, or a time such as 10min", "N|TIME")
+_KEEP = Either((Whole(1), Choice(("auto", "last", "epochs"))), "auto, last, epochs or a number", "auto|last|epochs|N")
 _SHARE = Number(0, 1, high_open=True)
 
 _data = partial(option, group="Data")
@@ -124,6 +127,9 @@ class FitConfig:
     seed: int | None = _repro(
         42, Whole(0, bits=32), "source of all randomness; none draws one and records it", none="none", common=True
     )
+    stream_seeds: tuple[str, ...] | None = _repro(
+        None, StreamSeeds(), "seeds of their own for single streams, to vary one source of chance", none="none"
+    )
     deterministic: bool = _repro(True, Flag(), "bit-for-bit repeatable kernels; false may be faster", common=True)
     threads: int | None = _repro(
         None, Whole(1), "CPU threads of torch; part of the result's bits", none="auto", common=True
@@ -134,6 +140,10 @@ class FitConfig:
     precision: str = _device("32", Choice(_PRECISIONS), "number format of the arithmetic")
     out: str = _output("runs", Path(), "folder that run folders are made in", common=True)
     name: str | None = _output(None, Text(), "name of the run folder", none="auto", common=True)
+    checkpoint_every: int | str | None = _output(
+        None, _EVERY, "write a checkpoint within epochs too, every N steps or TIME", none="none"
+    )
+    keep: int | str = _output("auto", _KEEP, "checkpoints to keep; auto is every epoch's while they are under 2 GB")
     loggers: tuple[str, ...] | None = _output(
         None, Words(("tensorboard", "wandb", "mlflow")), "further loggers; a CSV file is always written", none="none"
     )

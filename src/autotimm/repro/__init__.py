@@ -7,7 +7,7 @@ from autotimm.repro.ledger import Ledger, read_ledger
 from autotimm.repro.manifest import Manifest
 from autotimm.repro.sampler import Draw, KeyedBatchSampler
 from autotimm.repro.seed import seed_everything
-from autotimm.repro.streams import generator, key, reseed, scope
+from autotimm.repro.streams import RootSeed, generator, key, reseed, scope
 
 __all__ = [
     "Difference",
@@ -16,6 +16,7 @@ __all__ = [
     "Ledger",
     "Manifest",
     "ManifestDifference",
+    "RootSeed",
     "config_digest",
     "differences",
     "file_digest",

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from autotimm.errors import UsageError, require, sentence
+from autotimm.repro.streams import RootSeed
 
 __all__ = [
     "check_seed",
@@ -36,7 +37,7 @@ def check_seed(seed: object, owner: str = "seed_everything") -> int:
         raise UsageError(
             sentence("seed", owner, "an integer in [0, 2**32)", seed, "Give such a number, for example 42.")
         )
-    return int(seed)
+    return seed if isinstance(seed, RootSeed) else int(seed)
 
 
 def seed_everything(seed: int = 42, deterministic: bool = True) -> int:

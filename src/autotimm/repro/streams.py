@@ -14,7 +14,7 @@ from __future__ import annotations
 import operator
 import random
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Any
@@ -22,7 +22,40 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["generator", "key", "preserve_generators", "reseed", "scope"]
+from autotimm.config.seeds import STREAMS
+from autotimm.errors import require_choice
+
+__all__ = ["RootSeed", "generator", "key", "own_streams", "preserve_generators", "reseed", "scope"]
+
+
+class RootSeed(int):
+    """A root seed with seeds of their own for single streams: to vary one source of chance and keep the others.
+
+    It goes wherever a seed does, and is its plain number for everybody but :func:`key`. A configuration in Lightning's
+    style keeps the number alone; ``stream_seeds`` of :class:`autotimm.FitConfig` keeps all, and so does a manifest.
+
+    Args:
+        seed: The root of all other streams.
+        streams: Root seeds by stream: ``split``, ``init``, ``order``, ``augment``, ``step`` or ``eval``.
+
+    Raises:
+        UsageError: If there is no such stream: its seed would change nothing.
+
+    Example:
+        >>> seed = RootSeed(42, {"init": 7})
+        >>> key(seed, "init") == key(7, "init"), key(seed, "order", 0) == key(42, "order", 0)
+        (True, True)
+    """
+
+    streams: dict[str, int]
+
+    def __new__(cls, seed: int, streams: Mapping[str, int] | None = None) -> RootSeed:
+        """Make the number, and let it carry the others."""
+        made = super().__new__(cls, seed)
+        for name in streams or {}:
+            require_choice("streams", "RootSeed", name, STREAMS)
+        made.streams = {name: operator.index(number) for name, number in (streams or {}).items()}
+        return made
 
 
 def key(seed: int, *path: int | str) -> int:
@@ -36,7 +69,7 @@ def key(seed: int, *path: int | str) -> int:
     numbers by chance (the birthday problem). That is harmless for training.
 
     Args:
-        seed: The root seed, any integer.
+        seed: The root seed, any integer; a :class:`RootSeed` may have another one for the stream.
         path: The stream's name, then the position in it.
 
     Returns:
@@ -48,12 +81,32 @@ def key(seed: int, *path: int | str) -> int:
         >>> key(42, "order", 1) == key(43, "order", 0)
         False
     """
+    if isinstance(seed, RootSeed) and path:
+        seed = seed.streams.get(str(path[0]), int(seed))
     digest = blake2b(digest_size=8)
     for part in (seed, *path):
         # surrogatepass: file names need not be UTF-8. index: refuses fractions, which int() would cut off.
         data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else b"%d" % operator.index(part)
         digest.update((b"s" if isinstance(part, str) else b"i") + struct.pack("<I", len(data)) + data)
     return int.from_bytes(digest.digest(), "little")
+
+
+# Whose root seed a stream starts from; all others start from the trainer's.
+_OWNERS = {"init": "task", "split": "data"}
+
+
+def own_streams(**roots: int) -> dict[str, int]:
+    """The streams with seeds of their own, for a manifest.
+
+    Args:
+        roots: Root seeds of ``trainer``, ``task`` and ``data``, as far as there are such.
+
+    Example:
+        >>> own_streams(trainer=42, task=RootSeed(42, {"init": 7, "order": 3}))
+        {'init': 7}
+    """
+    found = {name: roots.get(_OWNERS.get(name, "trainer")) for name in STREAMS}
+    return {name: one.streams[name] for name, one in found.items() if isinstance(one, RootSeed) and name in one.streams}
 
 
 def generator(seed: int, *path: int | str) -> torch.Generator:

@@ -78,7 +78,7 @@ class Stored(pl.LightningModule):
         """What a checkpoint says of this task beside weights and hyper-parameters."""
         return TaskRecord(
             task=import_name(type(self)),
-            root_seed=self.root_seed,
+            root_seed=int(self.root_seed),  # plain: the seeds of single streams are the run's
             weights=self.weights.as_dict(),
             spec=self.spec.as_dict() if self.spec else None,
             eval_batch_size=self.eval_batch_size,

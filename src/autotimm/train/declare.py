@@ -12,6 +12,7 @@ from autotimm.data.module import DataModule
 from autotimm.plain import import_name, plain_value
 from autotimm.repro.environment import code_state, environment, package_digest
 from autotimm.repro.source import code_digest, describe_code
+from autotimm.repro.streams import own_streams
 from autotimm.tasks import Task
 
 __all__ = ["decisions", "describe", "inputs", "levels", "surroundings", "timestamp"]
@@ -55,11 +56,12 @@ def inputs(
     parts = describe(model, data, trainer)
     config = {name: _without(part.get("init_args", part), _SILENT[name]) for name, part in parts.items()}
     config |= {f"{name}_class": part["class_path"] for name, part in parts.items() if "class_path" in part}
-    seeds: dict[str, Any] = {"trainer": trainer.root_seed}
-    if isinstance(model, Task):
-        seeds["task"] = model.root_seed
-    if data is not None:
-        seeds["data"] = data.data_seed
+    roots = {"data": data.data_seed} if data is not None else {}
+    roots |= {"task": model.root_seed} if isinstance(model, Task) else {}
+    roots |= {"trainer": trainer.root_seed}
+    seeds: dict[str, Any] = {name: int(root) for name, root in roots.items()}
+    if streams := own_streams(**roots):
+        seeds["streams"] = streams
     return {
         "config": config,
         "seeds": seeds,
