@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lightning_fabric.utilities.rank_zero import _get_rank as get_rank
-
-from autotimm.build import build_data, build_task, build_trainer
-from autotimm.config import FitConfig, read_yaml
+from autotimm.build import build_data
+from autotimm.comparison import Comparison, compare
+from autotimm.config import FitConfig
 from autotimm.data.module import DataModule
 from autotimm.data.serve import labelled_loader, recorded_data
 from autotimm.errors import DataError, ModelError, nearest, sentence
+from autotimm.launch import launch, train
 from autotimm.predict import known_data, predict
-from autotimm.repro.seed import default_threads
+from autotimm.rebuild import read_config, read_manifest, rebuild
+from autotimm.replay import Verdict, verify
 from autotimm.tasks import Task
 from autotimm.train import AutoTrainer
 from autotimm.train.folder import RunFolder
 from autotimm.train.progress import say
 from autotimm.types import Prediction
 
-__all__ = ["Run", "fit", "fit_config", "fit_objects"]
+__all__ = ["Run", "diff", "fit", "fit_config", "fit_objects"]
 
 
 def fit(path: str | Path | None = None, **options: Any) -> Run:
@@ -43,58 +43,26 @@ def fit(path: str | Path | None = None, **options: Any) -> Run:
 
 def fit_config(config: FitConfig) -> Run:
     """Train as a configuration says, in a run folder of its own."""
-    if config.threads is None:
-        # Fixed now and not when it is needed: the bits of a replay on another machine depend on it.
-        config = config.resolved({"threads": default_threads()}, "this machine")
-    if config.seed is None:
-        # Drawn here and recorded: the run's own data module must find the same split again.
-        config = config.resolved({"seed": random.getrandbits(32)}, "drawn")
-    data = build_data(config)
-    folder = _open_folder(config, data.source_name)
-    try:
-        folder.write_config(config.to_yaml())
-        data.setup("fit")
-        task = build_task(config, data)
-        trainer = build_trainer(config, folder, task, data)
-    except BaseException:
-        folder.discard()  # nothing was trained: leave no empty run behind
-        raise
-    try:
-        trainer.fit(task, datamodule=data)
-    except KeyboardInterrupt:
-        removed = folder.discard()
-        if folder.chosen is not None:
-            say("stopped before an epoch ended" if removed else f"stopped; the epochs so far are in {folder.path}")
-        raise
-    folder.write_config(_with_recipe(config, task, data).to_yaml())
-    return Run(str(trainer.strategy.broadcast(folder.chosen)))
+    return Run(launch(config))
 
 
-def _open_folder(config: FitConfig, name: str) -> RunFolder:
-    """Make the run's folder; of several processes the first makes it, and tells the others when they train."""
-    if get_rank():
-        return RunFolder(None, Path(config.out))
-    return RunFolder.create(config.out, config.name or name, exact=config.name is not None)
+def diff(a: str | Path, b: str | Path) -> Comparison:
+    """Compare two runs: configuration, environment, data, first differing step, metrics.
+
+    Args:
+        a: The folder of a run.
+        b: That of another.
+
+    Raises:
+        ModelError: If one of them has no record of a run.
+    """
+    return compare(Run(a).path, Run(b).path)
 
 
 def fit_objects(task: Task, data: DataModule, trainer: AutoTrainer) -> Run:
     """Train objects that are already built, as a configuration with ``class_path`` does."""
     trainer.fit(task, datamodule=data)
     return Run(trainer.run_folder.path)
-
-
-def _with_recipe(config: FitConfig, task: Task, data: DataModule) -> FitConfig:
-    """The configuration with what was chosen for the values left open, and by whom."""
-    found = {"batch_size": data.batch_size} if config.batch_size_find else {}
-    recipe = task.recipe.as_dict() if task.recipe else {}
-    recipe["clip"] = recipe.pop("gradient_clip", None)
-    open_values = {
-        name: value
-        for name, value in recipe.items()
-        if name != "reason" and value is not None and getattr(config, name) in (None, "auto")
-    }
-    resolved = config.resolved(open_values, "recipe")
-    return resolved.resolved(found, "batch-size finder") if found else resolved
 
 
 class Run:
@@ -114,7 +82,7 @@ class Run:
         path = Path(path)
         path = path.absolute() if path.is_file() else path  # the folder above must have a name
         self._file = path if path.is_file() else None
-        if self._file is None and not (path / "checkpoints").is_dir():
+        if self._file is None and not ((path / "checkpoints").is_dir() or (path / "config.yaml").is_file()):
             beside = path.parent.glob("*/checkpoints") if path.parent.is_dir() else []
             hint = nearest(path.name, (one.parent.name for one in beside))
             hint = hint or "Give the folder that the last line of `autotimm fit` names."
@@ -134,11 +102,7 @@ class Run:
         return config.as_dict() if isinstance(config, FitConfig) else config
 
     def _config(self) -> FitConfig | dict[str, Any]:
-        file = self.path / "config.yaml"
-        if not file.exists():
-            raise ModelError(f"{self.path} has no config.yaml. Give the run's folder rather than a checkpoint alone.")
-        values, nested = read_yaml(str(file))
-        return values if nested else FitConfig.layered([("file config.yaml", values)])
+        return read_config(self.path)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -236,6 +200,56 @@ class Run:
             DataError: If there is no readable image.
         """
         return predict(self.model(ckpt), paths, trainer=self._trainer(), fast=fast)
+
+    def verify(
+        self,
+        *,
+        data: str | Path | None = None,
+        steps: int | None = None,
+        epochs: tuple[int, int] | None = None,
+        workers: int | None = None,
+    ) -> Verdict:
+        """Make the run again in a scratch folder and compare every step, see :func:`autotimm.replay.verify`."""
+        return verify(self.path, data=data, steps=steps, epochs=epochs, workers=workers)
+
+    def level(self) -> dict[str, str]:
+        """What the run may claim, for R0 to R7: ``checked``, ``expected`` or ``no, because ...``."""
+        return read_manifest(self.path).levels
+
+    def resume(self, *, data: str | Path | None = None, workers: int | None = None) -> Run:
+        """Go on where the run was stopped, to the same bits as if it never had been.
+
+        Args:
+            data: Where the data is now, if it was moved.
+            workers: Loading processes instead of the recorded number; they never change a result.
+
+        Raises:
+            ModelError: If the run was made from objects that no file holds.
+            DataError: If its data is not what it was.
+        """
+        if self._folder.manifest.exists() and read_manifest(self.path).results.get("status") == "finished":
+            say(f"{self.path} is finished: there is nothing to resume")
+            return self
+        made = rebuild(self.path, self._folder, data=data, workers=workers, weights_needed=self._starts_over)
+        return Run(train(made, self._folder, ckpt_path="last"))
+
+    @property
+    def _starts_over(self) -> bool:
+        return not [*self._folder.checkpoints.glob("*.ckpt")]
+
+    def reproduce(self, out: str | Path | None = None, *, data: str | Path | None = None) -> Run:
+        """Make the run again as a run of its own.
+
+        Args:
+            out: The new run's folder; by default the next free number beside this one.
+            data: Where the data is now, if it was moved.
+        """
+        place = Path(out) if out is not None else self.path.with_name(f"{self.path.name}-again")
+        folder = RunFolder.create(place.parent, place.name, exact=out is not None)
+        made = rebuild(self.path, folder, data=data)
+        if made.config is not None:
+            folder.write_config(made.config.to_yaml())
+        return Run(train(made, folder))
 
     def _trainer(self) -> AutoTrainer:
         """A trainer with the seed, switches and threads of the run."""

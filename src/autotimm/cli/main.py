@@ -9,18 +9,23 @@ from collections.abc import Sequence
 import autotimm
 from autotimm.cli.backbones import BACKBONES
 from autotimm.cli.demo import DEMO
+from autotimm.cli.diff import DIFF
 from autotimm.cli.doctor import DOCTOR
 from autotimm.cli.fit import FIT
 from autotimm.cli.page import Page
 from autotimm.cli.predict import PREDICT
+from autotimm.cli.reproduce import REPRODUCE
+from autotimm.cli.resume import RESUME
 from autotimm.cli.test import TEST
 from autotimm.cli.validate import VALIDATE
 from autotimm.cli.verb import Verb
+from autotimm.cli.verify import VERIFY
 from autotimm.errors import AutotimmError, UsageError, nearest
 
 __all__ = ["VERBS", "entry", "main"]
 
-VERBS: dict[str, Verb] = {verb.name: verb for verb in (FIT, VALIDATE, TEST, PREDICT, BACKBONES, DOCTOR, DEMO)}
+_ALL = (FIT, RESUME, VALIDATE, TEST, PREDICT, VERIFY, DIFF, REPRODUCE, BACKBONES, DOCTOR, DEMO)
+VERBS: dict[str, Verb] = {verb.name: verb for verb in _ALL}
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 

@@ -9,16 +9,26 @@ from autotimm.cli.loading import loading_torch
 from autotimm.cli.parser import Given, parse
 from autotimm.cli.verb import Positional, Verb
 from autotimm.config import Option
-from autotimm.config.kinds import Path
+from autotimm.config.kinds import Path, Whole
 from autotimm.errors import UsageError
 
 if TYPE_CHECKING:
     from autotimm.run import Run
 
-__all__ = ["CKPT", "RUN", "measuring", "open_run"]
+__all__ = ["CKPT", "DATA", "FOLDER", "RUN", "WORKERS", "measuring", "open_folder", "open_run"]
 
 RUN = Positional("run", "RUN|CKPT", "a run's folder, or one of its checkpoints")
+FOLDER = Positional("run", "RUN", "a run's folder")
+DATA = Option(Path(), "where the data is now, if it was moved", "Options", none="as recorded")
+WORKERS = Option(Whole(), "processes that load images; never changes results", "Options", none="as recorded")
 CKPT = Option(Path(metavar="best|last|FILE"), "which checkpoint of the run", "Options", cure="Give best or last.")
+
+
+def open_folder(where: str) -> Run:
+    """Open a run's folder."""
+    with loading_torch():
+        from autotimm.run import Run  # lazy: a mistake in the command is answered without torch
+    return Run(where)
 
 
 def open_run(given: Given) -> tuple[Run, str]:
@@ -30,9 +40,7 @@ def open_run(given: Given) -> tuple[Run, str]:
     where, ckpt = given.positionals["run"], given.value("ckpt")
     if "ckpt" in given.options and where.endswith(".ckpt"):
         raise UsageError(f"{where} is a checkpoint already. Leave out --ckpt, or give the run's folder.")
-    with loading_torch():
-        from autotimm.run import Run  # lazy: a mistake in the command is answered without torch
-    return Run(where), ckpt
+    return open_folder(where), ckpt
 
 
 def measuring(name: str, images: str, measure: Callable[[Run, str | None, str], Mapping[str, float]]) -> Verb:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from autotimm.errors import WeightsError, require
 from autotimm.models.hub import cached_file, cached_url, download_file, download_url, hub_state
 from autotimm.models.names import Architecture, find_architecture
 from autotimm.repro.digest import file_digest
 
-__all__ = ["RANDOM", "SUFFIXES", "Weights", "resolve_weights"]
+__all__ = ["RANDOM", "SUFFIXES", "Weights", "as_recorded", "resolve_weights"]
 
 RANDOM = "random"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
@@ -64,6 +66,30 @@ class Weights:
         return cls(**data)
 
 
+class _Record(NamedTuple):
+    weights: Weights
+    file_needed: bool
+
+
+_RECORDED: ContextVar[_Record | None] = ContextVar("recorded", default=None)
+
+
+@contextmanager
+def as_recorded(weights: Weights, file_needed: bool = True) -> Iterator[None]:
+    """Let :func:`resolve_weights` give what an earlier run was given, and decide nothing.
+
+    Args:
+        weights: What the run recorded.
+        file_needed: Whether the file must be had, and have the recorded digest; not where the weights come from a
+            checkpoint anyway.
+    """
+    token = _RECORDED.set(_Record(weights, file_needed))
+    try:
+        yield
+    finally:
+        _RECORDED.reset(token)
+
+
 def resolve_weights(
     backbone: str, pretrained: bool | str | os.PathLike[str] | None = None, *, expected_sha256: str | None = None
 ) -> Weights:
@@ -89,24 +115,28 @@ def resolve_weights(
         >>> resolve_weights("test_resnet", pretrained=False).note
         'weights: random (pretrained is off)'
     """
+    if (record := _RECORDED.get()) is not None:
+        if not record.file_needed:
+            return record.weights
+        expected_sha256 = expected_sha256 or record.weights.recorded
     known = isinstance(pretrained, (bool, str, os.PathLike, type(None)))
     do = "None takes pretrained weights if they can be had."
     require(known, "pretrained", backbone, "True, False, None or the path of a file", pretrained, do)
     architecture = find_architecture(backbone)
-    record = architecture.as_dict() if architecture.repo else None
+    described = architecture.as_dict() if architecture.repo else None
     if expected_sha256 == RANDOM:
-        return Weights(note="weights: random (as recorded)", architecture=record)
+        return Weights(note="weights: random (as recorded)", architecture=described)
     if isinstance(pretrained, (str, os.PathLike)):
         path, source = _given(Path(pretrained).expanduser()), "file"
     elif pretrained is False and expected_sha256 is None:
-        return Weights(note="weights: random (pretrained is off)", architecture=record)
+        return Weights(note="weights: random (pretrained is off)", architecture=described)
     else:
         try:
             path, source = _find(architecture)
         except WeightsError as error:
             if pretrained or expected_sha256:
                 raise
-            return Weights(note=f"weights: random ({_short(error)})", architecture=record)
+            return Weights(note=f"weights: random ({_short(error)})", architecture=described)
     digest = file_digest(path)
     if expected_sha256 not in (None, digest):
         raise WeightsError(
@@ -114,7 +144,7 @@ def resolve_weights(
             f"have {digest}. Give the path of the original file as `pretrained`."
         )
     what = path.name if source == "file" else _place(architecture)
-    return Weights(source, digest, str(path), f"weights: {what} ({source}, sha256 {digest[:12]})", record)
+    return Weights(source, digest, str(path), f"weights: {what} ({source}, sha256 {digest[:12]})", described)
 
 
 class _UnavailableError(WeightsError):

@@ -20,6 +20,7 @@ __all__ = [
     "read_checkpoint",
     "require_objects",
     "task_class",
+    "task_class_named",
 ]
 
 
@@ -100,18 +101,27 @@ def drop_folder(checkpoint: dict[str, Any]) -> None:
         hparams["pretrained"] = Path(weights).name
 
 
+def task_class_named(name: str) -> Any:
+    """Import what a record names.
+
+    Raises:
+        ModelError: If it cannot be imported.
+    """
+    try:
+        return import_object(name)
+    except ImportError as error:
+        raise ModelError(
+            f"The task {name} must be importable. It is not ({error}). Install or import its module."
+        ) from None
+
+
 def task_class(record: TaskRecord, wanted: type[Any], path: object) -> type[Any]:
     """The class of a recorded task.
 
     Raises:
         ModelError: If it cannot be imported, or is none of the class that is wanted.
     """
-    try:
-        chosen = import_object(record.task)
-    except ImportError as error:
-        raise ModelError(
-            f"The task {record.task} must be importable. It is not ({error}). Install or import its module."
-        ) from None
+    chosen = task_class_named(record.task)
     if not (isinstance(chosen, type) and issubclass(chosen, wanted)):
         raise ModelError(
             f"The checkpoint {path} must hold a {wanted.__name__}. It holds a {record.task} instead. "

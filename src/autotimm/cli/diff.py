@@ -1,0 +1,38 @@
+"""``autotimm diff``: compare two runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from autotimm.cli.loading import loading_torch
+from autotimm.cli.parser import parse
+from autotimm.cli.verb import Positional, Verb
+from autotimm.config import Option
+from autotimm.config.kinds import Flag
+
+__all__ = ["DIFF"]
+
+
+def run(argv: Sequence[str]) -> int:
+    """Print in what they differ."""
+    given = parse(DIFF, argv)
+    if given is None:
+        return 0
+    with loading_torch():
+        from autotimm.run import diff  # lazy: a mistake in the command is answered without torch
+    found = diff(given.positionals["a"], given.positionals["b"])
+    print(json.dumps(found.as_dict(), indent=2, sort_keys=True) if given.value("json") else found)
+    return found.exit_code
+
+
+DIFF = Verb(
+    name="diff",
+    summary="compare two runs: settings, data, first differing step, metrics",
+    run=run,
+    positionals=(Positional("a", "RUN_A", "a run's folder"), Positional("b", "RUN_B", "another one")),
+    options={"json": Option(Flag(), "print JSON, for other programs", "Options")},
+    defaults={"json": False},
+    examples=("autotimm diff runs/photos-001 runs/photos-002",),
+    notes=("Exit codes: 0 the runs are equal, 5 they differ.",),
+)

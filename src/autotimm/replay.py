@@ -1,0 +1,286 @@
+"""Making a recorded run again, and saying whether it is the same: bit for bit, or from which step on not."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from autotimm.data.content import content
+from autotimm.errors import AutotimmError, DataError, DifferentError, ModelError, UsageError
+from autotimm.rebuild import Rebuilt, read_manifest, rebuild
+from autotimm.repro.cause import ManifestDifference, differences, likely_cause
+from autotimm.repro.compare import Comparer, Difference, Distance, numbers
+from autotimm.repro.ledger import Line, ReadLedger, read_ledger
+from autotimm.repro.manifest import Manifest
+from autotimm.train.declare import surroundings
+from autotimm.train.folder import RunFolder
+from autotimm.train.store import CheckpointStore
+
+__all__ = ["Verdict", "describe", "read_run_ledger", "verify", "worth_naming"]
+
+# What the bits of a CPU or GPU depend on, and no program can set back.
+_HARDWARE = ("hardware.instructions", "hardware.machine", "hardware.devices", "device")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a verification found.
+
+    Attributes:
+        verdict: ``"identical"``, ``"different"`` or ``"not comparable"``.
+        exit_code: 0, 5, or 3 for data and 4 for anything else that cannot be compared.
+        reason: One or a few sentences; empty if there is nothing to say.
+        difference: The first difference of the ledgers.
+        steps: How many optimizer steps were compared.
+        notes: What else was noticed, a line each.
+        distances: On other hardware, how far the losses are apart per step.
+        metrics: On other hardware, metrics side by side.
+    """
+
+    verdict: str
+    exit_code: int
+    reason: str = ""
+    difference: Difference | None = None
+    steps: int = 0
+    notes: tuple[str, ...] = ()
+    distances: tuple[Distance, ...] = ()
+    metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def identical(self) -> bool:
+        """Whether every bit that was compared is equal."""
+        return self.verdict == "identical"
+
+    def require_identical(self) -> None:
+        """Raise unless the run is identical.
+
+        Raises:
+            DifferentError: With the reason.
+        """
+        if not self.identical:
+            raise DifferentError(f"The run must be identical to its record. It is {self.verdict}. {self.reason}")
+
+    def __str__(self) -> str:
+        lines = [*self.notes, *self._side_by_side(), self.reason]
+        steps = f" ({self.steps} steps compared)" if self.steps else ""
+        return "\n".join([*(line for line in lines if line), f"verdict: {self.verdict}{steps}"])
+
+    def _side_by_side(self) -> list[str]:
+        if not self.distances:
+            return []
+        worst = max(self.distances, key=lambda one: one.relative)
+        lines = [f"other hardware: losses of {len(self.distances)} steps are apart by at most {worst.relative:.2e} of "
+                 f"their size (step {worst.step}: {worst.recorded:.6g} and {worst.found:.6g})"]  # fmt: skip
+        return lines + [f"  {name}: {a:.4f} recorded, {b:.4f} found" for name, (a, b) in self.metrics.items()]
+
+
+class _EnoughError(Exception):
+    """The replay has come as far as it was asked to."""
+
+
+class _Listener:
+    """Compares lines as they are written, and ends the replay at the first difference."""
+
+    def __init__(self, recorded: ReadLedger, steps: int | None, last_epoch: int | None, go_on: bool) -> None:
+        self.comparer, self.lines = Comparer(recorded.lines), [*recorded.lines]
+        self.limit, self.last_epoch, self.go_on = steps, last_epoch, go_on
+        self.taken: list[Line] = []
+        self.steps = 0
+        self.difference: Difference | None = None
+        self._over = False
+
+    def __call__(self, line: Line) -> None:
+        self.taken.append(line)
+        self.steps += line["kind"] == "step"
+        if not self._over:
+            self.difference = self.comparer.take(line)
+            self._over = self.difference is not None
+        if self.difference is not None and not self.go_on:
+            raise _EnoughError
+        limit = self.limit is not None and line["kind"] == "step" and line["step"] >= self.limit
+        epoch = self.last_epoch is not None and line["kind"] == "epoch" and line["epoch"] + 1 >= self.last_epoch
+        if limit or epoch:
+            self._over = True
+            raise _EnoughError
+
+    def finish(self) -> Difference | None:
+        """The first difference, once the replay is over."""
+        if not self._over:
+            self.difference = self.comparer.finish()
+        return self.difference
+
+
+def read_run_ledger(folder: Path, manifest: Manifest) -> tuple[ReadLedger, list[str]]:
+    """The ledger of a run, and what is wrong with its records.
+
+    Raises:
+        ModelError: If it has no line.
+    """
+    ledger = read_ledger(folder / "ledger.jsonl")
+    notes = []
+    if problem := manifest.problem():
+        notes.append(f"manifest.json: {problem}")
+    if ledger.problem:
+        notes.append(f"ledger.jsonl: {ledger.problem}; compared up to there")
+    elif manifest.results.get("ledger") not in (None, ledger.last):
+        notes.append("ledger.jsonl: its last lines are not those that the manifest speaks of")
+    if not ledger.lines:
+        raise ModelError(f"The run {folder} must have a ledger to compare with. It has none: {ledger.problem}. "
+                         "Make the run again.")  # fmt: skip
+    return ledger, notes
+
+
+def verify(
+    folder: Path,
+    *,
+    data: str | Path | None = None,
+    steps: int | None = None,
+    epochs: tuple[int, int] | None = None,
+    workers: int | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Verdict:
+    """Replay a run in a folder of its own, and compare as it goes.
+
+    Args:
+        folder: The run's folder; nothing is written to it but what the verification found out about its level.
+        data: Where the data is now, if it was moved.
+        steps: Compare so many optimizer steps only.
+        epochs: Compare only a stretch from one epoch to another, counted from 1; there must be a checkpoint before it.
+        workers: Loading processes instead of the recorded number.
+        changes: Options that are to be others than recorded.
+
+    Raises:
+        UsageError: If there is no checkpoint where the stretch begins.
+        ModelError: If the folder has no record of a run.
+    """
+    manifest = read_manifest(folder)
+    recorded, notes = read_run_ledger(folder, manifest)
+    first = _first_checkpoint(folder, epochs)
+    with tempfile.TemporaryDirectory(prefix="autotimm-verify-") as scratch:
+        place = RunFolder(Path(scratch) / "replay", Path(scratch))
+        try:
+            made = rebuild(folder, place, data=data, workers=workers, weights_needed=first is None, changes=changes)
+        except AutotimmError as error:
+            if isinstance(error, UsageError):
+                raise
+            return Verdict("not comparable", error.exit_code, str(error), notes=tuple(notes))
+        if found := changed_files(folder, made):
+            shown = "; ".join(found[:5]) + (f"; and {len(found) - 5} more" if len(found) > 5 else "")
+            return Verdict("not comparable", DataError.exit_code, f"The data is not what it was: {shown}.",
+                           notes=tuple(notes))  # fmt: skip
+        listener = _Listener(recorded, steps, epochs[1] if epochs else None, go_on=_other_hardware(manifest, made))
+        _play(made, listener, first)
+        now = Manifest.load(place.manifest) if place.manifest.exists() else manifest
+        verdict = _judge(manifest, now, listener, notes)
+    if verdict.identical and not changes:
+        _note_level(folder, manifest, workers)
+    return verdict
+
+
+def _first_checkpoint(folder: Path, epochs: tuple[int, int] | None) -> Path | None:
+    if epochs is None or epochs[0] == 1:
+        return None
+    kept = CheckpointStore(folder / "checkpoints").epochs()
+    if epochs[0] - 1 not in kept:
+        starts = ", ".join(str(number + 1) for number in [*kept][:-1]) or "none"
+        raise UsageError(
+            f"The `epochs` of verify must begin after a kept checkpoint, or at 1. Got {epochs[0]}:{epochs[1]} instead. "
+            f"Stretches can also begin at epoch {starts}."
+        )
+    return kept[epochs[0] - 1]
+
+
+def changed_files(folder: Path, made: Rebuilt) -> list[str]:
+    """The samples whose content is not what the run recorded."""
+    before = RunFolder(folder, folder.parent).content()
+    return [] if before is None else before.changed(content([*made.data.tables.values()]))
+
+
+def _other_hardware(manifest: Manifest, made: Rebuilt) -> bool:
+    now = surroundings(made.trainer)
+    return any(_get(manifest.environment, name) != _get(now, name) for name in _HARDWARE)
+
+
+def _get(values: Mapping[str, Any], name: str) -> Any:
+    head, _, rest = name.partition(".")
+    found = values.get(head)
+    return _get(found, rest) if rest and isinstance(found, Mapping) else found
+
+
+def _play(made: Rebuilt, listener: _Listener, first: Path | None) -> None:
+    made.trainer.listener = listener
+    try:
+        made.trainer.fit(made.task, datamodule=made.data, ckpt_path=first)
+    except _EnoughError:
+        return
+
+
+def _judge(manifest: Manifest, now: Manifest, listener: _Listener, notes: list[str]) -> Verdict:
+    found = listener.finish()
+    if found is None:
+        return Verdict("identical", 0, steps=listener.steps, notes=tuple(notes))
+    apart = worth_naming(differences(manifest, now))
+    reason = f"{describe(found)} {likely_cause(found, apart, recorded=manifest)}"
+    if not listener.go_on:
+        return Verdict("different", 5, reason, found, listener.steps, tuple(notes))
+    return Verdict(
+        "different", 5, reason, found, listener.steps, tuple(notes),
+        tuple(numbers(listener.lines, listener.taken)), _metrics(listener.lines, listener.taken),
+    )  # fmt: skip
+
+
+def worth_naming(found: list[ManifestDifference]) -> list[ManifestDifference]:
+    """Without results, and without words about values that stand beside them."""
+    words = ("reason", "note")
+    return [one for one in found if one.section not in ("results", "levels") and one.name.split(".")[-1] not in words]
+
+
+def _metrics(recorded: list[Line], taken: list[Line]) -> dict[str, tuple[float, float]]:
+    ends = [[line for line in lines if line["kind"] == "epoch"] for lines in (recorded, taken)]
+    if not all(ends):
+        return {}
+    a, b = ends[0][len(ends[1]) - 1]["metrics"], ends[1][-1]["metrics"]
+    return {name: (float.fromhex(a[name]), float.fromhex(b[name])) for name in a.keys() & b.keys()}
+
+
+_STAGES = {
+    "start": "The initial weights differ",
+    "order": "The samples of a batch differ",
+    "inputs": "The same samples have other pixels or targets",
+    "forward": "The loss differs, for the same samples",
+    "update": "The weights differ, after equal losses",
+    "rate": "The learning rate differs",
+    "validation": "What validation measured differs",
+    "length": "One of the two is longer",
+    "ledger": "The records differ",
+}
+
+
+def describe(difference: Difference) -> str:
+    """A first difference in words: where, and in which stage of training."""
+    values = f"{_shown(difference.recorded)} was recorded, {_shown(difference.found)} found"
+    where = f"first at {difference.place}, stage {difference.stage}"
+    return f"{_STAGES[difference.stage]}: {where} ({difference.field}: {values})."
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{float.fromhex(value):.9g}" if isinstance(value, str) and "0x" in value else str(value)
+    except ValueError:
+        return str(value)
+
+
+def _note_level(folder: Path, manifest: Manifest, workers: int | None) -> None:
+    """Write down what was checked, in the run's own manifest; a folder that cannot be written to stays as it is."""
+    levels = dict(manifest.levels)
+    for name, applies in (("R0", True), ("R1", True), ("R3", workers is not None)):
+        if applies and levels.get(name) == "expected":
+            levels[name] = "checked"
+    if levels != manifest.levels and not manifest.problem():
+        try:
+            replace(manifest, levels=levels).save(folder / "manifest.json")
+        except OSError:
+            return

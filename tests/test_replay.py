@@ -1,0 +1,226 @@
+"""Replaying runs: identical where they are, and the cause in words where one was planted."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from pytorch_lightning.callbacks import Callback
+
+import autotimm
+from autotimm.data.toy import write_toy_folder
+from autotimm.errors import UsageError
+from autotimm.repro.manifest import Manifest
+from autotimm.run import Run, diff
+from training import classifier, toy_data, trainer
+
+SMALL = {"backbone": "test_resnet", "image_size": 32, "batch_size": 8, "epochs": 2, "pretrained": False, "threads": 1,
+         "num_workers": 0, "progress": False, "val_split": 0.25}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return write_toy_folder(tmp_path_factory.mktemp("replay") / "photos", n=24, num_classes=3, image_size=32, seed=7)
+
+
+def fit(photos, out, name="one", **options):
+    return autotimm.fit(photos, **{**SMALL, "out": str(out), "name": name, **options})
+
+
+@pytest.fixture(scope="module")
+def run(photos, tmp_path_factory):
+    return fit(photos, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    return Run(shutil.copytree(run.path, tmp_path / "copy"))
+
+
+class TestIdentical:
+    def test_a_run(self, copy):
+        assert copy.level()["R1"] == "expected"
+        verdict = copy.verify()
+        assert (verdict.verdict, verdict.exit_code, verdict.steps) == ("identical", 0, 6)
+        assert str(verdict) == "verdict: identical (6 steps compared)"
+        assert copy.level()["R1"] == "checked"
+
+    def test_some_steps(self, run):
+        assert run.verify(steps=2).steps == 2
+
+    def test_a_stretch_with_workers(self, copy):
+        verdict = copy.verify(epochs=(2, 2), workers=2)
+        assert (verdict.verdict, verdict.steps) == ("identical", 3)
+        assert copy.level()["R3"] == "checked"
+
+    def test_a_stretch_without_a_checkpoint(self, run):
+        with pytest.raises(UsageError, match="Stretches can also begin at epoch 2"):
+            run.verify(epochs=(5, 6))
+
+    def test_moved_data(self, run, photos, tmp_path):
+        shutil.copytree(photos, tmp_path / "moved")
+        assert run.verify(data=tmp_path / "moved").identical
+
+    def test_a_run_of_objects(self, photos, tmp_path):
+        one = trainer(2, run_dir=tmp_path / "run")
+        one.fit(classifier(mixup_alpha=0.2, ema_decay=0.9), datamodule=toy_data(photos))
+        assert Run(tmp_path / "run").verify().identical
+
+    def test_made_again(self, run, tmp_path):
+        again = run.reproduce(tmp_path / "again")
+        found = diff(run.path, again.path)
+        assert found.equal
+        assert not [one for one in found.manifests if one.section == "inputs"]
+        for name in ("ledger.jsonl", "splits.csv", "metrics.csv", "model.safetensors", "files.csv"):
+            assert (run.path / name).read_bytes() == (again.path / name).read_bytes(), name
+
+
+class TestNotComparable:
+    def test_one_changed_pixel(self, run, photos, tmp_path):
+        moved = shutil.copytree(photos, tmp_path / "moved")
+        path = sorted(moved.rglob("*.png"))[3]
+        image = Image.open(path).convert("RGB")
+        image.putpixel((3, 3), (1, 2, 3))
+        image.save(path)
+        verdict = run.verify(data=moved)
+        assert (verdict.verdict, verdict.exit_code) == ("not comparable", 3)
+        assert verdict.reason == f"The data is not what it was: changed: {path.relative_to(moved).as_posix()}."
+
+    def test_a_renamed_file(self, run, photos, tmp_path):
+        moved = shutil.copytree(photos, tmp_path / "moved")
+        path = sorted(moved.rglob("*.png"))[3]
+        path.rename(path.with_name("other.png"))
+        verdict = run.verify(data=moved)
+        assert verdict.exit_code == 3
+        assert f"missing: {path.relative_to(moved).as_posix()}" in verdict.reason
+        assert "new: " in verdict.reason
+
+    def test_a_task_that_is_gone(self, copy):
+        config = (copy.path / "config.yaml").read_text()
+        (copy.path / "config.yaml").write_text(config.replace("test_resnet", "test_resnot"))
+        verdict = copy.verify()
+        assert (verdict.verdict, verdict.exit_code) == ("not comparable", 4)
+
+    def test_callbacks_that_no_file_holds(self, photos, tmp_path):
+        one = trainer(1, run_dir=tmp_path / "run", callbacks=[Touching(1)])
+        one.fit(classifier(), datamodule=toy_data(photos))
+        verdict = Run(tmp_path / "run").verify()
+        assert verdict.exit_code == 4
+        assert "`callbacks` of the run's trainer" in verdict.reason
+
+
+class Touching(Callback):
+    """Changes weights at a step, as no record tells."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, pl_module, *args) -> None:
+        if trainer.global_step == self.step:
+            with torch.no_grad():
+                next(iter(pl_module.network.parameters())).add_(1e-3)
+
+
+def brighter(image):
+    return image
+
+
+class TestCauses:
+    """Each planted cause is named, with its stage."""
+
+    @pytest.mark.parametrize(
+        ("options", "stage", "said"),
+        [
+            ({"seed": 43}, "start", "another seed of the model: 42 was recorded, 43 was found"),
+            ({"batch_size": 6}, "order", "the option `batch_size`: 8 was recorded, 6 was found"),
+            ({"lr": 1e-3}, "rate", "the learning rate: none was recorded, 0.001 was found"),
+            ({"augmentation": "light"}, "inputs", "the option `augmentation`: default was recorded, light was found"),
+            ({"weight_decay": 0.2}, "update", "the option `weight_decay`: none was recorded, 0.2 was found"),
+            ({"epochs": 3}, "rate", "the option `max_epochs`: 2 was recorded, 3 was found"),
+        ],
+        ids=["seed", "batch size", "learning rate", "augmentation", "decay", "epochs"],
+    )  # fmt: skip
+    def test_an_option(self, run, photos, tmp_path, options, stage, said):
+        found = diff(run.path, fit(photos, tmp_path, **options).path)
+        assert not found.equal
+        assert found.difference.stage == stage
+        assert said in found.cause
+
+    def test_threads(self, photos, tmp_path):
+        # Large enough for a sum to be shared among threads.
+        options = {"backbone": "resnet18", "image_size": 64, "epochs": 1}
+        a = fit(photos, tmp_path, "one", **options)
+        b = fit(photos, tmp_path, "two", **{**options, "threads": 2})
+        found = diff(a.path, b.path)
+        assert found.difference.stage in ("forward", "update")
+        assert "the number of threads: 1 was recorded, 2 is used" in found.cause
+
+    def test_a_pixel(self, run, photos, tmp_path):
+        moved = shutil.copytree(photos, tmp_path / "photos")
+        path = next(one for one in sorted(moved.rglob("*.png")))
+        Image.new("RGB", (32, 32), "white").save(path)
+        found = diff(run.path, fit(moved, tmp_path).path)
+        assert found.files == (f"changed: {path.relative_to(moved).as_posix()}",)
+        assert found.difference.stage in ("inputs", "validation")
+        assert path.name in found.cause
+
+    def test_a_name(self, run, photos, tmp_path):
+        moved = shutil.copytree(photos, tmp_path / "photos")
+        path = next(one for one in sorted(moved.rglob("*.png")))
+        path.rename(path.with_name("zzz.png"))
+        found = diff(run.path, fit(moved, tmp_path).path)
+        assert found.difference.stage == "order"
+        assert "zzz.png" in found.cause
+
+    def test_a_library(self, copy, run):
+        manifest = Manifest.load(copy.path / "manifest.json")
+        versions = {**manifest.environment["versions"], "torch": "1.0"}
+        environment = {**manifest.environment, "versions": versions}
+        dataclasses.replace(manifest, environment=environment).save(copy.path / "manifest.json")
+        lines = (copy.path / "ledger.jsonl").read_text().splitlines()
+        assert "the version of torch" in diff(run.path, copy.path).__str__()
+        forged = json.loads(lines[1]) | {"loss": "0x1.0p+0"}
+        ledger = autotimm.repro.Ledger(copy.path / "forged.jsonl")
+        for line in [json.loads(lines[0]), forged]:
+            ledger.add(line.pop("kind"), **{name: value for name, value in line.items() if name != "prev"})
+        ledger.flush()
+        (copy.path / "forged.jsonl").rename(copy.path / "ledger.jsonl")
+        found = diff(run.path, copy.path)
+        assert found.difference.stage == "forward"
+        assert "the version of torch: " in found.cause
+
+    def test_code_of_a_transform(self, photos, tmp_path):
+        runs = []
+        for number, change in enumerate(("image", "255 - image")):
+            source = f"def change(image):\n    return {change}\n"
+            path = tmp_path / f"mine{number}.py"
+            path.write_text(source)
+            space = {}
+            exec(compile(source, str(path), "exec"), space)
+            one = trainer(1, run_dir=tmp_path / f"run{number}")
+            one.fit(classifier(), datamodule=toy_data(photos, train_transforms=space["change"]))
+            runs.append(tmp_path / f"run{number}")
+        found = diff(*runs)
+        assert found.difference.stage == "inputs"
+        assert "the settings or the code of a transform (train)" in found.cause
+
+    def test_an_initial_weight(self, photos, tmp_path):
+        for name in ("a", "b"):
+            task = classifier()
+            if name == "b":
+                with torch.no_grad():
+                    next(iter(task.network.parameters())).view(-1)[0] += 1e-6
+            trainer(1, run_dir=tmp_path / name).fit(task, datamodule=toy_data(photos))
+        found = diff(tmp_path / "a", tmp_path / "b")
+        assert found.difference.stage == "start"
+        assert "the initial weights" in found.cause
+
+    def test_a_callback_that_touches_weights(self, photos, tmp_path):
+        trainer(2, run_dir=tmp_path / "a").fit(classifier(), datamodule=toy_data(photos))
+        touched = trainer(2, run_dir=tmp_path / "b", callbacks=[Touching(4)])
+        touched.fit(classifier(), datamodule=toy_data(photos))
+        found = diff(tmp_path / "a", tmp_path / "b")
+        assert (found.difference.stage, found.difference.step) == ("forward", 5)
+        assert "callback" in found.cause
