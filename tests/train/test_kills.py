@@ -1,0 +1,148 @@
+"""Real processes, really killed: what remains goes on to the same bytes."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from autotimm.data.toy import write_toy_folder
+from autotimm.repro.digest import file_digest
+from autotimm.repro.ledger import read_ledger
+
+FILES = ("ledger.jsonl", "metrics.csv", "splits.csv", "files.csv", "results.json", "model.safetensors")
+FIT = ["--backbone", "test_resnet", "--image-size", "32", "--batch-size", "4", "--threads", "1", "--pretrained",
+       "false", "--val-split", "0.25", "--num-workers", "2", "--checkpoint-every", "3", "--ema-decay", "0.9",
+       "--mixup-alpha", "0.2"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return write_toy_folder(tmp_path_factory.mktemp("kills") / "photos", n=64, num_classes=3, image_size=32, seed=7)
+
+
+def start(*words, cwd):
+    command = [sys.executable, "-m", "autotimm", *map(str, words)]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    # SIGINT as a terminal's child has it: a shell switches it off for what it runs in the background.
+    return subprocess.Popen(
+        command, cwd=cwd, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler), start_new_session=True,
+    )  # fmt: skip
+
+
+def whole(photos, cwd, epochs):
+    process = start("fit", photos, *FIT, "--epochs", epochs, "--name", "whole", cwd=cwd)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return cwd / "runs" / "whole", out
+
+
+@pytest.fixture(scope="module")
+def reference(photos, tmp_path_factory):
+    """A run of four epochs that nobody stopped."""
+    return whole(photos, tmp_path_factory.mktemp("reference"), 4)[0]
+
+
+def steps(folder):
+    """How many lines of steps are on the disk."""
+    lines = read_ledger(folder / "ledger.jsonl").lines
+    return sum(line["kind"] == "step" for line in lines)
+
+
+def reach(process, folder, wanted):
+    """Wait until a run has written so many steps; the run may be over by then."""
+    while process.poll() is None and steps(folder) < wanted:
+        time.sleep(0.005)
+
+
+def finish(folder, cwd):
+    process = start("resume", folder, cwd=cwd)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return err
+
+
+def kill(process, number):
+    """Send a signal to a process and to those that load for it, as a terminal or an out-of-memory killer does."""
+    os.killpg(process.pid, number) if number == signal.SIGKILL else process.send_signal(number)
+    return process.communicate(timeout=120)
+
+
+def same(folder, reference):
+    assert {name: file_digest(folder / name) for name in FILES} == {
+        name: file_digest(reference / name) for name in FILES
+    }
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["term", "int"])
+def test_a_signal(number, code, photos, reference, tmp_path):
+    process = start("fit", photos, *FIT, "--epochs", 4, "--name", "stopped", cwd=tmp_path)
+    folder = tmp_path / "runs" / "stopped"
+    reach(process, folder, 15)
+    _, err = kill(process, number)
+    assert process.returncode in (code, 0), err
+    assert "Traceback" not in err
+    if process.returncode:
+        said = finish(folder, tmp_path)
+        assert "resumed at epoch " in said
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert len(manifest["volatile"]["resumes"]) == 1
+    same(folder, reference)
+
+
+def kills(photos, reference, tmp_path, count, epochs, seed):
+    chance = random.Random(seed)
+    folder = tmp_path / "runs" / "stopped"
+    process = start("fit", photos, *FIT, "--epochs", epochs, "--name", "stopped", cwd=tmp_path)
+    done = 0
+    for _ in range(count):
+        # Somewhere after the next few steps, to come forward at all; and at any moment of writing.
+        reach(process, folder, steps(folder) + chance.randrange(4) if folder.exists() else 1)
+        time.sleep(chance.random() * 0.3)
+        if process.poll() is not None:
+            break
+        kill(process, signal.SIGKILL)
+        done += 1
+        process = start("resume", folder, cwd=tmp_path)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    same(folder, reference)
+    return done
+
+
+def test_three_kills(photos, reference, tmp_path):
+    assert kills(photos, reference, tmp_path, count=3, epochs=4, seed=time.time_ns()) >= 1
+
+
+@pytest.mark.slow
+def test_twenty_kills(photos, tmp_path):
+    reference, _ = whole(photos, tmp_path, epochs=40)
+    assert kills(photos, reference, tmp_path, count=20, epochs=40, seed=time.time_ns()) == 20
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over(photos, reference, tmp_path):
+    process = start("fit", photos, *FIT, "--epochs", 4, "--name", "stopped", cwd=tmp_path)
+    folder = tmp_path / "runs" / "stopped"
+    while not (folder / "config.yaml").exists():
+        time.sleep(0.005)
+    kill(process, signal.SIGKILL)
+    assert "the run stopped before its first checkpoint: it starts over" in finish(folder, tmp_path)
+    same(folder, reference)
+
+
+def test_one_writer(photos, tmp_path):
+    process = start("fit", photos, *FIT, "--epochs", 4, "--name", "one", cwd=tmp_path)
+    folder = tmp_path / "runs" / "one"
+    reach(process, folder, 4)
+    second = start("resume", folder, cwd=tmp_path)
+    _, err = second.communicate(timeout=120)
+    if process.poll() is None:
+        assert second.returncode == 1, err
+        assert "must have one writer" in err
+    process.communicate(timeout=120)
+    assert process.returncode == 0
