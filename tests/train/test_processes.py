@@ -1,12 +1,19 @@
 """Several processes that train together, as scripts that Lightning starts again for each of them."""
 
+import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch.distributed
 
 from autotimm import Run
+from autotimm.repro.digest import file_digest
+from autotimm.repro.ledger import read_ledger
+from autotimm.run import diff
 
 SCRIPT = """
 import autotimm
@@ -53,3 +60,89 @@ def test_processes_that_are_spawned_leave_a_whole_run_too(toy_folder, tmp_path):
         [sys.executable, script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120, check=True
     )
     assert Run(run).metrics["val/loss"] > 0
+
+
+FIT = ["--backbone", "test_resnet", "--image-size", "32", "--threads", "1", "--pretrained", "false", "--val-split",
+       "0.25", "--num-workers", "1", "--epochs", "3", "--accelerator", "cpu", "--checkpoint-every", "1"]  # fmt: skip
+FILES = ("ledger.jsonl", "metrics.csv", "splits.csv", "model.safetensors")
+
+
+def autotimm(*words, cwd, kill_after=None):
+    """Run the program with all the processes that it starts; kill them all once so many steps are on the disk."""
+    command = [sys.executable, "-m", "autotimm", *map(str, words)]
+    with open(cwd / "log.txt", "a") as log:
+        process = subprocess.Popen(command, cwd=cwd, stdout=log, stderr=log, start_new_session=True)
+        ledger = cwd / "runs" / "killed" / "ledger.jsonl"
+        while kill_after is not None and process.poll() is None:
+            if ledger.exists() and ledger.read_bytes().count(b'"step"') >= kill_after:
+                os.killpg(process.pid, signal.SIGKILL)
+            time.sleep(0.01)
+        assert process.wait(timeout=240) == (0 if kill_after is None else -signal.SIGKILL), (
+            cwd / "log.txt"
+        ).read_text()
+
+
+def lines(run, kind, *fields):
+    found = [line for line in read_ledger(run / "ledger.jsonl").lines if line["kind"] == kind]
+    return [[line[name] for name in fields] for line in found]
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
+def test_two_processes_repeat_and_see_what_one_sees(toy_folder, tmp_path):
+    runs = tmp_path / "runs"
+    for name in ("two", "again"):
+        autotimm("fit", toy_folder, *FIT, "--batch-size", 3, "--devices", 2, "--name", name, cwd=tmp_path)
+    assert {name: file_digest(runs / "two" / name) for name in FILES} == {
+        name: file_digest(runs / "again" / name) for name in FILES
+    }
+    autotimm("fit", toy_folder, *FIT, "--batch-size", 6, "--name", "one", cwd=tmp_path)
+    assert lines(runs / "two", "start", "world_size", "weights")[0][1] == lines(runs / "one", "start", "weights")[0][0]
+    seen = ("epoch", "batch", "ids", "inputs")
+    assert lines(runs / "two", "step", *seen) == lines(runs / "one", "step", *seen)
+    # No rest is left over: 18 images are three global batches of 6, whoever shares them.
+    # The first step has seen equal samples with equal weights: its loss differs by no more than the order of sums.
+    losses = [float.fromhex(lines(runs / name, "step", "loss")[0][0]) for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=0.2)
+    found = diff(runs / "one", runs / "two")
+    assert "environment: environment.processes: 1 was recorded, 2 is used" in str(found)
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
+def test_two_processes_that_were_killed_go_on(toy_folder, tmp_path):
+    runs = tmp_path / "runs"
+    common = [*FIT, "--batch-size", 4, "--devices", 2]
+    autotimm("fit", toy_folder, *common, "--name", "whole", cwd=tmp_path)
+    autotimm("fit", toy_folder, *common, "--name", "killed", cwd=tmp_path, kill_after=5)
+    autotimm("resume", runs / "killed", cwd=tmp_path)
+    assert {name: file_digest(runs / "killed" / name) for name in FILES} == {
+        name: file_digest(runs / "whole" / name) for name in FILES
+    }
+
+
+MEASURE = """
+import json, sys
+from pathlib import Path
+from autotimm import AutoTrainer, ImageClassifier, ImageDataModule
+data = ImageDataModule({data!r}, image_size=32, eval_batch_size=2, num_workers=0, val_split=0.3)
+model = ImageClassifier("test_resnet", 3, pretrained=False, image_size=32)
+options = dict(accelerator="cpu", devices=int(sys.argv[1]), threads=1, run_dir=False, enable_progress_bar=False)
+trainer = AutoTrainer(1, **options)
+(found,) = trainer.validate(model, datamodule=data)
+metric = model.metrics["val_metrics"]["accuracy"]
+if trainer.is_global_zero:
+    Path({out!r}).write_text(json.dumps([len(data.tables["val"]), found]))
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
+def test_every_sample_is_measured_once(toy_folder, tmp_path):
+    """Of 7 images two processes have 4 and 3: none may count twice."""
+    script, out = tmp_path / "measure.py", tmp_path / "found.json"
+    script.write_text(MEASURE.format(data=str(toy_folder), out=str(out)))
+    found = []
+    for devices in ("1", "2"):
+        subprocess.run([sys.executable, script, devices], capture_output=True, timeout=120, check=True)
+        found.append(json.loads(out.read_text()))
+    assert found[0][0] == found[1][0]
+    assert found[0][1]["val/accuracy"] == found[1][1]["val/accuracy"]
+    assert found[0][1]["val/loss"] == pytest.approx(found[1][1]["val/loss"], rel=1e-6)
