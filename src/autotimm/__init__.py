@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from autotimm.metrics import MetricConfig
     from autotimm.models.backbone import list_backbones
     from autotimm.repro.seed import seed_everything
-    from autotimm.run import Run, fit
+    from autotimm.run import Run, diff, fit
     from autotimm.tasks.base import Task
     from autotimm.tasks.classification import ImageClassifier
     from autotimm.train import AutoTrainer
@@ -64,6 +64,7 @@ _HOME = {
     "TunerConfig": "autotimm.train.tuner",
     "UsageError": "autotimm.errors",
     "WeightsError": "autotimm.errors",
+    "diff": "autotimm.run",
     "fit": "autotimm.run",
     "list_backbones": "autotimm.models.backbone",
     "seed_everything": "autotimm.repro.seed",
@@ -94,6 +95,7 @@ __all__ = [
     "TunerConfig",
     "UsageError",
     "WeightsError",
+    "diff",
     "fit",
     "list_backbones",
     "seed_everything",
