@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from autotimm.models.backbone import list_backbones
     from autotimm.repro.seed import seed_everything
     from autotimm.run import Run, diff, fit
+    from autotimm.studies import Study, study
     from autotimm.tasks.base import Task
     from autotimm.tasks.classification import ImageClassifier
     from autotimm.train import AutoTrainer
@@ -60,6 +61,7 @@ _HOME = {
     "Sample": "autotimm.types",
     "Stage": "autotimm.types",
     "Step": "autotimm.types",
+    "Study": "autotimm.studies",
     "Task": "autotimm.tasks.base",
     "TunerConfig": "autotimm.train.tuner",
     "UsageError": "autotimm.errors",
@@ -68,6 +70,7 @@ _HOME = {
     "fit": "autotimm.run",
     "list_backbones": "autotimm.models.backbone",
     "seed_everything": "autotimm.repro.seed",
+    "study": "autotimm.studies",
 }
 # Parts that people reach as `autotimm.testing.check_task` after a plain `import autotimm`.
 _PARTS = ("config", "data", "errors", "losses", "metrics", "models", "optim", "repro", "tasks", "testing", "types")
@@ -91,6 +94,7 @@ __all__ = [
     "Sample",
     "Stage",
     "Step",
+    "Study",
     "Task",
     "TunerConfig",
     "UsageError",
@@ -99,6 +103,7 @@ __all__ = [
     "fit",
     "list_backbones",
     "seed_everything",
+    "study",
 ]
 
 

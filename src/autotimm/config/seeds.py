@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from autotimm.config.kinds import Kind
+from autotimm.config.kinds import Kind, Whole
 from autotimm.errors import nearest
 
-__all__ = ["STREAMS", "StreamSeeds", "stream_seeds"]
+__all__ = ["STREAMS", "Seeds", "StreamSeeds", "stream_seeds"]
 
 # Every named stream that decides something of a run, in the order in which a run first draws from it.
 STREAMS = ("split", "init", "order", "augment", "step", "eval")
@@ -41,6 +41,26 @@ class StreamSeeds(Kind):
         """Name the streams nearest to the first unknown one."""
         names = [name for name, _ in _pairs(value) if name not in STREAMS]
         return nearest(names[0], STREAMS) if names else "Seeds are whole numbers in [0, 2**32), one per stream."
+
+
+@dataclass(frozen=True)
+class Seeds(Kind):
+    """How many seeds, or which: ``5``, or ``1,2,3``."""
+
+    must: str = "a number of seeds, 2 or more, or different seeds such as 1,2,3"
+    metavar: str = "N|A,B,..."
+
+    def read(self, value: object) -> int | tuple[int, ...]:
+        """Convert a number, text with commas, or a list of numbers."""
+        if isinstance(value, str) and "," in value:
+            value = [int(word) for word in value.split(",") if word.strip()]
+        if isinstance(value, (list, tuple, range)):
+            one = Whole(bits=_BITS)
+            seeds = tuple(one.read(seed) for seed in value)
+            if len(seeds) < 2 or len({*seeds}) < len(seeds):
+                raise ValueError
+            return seeds
+        return Whole(2).read(value)
 
 
 def _pairs(value: object) -> list[tuple[str, Any]]:

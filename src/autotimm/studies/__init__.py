@@ -1,0 +1,11 @@
+"""Studies: one configuration, or two, trained with several seeds, and what can be said of the results.
+
+Example:
+    >>> from autotimm.studies.statistics import summarize
+    >>> summarize([0.80, 0.82, 0.84]).max
+    0.84
+"""
+
+from autotimm.studies.make import Study, study, study_configs
+
+__all__ = ["Study", "study", "study_configs"]
