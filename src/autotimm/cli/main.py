@@ -16,6 +16,7 @@ from autotimm.cli.page import Page
 from autotimm.cli.predict import PREDICT
 from autotimm.cli.reproduce import REPRODUCE
 from autotimm.cli.resume import RESUME
+from autotimm.cli.selfcheck import SELFCHECK
 from autotimm.cli.study import STUDY
 from autotimm.cli.test import TEST
 from autotimm.cli.validate import VALIDATE
@@ -25,7 +26,7 @@ from autotimm.errors import AutotimmError, UsageError, nearest
 
 __all__ = ["VERBS", "entry", "main"]
 
-_ALL = (FIT, RESUME, VALIDATE, TEST, PREDICT, VERIFY, DIFF, REPRODUCE, STUDY, BACKBONES, DOCTOR, DEMO)
+_ALL = (FIT, RESUME, VALIDATE, TEST, PREDICT, VERIFY, DIFF, REPRODUCE, STUDY, BACKBONES, DOCTOR, SELFCHECK, DEMO)
 VERBS: dict[str, Verb] = {verb.name: verb for verb in _ALL}
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
