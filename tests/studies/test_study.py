@@ -91,6 +91,7 @@ class TestResults:
         assert "4 runs, 4 of them are finished" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on(toy_folder, tmp_path):
     """SIGKILL between two runs and in the middle of one; the outcome is that of a run that was left alone."""
     command = [sys.executable, "-m", "autotimm", "study", str(toy_folder), "--seeds", "2", "--vary", "init"]
