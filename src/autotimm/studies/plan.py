@@ -12,6 +12,7 @@ from autotimm.config import FitConfig, read_yaml
 from autotimm.config.seeds import STREAMS, Seeds, stream_seeds
 from autotimm.errors import UsageError, require, require_choice, sentence
 from autotimm.repro.digest import config_digest
+from autotimm.repro.files import write_text
 from autotimm.repro.seed import default_threads
 
 __all__ = ["ALL", "VARIED", "Plan", "Trial", "make_plan"]
@@ -188,8 +189,6 @@ def keep_config(trial: Trial, folder: Path) -> Path:
     Raises:
         UsageError: If the study has a run of that name with another configuration.
     """
-    from autotimm.repro.files import write_text
-
     file = folder / "configs" / f"{trial.name}.yaml"
     if file.exists():
         before = FitConfig.layered([(f"file {file}", read_yaml(str(file))[0])])
