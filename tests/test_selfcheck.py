@@ -74,7 +74,7 @@ class FixedGenerator(ImageDataModule):
 
 
 class DrawsInItsConstructor(ImageClassifier):
-    def __init__(self, num_classes, **options):
+    def __init__(self, num_classes: int, **options):
         scale = random.random()
         super().__init__("test_resnet", num_classes, **options)
         with torch.no_grad():
