@@ -158,8 +158,6 @@ class DataModule(pl.LightningDataModule, Facts, ABC):
         """Make a batch of samples; ``transforms`` is what to call them in an error."""
         return collate(samples, transforms)
 
-    # Reading, once
-
     def setup(self, stage: str | None = None) -> None:
         """Read, check and split the data; the second time nothing happens.
 
@@ -230,12 +228,9 @@ class DataModule(pl.LightningDataModule, Facts, ABC):
         return torch.cuda.is_available()
 
     @property
-    def _rank(self) -> int:
-        return 0 if self.trainer is None else int(self.trainer.global_rank)
-
-    @property
-    def _world_size(self) -> int:
-        return 1 if self.trainer is None else int(self.trainer.world_size)
+    def _share(self) -> tuple[int, int]:
+        """Which of how many processes this is."""
+        return (0, 1) if self.trainer is None else (int(self.trainer.global_rank), int(self.trainer.world_size))
 
     def train_dataloader(self) -> KeyedLoader:
         """Training batches: shuffled or balanced, augmented."""
@@ -249,8 +244,8 @@ class DataModule(pl.LightningDataModule, Facts, ABC):
             shuffle=not fixed,
             weights=balanced_weights(table) if self.balanced_sampling and not fixed else None,
             drop_last=self.drop_last,
-            rank=self._rank,
-            world_size=self._world_size,
+            rank=self._share[0],
+            world_size=self._share[1],
         )
         return self._loader(table, batches, self._train, "augment")
 
@@ -261,8 +256,8 @@ class DataModule(pl.LightningDataModule, Facts, ABC):
             self.eval_batch_size,
             self.run_seed,
             shuffle=False,
-            rank=self._rank,
-            world_size=self._world_size,
+            rank=self._share[0],
+            world_size=self._share[1],
         )
         return self._loader(table, batches, self._eval, "eval")
 

@@ -23,7 +23,7 @@ import io
 import itertools
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,10 @@ from safetensors.torch import save
 from autotimm.data.content import Content, content
 from autotimm.data.module import DataModule
 from autotimm.errors import ModelError, RunError, UsageError, sentence
-from autotimm.repro.digest import config_digest
-from autotimm.repro.environment import volatile
 from autotimm.repro.files import atomic_path, write_text
-from autotimm.repro.ledger import read_ledger
-from autotimm.repro.manifest import Manifest
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import read_checkpoint
-from autotimm.train.declare import decisions, describe, inputs, levels, surroundings, timestamp
+from autotimm.train.declare import describe
 from autotimm.train.epochs import MetricsTable
 from autotimm.train.progress import say
 
@@ -213,29 +209,6 @@ class RunFolder:
         with path.open(newline="", encoding="utf-8") as file:
             return Content((row["id"], row["sha256"]) for row in csv.DictReader(file))
 
-    def declare(self, trainer: Any, model: pl.LightningModule, data: DataModule | None, initial: str) -> str:
-        """Write the manifest of a run that begins or goes on, and return the run's id."""
-        before = Manifest.load(self.manifest) if self.manifest.exists() else None
-        found = self.content()
-        splits = self.path / "splits.csv"
-        data_facts: dict[str, Any] = {"data": {"digest": found and found.digest, "samples": found and len(found)}}
-        data_facts["splits"] = config_digest(splits.read_text()) if splits.exists() else None
-        if before is not None and trainer.global_step:
-            initial = before.inputs["initial"]
-        clock = {"started": timestamp(), "folder": str(self.path.resolve()), **volatile()}
-        if before is not None and trainer.global_step:
-            clock = before.volatile | {"resumes": [*before.volatile.get("resumes", []), timestamp()]}
-        manifest = Manifest(
-            inputs=inputs(trainer, model, data, content=data_facts, initial=initial),
-            environment=surroundings(trainer),
-            decisions=decisions(model, data),
-            results={"status": "running"},
-            levels=levels(trainer, data),
-            volatile=clock,
-        )
-        manifest.save(self.manifest)
-        return manifest.run_id
-
     @property
     def manifest(self) -> Path:
         """The manifest's file."""
@@ -245,16 +218,6 @@ class RunFolder:
     def ledger(self) -> Path:
         """The ledger's file."""
         return self.path / "ledger.jsonl"
-
-    def conclude(self, status: str, steps: int) -> None:
-        """Write how a run ended into its manifest."""
-        if self.manifest.exists():
-            found = Manifest.load(self.manifest)
-            # From the file: in a run with spawned processes this one has not written it.
-            ledger = read_ledger(self.ledger)
-            metrics = {name: value.hex() for name, value in self.results().get("best", {}).items()}
-            results = {"status": status, "steps": steps, "ledger": ledger.last, "metrics": metrics}
-            replace(found, results=results, volatile=found.volatile | {"ended": timestamp()}).save(self.manifest)
 
     def finish(self, trainer: Any) -> None:
         """Write the best weights and the results of a fit that came to its end."""

@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import Callback, Checkpoint, ProgressBar
 
 from autotimm.data.loader import KeyedLoader
 from autotimm.data.module import DataModule
-from autotimm.errors import ModelError, refuse_unknown, require
+from autotimm.errors import refuse_unknown, require
 from autotimm.metrics import choose_monitor
 from autotimm.repro.ledger import Line
 from autotimm.repro.seed import (
@@ -33,11 +33,13 @@ from autotimm.train.checkpoints import RunCheckpoint, read_interval
 from autotimm.train.epochs import EpochMetrics, MetricsTable
 from autotimm.train.folder import RunFolder
 from autotimm.train.keyed import KeyedSteps
-from autotimm.train.progress import make_progress, say
+from autotimm.train.progress import make_progress
+from autotimm.train.record import conclude, declare
 from autotimm.train.recorder import Recorder
+from autotimm.train.resuming import checkpoint_file, resume_from
 from autotimm.train.session import clear_failures, clear_misuse, defaults_from_environment, on_streams_of, quiet
 from autotimm.train.signals import StopRequest
-from autotimm.train.store import CheckpointStore, check_keep
+from autotimm.train.store import check_keep
 from autotimm.train.tuner import TunerConfig, tune
 
 __all__ = ["AutoTrainer"]
@@ -173,7 +175,7 @@ class AutoTrainer(pl.Trainer):
                 tune(self, model, data, self.tuner)
             if isinstance(model, Task) and isinstance(data, DataModule):
                 model.check_data(data.spec)  # before there is a folder, which a second attempt would find taken
-            checkpoint = self._resume_from(ckpt_path)
+            checkpoint = resume_from(self, ckpt_path)
             try:
                 self._open(model, data, resume=ckpt_path is not None)
                 super().fit(model, train_dataloaders, val_dataloaders, datamodule, checkpoint, weights_only)
@@ -187,7 +189,7 @@ class AutoTrainer(pl.Trainer):
 
     def _conclude(self, status: str) -> None:
         if self.run_folder.opened and self.is_global_zero:
-            self.run_folder.conclude(status, steps=self.global_step)
+            conclude(self.run_folder, status, steps=self.global_step)
 
     def _only(self, kind: type[_Kind]) -> _Kind:
         """The callback of ours of a kind."""
@@ -220,7 +222,7 @@ class AutoTrainer(pl.Trainer):
 
     def _measure(self, run: Any, model: Any, loaders: Any, ckpt: Any, verbose: bool, data: Any, plain: Any) -> Any:
         with self._session(self.lightning_module if model is None else model, data or loaders):
-            return run(model, loaders, self._checkpoint(ckpt), verbose, data, plain)
+            return run(model, loaders, checkpoint_file(self, ckpt), verbose, data, plain)
 
     def predict(
         self,
@@ -233,47 +235,8 @@ class AutoTrainer(pl.Trainer):
     ) -> Any:
         """Predict, as ``pytorch_lightning.Trainer.predict`` does."""
         with self._session(self.lightning_module if model is None else model, datamodule or dataloaders):
-            checkpoint = self._checkpoint(ckpt_path)
+            checkpoint = checkpoint_file(self, ckpt_path)
             return super().predict(model, dataloaders, datamodule, return_predictions, checkpoint, weights_only)
-
-    def _checkpoint(self, ckpt_path: Any) -> Any:
-        """The file that ``"best"`` or ``"last"`` means in the run folder; Lightning asks its own callback alone.
-
-        Raises:
-            ModelError: If there is none: neither beginning anew nor measuring random weights is what was asked for.
-        """
-        callback, folder = self.checkpoint_callback, self.run_folder
-        if ckpt_path not in ("best", "last") or not isinstance(callback, RunCheckpoint):
-            return ckpt_path
-        if folder.enabled and folder.chosen is not None:
-            callback.folder = folder.checkpoints
-        if found := callback.best_model_path if ckpt_path == "best" else callback.last_model_path:
-            return found
-        raise ModelError(
-            f"The run must have a {ckpt_path}.ckpt. There is none in {folder.chosen or 'a new run folder'}. "
-            "Give the `run_dir` of the run, or leave `ckpt_path` out."
-        )
-
-    def _resume_from(self, ckpt_path: Any) -> Any:
-        """The checkpoint to go on from: for ``"last"`` the newest that is whole, with a line about others."""
-        folder = self.run_folder
-        if ckpt_path != "last" or not folder.enabled or folder.chosen is None:
-            return self._checkpoint(ckpt_path)
-        if folder.is_run and not [*folder.checkpoints.glob("*.ckpt")]:
-            if self.is_global_zero:
-                say("the run stopped before its first checkpoint: it starts over")
-            return None
-        found = self._checkpoint(ckpt_path)
-        newest, damaged = CheckpointStore(folder.checkpoints).newest()
-        if damaged and self.is_global_zero:
-            names = ", ".join(path.name for path in damaged)
-            say(f"{names}: damaged since it was written" + (f"; going on from {newest.name}" if newest else ""))
-        if damaged and newest is None:
-            raise ModelError(
-                f"The run {folder.path} must have a checkpoint that is whole. All of them are damaged. "
-                "Start it again in another folder."
-            )
-        return newest or found
 
     def _open(self, model: pl.LightningModule, data: Any, resume: bool) -> None:
         """Open the run folder, and tell the callbacks where it is and what to watch."""
@@ -295,7 +258,7 @@ class AutoTrainer(pl.Trainer):
             ours = data if isinstance(data, DataModule) else None
             recorder = self._only(Recorder)
             recorder.write_to(folder.ledger, self.listener)
-            recorder.declare = partial(folder.declare, self, model, ours)
+            recorder.declare = partial(declare, folder, self, model, ours)
 
     @contextmanager
     def _session(self, model: Any, *data: Any) -> Iterator[None]:
