@@ -29,6 +29,7 @@ class Comparison:
         cause: What is likely behind it, in words.
         metrics: Metrics of the best epochs, side by side; ``None`` where one has none.
         notes: What is wrong with the records.
+        confirmed: What was found by setting factors back, see :mod:`autotimm.confirm`; empty if nobody asked.
     """
 
     manifests: tuple[ManifestDifference, ...]
@@ -37,6 +38,7 @@ class Comparison:
     cause: str
     metrics: Mapping[str, tuple[float | None, float | None]]
     notes: tuple[str, ...]
+    confirmed: str = ""
 
     @property
     def equal(self) -> bool:
@@ -56,6 +58,7 @@ class Comparison:
             "files": list(self.files),
             "difference": self.difference._asdict() if self.difference else None,
             "cause": self.cause,
+            "confirmed": self.confirmed,
             "metrics": {name: list(pair) for name, pair in self.metrics.items()},
             "notes": list(self.notes),
         }
@@ -73,7 +76,7 @@ class Comparison:
             a, b = ("-" if one is None else f"{one:.4f}" for one in pair)
             lines.append(f"{name:<{width}}  {a}  {b}" + ("" if pair[0] == pair[1] else "  differs"))
         if self.difference is not None:
-            lines += [describe(self.difference), self.cause]
+            lines += [one for one in (describe(self.difference), self.cause, self.confirmed) if one]
         return "\n".join([*lines, "equal" if self.equal else "different"])
 
 

@@ -89,7 +89,8 @@ def rebuild(
         data: Where the data is now, if it was moved.
         workers: Loading processes instead of the recorded number; they never change a result.
         weights_needed: Whether pretrained weights must be had: not where a checkpoint replaces them at once.
-        changes: Options that are to be others than recorded, by their names on the command line.
+        changes: Options that are to be others than recorded, by their names on the command line; for a run of objects
+            also arguments of one part, as ``model.lr``.
 
     Raises:
         ModelError: If a class or an object of it cannot be had again.
@@ -149,21 +150,30 @@ def _from_classes(
     if data is not None:
         given["image_dir" if given.get("train_csv") else "data_dir"] = str(data)
     given |= {} if workers is None else {"num_workers": workers}
-    given |= {name: value for name, value in changes.items() if name in given}
+    given |= _changed("data", given, changes)
     if decided.get("batch_size") is not None:
         given["batch_size"] = decided["batch_size"]
     module = recorded_data({**config["data"], "init_args": given})
     module.setup("fit")
     arguments = {**(config["model"].get("init_args") or {})}
-    arguments |= {name: value for name, value in changes.items() if name in arguments}
+    arguments |= _changed("model", arguments, changes)
     _require_plain(arguments, "model")
     task = construct(task_class_named(config["model"]["class_path"]), arguments)
     settings = {**config["trainer"]}
     _require_plain(settings, "trainer")
-    settings |= {_TRAINER_NAMES.get(name, name): value for name, value in changes.items() if name not in arguments}
+    # Most options of a trainer are not listed where they were left alone: what nobody else knows is one.
+    others = {name: value for name, value in changes.items() if "." not in name and name not in {*given, *arguments}}
+    settings |= _changed("trainer", settings, changes)
+    settings |= {_TRAINER_NAMES.get(name, name): value for name, value in others.items()}
     settings.pop("logger", None)
     trainer = AutoTrainer(**{**settings, "run_dir": folder.chosen})
     return Rebuilt(task, module, trainer, None)
+
+
+def _changed(part: str, given: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What is to be another value in one part of a run."""
+    names = {name: (name, f"{part}.{name}") for name in given}
+    return {name: changes[key] for name, keys in names.items() for key in keys if key in changes}
 
 
 def _require_plain(arguments: Mapping[str, Any], owner: str) -> None:

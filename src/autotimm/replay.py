@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from autotimm.train.declare import surroundings
 from autotimm.train.folder import RunFolder
 from autotimm.train.store import CheckpointStore
 
-__all__ = ["Verdict", "describe", "read_run_ledger", "verify", "worth_naming"]
+__all__ = ["EnoughError", "Verdict", "changed_files", "describe", "play", "read_run_ledger", "verify", "worth_naming"]
 
 # What the bits of a CPU or GPU depend on, and no program can set back.
 _HARDWARE = ("hardware.instructions", "hardware.machine", "hardware.devices", "device")
@@ -38,6 +38,7 @@ class Verdict:
         notes: What else was noticed, a line each.
         distances: On other hardware, how far the losses are apart per step.
         metrics: On other hardware, metrics side by side.
+        confirmed: What was found by setting factors back, see :mod:`autotimm.confirm`; empty if nobody asked.
     """
 
     verdict: str
@@ -48,6 +49,7 @@ class Verdict:
     notes: tuple[str, ...] = ()
     distances: tuple[Distance, ...] = ()
     metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    confirmed: str = ""
 
     @property
     def identical(self) -> bool:
@@ -64,7 +66,7 @@ class Verdict:
             raise DifferentError(f"The run must be identical to its record. It is {self.verdict}. {self.reason}")
 
     def __str__(self) -> str:
-        lines = [*self.notes, *self._side_by_side(), self.reason]
+        lines = [*self.notes, *self._side_by_side(), self.reason, self.confirmed]
         steps = f" ({self.steps} steps compared)" if self.steps else ""
         return "\n".join([*(line for line in lines if line), f"verdict: {self.verdict}{steps}"])
 
@@ -77,7 +79,7 @@ class Verdict:
         return lines + [f"  {name}: {a:.4f} recorded, {b:.4f} found" for name, (a, b) in self.metrics.items()]
 
 
-class _EnoughError(Exception):
+class EnoughError(Exception):
     """The replay has come as far as it was asked to."""
 
 
@@ -99,12 +101,12 @@ class _Listener:
             self.difference = self.comparer.take(line)
             self._over = self.difference is not None
         if self.difference is not None and not self.go_on:
-            raise _EnoughError
+            raise EnoughError
         limit = self.limit is not None and line["kind"] == "step" and line["step"] >= self.limit
         epoch = self.last_epoch is not None and line["kind"] == "epoch" and line["epoch"] + 1 >= self.last_epoch
         if limit or epoch:
             self._over = True
-            raise _EnoughError
+            raise EnoughError
 
     def finish(self) -> Difference | None:
         """The first difference, once the replay is over."""
@@ -172,7 +174,7 @@ def verify(
             return Verdict("not comparable", DataError.exit_code, f"The data is not what it was: {shown}.",
                            notes=tuple(notes))  # fmt: skip
         listener = _Listener(recorded, steps, epochs[1] if epochs else None, go_on=_other_hardware(manifest, made))
-        _play(made, listener, first)
+        play(made, listener, first)
         now = Manifest.load(place.manifest) if place.manifest.exists() else manifest
         verdict = _judge(manifest, now, listener, notes)
     if verdict.identical and not changes:
@@ -210,11 +212,12 @@ def _get(values: Mapping[str, Any], name: str) -> Any:
     return _get(found, rest) if rest and isinstance(found, Mapping) else found
 
 
-def _play(made: Rebuilt, listener: _Listener, first: Path | None) -> None:
+def play(made: Rebuilt, listener: Callable[[Line], None], first: Path | None) -> None:
+    """Train what was rebuilt, until it ends or the listener has heard enough."""
     made.trainer.listener = listener
     try:
         made.trainer.fit(made.task, datamodule=made.data, ckpt_path=first)
-    except _EnoughError:
+    except EnoughError:
         return
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from autotimm.build import build_data
 from autotimm.comparison import Comparison, compare
 from autotimm.config import FitConfig
+from autotimm.confirm import confirm_difference, confirm_replay
 from autotimm.data.module import DataModule
 from autotimm.data.serve import labelled_loader, recorded_data
 from autotimm.errors import DataError, ModelError, nearest, sentence
@@ -46,17 +48,23 @@ def fit_config(config: FitConfig) -> Run:
     return Run(launch(config))
 
 
-def diff(a: str | Path, b: str | Path) -> Comparison:
+def diff(a: str | Path, b: str | Path, *, explain: bool = False) -> Comparison:
     """Compare two runs: configuration, environment, data, first differing step, metrics.
 
     Args:
         a: The folder of a run.
         b: That of another.
+        explain: Confirm the cause: replay the first differing step with each factor set back, see ``confirmed`` of the
+            comparison. It takes a replay from the nearest checkpoint for each of at most 8 factors.
 
     Raises:
         ModelError: If one of them has no record of a run.
     """
-    return compare(Run(a).path, Run(b).path)
+    folders = Run(a).path, Run(b).path
+    found = compare(*folders)
+    if not explain or found.difference is None:
+        return found
+    return replace(found, confirmed=confirm_difference(*folders, found.difference))
 
 
 def fit_objects(task: Task, data: DataModule, trainer: AutoTrainer) -> Run:
@@ -208,9 +216,17 @@ class Run:
         steps: int | None = None,
         epochs: tuple[int, int] | None = None,
         workers: int | None = None,
+        explain: bool = False,
     ) -> Verdict:
-        """Make the run again in a scratch folder and compare every step, see :func:`autotimm.replay.verify`."""
-        return verify(self.path, data=data, steps=steps, epochs=epochs, workers=workers)
+        """Make the run again in a scratch folder and compare every step, see :func:`autotimm.replay.verify`.
+
+        With ``explain`` the cause of a difference is confirmed: the step is replayed with each factor set back, see
+        ``confirmed`` of the verdict.
+        """
+        found = verify(self.path, data=data, steps=steps, epochs=epochs, workers=workers)
+        if not explain or found.difference is None:
+            return found
+        return replace(found, confirmed=confirm_replay(self.path, found.difference, data=data, workers=workers))
 
     def level(self) -> dict[str, str]:
         """What the run may claim, for R0 to R7: ``checked``, ``expected`` or ``no, because ...``."""

@@ -21,7 +21,7 @@ def run(argv: Sequence[str]) -> int:
         return 0
     with loading_torch():
         from autotimm.run import diff  # lazy: a mistake in the command is answered without torch
-    found = diff(given.positionals["a"], given.positionals["b"])
+    found = diff(given.positionals["a"], given.positionals["b"], explain=given.value("explain"))
     print(json.dumps(found.as_dict(), indent=2, sort_keys=True) if given.value("json") else found)
     return found.exit_code
 
@@ -31,8 +31,14 @@ DIFF = Verb(
     summary="compare two runs: settings, data, first differing step, metrics",
     run=run,
     positionals=(Positional("a", "RUN_A", "a run's folder"), Positional("b", "RUN_B", "another one")),
-    options={"json": Option(Flag(), "print JSON, for other programs", "Options")},
-    defaults={"json": False},
-    examples=("autotimm diff runs/photos-001 runs/photos-002",),
+    options={
+        "explain": Option(Flag(), "confirm the cause: replay the step with each factor set back", "Options"),
+        "json": Option(Flag(), "print JSON, for other programs", "Options"),
+    },
+    defaults={"explain": False, "json": False},
+    examples=(
+        "autotimm diff runs/photos-001 runs/photos-002",
+        "autotimm diff runs/photos-001 runs/photos-002 --explain",
+    ),
     notes=("Exit codes: 0 the runs are equal, 5 they differ.",),
 )

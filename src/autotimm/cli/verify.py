@@ -9,7 +9,7 @@ from autotimm.cli.measure import DATA, FOLDER, WORKERS, open_folder
 from autotimm.cli.parser import parse
 from autotimm.cli.verb import Verb
 from autotimm.config import Option
-from autotimm.config.kinds import Text, Whole
+from autotimm.config.kinds import Flag, Text, Whole
 from autotimm.errors import UsageError, sentence
 
 __all__ = ["VERIFY"]
@@ -23,8 +23,9 @@ def run(argv: Sequence[str]) -> int:
     epochs = _stretch(given.value("epochs"))
     opened = open_folder(given.positionals["run"])
     verdict = opened.verify(
-        data=given.value("data"), steps=given.value("steps"), epochs=epochs, workers=given.value("workers")
-    )
+        data=given.value("data"), steps=given.value("steps"), epochs=epochs, workers=given.value("workers"),
+        explain=given.value("explain"),
+    )  # fmt: skip
     print(verdict)
     return verdict.exit_code
 
@@ -51,8 +52,9 @@ VERIFY = Verb(
             Text(metavar="A:B"), "replay a stretch of epochs only, from a checkpoint", "Options", none="all"
         ),
         "workers": WORKERS,
+        "explain": Option(Flag(), "confirm the cause: replay the step with each factor set back", "Options"),
     },
-    defaults={"data": None, "steps": None, "epochs": None, "workers": None},
+    defaults={"data": None, "steps": None, "epochs": None, "workers": None, "explain": False},
     examples=("autotimm verify runs/photos-001", "autotimm verify runs/photos-001 --epochs 3:4 --workers 2"),
     notes=("Exit codes: 0 identical, 5 different, 3 the data has changed, 4 it cannot be replayed here.",),
 )
