@@ -149,7 +149,9 @@ class TestFullDisk:
         with (
             room_again(),
             pytest.raises(
-                RunError, match=r"epoch-0002-step-00000006\.ckpt could not be written: .*The one before it is unharmed"
+                # What fails first is what is larger than the room: the file of digests, or the checkpoint.
+                RunError,
+                match=r"could not be written: .*The one before it is unharmed|The disk is full: .* unharmed",
             ),
         ):
             trained(toy_folder, 3, run_dir=tmp_path / "run", callbacks=[NoRoom(size)])

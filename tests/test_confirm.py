@@ -51,6 +51,7 @@ class Touching(Callback):
 
 
 class TestRunsApart:
+    @pytest.mark.slow
     def test_threads(self, photos, tmp_path):
         # Large enough for a sum to be shared among threads.
         options = {"backbone": "resnet18", "image_size": 64, "epochs": 1}

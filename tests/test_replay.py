@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import Callback
 
 import autotimm
 from autotimm.data.toy import write_toy_folder
-from autotimm.errors import UsageError
+from autotimm.errors import DataError, UsageError
 from autotimm.repro.manifest import Manifest
 from autotimm.run import Run, diff
 from training import classifier, toy_data, trainer
@@ -40,7 +40,10 @@ def copy(run, tmp_path):
 
 
 class TestIdentical:
-    def test_a_run(self, copy):
+    def test_a_run(self, photos, tmp_path):
+        copy = fit(photos, tmp_path)
+        assert copy.level()["R1"] == "expected"
+        assert copy.verify(steps=2).identical
         assert copy.level()["R1"] == "expected"
         verdict = copy.verify()
         assert (verdict.verdict, verdict.exit_code, verdict.steps) == ("identical", 0, 6)
@@ -53,10 +56,11 @@ class TestIdentical:
     def test_a_stretch_with_workers(self, copy):
         verdict = copy.verify(epochs=(2, 2), workers=2)
         assert (verdict.verdict, verdict.steps) == ("identical", 3)
-        assert copy.level()["R3"] == "checked"
+        assert copy.level()["R3"] == "checked with 2 workers"
+        assert copy.level()["R2"] == "checked from the checkpoint before epoch 2 to epoch 2"
 
     def test_a_stretch_without_a_checkpoint(self, run):
-        with pytest.raises(UsageError, match="Stretches can also begin at epoch 2"):
+        with pytest.raises(UsageError, match="It can begin at epoch 1, 2"):
             run.verify(epochs=(5, 6))
 
     def test_moved_data(self, run, photos, tmp_path):
@@ -76,8 +80,50 @@ class TestIdentical:
         for name in ("ledger.jsonl", "splits.csv", "metrics.csv", "model.safetensors", "files.csv"):
             assert (run.path / name).read_bytes() == (again.path / name).read_bytes(), name
 
+    def test_a_run_that_was_stopped_up_to_there(self, photos, tmp_path):
+        class Boom(Callback):
+            def on_train_epoch_start(self, trainer, *args):
+                if trainer.current_epoch == 1:
+                    raise RuntimeError
+
+        one = trainer(2, run_dir=tmp_path / "run")
+        one.callbacks.insert(0, Boom())
+        with pytest.raises(RuntimeError):
+            one.fit(classifier(), datamodule=toy_data(photos))
+        verdict = Run(tmp_path / "run").verify()
+        assert (verdict.verdict, verdict.steps) == ("identical", 3)
+        assert "did not come to its end" in verdict.notes[0]
+
+    def test_a_ledger_that_was_cut_in_a_line(self, copy):
+        ledger, levels = copy.path / "ledger.jsonl", copy.level()
+        ledger.write_bytes(ledger.read_bytes()[:1000])
+        verdict = copy.verify()
+        assert verdict.identical
+        assert "is cut off; compared up to there" in verdict.notes[0]
+        assert copy.level() == levels
+
+    def test_a_manifest_that_was_edited(self, copy):
+        file = copy.path / "manifest.json"
+        file.write_text(file.read_text().replace('"threads": 1', '"threads": 3'))
+        verdict = copy.verify(steps=2)
+        assert verdict.notes == ("manifest.json: it was edited after it was written",)
+
 
 class TestNotComparable:
+    def test_resuming_with_other_data(self, photos, tmp_path):
+        moved = shutil.copytree(photos, tmp_path / "moved")
+        with pytest.raises(UsageError):
+            fit(moved, tmp_path, "one", monitor="nothing")
+        done = fit(moved, tmp_path, "one")
+        manifest = Manifest.load(done.path / "manifest.json")
+        dataclasses.replace(manifest, results={"status": "interrupted"}).save(done.path / "manifest.json")
+        path = sorted(moved.rglob("*.png"))[3]
+        Image.new("RGB", (32, 32), "white").save(path)
+        before = (done.path / "files.csv").read_bytes()
+        with pytest.raises(DataError, match=f"changed: {path.relative_to(moved).as_posix()}"):
+            done.resume()
+        assert (done.path / "files.csv").read_bytes() == before
+
     def test_one_changed_pixel(self, run, photos, tmp_path):
         moved = shutil.copytree(photos, tmp_path / "moved")
         path = sorted(moved.rglob("*.png"))[3]

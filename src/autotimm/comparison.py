@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from autotimm.rebuild import read_manifest
-from autotimm.replay import describe, read_run_ledger, worth_naming
+from autotimm.replay import read_run_ledger
 from autotimm.repro.cause import ManifestDifference, differences, likely_cause
 from autotimm.repro.compare import Difference, first_difference
 from autotimm.train.folder import RunFolder
+from autotimm.verdict import describe, worth_naming
 
 __all__ = ["Comparison", "compare"]
 

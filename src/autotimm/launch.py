@@ -44,7 +44,7 @@ def train(made: Rebuilt, folder: RunFolder, ckpt_path: str | None = None) -> Pat
     """Train what was built, and write down what was chosen for the values left open."""
     try:
         made.trainer.fit(made.task, datamodule=made.data, ckpt_path=ckpt_path)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, and SIGTERM
         removed = folder.discard()
         if folder.chosen is not None:
             said = f"stopped; go on with: autotimm resume {folder.path}"

@@ -4,79 +4,27 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from autotimm.data.content import content
-from autotimm.errors import AutotimmError, DataError, DifferentError, ModelError, UsageError
+from autotimm.errors import AutotimmError, DataError, ModelError, UsageError
 from autotimm.rebuild import Rebuilt, read_manifest, rebuild
-from autotimm.repro.cause import ManifestDifference, differences, likely_cause
-from autotimm.repro.compare import Comparer, Difference, Distance, numbers
+from autotimm.repro.cause import differences, likely_cause
+from autotimm.repro.compare import Comparer, Difference, numbers
 from autotimm.repro.ledger import Line, ReadLedger, read_ledger
 from autotimm.repro.manifest import Manifest
 from autotimm.train.declare import surroundings
 from autotimm.train.folder import RunFolder
+from autotimm.train.progress import say
 from autotimm.train.store import CheckpointStore
+from autotimm.verdict import Verdict, describe, worth_naming
 
 __all__ = ["EnoughError", "Verdict", "changed_files", "describe", "play", "read_run_ledger", "verify", "worth_naming"]
 
 # What the bits of a CPU or GPU depend on, and no program can set back.
 _HARDWARE = ("hardware.instructions", "hardware.machine", "hardware.devices", "device")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a verification found.
-
-    Attributes:
-        verdict: ``"identical"``, ``"different"`` or ``"not comparable"``.
-        exit_code: 0, 5, or 3 for data and 4 for anything else that cannot be compared.
-        reason: One or a few sentences; empty if there is nothing to say.
-        difference: The first difference of the ledgers.
-        steps: How many optimizer steps were compared.
-        notes: What else was noticed, a line each.
-        distances: On other hardware, how far the losses are apart per step.
-        metrics: On other hardware, metrics side by side.
-        confirmed: What was found by setting factors back, see :mod:`autotimm.confirm`; empty if nobody asked.
-    """
-
-    verdict: str
-    exit_code: int
-    reason: str = ""
-    difference: Difference | None = None
-    steps: int = 0
-    notes: tuple[str, ...] = ()
-    distances: tuple[Distance, ...] = ()
-    metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    confirmed: str = ""
-
-    @property
-    def identical(self) -> bool:
-        """Whether every bit that was compared is equal."""
-        return self.verdict == "identical"
-
-    def require_identical(self) -> None:
-        """Raise unless the run is identical.
-
-        Raises:
-            DifferentError: With the reason.
-        """
-        if not self.identical:
-            raise DifferentError(f"The run must be identical to its record. It is {self.verdict}. {self.reason}")
-
-    def __str__(self) -> str:
-        lines = [*self.notes, *self._side_by_side(), self.reason, self.confirmed]
-        steps = f" ({self.steps} steps compared)" if self.steps else ""
-        return "\n".join([*(line for line in lines if line), f"verdict: {self.verdict}{steps}"])
-
-    def _side_by_side(self) -> list[str]:
-        if not self.distances:
-            return []
-        worst = max(self.distances, key=lambda one: one.relative)
-        lines = [f"other hardware: losses of {len(self.distances)} steps are apart by at most {worst.relative:.2e} of "
-                 f"their size (step {worst.step}: {worst.recorded:.6g} and {worst.found:.6g})"]  # fmt: skip
-        return lines + [f"  {name}: {a:.4f} recorded, {b:.4f} found" for name, (a, b) in self.metrics.items()]
 
 
 class EnoughError(Exception):
@@ -86,8 +34,11 @@ class EnoughError(Exception):
 class _Listener:
     """Compares lines as they are written, and ends the replay at the first difference."""
 
-    def __init__(self, recorded: ReadLedger, steps: int | None, last_epoch: int | None, go_on: bool) -> None:
+    def __init__(
+        self, recorded: ReadLedger, steps: int | None, last_epoch: int | None, *, go_on: bool, whole: bool
+    ) -> None:
         self.comparer, self.lines = Comparer(recorded.lines), [*recorded.lines]
+        self.whole = whole  # whether the record reaches the run's end
         self.limit, self.last_epoch, self.go_on = steps, last_epoch, go_on
         self.taken: list[Line] = []
         self.steps = 0
@@ -95,6 +46,9 @@ class _Listener:
         self._over = False
 
     def __call__(self, line: Line) -> None:
+        if not self.whole and not self.comparer.remaining and not self._over:
+            self._over = True
+            raise EnoughError
         self.taken.append(line)
         self.steps += line["kind"] == "step"
         if not self._over:
@@ -173,12 +127,17 @@ def verify(
             shown = "; ".join(found[:5]) + (f"; and {len(found) - 5} more" if len(found) > 5 else "")
             return Verdict("not comparable", DataError.exit_code, f"The data is not what it was: {shown}.",
                            notes=tuple(notes))  # fmt: skip
-        listener = _Listener(recorded, steps, epochs[1] if epochs else None, go_on=_other_hardware(manifest, made))
+        finished = manifest.results.get("status") == "finished"
+        if not finished:
+            notes.append("the run did not come to its end; compared up to where it stopped")
+        whole, go_on = finished and not recorded.problem, _other_hardware(manifest, made)
+        listener = _Listener(recorded, steps, epochs[1] if epochs else None, go_on=go_on, whole=whole)
+        say(f"replaying {folder}")
         play(made, listener, first)
         now = Manifest.load(place.manifest) if place.manifest.exists() else manifest
         verdict = _judge(manifest, now, listener, notes)
-    if verdict.identical and not changes:
-        _note_level(folder, manifest, workers)
+    if verdict.identical and not changes and steps is None and whole:
+        _note_level(folder, manifest, workers, epochs)
     return verdict
 
 
@@ -187,10 +146,10 @@ def _first_checkpoint(folder: Path, epochs: tuple[int, int] | None) -> Path | No
         return None
     kept = CheckpointStore(folder / "checkpoints").epochs()
     if epochs[0] - 1 not in kept:
-        starts = ", ".join(str(number + 1) for number in [*kept][:-1]) or "none"
+        starts = ", ".join(["1", *(str(number + 1) for number in [*kept][:-1])])
         raise UsageError(
             f"The `epochs` of verify must begin after a kept checkpoint, or at 1. Got {epochs[0]}:{epochs[1]} instead. "
-            f"Stretches can also begin at epoch {starts}."
+            f"It can begin at epoch {starts}."
         )
     return kept[epochs[0] - 1]
 
@@ -235,55 +194,27 @@ def _judge(manifest: Manifest, now: Manifest, listener: _Listener, notes: list[s
     )  # fmt: skip
 
 
-def worth_naming(found: list[ManifestDifference]) -> list[ManifestDifference]:
-    """Without results, and without words about values that stand beside them."""
-    words = ("reason", "note")
-    return [one for one in found if one.section not in ("results", "levels") and one.name.split(".")[-1] not in words]
-
-
 def _metrics(recorded: list[Line], taken: list[Line]) -> dict[str, tuple[float, float]]:
     ends = [[line for line in lines if line["kind"] == "epoch"] for lines in (recorded, taken)]
     if not all(ends):
         return {}
-    a, b = ends[0][len(ends[1]) - 1]["metrics"], ends[1][-1]["metrics"]
+    same = [line for line in ends[0] if line["epoch"] == ends[1][-1]["epoch"]]
+    if not same:
+        return {}
+    a, b = same[0]["metrics"], ends[1][-1]["metrics"]
     return {name: (float.fromhex(a[name]), float.fromhex(b[name])) for name in a.keys() & b.keys()}
 
 
-_STAGES = {
-    "start": "The initial weights differ",
-    "order": "The samples of a batch differ",
-    "inputs": "The same samples have other pixels or targets",
-    "forward": "The loss differs, for the same samples",
-    "update": "The weights differ, after equal losses",
-    "rate": "The learning rate differs",
-    "validation": "What validation measured differs",
-    "length": "One of the two is longer",
-    "ledger": "The records differ",
-}
-
-
-def describe(difference: Difference) -> str:
-    """A first difference in words: where, and in which stage of training."""
-    values = f"{_shown(difference.recorded)} was recorded, {_shown(difference.found)} found"
-    where = f"first at {difference.place}, stage {difference.stage}"
-    return f"{_STAGES[difference.stage]}: {where} ({difference.field}: {values})."
-
-
-def _shown(value: Any) -> str:
-    try:
-        return f"{float.fromhex(value):.9g}" if isinstance(value, str) and "0x" in value else str(value)
-    except ValueError:
-        return str(value)
-
-
-def _note_level(folder: Path, manifest: Manifest, workers: int | None) -> None:
+def _note_level(folder: Path, manifest: Manifest, workers: int | None, epochs: tuple[int, int] | None) -> None:
     """Write down what was checked, in the run's own manifest; a folder that cannot be written to stays as it is."""
-    levels = dict(manifest.levels)
-    for name, applies in (("R0", True), ("R1", True), ("R3", workers is not None)):
-        if applies and levels.get(name) == "expected":
-            levels[name] = "checked"
-    if levels != manifest.levels and not manifest.problem():
+    checked = {"R3": f"checked with {workers} workers"} if workers is not None else {}
+    if epochs is None:
+        checked["R1"] = "checked"
+    elif epochs[0] > 1:
+        checked["R2"] = f"checked from the checkpoint before epoch {epochs[0]} to epoch {epochs[1]}"
+    changed = {name: said for name, said in checked.items() if manifest.levels.get(name) == "expected"}
+    if changed and not manifest.problem():
         try:
-            replace(manifest, levels=levels).save(folder / "manifest.json")
+            replace(manifest, levels=manifest.levels | changed).save(folder / "manifest.json")
         except OSError:
             return

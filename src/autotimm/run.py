@@ -13,16 +13,17 @@ from autotimm.config import FitConfig
 from autotimm.confirm import confirm_difference, confirm_replay
 from autotimm.data.module import DataModule
 from autotimm.data.serve import labelled_loader, recorded_data
-from autotimm.errors import DataError, ModelError, nearest, sentence
+from autotimm.errors import AutotimmError, DataError, ModelError, nearest, sentence
 from autotimm.launch import launch, train
 from autotimm.predict import known_data, predict
 from autotimm.rebuild import read_config, read_manifest, rebuild
-from autotimm.replay import Verdict, verify
+from autotimm.replay import verify
 from autotimm.tasks import Task
 from autotimm.train import AutoTrainer
 from autotimm.train.folder import RunFolder
 from autotimm.train.progress import say
 from autotimm.types import Prediction
+from autotimm.verdict import Verdict
 
 __all__ = ["Run", "diff", "fit", "fit_config", "fit_objects"]
 
@@ -262,7 +263,11 @@ class Run:
         """
         place = Path(out) if out is not None else self.path.with_name(f"{self.path.name}-again")
         folder = RunFolder.create(place.parent, place.name, exact=out is not None)
-        made = rebuild(self.path, folder, data=data)
+        try:
+            made = rebuild(self.path, folder, data=data)
+        except AutotimmError:
+            folder.discard()  # nothing can be made again: leave no empty folder behind
+            raise
         if made.config is not None:
             folder.write_config(made.config.to_yaml())
         return Run(train(made, folder))

@@ -94,7 +94,7 @@ def test_no_control_characters_outside_a_terminal(capsys: pytest.CaptureFixture[
     ("words", "message"),
     [
         (["fti", "photos"], "no verb 'fti'. Did you mean 'fit'?"),
-        (["xyzzy"], "There are fit, validate"),
+        (["xyzzy"], "There are fit, resume"),
         (["train", "photos"], "no verb 'train'. Did you mean 'fit'?"),
         (["--epochs", "3", "fit"], "Options follow a verb"),
         (["--verison"], "Did you mean '--version'?"),

@@ -22,7 +22,8 @@ def _update(digest: hashlib._Hash, tensor: Tensor) -> None:
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
     # A view as bytes works for every data type, bfloat16 included, which NumPy does not know.
-    digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    # as_strided: a single element counts as contiguous with any stride, and a view as bytes wants a stride of 1.
+    digest.update(tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy().data)
 
 
 def tensor_digest(tensor: Tensor) -> str:

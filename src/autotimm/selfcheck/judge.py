@@ -8,12 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from autotimm.replay import describe, worth_naming
 from autotimm.repro.cause import differences, likely_cause
 from autotimm.repro.compare import Difference, first_difference
 from autotimm.repro.ledger import Line, read_ledger
 from autotimm.repro.manifest import Manifest
 from autotimm.selfcheck.report import Result
+from autotimm.verdict import describe, worth_naming
 
 __all__ = ["Trained", "apart", "judge_next_epoch", "judge_pairs", "judge_stream"]
 

@@ -35,7 +35,7 @@ from safetensors.torch import save
 
 from autotimm.data.content import Content, content
 from autotimm.data.module import DataModule
-from autotimm.errors import ModelError, RunError, UsageError, sentence
+from autotimm.errors import DataError, ModelError, RunError, UsageError, sentence
 from autotimm.repro.files import atomic_path, write_text
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import read_checkpoint
@@ -169,11 +169,21 @@ class RunFolder:
                 self.write_config(yaml.safe_dump(describe(model, data, trainer), sort_keys=False))
             if data is not None:
                 data.setup("fit")
-                write_text(self.path / "splits.csv", _splits(data))
                 found = content([*data.tables.values()], trainer.shows_progress)
+                self._require_same(found)
+                write_text(self.path / "splits.csv", _splits(data))
                 write_text(self.path / "files.csv", _table(("id", "sha256"), found.items()))
         except OSError as error:
             raise RunError(f"The run folder {self.path} must be writable. It is not ({error.strerror}).") from error
+
+    def _require_same(self, found: Content) -> None:
+        """Refuse to go on with other data: half of the run would be of one set, and half of another."""
+        if (before := self.content()) is not None and (changed := before.changed(found)):
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise DataError(
+                f"The data of {self.path} must be what the run began with. It is not: {'; '.join(changed[:3])}{more}. "
+                "Put it back as it was, or begin another run."
+            )
 
     def _acquire(self) -> None:
         """Keep other processes from writing here; the system lets the lock of a dead process go."""

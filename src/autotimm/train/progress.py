@@ -44,7 +44,7 @@ def header(trainer: pl.Trainer, model: pl.LightningModule) -> list[str]:
     if isinstance(model, Task):
         lines += [model.weights.note, model.recipe.reason if model.recipe else ""]
     folder = trainer.run_folder  # type: ignore[attr-defined]
-    if folder.enabled and folder.chosen is not None:
+    if folder.enabled and folder.chosen is not None and trainer.listener is None:  # type: ignore[attr-defined]
         lines.append(f"run folder: {folder.path}")
     return [line for line in lines if line]
 
