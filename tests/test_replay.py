@@ -72,6 +72,13 @@ class TestIdentical:
         one.fit(classifier(mixup_alpha=0.2, ema_decay=0.9), datamodule=toy_data(photos))
         assert Run(tmp_path / "run").verify().identical
 
+    def test_what_was_searched_for_is_read_back(self, photos, tmp_path):
+        found = fit(photos, tmp_path, lr_find=True, batch_size_find=True)
+        decided = Manifest.load(found.path / "manifest.json").decisions
+        assert 0 < decided["lr"] < 1
+        assert decided["batch_size"] != SMALL["batch_size"]
+        assert found.verify().identical
+
     def test_made_again(self, run, tmp_path):
         again = run.reproduce(tmp_path / "again")
         found = diff(run.path, again.path)

@@ -64,6 +64,8 @@ def test_a_cache_that_cannot_be_used_is_no_cache(
     files(toy)[0].write_bytes(b"")
     assert [len(scan(files(toy))) for _ in range(2)] == [1, 1]
     assert capfd.readouterr() == ("", "")
+    if kind == "broken":  # and made again
+        assert cache_file("readable").read_bytes().startswith(b"SQLite format 3")
 
 
 def test_no_files() -> None:

@@ -9,10 +9,9 @@ import hashlib
 import sqlite3
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 
-from autotimm.data.filecache import Stamp, cache_file, connect, stamp, with_progress
+from autotimm.data.filecache import Stamp, stamp, use_cache, with_progress
 from autotimm.data.table import Table
 from autotimm.repro.digest import file_digest, state_digest
 from autotimm.repro.streams import scope
@@ -81,23 +80,19 @@ def _digests(files: Sequence[Path], progress: bool) -> list[str]:
 
 
 def _remembered(stamps: Sequence[Stamp]) -> dict[Stamp, str]:
-    found: dict[Stamp, str] = {}
-    try:
-        with closing(connect(cache_file("digests"), _TABLE)) as connection:
-            for first in range(0, len(stamps), 500):
-                block = [one.path for one in stamps[first : first + 500]]
-                marks = ",".join("?" * len(block))
-                rows = connection.execute(f"select * from digests where path in ({marks})", block)
-                found |= {Stamp(*row[:3]): row[3] for row in rows}
-    except (OSError, sqlite3.Error):  # unwritable or broken: no cache, and nothing that a user must hear about
-        return {}
-    return found
+    def look(connection: sqlite3.Connection) -> dict[Stamp, str]:
+        found: dict[Stamp, str] = {}
+        for first in range(0, len(stamps), 500):
+            block = [one.path for one in stamps[first : first + 500]]
+            marks = ",".join("?" * len(block))
+            rows = connection.execute(f"select * from digests where path in ({marks})", block)
+            found |= {Stamp(*row[:3]): row[3] for row in rows}
+        return found
+
+    return use_cache("digests", _TABLE, look, {})
 
 
 def _remember(digests: Sequence[tuple[Stamp, str]]) -> None:
-    try:
-        with closing(connect(cache_file("digests"), _TABLE)) as connection, connection:
-            rows = [(*one, digest) for one, digest in digests]
-            connection.executemany("insert or replace into digests values (?, ?, ?, ?)", rows)
-    except (OSError, sqlite3.Error):
-        return
+    rows = [(*one, digest) for one, digest in digests]
+    statement = "insert or replace into digests values (?, ?, ?, ?)"
+    use_cache("digests", _TABLE, lambda connection: connection.executemany(statement, rows), None)

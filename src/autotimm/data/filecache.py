@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-__all__ = ["Stamp", "cache_file", "connect", "stamp", "with_progress"]
+__all__ = ["Stamp", "cache_file", "stamp", "use_cache", "with_progress"]
 
 _PATIENCE = 2.0  # seconds without a word
 _Result = TypeVar("_Result")
@@ -32,18 +33,32 @@ def cache_file(name: str) -> Path:
     return Path(home) / "autotimm" / f"{name}.sqlite3"
 
 
-def connect(path: Path, table: str) -> sqlite3.Connection:
-    """Open a cache and make its table.
+def use_cache(name: str, table: str, use: Callable[[sqlite3.Connection], _Result], otherwise: _Result) -> _Result:
+    """Do something with a cache; where it cannot be used, nobody must hear about it.
 
-    Raises:
-        OSError: If there can be no such file.
-        sqlite3.Error: If it is broken; whoever asked does without.
+    A file that is damaged is removed, to be made again; one that is locked or cannot be written is left alone.
+
+    Args:
+        name: The cache.
+        table: The statement that makes its table if it is not there.
+        use: What to do with the connection, in one transaction.
+        otherwise: What to return if the cache cannot be used.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(path, timeout=1.0)
-    connection.execute("pragma synchronous=off")  # a cache that is lost with the power is made again
-    connection.execute(table)
-    return connection
+    path = cache_file(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(path, timeout=1.0)) as connection, connection:
+            connection.execute("pragma synchronous=off")  # a cache that is lost with the power is made again
+            connection.execute(table)
+            return use(connection)
+    except sqlite3.OperationalError:
+        return otherwise
+    except sqlite3.DatabaseError:
+        with suppress(OSError):
+            path.unlink()
+        return otherwise
+    except OSError:
+        return otherwise
 
 
 def stamp(path: Path) -> Stamp | None:

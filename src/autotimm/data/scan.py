@@ -6,13 +6,12 @@ import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 import PIL
 
-from autotimm.data.filecache import Stamp, cache_file, connect, stamp, with_progress
+from autotimm.data.filecache import Stamp, stamp, use_cache, with_progress
 from autotimm.data.read import BROKEN, read_rgb, reason
 
 __all__ = ["Problem", "scan"]
@@ -37,30 +36,26 @@ class Problem(NamedTuple):
 
 def _remembered(stamps: Sequence[Stamp]) -> set[Stamp]:
     """Those of the files that were once read whole and have not changed. Nothing if the cache cannot be used."""
-    found: set[Stamp] = set()
-    try:
-        with closing(connect(cache_file("readable"), _TABLE)) as connection:
-            for first in range(0, len(stamps), 500):
-                block = [one.path for one in stamps[first : first + 500]]
-                marks = ",".join("?" * len(block))
-                rows = connection.execute(
-                    f"select path, size, mtime_ns from readable where rules = ? and path in ({marks})", [_RULES, *block]
-                )
-                found.update(Stamp(*row) for row in rows)
-    except (OSError, sqlite3.Error):  # unwritable or broken: no cache, and nothing that a user must hear about
-        return set()
-    return found
+
+    def look(connection: sqlite3.Connection) -> set[Stamp]:
+        found: set[Stamp] = set()
+        for first in range(0, len(stamps), 500):
+            block = [one.path for one in stamps[first : first + 500]]
+            marks = ",".join("?" * len(block))
+            rows = connection.execute(
+                f"select path, size, mtime_ns from readable where rules = ? and path in ({marks})", [_RULES, *block]
+            )
+            found.update(Stamp(*row) for row in rows)
+        return found
+
+    return use_cache("readable", _TABLE, look, set())
 
 
 def _remember(stamps: Sequence[Stamp]) -> None:
     """Note files that were read whole. Broken ones are looked at again each time: a cure may not change the file."""
-    try:
-        with closing(connect(cache_file("readable"), _TABLE)) as connection, connection:
-            connection.executemany(
-                "insert or replace into readable values (?, ?, ?, ?)", [(*one, _RULES) for one in stamps]
-            )
-    except (OSError, sqlite3.Error):
-        return
+    rows = [(*one, _RULES) for one in stamps]
+    statement = "insert or replace into readable values (?, ?, ?, ?)"
+    use_cache("readable", _TABLE, lambda connection: connection.executemany(statement, rows), None)
 
 
 def _try(path: Path) -> Problem | None:

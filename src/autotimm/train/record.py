@@ -15,7 +15,7 @@ from autotimm.repro.manifest import Manifest
 from autotimm.train.declare import decisions, inputs, levels, surroundings, timestamp
 from autotimm.train.folder import RunFolder
 
-__all__ = ["conclude", "declare"]
+__all__ = ["conclude", "declare", "level_line"]
 
 
 def declare(folder: RunFolder, trainer: Any, model: pl.LightningModule, data: DataModule | None, initial: str) -> str:
@@ -40,6 +40,16 @@ def declare(folder: RunFolder, trainer: Any, model: pl.LightningModule, data: Da
     )
     manifest.save(folder.manifest)
     return manifest.run_id
+
+
+def level_line(folder: RunFolder) -> str:
+    """What a run may claim, in one line: levels with the same words together, those that it may not claim left out."""
+    groups: dict[str, list[str]] = {}
+    for name, said in Manifest.load(folder.manifest).levels.items():
+        if not said.startswith("no, "):
+            groups.setdefault(said, []).append(name)
+    claims = "; ".join(f"{' '.join(names)} {said}" for said, names in groups.items())
+    return f"reproducibility: {claims} (autotimm verify {folder.path} checks it)"
 
 
 def conclude(folder: RunFolder, status: str, steps: int) -> None:

@@ -33,8 +33,8 @@ from autotimm.train.checkpoints import RunCheckpoint, read_interval
 from autotimm.train.epochs import EpochMetrics, MetricsTable
 from autotimm.train.folder import RunFolder
 from autotimm.train.keyed import KeyedSteps
-from autotimm.train.progress import make_progress
-from autotimm.train.record import conclude, declare
+from autotimm.train.progress import make_progress, say
+from autotimm.train.record import conclude, declare, level_line
 from autotimm.train.recorder import Recorder
 from autotimm.train.resuming import checkpoint_file, resume_from
 from autotimm.train.session import clear_failures, clear_misuse, defaults_from_environment, on_streams_of, quiet
@@ -181,6 +181,8 @@ class AutoTrainer(pl.Trainer):
                 super().fit(model, train_dataloaders, val_dataloaders, datamodule, checkpoint, weights_only)
                 self.run_folder.finish(self)
                 self._conclude("finished")
+                if self.run_folder.opened and self.shows_progress and self.listener is None:
+                    say(level_line(self.run_folder))
             except BaseException as error:
                 self._conclude("interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed")
                 raise
