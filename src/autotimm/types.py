@@ -12,7 +12,7 @@ from torch import Tensor
 
 from autotimm.errors import UsageError
 
-__all__ = ["Batch", "DataSpec", "Prediction", "Sample", "Stage", "Step"]
+__all__ = ["Batch", "DataSpec", "Placement", "Prediction", "Sample", "Stage", "Step"]
 
 
 class Stage(str, Enum):
@@ -27,18 +27,42 @@ class Stage(str, Enum):
     __str__ = str.__str__
 
 
+class Placement(NamedTuple):
+    """Where an image lies in the square that the network sees, so that what is found there can be mapped back.
+
+    Attributes:
+        height: Of the original image in pixels, transposed as its EXIF tag says.
+        width: The same.
+        top: First row of the square that the image fills.
+        left: First column.
+        shown_height: Rows of the square that it fills.
+        shown_width: Columns.
+    """
+
+    height: int
+    width: int
+    top: int
+    left: int
+    shown_height: int
+    shown_width: int
+
+
 class Sample(NamedTuple):
     """One image and what is known about it.
 
     Attributes:
         image: RGB ``uint8`` of shape (3, H, W), a ``torchvision.tv_tensors.Image``; transposed as its EXIF tag says.
-        target: What the task learns: a class index, a vector of zeros and ones, or ``None`` if unknown.
+        target: What the task learns, or ``None`` if unknown: a class index; a vector of zeros and ones; for objects a
+            dictionary of ``boxes`` (K, 4) in pixels as x1, y1, x2, y2, ``labels`` (K,), ``crowd`` (K,) and, for
+            instances, ``masks`` (K, H, W); for semantic segmentation class indices (H, W), 255 where unknown.
         id: Stable name of the sample within its data set, ``/``-separated; the position in every per-sample stream.
+        placement: Where the original image lies in ``image``, if it was letterboxed.
     """
 
     image: Tensor
     target: Any
     id: str
+    placement: Placement | None = None
 
 
 class Batch(NamedTuple):
@@ -46,16 +70,19 @@ class Batch(NamedTuple):
 
     Attributes:
         images: RGB of shape (N, 3, H, W), ``uint8`` in [0, 255] or float in [0, 1]; the network normalizes.
-        targets: ``int64`` (N,) class indices, ``float32`` (N, C) of zeros and ones for multi-label, or ``None``.
+        targets: ``int64`` (N,) class indices, ``float32`` (N, C) of zeros and ones for multi-label, ``int64`` (N, H, W)
+            for semantic segmentation, a list of N dictionaries for objects (see :class:`Sample`), or ``None``.
         ids: The ids of the N samples, or nothing where a caller's own loader does not give them.
         fingerprints: 16 hexadecimal digits per sample, its image and target as they enter the network; written by the
             process that loaded them, so that the ledger of a run need not wait for a device.
+        placements: ``int64`` (N, 6), one :class:`Placement` per image, or ``None`` if images were not letterboxed.
     """
 
     images: Tensor
     targets: Any = None
     ids: tuple[str, ...] = ()
     fingerprints: str = ""
+    placements: Tensor | None = None
 
     @classmethod
     def of(cls, batch: Any) -> Batch:
