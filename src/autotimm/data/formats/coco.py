@@ -1,0 +1,151 @@
+"""COCO: a JSON file with all boxes and outlines of a split."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from autotimm.data.formats.coco_layout import Images, coco_files
+from autotimm.data.formats.coco_outline import read_outline
+from autotimm.data.formats.records import Record, Report, Thing, object_tables
+from autotimm.data.formats.splits import descend, listed, ordered, read_lists, relative
+from autotimm.data.formats.walk import some
+from autotimm.data.table import Table
+from autotimm.errors import DataError
+
+__all__ = ["read_coco"]
+
+
+def read_coco(folder: Path, notices: list[str], *, masks: bool = False, strict: bool = False) -> dict[str, Table]:
+    """Read COCO annotations: the official ``annotations/instances_*.json``, Roboflow's files per folder, or one file.
+
+    One file for all may have lists beside it (``train.txt``, ``val.txt``). Classes are in the order of their category
+    ids in the training file, whatever gaps these have. A category that only heads others and has no objects, as
+    Roboflow adds one, is no class. Crowds stay crowds; an image without annotations is an image without objects.
+
+    Args:
+        folder: The folder, or a JSON file.
+        notices: Receives one line for each thing that was left out or looks strange.
+        masks: Whether samples have masks.
+        strict: Refuse what is wrong instead of leaving it out.
+
+    Returns:
+        A table for each split that there is.
+
+    Raises:
+        DataError: If the data cannot be used.
+
+    See:
+        https://cocodataset.org/#format-data
+    """
+    root = folder.parent if folder.is_file() else descend(folder)
+    files = {"train": folder} if folder.is_file() else coco_files(root, notices)
+    if not files:
+        raise DataError(f"There is no COCO file in {folder}. Give a folder with one, or a JSON file.")
+    report = Report(strict)
+    sheets = {split: _Sheet(path, root, split, masks, report) for split, path in ordered(files).items()}
+    names = _class_names(list(sheets.values()), notices)
+    splits = {split: sheet.records() for split, sheet in sheets.items()}
+    if masks and not any(thing.outline for one in splits["train"] for thing in one.things):
+        raise DataError(f"{files['train']} has boxes and no outlines. Use task='detection'.")
+    lists = read_lists(root) or read_lists(files["train"].parent)
+    if len(files) == 1 and lists:
+        splits = listed({one.id: one for one in splits["train"]}, lists, notices)
+    return object_tables(splits, names, notices, masks=masks, report=report)
+
+
+class _Sheet:
+    """One JSON file."""
+
+    def __init__(self, path: Path, root: Path, split: str, masks: bool, report: Report) -> None:
+        self.path, self.root, self.split, self.masks, self.report = path, root, split, masks, report
+        content = _load(path)
+        self.images: list[dict[str, Any]] = self._listed(content, "images", ("id", "file_name"))
+        self.categories: list[dict[str, Any]] = self._listed(content, "categories", ("id", "name"))
+        self.annotations: list[dict[str, Any]] = self._listed(content, "annotations", ("image_id", "category_id"))
+        self.used = {one["category_id"] for one in self.annotations}
+
+    def _listed(self, content: Any, key: str, needed: Sequence[str]) -> list[dict[str, Any]]:
+        entries = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(entries, list):
+            raise DataError(f"{self.path} has no list of {key!r}, as COCO has. Check the file.")
+        for number, entry in enumerate(entries):
+            lacking = [name for name in needed if not isinstance(entry, dict) or entry.get(name) is None]
+            if lacking:
+                raise DataError(f"{self.path}: entry {number} of {key!r} has no {lacking[0]!r}. Check the file.")
+        return entries
+
+    def records(self) -> list[Record]:
+        """The images with their objects, in the order of the file."""
+        images = Images(self.root, self.path, self.split, [str(one["file_name"]) for one in self.images])
+        names = {one["id"]: str(one["name"]) for one in self.categories}
+        known = {one["id"] for one in self.images}
+        things: dict[Any, list[Thing]] = {}
+        for number, one in enumerate(self.annotations):
+            if one["image_id"] not in known or one["category_id"] not in names:
+                what = "annotations of images or categories that the file does not list"
+                self.report.add(what, "left out", f"{relative(self.path, self.root)} #{one.get('id', number)}")
+                continue
+            things.setdefault(one["image_id"], []).append(self._thing(one, names[one["category_id"]]))
+        return [self._record(one, images.find(str(one["file_name"])), things) for one in self.images]
+
+    def _record(self, one: Mapping[str, Any], path: Path, things: Mapping[Any, list[Thing]]) -> Record:
+        return Record(path, relative(path, self.root), things.get(one["id"], ()), _size(one))
+
+    def _thing(self, one: Mapping[str, Any], label: str) -> Thing:
+        box, crowd = _box(one.get("bbox")), bool(one.get("iscrowd"))
+        outline = None
+        if self.masks or box is None:
+            try:
+                outline = read_outline(one.get("segmentation"))
+            except ValueError as error:
+                name = f"{relative(self.path, self.root)} #{one.get('id')} ({error})"
+                self.report.add("outlines that cannot be read", "their objects neither learned nor counted", name)
+                crowd = True
+        return Thing(label, box, crowd, outline)
+
+
+def _load(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from error
+    except ValueError as error:
+        raise DataError(f"{path} is no valid JSON: {error}. Write it again.") from error
+
+
+def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    width, height = image.get("width"), image.get("height")
+    return (int(width), int(height)) if width and height else None
+
+
+def _box(bbox: Any) -> tuple[float, float, float, float] | None:
+    """COCO's x, y, width, height as x1, y1, x2, y2; ``None`` if there is none, nan if it is none."""
+    if not bbox:
+        return None
+    try:
+        x, y, width, height = map(float, bbox)
+    except (TypeError, ValueError):
+        return (math.nan,) * 4
+    return x, y, x + width, y + height
+
+
+def _class_names(sheets: Sequence[_Sheet], notices: list[str]) -> list[str]:
+    """Names in the order of the category ids of the training file, then what other files add; heads left out."""
+    names: dict[str, None] = {}
+    heads: dict[str, None] = {}
+    used = {str(one["name"]) for sheet in sheets for one in sheet.categories if one["id"] in sheet.used}
+    for sheet in sheets:
+        for one in sorted(sheet.categories, key=lambda one: (str(type(one["id"])), one["id"])):
+            name = str(one["name"])
+            heading = any(str(other.get("supercategory")) == name for other in sheet.categories if other is not one)
+            (heads if heading and name not in used else names)[name] = None
+    if heads:
+        notices.append(f"Categories that head others and have no objects are no classes: {some(list(heads))}.")
+    train = [str(one["name"]) for one in sheets[0].categories]
+    if twice := sorted({name for name in train if train.count(name) > 1}):
+        notices.append(f"{sheets[0].path.name}: categories of the same name are one class: {some(twice)}.")
+    return list(names)

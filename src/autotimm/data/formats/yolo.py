@@ -1,0 +1,176 @@
+"""YOLO: a text file of boxes or polygons per image, and a YAML file that says the classes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from autotimm.data.formats.records import Record, Report, Thing, object_tables
+from autotimm.data.formats.splits import descend, files_below, images_below, ordered, relative
+from autotimm.data.formats.walk import some
+from autotimm.data.outline import Polygons
+from autotimm.data.read import is_image_name
+from autotimm.data.table import Table
+from autotimm.errors import DataError
+
+__all__ = ["has_polygons", "read_yolo", "yolo_files"]
+
+_KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+_SLACK = 0.01  # shares of an image that tools round beyond its border
+
+
+def yolo_files(root: Path) -> list[Path]:
+    """The YAML files in a folder that name classes and training images."""
+    return [
+        path
+        for path in files_below(root, (".yaml", ".yml"), depth=1)
+        if isinstance(content := _load(path, quiet=True), dict) and "names" in content and "train" in content
+    ]
+
+
+def has_polygons(file: Path) -> bool:
+    """Whether the first labels of a data set have outlines: more numbers than a box."""
+    sheet = _Sheet(file)
+    labels = [label for path in sheet.images("train")[:200] if (label := _label_file(path)) is not None]
+    lines = (line.split() for path in labels for line in _lines(path))
+    return not sheet.has_points and any(len(words) > 6 and len(words) % 2 for words in lines)
+
+
+def read_yolo(folder: Path, notices: list[str], *, masks: bool = False, strict: bool = False) -> dict[str, Table]:
+    """Read YOLO labels: ``data.yaml`` with ``names`` and ``train``, ``val``, ``test``.
+
+    Each of these is a folder, a file with a list of images, or several of them. The labels of ``images/1.jpg`` are in
+    ``labels/1.txt``, or beside the image if its path has no ``images``; an image without such a file has no objects. A
+    line is the number of the class, then center and size of a box, or the corners of a polygon, as shares of the image.
+    The order of the classes is that of ``names``.
+
+    Args:
+        folder: The folder, or the YAML file.
+        notices: Receives one line for each thing that was left out or looks strange.
+        masks: Whether samples have masks.
+        strict: Refuse what is wrong instead of leaving it out.
+
+    Returns:
+        A table for each split that there is.
+
+    Raises:
+        DataError: If the data cannot be used.
+
+    See:
+        https://docs.ultralytics.com/datasets/detect/ and https://docs.ultralytics.com/datasets/segment/
+    """
+    files = [folder] if folder.is_file() else yolo_files(descend(folder))
+    if len(files) != 1:
+        found = f"several: {some([str(path) for path in files])}" if files else "none"
+        raise DataError(f"{folder} must have one YAML file of YOLO's kind. There is {found}. Give the path of one.")
+    sheet, report = _Sheet(files[0]), Report(strict)
+    splits = {split: [sheet.record(path, report) for path in sheet.images(split)] for split in _KEYS}
+    splits = {split: records for split, records in splits.items() if records}
+    if "train" not in splits:
+        raise DataError(f"{files[0]}: there is no image in what `train` names: {sheet.content['train']!r}. Correct it.")
+    if masks and not any(thing.outline for one in splits["train"] for thing in one.things):
+        raise DataError(f"{files[0]} is about boxes without outlines. Use task='detection'.")
+    return object_tables(ordered(splits), sheet.names, notices, masks=masks, report=report)
+
+
+def _load(path: Path, quiet: bool = False) -> Any:
+    try:
+        return yaml.safe_load(path.read_bytes())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        if quiet:
+            return None
+        first = (str(error).splitlines() or [""])[0]
+        raise DataError(f"{path} cannot be read as YAML: {first}. Correct it.") from error
+
+
+class _Sheet:
+    """The YAML file, and what it leads to."""
+
+    def __init__(self, path: Path) -> None:
+        content = _load(path)
+        if not isinstance(content, dict) or "names" not in content:
+            raise DataError(f"{path} has no `names`. Write the names of the classes there, as a list.")
+        self.path, self.content = path, content
+        self.names = _names(content["names"], path)
+        # Corners of a pose follow the box and are no polygon.
+        self.has_points = "kpt_shape" in content
+        stated = Path(str(content.get("path") or "."))
+        self.root = next((base for base in (path.parent / stated, path.parent) if base.is_dir()), path.parent)
+
+    def images(self, split: str) -> list[Path]:
+        """The images of a split, each once."""
+        key = next((key for key in _KEYS[split] if self.content.get(key)), None)
+        entries = self.content[key] if key else []
+        entries = [entries] if isinstance(entries, str) else entries
+        if not isinstance(entries, list):
+            raise DataError(f"{self.path}: `{split}` must be a path or a list of paths. Got {entries!r} instead.")
+        return list(dict.fromkeys(path for entry in entries for path in self._expand(str(entry))))
+
+    def _expand(self, entry: str) -> Iterable[Path]:
+        place = self._place(entry)
+        if place.is_dir():
+            return images_below(place)
+        if place.suffix.lower() == ".txt" and place.is_file():
+            lines = place.read_bytes().decode("utf-8-sig", "surrogateescape").splitlines()
+            # A path that begins with ./ is relative to the list.
+            return [
+                Path(os.path.normpath(place.parent / line if line.startswith("./") else self.root / line))
+                for line in map(str.strip, lines)
+                if is_image_name(os.path.basename(line))
+            ]
+        return [place] if is_image_name(place.name) else []
+
+    def _place(self, entry: str) -> Path:
+        # Roboflow writes ../train/images beside train/: its own notebooks once ran one folder deeper.
+        tries = [base / entry for base in (self.root, self.path.parent)]
+        tries += [base / entry.removeprefix("../") for base in (self.root, self.path.parent)]
+        return next((Path(os.path.normpath(place)) for place in tries if place.exists()), tries[0])
+
+    def record(self, path: Path, report: Report) -> Record:
+        """An image with the objects that its label file lists."""
+        name = relative(path, Path(os.path.normpath(self.root)))
+        label = _label_file(path)
+        return Record(path, name, list(self._things(label, name, report)) if label else (), shares=True)
+
+    def _things(self, label: Path, name: str, report: Report) -> Iterator[Thing]:
+        for number, line in enumerate(_lines(label), 1):
+            try:
+                yield self._thing([float(word) for word in line.split()])
+            except ValueError as error:
+                report.add("label lines that cannot be used", "left out", f"{name}, line {number} ({error})")
+
+    def _thing(self, numbers: Sequence[float]) -> Thing:
+        label, shares = numbers[0], np.array(numbers[1:5] if self.has_points else numbers[1:], np.float64)
+        if label not in range(len(self.names)):
+            raise ValueError(f"class {label:g} of {len(self.names)}")
+        if not ((shares >= -_SLACK) & (shares <= 1 + _SLACK)).all():  # so written that nan fails
+            raise ValueError("coordinates that are no shares of the image")
+        if len(shares) in (4, 5):  # the fifth is a model's confidence
+            x, y, width, height = shares[:4].tolist()
+            return Thing(self.names[int(label)], (x - width / 2, y - height / 2, x + width / 2, y + height / 2))
+        if len(shares) < 6 or len(shares) % 2:
+            raise ValueError(f"{len(shares)} coordinates")
+        return Thing(self.names[int(label)], None, outline=Polygons((shares.reshape(-1, 2),)))
+
+
+def _names(given: Any, path: Path) -> list[str]:
+    if isinstance(given, Mapping) and all(isinstance(key, int) for key in given) and given:
+        return [str(given.get(index, index)) for index in range(max(given) + 1)]
+    if isinstance(given, list) and given:
+        return [str(name) for name in given]
+    raise DataError(f"{path}: `names` must be a list, or a mapping from 0, 1, ... Got {given!r} instead.")
+
+
+def _label_file(image: Path) -> Path | None:
+    head, folder, tail = str(image.with_suffix(".txt")).rpartition(f"{os.sep}images{os.sep}")
+    usual = Path(head + f"{os.sep}labels{os.sep}" + tail) if folder else None
+    return next((path for path in (usual, image.with_suffix(".txt")) if path is not None and path.is_file()), None)
+
+
+def _lines(path: Path) -> list[str]:
+    return [line for line in path.read_text("utf-8-sig", "replace").splitlines() if line.strip()]

@@ -1,0 +1,175 @@
+"""What the pixels of a mask stand for: class indices by value, by palette or by color."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from autotimm.data.read import BROKEN
+
+__all__ = ["IGNORED", "MaskCode", "MaskFacts", "Pixels", "color_key", "color_name", "read_pixels"]
+
+IGNORED = 255
+"""What stands in a target where the class is unknown; metrics and losses leave such pixels out."""
+
+_GRAY = 0x010101
+_VOC_BORDER = 0xE0E0C0  # the void of PASCAL VOC: its devkit paints borders between objects with it
+_MANY = 1024  # a mask with more values than that is a photograph
+
+
+def color_key(red: int, green: int, blue: int) -> int:
+    """A color as one number.
+
+    Example:
+        >>> hex(color_key(128, 64, 0))
+        '0x804000'
+    """
+    return red << 16 | green << 8 | blue
+
+
+def color_name(key: int) -> str:
+    """How a color is said to people.
+
+    Example:
+        >>> color_name(0x804000)
+        '(128, 64, 0)'
+    """
+    return str((key >> 16, key >> 8 & 255, key & 255))
+
+
+class Pixels(NamedTuple):
+    """A mask as it lies in its file.
+
+    Attributes:
+        values: Whole numbers (H, W): gray values, indices into the palette, or colors as :func:`color_key`.
+        colors: Whether ``values`` are colors.
+        palette: The colors of a palette, as :func:`color_key`; ``None`` without one.
+    """
+
+    values: NDArray[Any]
+    colors: bool = False
+    palette: NDArray[np.int32] | None = None
+
+
+class MaskFacts(NamedTuple):
+    """What a mask file holds.
+
+    Attributes:
+        width: Width in pixels.
+        height: Height.
+        values: The gray values or indices that occur; ``None`` where pixels are colors that are not all gray.
+        colors: The colors that occur. With ``values``, in their order.
+        many: Whether there are more than a thousand of them, of which some are listed.
+    """
+
+    width: int
+    height: int
+    values: tuple[int, ...] | None
+    colors: tuple[int, ...]
+    many: bool = False
+
+
+def read_pixels(path: str | Path) -> Pixels:
+    """Read a mask without changing a value; turned as its EXIF tag says, like its image.
+
+    Raises:
+        OSError: Or another of :data:`autotimm.data.read.BROKEN`, if it cannot be read, or holds fractions.
+    """
+    with Image.open(path) as image:
+        image.load()
+        with contextlib.suppress(*BROKEN):
+            ImageOps.exif_transpose(image, in_place=True)
+        if image.mode == "P":
+            flat = np.array(image.getpalette("RGB"), np.int32).reshape(-1, 3)
+            palette = np.zeros(256, np.int32)
+            palette[: len(flat)] = flat @ np.array([1 << 16, 1 << 8, 1], np.int32)
+            return Pixels(np.array(image), palette=palette)
+        if image.mode in ("L", "I") or image.mode.startswith("I;"):
+            return Pixels(np.array(image))
+        if image.mode == "1":
+            return Pixels(np.array(image.convert("L")))
+        if image.mode in ("LA", "La"):
+            return Pixels(np.array(image)[..., 0])
+        if image.mode == "F":
+            raise ValueError("its pixels are fractions, not whole numbers")
+        channels = np.array(image.convert("RGB"), np.int32)
+        return Pixels(channels[..., 0] << 16 | channels[..., 1] << 8 | channels[..., 2], colors=True)
+
+
+def facts_of(path: str | Path) -> MaskFacts:
+    """Look at every pixel of a mask.
+
+    Raises:
+        OSError: Or another of :data:`autotimm.data.read.BROKEN`.
+    """
+    pixels = read_pixels(path)
+    height, width = pixels.values.shape
+    if pixels.values.dtype == np.uint8:
+        found = np.flatnonzero(np.bincount(pixels.values.ravel(), minlength=256))  # ten times as fast as to sort
+    else:
+        found = np.unique(pixels.values)
+    many, found = len(found) > _MANY, found[:_MANY]
+    if pixels.palette is not None:
+        return MaskFacts(width, height, tuple(found.tolist()), tuple(pixels.palette[found].tolist()))
+    if not pixels.colors:
+        grays = np.clip(found, 0, 255).astype(np.int64) * _GRAY
+        return MaskFacts(width, height, tuple(found.tolist()), tuple(grays.tolist()), many)
+    gray = bool((found == (found & 255) * _GRAY).all())
+    return MaskFacts(width, height, tuple((found & 255).tolist()) if gray else None, tuple(found.tolist()), many)
+
+
+@dataclass(frozen=True)
+class MaskCode:
+    """Which class a pixel is of.
+
+    Attributes:
+        by_color: Whether ``keys`` are colors, as :func:`color_key`; gray values or indices otherwise.
+        keys: The values that mean something.
+        classes: The class index of each, or :data:`IGNORED`.
+    """
+
+    by_color: bool
+    keys: tuple[int, ...]
+    classes: tuple[int, ...]
+
+    def classes_in(self, facts: MaskFacts) -> tuple[list[int], list[int]]:
+        """The class indices that a mask holds, and the values of it that mean nothing."""
+        known = {IGNORED: IGNORED} if not self.by_color else {_VOC_BORDER: IGNORED}
+        known |= zip(self.keys, self.classes, strict=True)
+        if not self.by_color and facts.values is None:
+            return [], list(facts.colors)  # colors mean nothing where values are wanted
+        found = facts.values if not self.by_color and facts.values is not None else facts.colors
+        classes = sorted({known[key] for key in found if key in known} - {IGNORED})
+        return classes, [key for key in found if key not in known]
+
+    def decode(self, pixels: Pixels) -> NDArray[np.uint8]:
+        """Class indices (H, W), :data:`IGNORED` where the class is unknown."""
+        table, values = _table(self), pixels.values
+        if self.by_color and pixels.palette is not None:
+            table = table[pixels.palette]
+        elif self.by_color and not pixels.colors:
+            table, values = table[np.arange(256) * _GRAY], np.clip(values, 0, 255)
+        elif not self.by_color and pixels.colors:
+            values = np.where(values == (values & 255) * _GRAY, values & 255, -1)
+        if values.dtype != np.uint8 and not self.by_color:
+            unknown = (values < 0) | (values >= len(table))
+            values, table = np.where(unknown, len(table), values), np.append(table, np.uint8(IGNORED))
+        found: NDArray[np.uint8] = table[values]
+        return found
+
+
+@functools.lru_cache(maxsize=4)
+def _table(code: MaskCode) -> NDArray[np.uint8]:
+    """Looked up by every pixel: 16 MiB for colors, made once per process and never sent to another."""
+    table = np.full(1 << 24 if code.by_color else 1 << 16, IGNORED, np.uint8)
+    inside = [(key, found) for key, found in zip(code.keys, code.classes, strict=True) if 0 <= key < len(table)]
+    for key, found in inside:
+        table[key] = found
+    return table
