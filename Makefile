@@ -37,10 +37,10 @@ demo: $(STAMP) ## train, test and predict on 1,797 scanned digits (about 2 minut
 	$(BIN)/autotimm demo
 
 test: $(STAMP) ## run the test suite
-	$(TEST_ENV) $(BIN)/python -m pytest -q -n $(WORKERS)
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 test-slow: $(STAMP) ## run everything, the long tests too
-	$(TEST_ENV) $(BIN)/python -m pytest -q -n $(WORKERS) -m 'slow or not slow'
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'slow or not slow'
 
 check: $(STAMP) ## lint, format, types, floors and spelling
 	$(BIN)/ruff check .

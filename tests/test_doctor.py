@@ -1,7 +1,7 @@
 """The doctor: what torch documents, what a trace shows of it, and what it says of versions and machines."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ class OddTask(Task):
         output = self.infer(batch.images)
         return Step({"loss": output.float().mean()}, output)
 
-    def decode(self, output: Tensor, ids: Sequence[str]) -> list[Prediction]:
+    def decode(self, output: Tensor, batch: Batch) -> list[Prediction]:
         return []
 
     def default_metrics(self) -> list[MetricConfig]:

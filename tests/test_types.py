@@ -99,7 +99,7 @@ def test_what_is_said_of_data_cannot_be_changed_by_accident(value):
         setattr(value, fields(value)[0].name, None)
 
 
-SPEC = DataSpec(("Katze", "犬"), True, 64, 8, 0.95, "bicubic", "my_package.transforms.square")
+SPEC = DataSpec(("Katze", "犬"), True, 64, 8, 0.95, "bicubic", "my_package.transforms.square", "boxes")
 
 
 def test_no_field_of_the_spec_below_is_its_default():

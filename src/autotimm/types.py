@@ -5,14 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
+from io import BytesIO
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from autotimm.errors import UsageError
 
-__all__ = ["Batch", "DataSpec", "Placement", "Prediction", "Sample", "Stage", "Step"]
+__all__ = [
+    "Batch",
+    "DataSpec",
+    "ObjectPrediction",
+    "PixelPrediction",
+    "Placement",
+    "Prediction",
+    "Sample",
+    "Stage",
+    "Step",
+]
 
 
 class Stage(str, Enum):
@@ -142,6 +156,51 @@ class Prediction(NamedTuple):
     scores: dict[str, float]
 
 
+class ObjectPrediction(NamedTuple):
+    """The objects that a trained model finds in one image, best first. Plain data.
+
+    Attributes:
+        id: Path or id of the image.
+        labels: The class of each of the K objects.
+        scores: How sure the model is of each, in [0, 1].
+        boxes: x1, y1, x2, y2 of each, in pixels of the original image.
+        size: Height and width of the original image in pixels.
+        masks: The mask of each as COCO's compressed run lengths, which :meth:`mask` decodes; nothing for boxes alone.
+    """
+
+    id: str
+    labels: tuple[str, ...]
+    scores: tuple[float, ...]
+    boxes: tuple[tuple[float, float, float, float], ...]
+    size: tuple[int, int]
+    masks: tuple[str, ...] = ()
+
+    def mask(self, index: int) -> Tensor:
+        """The mask of one object: bool (H, W) of the original image."""
+        return torch.from_numpy(coco_mask.decode({"size": list(self.size), "counts": self.masks[index]})).bool()
+
+
+class PixelPrediction(NamedTuple):
+    """The class that a trained model gives to each pixel of one image.
+
+    Attributes:
+        id: Path or id of the image.
+        labels: The classes that occur, the largest area first.
+        scores: Share of the pixels in [0, 1] per class name, in class order.
+        png: The class indices as a PNG file of 8 bits, in pixels of the original image; :meth:`mask` decodes it.
+    """
+
+    id: str
+    labels: tuple[str, ...]
+    scores: dict[str, float]
+    png: bytes
+
+    def mask(self) -> Tensor:
+        """Class indices: ``uint8`` (H, W) of the original image."""
+        with Image.open(BytesIO(self.png)) as image:
+            return torch.from_numpy(np.array(image))
+
+
 @dataclass(frozen=True)
 class DataSpec:
     """What a model must remember of the data it was trained on. Plain data: it travels in the checkpoint.
@@ -156,6 +215,8 @@ class DataSpec:
         interpolation: How images are resized, a name of ``torchvision.transforms.InterpolationMode``.
         eval_transforms: Transforms of the caller's own in place of resize and crop, as written by
             :func:`autotimm.plain.plain_value`; ``None`` for the built-in ones.
+        kind: What the targets are: ``classes`` of whole images, ``boxes`` of objects, ``instances`` (boxes and masks of
+            objects) or ``pixels`` (a class for each). All but the first are letterboxed, never cropped in evaluation.
     """
 
     class_names: tuple[str, ...]
@@ -165,6 +226,7 @@ class DataSpec:
     crop_pct: float = 0.875
     interpolation: str = "bilinear"
     eval_transforms: str | None = None
+    kind: str = "classes"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for a checkpoint or a manifest."""

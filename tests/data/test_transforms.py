@@ -106,12 +106,12 @@ def test_wrong_results_name_the_transform(transform: Callable[[Any], Any], messa
 
 def test_normalized_values_are_refused() -> None:
     transform = ImageTransform(lambda image: image, "eval_transforms")
-    transform.check_range(torch.rand(3, 4, 4))
-    transform.check_range(image())
+    transform.check(Sample(torch.rand(3, 4, 4), 0, "x"))
+    transform.check(Sample(image(), 0, "x"))
     with pytest.raises(UsageError, match=r"values from -2 to 0.*Leave out Normalize"):
-        transform.check_range(torch.rand(3, 4, 4) * 0 - torch.tensor([2.0, 1, 0]).reshape(3, 1, 1))
+        transform.check(Sample(torch.rand(3, 4, 4) * 0 - torch.tensor([2.0, 1, 0]).reshape(3, 1, 1), 0, "x"))
     with pytest.raises(UsageError, match="values from"):
-        transform.check_range(torch.full((3, 4, 4), float("nan")))
+        transform.check(Sample(torch.full((3, 4, 4), float("nan")), 0, "x"))
 
 
 def test_not_callable() -> None:

@@ -1,14 +1,13 @@
 """The documentation keeps its promises: its code runs, its links lead somewhere, its generated parts are up to date."""
 
-import os
 import re
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from autotimm.cli.main import main
+from autotimm.repro.streams import preserve_generators
 from blocks import SHRINK, assert_ran, python_blocks, run_blocks
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +35,13 @@ def test_links_lead_somewhere(name: str) -> None:
         assert not anchor or anchor in anchors(target), f"{name} links to {link}, which has no such heading"
 
 
-@pytest.mark.parametrize("name", WITH_CODE)
+# Four trainings in processes of their own; what a study does is tested by tests/studies.
+LONG = {"docs/guide/study.md"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in WITH_CODE]
+)
 def test_code_runs(name: str, tmp_path: Path) -> None:
     from autotimm.data.toy import write_toy_folder
 
@@ -46,17 +51,21 @@ def test_code_runs(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_configuration_files_are_accepted(number: int, tmp_path: Path) -> None:
+def test_configuration_files_are_accepted(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from autotimm.data.toy import write_toy_folder
 
     files = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "docs/guide/cli.md").read_text(), re.MULTILINE | re.DOTALL)
     assert len(files) == 2
     write_toy_folder(tmp_path / "photos", n=30, num_classes=3, image_size=32, seed=0)
     (tmp_path / "photos.yaml").write_text(files[number])
-    command = [sys.executable, "-m", "autotimm", "fit", "--config", "photos.yaml"]
-    run = subprocess.run(command, cwd=tmp_path, env=os.environ | SHRINK, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.splitlines()[-1] == "run: runs/photos-001"
+    monkeypatch.chdir(tmp_path)
+    for name, value in SHRINK.items():
+        monkeypatch.setenv(name, value)
+    with preserve_generators():
+        assert main(["fit", "--config", "photos.yaml"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "run: runs/photos-001"
 
 
 def test_generated_parts_are_up_to_date() -> None:

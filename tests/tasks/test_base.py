@@ -42,8 +42,8 @@ class Brightness(Task):
         wanted = batch.images.float().mean((1, 2, 3)) / 255
         return Step({"squares": (values - wanted).square().mean(), "size": 0.01 * values.abs().mean()}, values, wanted)
 
-    def decode(self, output, ids):
-        return [Prediction(id, (), {"brightness": float(value)}) for id, value in zip(ids, output, strict=True)]
+    def decode(self, output, batch):
+        return [Prediction(id, (), {"brightness": float(value)}) for id, value in zip(batch.ids, output, strict=True)]
 
     def default_metrics(self):
         return [MetricConfig("mae", metric_class="MeanAbsoluteError", stages=("val",))]

@@ -37,7 +37,7 @@ class Narrow(Task):
     def step(self, batch, stage):
         raise NotImplementedError
 
-    def decode(self, output, ids):
+    def decode(self, output, batch):
         return []
 
     def default_metrics(self):

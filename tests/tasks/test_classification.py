@@ -26,6 +26,11 @@ class ShiftedLoss(nn.Module):
         return F.cross_entropy(logits, targets) + 1
 
 
+def named(*ids):
+    """What predictions are read for."""
+    return Batch(torch.zeros(len(ids), 3, 1, 1), ids=ids)
+
+
 def shifted_loss(logits, targets):
     return F.cross_entropy(logits, targets) + 1
 
@@ -224,7 +229,7 @@ class TestMultiLabel:
         model = classifier(multi_label=True, threshold=0.5)
         model.spec = DataSpec(**names)
         logits = torch.tensor([[0.0, -0.01, 3.0], [-9.0, -9.0, -9.0]])  # 0 is a probability of exactly 0.5
-        assert [one.labels for one in model.decode(logits, ["x", "y"])] == [("a", "c"), ()]
+        assert [one.labels for one in model.decode(logits, named("x", "y"))] == [("a", "c"), ()]
 
     def test_one_class_is_enough(self):
         assert classifier(num_classes=1, multi_label=True).num_classes == 1
@@ -232,13 +237,13 @@ class TestMultiLabel:
 
 class TestDecode:
     def test_probabilities_sum_to_one_and_the_largest_wins(self):
-        one, tie = classifier().decode(torch.tensor([[1.0, 3.0, 2.0], [1.0, 1.0, 0.0]]), ["x", "y"])
+        one, tie = classifier().decode(torch.tensor([[1.0, 3.0, 2.0], [1.0, 1.0, 0.0]]), named("x", "y"))
         assert (one.id, one.labels) == ("x", ("1",))
         assert sum(one.scores.values()) == pytest.approx(1)
         assert tie.labels == ("0",)
 
     def test_half_precision_is_read_too(self):
-        assert classifier().decode(torch.zeros(1, 3, dtype=torch.bfloat16), ["x"])[0].scores["0"] == pytest.approx(
+        assert classifier().decode(torch.zeros(1, 3, dtype=torch.bfloat16), named("x"))[0].scores["0"] == pytest.approx(
             1 / 3
         )
 

@@ -34,9 +34,9 @@ class TinyTask(Task):
         return Step({"entropy": F.cross_entropy(logits, batch.targets), "size": 1e-3 * logits.square().mean()}, logits,
                     batch.targets)  # fmt: skip
 
-    def decode(self, output, ids):
+    def decode(self, output, batch):
         rows = [dict(zip(self.spec.class_names, row, strict=True)) for row in output.softmax(1).tolist()]
-        return [Prediction(id, (max(row, key=row.get),), row) for id, row in zip(ids, rows, strict=True)]
+        return [Prediction(id, (max(row, key=row.get),), row) for id, row in zip(batch.ids, rows, strict=True)]
 
     def default_metrics(self):
         return [MetricConfig("accuracy", metric_class="MulticlassAccuracy", params={"num_classes": self.num_classes})]

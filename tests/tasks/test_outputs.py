@@ -40,8 +40,8 @@ class Detects(Task):
         scores = self.infer(batch.images)["found"].scores
         return Step({"loss": nn.functional.cross_entropy(scores, batch.targets % 2)})
 
-    def decode(self, output, ids):
-        boxes = zip(ids, output["found"].boxes, strict=True)
+    def decode(self, output, batch):
+        boxes = zip(batch.ids, output["found"].boxes, strict=True)
         return [Prediction(id, (one["label"],), {"count": float(len(one["boxes"]))}) for id, one in boxes]
 
     def default_metrics(self):

@@ -25,15 +25,20 @@ assert run.path.is_dir()
 """
 
 
+def run_script(script):
+    """Run a script that starts further processes; no pipes, which a process that hangs would keep open."""
+    log = script.with_suffix(".log")
+    with open(log, "w") as file:
+        done = subprocess.run([sys.executable, script], stdout=file, stderr=file, timeout=120, check=False)
+    assert done.returncode == 0, log.read_text()
+
+
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
-@pytest.mark.parametrize("options", [{}, {"name": "two"}])
+@pytest.mark.parametrize("options", [{}, pytest.param({"name": "two"}, marks=pytest.mark.slow)])
 def test_two_processes_leave_one_whole_run(toy_folder, tmp_path, options):
     script, out = tmp_path / "train.py", tmp_path / "runs"
     script.write_text(SCRIPT.format(data=str(toy_folder), out=str(out), options=options))
-    # No pipes: a process that hangs would keep them open.
-    subprocess.run(
-        [sys.executable, script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120, check=True
-    )
+    run_script(script)
     (only,) = out.iterdir()
     assert {"config.yaml", "metrics.csv", "model.safetensors", "results.json"} <= {one.name for one in only.iterdir()}
     assert Run(only).validate()["val/loss"] > 0
@@ -52,13 +57,12 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
 def test_processes_that_are_spawned_leave_a_whole_run_too(toy_folder, tmp_path):
     script, run = tmp_path / "train.py", tmp_path / "run"
     script.write_text(SPAWN.format(data=str(toy_folder), run=str(run)))
-    subprocess.run(
-        [sys.executable, script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120, check=True
-    )
+    run_script(script)
     assert Run(run).metrics["val/loss"] > 0
 
 
@@ -107,6 +111,7 @@ def test_two_processes_repeat_and_see_what_one_sees(toy_folder, tmp_path):
     assert "environment: environment.processes: 1 was recorded, 2 is used" in str(found)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
 def test_two_processes_that_were_killed_go_on(toy_folder, tmp_path):
     runs = tmp_path / "runs"

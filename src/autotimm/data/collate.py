@@ -19,7 +19,15 @@ __all__ = ["collate", "with_fingerprints"]
 def _targets(targets: list[Any]) -> Any:
     if any(target is None for target in targets):
         return None
+    if isinstance(targets[0], dict):
+        return targets  # objects: as many as each image has, no padding
     return torch.stack(targets) if isinstance(targets[0], Tensor) else torch.tensor(targets, dtype=torch.int64)
+
+
+def _placements(samples: Sequence[Sample]) -> Tensor | None:
+    if any(sample.placement is None for sample in samples):
+        return None
+    return torch.tensor([sample.placement for sample in samples], dtype=torch.int64)
 
 
 def collate(samples: Sequence[Sample], transforms: str = "transforms") -> Batch:
@@ -30,7 +38,8 @@ def collate(samples: Sequence[Sample], transforms: str = "transforms") -> Batch:
         transforms: What to call the transforms in an error.
 
     Returns:
-        Images (N, 3, H, W); targets ``int64`` (N,), or what stacks from tensors, or ``None`` if one is unknown.
+        Images (N, 3, H, W); targets ``int64`` (N,), or what stacks from tensors, or a list of what is a dictionary, or
+        ``None`` if one is unknown.
 
     Raises:
         UsageError: If shapes or data types differ.
@@ -43,7 +52,8 @@ def collate(samples: Sequence[Sample], transforms: str = "transforms") -> Batch:
                 f"The `{transforms}` must give images of one size and data type. Got {' and '.join(found)} instead. "
                 "Let them end with a resize or crop to a fixed (height, width)."
             )
-    return Batch(torch.stack(images), _targets([sample.target for sample in samples]), tuple(s.id for s in samples))
+    targets = _targets([sample.target for sample in samples])
+    return Batch(torch.stack(images), targets, tuple(s.id for s in samples), placements=_placements(samples))
 
 
 def with_fingerprints(batch: Batch) -> Batch:
@@ -65,6 +75,7 @@ def with_fingerprints(batch: Batch) -> Batch:
     if isinstance(batch.targets, Tensor):
         targets = [row.tobytes() for row in batch.targets.numpy()]
     else:
-        targets = [state_digest({"": one}).encode() for one in batch.targets or [None] * len(images)]
+        each = batch.targets or [None] * len(images)
+        targets = [state_digest(one if isinstance(one, dict) else {"": one}).encode() for one in each]
     found = (sha256(kind + target + row.tobytes()) for row, target in zip(pixels, targets, strict=True))
     return batch._replace(fingerprints="".join(one.hexdigest()[:16] for one in found))

@@ -62,7 +62,8 @@ class Facts(ABC):
             eval_batch_size=self.eval_batch_size,
             crop_pct=self.crop_pct,
             interpolation=self.interpolation,
-            eval_transforms=plain_value(self.arguments["eval_transforms"]),
+            eval_transforms=plain_value(self.arguments.get("eval_transforms")),
+            kind=self.tables["train"].kind,
         )
 
     def class_counts(self, split: str = "train") -> tuple[int, ...]:

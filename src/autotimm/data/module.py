@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from autotimm.data.called import Called
 from autotimm.data.collate import collate
 from autotimm.data.facts import Facts
 from autotimm.data.formats.paths import read_paths
@@ -22,7 +22,7 @@ from autotimm.data.scan import Problem
 from autotimm.data.split import check_shares
 from autotimm.data.table import Table
 from autotimm.data.transformed import transformed_loader
-from autotimm.data.transforms import ImageTransform, eval_transform, train_transform
+from autotimm.data.transforms import ImageTransform, SampleTransform, eval_transform, train_transform
 from autotimm.errors import DataError, refuse_unknown, require
 from autotimm.repro.sampler import KeyedBatchSampler
 from autotimm.repro.seed import root_seed
@@ -30,7 +30,7 @@ from autotimm.repro.seed import root_seed
 __all__ = ["DataModule", "default_workers"]
 
 
-class DataModule(pl.LightningDataModule, Facts, ABC):
+class DataModule(Called, pl.LightningDataModule, Facts, ABC):
     """Data for training, validation, test and prediction, so that who loads it does not matter.
 
     A subclass says :meth:`read`. Done once for all: unreadable images are found before training and left out;
@@ -97,11 +97,8 @@ class DataModule(pl.LightningDataModule, Facts, ABC):
         owner = type(self).__name__
         own = {*inspect.signature(type(self)).parameters, *inspect.signature(DataModule.__init__).parameters}
         refuse_unknown(unknown, owner, own - {"self", "common", "unknown"})
-        for name, value in (
-            ("image_size", image_size),
-            ("batch_size", batch_size),
-            ("eval_batch_size", eval_batch_size),
-        ):
+        sizes = {"image_size": image_size, "batch_size": batch_size, "eval_batch_size": eval_batch_size}
+        for name, value in sizes.items():
             require(_whole(value, 1), name, owner, "a whole number, 1 or more", value, "Give for example 32.")
         require(
             num_workers is None or _whole(num_workers, 0), "num_workers", owner, "a whole number, 0 or more, or None",
@@ -117,30 +114,13 @@ class DataModule(pl.LightningDataModule, Facts, ABC):
         self.augmentation, self.balanced_sampling = augmentation, balanced_sampling
         self.strict, self.drop_last, self.crop_pct, self.interpolation = strict, drop_last, crop_pct, interpolation
         self.data_seed = self.run_seed = root_seed(seed, owner)
-        self.arguments = self._take_arguments()
-        self._train = self._image_transform(train_transforms, "train_transforms")
-        self._eval = self._image_transform(eval_transforms, "eval_transforms")
+        self.arguments = self._called_with(DataModule.__init__)
+        self._train = self.sample_transform(train_transforms, "train_transforms")
+        self._eval = self.sample_transform(eval_transforms, "eval_transforms")
         self.notices: list[str] = []
         self.problems: list[Problem] = []
         self._tables: dict[str, Table] = {}
         self._loaders: weakref.WeakSet[KeyedLoader] = weakref.WeakSet()
-
-    def _take_arguments(self) -> dict[str, Any]:
-        """What the constructor was given, by name; kept away from Lightning, which would put paths into checkpoints."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # advice about transforms that are modules, meant for models
-            self.save_hyperparameters(logger=False)
-        arguments = dict(self.hparams)
-        self.hparams.clear()
-        return arguments
-
-    def _image_transform(self, given: Callable[[Any], Any] | None, name: str) -> ImageTransform:
-        """The caller's transforms, or the built-in ones; unknown names are refused at once."""
-        if given is None and name == "train_transforms":
-            given = train_transform(self.augmentation, self.image_size, self.interpolation, self.crop_pct)
-        elif given is None:
-            given = eval_transform(self.image_size, self.crop_pct, self.interpolation)
-        return ImageTransform(given, name, type(self).__name__)
 
     # What a subclass says
 
@@ -153,6 +133,25 @@ class DataModule(pl.LightningDataModule, Facts, ABC):
         Raises:
             DataError: If the data cannot be used.
         """
+
+    def sample_transform(self, given: Callable[..., Any] | None, name: str) -> SampleTransform:
+        """What samples go through in training (``train_transforms``) or else (``eval_transforms``).
+
+        By default the caller's transform or the built-in one, of the image alone. Data whose targets move with the
+        pixels replace this. It is called by the constructor, before that of a subclass has gone on.
+
+        Args:
+            given: The caller's transform, or ``None``.
+            name: Which of the two.
+
+        Raises:
+            UsageError: If the transform, or the name of an augmentation, cannot be used.
+        """
+        if given is None and name == "train_transforms":
+            given = train_transform(self.augmentation, self.image_size, self.interpolation, self.crop_pct)
+        elif given is None:
+            given = eval_transform(self.image_size, self.crop_pct, self.interpolation)
+        return ImageTransform(given, name, type(self).__name__)
 
     def collate(self, samples: Sequence[Any], transforms: str = "transforms") -> Any:
         """Make a batch of samples; ``transforms`` is what to call them in an error."""
@@ -199,13 +198,13 @@ class DataModule(pl.LightningDataModule, Facts, ABC):
         return "run"
 
     @property
-    def transforms(self) -> dict[str, ImageTransform]:
-        """What happens to the images of training (``train``) and of everything else (``eval``)."""
+    def transforms(self) -> dict[str, SampleTransform]:
+        """What happens to the samples of training (``train``) and of everything else (``eval``)."""
         return {"train": self._train, "eval": self._eval}
 
     # Loaders
 
-    def _loader(self, table: Table, batches: KeyedBatchSampler, transform: ImageTransform, stream: str) -> KeyedLoader:
+    def _loader(self, table: Table, batches: KeyedBatchSampler, transform: SampleTransform, stream: str) -> KeyedLoader:
         processes = self.trainer.num_devices if self.trainer is not None else 1
         loader = transformed_loader(
             table,

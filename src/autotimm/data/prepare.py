@@ -62,19 +62,20 @@ def check_classes(train: Table, notices: list[str]) -> None:
         DataError: If there is no image, one class only, or (with one label per image) a class without images.
     """
     counts = dict(zip(train.class_names, train.counts(), strict=True))
+    several = train.multi_label or train.kind != "classes"
     if not len(train):
         raise DataError("There is no image to train on. Add readable images.")
-    if not train.multi_label and len(counts) == 1:
+    if not several and len(counts) == 1:
         only = next(iter(counts))
         raise DataError(f"There is one class only, {only!r}; telling apart takes two. Add a second class.")
     if empty := [name for name, count in counts.items() if not count]:
-        if not train.multi_label:
+        if not several:
             raise DataError(
                 f"Classes without a readable training image: {some(empty)}. Add images or remove the class."
             )
         notices.append(f"Classes that no training image has: {some(empty)}.")
     if single := [name for name, count in counts.items() if count == 1]:
-        where = "may be on either side of a split" if train.multi_label else "stays in training"
+        where = "may be on either side of a split" if several else "stays in training"
         notices.append(f"Classes with one single image, which {where}: {some(single)}.")
 
 

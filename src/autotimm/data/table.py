@@ -26,6 +26,7 @@ class Table(ABC):
             by it, so a sample keeps its side and its random numbers when others are added.
         class_names: Names of the classes in the order of the class indices.
         multi_label: Whether several classes may be right at once.
+        kind: What the targets are, see :class:`autotimm.types.DataSpec`.
         strata: The class index of each sample, for stratified splits and balanced draws; ``None`` if there is none.
         draws_random: Whether :meth:`load` may read a global generator (``random``, NumPy, torch). ``False`` saves time.
     """
@@ -33,6 +34,7 @@ class Table(ABC):
     ids: tuple[str, ...]
     class_names: tuple[str, ...] = ()
     multi_label: bool = False
+    kind: str = "classes"
     strata: Sequence[int] | None = None
     draws_random: bool = True
 
@@ -134,7 +136,8 @@ class Subset(Table):
     def __init__(self, table: Table, indices: Sequence[int]) -> None:
         self.table, self.indices = table, tuple(indices)
         self.ids = tuple(table.ids[index] for index in self.indices)
-        self.class_names, self.multi_label, self.draws_random = table.class_names, table.multi_label, table.draws_random
+        self.class_names, self.multi_label, self.kind = table.class_names, table.multi_label, table.kind
+        self.draws_random = table.draws_random
         self.strata = None if table.strata is None else [table.strata[index] for index in self.indices]
 
     def load(self, index: int) -> Sample:

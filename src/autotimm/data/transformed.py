@@ -8,7 +8,7 @@ from typing import Any
 
 from autotimm.data.loader import KeyedDataset, KeyedLoader
 from autotimm.data.table import Table
-from autotimm.data.transforms import ImageTransform
+from autotimm.data.transforms import SampleTransform
 from autotimm.repro.sampler import KeyedBatchSampler
 
 __all__ = ["transformed_loader"]
@@ -17,7 +17,7 @@ __all__ = ["transformed_loader"]
 def transformed_loader(
     table: Table,
     batches: KeyedBatchSampler,
-    transform: ImageTransform,
+    transform: SampleTransform,
     *,
     stream: str,
     collate: Callable[..., Any],
@@ -37,5 +37,5 @@ def transformed_loader(
         UsageError: If the transform makes no image of the first sample.
     """
     dataset = KeyedDataset(table, transform, seed=batches.seed, stream=stream)
-    transform.check_range(dataset[0].image)  # a wrong transform is refused here, not in a worker
+    transform.check(dataset[0])  # a wrong transform is refused here, not in a worker
     return KeyedLoader(dataset, batches, collate=partial(collate, transforms=transform.name), **loading)

@@ -6,6 +6,7 @@ times faster resizing, and color changes whose bits do not depend on the number 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -20,6 +21,7 @@ __all__ = [
     "AUGMENTATIONS",
     "INTERPOLATIONS",
     "ImageTransform",
+    "SampleTransform",
     "draws_from_torch_only",
     "eval_transform",
     "train_transform",
@@ -138,7 +140,39 @@ def draws_from_torch_only(transform: Any) -> bool:
     return all(draws_from_torch_only(part) for part in vars(transform).get("transforms", ()))
 
 
-class ImageTransform:
+class SampleTransform(ABC):
+    """What a sample goes through between table and batch.
+
+    Attributes:
+        transform: What the caller gave, or what stands for it, for the record of a run.
+        name: The argument it was given as, for errors.
+        owner: The class it was given to, for errors.
+        torch_only: Whether it reads no other global generator than torch's.
+    """
+
+    transform: Any
+    name: str
+    owner: str
+    torch_only: bool
+
+    @abstractmethod
+    def __call__(self, sample: Sample) -> Sample:
+        """Transform a sample.
+
+        Raises:
+            UsageError: If what comes out is none.
+        """
+
+    @abstractmethod
+    def check(self, sample: Sample) -> None:
+        """Refuse a transform by its first result, before a worker meets it.
+
+        Raises:
+            UsageError: If the result cannot be used.
+        """
+
+
+class ImageTransform(SampleTransform):
     """A transform of the image alone, applied to a sample; targets of classification do not move with pixels.
 
     Args:
@@ -171,12 +205,13 @@ class ImageTransform:
             )
         return Sample(image.as_subclass(Tensor), sample.target, sample.id)
 
-    def check_range(self, image: Tensor) -> None:
+    def check(self, sample: Sample) -> None:
         """Refuse floating point values far outside of [0, 1]: the network would normalize a second time.
 
         Raises:
             UsageError: If values lie outside. A little more than [0, 1] is what bicubic resizing does.
         """
+        image = sample.image
         low, high = float(image.min()), float(image.max())
         if image.is_floating_point() and not (low >= -0.5 and high <= 1.5):
             self._refuse(f"values from {low:.3g} to {high:.3g}", "Leave out Normalize: the network does that itself.")

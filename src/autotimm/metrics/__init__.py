@@ -1,14 +1,28 @@
 """Metrics of torchmetrics, configured by plain data, and which of them tells the best checkpoint."""
 
-from autotimm.metrics.choice import Monitor, choose_monitor, default_metrics, default_monitor, named_metric
+from autotimm.metrics.choice import (
+    Monitor,
+    choose_monitor,
+    default_metrics,
+    default_monitor,
+    mean_ap,
+    named_metric,
+    region_scores,
+)
 from autotimm.metrics.config import MetricConfig, build_metrics
+from autotimm.metrics.scores import MeanAP, RegionScores, Scores
 
 __all__ = [
+    "MeanAP",
     "MetricConfig",
     "Monitor",
+    "RegionScores",
+    "Scores",
     "build_metrics",
     "choose_monitor",
     "default_metrics",
     "default_monitor",
+    "mean_ap",
     "named_metric",
+    "region_scores",
 ]

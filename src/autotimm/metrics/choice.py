@@ -9,7 +9,15 @@ from typing import Any, NamedTuple
 from autotimm.errors import nearest, require
 from autotimm.metrics.config import MetricConfig
 
-__all__ = ["Monitor", "choose_monitor", "default_metrics", "default_monitor", "named_metric"]
+__all__ = [
+    "Monitor",
+    "choose_monitor",
+    "default_metrics",
+    "default_monitor",
+    "mean_ap",
+    "named_metric",
+    "region_scores",
+]
 
 _TOP_K = 5
 
@@ -59,6 +67,22 @@ def default_metrics(num_classes: int, *, multi_label: bool = False, threshold: f
         name = f"top{_TOP_K}_accuracy"
         found.append(metric(name, "MulticlassAccuracy", num_classes=num_classes, average="micro", top_k=_TOP_K))
     return [*found, metric("f1", "MulticlassF1Score", num_classes=num_classes, average="macro")]
+
+
+def mean_ap(name: str, num_classes: int, iou_type: str) -> MetricConfig:
+    """Average precision of boxes (``bbox``) or masks (``segm``) in validation and test."""
+    return MetricConfig(
+        name, backend="custom", metric_class="autotimm.metrics.MeanAP",
+        params={"num_classes": num_classes, "iou_type": iou_type}, stages=("val", "test"), prog_bar=True,
+    )  # fmt: skip
+
+
+def region_scores(name: str, num_classes: int, ignore_index: int) -> MetricConfig:
+    """Overlap of regions in validation and test."""
+    return MetricConfig(
+        name, backend="custom", metric_class="autotimm.metrics.RegionScores",
+        params={"num_classes": num_classes, "ignore_index": ignore_index}, stages=("val", "test"), prog_bar=True,
+    )  # fmt: skip
 
 
 def named_metric(metric_class: str, num_classes: int, *, multi_label: bool = False) -> MetricConfig:

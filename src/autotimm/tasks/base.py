@@ -6,11 +6,10 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from autotimm.errors import UsageError, refuse_unknown, require
 from autotimm.metrics import MetricConfig, build_metrics
@@ -18,16 +17,17 @@ from autotimm.models.weights import Weights
 from autotimm.optim import OptimizerOptions
 from autotimm.repro.seed import root_seed, seed_everything, set_deterministic
 from autotimm.repro.streams import reseed, scope
+from autotimm.tasks.measured import Measured
 from autotimm.tasks.optimized import Optimized
 from autotimm.tasks.outputs import first_of, join
 from autotimm.tasks.signature import note_defaults, show_shared_options
 from autotimm.tasks.stored import Stored
-from autotimm.types import Batch, DataSpec, Prediction, Stage, Step
+from autotimm.types import Batch, DataSpec, Stage, Step
 
 __all__ = ["Task"]
 
 
-class Task(Optimized, Stored, ABC):
+class Task(Optimized, Measured, Stored, ABC):
     """What is trained: a network, a loss, metrics and how to read the network's output.
 
     A concrete task passes a network factory to this constructor and says three things: :meth:`step`, :meth:`decode` and
@@ -120,6 +120,7 @@ class Task(Optimized, Stored, ABC):
         given = [MetricConfig.of(metric) for metric in metrics] if metrics is not None else self.default_metrics()
         self.metric_configs = given
         self.metrics = nn.ModuleDict({f"{stage.value}_metrics": build_metrics(given, stage) for stage in Stage})
+        self.by_class = {}
         self._padding = True
         if "metrics" in self.hparams:
             self.hparams["metrics"] = [metric.to_dict() for metric in given]
@@ -136,8 +137,8 @@ class Task(Optimized, Stored, ABC):
         """Run the network on a batch by :meth:`infer` and compare with the targets."""
 
     @abstractmethod
-    def decode(self, output: Any, ids: Sequence[str]) -> list[Prediction]:
-        """Turn what :meth:`infer` gave for N images into N predictions."""
+    def decode(self, output: Any, batch: Batch) -> list[Any]:
+        """Turn what :meth:`infer` gave for a batch of N images, which has ids, into N predictions."""
 
     @abstractmethod
     def default_metrics(self) -> list[MetricConfig]:
@@ -232,12 +233,13 @@ class Task(Optimized, Stored, ABC):
         """Measure one batch of test data, without touching the training's random numbers."""
         self._evaluate(batch, batch_idx, Stage.TEST)
 
-    def predict_step(self, batch: Any, batch_idx: int) -> list[Prediction]:
+    def predict_step(self, batch: Any, batch_idx: int) -> list[Any]:
         """Predict one batch."""
         batch = Batch.of(batch)
         with scope(self._streams_seed, "eval", "predict", batch_idx, devices=[self.device]):
             output = self.infer(batch.images)
-        return self.decode(output, batch.ids or [str(index) for index in range(len(batch.images))])
+        numbered = tuple(str(index) for index in range(len(batch.images)))
+        return self.decode(output, batch._replace(ids=batch.ids or numbered))
 
     def _evaluate(self, batch: Any, batch_idx: int, stage: Stage) -> None:
         batch = Batch.of(batch)
@@ -259,20 +261,3 @@ class Task(Optimized, Stored, ABC):
         if self.run_seed is not None:
             return self.run_seed
         return self.root_seed if self._data is None else self._data.run_seed
-
-    def _log(self, step: Step, stage: Stage, size: int) -> None:
-        train = stage is Stage.TRAIN
-        for name, value in (dict(step.losses) | {"loss": step.loss}).items():
-            shown: dict[str, Any] = {"prog_bar": name == "loss", "on_step": train, "on_epoch": True}
-            over: Any = size if step.weight is None else step.weight  # Lightning multiplies and adds, also tensors
-            self.log(f"{stage.value}/{name}", value.detach(), batch_size=over, sync_dist=not train, **shown)
-        if step.targets is None:
-            return
-        measured = cast(nn.ModuleDict, self.metrics[f"{stage.value}_metrics"])
-        for config in self.metric_configs:
-            if stage.value in config.stages:
-                metric = cast(Metric, measured[config.name])
-                # Only a call keeps the value of the batch, which is what Lightning logs for a step.
-                (metric if config.log_on_step else metric.update)(step.predictions, step.targets)
-                when: dict[str, Any] = {"on_step": config.log_on_step, "on_epoch": config.log_on_epoch}
-                self.log(f"{stage.value}/{config.name}", metric, prog_bar=config.prog_bar, batch_size=size, **when)

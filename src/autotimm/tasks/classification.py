@@ -15,6 +15,7 @@ from autotimm.metrics import MetricConfig, default_metrics
 from autotimm.models.backbone import PooledClassifier, build_classifier
 from autotimm.models.weights import resolve_weights
 from autotimm.tasks.base import Task
+from autotimm.tasks.classes import check_num_classes, check_spec, names_of
 from autotimm.types import Batch, DataSpec, Prediction, Stage, Step
 
 __all__ = ["ImageClassifier"]
@@ -110,11 +111,7 @@ class ImageClassifier(Task):
     @staticmethod
     def _check(num_classes: int, multi_label: bool, threshold: float, mixup: float, cutmix: float) -> None:
         owner, least = "ImageClassifier", 1 if multi_label else 2
-        whole = type(num_classes) is int
-        require(
-            whole and num_classes >= least, "num_classes", owner, f"an integer of at least {least}", num_classes,
-            "Give the number of classes of your data, `data.num_classes`.",
-        )  # fmt: skip
+        check_num_classes(num_classes, least, owner)
         require(0 < threshold < 1, "threshold", owner, "in (0, 1)", threshold, "Give for example 0.5.")
         for name, value in (("mixup_alpha", mixup), ("cutmix_alpha", cutmix)):
             require(value >= 0, name, owner, "at least 0", value, "Give 0 to switch it off, or for example 0.2.")
@@ -144,13 +141,13 @@ class ImageClassifier(Task):
         mixed: tuple[Tensor, Tensor] = self.mix(images, targets)
         return mixed
 
-    def decode(self, output: Tensor, ids: Sequence[str]) -> list[Prediction]:
+    def decode(self, output: Tensor, batch: Batch) -> list[Prediction]:
         """Probabilities and predicted classes of (N, C) logits."""
         logits = output.float().cpu()
         probabilities = logits.sigmoid() if self._multi_label else logits.softmax(dim=1)
         names = self.class_names
         predictions = []
-        for id, row in zip(ids, probabilities.tolist(), strict=True):
+        for id, row in zip(batch.ids, probabilities.tolist(), strict=True):
             scores = dict(zip(names, row, strict=True))
             best = [max(names, key=scores.__getitem__)]
             chosen = [name for name in names if scores[name] >= self._threshold] if self._multi_label else best
@@ -160,7 +157,7 @@ class ImageClassifier(Task):
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes in the order of the logits; their numbers before the data is known."""
-        return self.spec.class_names if self.spec else tuple(str(index) for index in range(self._num_classes))
+        return names_of(self.spec, self._num_classes)
 
     def default_metrics(self) -> list[MetricConfig]:
         """Accuracy, top-5 accuracy where it makes sense and macro F1; for multi-label mean average precision and F1."""
@@ -168,12 +165,7 @@ class ImageClassifier(Task):
 
     def check_data(self, spec: DataSpec) -> None:
         """Refuse data with another number of classes, or of the other kind."""
-        found = len(spec.class_names)
-        if found != self._num_classes:
-            raise UsageError(
-                sentence("num_classes", "ImageClassifier", f"{found}, as the data has", self._num_classes,
-                         f"Give num_classes={found}; the classes are {', '.join(spec.class_names[:10])}.")
-            )  # fmt: skip
+        check_spec(spec, ("classes",), self._num_classes, "ImageClassifier")
         if spec.multi_label != self._multi_label:
             raise UsageError(
                 sentence("multi_label", "ImageClassifier", f"{spec.multi_label}, as the data is", self._multi_label,

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import CSVLogger
+from torch import Tensor
 
 from autotimm.data import DataModule
 from autotimm.metrics import MetricConfig
@@ -21,7 +22,7 @@ from autotimm.repro.digest import state_digest
 from autotimm.tasks import Task
 from autotimm.testing.case import QUIET, TaskCase, pollute_generators
 from autotimm.train import AutoTrainer
-from autotimm.types import Batch, Prediction, Stage, Step
+from autotimm.types import Batch, Stage, Step
 
 __all__ = ["CHECKS"]
 
@@ -165,21 +166,27 @@ def check_predict_equals_validate(case: TaskCase) -> None:
         assert {one.id: one for one in found} == expected, "predictions differ from what validation saw"
 
 
-def _seen_by_validation(task: Task, data: DataModule) -> dict[str, Prediction]:
+def _seen_by_validation(task: Task, data: DataModule) -> dict[str, Any]:
     """What the outputs that validation measured say, by sample."""
-    seen: dict[str, Prediction] = {}
-    step = task.step
+    seen: dict[str, Any] = {}
+    outputs: list[Any] = []
+    step, infer = task.step, task.infer
 
     def listening(batch: Batch, stage: Stage) -> Step:
+        outputs.clear()
         found = step(batch, stage)
-        seen.update((one.id, one) for one in task.decode(found.predictions, batch.ids))
+        seen.update((one.id, one) for one in task.decode(outputs[-1], batch))
         return found
 
-    task.__dict__["step"] = listening  # where Python looks before the class
+    def remembering(images: Tensor) -> Any:
+        outputs.append(infer(images))
+        return outputs[-1]
+
+    task.__dict__.update(step=listening, infer=remembering)  # where Python looks before the class
     try:
         AutoTrainer(**QUIET).validate(task, datamodule=data)
     finally:
-        del task.__dict__["step"]
+        del task.__dict__["step"], task.__dict__["infer"]
     assert set(seen) == set(data.tables["val"].ids), "validation must see each sample once"
     return seen
 
