@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pycocotools import mask as coco_mask  # type: ignore[import-untyped]  # no types are published for it
+from pycocotools import mask as coco_mask
 
 from autotimm.data.read import BROKEN, reason
 from autotimm.errors import DataError
@@ -72,6 +72,16 @@ class RunLengths(NamedTuple):
         return cls(
             height, width, coco_mask.frPyObjects({"size": size, "counts": list(counts)}, height, width)["counts"]
         )
+
+    @classmethod
+    def of_mask(cls, mask: NDArray[np.uint8]) -> RunLengths:
+        """Pack a mask of zeros and ones (H, W)."""
+        height, width = mask.shape
+        return cls(height, width, coco_mask.encode(np.asfortranarray(mask))["counts"])
+
+    def as_coco(self) -> dict[str, Any]:
+        """What a COCO file says: size and compressed counts."""
+        return {"size": [self.height, self.width], "counts": self.counts.decode("ascii")}
 
     def _coco(self) -> dict[str, Any]:
         return {"size": [self.height, self.width], "counts": self.counts}

@@ -19,10 +19,10 @@ from torch import Tensor
 from autotimm.errors import require, require_choice
 from autotimm.repro.streams import generator
 
-__all__ = ["Scene", "Shape", "toy_classes", "toy_images", "toy_scene", "write_toy_folder"]
+__all__ = ["COLORS", "Scene", "Shape", "toy_classes", "toy_images", "toy_scene", "write_toy_folder"]
 
 _KINDS = ("circle", "cross", "square", "triangle")
-_COLORS = {
+COLORS = {
     "blue": (40, 80, 220),
     "green": (40, 180, 60),
     "orange": (240, 150, 30),
@@ -39,9 +39,9 @@ def toy_classes(num_classes: int) -> tuple[str, ...]:
         >>> toy_classes(3)
         ('blue_circle', 'green_cross', 'orange_square')
     """
-    must = f"a whole number from 1 to {len(_KINDS) * len(_COLORS)}"
+    must = f"a whole number from 1 to {len(_KINDS) * len(COLORS)}"
     require(1 <= num_classes <= 20, "num_classes", "toy_classes", must, num_classes, "Give for example 4.")
-    colors = list(_COLORS)
+    colors = list(COLORS)
     # Neighbors differ in both kind and color; 4 and 5 have no common factor, so all pairs come up.
     return tuple(sorted(f"{colors[i % 5]}_{_KINDS[i % 4]}" for i in range(num_classes)))
 
@@ -105,7 +105,7 @@ def _shape(name: str, size: int, numbers: Tensor) -> Shape:
     far, place_x, place_y, turn = numbers.tolist()
     radius = size * (0.25 + 0.13 * far)
     room = size - 2 * radius
-    return Shape(kind, _COLORS[color], radius + room * place_x, radius + room * place_y, radius, 2 * math.pi * turn)
+    return Shape(kind, COLORS[color], radius + room * place_x, radius + room * place_y, radius, 2 * math.pi * turn)
 
 
 def toy_scene(names: tuple[str, ...], size: int, seed: int, number: int) -> Scene:
