@@ -129,7 +129,7 @@ class ObjectTable(Table):
         for number in range(self._starts[index], self._starts[index + 1]):
             outline = b"" if self._outlines is None else _outline_bytes(self._outlines, number)
             name = self.class_names[self._labels[number]].encode("utf-8", "surrogatepass")
-            for part in (name, self._boxes[number].tobytes(), bytes([self._crowd[number]]), outline):
+            for part in (name, self._boxes[number].tobytes(), self._crowd[number].tobytes(), outline):
                 digest.update(b"%d:" % len(part) + part)
         return digest.hexdigest()
 

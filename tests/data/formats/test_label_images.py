@@ -1,0 +1,359 @@
+"""Label images by index, by palette and by color, and where they lie."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from autotimm.data.formats import read_cityscapes, read_label_images
+from autotimm.data.masks import MaskTable
+from autotimm.errors import DataError
+
+Picture = Callable[..., Path]
+ROAD, CAR = (128, 64, 128), (0, 0, 142)
+VALUES = np.zeros((16, 20), np.uint8)
+VALUES[4:, :10], VALUES[:, 15:] = 1, 2
+
+
+def save(
+    path: Path, values: Any = VALUES, mode: str = "L", palette: Mapping[int, tuple[int, int, int]] | None = None
+) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(np.asarray(values))
+    if palette is not None:
+        image = Image.fromarray(np.asarray(values), mode="P")
+        image.putpalette([part for value in range(256) for part in palette.get(value, (9, 9, 9))])
+    (image if palette is not None else image.convert(mode)).save(path)
+    return path
+
+
+def painted(*colors: tuple[int, int, int], values: Any = VALUES) -> Any:
+    return np.array(colors, np.uint8)[values]
+
+
+def read(root: Path, **options: Any) -> tuple[dict[str, MaskTable], list[str]]:
+    notices: list[str] = []
+    return read_label_images(root, notices, **options), notices  # type: ignore[return-value]
+
+
+def target(tables: dict[str, MaskTable], row: int = 0, split: str = "train") -> torch.Tensor:
+    return tables[split].load(row).target  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, picture: Picture) -> Callable[..., Path]:
+    """One image and its mask, which the caller writes."""
+
+    def made(table: str = "", name: str = "_classes.csv", mask: Callable[[Path], Any] | None = None) -> Path:
+        picture(tmp_path / "a.png")
+        (mask or save)(tmp_path / "a_mask.png")
+        if table:
+            (tmp_path / name).write_text(table)
+        return tmp_path
+
+    return made
+
+
+# Real data
+
+
+def test_dhcn(real: Callable[[str], Path]) -> None:
+    root = real("seg_dhcn")
+    tables, notices = read(root, strict=True)
+    assert {split: len(table) for split, table in tables.items()} == {"train": 90, "val": 60, "test": 60}
+    names = (
+        "background",
+        "cabinet",
+        "ceiling",
+        "chair",
+        "door",
+        "elevator",
+        "railing",
+        "road",
+        "stair",
+        "tree",
+        "wall",
+    )
+    assert tables["train"].class_names == names
+    assert notices == []
+    shares = [2.62, 2.1, 0.5, 3.22, 13.72, 0.07, 4.9, 52.17, 0.71, 1.54, 18.46]
+    pixels = torch.zeros(256, dtype=torch.int64)
+    for row in range(90):
+        found = target(tables, row)
+        pixels += torch.bincount(found.flatten(), minlength=256)
+        by_hand = torch.from_numpy(np.array(Image.open(tables["train"].mask_paths[row])))
+        assert torch.equal(found.as_subclass(torch.Tensor), by_hand)
+        present = tuple(names[index] for index in by_hand.unique().tolist())
+        assert tables["train"].labels(row) == present
+    assert (pixels[:11] / pixels.sum() * 100).tolist() == pytest.approx(shares, abs=0.006)
+
+
+# What values mean
+
+
+@pytest.mark.parametrize("header", ["Pixel Value, Class", "id,name", "index, label"])
+def test_by_index(folder: Callable[..., Path], header: str) -> None:
+    tables, notices = read(folder(f"{header}\n1, road\n0, background\n2, car\n7, moon"))
+    assert tables["train"].class_names == ("background", "road", "car", "moon")
+    assert torch.equal(target(tables), torch.from_numpy(VALUES))
+    assert target(tables).dtype == torch.uint8
+    assert tables["train"].counts() == (1, 1, 1, 0)
+    assert notices == []
+
+
+def test_by_palette(folder: Callable[..., Path]) -> None:
+    """The indices count, whatever the colors; 255 is unknown, as PASCAL VOC paints borders."""
+    values = np.where(VALUES == 2, 255, VALUES)
+    tables, notices = read(folder(mask=lambda path: save(path, values, palette={0: (0, 0, 0), 1: ROAD, 255: CAR})))
+    assert tables["train"].class_names == ("0", "1")
+    assert torch.equal(target(tables), torch.from_numpy(values))
+    assert notices == ["Pixels of value 255 are taken for unknown, since no file names the classes."]
+
+
+COLOR_TABLES = {
+    "labelmap.txt": "# label:color_rgb:parts:actions\nbackground:0,0,0::\nroad:128,64,128::\ncar:0,0,142::\n",
+    "class_dict.csv": "name,r,g,b\nbackground,0,0,0\nroad,128,64,128\ncar,0,0,142\n",
+    "label_colors.txt": "0 0 0\tbackground\n128 64 128\troad\n0 0 142\tcar\n",
+    "classes.json": '{"background": [0, 0, 0], "road": "#804080", "car": [0, 0, 142]}',
+    "meta.json": '{"classes": [{"title": "background", "color": "#000000"}, {"title": "road", "color": "#804080"}, '
+    '{"title": "car", "color": "#00008E"}]}',
+}
+
+
+@pytest.mark.parametrize("name", COLOR_TABLES)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "indices"])
+def test_by_color_table(folder: Callable[..., Path], name: str, mode: str) -> None:
+    def mask(path: Path) -> None:
+        if mode == "P":  # numbered as the program liked: the colors count
+            save(path, np.array([5, 9, 3], np.uint8)[VALUES], palette={5: (0, 0, 0), 9: ROAD, 3: CAR})
+        elif mode == "indices":
+            save(path)
+        else:
+            save(path, painted((0, 0, 0), ROAD, CAR), mode)
+
+    tables, notices = read(folder(COLOR_TABLES[name], name, mask))
+    assert tables["train"].class_names == ("background", "road", "car")
+    assert torch.equal(target(tables), torch.from_numpy(VALUES))
+    assert tables["train"].counts() == (1, 1, 1)
+    assert notices == []
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("classes.txt", "background\nroad\ncar\n"),
+        ("labels.txt", "0 background\n1 road\n2 car\n"),
+        ("classes.json", '["background", "road", "car"]'),
+        ("labels.json", '{"0": "background", "1": "road", "2": "car"}'),
+        ("classes.json", '{"background": 0, "road": 1, "car": 2}'),
+        ("classes.json", '[{"name": "background", "id": 0}, {"name": "car", "id": 2}, {"name": "road", "id": 1}]'),
+    ],
+)
+def test_tables_of_names(folder: Callable[..., Path], name: str, table: str) -> None:
+    tables, _ = read(folder(table, name))
+    assert tables["train"].class_names == ("background", "road", "car")
+    assert torch.equal(target(tables), torch.from_numpy(VALUES))
+
+
+def test_colors_can_be_given(folder: Callable[..., Path], tmp_path: Path) -> None:
+    root = folder(mask=lambda path: save(path, painted((0, 0, 0), ROAD, CAR), "RGB"))
+    with pytest.raises(DataError, match=r"in colors, .* \(0, 0, 0\), \(0, 0, 142\), \(128, 64, 128\)\. Give `colors`"):
+        read(root)
+    tables, notices = read(root, colors={"road": ROAD, "car": "#00008e", "void": (0, 0, 0)})
+    assert tables["train"].class_names == ("road", "car")
+    assert torch.equal(target(tables), torch.tensor([255, 0, 1], dtype=torch.uint8)[torch.from_numpy(VALUES).long()])
+    assert notices == []
+    (tmp_path.parent / "my.json").write_text('{"road": [128, 64, 128]}')
+    tables, notices = read(root, colors=str(tmp_path.parent / "my.json"))
+    assert notices == [
+        "1 masks with values that stand for no class, which are unknown there: a_mask.png ((0, 0, 0), (0, 0, 142))."
+    ]
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "RGB"])
+def test_black_and_white_are_background_and_foreground(folder: Callable[..., Path], mode: str) -> None:
+    tables, notices = read(folder(mask=lambda path: save(path, (VALUES > 0).astype(np.uint8) * 255, mode)))
+    assert tables["train"].class_names == ("background", "foreground")
+    assert torch.equal(target(tables), torch.from_numpy((VALUES > 0).astype(np.uint8)))
+    assert notices == []
+
+
+def test_values_with_gaps_and_beyond_a_byte(folder: Callable[..., Path]) -> None:
+    values = np.array([0, 300, 40_000], np.uint16)[VALUES]
+    tables, _ = read(folder(mask=lambda path: Image.fromarray(values).save(path)))
+    assert tables["train"].class_names == ("0", "300", "40000")
+    assert torch.equal(target(tables), torch.from_numpy(VALUES))
+
+
+def test_soft_edges_are_refused(folder: Callable[..., Path]) -> None:
+    values = np.arange(320, dtype=np.uint8).reshape(16, 20)
+    with pytest.raises(DataError, match="have 255 values, and no file says which are classes"):
+        read(folder(mask=lambda path: save(path, values)))
+    with pytest.raises(DataError, match=r"hold nothing that .*_classes.csv names: 255"):
+        read(folder("id,name\n3,road", mask=lambda path: save(path, np.full((16, 20), 255, np.uint8))))
+
+
+# What is wrong
+
+
+def test_a_report_names_the_files(tmp_path: Path, picture: Picture) -> None:
+    for name in "abcdefg":
+        picture(tmp_path / "train" / f"{name}.png")
+        save(tmp_path / "train" / f"{name}_mask.png")
+    save(tmp_path / "train" / "b_mask.png", VALUES[:, :19])
+    (tmp_path / "train" / "c_mask.png").write_bytes(b"broken")
+    save(tmp_path / "train" / "d_mask.png", VALUES * 20)
+    (tmp_path / "train" / "e_mask.png").unlink()
+    (tmp_path / "train" / "f.png").unlink()
+    Image.fromarray(np.zeros((16, 20), np.float32), "F").save(tmp_path / "train" / "g_mask.tif")
+    (tmp_path / "train" / "g_mask.png").unlink()
+    (tmp_path / "_classes.csv").write_text("id,name\n0,a\n1,b\n2,c\n")
+    tables, notices = read(tmp_path)
+    assert tables["train"].ids == ("train/a.png", "train/d.png")
+    assert target(tables, 1).unique().tolist() == [0, 255]
+    assert notices == [
+        "1 images without a mask, left out: train/e.png.",
+        "1 masks without an image, left out: train/f_mask.png.",
+        "1 masks of another size than their image, left out with it: train/b_mask.png (19x16, the image 20x16).",
+        "2 masks that cannot be read, left out with their images: train/c_mask.png (not an image), "
+        "train/g_mask.tif (its pixels are fractions, not whole numbers).",
+        "1 masks with values that stand for no class, which are unknown there: train/d_mask.png (20, 40).",
+    ]
+    with pytest.raises(
+        DataError, match=r"1 images without a mask: train/e\.png\. 1 masks without .* leave out `strict`"
+    ):
+        read(tmp_path, strict=True)
+    assert read(tmp_path)[1] == notices  # what is wrong is not remembered
+
+
+def test_a_turned_photograph_has_an_upright_mask(tmp_path: Path, picture: Picture) -> None:
+    path = picture(tmp_path / "a.jpg", size=(20, 16))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(path).save(path, exif=exif)
+    save(tmp_path / "a_mask.png", VALUES.T)
+    tables, notices = read(tmp_path, strict=True)
+    assert target(tables).shape == (20, 16) == tables["train"].load(0).image.shape[1:]
+    assert notices == []
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("id,name\n0,a\n0,b\n", "gives two classes the same value"),
+        ("id\n0\n", "no column is called like"),
+        ("name,r,g,b\na,0,0,256\n", "'256' is no part of a color"),
+        ("id,name\nx,a\n", "is no table of classes"),
+        ("id,name\n", "names no class"),
+        ("id,name\n" + "".join(f"{value},{value}\n" for value in range(300)), "has 300 classes, and 255 is the most"),
+    ],
+)
+def test_tables_that_are_wrong(folder: Callable[..., Path], table: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read(folder(table))
+
+
+def test_tables_must_agree(tmp_path: Path, picture: Picture) -> None:
+    for split, name in {"train": "road", "valid": "lane"}.items():
+        picture(tmp_path / split / "a.png")
+        save(tmp_path / split / "a_mask.png")
+        (tmp_path / split / "_classes.csv").write_text(f"id,name\n0,{name}\n")
+    with pytest.raises(DataError, match="disagree on the classes"):
+        read(tmp_path)
+
+
+def test_masks_as_jpeg_are_pointed_out(tmp_path: Path, picture: Picture) -> None:
+    picture(tmp_path / "images" / "a.png")
+    save(tmp_path / "masks" / "a.jpg", np.zeros((16, 20), np.uint8))
+    assert "1 masks are JPEG files, which do not keep values exactly: a.jpg." in read(tmp_path)[1]
+
+
+# Where masks lie
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("{}/a.png", "{}/a_mask.png"),
+        ("{}/images/a.jpg", "{}/masks/a.png"),
+        ("images/{}/a.jpg", "annotations/{}/a.png"),
+        ("{}/JPEGImages/a.jpg", "{}/SegmentationClass/a.png"),
+        ("{}/a.png", "{}_labels/a_L.png"),
+        ("{}/a.png", "{}annot/a.png"),
+        ("{}_images/a.png", "{}_masks/a.png"),
+        ("{}/images/x/a.png", "{}/labels/x/a.png"),
+    ],
+)
+def test_layouts(tmp_path: Path, picture: Picture, image: str, mask: str) -> None:
+    for split in ("train", "val"):
+        picture(tmp_path / image.format(split))
+        save(tmp_path / mask.format(split))
+        save(tmp_path / split / "SegmentationObject" / "a.png")
+    tables, notices = read(tmp_path)
+    assert {split: table.ids for split, table in tables.items()} == {
+        split: (image.format(split),) for split in ("train", "val")
+    }
+    assert tables["val"].mask_paths == (str(tmp_path / mask.format("val")),)
+    assert notices == []
+
+
+def test_lists_say_the_split(tmp_path: Path, picture: Picture) -> None:
+    for name in "abc":
+        picture(tmp_path / "JPEGImages" / f"{name}.png")
+        save(tmp_path / "SegmentationClass" / f"{name}.png")
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("c\nb\n")
+    (lists / "val.txt").write_text("a\n")
+    tables, _ = read(tmp_path)
+    assert tables["train"].ids == ("JPEGImages/c.png", "JPEGImages/b.png")
+    assert tables["val"].ids == ("JPEGImages/a.png",)
+
+
+def test_two_masks_for_one_image_are_refused(tmp_path: Path, picture: Picture) -> None:
+    picture(tmp_path / "images" / "a.png")
+    save(tmp_path / "masks" / "a.png")
+    save(tmp_path / "labels" / "a.png")
+    with pytest.raises(DataError, match=r"two files for one image or mask: labels/a\.png and masks/a\.png"):
+        read(tmp_path)
+
+
+def test_nothing_to_pair(tmp_path: Path, picture: Picture) -> None:
+    picture(tmp_path / "cats" / "a.png")
+    with pytest.raises(DataError, match="no images with masks"):
+        read(tmp_path)
+
+
+# Cityscapes
+
+
+def test_cityscapes(tmp_path: Path, picture: Picture) -> None:
+    values = np.array([7, 0, 33], np.uint8)[VALUES]
+    for split in ("train", "val", "test"):
+        stem = f"{split}/bonn/bonn_000000_000019"
+        picture(tmp_path / "leftImg8bit" / f"{stem}_leftImg8bit.png")
+        save(tmp_path / "gtFine" / f"{stem}_gtFine_labelIds.png", values if split != "test" else values * 0)
+        save(tmp_path / "gtFine" / f"{stem}_gtFine_instanceIds.png", values)
+    picture(tmp_path / "leftImg8bit" / "train_extra" / "ulm" / "ulm_1_leftImg8bit.png")
+    notices: list[str] = []
+    tables: Any = read_cityscapes(tmp_path, notices, strict=True)
+    assert list(tables) == ["train", "val"]
+    assert len(tables["train"].class_names) == 19
+    assert tables["train"].labels(0) == ("road", "bicycle")
+    assert torch.equal(target(tables), torch.tensor([0, 255, 18], dtype=torch.uint8)[torch.from_numpy(VALUES).long()])
+    assert tables["train"].ids == ("leftImg8bit/train/bonn/bonn_000000_000019_leftImg8bit.png",)
+    assert notices == ["test: left out, since no mask of it has a pixel of a class."]
+    with pytest.raises(DataError, match="has no leftImg8bit/ and gtFine/"):
+        read_cityscapes(tmp_path / "gtFine", [])
+
+
+def test_cityscapes_by_train_ids(tmp_path: Path, picture: Picture) -> None:
+    picture(tmp_path / "leftImg8bit" / "train" / "bonn" / "b_leftImg8bit.png")
+    values = np.array([0, 255, 18], np.uint8)[VALUES]
+    save(tmp_path / "gtFine" / "train" / "bonn" / "b_gtFine_labelTrainIds.png", values)
+    tables: Any = read_cityscapes(tmp_path, [], strict=True)
+    assert torch.equal(target(tables), torch.from_numpy(values))

@@ -1,0 +1,136 @@
+"""What a folder is taken for, and what is said about it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from autotimm.data.formats import recognize
+from autotimm.data.toy_objects import write_toy_objects, write_toy_segmentation
+from autotimm.errors import DataError, UsageError
+
+Picture = Callable[..., Path]
+FEW = {"train": 2, "val": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "format"),
+    [
+        ("cls_clothing", "classification", "folder"),
+        ("cls_sign_digits", "classification", "folder"),
+        ("det_bccd_voc", "detection", "voc"),
+        ("det_inst_tinycoco", "instance", "coco"),
+        ("inst_cardamage_coco", "instance", "coco"),
+        ("inst_nuts_coco", "instance", "coco"),
+        ("inst_nuts_coco/data/trainval.json", "instance", "coco"),
+        ("multilabel_cards", "detection", "voc"),
+        ("multilabel_cards/train_labels.csv", "detection", "csv"),
+        ("multilabel_cards/train_labels_multihot.csv", "classification", "csv"),
+        ("seg_dhcn", "segmentation", "masks"),
+    ],
+)
+def test_real_data(real: Callable[[str], Path], name: str, task: str, format: str) -> None:
+    root, *rest = name.split("/", 1)
+    assert recognize(real(root).joinpath(*rest))[:2] == (task, format)
+
+
+def test_cards_can_be_classified_too(real: Callable[[str], Path]) -> None:
+    root = real("multilabel_cards")
+    sentence = recognize(root).sentence
+    assert sentence == (
+        "multilabel_cards has 100 VOC files with boxes: object detection. For classification give a table of labels, "
+        "such as train_labels_multihot.csv."
+    )
+    with pytest.raises(DataError, match=r"give a table of labels, such as train_labels_multihot.csv"):
+        recognize(root, "classification")
+    with pytest.raises(DataError, match="no data for instance segmentation: there is 100 VOC files with boxes"):
+        recognize(root, "instance")
+
+
+def test_toy_data_and_another_task(tmp_path: Path) -> None:
+    objects = write_toy_objects(tmp_path / "objects", splits=FEW, image_size=32)
+    assert recognize(objects) == (
+        "instance", "coco",
+        "objects has 2 COCO files with outlines: instance segmentation. Also possible: --task detection.",
+    )  # fmt: skip
+    assert recognize(objects, "detection")[:2] == ("detection", "coco")
+    pixels = write_toy_segmentation(tmp_path / "pixels", splits=FEW, image_size=32)
+    assert recognize(pixels)[:2] == ("segmentation", "masks")
+    with pytest.raises(UsageError, match="Did you mean 'segmentation'"):
+        recognize(pixels, "segmentaton")
+
+
+def test_coco_with_boxes_alone(tmp_path: Path, picture: Picture) -> None:
+    picture(tmp_path / "a.png")
+    box = {"image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2], "segmentation": []}
+    content = {"images": [{"id": 1, "file_name": "a.png"}], "categories": [{"id": 1, "name": "dog"}]}
+    (tmp_path / "a.json").write_text(json.dumps(content | {"annotations": [box]}))
+    assert recognize(tmp_path)[:2] == recognize(tmp_path / "a.json")[:2] == ("detection", "coco")
+    box["segmentation"] = [[1, 1, 2, 2, 3, 3]]
+    (tmp_path / "a.json").write_text(json.dumps(content | {"annotations": [box]}, indent=2))
+    assert recognize(tmp_path).task == "instance"
+    box["segmentation"] = {"counts": [1, 2], "size": [1, 3]}  # type: ignore[assignment]
+    (tmp_path / "a.json").write_text(json.dumps(content | {"annotations": [box]}))
+    assert recognize(tmp_path).task == "instance"
+
+
+def test_yolo(tmp_path: Path, picture: Picture) -> None:
+    picture(tmp_path / "train" / "images" / "a.png")
+    (tmp_path / "train" / "labels").mkdir()
+    (tmp_path / "data.yaml").write_text("names: [a]\ntrain: train/images\n")
+    label = tmp_path / "train" / "labels" / "a.txt"
+    label.write_text("0 0.5 0.5 0.1 0.1\n")
+    assert recognize(tmp_path)[:2] == recognize(tmp_path / "data.yaml")[:2] == ("detection", "yolo")
+    label.write_text("0 0.5 0.5 0.1 0.1 0.2 0.2\n")
+    assert recognize(tmp_path)[:2] == ("instance", "yolo")
+
+
+def test_cityscapes(tmp_path: Path, picture: Picture) -> None:
+    for name in ("leftImg8bit/train/x/a_leftImg8bit", "gtFine/train/x/a_gtFine_labelIds"):
+        picture(tmp_path / f"{name}.png")
+    assert recognize(tmp_path)[:2] == ("segmentation", "cityscapes")
+
+
+def test_class_folders(toy: Path) -> None:
+    assert recognize(toy) == (
+        "classification", "folder", "toy has images in 3 folders and no annotations: classification."
+    )  # fmt: skip
+
+
+def test_several_formats_are_an_error_that_says_what_to_give(tmp_path: Path) -> None:
+    root = write_toy_objects(tmp_path, splits=FEW, image_size=32)
+    (root / "data.yaml").write_text("names: [a]\ntrain: train\n")
+    (root / "train" / "00000.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    with pytest.raises(DataError, match="Say which with task='instance' or 'detection'"):
+        recognize(root)
+    assert recognize(root, "instance").format == "coco"
+    (root / "train" / "00000.txt").write_text("0 0.5 0.5 0.1 0.1 0.2 0.2\n")
+    with pytest.raises(DataError, match="Say which with format='coco' or 'yolo'"):
+        recognize(root)
+
+
+def test_boxes_and_masks_are_an_error_that_says_what_to_give(tmp_path: Path, picture: Picture) -> None:
+    picture(tmp_path / "JPEGImages" / "a.png")
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "Annotations" / "a.xml").write_text("<annotation></annotation>")
+    (tmp_path / "SegmentationClass").mkdir()
+    Image.fromarray(np.zeros((16, 20), np.uint8)).save(tmp_path / "SegmentationClass" / "a.png")
+    with pytest.raises(DataError, match="Say which with task='detection' or 'segmentation'"):
+        recognize(tmp_path)
+    assert recognize(tmp_path, "segmentation").format == "masks"
+
+
+def test_nothing_known(tmp_path: Path, picture: Picture) -> None:
+    with pytest.raises(DataError, match=r"not recognized. There are no images. Make a folder per class"):
+        recognize(tmp_path)
+    picture(tmp_path / "images" / "train" / "a.png")
+    with pytest.raises(DataError, match="There are images, but nothing says what they show"):
+        recognize(tmp_path)
+    (tmp_path / "note.md").write_text("")
+    with pytest.raises(DataError, match=r"note\.md is no data that is known"):
+        recognize(tmp_path / "note.md")
+    with pytest.raises(DataError, match="There is no folder"):
+        recognize(tmp_path / "nowhere")

@@ -1,0 +1,164 @@
+"""PASCAL VOC, compared with a reading by hand."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from autotimm.data.formats import read_voc
+from autotimm.data.objects import ObjectTable
+from autotimm.errors import DataError
+
+Picture = Callable[..., Path]
+
+
+def thing(name: str, box: Sequence[object], extra: str = "") -> str:
+    sides = "".join(
+        f"<{side}>{value}</{side}>" for side, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+    )
+    return f"<object><name>{name}</name>{extra}<bndbox>{sides}</bndbox></object>"
+
+
+def write(path: Path, *things: str, filename: str = "", size: tuple[int, int] = (20, 16)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sides = f"<size><width>{size[0]}</width><height>{size[1]}</height></size>"
+    head = f"<folder>elsewhere</folder><filename>{filename or path.stem + '.png'}</filename>"
+    path.write_text(f"<annotation>{head}{sides}{''.join(things)}</annotation>")
+
+
+def read(root: Path, **options: bool) -> tuple[dict[str, ObjectTable], list[str]]:
+    notices: list[str] = []
+    return read_voc(root, notices, **options), notices  # type: ignore[return-value]
+
+
+# Real data
+
+
+def test_blood_cells(real: Callable[[str], Path]) -> None:
+    root = real("det_bccd_voc")
+    tables, notices = read(root)
+    assert {split: len(table) for split, table in tables.items()} == {"train": 205, "val": 87, "test": 72}
+    train = tables["train"]
+    assert train.class_names == ("Platelets", "RBC", "WBC")
+    total = [sum(counts) for counts in zip(*(table.object_counts() for table in tables.values()), strict=True)]
+    assert total == [361, 4155 - 2, 372]
+    names = [f"JPEGImages/BloodImage_00{number}.jpg" for number in (338, 343)]
+    assert len(notices) == 1
+    assert notices[0].startswith("2 boxes without area in the image, left out: ")
+    assert sorted(re.findall(r"JPEG\S+jpg", notices[0])) == names
+    with pytest.raises(DataError, match=r"2 boxes without area in the image: .*BloodImage_00338"):
+        read(root, strict=True)
+
+
+def test_boxes_are_those_of_a_reading_by_hand(real: Callable[[str], Path]) -> None:
+    root = real("det_bccd_voc") / "BCCD"
+    compared = 0
+    for table in read(root)[0].values():
+        for row, path in enumerate(table.paths):
+            text = (root / "Annotations" / f"{Path(path).stem}.xml").read_text()
+            by_hand = []
+            for one in re.findall(r"<object>.*?</object>", text, flags=re.DOTALL):
+                x1, y1, x2, y2 = (
+                    int(re.search(rf"<{side}>(\d+)", one)[1]) for side in ("xmin", "ymin", "xmax", "ymax")
+                )  # type: ignore[index]
+                if x2 > x1 and y2 > y1:
+                    name = re.search("<name>(.*)</name>", one)[1]  # type: ignore[index]
+                    by_hand.append((name, [max(x1 - 1, 0), max(y1 - 1, 0), min(x2, 640), min(y2, 480)]))
+            boxes = table._boxes[table._of(row)].tolist()
+            labels = [table.class_names[label] for label in table._labels[table._of(row)]]
+            assert list(zip(labels, boxes, strict=True)) == by_hand
+            compared += len(boxes)
+    assert compared == 4886
+
+
+def test_cards_have_their_xml_beside_the_images(real: Callable[[str], Path]) -> None:
+    tables, notices = read(real("multilabel_cards"))
+    assert {split: len(table) for split, table in tables.items()} == {"train": 74, "test": 26}
+    total = [sum(counts) for counts in zip(*(table.object_counts() for table in tables.values()), strict=True)]
+    assert dict(zip(tables["train"].class_names, total, strict=True)) == {
+        "ace": 35, "jack": 42, "king": 42, "nine": 39, "queen": 40, "ten": 34,
+    }  # fmt: skip
+    # The README counts images per class.
+    assert tables["test"].counts() == (11, 6, 11, 8, 9, 7)
+    assert notices == []
+
+
+# Traps
+
+
+def test_pixels_count_from_1_and_difficult_objects_are_crowds(tmp_path: Path, picture: Picture) -> None:
+    picture(tmp_path / "JPEGImages" / "a.png")
+    part = "<part><name>head</name><bndbox><xmin>9</xmin><ymin>9</ymin><xmax>10</xmax><ymax>10</ymax></bndbox></part>"
+    things = [
+        thing("dog", (1, 1, 20, 16)),
+        thing("cat", (3.5, 4, 8, 9), "<difficult>1</difficult>" + part),
+        thing("cat", (0, -2, 40, 9), "<difficult>0</difficult>"),
+    ]
+    write(tmp_path / "Annotations" / "a.xml", *things)
+    tables, notices = read(tmp_path)
+    sample = tables["train"].load(0)
+    assert sample.target["boxes"].tolist() == [[0, 0, 20, 16], [2.5, 3, 8, 9], [0, 0, 20, 9]]
+    assert sample.target["crowd"].tolist() == [False, True, False]
+    assert tables["train"].class_names == ("cat", "dog")
+    assert notices == []
+
+
+def test_lists_say_the_split(tmp_path: Path, picture: Picture) -> None:
+    for name in "abcd":
+        picture(tmp_path / "V" / "JPEGImages" / f"{name}.png")
+        write(tmp_path / "V" / "Annotations" / f"{name}.xml", thing("dog", (1, 1, 5, 5)))
+    lists = tmp_path / "V" / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    for name, content in {
+        "train": "b\na 1\n",
+        "val": "c\nzz\n",
+        "dog_train": "a -1\n",
+        "trainval": "a\nb\nc\n",
+    }.items():
+        (lists / f"{name}.txt").write_text(content)
+    tables, notices = read(tmp_path)
+    ids = {split: table.ids for split, table in tables.items()}
+    assert ids == {"train": ("JPEGImages/b.png", "JPEGImages/a.png"), "val": ("JPEGImages/c.png",)}
+    assert notices == [
+        "1 lines of the lists name nothing that is there: zz.",
+        "1 images are in no list and left out: JPEGImages/d.png.",
+    ]
+
+
+def test_the_stem_finds_the_image_whatever_the_file_says(tmp_path: Path, picture: Picture) -> None:
+    for split in ("train", "test"):
+        picture(tmp_path / split / "same.name.png")
+        write(tmp_path / split / "same.name.xml", thing(split, (1, 1, 5, 5)), filename="wrong.jpg")
+    picture(tmp_path / "train" / "other.png")
+    write(tmp_path / "train" / "renamed.xml", filename="C:\\photos\\other.jpg")
+    write(tmp_path / "train" / "gone.xml")
+    picture(tmp_path / "train" / "bare.png")
+    tables, notices = read(tmp_path)
+    assert tables["train"].ids == ("train/other.png", "train/same.name.png")
+    assert tables["test"].labels(0) == ("test",)
+    assert notices == [
+        "1 images have no XML file and are left out: train/bare.png.",
+        "1 XML files without an image, left out: train/gone.xml.",
+    ]
+
+
+def test_broken_xml_is_named(tmp_path: Path, picture: Picture) -> None:
+    things = ["<object>", thing("", (1, 1, 5, 5)), thing("dog", ("x", 1, 5, 5)), "<object><name>dog</name></object>"]
+    for number, content in enumerate(things):
+        picture(tmp_path / f"{number}.png")
+        write(tmp_path / f"{number}.xml", content)
+    picture(tmp_path / "good.png")
+    write(tmp_path / "good.xml", thing("dog", (1, 1, 5, 5)), size=(0, 0))
+    tables, notices = read(tmp_path)
+    assert tables["train"].ids == ("good.png",)
+    assert "4 XML files that cannot be read, left out with their images: 0.xml (mismatched tag" in notices[1]
+    with pytest.raises(DataError, match="4 XML files that cannot be read"):
+        read(tmp_path, strict=True)
+
+
+def test_boxes_are_no_outlines(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"boxes without outlines. Use task='detection'"):
+        read(tmp_path, masks=True)
+    with pytest.raises(DataError, match="no VOC annotation"):
+        read(tmp_path)

@@ -1,0 +1,151 @@
+"""YOLO's text files, with all the ways to say where images are."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from autotimm.data.formats import read_yolo
+from autotimm.data.objects import ObjectTable
+from autotimm.errors import DataError
+
+Picture = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path, picture: Picture) -> Callable[..., Path]:
+    """Two images to train on and one to validate; the second has no label file."""
+
+    def written(first: str = "1 0.5 0.5 0.5 0.25\n", **content: Any) -> Path:
+        for name in ("train/images/a.png", "train/images/b.png", "valid/images/c.png"):
+            picture(tmp_path / name)
+        for name, lines in {"train/labels/a.txt": first, "valid/labels/c.txt": "0 0.5 0.5 1 1"}.items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(lines)
+        given = {"train": "train/images", "val": "valid/images", "names": ["zebra", "ant"], "nc": 2} | content
+        (tmp_path / "data.yaml").write_text(yaml.safe_dump({key: one for key, one in given.items() if one is not None}))
+        return tmp_path
+
+    return written
+
+
+def read(root: Path, **options: bool) -> tuple[dict[str, ObjectTable], list[str]]:
+    notices: list[str] = []
+    return read_yolo(root, notices, **options), notices  # type: ignore[return-value]
+
+
+def test_boxes_are_shares_of_the_image(write: Callable[..., Path]) -> None:
+    tables, notices = read(write())
+    assert {split: table.ids for split, table in tables.items()} == {
+        "train": ("train/images/a.png", "train/images/b.png"),
+        "val": ("valid/images/c.png",),
+    }
+    assert tables["train"].class_names == ("zebra", "ant")  # in the order of the file
+    target = tables["train"].load(0).target
+    assert target["boxes"].tolist() == [[5, 6, 15, 10]]
+    assert target["labels"].tolist() == [1]
+    assert tables["train"].load(1).target["boxes"].shape == (0, 4)  # no label file, no objects
+    assert tables["val"].load(0).target["boxes"].tolist() == [[0, 0, 20, 16]]
+    assert notices == []
+
+
+def test_polygons(write: Callable[..., Path]) -> None:
+    root = write("0 0.1 0.25 0.5 0.25 0.5 0.75 0.1 0.75\n1 0.5 0.5 0.5 0.25\n")
+    tables, notices = read(root, masks=True)
+    target = tables["train"].load(0).target
+    assert target["masks"][0].sum() == 8 * 8
+    assert target["boxes"].tolist() == [[2, 4, 10, 12], [5, 6, 15, 10]]
+    assert target["crowd"].tolist() == [False, True]
+    both = "train/images/a.png, valid/images/c.png"
+    assert notices == [f"2 objects without an outline, neither learned nor counted: {both}."]
+    boxes, notices = read(root)
+    assert boxes["train"].load(0).target["crowd"].tolist() == [False, False]
+    assert notices == []
+    with pytest.raises(DataError, match="boxes without outlines"):
+        read(write(), masks=True)
+
+
+def test_corners_of_a_pose_are_no_polygon(write: Callable[..., Path]) -> None:
+    root = write("0 0.5 0.5 0.5 0.25 0.1 0.1 0.2 0.2\n", kpt_shape=[2, 2])
+    assert read(root)[0]["train"].load(0).target["boxes"].tolist() == [[5, 6, 15, 10]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "ids"),
+    [
+        ({"train": "../train/images", "val": "../valid/images"}, 2),  # Roboflow
+        ({"path": ".", "train": ["train/images", "valid/images"], "val": None}, 3),
+        ({"path": "../datasets/not/here"}, 2),
+        ({"train": "list.txt"}, 3),
+        ({"names": {1: "ant", 0: "zebra"}}, 2),
+    ],
+)
+def test_ways_to_say_where_images_are(write: Callable[..., Path], changes: dict[str, Any], ids: int) -> None:
+    root = write(**changes)
+    (root / "list.txt").write_text("./train/images/a.png\ntrain/images/b.png\n\n./valid/images/c.png\n")
+    tables, _ = read(root)
+    assert len(tables["train"].ids) == ids
+    assert tables["train"].ids[0] == "train/images/a.png"
+    assert tables["train"].class_names == ("zebra", "ant")
+    assert tables["train"].load(0).target["boxes"].tolist() == [[5, 6, 15, 10]]
+
+
+def test_labels_beside_images(tmp_path: Path, picture: Picture) -> None:
+    picture(tmp_path / "train" / "a.png")
+    (tmp_path / "train" / "a.txt").write_text("0 0.5 0.5 0.5 0.25 0.9\n")  # with a confidence
+    (tmp_path / "my.yaml").write_text("{names: [ant], train: train}")
+    assert read(tmp_path)[0]["train"].load(0).target["boxes"].tolist() == [[5, 6, 15, 10]]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("2 0.5 0.5 0.5 0.25", "class 2 of 2"),
+        ("-1 0.5 0.5 0.5 0.25", "class -1 of 2"),
+        ("0.5 0.5 0.5 0.5 0.25", "class 0.5 of 2"),
+        ("0 120 80 20 20", "coordinates that are no shares of the image"),
+        ("0 nan 0.5 0.5 0.5", "coordinates that are no shares of the image"),
+        ("0 0.5 0.5 0.5", "3 coordinates"),
+        ("ant 0.5 0.5 0.5 0.5", "could not convert"),
+    ],
+)
+def test_lines_that_cannot_be_used_are_named(write: Callable[..., Path], line: str, reason: str) -> None:
+    root = write(f"1 0.5 0.5 0.5 0.25\n{line}\n")
+    tables, notices = read(root)
+    assert len(tables["train"].load(0).target["boxes"]) == 1
+    assert len(notices) == 1
+    assert f"train/images/a.png, line 2 ({reason}" in notices[0]
+    with pytest.raises(DataError, match="1 label lines that cannot be used"):
+        read(root, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"names": []}, "`names` must be a list"),
+        ({"names": {"a": 1}}, "`names` must be a list"),
+        ({"names": None}, "must have one YAML file of YOLO's kind. There is none"),
+        ({"train": "nowhere"}, "no image in what `train` names: 'nowhere'"),
+        ({"train": {"a": 1}}, "must be a path or a list of paths"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(write: Callable[..., Path], changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read(write(**changes))
+
+
+def test_a_yaml_file_that_is_none(write: Callable[..., Path]) -> None:
+    root = write()
+    (root / "data.yaml").write_text("names: [a\n")
+    with pytest.raises(DataError, match="cannot be read as YAML"):
+        read(root / "data.yaml")
+
+
+def test_images_of_lists_that_are_missing(write: Callable[..., Path]) -> None:
+    root = write(train="list.txt")
+    (root / "list.txt").write_text("train/images/a.png\ntrain/images/gone.png\n")
+    tables, notices = read(root)
+    assert tables["train"].ids == ("train/images/a.png",)
+    assert notices == ["1 images that are not there, left out: train/images/gone.png."]
