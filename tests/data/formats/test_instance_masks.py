@@ -115,6 +115,13 @@ def test_one_mask_per_image_is_of_classes(tmp_path: Path, picture: Picture) -> N
         read(tmp_path)
 
 
+def test_masks_called_like_their_images_are_of_classes(tmp_path: Path, picture: Picture) -> None:
+    for name in ("img", "img_1", "img_2"):
+        picture(tmp_path / "images" / f"{name}.jpg")
+        save(tmp_path / "masks" / f"{name}.png", BOXES[0])
+    assert recognize(tmp_path)[:2] == ("segmentation", "masks")
+
+
 def test_a_mask_that_changed_is_refused_when_it_is_loaded(tmp_path: Path, picture: Picture) -> None:
     picture(tmp_path / "images" / "a.png")
     for number, box in enumerate(BOXES):

@@ -14,8 +14,6 @@ from autotimm.data.formats.voc import read_voc
 from autotimm.data.formats.yolo import read_yolo
 
 __all__ = [
-    "MASK_FORMATS",
-    "OBJECT_FORMATS",
     "Recognized",
     "read_boxes_csv",
     "read_builtin",
@@ -30,15 +28,3 @@ __all__ = [
     "read_yolo",
     "recognize",
 ]
-
-OBJECT_FORMATS = {
-    "coco": read_coco,
-    "voc": read_voc,
-    "yolo": read_yolo,
-    "csv": read_boxes_csv,
-    "masks": read_instance_masks,
-}
-"""Readers of boxes and outlines by the name of the format."""
-
-MASK_FORMATS = {"masks": read_label_images, "cityscapes": read_cityscapes}
-"""Readers of a mask per image by the name of the format."""

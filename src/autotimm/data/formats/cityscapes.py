@@ -53,14 +53,14 @@ def read_cityscapes(folder: Path, notices: list[str], *, masks: bool = False, st
     root, report = descend(folder), Report(strict)
     if not is_cityscapes(root):
         raise DataError(f"{folder} has no leftImg8bit/ and gtFine/. Give the folder that holds both.")
-    files = set(images_below(root / "gtFine"))
+    files = {one.path for one in images_below(root / "gtFine")}
     trained = not any(path.name.endswith("_labelIds.png") for path in files)
     kind = "labelTrainIds" if trained else "labelIds"
     pairs = []
     labelled = [
         folder for folder in sorted((root / "leftImg8bit").iterdir()) if (root / "gtFine" / folder.name).is_dir()
     ]
-    for image in (image for folder in labelled for image in images_below(folder)):
+    for image in (one.path for folder in labelled for one in images_below(folder)):
         stem = image.stem.removesuffix("_leftImg8bit")
         mask = root / "gtFine" / image.parent.relative_to(root / "leftImg8bit") / f"{stem}_gtFine_{kind}.png"
         if mask in files:

@@ -112,7 +112,7 @@ class Images:
         if self._below is None:
             self._below = {}
             for image in images_below(self.root):
-                self._below.setdefault(image.name, []).append(image)
+                self._below.setdefault(image.path.name, []).append(image.path)
         found = self._below.get(PurePosixPath(tail).name, [])
         return found[0] if len(found) == 1 else path
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from autotimm.data.formats.records import Record, Report, Thing, object_tables
 from autotimm.data.formats.splits import by_split, descend, images_below, listed, read_lists, relative
-from autotimm.data.formats.walk import some
+from autotimm.data.formats.walk import Found, some
 from autotimm.data.outline import MaskFile
 from autotimm.data.peek import image_sizes, object_bounds
 from autotimm.data.scan import Problem
@@ -23,6 +24,8 @@ _IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 _MASK_FOLDERS = ("masks", "mask", "instances", "objects")
 _NAMELESS = ("", "mask", "object", "obj", "instance", "inst", "seg", "label", "id", "m")
 _CLASS = re.compile(r"([^\W\d_]+(?:[ _-][^\W\d_]+)*)?[ _-]*\d*")
+
+Place = tuple[str, ...]
 
 
 class InstanceFolders(NamedTuple):
@@ -37,55 +40,60 @@ class InstanceFolders(NamedTuple):
     alone: list[Path]
 
 
-def find_instances(root: Path) -> InstanceFolders | None:
+def find_instances(root: Path, files: Sequence[Found] | None = None) -> InstanceFolders | None:
     """Find images with several masks each.
 
     Either ``images/X.jpg`` with ``masks/X/*.png`` (or ``masks/X_1.png``, ``masks/X_2.png``), or a folder for each image
     as in the Data Science Bowl of 2018: ``X/images/X.png`` with ``X/masks/*.png``.
 
+    Args:
+        root: The folder.
+        files: The images below it, if they were listed already.
+
     Returns:
         ``None`` if it is otherwise; also if no image has two masks, for then they may be of classes.
     """
-    files = images_below(root)
-    masks = [path for path in files if _place(path, root, _MASK_FOLDERS) is not None]
-    images: dict[tuple[str, ...], Path] = {}
-    alone_in: dict[tuple[str, ...], list[Path]] = {}
-    for path in files:
-        place = _place(path, root, _IMAGE_FOLDERS)
-        if place is not None and _place(path, root, _MASK_FOLDERS) is None:
-            images[(*place, path.stem)] = path
-            alone_in.setdefault(place, []).append(path)
+    masks: list[tuple[Place, Found]] = []
+    images: dict[Place, Path] = {}
+    inside: dict[Place, list[Path]] = {}
+    for one in images_below(root) if files is None else files:
+        folder, _, name = one.name.rpartition("/")
+        if (place := _place(folder, _MASK_FOLDERS)) is not None:
+            masks.append((place, one))
+        elif (place := _place(folder, _IMAGE_FOLDERS)) is not None:
+            images[(*place, os.path.splitext(name)[0])] = one.path
+            inside.setdefault(place, []).append(one.path)
+    if 2 * sum((*place, mask.path.stem) in images for place, mask in masks) >= len(images):
+        return None  # masks are called like their images: 1.png, 1_2.png are no objects of 1.png
     found: dict[Path, list[Path]] = {image: [] for image in images.values()}
     alone = []
-    for mask in masks:
-        image = _owner(mask, root, images, alone_in)
+    for place, mask in masks:
+        image = _owner(place, mask.path.stem, images, inside)
         if image is None:
-            alone.append(mask)
+            alone.append(mask.path)
         else:
-            found[image].append(mask)
+            found[image].append(mask.path)
     if not any(len(owned) > 1 for owned in found.values()) or len(alone) > len(masks) - len(alone):
         return None
     return InstanceFolders(found, alone)
 
 
-def _place(path: Path, root: Path, names: Sequence[str]) -> tuple[str, ...] | None:
-    """The folders of a file without the last one that has such a name; ``None`` if none has."""
-    parts = path.relative_to(root).parts[:-1]
+@functools.lru_cache(maxsize=1024)
+def _place(folder: str, names: Sequence[str]) -> Place | None:
+    """The parts of a folder without the last one that has such a name; ``None`` if none has."""
+    parts = tuple(folder.split("/"))
     at = next((index for index in reversed(range(len(parts))) if parts[index].lower() in names), None)
-    return None if at is None else (*parts[:at], *parts[at + 1 :])
+    return None if at is None else parts[:at] + parts[at + 1 :]
 
 
 def _owner(
-    mask: Path, root: Path, images: dict[tuple[str, ...], Path], alone_in: dict[tuple[str, ...], list[Path]]
+    place: Place, stem: str, images: Mapping[Place, Path], inside: Mapping[Place, Sequence[Path]]
 ) -> Path | None:
-    place = _place(mask, root, _MASK_FOLDERS)
-    if place is None:
-        return None
     if place in images:  # masks/X/1.png
         return images[place]
-    if len(alone_in.get(place, ())) == 1 and place:  # X/masks/1.png with one image in X/images/
-        return alone_in[place][0]
-    stem = mask.stem  # masks/X_1.png: the longest beginning that is an image's name
+    if place and len(inside.get(place, ())) == 1:  # X/masks/1.png with one image in X/images/
+        return inside[place][0]
+    # masks/X_1.png: the longest beginning that is an image's name
     ends = [match.start() for match in re.finditer(r"[-_ .]", stem)]
     return next((images[(*place, stem[:end])] for end in reversed(ends) if (*place, stem[:end]) in images), None)
 

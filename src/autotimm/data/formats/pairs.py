@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from autotimm.data.formats.splits import by_split, images_below, listed, read_lists, relative
+from autotimm.data.formats.splits import by_split, images_below, listed, read_lists
+from autotimm.data.formats.walk import Found
 from autotimm.errors import DataError
 
 __all__ = ["Pair", "Pairs", "find_pairs"]
@@ -69,8 +72,12 @@ class Pairs(NamedTuple):
         return by_split((pair.id.rpartition("/")[0], pair) for pair in self.pairs)
 
 
-def find_pairs(root: Path) -> Pairs | None:
+def find_pairs(root: Path, files: Sequence[Found] | None = None) -> Pairs | None:
     """Find images and masks below a folder: ``X.jpg`` with ``X_mask.png``, or folders beside each other.
+
+    Args:
+        root: The folder.
+        files: The images below it, if they were listed already.
 
     Returns:
         ``None`` if there are none, or they are the exception.
@@ -78,8 +85,8 @@ def find_pairs(root: Path) -> Pairs | None:
     Raises:
         DataError: If an image has two masks.
     """
-    files = [path for path in images_below(root) if _NEITHER not in relative(path, root).lower()]
-    found = [_match(files, root, key, layout) for key, layout in _LAYOUTS]
+    listed_files = images_below(root) if files is None else files
+    found = [_match(listed_files, key, layout) for key, layout in _LAYOUTS]
     best = max(found, key=lambda one: len(one.pairs))
     if not best.pairs or len(best.pairs) < len(best.alone):
         return None
@@ -88,41 +95,53 @@ def find_pairs(root: Path) -> Pairs | None:
     return best
 
 
-def _beside(path: Path, root: Path) -> tuple[bool, tuple[str, ...]]:
-    """Whether a file is a mask by its name, and what it shares with its partner."""
-    stem = _SUFFIX.sub("", path.stem)
-    return stem != path.stem, (relative(path.parent, root), stem)
+_Keyed = tuple[bool, tuple[str, ...]]  # whether a file is a mask, and what it shares with its partner
 
 
-def _parallel(path: Path, root: Path) -> tuple[bool, tuple[str, ...]]:
-    """The same by its folders: what says mask or image is left out of them, what says the split is kept."""
+def _beside(folder: str, stem: str) -> _Keyed:
+    """By the name of the file."""
+    base = _SUFFIX.sub("", stem)
+    return base != stem, (folder, base)
+
+
+def _parallel(folder: str, stem: str) -> _Keyed:
+    """By the folders."""
+    is_mask, key = _folders(folder)
+    return is_mask, (*key, _SUFFIX.sub("", stem) if is_mask else stem)
+
+
+@functools.lru_cache(maxsize=1024)
+def _folders(folder: str) -> _Keyed:
+    """What says mask or image is left out of the folders, what says the split is kept."""
     is_mask = False
     key: list[str] = []
-    for part in relative(path.parent, root).split("/"):
+    for part in folder.split("/"):
         mask, image = _MASK_FOLDER.fullmatch(part), _IMAGE_FOLDER.fullmatch(part)
         is_mask = is_mask or mask is not None
         said = mask or image
         key += [part] if said is None else [split.lower() for split in said.groups() if split]
-    return is_mask, (*key, _SUFFIX.sub("", path.stem) if is_mask else path.stem)
+    return is_mask, tuple(key)
 
 
-_Key = Callable[[Path, Path], tuple[bool, tuple[str, ...]]]
-_LAYOUTS: tuple[tuple[_Key, str], ...] = (
+_LAYOUTS: tuple[tuple[Callable[[str, str], _Keyed], str], ...] = (
     (_beside, "masks beside their images"),
     (_parallel, "masks in folders of their own"),
 )
 
 
-def _match(files: Sequence[Path], root: Path, key_of: _Key, layout: str) -> Pairs:
-    images: dict[tuple[str, ...], Path] = {}
-    masks: dict[tuple[str, ...], Path] = {}
+def _match(files: Sequence[Found], key_of: Callable[[str, str], _Keyed], layout: str) -> Pairs:
+    images: dict[tuple[str, ...], Found] = {}
+    masks: dict[tuple[str, ...], Found] = {}
     twice: list[str] = []
-    for path in files:
-        is_mask, key = key_of(path, root)
-        before = (masks if is_mask else images).setdefault(key, path)
-        if before != path:
-            twice.append(f"{relative(before, root)} and {relative(path, root)}")
-    pairs = [Pair(path, masks[key], relative(path, root)) for key, path in images.items() if key in masks]
-    unlabelled = [relative(path, root) for key, path in images.items() if key not in masks]
-    alone = [relative(path, root) for key, path in masks.items() if key not in images]
+    for one in files:
+        folder, _, name = one.name.rpartition("/")
+        if _NEITHER in folder.lower():
+            continue
+        is_mask, key = key_of(folder, os.path.splitext(name)[0])
+        before = (masks if is_mask else images).setdefault(key, one)
+        if before is not one:
+            twice.append(f"{before.name} and {one.name}")
+    pairs = [Pair(one.path, masks[key].path, one.name) for key, one in images.items() if key in masks]
+    unlabelled = [one.name for key, one in images.items() if key not in masks]
+    alone = [one.name for key, one in masks.items() if key not in images]
     return Pairs(pairs, unlabelled, alone, layout, twice)

@@ -13,7 +13,7 @@ from autotimm.data.formats.instance_masks import find_instances
 from autotimm.data.formats.pairs import find_pairs
 from autotimm.data.formats.splits import descend, files_below, images_below, relative, split_of
 from autotimm.data.formats.voc import voc_files
-from autotimm.data.formats.walk import some, text
+from autotimm.data.formats.walk import Found, some, text
 from autotimm.data.formats.yolo import has_polygons, yolo_files
 from autotimm.errors import DataError, require_choice
 
@@ -81,12 +81,13 @@ def recognize(path: str | Path, task: str | None = None) -> Recognized:
     if path.is_file():
         return _chosen(path, [_file(path)], task, "")
     root = descend(path)
-    offers = _offers(root) if task != "classification" else []
+    images = images_below(root)
+    offers = _offers(root, images) if task != "classification" else []
     tables = [one for one in files_below(root, _SHEETS, depth=1) if is_label_table(one)]
     tables.sort(key=lambda one: split_of(one.name) != "train")
     hint = f" For classification give a table of labels, such as {relative(tables[0], root)}." if tables else ""
     if task == "classification" or (not offers and task is None):
-        return Recognized("classification", "folder", _class_folders(path, root, hint))
+        return Recognized("classification", "folder", _class_folders(path, images, hint))
     return _chosen(path, offers, task, hint)
 
 
@@ -119,7 +120,7 @@ def _yolo(files: Sequence[Path]) -> _Offer:
     return _Offer("yolo", ("detection",), f"YOLO labels with boxes ({files[0].name})")
 
 
-def _offers(root: Path) -> list[_Offer]:
+def _offers(root: Path, images: Sequence[Found]) -> list[_Offer]:
     """Everything that a folder can be read as, except classes."""
     offers = []
     if coco := [path for path in files_below(root, (".json",)) if is_coco(path)]:
@@ -132,10 +133,10 @@ def _offers(root: Path) -> list[_Offer]:
         offers.append(_Offer("csv", ("detection",), f"{len(boxes)} tables of boxes"))
     if is_cityscapes(root):
         return [*offers, _Offer("cityscapes", ("segmentation",), "the folders of Cityscapes")]
-    if instances := find_instances(root):
+    if instances := find_instances(root, images):
         count = sum(map(len, instances.masks.values()))
         offers.append(_Offer("masks", ("instance", "detection"), f"{count} masks of one object each"))
-    elif pairs := find_pairs(root):
+    elif pairs := find_pairs(root, images):
         offers.append(_Offer("masks", ("segmentation",), f"{len(pairs.pairs)} {pairs.layout}"))
     return offers
 
@@ -162,17 +163,20 @@ def _chosen(path: Path, offers: Sequence[_Offer], task: str | None, hint: str) -
     return Recognized(task, best.format, f"{_name(path)} has {best.what}: {_WORDS[task]}.{also}{hint}")
 
 
-def _class_folders(path: Path, root: Path, hint: str) -> str:
+def _class_folders(path: Path, images: Sequence[Found], hint: str) -> str:
     """A sentence on class folders.
 
     Raises:
         DataError: If there are none.
     """
-    folders = {one.relative_to(root).parts[:-1] for one in images_below(root)}
-    said = [[part for part in parts if split_of(part) is None and part.lower() not in _PLACES] for parts in folders]
+    folders = {one.name.rpartition("/")[0] for one in images}
+    said = [
+        [part for part in folder.split("/") if part and split_of(part) is None and part.lower() not in _PLACES]
+        for folder in folders
+    ]
     classes = {tuple(parts) for parts in said if parts}
     if not classes:
-        seen = "There are no images" if not folders else "There are images, but nothing says what they show"
+        seen = "There are no images" if not images else "There are images, but nothing says what they show"
         raise DataError(
             f"{path} is not recognized. {seen}.{hint} Make a folder per class, or put annotations there: COCO, VOC, "
             "YOLO, a table of boxes, or masks."

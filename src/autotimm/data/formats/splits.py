@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from autotimm.data.formats.walk import Walker, list_folder, some, text
+from autotimm.data.formats.walk import Found, Walker, list_folder, some, text
 from autotimm.errors import DataError
 
 __all__ = [
@@ -90,9 +90,9 @@ def files_below(root: Path, endings: Sequence[str], depth: int = 3) -> list[Path
     return sorted(found, key=os.fsencode)
 
 
-def images_below(root: Path) -> list[Path]:
-    """Every image below a folder, in byte order of the paths, each file once."""
-    return [one.path for one in Walker().images([root])[0]]
+def images_below(root: Path) -> list[Found]:
+    """Every image below a folder with its path relative to it, in byte order, each file once."""
+    return Walker().images([root])[0]
 
 
 def relative(path: Path, root: Path) -> str:

@@ -72,9 +72,9 @@ def read_voc(folder: Path, notices: list[str], *, masks: bool = False, strict: b
     if not files:
         raise DataError(f"There is no VOC annotation in {folder}. Give a folder with an XML file per image.")
     images = images_below(root)
-    finder = _Finder(images, root)
+    finder = _Finder([one.path for one in images], root)
     records = [one for path in files if (one := _record(path, root, finder, report)) is not None]
-    if unlabelled := sorted({relative(path, root) for path in images} - {one.id for one in records}):
+    if unlabelled := sorted({one.name for one in images} - {one.id for one in records}):
         notices.append(f"{len(unlabelled)} images have no XML file and are left out: {some(unlabelled)}.")
     names = sorted({thing.label for one in records for thing in one.things}, key=str.encode)
     lists = read_lists(root / "ImageSets" / "Main")

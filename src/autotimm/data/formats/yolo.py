@@ -114,7 +114,7 @@ class _Sheet:
     def _expand(self, entry: str) -> Iterable[Path]:
         place = self._place(entry)
         if place.is_dir():
-            return images_below(place)
+            return [one.path for one in images_below(place)]
         if place.suffix.lower() == ".txt" and place.is_file():
             lines = place.read_bytes().decode("utf-8-sig", "surrogateescape").splitlines()
             # A path that begins with ./ is relative to the list.
