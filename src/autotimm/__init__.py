@@ -16,8 +16,11 @@ from autotimm.errors import nearest
 
 if TYPE_CHECKING:
     from autotimm.config import FitConfig
+    from autotimm.data.detection import DetectionDataModule
     from autotimm.data.image import ImageDataModule
+    from autotimm.data.instance import InstanceSegmentationDataModule
     from autotimm.data.module import DataModule
+    from autotimm.data.segmentation import SegmentationDataModule
     from autotimm.errors import (
         AutotimmError,
         DataError,
@@ -34,9 +37,21 @@ if TYPE_CHECKING:
     from autotimm.studies import Study, study
     from autotimm.tasks.base import Task
     from autotimm.tasks.classification import ImageClassifier
+    from autotimm.tasks.detection import ObjectDetector
+    from autotimm.tasks.instance import InstanceSegmentor
+    from autotimm.tasks.segmentation import SemanticSegmentor
     from autotimm.train import AutoTrainer
     from autotimm.train.tuner import TunerConfig
-    from autotimm.types import Batch, DataSpec, Prediction, Sample, Stage, Step
+    from autotimm.types import (
+        Batch,
+        DataSpec,
+        ObjectPrediction,
+        PixelPrediction,
+        Prediction,
+        Sample,
+        Stage,
+        Step,
+    )
 
 __version__ = "0.1.0"
 
@@ -49,16 +64,24 @@ _HOME = {
     "DataError": "autotimm.errors",
     "DataModule": "autotimm.data.module",
     "DataSpec": "autotimm.types",
+    "DetectionDataModule": "autotimm.data.detection",
     "DifferentError": "autotimm.errors",
     "FitConfig": "autotimm.config",
     "ImageClassifier": "autotimm.tasks.classification",
     "ImageDataModule": "autotimm.data.image",
+    "InstanceSegmentationDataModule": "autotimm.data.instance",
+    "InstanceSegmentor": "autotimm.tasks.instance",
     "MetricConfig": "autotimm.metrics",
     "ModelError": "autotimm.errors",
+    "ObjectDetector": "autotimm.tasks.detection",
+    "ObjectPrediction": "autotimm.types",
+    "PixelPrediction": "autotimm.types",
     "Prediction": "autotimm.types",
     "Run": "autotimm.run",
     "RunError": "autotimm.errors",
     "Sample": "autotimm.types",
+    "SegmentationDataModule": "autotimm.data.segmentation",
+    "SemanticSegmentor": "autotimm.tasks.segmentation",
     "Stage": "autotimm.types",
     "Step": "autotimm.types",
     "Study": "autotimm.studies",
@@ -82,16 +105,24 @@ __all__ = [
     "DataError",
     "DataModule",
     "DataSpec",
+    "DetectionDataModule",
     "DifferentError",
     "FitConfig",
     "ImageClassifier",
     "ImageDataModule",
+    "InstanceSegmentationDataModule",
+    "InstanceSegmentor",
     "MetricConfig",
     "ModelError",
+    "ObjectDetector",
+    "ObjectPrediction",
+    "PixelPrediction",
     "Prediction",
     "Run",
     "RunError",
     "Sample",
+    "SegmentationDataModule",
+    "SemanticSegmentor",
     "Stage",
     "Step",
     "Study",

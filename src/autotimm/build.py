@@ -3,27 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from autotimm.config import FitConfig, defaults
 from autotimm.config.seeds import stream_seeds
+from autotimm.data.detection import DetectionDataModule
+from autotimm.data.formats.recognize import recognize
 from autotimm.data.image import ImageDataModule
+from autotimm.data.instance import InstanceSegmentationDataModule
 from autotimm.data.module import DataModule
+from autotimm.data.segmentation import SegmentationDataModule
+from autotimm.data.spatial_module import SpatialDataModule
 from autotimm.errors import UsageError
 from autotimm.losses import balanced_weights
 from autotimm.metrics import MetricConfig, choose_monitor, named_metric
 from autotimm.repro.streams import RootSeed
-from autotimm.tasks import ImageClassifier, Task
+from autotimm.tasks import ImageClassifier, InstanceSegmentor, ObjectDetector, SemanticSegmentor, Task
 from autotimm.train import AutoTrainer, TunerConfig
 from autotimm.train.folder import RunFolder
 
-__all__ = ["build_data", "build_task", "build_trainer"]
+__all__ = ["build_data", "build_task", "build_trainer", "settle"]
 
 
-def build_data(config: FitConfig) -> ImageDataModule:
-    """The data module of a configuration."""
+_DATA: dict[str, type[SpatialDataModule]] = {
+    "detection": DetectionDataModule,
+    "instance": InstanceSegmentationDataModule,
+    "segmentation": SegmentationDataModule,
+}
+_OBJECTS: dict[str, type[ObjectDetector] | type[InstanceSegmentor]] = {
+    "detection": ObjectDetector,
+    "instance": InstanceSegmentor,
+}
+
+
+def settle(config: FitConfig) -> FitConfig:
+    """The configuration with its task settled, by looking at the data if it was left open.
+
+    Raises:
+        UsageError: If an option was given that has no effect on the task.
+        DataError: If nothing says what the data is for.
+    """
+    task = config.task
+    if task == "auto":
+        listed = config.train_csv or config.dataset_name
+        # What is not there is the data module's to say.
+        look = config.path is not None and not listed and Path(config.path).expanduser().exists()
+        task = recognize(Path(str(config.path)).expanduser()).task if look else "classification"
+    return config.for_task(task)
+
+
+def build_data(config: FitConfig) -> DataModule:
+    """The data module of a configuration whose task is settled."""
+    if config.task in _DATA:
+        return _DATA[config.task](
+            str(config.path), format=config.format,
+            image_size=config.image_size, batch_size=config.batch_size, eval_batch_size=config.eval_batch_size,
+            num_workers=config.num_workers, val_split=config.val_split, test_split=config.test_split,
+            seed=_seed(config), augmentation=config.augmentation, balanced_sampling=config.balanced_sampling,
+            strict=config.strict,
+        )  # fmt: skip
     return ImageDataModule(
         config.path,
         train_csv=config.train_csv, val_csv=config.val_csv, test_csv=config.test_csv,
@@ -35,12 +77,26 @@ def build_data(config: FitConfig) -> ImageDataModule:
     )  # fmt: skip
 
 
-def build_task(config: FitConfig, data: DataModule) -> ImageClassifier:
-    """The task of a configuration, for data that has been set up.
+def build_task(config: FitConfig, data: DataModule) -> Task:
+    """The task of a configuration whose task is settled, for data that has been set up.
 
     Raises:
         UsageError: If the configuration says another kind of labels than the data has.
     """
+    if config.task in _OBJECTS:
+        return _OBJECTS[config.task](
+            config.backbone, data.num_classes, arch=config.arch, width=config.width, threshold=config.threshold,
+            **_shared(config),
+        )  # fmt: skip
+    if config.task == "segmentation":
+        return SemanticSegmentor(
+            config.backbone, data.num_classes, arch=config.arch, width=config.width,
+            loss=_open(config.loss) or "ce", class_weights=_class_weights(config, data), **_shared(config),
+        )  # fmt: skip
+    return _classifier(config, data)
+
+
+def _classifier(config: FitConfig, data: DataModule) -> ImageClassifier:
     spec = data.spec
     if config.multi_label is not None and config.multi_label != spec.multi_label:
         raise UsageError(
@@ -49,21 +105,34 @@ def build_task(config: FitConfig, data: DataModule) -> ImageClassifier:
         )
     if not spec.multi_label and config.threshold != defaults()["threshold"]:
         raise UsageError("The `threshold` of fit has no effect on images of one class each. Leave it out.")
-    auto = {"auto": None}
-    weights = balanced_weights(data.class_counts("train")) if config.class_weights == "balanced" else None
     return ImageClassifier(
         config.backbone, len(spec.class_names),
-        multi_label=spec.multi_label, threshold=config.threshold, pretrained=config.pretrained,
-        image_size=config.image_size, head_dropout=config.head_dropout, drop_path_rate=config.drop_path_rate,
+        multi_label=spec.multi_label, threshold=config.threshold, head_dropout=config.head_dropout,
         label_smoothing=config.label_smoothing, mixup_alpha=config.mixup_alpha, cutmix_alpha=config.cutmix_alpha,
-        loss=auto.get(config.loss, config.loss), class_weights=weights,
-        seed=_seed(config), deterministic=config.deterministic, lr=config.lr,
-        optimizer=auto.get(config.optimizer, config.optimizer), weight_decay=config.weight_decay,
-        layer_decay=config.layer_decay, schedule=auto.get(config.schedule, config.schedule),
-        warmup_epochs=config.warmup_epochs, gradient_clip=config.clip, freeze_backbone=config.freeze_backbone,
-        ema_decay=config.ema_decay, compile_model=config.compile, metrics=_metrics(config, data),
-        eval_batch_size=config.eval_batch_size,
+        loss=_open(config.loss), class_weights=_class_weights(config, data), metrics=_metrics(config, data),
+        **_shared(config),
     )  # fmt: skip
+
+
+def _shared(config: FitConfig) -> dict[str, Any]:
+    """What all tasks are given."""
+    return {
+        "pretrained": config.pretrained, "image_size": config.image_size, "drop_path_rate": config.drop_path_rate,
+        "seed": _seed(config), "deterministic": config.deterministic, "lr": config.lr,
+        "optimizer": _open(config.optimizer), "weight_decay": config.weight_decay, "layer_decay": config.layer_decay,
+        "schedule": _open(config.schedule), "warmup_epochs": config.warmup_epochs, "gradient_clip": config.clip,
+        "freeze_backbone": config.freeze_backbone, "ema_decay": config.ema_decay, "compile_model": config.compile,
+        "eval_batch_size": config.eval_batch_size,
+    }  # fmt: skip
+
+
+def _open(word: str) -> str | None:
+    """What the word for a value left open stands for."""
+    return None if word == "auto" else word
+
+
+def _class_weights(config: FitConfig, data: DataModule) -> list[float] | None:
+    return balanced_weights(data.class_counts("train")) if config.class_weights == "balanced" else None
 
 
 def _seed(config: FitConfig) -> int | None:

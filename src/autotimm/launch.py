@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pytorch_lightning.utilities import rank_zero_only
 
-from autotimm.build import build_data, build_task, build_trainer
+from autotimm.build import build_data, build_task, build_trainer, settle
 from autotimm.config import FitConfig
 from autotimm.data.module import DataModule
 from autotimm.rebuild import Rebuilt
@@ -27,6 +27,7 @@ def launch(config: FitConfig) -> Path:
     if config.seed is None:
         # Drawn here and recorded: the run's own data module must find the same split again.
         config = config.resolved({"seed": random.getrandbits(32)}, "drawn")
+    config = settle(config)
     data = build_data(config)
     folder = _open_folder(config, data.source_name)
     try:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autotimm.build import build_data, build_task, build_trainer
+from autotimm.build import build_data, build_task, build_trainer, settle
 from autotimm.config import FitConfig, defaults, read_yaml
 from autotimm.data.module import DataModule
 from autotimm.data.serve import recorded_data
@@ -131,6 +131,7 @@ def _from_options(
     if config.batch_size_find and decided.get("batch_size") is not None:
         values |= {"batch_size": decided["batch_size"], "batch_size_find": False}
     config = config.resolved(values | dict(changes), "recorded")
+    config = settle(config)
     module = build_data(config)
     module.setup("fit")
     task = build_task(config, module)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autotimm.build import build_data
+from autotimm.build import build_data, settle
 from autotimm.comparison import Comparison, compare
 from autotimm.config import FitConfig
 from autotimm.confirm import confirm_difference, confirm_replay
@@ -145,7 +145,7 @@ class Run:
         """
         config = self._config()
         if isinstance(config, FitConfig):
-            return build_data(config)
+            return build_data(settle(config))
         if "data" not in config:
             raise DataError(f"The run {self.path} was made from loaders of your own. Give a folder, or a data module.")
         return recorded_data(config["data"])

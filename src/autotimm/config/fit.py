@@ -16,6 +16,7 @@ from autotimm.config.kinds import Choice, Either, Flag, Number, Path, Text, Whol
 from autotimm.config.meant import meant
 from autotimm.config.option import Option, option
 from autotimm.config.seeds import StreamSeeds
+from autotimm.config.tasks import TASKS, options_of_others, task_defaults
 from autotimm.config.yamlfile import write_scalar
 from autotimm.errors import UsageError
 
@@ -71,6 +72,7 @@ class FitConfig:
     )
     balanced_sampling: bool = _data(False, Flag(), "draw every class equally often")
     eval_batch_size: int = _data(16, Whole(1), "images per batch in validation, test and prediction")
+    format: str = _data("auto", Text(), "how boxes or masks are written: coco, voc, yolo, csv, masks, cityscapes")
     strict: bool = _data(False, Flag(), "refuse a folder with unreadable images instead of leaving them out")
     train_csv: str | None = _tables(None, Path(), "table of training images", none="none")
     val_csv: str | None = _tables(None, Path(), "table of validation images", none="none", needs="train_csv")
@@ -85,13 +87,15 @@ class FitConfig:
     dataset_name: str | None = _tables(None, Text(), "a data set of torchvision, like CIFAR10", none="none")
     download: bool = _tables(False, Flag(), "fetch that data set if it is not there", needs="dataset_name")
 
-    task: str = _model("auto", Choice(("auto", "classification")), "what is learned")
+    task: str = _model("auto", Choice(("auto", *TASKS)), "what is learned; auto looks at the data", common=True)
     backbone: str = _model("resnet18", Text(), "any timm model; see autotimm backbones", common=True)
     pretrained: bool | str | None = _model(
         None, _WEIGHTS, "weights to start from; auto takes those that can be had", none="auto", common=True
     )
+    arch: str = _model("auto", Text(), "detector (fcos, retinanet, faster_rcnn), or decoder (fpn, unet, ...)")
+    width: int = _model(256, Whole(1), "channels of pyramid and heads; 64 is small and fast")
     multi_label: bool | None = _model(None, Flag(), "several classes may be right at once", none="auto")
-    threshold: float = _model(0.5, Number(0, 1), "probability from which a label counts, if several may")
+    threshold: float = _model(0.5, Number(0, 1), "probability from which a label or an object counts, if several may")
     freeze_backbone: bool = _model(False, Flag(), "train the head only")
     head_dropout: float = _model(0.0, _SHARE, "dropout before the head")
     drop_path_rate: float = _model(0.0, _SHARE, "stochastic depth")
@@ -207,6 +211,23 @@ class FitConfig:
         """
         changes: dict[str, Any] = {**values, "sources": {**self.sources, **dict.fromkeys(values, source)}}
         return replace(self, **changes)
+
+    def for_task(self, task: str) -> FitConfig:
+        """Settle the task, with its own defaults for what was left open.
+
+        Raises:
+            UsageError: If an option was given that has no effect on the task.
+
+        Example:
+            >>> FitConfig(path="photos").for_task("detection").image_size
+            512
+        """
+        for name in options_of_others(task):
+            if getattr(self, name) != defaults()[name]:
+                raise UsageError(f"The `{name}` of fit has no effect on {task}. Leave it out.")
+        left = {name: one for name, one in task_defaults(task).items() if self.sources[name] == "default"}
+        decided = {} if self.task == task else {"task": task}
+        return self.resolved(left, f"task {task}").resolved(decided, "data")
 
     def as_dict(self) -> dict[str, Any]:
         """Every option as plain data, ``None`` as itself; without the sources."""

@@ -178,7 +178,7 @@ class SpatialTransform(SampleTransform):
         if "masks" in moved:
             masks = moved["masks"]
             moved["masks"] = self._boxed(masks, at, 0) if len(masks) else masks.new_zeros(0, *[self.image_size] * 2)
-            keep &= moved["masks"].flatten(1).any(1) if len(masks) else keep
+            keep &= moved["masks"].flatten(1).bool().any(1) if len(masks) else keep
         return {name: value[keep] for name, value in moved.items()}
 
 

@@ -17,7 +17,7 @@ __all__ = ["MeanAP", "RegionScores", "Scores"]
 
 
 class Scores(Metric, ABC):
-    """A metric of several values: ``mean`` is logged under the metric's name, any other behind it, as ``mAP_50``.
+    """A metric of several values. ``mean`` is logged under the metric's name.
 
     Its computation is another metric's, which holds the states and adds them up over processes.
     """
@@ -25,6 +25,12 @@ class Scores(Metric, ABC):
     higher_is_better = True
     is_differentiable = False
     full_state_update = False
+
+    prefixed: ClassVar[bool]
+    """Whether the other values are logged behind the metric's name, as ``mAP_50``, or under their own."""
+
+    headline: ClassVar[tuple[str, ...]]
+    """The values for the line of an epoch; the others are in tables only."""
 
     per_class: ClassVar[str]
     """What the values of :meth:`by_class` are called."""
@@ -63,7 +69,7 @@ class MeanAP(Scores):
         iou_type: ``bbox`` compares boxes, ``segm`` masks.
     """
 
-    per_class = "AP"
+    prefixed, headline, per_class = True, ("mean", "50"), "AP"
 
     def __init__(self, num_classes: int, iou_type: str = "bbox") -> None:
         backend = "faster_coco_eval" if find_spec("faster_coco_eval") else "pycocotools"
@@ -101,7 +107,7 @@ class MeanAP(Scores):
 class RegionScores(Scores):
     """How well regions overlap: the mean over classes of intersection over union.
 
-    Also the mean Dice coefficient (``dice``) and the share of pixels that are right (``accuracy``). A class that is
+    Also the mean Dice coefficient (``dice``) and the share of pixels that are right (``pixel_accuracy``). A class that is
     neither there nor predicted does not count.
 
     Args:
@@ -109,7 +115,7 @@ class RegionScores(Scores):
         ignore_index: Class index of pixels that are left out.
     """
 
-    per_class = "IoU"
+    prefixed, headline, per_class = False, ("mean", "pixel_accuracy"), "IoU"
 
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
         super().__init__(MulticlassConfusionMatrix(num_classes, ignore_index=ignore_index, validate_args=False))
@@ -127,7 +133,7 @@ class RegionScores(Scores):
         values = {
             "mean": self.by_class().nanmean(),
             "dice": dice.mean(),
-            "accuracy": right.sum() / true.sum(),
+            "pixel_accuracy": right.sum() / true.sum(),
         }
         return {name: value.nan_to_num(0.0).to(torch.float32) for name, value in values.items()}
 

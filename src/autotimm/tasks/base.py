@@ -120,7 +120,7 @@ class Task(Optimized, Measured, Stored, ABC):
         given = [MetricConfig.of(metric) for metric in metrics] if metrics is not None else self.default_metrics()
         self.metric_configs = given
         self.metrics = nn.ModuleDict({f"{stage.value}_metrics": build_metrics(given, stage) for stage in Stage})
-        self.by_class = {}
+        self.by_class, self.details = {}, set()
         self._padding = True
         if "metrics" in self.hparams:
             self.hparams["metrics"] = [metric.to_dict() for metric in given]

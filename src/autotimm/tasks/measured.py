@@ -19,11 +19,13 @@ class Measured(pl.LightningModule):
 
     Attributes:
         by_class: The values per class that the last evaluation found, by metric: a tensor (C,) for each.
+        details: Logged names that are for tables, and not for the line of an epoch.
     """
 
     metric_configs: list[MetricConfig]
     metrics: nn.ModuleDict
     by_class: dict[str, Any]
+    details: set[str]
 
     def _of_stage(self, stage: Stage) -> list[tuple[MetricConfig, Metric]]:
         made = cast(nn.ModuleDict, self.metrics[f"{stage.value}_metrics"])
@@ -33,6 +35,8 @@ class Measured(pl.LightningModule):
     def _log(self, step: Step, stage: Stage, size: int) -> None:
         train = stage is Stage.TRAIN
         losses = dict(step.losses) | {"loss": step.loss} if step.losses else {}
+        if len(losses) > 2:  # the sum says it; what it is made of is in metrics.csv
+            self.details |= {f"{stage.value}/{name}" for name in step.losses}
         for name, value in losses.items():
             shown: dict[str, Any] = {"prog_bar": name == "loss", "on_step": train, "on_epoch": True}
             over: Any = size if step.weight is None else step.weight  # Lightning multiplies and adds, also tensors
@@ -53,8 +57,11 @@ class Measured(pl.LightningModule):
         for config, metric in self._of_stage(stage):
             if isinstance(metric, Scores):
                 for name, value in metric.compute().items():
-                    key = f"{stage.value}/{config.name}" + ("" if name == "mean" else f"_{name}")
-                    self.log(key, value.to(self.device), prog_bar=config.prog_bar and name == "mean")
+                    behind = f"{config.name}_{name}" if metric.prefixed else name
+                    key = config.name if name == "mean" else behind
+                    if name not in metric.headline:
+                        self.details.add(f"{stage.value}/{key}")
+                    self.log(f"{stage.value}/{key}", value.to(self.device), prog_bar=config.prog_bar and name == "mean")
                 self.by_class[config.name] = metric.by_class()
                 metric.reset()
 

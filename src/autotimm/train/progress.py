@@ -76,10 +76,12 @@ class _Header(ProgressBar):
             self.console.print(f"resumed at {where}", markup=False)
         self._resumed = False
 
-    def epoch_line(self, trainer: pl.Trainer) -> str:
-        """The metrics of an epoch in one line."""
+    def epoch_line(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
+        """The metrics of an epoch in one line, without those that a task calls details."""
         of = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
-        metrics = "  ".join(f"{name} {value:.3g}" for name, value in self.epochs.of(trainer).items())
+        hidden = pl_module.details if isinstance(pl_module, Task) else ()
+        found = self.epochs.of(trainer).items()
+        metrics = "  ".join(f"{name} {value:.3g}" for name, value in found if name not in hidden)
         return f"epoch {trainer.current_epoch + 1}{of}  {metrics}"
 
 
@@ -96,7 +98,7 @@ class PlainLines(_Header):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say how the epoch went."""
-        self.console.print(self.epoch_line(trainer), markup=False)
+        self.console.print(self.epoch_line(trainer, pl_module), markup=False)
 
 
 class LiveBar(_Header, RichProgressBar):
@@ -111,7 +113,7 @@ class LiveBar(_Header, RichProgressBar):
         """Leave a line of the epoch above the bar."""
         super().on_train_epoch_end(trainer, pl_module)
         if self.progress is not None and trainer.is_global_zero:
-            self.progress.console.print(self.epoch_line(trainer), markup=False, highlight=False)
+            self.progress.console.print(self.epoch_line(trainer, pl_module), markup=False, highlight=False)
 
     def _init_progress(self, trainer: pl.Trainer) -> None:
         super()._init_progress(trainer)

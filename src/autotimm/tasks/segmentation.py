@@ -1,0 +1,131 @@
+"""Semantic segmentation: a class for every pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from autotimm.losses.dense import build_dense_loss
+from autotimm.metrics import MetricConfig, region_scores
+from autotimm.models.segmentation import build_segmenter
+from autotimm.models.weights import resolve_weights
+from autotimm.tasks.base import Task
+from autotimm.tasks.classes import check_num_classes, check_spec, names_of
+from autotimm.tasks.letterbox import places
+from autotimm.types import Batch, DataSpec, PixelPrediction, Placement, Stage, Step
+
+__all__ = ["SemanticSegmentor"]
+
+
+class SemanticSegmentor(Task):
+    """Give every pixel a class, with a decoder of segmentation-models-pytorch on any timm backbone with feature maps.
+
+    Args:
+        backbone: Name of a timm model, see :func:`autotimm.list_backbones`. Plain ViTs get a simple pyramid (Li et al.,
+            ECCV 2022).
+        num_classes: Number of classes C, at least 2.
+        arch: ``fpn`` (Kirillov et al., CVPR 2019), ``unet`` (Ronneberger et al., MICCAI 2015), ``deeplabv3plus`` (Chen
+            et al., ECCV 2018), ``upernet`` (Xiao et al., ECCV 2018), ``segformer`` (Xie et al., NeurIPS 2021), or a
+            callable, see :func:`autotimm.models.segmentation.build_segmenter`.
+        width: Channels of the decoder. 64 is small and fast.
+        loss: ``ce``, ``dice``, ``focal``, or several joined with ``+``, see
+            :func:`autotimm.losses.dense.build_dense_loss`.
+        class_weights: One positive weight per class, for cross-entropy.
+        ignore_index: Class index of pixels that are neither learned from nor measured.
+        pretrained: ``None`` loads pretrained weights of the backbone if they can be had, ``True`` insists on them,
+            ``False`` never loads them; a path loads that file.
+        image_size: Side in pixels of the square images, for backbones that must know it; ``None`` is their default.
+        drop_path_rate: Probability of skipping a residual block.
+        options: What all tasks share, see :class:`autotimm.tasks.base.Task`.
+
+    Shape:
+        - images: (N, 3, S, S), RGB ``uint8``, or floats in [0, 1].
+        - logits: (N, C, S, S).
+
+    Raises:
+        UsageError: If an argument is wrong.
+        ModelError: If the backbone is unknown, or does not go with the decoder.
+        WeightsError: If pretrained weights were insisted on and cannot be had.
+
+    Example:
+        >>> import torch
+        >>> from autotimm import SemanticSegmentor
+        >>> model = SemanticSegmentor("test_resnet", num_classes=2, width=32, pretrained=False).eval()
+        >>> model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape
+        torch.Size([1, 2, 64, 64])
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        num_classes: int,
+        *,
+        arch: str | Callable[..., nn.Module] = "fpn",
+        width: int = 256,
+        loss: str | Callable[[Tensor, Tensor], Tensor] = "ce",
+        class_weights: Sequence[float] | None = None,
+        ignore_index: int = 255,
+        pretrained: bool | str | None = None,
+        image_size: int | None = None,
+        drop_path_rate: float = 0.0,
+        **options: Any,
+    ) -> None:
+        check_num_classes(num_classes, 2, type(self).__name__)
+        criterion = build_dense_loss(
+            loss, num_classes=num_classes, class_weights=class_weights, ignore_index=ignore_index
+        )
+        weights = resolve_weights(backbone, False if self.is_loading else pretrained)
+        self._num_classes, self._ignore_index = num_classes, ignore_index
+
+        def network(seed: int) -> nn.Module:
+            return build_segmenter(
+                arch, backbone, num_classes,
+                weights=weights, seed=seed, image_size=image_size, width=width, drop_path_rate=drop_path_rate,
+            )  # fmt: skip
+
+        super().__init__(network, weights=weights, **options)
+        self.criterion = criterion
+
+    def step(self, batch: Batch, stage: Stage) -> Step:
+        """Logits and loss of one batch; the loss is a mean over the pixels that are known."""
+        logits = self.infer(batch.images)
+        if batch.targets is None:
+            return Step({}, logits)
+        known = (batch.targets != self._ignore_index).sum().to(logits.dtype)
+        return Step({"loss": self.criterion(logits, batch.targets)}, logits, batch.targets, known)
+
+    def decode(self, output: Tensor, batch: Batch) -> list[PixelPrediction]:
+        """The likeliest class of each pixel of the original images."""
+        found = zip(output, batch.ids, places(batch), strict=True)
+        return [self._prediction(logits, id, place) for logits, id, place in found]
+
+    def _prediction(self, logits: Tensor, id: str, place: Placement) -> PixelPrediction:
+        bottom, right = place.top + place.shown_height, place.left + place.shown_width
+        shown = logits.float().cpu()[None, :, place.top : bottom, place.left : right]
+        resized = F.interpolate(shown, (place.height, place.width), mode="bilinear", align_corners=False)
+        labels = resized[0].argmax(0).to(torch.uint8)
+        shares = torch.bincount(labels.flatten(), minlength=self._num_classes).double() / labels.numel()
+        scores = dict(zip(self.class_names, shares.tolist(), strict=True))
+        occurring = sorted((name for name, share in scores.items() if share), key=lambda name: -scores[name])
+        file = BytesIO()
+        Image.fromarray(labels.numpy()).save(file, "png")
+        return PixelPrediction(id, tuple(occurring), scores, file.getvalue())
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes in the order of the logits; their numbers before the data is known."""
+        return names_of(self.spec, self._num_classes)
+
+    def default_metrics(self) -> list[MetricConfig]:
+        """Mean intersection over union, with Dice and pixel accuracy."""
+        return [region_scores("mIoU", self._num_classes, self._ignore_index)]
+
+    def check_data(self, spec: DataSpec) -> None:
+        """Refuse data with another number of classes, or of another kind."""
+        check_spec(spec, ("pixels",), self._num_classes, "SemanticSegmentor")
