@@ -1,4 +1,4 @@
-"""Networks as plain ``nn.Module``: timm backbones, their preprocessing and their pretrained weights."""
+"""Networks as plain ``nn.Module``: timm backbones and what is built on them, preprocessing, pretrained weights."""
 
 from autotimm.models.backbone import (
     DataConfig,
@@ -8,11 +8,15 @@ from autotimm.models.backbone import (
     data_config,
     list_backbones,
 )
+from autotimm.models.detection import DETECTORS, build_detector
 from autotimm.models.names import Architecture, find_architecture, remember_architecture
 from autotimm.models.preprocess import Normalize
+from autotimm.models.segmentation import SEGMENTERS, build_segmenter
 from autotimm.models.weights import Weights, resolve_weights
 
 __all__ = [
+    "DETECTORS",
+    "SEGMENTERS",
     "Architecture",
     "DataConfig",
     "Normalize",
@@ -20,6 +24,8 @@ __all__ = [
     "Weights",
     "build_backbone",
     "build_classifier",
+    "build_detector",
+    "build_segmenter",
     "data_config",
     "find_architecture",
     "list_backbones",

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from timm.data.config import resolve_model_data_config
-from timm.models import group_parameters
 from torch import Tensor, nn
 
 from autotimm.errors import require
 from autotimm.models.fitting import create, fitting_arguments, measure_features
+from autotimm.models.layered import AroundBackbone
 from autotimm.models.loading import load_weights
-from autotimm.models.names import find_architecture, list_backbones
+from autotimm.models.names import Architecture, find_architecture, list_backbones
 from autotimm.models.preprocess import Normalize
 from autotimm.models.weights import Weights
 from autotimm.repro.streams import scope
@@ -103,23 +103,56 @@ def build_backbone(
         >>> backbone(torch.zeros(2, 3, 32, 32)).shape == (2, backbone.num_features)
         True
     """
-    must, do = "in [0, 1)", "Give 0 to switch it off, or for example 0.1."
-    require(0 <= drop_path_rate < 1, "drop_path_rate", name, must, drop_path_rate, do)
-    whole = image_size is None or (type(image_size) is int and image_size > 0)
-    require(whole, "image_size", name, "an integer above 0, or None", image_size, "Give for example 224.")
-    architecture, weights = find_architecture(name), weights or Weights()
-    arguments = fitting_arguments(architecture, image_size, drop_path_rate)
+    architecture, arguments = checked_arguments(name, image_size, drop_path_rate)
     features = measure_features(architecture, arguments, image_size)
-    # Not `torch_only`: a constructor may draw from NumPy or `random` too.
-    with scope(seed, "init", "backbone"):
-        backbone = create(architecture, arguments)
-        if weights.file is not None:
-            load_weights(backbone, Path(weights.file), architecture, arguments)
+    backbone, _ = make_backbone(architecture, arguments, weights, seed)
     setattr(backbone, "num_features", features)  # noqa: B010 - timm's own number is that before the head's layers
     return backbone
 
 
-class PooledClassifier(nn.Module):
+def checked_arguments(name: str, image_size: int | None, drop_path_rate: float) -> tuple[Architecture, dict[str, Any]]:
+    """Find a backbone, and the arguments of ``timm.create_model`` that make it fit; see :func:`build_backbone`."""
+    must, do = "in [0, 1)", "Give 0 to switch it off, or for example 0.1."
+    require(0 <= drop_path_rate < 1, "drop_path_rate", name, must, drop_path_rate, do)
+    whole = image_size is None or (type(image_size) is int and image_size > 0)
+    require(whole, "image_size", name, "an integer above 0, or None", image_size, "Give for example 224.")
+    architecture = find_architecture(name)
+    return architecture, fitting_arguments(architecture, image_size, drop_path_rate)
+
+
+def make_backbone(
+    architecture: Architecture,
+    arguments: dict[str, Any],
+    weights: Weights | None,
+    seed: int,
+    prune: Callable[[nn.Module], Sequence[int]] = lambda model: (),
+) -> tuple[nn.Module, Sequence[int]]:
+    """Make a backbone on the stream ``(init, backbone)``, and fill it with its weights.
+
+    Args:
+        architecture: What to build.
+        arguments: See :func:`checked_arguments`.
+        weights: Where the weights come from; default random.
+        seed: Root seed.
+        prune: Takes away in place what is not needed, before weights are read for what is left.
+
+    Returns:
+        The backbone, and what ``prune`` returned.
+
+    Raises:
+        WeightsError: If the weights do not fit.
+    """
+    weights = weights or Weights()
+    # Not `torch_only`: a constructor may draw from NumPy or `random` too.
+    with scope(seed, "init", "backbone"):
+        backbone = create(architecture, arguments)
+        pruned = prune(backbone)
+        if weights.file is not None:
+            load_weights(backbone, Path(weights.file), architecture, arguments)
+    return backbone, pruned
+
+
+class PooledClassifier(AroundBackbone):
     """Normalization, a backbone that pools to a vector, dropout and a linear head.
 
     Args:
@@ -149,22 +182,6 @@ class PooledClassifier(nn.Module):
         """Logits, (N, num_classes)."""
         logits: Tensor = self.head(self.dropout(self.features(images)))
         return logits
-
-    def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
-        """Number the layers for layer-wise learning rates, as timm's models do; the head is the last.
-
-        Args:
-            coarse: Whether to count stages instead of blocks.
-        """
-        matcher = getattr(self.backbone, "group_matcher", None)  # two of timm's models have none: one layer
-        layers = group_parameters(self.backbone, matcher(coarse=coarse), reverse=True) if matcher else {}
-        numbers = {f"backbone.{name}": float(layers.get(name, 0)) for name, _ in self.backbone.named_parameters()}
-        return lambda name: numbers.get(name, math.inf)
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that their model's authors spare from weight decay, such as position embeddings."""
-        spared = getattr(self.backbone, "no_weight_decay", set)
-        return {f"backbone.{name}" for name in spared()}
 
 
 def build_classifier(

@@ -6,20 +6,22 @@ Everything here runs on torch's meta device: shapes are checked in milliseconds,
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import timm
 import torch
 from timm.layers.drop import DropPath
-from torch import nn
+from torch import Tensor, nn
 
 from autotimm.errors import ModelError, UsageError, sentence
 from autotimm.models.names import Architecture
 
-__all__ = ["create", "fitting_arguments", "measure_features"]
+__all__ = ["at_size", "create", "fitting_arguments", "measure_features"]
 
 # timm's models fail on an image size that they cannot take in these ways, deep inside.
 _SIZE_ERRORS = (AssertionError, RuntimeError, ValueError, ZeroDivisionError, IndexError)
+Result = TypeVar("Result")
 _STEPS = (32, 16, 14, 64)  # strides and patch sizes that image sizes must usually be a multiple of
 
 
@@ -75,10 +77,45 @@ def _check_drop_path(architecture: Architecture, arguments: dict[str, Any]) -> N
         raise UsageError(sentence("drop_path_rate", architecture.name, "0", got, do))
 
 
-def _forward(architecture: Architecture, arguments: dict[str, Any], size: int) -> Any:
-    """Run the model on the meta device: shapes without numbers."""
-    with torch.device("meta"), torch.no_grad():
-        return create(architecture, arguments).eval()(torch.empty(2, 3, size, size))
+def at_size(
+    architecture: Architecture,
+    arguments: dict[str, Any],
+    image_size: int | None,
+    run: Callable[[nn.Module, Tensor], Result],
+) -> Result:
+    """Make the model for images of one size and run it on the meta device: shapes without numbers.
+
+    Args:
+        architecture: What to build.
+        arguments: See :func:`fitting_arguments`.
+        image_size: Side of the square images in pixels; ``None`` is the model's own.
+        run: Takes the model, in evaluation mode, and two images. A ``ValueError`` that it raises speaks of the size.
+
+    Returns:
+        What ``run`` returned.
+
+    Raises:
+        ModelError: If the model cannot take images of this size; the nearest that it can take are given.
+    """
+    own = int((architecture.config.get("input_size") or (3, 224, 224))[-1])
+    size = image_size or int(arguments.get("img_size") or own)
+
+    def attempt(size: int) -> Result:
+        fitted = {**arguments, "img_size": size} if "img_size" in arguments else arguments
+        with torch.device("meta"), torch.no_grad():
+            return run(create(architecture, fitted).eval(), torch.empty(2, 3, size, size))
+
+    try:
+        return attempt(size)
+    except _SIZE_ERRORS as error:
+        sizes = _sizes_that_work(attempt, size, own)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if not sizes:
+            raise ModelError(f"The `backbone` {architecture.name} must run. It does not ({reason}).") from None
+        choice = " or ".join(map(str, sizes))
+        raise ModelError(
+            f"The `image_size` of {architecture.name} must suit it. Got {size} instead ({reason}). Give {choice}."
+        ) from None
 
 
 def measure_features(architecture: Architecture, arguments: dict[str, Any], image_size: int | None) -> int:
@@ -92,19 +129,7 @@ def measure_features(architecture: Architecture, arguments: dict[str, Any], imag
     Raises:
         ModelError: If the model does not give (N, D) features, or cannot take images of this size.
     """
-    own = int((architecture.config.get("input_size") or (3, 224, 224))[-1])
-    size = image_size or int(arguments.get("img_size") or own)
-    try:
-        output = _forward(architecture, arguments, size)
-    except _SIZE_ERRORS as error:
-        sizes = _sizes_that_work(architecture, arguments, size, own)
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if not sizes:
-            raise ModelError(f"The `backbone` {architecture.name} must run. It does not ({reason}).") from None
-        choice = " or ".join(map(str, sizes))
-        raise ModelError(
-            f"The `image_size` of {architecture.name} must suit it. Got {size} instead ({reason}). Give {choice}."
-        ) from None
+    output = at_size(architecture, arguments, image_size, lambda model, images: model(images))
     shape = tuple(getattr(output, "shape", ()))
     if len(shape) != 2:
         what = f"features of shape (N, {', '.join(map(str, shape[1:]))})" if shape else type(output).__name__
@@ -115,17 +140,16 @@ def measure_features(architecture: Architecture, arguments: dict[str, Any], imag
     return int(shape[1])
 
 
-def _sizes_that_work(architecture: Architecture, arguments: dict[str, Any], size: int, own: int) -> list[int]:
+def _sizes_that_work(attempt: Callable[[int], object], size: int, own: int) -> list[int]:
     """The nearest image sizes below and above that the model can take, as far as a short search finds them."""
     multiples = {step * (size // step + more) for step in _STEPS for more in (0, 1, 2)} | {own, 2 * size}
     found: dict[bool, int] = {}
     for candidate in sorted(multiples - {0, size}, key=lambda other: abs(other - size)):
         if (candidate > size) in found:
             continue
-        trial = {**arguments, "img_size": candidate} if "img_size" in arguments else arguments
         try:
-            _forward(architecture, trial, candidate)
-        except _SIZE_ERRORS:
+            attempt(candidate)
+        except (*_SIZE_ERRORS, ModelError):
             continue
         found[candidate > size] = candidate
     return sorted(found.values())

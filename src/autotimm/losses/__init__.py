@@ -127,21 +127,26 @@ def build_loss(
     off = not (multi_label and label_smoothing)
     do = "Smoothing spreads one class over all, and with multi_label there is no single class."
     require(off, "label_smoothing", owner, "0 with multi_label", label_smoothing, do)
-    weights = _weights(class_weights, num_classes)
+    weights = checked_weights(class_weights, num_classes)
     name = loss if loss is not None else "bce" if multi_label else "cross_entropy"
     if isinstance(name, str) and name in LOSSES:
         return _named(name, multi_label, float(label_smoothing), weights, soft_targets)
     for option, value in (("label_smoothing", label_smoothing), ("class_weights", class_weights)):
         do = "Configure your own loss itself, or choose one of " + ", ".join(LOSSES) + "."
         require(not value, option, owner, f"left out with {_shown(name)}", value, do)
-    return _module(_imported(name) if isinstance(name, str) else name)
+    return loss_of(name)
 
 
 def _shown(loss: object) -> str:
     return repr(loss) if isinstance(loss, str) else "a loss of your own"
 
 
-def _weights(given: Sequence[float] | None, num_classes: int) -> Tensor | None:
+def checked_weights(given: Sequence[float] | None, num_classes: int) -> Tensor | None:
+    """Class weights as a tensor (C,).
+
+    Raises:
+        UsageError: If they are not one finite number of at least 0 per class, or all 0.
+    """
     if given is None:
         return None
     do = "Give one number per class, for example balanced_weights(counts)."
@@ -195,7 +200,13 @@ def _imported(path: str) -> Any:
         raise UsageError(f"The `loss` {path!r} must be importable. It is not ({error}). Check the path.") from None
 
 
-def _module(loss: Any) -> nn.Module:
+def loss_of(loss: Any) -> nn.Module:
+    """Make a module of an import path, a module class or a function; a module stays as it is.
+
+    Raises:
+        UsageError: If it is none of these.
+    """
+    loss = _imported(loss) if isinstance(loss, str) else loss
     if isinstance(loss, nn.Module):
         return loss
     if isinstance(loss, type) and issubclass(loss, nn.Module):

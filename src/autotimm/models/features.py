@@ -1,0 +1,150 @@
+"""Feature maps of timm models, from fine to coarse, with strides that were measured and not believed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from autotimm.errors import ModelError
+from autotimm.models.backbone import checked_arguments, make_backbone
+from autotimm.models.fitting import at_size
+from autotimm.models.names import Architecture
+from autotimm.models.weights import Weights
+
+__all__ = ["Level", "build_maps", "feature_maps"]
+
+
+class Level(NamedTuple):
+    """One feature map of a backbone.
+
+    Attributes:
+        number: Its place among the model's ``feature_info``.
+        channels: How many it has.
+        stride: Pixels of the image per cell, in both directions.
+    """
+
+    number: int
+    channels: int
+    stride: int
+
+
+def feature_maps(backbone: nn.Module, numbers: Sequence[int], images: Tensor) -> list[Tensor]:
+    """Run a model of timm for its feature maps alone, (N, C, H, W) each; also of models that work on (N, H, W, C).
+
+    Args:
+        backbone: A model of timm with ``forward_intermediates``.
+        numbers: Which maps, by their place in ``feature_info``.
+        images: Normalized images (N, 3, H, W).
+    """
+    run: Any = backbone.forward_intermediates
+    maps: list[Tensor] = run(images, indices=list(numbers), norm=False, output_fmt="NCHW", intermediates_only=True)
+    return maps
+
+
+def build_maps(
+    name: str,
+    *,
+    weights: Weights | None = None,
+    seed: int = 42,
+    image_size: int | None = None,
+    drop_path_rate: float = 0.0,
+    finest: int = 4,
+    output_stride: int | None = None,
+) -> tuple[nn.Module, tuple[Level, ...]]:
+    """Build a timm model for its feature maps: what lies behind the last of them is taken away.
+
+    Its first weights are, bit for bit, those of :func:`autotimm.models.build_backbone` with the same seed.
+
+    Args:
+        name: See :func:`autotimm.models.names.find_architecture`.
+        weights: Where the weights come from; default random.
+        seed: Root seed of the stream ``(init, backbone)``.
+        image_size: Side in pixels of the square images; ``None`` is the backbone's own.
+        drop_path_rate: Probability in [0, 1) of skipping a residual block.
+        finest: The smallest stride that is of use.
+        output_stride: Largest stride, kept to by dilation (Chen et al., "DeepLab", TPAMI 2018); ``None`` is the
+            backbone's own.
+
+    Returns:
+        The model, and the levels that :func:`feature_maps` gives of it: the last map of each stride, each stride twice
+        the one before. A plain ViT has one.
+
+    Raises:
+        ModelError: If the backbone is unknown, has no feature maps, has others than it says, or cannot take images of
+            this size.
+        UsageError: If an argument is wrong.
+        WeightsError: If the weights do not fit.
+
+    Example:
+        >>> import torch
+        >>> backbone, levels = build_maps("test_resnet", image_size=64)
+        >>> [level.stride for level in levels]
+        [4, 8, 16, 32]
+        >>> maps = feature_maps(backbone, [level.number for level in levels], torch.zeros(1, 3, 64, 64))
+        >>> [tuple(one.shape) for one in maps] == [(1, level.channels, *2 * (64 // level.stride,)) for level in levels]
+        True
+    """
+    architecture, arguments = checked_arguments(name, image_size, drop_path_rate)
+    if output_stride is not None:
+        arguments["output_stride"] = output_stride
+        _check_dilation(architecture, arguments)
+    levels = at_size(architecture, arguments, image_size, lambda model, images: _measured(name, model, images, finest))
+
+    def prune(model: nn.Module) -> Sequence[int]:
+        shorten: Any = model.prune_intermediate_layers
+        numbers: Sequence[int] = shorten([level.number for level in levels], prune_norm=True, prune_head=True)
+        return numbers
+
+    backbone, numbers = make_backbone(architecture, arguments, weights, seed, prune)
+    return backbone, tuple(level._replace(number=number) for level, number in zip(levels, numbers, strict=True))
+
+
+def _check_dilation(architecture: Architecture, arguments: dict[str, Any]) -> None:
+    wanted = arguments["output_stride"]
+    try:
+        coarsest = at_size(architecture, arguments, None, lambda model, images: max(_said(model)))
+    except (TypeError, AssertionError, NotImplementedError, ModelError):  # unknown to it, or not this number
+        coarsest = 0
+    if coarsest != wanted:
+        raise ModelError(
+            f"The `backbone` {architecture.name} must be one that can be dilated to a stride of {wanted}. It cannot. "
+            "Use arch='upernet' or 'fpn' with it, or a ResNet, RegNet, EfficientNet or ConvNeXt."
+        )
+
+
+def _said(model: nn.Module) -> list[Any]:
+    """The strides of all maps, as the model says; nothing if it says nothing."""
+    info: Any = getattr(model, "feature_info", None) or []
+    return [entry["reduction"] for entry in getattr(info, "info", info)]
+
+
+def _measured(name: str, model: nn.Module, images: Tensor, finest: int) -> tuple[Level, ...]:
+    """Compare what the model says of its maps with those that it gives."""
+    strides = _said(model)
+    if not strides or not hasattr(model, "forward_intermediates"):
+        raise ModelError(
+            f"The `backbone` {name} must give feature maps. timm has none of it. Choose another, such as 'resnet18'."
+        )
+    last = {stride: index for index, stride in enumerate(strides) if stride >= finest}  # of equals the deepest
+    chosen = sorted(last)
+    doubling = all(coarse == 2 * fine for fine, coarse in pairwise(chosen))
+    if not chosen or not doubling or (len(chosen) > 1 and chosen[0] not in (1, 2, 4, 8, 16)):
+        raise ModelError(
+            f"The `backbone` {name} must have feature maps with strides such as 4, 8, 16 and 32. It has "
+            f"{', '.join(map(str, sorted(set(strides))))}. Choose another, such as 'resnet18'."
+        )
+    side = images.shape[-1]
+    if side % chosen[-1]:
+        raise ValueError(f"its feature maps ask for a multiple of {chosen[-1]}")
+    maps = feature_maps(model, [last[stride] for stride in chosen], images)
+    for stride, one in zip(chosen, maps, strict=True):
+        if one.ndim != 4 or one.shape[-1] != one.shape[-2] or one.shape[-1] * stride != side:
+            shape = " x ".join(map(str, one.shape[2:]))
+            raise ModelError(
+                f"The `backbone` {name} must have a feature map of stride {stride}, as timm says. It gives one of "
+                f"{shape} for an image of {side} x {side}. Choose another, such as 'resnet18'."
+            )
+    return tuple(Level(last[stride], one.shape[1], stride) for stride, one in zip(chosen, maps, strict=True))

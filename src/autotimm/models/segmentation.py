@@ -1,0 +1,148 @@
+"""Networks that give every pixel a class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from segmentation_models_pytorch.base.initialization import initialize_head
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from autotimm.errors import ModelError, UsageError, require, require_choice, sentence
+from autotimm.models.backbone import data_config
+from autotimm.models.decoders import DECODERS, Decoder, decoded_channels
+from autotimm.models.dense import DenseNetwork
+from autotimm.models.features import Level, build_maps
+from autotimm.models.preprocess import Normalize
+from autotimm.models.pyramid import SimplePyramid, check_width, simple_strides
+from autotimm.models.weights import Weights
+from autotimm.repro.streams import scope
+
+__all__ = ["SEGMENTERS", "Segmenter", "build_segmenter"]
+
+SEGMENTERS = tuple(DECODERS)
+MakeDecoder = Callable[[Sequence[int], Sequence[int], int], nn.Module]
+
+
+class Segmenter(DenseNetwork):
+    """Normalization, a backbone with feature maps, a decoder and a layer that tells classes apart.
+
+    Args:
+        normalize: The network's first layer.
+        backbone: A model of timm.
+        levels: The maps that it gives.
+        pyramid: Makes of one map those that the decoder takes; ``None`` where the backbone gives them.
+        decoder: Takes maps, fine to coarse, and gives (N, D, h, w).
+        head: Turns D channels into C.
+
+    Shape:
+        - images: (N, 3, H, W), ``uint8`` in [0, 255] or float in [0, 1].
+        - logits: (N, C, H, W), resized bilinearly from what the decoder gives.
+    """
+
+    def __init__(
+        self,
+        normalize: Normalize,
+        backbone: nn.Module,
+        levels: Sequence[Level],
+        pyramid: SimplePyramid | None,
+        decoder: nn.Module,
+        head: nn.Module,
+    ) -> None:
+        super().__init__(normalize, backbone, levels, 32 if pyramid is not None else 1)
+        self.pyramid = pyramid
+        self.decoder = decoder
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of every pixel."""
+        maps = self.maps(images)
+        logits: Tensor = self.head(self.decoder(maps if self.pyramid is None else self.pyramid(maps))).float()
+        size = images.shape[-2:]
+        if logits.shape[-2:] == size:
+            return logits
+        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+def build_segmenter(
+    arch: str | MakeDecoder,
+    backbone: str,
+    num_classes: int,
+    *,
+    weights: Weights | None = None,
+    seed: int = 42,
+    image_size: int | None = None,
+    width: int = 256,
+    drop_path_rate: float = 0.0,
+) -> Segmenter:
+    """Build a network for semantic segmentation around any timm model with feature maps.
+
+    Args:
+        arch: One of :data:`SEGMENTERS`, or a callable of your own. It is given the channels and the strides of the
+            maps, fine to coarse, and the width, and returns a module that takes the list of maps and gives one
+            (N, D, h, w).
+        backbone: Name of the backbone.
+        num_classes: Number of classes C.
+        weights: Where the backbone's weights come from; default random.
+        seed: Root seed of the streams ``(init, backbone)``, ``(init, pyramid)``, ``(init, decoder)`` and
+            ``(init, head)``.
+        image_size: Side of the square images in pixels; ``None`` is the backbone's own.
+        width: Channels of the decoder, a multiple of 64; 64 is small and fast.
+        drop_path_rate: Probability in [0, 1) of skipping a residual block.
+
+    Raises:
+        ModelError: If the backbone is unknown or does not give the maps that the decoder needs.
+        UsageError: If an argument is wrong.
+        WeightsError: If the weights do not fit.
+
+    Example:
+        >>> import torch
+        >>> network = build_segmenter("unet", "test_resnet", num_classes=3, image_size=64, width=64)
+        >>> network(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape
+        torch.Size([2, 3, 64, 64])
+    """
+    owner = "a segmenter"
+    if not callable(arch):
+        require_choice("arch", owner, arch, SEGMENTERS)
+    whole = type(num_classes) is int and num_classes > 0
+    require(whole, "num_classes", owner, "an integer of at least 1", num_classes, "Give the number of your classes.")
+    check_width(width, owner)
+    rule = None if callable(arch) else DECODERS[arch]
+    body, levels = build_maps(
+        backbone, weights=weights, seed=seed, image_size=image_size, drop_path_rate=drop_path_rate,
+        finest=rule.finest if rule else 2, output_stride=16 if rule and rule.dilated else None,
+    )  # fmt: skip
+    pyramid, channels, strides = None, [level.channels for level in levels], [level.stride for level in levels]
+    if len(levels) == 1:
+        strides = list(simple_strides(strides[0], backbone))
+        with scope(seed, "init", "pyramid"):
+            pyramid = SimplePyramid(channels[0], levels[0].stride, strides, width)
+        channels = [width] * len(strides)
+    if rule:
+        _check_strides(str(arch), backbone, strides, [4, 8, 16] if rule.dilated else [4, 8, 16, 32])
+    with scope(seed, "init", "decoder"):
+        decoder = Decoder(rule, channels, strides, width) if rule else _own(arch, channels, strides, width)
+        inner = decoded_channels(decoder, channels, strides)
+    with scope(seed, "init", "head"):
+        kernel = decoder.kernel if isinstance(decoder, Decoder) else 1
+        head = nn.Conv2d(inner, num_classes, kernel, padding=kernel // 2)
+        initialize_head(head)
+    config = data_config(body)
+    return Segmenter(Normalize(config.mean, config.std), body, levels, pyramid, decoder, head)
+
+
+def _own(arch: str | MakeDecoder, channels: Sequence[int], strides: Sequence[int], width: int) -> nn.Module:
+    made = arch(channels, strides, width) if callable(arch) else None
+    if not isinstance(made, nn.Module):
+        do = "See segmentation_models_pytorch.decoders for some."
+        raise UsageError(sentence("arch", "a segmenter", "a name, or a callable that returns a module", made, do))
+    return made
+
+
+def _check_strides(arch: str, backbone: str, strides: Sequence[int], needed: list[int]) -> None:
+    if [stride for stride in strides if stride > 2] != needed:
+        shown, wanted = (", ".join(map(str, some)) for some in (strides, needed))
+        raise ModelError(
+            f"The `backbone` {backbone} must have feature maps of strides {wanted} for {arch}. Its strides are {shown}."
+            " Choose another, such as 'resnet18'."
+        )
