@@ -29,7 +29,8 @@ _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 def image_sizes(files: Sequence[Path], progress: bool = True) -> dict[Path, tuple[int, int]]:
     """Width and height of upright images, from their headers; nothing about files that cannot be read."""
-    found = _looked_up("sizes", files, _size, progress)
+    named = [path for path in files if "\0" not in str(path)]  # no system call takes such a name
+    found = _looked_up("sizes", named, _size, progress)
     return {path: (fact[0], fact[1]) for path, fact in found.items() if not isinstance(fact, Problem)}
 
 

@@ -90,6 +90,13 @@ def test_traps(tmp_path: Path, picture: Picture) -> None:
         read(tmp_path)
 
 
+def test_a_name_that_no_system_takes(tmp_path: Path, picture: Picture) -> None:
+    picture(tmp_path / "a.png")
+    rows = ["filename,class,xmin,ymin,xmax,ymax", "a.png,dog,1,2,3,4", "a\x00.png,dog,1,2,3,4"]
+    (tmp_path / "a.csv").write_text("\n".join(rows))
+    assert read(tmp_path)[0]["train"].ids == ("a.png",)
+
+
 def test_what_is_no_table_of_boxes_is_refused(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("filename,class\na.png,dog\n")
     with pytest.raises(DataError, match="no table of boxes"):

@@ -199,6 +199,8 @@ def test_crowds_in_both_spellings_of_run_lengths(write: Callable[..., Path]) -> 
         {"size": [16, 20], "counts": "PPPPPPP"},
         {"size": [16], "counts": [16]},
         {"size": [8, 40], "counts": [0, 320]},
+        {"size": [1 << 20, 1 << 20], "counts": [1 << 40]},
+        {"size": [16, 20], "counts": [float("inf")]},
         [[1, 1, "x", 2, 3, 3]],
         [[1, 1, 2, 2, 3, 3, 4]],
         [[1, 1, 2, 2, float("nan"), 3]],
@@ -328,6 +330,8 @@ def test_annotations_of_nothing_are_named(write: Callable[..., Path]) -> None:
         ({"images": [], "annotations": []}, "no list of 'categories'"),
         ([1], "no list of 'images'"),
         ({"images": [{"id": 1}], "annotations": [], "categories": []}, "entry 0 of 'images' has no 'file_name'"),
+        (sheet(categories=[{"id": [1], "name": "a"}]), "entry 0 of 'categories' has no 'id'"),
+        (sheet(categories=[], annotations=[]), "There is no class"),
     ],
 )
 def test_what_is_not_coco_is_refused(write: Callable[..., Path], content: Any, message: str) -> None:

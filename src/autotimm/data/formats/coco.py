@@ -73,9 +73,11 @@ class _Sheet:
         if not isinstance(entries, list):
             raise DataError(f"{self.path} has no list of {key!r}, as COCO has. Check the file.")
         for number, entry in enumerate(entries):
-            lacking = [name for name in needed if not isinstance(entry, dict) or entry.get(name) is None]
-            if lacking:
-                raise DataError(f"{self.path}: entry {number} of {key!r} has no {lacking[0]!r}. Check the file.")
+            for name in needed:
+                if not isinstance(entry, dict) or not isinstance(entry.get(name), (int, str)):
+                    raise DataError(
+                        f"{self.path}: entry {number} of {key!r} has no {name!r} as COCO has. Check the file."
+                    )
         return entries
 
     def records(self) -> list[Record]:
@@ -118,8 +120,11 @@ def _load(path: Path) -> Any:
 
 
 def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
-    width, height = image.get("width"), image.get("height")
-    return (int(width), int(height)) if width and height else None
+    try:
+        width, height = int(image["width"]), int(image["height"])
+    except (LookupError, TypeError, ValueError, OverflowError):
+        return None
+    return (width, height) if width > 0 and height > 0 else None
 
 
 def _box(bbox: Any) -> tuple[float, float, float, float] | None:
@@ -128,7 +133,7 @@ def _box(bbox: Any) -> tuple[float, float, float, float] | None:
         return None
     try:
         x, y, width, height = map(float, bbox)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return (math.nan,) * 4
     return x, y, x + width, y + height
 

@@ -32,7 +32,7 @@ def read_outline(segmentation: Any) -> Outline | None:
     for numbers in lists:
         try:
             part = np.array(numbers, np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ValueError("a polygon that is no list of numbers") from None
         if part.ndim != 1 or part.size % 2 or not np.isfinite(part).all():
             raise ValueError("a polygon that is no list of x and y")
@@ -46,10 +46,10 @@ def _read_runs(segmentation: dict[str, Any]) -> RunLengths:
     try:
         height, width = (int(side) for side in segmentation["size"])
         runs = _uncompressed(counts) if isinstance(counts, str) else [int(run) for run in counts or ()]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise ValueError("run lengths that cannot be read") from None
     # pycocotools writes past the end of its memory, or leaves garbage, where the runs do not fill the mask.
-    if min(runs, default=0) < 0 or sum(runs) != height * width:
+    if min(runs, default=0) < 0 or sum(runs) != height * width or height * width >= 1 << 32:
         raise ValueError("run lengths that do not fill their mask")
     if isinstance(counts, str):
         return RunLengths(height, width, counts.encode("ascii"))

@@ -150,23 +150,18 @@ def mask_tables(
     sizes = image_sizes([pair.image for found in splits.values() for pair in found])
     tables: dict[str, Table] = {}
     for split, found in splits.items():
-        kept: list[Pair] = []
-        present: list[list[int]] = []
+        present: dict[Pair, list[int]] = {}
         for pair in found:
             fact, name = facts[pair.mask], relative(pair.mask, root)
-            if not _fits(fact, name, sizes.get(pair.image), report):
-                continue
-            assert isinstance(fact, MaskFacts)
-            classes, unknown = reading.code.classes_in(fact)
-            if unknown:
-                shown = some([color_name(one) if reading.code.by_color else str(one) for one in unknown], 3)
-                report.add("masks with values that stand for no class", "which are unknown there", f"{name} ({shown})")
-            kept.append(pair)
-            present.append(classes)
-        if any(present):
-            columns = [pair.image for pair in kept], [pair.mask for pair in kept], [pair.id for pair in kept]
-            tables[split] = MaskTable(*columns, reading.class_names, reading.code, present)
-        elif kept:
+            if isinstance(fact, Problem):
+                report.add("masks that cannot be read", "left out with their images", f"{name} ({fact.reason})")
+            elif _fits(fact, name, sizes.get(pair.image), report):
+                present[pair] = _classes(fact, name, reading.code, report)
+        if any(present.values()):
+            images, paths = [pair.image for pair in present], [pair.mask for pair in present]
+            ids, classes = [pair.id for pair in present], list(present.values())
+            tables[split] = MaskTable(images, paths, ids, reading.class_names, reading.code, classes)
+        elif present:
             notices.append(f"{split}: left out, since no mask of it has a pixel of a class.")
     report.close(notices)
     if "train" not in tables:
@@ -174,10 +169,15 @@ def mask_tables(
     return tables
 
 
-def _fits(fact: MaskFacts | Problem, name: str, size: tuple[int, int] | None, report: Report) -> bool:
-    if isinstance(fact, Problem):
-        report.add("masks that cannot be read", "left out with their images", f"{name} ({fact.reason})")
-        return False
+def _classes(fact: MaskFacts, name: str, code: MaskCode, report: Report) -> list[int]:
+    classes, unknown = code.classes_in(fact)
+    if unknown:
+        shown = some([color_name(one) if code.by_color else str(one) for one in unknown], 3)
+        report.add("masks with values that stand for no class", "which are unknown there", f"{name} ({shown})")
+    return classes
+
+
+def _fits(fact: MaskFacts, name: str, size: tuple[int, int] | None, report: Report) -> bool:
     if size is not None and size != (fact.width, fact.height):
         sizes = f"{fact.width}x{fact.height}, the image {size[0]}x{size[1]}"
         report.add("masks of another size than their image", "left out with it", f"{name} ({sizes})")

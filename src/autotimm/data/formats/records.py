@@ -113,8 +113,10 @@ def object_tables(
         report: What the format found wrong itself.
 
     Raises:
-        DataError: If there is nothing to train on, or with ``report.strict`` if anything is wrong.
+        DataError: If there is no class or nothing to train on, or with ``report.strict`` if anything is wrong.
     """
+    if not class_names:
+        raise DataError("There is no class: no file names one, and no object has a label. Add annotations.")
     sizes = image_sizes([one.path for records in splits.values() for one in records])
     tables: dict[str, Table] = {}
     owners: dict[str, str] = {}
