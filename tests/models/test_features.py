@@ -55,6 +55,7 @@ def test_a_plain_backbone_has_one_map(name: str, stride: int) -> None:
     [
         ("test_resnet", 100, r"`image_size` of test_resnet must suit it. Got 100 .*multiple of 32\). Give 96 or 128\."),
         ("test_vit", 40, r"`image_size` of test_vit must suit it. Got 40 instead"),
+        ("test_vit", 48, r"Got 48 instead \(its feature maps ask for a multiple of 32\). Give 32 or 64\."),
         ("inception_v4", 256, r"a feature map of stride 4, as timm says. It gives one of 62 x 62 for an image of 256"),
         ("pit_ti_224", 224, r"a feature map of stride 8, as timm says. It gives one of 27 x 27"),
         ("crossvit_9_240", 240, r"with strides such as 4, 8, 16 and 32. It has 12, 17\."),
@@ -70,7 +71,7 @@ def test_maps_that_would_be_in_wrong_places_are_refused(name: str, size: int, me
 def test_patches_that_give_no_whole_strides_are_refused(build) -> None:
     arch = "fcos" if build is build_detector else "upernet"
     with pytest.raises(ModelError, match=r"Its patches are 14 pixels, which gives 3.5, 7, 14, 28\. Choose one with"):
-        build(arch, "vit_small_patch14_dinov2", 2, image_size=224, width=64)
+        build(arch, "vit_small_patch14_dinov2", 2, image_size=64, width=64)
 
 
 def test_images_of_another_size_are_refused_where_maps_would_not_fit() -> None:

@@ -8,9 +8,9 @@ from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from autotimm.errors import ModelError, UsageError
 from autotimm.models.anchors import StridedAnchors
-from autotimm.models.features import Level
+from autotimm.models.features import Level, simple_strides
 from autotimm.models.pooling import AveragePool, replace_pooling
-from autotimm.models.pyramid import Pyramid, SimplePyramid, check_width, simple_strides
+from autotimm.models.pyramid import Pyramid, SimplePyramid, check_width
 from autotimm.models.roi import RegionPool, region_align, region_align_by_products
 
 

@@ -14,7 +14,7 @@ from autotimm.models.fitting import at_size
 from autotimm.models.names import Architecture
 from autotimm.models.weights import Weights
 
-__all__ = ["Level", "build_maps", "feature_maps"]
+__all__ = ["Level", "build_maps", "feature_maps", "simple_strides"]
 
 
 class Level(NamedTuple):
@@ -90,7 +90,7 @@ def build_maps(
     architecture, arguments = checked_arguments(name, image_size, drop_path_rate)
     if output_stride is not None:
         arguments["output_stride"] = output_stride
-        _check_dilation(architecture, arguments)
+        _check_dilation(architecture, arguments, image_size)
     levels = at_size(architecture, arguments, image_size, lambda model, images: _measured(name, model, images, finest))
 
     def prune(model: nn.Module) -> Sequence[int]:
@@ -102,17 +102,46 @@ def build_maps(
     return backbone, tuple(level._replace(number=number) for level, number in zip(levels, numbers, strict=True))
 
 
-def _check_dilation(architecture: Architecture, arguments: dict[str, Any]) -> None:
-    wanted = arguments["output_stride"]
+def simple_strides(stride: int, name: str) -> tuple[int, ...]:
+    """The strides of the pyramid over a plain backbone: 4, 8, 16 and 32.
+
+    Args:
+        stride: That of the backbone's one feature map.
+        name: The backbone, for the message.
+
+    Raises:
+        ModelError: If they cannot be reached by doubling and halving.
+
+    Example:
+        >>> simple_strides(16, "test_vit")
+        (4, 8, 16, 32)
+    """
+    if stride not in (4, 8, 16, 32, 64):
+        shown = ", ".join(f"{stride * factor:g}" for factor in (0.25, 0.5, 1, 2))
+        raise ModelError(
+            f"The `backbone` {name} must have patches whose size is a power of two, for a pyramid with strides of 4, "
+            f"8, 16 and 32 pixels. Its patches are {stride} pixels, which gives {shown}. Choose one with patches of 8 "
+            "or 16."
+        )
+    return 4, 8, 16, 32
+
+
+def _check_dilation(architecture: Architecture, arguments: dict[str, Any], image_size: int | None) -> None:
+    wanted, plain = arguments["output_stride"], {**arguments}
+    del plain["output_stride"]
+    name = architecture.name
     try:
-        coarsest = at_size(architecture, arguments, None, lambda model, images: max(_said(model)))
+        coarsest = at_size(architecture, arguments, image_size, lambda model, images: max(_said(model)))
     except (TypeError, AssertionError, NotImplementedError, ModelError):  # unknown to it, or not this number
         coarsest = 0
-    if coarsest != wanted:
-        raise ModelError(
-            f"The `backbone` {architecture.name} must be one that can be dilated to a stride of {wanted}. It cannot. "
-            "Use arch='upernet' or 'fpn' with it, or a ResNet, RegNet, EfficientNet or ConvNeXt."
-        )
+    if coarsest == wanted:
+        return
+    # What nothing else could be built on either is refused for that reason, before the others are recommended.
+    at_size(architecture, plain, image_size, lambda model, images: _measured(name, model, images, 4))
+    raise ModelError(
+        f"The `backbone` {name} must be one that can be dilated to a stride of {wanted}. It cannot. Use arch='upernet' "
+        "or 'fpn' with it, or a ResNet, RegNet, EfficientNet or ConvNeXt."
+    )
 
 
 def _said(model: nn.Module) -> list[Any]:
@@ -136,9 +165,11 @@ def _measured(name: str, model: nn.Module, images: Tensor, finest: int) -> tuple
             f"The `backbone` {name} must have feature maps with strides such as 4, 8, 16 and 32. It has "
             f"{', '.join(map(str, sorted(set(strides))))}. Choose another, such as 'resnet18'."
         )
-    side = images.shape[-1]
-    if side % chosen[-1]:
-        raise ValueError(f"its feature maps ask for a multiple of {chosen[-1]}")
+    side, multiple = images.shape[-1], chosen[-1]
+    if len(chosen) == 1:  # before the size is looked at: no size would help
+        multiple = max(multiple, *simple_strides(multiple, name))
+    if side % multiple:
+        raise ValueError(f"its feature maps ask for a multiple of {multiple}")
     maps = feature_maps(model, [last[stride] for stride in chosen], images)
     for stride, one in zip(chosen, maps, strict=True):
         if one.ndim != 4 or one.shape[-1] != one.shape[-2] or one.shape[-1] * stride != side:

@@ -12,11 +12,9 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from autotimm.errors import ModelError, require
-from autotimm.models.features import Level
+from autotimm.models.features import Level, simple_strides
 
-__all__ = ["Pyramid", "SimplePyramid", "check_width", "simple_strides"]
-
-_FULL = (4, 8, 16, 32)
+__all__ = ["Pyramid", "SimplePyramid", "check_width"]
 
 
 def check_width(width: int, owner: str) -> None:
@@ -31,30 +29,6 @@ def check_width(width: int, owner: str) -> None:
     require(fits, "width", owner, "a multiple of 64", width, "Give 256, or 64 for a small and fast one.")
 
 
-def simple_strides(stride: int, name: str) -> tuple[int, ...]:
-    """The strides of the pyramid over a plain backbone: 4, 8, 16 and 32.
-
-    Args:
-        stride: That of the backbone's one feature map.
-        name: The backbone, for the message.
-
-    Raises:
-        ModelError: If they cannot be reached by doubling and halving.
-
-    Example:
-        >>> simple_strides(16, "test_vit")
-        (4, 8, 16, 32)
-    """
-    if stride not in (4, 8, 16, 32, 64):
-        shown = ", ".join(f"{stride * factor:g}" for factor in (0.25, 0.5, 1, 2))
-        raise ModelError(
-            f"The `backbone` {name} must have patches whose size is a power of two, for a pyramid with strides of 4, "
-            f"8, 16 and 32 pixels. Its patches are {stride} pixels, which gives {shown}. Choose one with patches of 8 "
-            "or 16."
-        )
-    return _FULL
-
-
 class SimplePyramid(nn.Module):
     """Maps of several strides from the last map of a plain ViT, each by itself, without top-down connections.
 
@@ -63,7 +37,7 @@ class SimplePyramid(nn.Module):
     Args:
         channels: Of the backbone's map.
         stride: Of the backbone's map.
-        strides: Of the maps to make, see :func:`simple_strides`.
+        strides: Of the maps to make, see :func:`autotimm.models.features.simple_strides`.
         width: Channels of the maps to make.
 
     Shape:

@@ -12,9 +12,9 @@ from autotimm.errors import ModelError, UsageError, require, require_choice, sen
 from autotimm.models.backbone import data_config
 from autotimm.models.decoders import DECODERS, Decoder, decoded_channels
 from autotimm.models.dense import DenseNetwork
-from autotimm.models.features import Level, build_maps
+from autotimm.models.features import Level, build_maps, simple_strides
 from autotimm.models.preprocess import Normalize
-from autotimm.models.pyramid import SimplePyramid, check_width, simple_strides
+from autotimm.models.pyramid import SimplePyramid, check_width
 from autotimm.models.weights import Weights
 from autotimm.repro.streams import scope
 
