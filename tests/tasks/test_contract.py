@@ -1,11 +1,13 @@
 """The public contract suite on our own tasks, and on one as a user would write it."""
 
+from functools import cache, partial
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from autotimm import ImageClassifier, MetricConfig, Task
+from autotimm import ImageClassifier, InstanceSegmentor, MetricConfig, ObjectDetector, SemanticSegmentor, Task
 from autotimm.testing import CHECKS, TaskCase
 from autotimm.types import Prediction, Stage, Step
 from training import multi_label_data
@@ -48,6 +50,10 @@ def single(folder, backbone):
     )
 
 
+def dense(task, folder, **options):
+    return TaskCase.of(task, folder=folder, backbone="test_resnet", pretrained=False, width=64, **options)
+
+
 CASES = {
     "test_resnet": lambda folder, toys: single(folder, "test_resnet"),
     "test_vit": lambda folder, toys: single(folder, "test_vit"),
@@ -56,15 +62,31 @@ CASES = {
         backbone="test_resnet", num_classes=2, multi_label=True, pretrained=False, image_size=32, mixup_alpha=0.2,
         ema_decay=0.5,
     ),
+    "detection": lambda folder, toys: dense(ObjectDetector, folder, num_classes=3),
+    "instance": lambda folder, toys: dense(InstanceSegmentor, folder, num_classes=3),
+    "segmentation": lambda folder, toys: dense(SemanticSegmentor, folder, num_classes=4),
     "a user's own": lambda folder, toys: TaskCase.of(TinyTask, folder=folder, lr=0.01),
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=CASES)
-def case(request, tmp_path_factory, toy_folder):
-    return CASES[request.param](tmp_path_factory.mktemp("contract"), toy_folder)
+# A training with Mask R-CNN takes seconds, and some checks make several.
+LONG = {"instance"}
+SHORT = {"check_same_seed_same_weights", "check_resume_within_epoch", "check_verify", "check_predict_equals_validate"}
+PAIRS = [
+    pytest.param(
+        name, check, id=f"{name}-{check.__name__}",
+        marks=pytest.mark.slow if name in LONG and check.__name__ not in SHORT else (),
+    )
+    for name in CASES for check in CHECKS
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_contract(check, case):
-    check(case)
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory, toy_folder):
+    """One case per name, made when it is asked for; its first training is shared by its checks."""
+    return {name: cache(partial(make, tmp_path_factory.mktemp("contract"), toy_folder)) for name, make in CASES.items()}
+
+
+@pytest.mark.parametrize(("name", "check"), PAIRS)
+def test_contract(name, check, cases):
+    check(cases[name]())

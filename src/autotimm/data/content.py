@@ -22,7 +22,11 @@ _TABLE = "create table if not exists digests (path blob primary key, size intege
 
 
 class Content(dict[str, str]):
-    """SHA-256 of every sample by id, in byte order of the ids: of the file, or of image and target if there is none."""
+    """SHA-256 of every sample by id, in byte order of the ids.
+
+    That of the image file; with boxes and masks, which lie in other files, of its digest and theirs; and of image and
+    target where samples are not files.
+    """
 
     @property
     def digest(self) -> str:
@@ -55,8 +59,15 @@ def content(tables: Sequence[Table], progress: bool = True) -> Content:
     found: dict[str, str] = {}
     for table in tables:
         files = table.files()
-        found |= zip(table.ids, _digests(files, progress) if files else _samples(table), strict=True)
+        digests = _with_targets(table, _digests(files, progress)) if files else _samples(table)
+        found |= zip(table.ids, digests, strict=True)
     return Content({name: found[name] for name in sorted(found, key=lambda one: one.encode("utf-8", "surrogatepass"))})
+
+
+def _with_targets(table: Table, images: Sequence[str]) -> Iterator[str]:
+    for index, image in enumerate(images):
+        target = table.target_digest(index)
+        yield hashlib.sha256(f"{image} {target}".encode()).hexdigest() if target else image
 
 
 def _samples(table: Table) -> Iterator[str]:

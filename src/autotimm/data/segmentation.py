@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 from autotimm.data.spatial_module import SpatialDataModule
 
 __all__ = ["SegmentationDataModule"]
@@ -13,7 +17,11 @@ class SegmentationDataModule(SpatialDataModule):
     ``format`` is ``masks`` (label images by index, palette or table of colors) or ``cityscapes``; ``auto`` looks which
     of them the folder holds, and says so.
 
-    All arguments are those of :class:`autotimm.data.spatial_module.SpatialDataModule`.
+    Args:
+        data_dir: The folder.
+        colors: What the values of label images mean, where no file beside them says it: class names with an index or a
+            color each, or such a file; see :func:`autotimm.data.formats.label_images.read_label_images`.
+        common: Every argument of :class:`autotimm.data.spatial_module.SpatialDataModule`.
 
     Example:
         >>> import tempfile
@@ -27,3 +35,10 @@ class SegmentationDataModule(SpatialDataModule):
     """
 
     kind = "pixels"
+
+    def __init__(
+        self, data_dir: str | Path, *, colors: Mapping[str, Any] | str | Path | None = None, **common: Any
+    ) -> None:
+        super().__init__(data_dir, **common)
+        if colors is not None:
+            self._reading["colors"] = colors

@@ -9,12 +9,14 @@ from typing import Any
 from autotimm.data.collate import collate
 from autotimm.data.formats.labelled import read_labelled
 from autotimm.data.formats.paths import read_paths
+from autotimm.data.formats.relabelled import read_relabelled
 from autotimm.data.loader import KeyedLoader, default_workers
 from autotimm.data.module import DataModule
 from autotimm.data.prepare import readable
+from autotimm.data.spatial import SpatialTransform
 from autotimm.data.table import Table
 from autotimm.data.transformed import transformed_loader
-from autotimm.data.transforms import ImageTransform, eval_transform
+from autotimm.data.transforms import ImageTransform, SampleTransform, eval_transform
 from autotimm.errors import DataError, ModelError
 from autotimm.plain import construct, import_object, is_object, lost_objects
 from autotimm.repro.sampler import KeyedBatchSampler
@@ -42,12 +44,16 @@ def predict_loader(
 
 
 def labelled_loader(path: str | Path, spec: DataSpec, split: str, *, notices: list[str]) -> KeyedLoader:
-    """Load labelled images to measure a model on, see :func:`autotimm.data.formats.labelled.read_labelled`.
+    """Load labelled images to measure a model on.
+
+    How a path is read is said at :func:`autotimm.data.formats.labelled.read_labelled` and, for boxes and masks, at
+    :func:`autotimm.data.formats.relabelled.read_relabelled`.
 
     Raises:
         DataError: If there are none, or they have classes that the model does not know.
     """
-    tables, _ = readable({split: read_labelled(path, spec, split, notices)}, notices)
+    read = read_labelled if spec.kind == "classes" else read_relabelled
+    tables, _ = readable({split: read(path, spec, split, notices)}, notices)
     return _loader(tables[split], spec, None)
 
 
@@ -77,15 +83,23 @@ def recorded_data(recorded: Mapping[str, Any]) -> DataModule:
 
 
 def _loader(table: Table, spec: DataSpec, num_workers: int | None) -> KeyedLoader:
-    checked = ImageTransform(_transforms(spec), "eval_transforms", "the model's data")
+    transform = _transform(spec)
     if num_workers is None:
         num_workers = default_workers() if len(table) > 4 * spec.eval_batch_size else 0
     # Evaluation draws nothing at random by default, so any seed will do.
     batches = KeyedBatchSampler(len(table), spec.eval_batch_size, seed=0, shuffle=False)
-    return transformed_loader(table, batches, checked, stream="eval", collate=collate, num_workers=num_workers)
+    return transformed_loader(table, batches, transform, stream="eval", collate=collate, num_workers=num_workers)
 
 
-def _transforms(spec: DataSpec) -> Callable[[Any], Any]:
+def _transform(spec: DataSpec) -> SampleTransform:
+    """What samples go through: what they went through in evaluation."""
+    name, owner = "eval_transforms", "the model's data"
+    if spec.kind != "classes":
+        return SpatialTransform(None, spec.image_size, name, owner)
+    return ImageTransform(_image_transforms(spec), name, owner)
+
+
+def _image_transforms(spec: DataSpec) -> Callable[[Any], Any]:
     """The transforms of evaluation; those of the caller's own only if they can be had again."""
     if spec.eval_transforms is None:
         return eval_transform(spec.image_size, spec.crop_pct, spec.interpolation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -60,13 +61,16 @@ class SpatialDataModule(DataModule, ABC):
     ) -> None:
         owner = type(self).__name__
         for name, do in _WITHOUT.items():
-            require(common.get(name) is None, name, owner, "left out", common.get(name), do)
+            default = inspect.signature(DataModule.__init__).parameters[name].default
+            given = common.get(name, default)
+            require(given == default, name, owner, "left out", given, do)
         super().__init__(
             image_size=image_size, batch_size=batch_size, eval_batch_size=eval_batch_size, augmentation=augmentation,
             train_transforms=train_transforms, **{name: one for name, one in common.items() if name not in _WITHOUT},
         )  # fmt: skip
         self.data_dir, self.format = Path(data_dir).expanduser(), format
         self._found: Mapping[str, Table] = {}
+        self._reading: dict[str, Any] = {}
 
     def sample_transform(self, given: Callable[..., Any] | None, name: str) -> SampleTransform:
         """The caller's transform of image and target or the built-in one, and a letterbox; in evaluation that alone."""
@@ -78,5 +82,7 @@ class SpatialDataModule(DataModule, ABC):
     def read(self, split: str) -> Table | None:
         """Return the samples of a split, or ``None``."""
         if split == "train":
-            self._found = read_spatial(self.data_dir, self.format, self.kind, self.notices, strict=self.strict)
+            self._found = read_spatial(
+                self.data_dir, self.format, self.kind, self.notices, strict=self.strict, **self._reading
+            )
         return self._found.get(split)

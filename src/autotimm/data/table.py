@@ -54,6 +54,10 @@ class Table(ABC):
         """Names of the classes of a sample, without loading it."""
         return () if self.strata is None else (self.class_names[self.strata[index]],)
 
+    def target_digest(self, index: int) -> str:
+        """SHA-256 of a target that lies in a file of its own; nothing where :meth:`labels` says it all."""
+        return ""
+
     def counts(self) -> tuple[int, ...]:
         """How many samples each class has, in class order."""
         totals = dict.fromkeys(self.class_names, 0)
@@ -152,3 +156,7 @@ class Subset(Table):
     def labels(self, index: int) -> tuple[str, ...]:
         """Names of the classes of a sample."""
         return self.table.labels(self.indices[index])
+
+    def target_digest(self, index: int) -> str:
+        """That of the other table."""
+        return self.table.target_digest(self.indices[index])

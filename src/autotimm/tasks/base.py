@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,9 @@ class Task(Optimized, Measured, Stored, ABC):
         run_seed: The root of the ``step`` and ``eval`` streams while an :class:`autotimm.AutoTrainer` runs.
         spec: What is known of the data, once a data module or a checkpoint has told.
     """
+
+    kinds: ClassVar[tuple[str, ...]] = ("classes",)
+    """What the targets of the data may be, see :class:`autotimm.types.DataSpec`."""
 
     @note_defaults
     def __init__(

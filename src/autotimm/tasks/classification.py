@@ -165,7 +165,7 @@ class ImageClassifier(Task):
 
     def check_data(self, spec: DataSpec) -> None:
         """Refuse data with another number of classes, or of the other kind."""
-        check_spec(spec, ("classes",), self._num_classes, "ImageClassifier")
+        check_spec(spec, self.kinds, self._num_classes, "ImageClassifier")
         if spec.multi_label != self._multi_label:
             raise UsageError(
                 sentence("multi_label", "ImageClassifier", f"{spec.multi_label}, as the data is", self._multi_label,

@@ -23,7 +23,7 @@ class ObjectDetector(ObjectTask):
         num_classes: Number of classes C, at least 1; there is none for the background.
         arch: ``fcos`` (Tian et al., ICCV 2019), ``retinanet`` (Lin et al., ICCV 2017) or ``faster_rcnn`` (Ren et al.,
             NeurIPS 2015), as torchvision has them.
-        width: Channels of pyramid and heads, a multiple of 32, and for Faster R-CNN half the regions looked at per
+        width: Channels of pyramid and heads, a multiple of 64, and for Faster R-CNN half the regions looked at per
             image. 64 is small and fast.
         threshold: Score in (0, 1) from which on an object is reported by prediction; measuring sees all.
         pretrained: ``None`` loads pretrained weights of the backbone if they can be had, ``True`` insists on them,
@@ -44,7 +44,7 @@ class ObjectDetector(ObjectTask):
     Example:
         >>> import torch
         >>> from autotimm import ObjectDetector
-        >>> model = ObjectDetector("test_resnet", num_classes=2, width=32, pretrained=False).eval()
+        >>> model = ObjectDetector("test_resnet", num_classes=2, width=64, pretrained=False).eval()
         >>> sorted(model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))[0])
         ['boxes', 'labels', 'scores']
     """

@@ -20,7 +20,7 @@ class InstanceSegmentor(ObjectTask):
         backbone: Name of a timm model, as for :class:`autotimm.ObjectDetector`.
         num_classes: Number of classes C, at least 1; there is none for the background.
         arch: ``mask_rcnn`` (He et al., ICCV 2017), as torchvision has it.
-        width: Channels of pyramid and heads, a multiple of 32, and half the regions looked at per image. 64 is small
+        width: Channels of pyramid and heads, a multiple of 64, and half the regions looked at per image. 64 is small
             and fast.
         threshold: Score in (0, 1) from which on an object is reported by prediction; measuring sees all.
         pretrained: ``None`` loads pretrained weights of the backbone if they can be had, ``True`` insists on them,
@@ -42,7 +42,7 @@ class InstanceSegmentor(ObjectTask):
     Example:
         >>> import torch
         >>> from autotimm import InstanceSegmentor
-        >>> model = InstanceSegmentor("test_resnet", num_classes=2, width=32, pretrained=False).eval()
+        >>> model = InstanceSegmentor("test_resnet", num_classes=2, width=64, pretrained=False).eval()
         >>> sorted(model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))[0])
         ['boxes', 'labels', 'masks', 'scores']
     """

@@ -38,7 +38,6 @@ class ObjectTask(Task, ABC):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("boxes", "instances")
-    """What the targets may be, see :class:`autotimm.types.DataSpec`."""
 
     def __init__(
         self,

@@ -56,10 +56,12 @@ class SemanticSegmentor(Task):
     Example:
         >>> import torch
         >>> from autotimm import SemanticSegmentor
-        >>> model = SemanticSegmentor("test_resnet", num_classes=2, width=32, pretrained=False).eval()
+        >>> model = SemanticSegmentor("test_resnet", num_classes=2, width=64, pretrained=False).eval()
         >>> model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape
         torch.Size([1, 2, 64, 64])
     """
+
+    kinds = ("pixels",)
 
     def __init__(
         self,
@@ -128,4 +130,4 @@ class SemanticSegmentor(Task):
 
     def check_data(self, spec: DataSpec) -> None:
         """Refuse data with another number of classes, or of another kind."""
-        check_spec(spec, ("pixels",), self._num_classes, "SemanticSegmentor")
+        check_spec(spec, self.kinds, self._num_classes, "SemanticSegmentor")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,31 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from autotimm.data import DataModule, ImageDataModule
+from autotimm.data.detection import DetectionDataModule
+from autotimm.data.instance import InstanceSegmentationDataModule
+from autotimm.data.segmentation import SegmentationDataModule
 from autotimm.data.toy import write_toy_folder
+from autotimm.data.toy_objects import write_toy_objects, write_toy_segmentation
 from autotimm.repro.digest import state_digest
 from autotimm.repro.streams import preserve_generators
 from autotimm.tasks import Task
 from autotimm.train import AutoTrainer
 
 __all__ = ["QUIET", "TaskCase", "Trained", "pollute_generators"]
+
+_SPLIT = {"train": 16}
+_TOYS: dict[str, Callable[[Path], Any]] = {
+    "classes": partial(write_toy_folder, n=24, num_classes=3, image_size=32, seed=7),
+    "boxes": partial(write_toy_objects, splits=_SPLIT, image_size=64, seed=7),
+    "instances": partial(write_toy_objects, splits=_SPLIT, image_size=64, seed=7),
+    "pixels": partial(write_toy_segmentation, splits=_SPLIT, image_size=64, seed=7),
+}
+_DATA: dict[str, Callable[..., DataModule]] = {
+    "classes": ImageDataModule,
+    "boxes": DetectionDataModule,
+    "instances": InstanceSegmentationDataModule,
+    "pixels": SegmentationDataModule,
+}
 
 QUIET: dict[str, Any] = {"threads": 1, "accelerator": "cpu", "run_dir": False, "enable_progress_bar": False}
 
@@ -72,17 +90,21 @@ class TaskCase:
         Args:
             task: The class.
             folder: Where toy images and trainings may be written.
-            data: Builds a data module from options; by default toy images of three classes.
+            data: Builds a data module from options; by default toy images of three classes, with the kind of targets
+                that the task's ``kinds`` begin with (four classes for pixels, one of them the background).
             arguments: What the constructor needs.
         """
         folder = Path(folder)
 
+        kind = task.kinds[0]
+        side = 32 if kind == "classes" else 64
+
         def toy(**options: Any) -> DataModule:
             root = folder / "toy"
             if not root.exists():
-                write_toy_folder(root, n=24, num_classes=3, image_size=32, seed=7)
-            defaults = {"image_size": 32, "batch_size": 8, "eval_batch_size": 4, "num_workers": 0, "val_split": 0.25}
-            return ImageDataModule(root, **{**defaults, **options})
+                _TOYS[kind](root)
+            defaults = {"image_size": side, "batch_size": 8, "eval_batch_size": 4, "num_workers": 0, "val_split": 0.25}
+            return _DATA[kind](root, **{**defaults, **options})
 
         return cls(lambda **options: task(**{**arguments, **options}), data or toy, folder)
 
@@ -93,6 +115,7 @@ class TaskCase:
         data: Mapping[str, Any] | None = None,
         epochs: int = 2,
         pollute: bool = False,
+        watched: bool = True,
         ckpt_path: str | Path | None = None,
         **trainer: Any,
     ) -> Trained:
@@ -103,7 +126,8 @@ class TaskCase:
         if pollute:
             pollute_generators()
         losses = _Losses()
-        callbacks = [losses, *trainer.pop("callbacks", [])]
+        # A callback is an object, which no record of a run can make again.
+        callbacks = [losses, *trainer.pop("callbacks", [])] if watched else None
         chosen = AutoTrainer(epochs, callbacks=callbacks, **{**self.trainer_options, **QUIET, **trainer})
         with preserve_generators():
             chosen.fit(model, datamodule=module, ckpt_path=ckpt_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from autotimm.data import DataModule
 from autotimm.metrics import MetricConfig
 from autotimm.predict import predict
 from autotimm.repro.digest import state_digest
+from autotimm.run import Run
 from autotimm.tasks import Task
 from autotimm.testing.case import QUIET, TaskCase, pollute_generators
 from autotimm.train import AutoTrainer
@@ -118,8 +119,16 @@ def check_checkpoint(case: TaskCase) -> None:
     assert type(loaded) is type(trained.task)
     assert state_digest(loaded.network.state_dict()) == trained.digest, "a loaded checkpoint must have the same weights"
     images = next(iter(trained.data.val_dataloader())).images
-    outputs = [state_digest({"output": task.eval().infer(images)}) for task in (trained.task, loaded)]
+    outputs = [state_digest(_tensors(task.eval().infer(images))) for task in (trained.task, loaded)]
     assert outputs[0] == outputs[1], "a loaded checkpoint must compute the same outputs"
+
+
+def _tensors(output: Any, name: str = "") -> dict[str, Tensor]:
+    """Every tensor of a network's output, by its place in it."""
+    if isinstance(output, Tensor):
+        return {name: output}
+    items = output.items() if isinstance(output, Mapping) else enumerate(output)
+    return {key: value for at, one in items for key, value in _tensors(one, f"{name}.{at}").items()}
 
 
 class _StopAfter(Callback):
@@ -138,6 +147,44 @@ def check_resume(case: TaskCase) -> None:
         _expect(case, "Going on from the last checkpoint", run_dir=run, ckpt_path="last")
         loading = {"num_workers": 2}
         _expect(case, "Moving a run and going on with workers", run_dir=moved, ckpt_path="last", data=loading)
+
+
+class _BrokenOffError(Exception):
+    """What ends a training in the middle of an epoch."""
+
+
+class _BreakAt(Callback):
+    """Breaks a training off after some optimizer steps, as a lost connection or a full disk does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            raise _BrokenOffError
+
+
+def check_resume_within_epoch(case: TaskCase) -> None:
+    """A training that broke off in the middle of an epoch goes on to the weights of one that never did."""
+    steps = len(case.reference.data.train_dataloader())
+    at = steps + max(1, steps // 2)
+    with tempfile.TemporaryDirectory(dir=case.folder) as folder:
+        run = Path(folder) / "run"
+        try:
+            case.train(run_dir=run, checkpoint_every=1, callbacks=[_BreakAt(at)])
+        except _BrokenOffError:
+            pass
+        else:
+            raise AssertionError(f"the training must have a step {at} to break off at")
+        _expect(case, f"Breaking off at step {at} of {2 * steps}", run_dir=run, ckpt_path="last", checkpoint_every=1)
+
+
+def check_verify(case: TaskCase) -> None:
+    """A run can be made again from its record alone, bit for bit."""
+    with tempfile.TemporaryDirectory(dir=case.folder) as folder:
+        run = Path(folder) / "run"
+        case.train(run_dir=run, watched=False)
+        Run(run).verify().require_identical()
 
 
 def check_predict_equals_validate(case: TaskCase) -> None:
@@ -202,6 +249,8 @@ CHECKS: tuple[Callable[[TaskCase], None], ...] = (
     check_learns,
     check_checkpoint,
     check_resume,
+    check_resume_within_epoch,
+    check_verify,
     check_predict_equals_validate,
 )
 """Every check, in the order in which they are run."""

@@ -32,7 +32,7 @@ FORMATS = {kind: tuple(readers) for kind, readers in _READERS.items()}
 
 
 def read_spatial(
-    path: str | Path, format: str, kind: str, notices: list[str], *, strict: bool = False
+    path: str | Path, format: str, kind: str, notices: list[str], *, strict: bool = False, **options: Any
 ) -> Mapping[str, Table]:
     """Read data of one kind.
 
@@ -43,6 +43,7 @@ def read_spatial(
         kind: ``boxes``, ``instances`` or ``pixels``.
         notices: Receives one line for each thing that was left out or looks strange.
         strict: Refuse what is wrong instead of leaving it out.
+        options: What the reader takes beside, such as ``colors`` of label images.
 
     Returns:
         A table per split; ``train`` is among them.
@@ -62,7 +63,7 @@ def read_spatial(
         notices.append(found.sentence)
         format = found.format
     require_choice("format", f"data with {kind}", format, _READERS[kind])
-    return _READERS[kind][format](path, notices, masks=kind == "instances", strict=strict)
+    return _READERS[kind][format](path, notices, masks=kind == "instances", strict=strict, **options)
 
 
 def _own(name: str) -> Callable[..., Any]:
