@@ -32,7 +32,8 @@ def test_one_changed_box_shows(tmp_path):
         file.write_text(json.dumps(read))
 
     (line,) = changed(DetectionDataModule, tmp_path, move)
-    assert line.startswith("changed: ") and "00001" in line
+    assert line.startswith("changed: ")
+    assert "00001" in line
 
 
 def test_one_changed_outline_shows_where_masks_are_read(tmp_path):

@@ -107,8 +107,8 @@ class MeanAP(Scores):
 class RegionScores(Scores):
     """How well regions overlap: the mean over classes of intersection over union.
 
-    Also the mean Dice coefficient (``dice``) and the share of pixels that are right (``pixel_accuracy``). A class that is
-    neither there nor predicted does not count.
+    Also the mean Dice coefficient (``dice``) and the share of pixels that are right (``pixel_accuracy``). A class that
+    is neither there nor predicted does not count.
 
     Args:
         num_classes: Number of classes C.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from segmentation_models_pytorch.base.initialization import initialize_head
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -126,7 +125,9 @@ def build_segmenter(
     with scope(seed, "init", "head"):
         kernel = decoder.kernel if isinstance(decoder, Decoder) else 1
         head = nn.Conv2d(inner, num_classes, kernel, padding=kernel // 2)
-        initialize_head(head)
+        # Small, as mmsegmentation does: what decoders add up is large, and would begin far from "I do not know".
+        nn.init.normal_(head.weight, std=0.01)
+        nn.init.zeros_(head.bias)  # type: ignore[arg-type]  # there is one
     config = data_config(body)
     return Segmenter(Normalize(config.mean, config.std), body, levels, pyramid, decoder, head)
 
