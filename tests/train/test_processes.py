@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -151,3 +152,37 @@ def test_every_sample_is_measured_once(toy_folder, tmp_path):
     assert found[0][0] == found[1][0]
     assert found[0][1]["val/accuracy"] == found[1][1]["val/accuracy"]
     assert found[0][1]["val/loss"] == pytest.approx(found[1][1]["val/loss"], rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
+@pytest.mark.parametrize("launcher", ["torchrun", "slurm"])
+def test_launchers_of_others_give_the_same_run(launcher, toy_folder, tmp_path):
+    """Processes that torchrun or SLURM started find each other by the variables these set."""
+    common = [*FIT, "--batch-size", 4, "--devices", 2]
+    autotimm("fit", toy_folder, *common, "--name", "lightning", cwd=tmp_path)
+    words = [*map(str, ["fit", toy_folder, *common, "--name", launcher])]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    if launcher == "torchrun":
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+        started = [([*torchrun, "--master-port", port, "-m", "autotimm", *words], {})]
+    else:
+        job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
+               "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "localhost", **where}  # fmt: skip
+        ranks = [{**job, "SLURM_PROCID": rank, "SLURM_LOCALID": rank} for rank in ("0", "1")]
+        started = [([sys.executable, "-m", "autotimm", *words], variables) for variables in ranks]
+    logs = [tmp_path / f"{number}.log" for number in range(len(started))]
+    processes = []
+    for (command, variables), log in zip(started, logs, strict=True):
+        with open(log, "w") as file:
+            environment = {**os.environ, **variables}
+            processes.append(subprocess.Popen(command, cwd=tmp_path, stdout=file, stderr=file, env=environment))
+    codes = [process.wait(timeout=240) for process in processes]
+    assert not any(codes), "\n".join(log.read_text() for log in logs)
+    runs = tmp_path / "runs"
+    assert {name: file_digest(runs / launcher / name) for name in FILES} == {
+        name: file_digest(runs / "lightning" / name) for name in FILES
+    }

@@ -28,8 +28,7 @@ class TestPlainLines:
         assert lines[4] == f"run folder: {tmp_path / 'run'}"
         assert [line.split("  ")[0] for line in lines[5:-1]] == ["epoch 1/2", "epoch 2/2"]
         assert lines[-1] == (
-            "reproducibility: R0 checked; R1 R2 R3 expected"
-            f" (autotimm verify {tmp_path / 'run'} checks it)"
+            f"reproducibility: R0 checked; R1 R2 R3 expected (autotimm verify {tmp_path / 'run'} checks it)"
         )
         assert "val/accuracy 0." in lines[5]
 

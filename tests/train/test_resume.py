@@ -1,9 +1,11 @@
 """A run that was stopped anywhere ends with the same bytes as one that never was."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping
 
 from autotimm.errors import ModelError
@@ -140,3 +142,22 @@ class TestDamage:
         lines = read_ledger(ledger)
         assert lines.problem is None
         assert [line["kind"] for line in lines.lines].count("gap") == 1
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("evil-was-here",)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(toy_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(toy_folder, tmp_path / "stopped", stop=4)
+    folder = tmp_path / "stopped" / "checkpoints"
+    known = folder / "sha256.txt"
+    for file in folder.glob("*.ckpt"):  # with a digest that fits: whoever plants one can write the other
+        before = file_digest(file)
+        torch.save({**torch.load(file, weights_only=True), "extra": Evil()}, file)
+        known.write_text(known.read_text().replace(before, file_digest(file)))
+    with pytest.raises(ModelError, match="could run code"):
+        run(toy_folder, tmp_path / "stopped", resume=True)
+    assert not (tmp_path / "evil-was-here").exists()

@@ -6,6 +6,8 @@ import errno
 import inspect
 import logging
 import os
+import pickle
+import re
 import signal
 import warnings
 from ast import literal_eval
@@ -21,7 +23,7 @@ from lightning_fabric.utilities.warnings import PossibleUserWarning
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from autotimm.data.module import DataModule
-from autotimm.errors import RunError, UsageError
+from autotimm.errors import ModelError, RunError, UsageError
 from autotimm.tasks import Task
 
 __all__ = ["clear_failures", "clear_misuse", "defaults_from_environment", "on_streams_of", "quiet"]
@@ -115,6 +117,13 @@ def clear_failures() -> Iterator[None]:
             f"The device ran out of memory ({str(error).splitlines()[0]}). "
             "Lower `batch_size` or `image_size`, or use precision bf16-mixed."
         ) from error
+    except pickle.UnpicklingError as error:
+        blocked = re.search(r"Trying to load unsupported GLOBAL \S+|Unsupported \w+ \S+", str(error))
+        found = (blocked.group() if blocked else str(error).splitlines()[0]).rstrip(".")
+        raise ModelError(
+            "The checkpoint to go on from must hold tensors and plain data only. It is refused, since reading it could "
+            f"run code or it is damaged ({found}). Use another one of the run."
+        ) from None
     except OSError as error:
         if error.errno not in _NO_SPACE:
             raise
