@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from autotimm.data.formats.paths import read_paths
 from autotimm.data.serve import predict_loader
 from autotimm.errors import ModelError
 from autotimm.tasks import Task
+from autotimm.tasks.checkpoint import TaskRecord, read_checkpoint
 from autotimm.train import AutoTrainer
 from autotimm.train.progress import say
-from autotimm.types import DataSpec, Prediction
+from autotimm.types import DataSpec, ObjectPrediction, PixelPrediction, Prediction
 
-__all__ = ["known_data", "predict"]
+__all__ = ["data_of_checkpoint", "image_files", "known_data", "predict"]
 
 
 def predict(
@@ -22,7 +25,7 @@ def predict(
     trainer: AutoTrainer | None = None,
     num_workers: int | None = None,
     fast: bool = False,
-) -> list[Prediction]:
+) -> list[Prediction | ObjectPrediction | PixelPrediction]:
     """Predict images with a trained task.
 
     Args:
@@ -33,7 +36,8 @@ def predict(
         fast: Do not pad batches to one fixed shape. The last bits may then depend on the images beside.
 
     Returns:
-        One prediction per image, in the order of the paths and, within folders, of their names.
+        One prediction per image, in the order of the paths and, within folders, of their names. Its kind is that of the
+        task: classes, objects, or a class for each pixel.
 
     Raises:
         ModelError: If the task does not know its data.
@@ -45,7 +49,8 @@ def predict(
     trainer = trainer or AutoTrainer(run_dir=False, enable_checkpointing=False, devices=1)
     with task.padding(not fast):
         batches = trainer.predict(task, loader)
-    return [prediction for batch in batches or [] for prediction in batch]
+    found: list[Any] = [prediction for batch in batches or [] for prediction in batch]
+    return found
 
 
 def known_data(task: Task) -> DataSpec:
@@ -57,3 +62,25 @@ def known_data(task: Task) -> DataSpec:
     if task.spec is None:
         raise ModelError(f"The {type(task).__name__} must know its data to read files. Load it from a checkpoint.")
     return task.spec
+
+
+def data_of_checkpoint(path: str | Path) -> DataSpec:
+    """What the task in a checkpoint remembers of its data, without building the task.
+
+    Raises:
+        ModelError: If it remembers nothing, or the file is no checkpoint of a task.
+    """
+    spec = TaskRecord.of(read_checkpoint(path), path).spec
+    if spec is None:
+        raise ModelError(f"The task of {path} must know its data to read files. Train it on a data module.")
+    return DataSpec.from_dict(spec)
+
+
+def image_files(paths: str | Path | Iterable[str | Path]) -> dict[str, Path]:
+    """The file of each image that :func:`predict` finds in the same paths, by its id.
+
+    Raises:
+        DataError: If there is no readable image.
+    """
+    table = read_paths(paths if isinstance(paths, (str, Path)) else list(paths), [], progress=False)
+    return dict(zip(table.ids, table.files(), strict=True))

@@ -22,7 +22,7 @@ from autotimm.tasks import Task
 from autotimm.train import AutoTrainer
 from autotimm.train.folder import RunFolder
 from autotimm.train.progress import say
-from autotimm.types import Prediction
+from autotimm.types import ObjectPrediction, PixelPrediction, Prediction
 from autotimm.verdict import Verdict
 
 __all__ = ["Run", "diff", "fit", "fit_config", "fit_objects"]
@@ -100,6 +100,7 @@ class Run:
         inside = self._file is not None and self._file.parent.name == "checkpoints"
         self.path = path if self._file is None else path.parent.parent if inside else path.parent
         self._folder = RunFolder(self.path, self.path.parent)
+        self._per_class: dict[str, dict[str, float]] | None = None
 
     def __repr__(self) -> str:
         return f"Run({str(self._file or self.path)!r})"
@@ -118,6 +119,14 @@ class Run:
         """The metrics of the best epoch, and those of the last test."""
         results = self._folder.results()
         return results.get("best", {}) | results.get("test", {})
+
+    @property
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """Values per class that ``validate`` or ``test`` found last, such as ``{"cat": {"AP": 0.5}}``; NaN if unknown.
+
+        Before either was called, those of the last test that was kept. Empty for classification.
+        """
+        return self._folder.results().get("per_class", {}) if self._per_class is None else self._per_class
 
     def checkpoint(self, ckpt: str | Path = "best") -> Path:
         """The file of the ``"best"`` or ``"last"`` checkpoint, or any other path."""
@@ -174,7 +183,7 @@ class Run:
         """
         results = self._measure("test", data, ckpt)
         if data is None and self._file is None:
-            self._folder.add_results(test=results)
+            self._folder.add_results(test=results, per_class=self.per_class)
         return results
 
     def _measure(self, verb: str, data: str | Path | DataModule | None, ckpt: str | Path) -> dict[str, float]:
@@ -189,6 +198,7 @@ class Run:
             results = measure(task, datamodule=data or self.data())
         if not results:
             raise DataError(f"The run {self.path} has no validation data. It was made with val_split=0. Give a folder.")
+        self._per_class = task.class_table
         return {name: float(value) for one in results for name, value in one.items()}
 
     def predict(
@@ -197,13 +207,16 @@ class Run:
         *,
         ckpt: str | Path = "best",
         fast: bool = False,
-    ) -> list[Prediction]:
+    ) -> list[Prediction | ObjectPrediction | PixelPrediction]:
         """Predict images: a file, a folder or a list of either.
 
         Args:
             paths: What to predict.
             ckpt: Which checkpoint to use.
             fast: Skip the padding of batches. A sample's last bits may then depend on the images beside it.
+
+        Returns:
+            One prediction per image, of the kind of the task: classes, objects, or a class for each pixel.
 
         Raises:
             DataError: If there is no readable image.

@@ -10,7 +10,7 @@ from autotimm.metrics.choice import (
     region_scores,
 )
 from autotimm.metrics.config import MetricConfig, build_metrics
-from autotimm.metrics.scores import MeanAP, RegionScores, Scores
+from autotimm.metrics.scores import MeanAP, RegionScores, Scores, table_of
 
 __all__ = [
     "MeanAP",
@@ -25,4 +25,5 @@ __all__ = [
     "mean_ap",
     "named_metric",
     "region_scores",
+    "table_of",
 ]

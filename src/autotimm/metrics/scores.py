@@ -5,15 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.detection import MeanAveragePrecision
 
-__all__ = ["MeanAP", "RegionScores", "Scores"]
+__all__ = ["MeanAP", "RegionScores", "Scores", "table_of"]
 
 
 class Scores(Metric, ABC):
@@ -73,10 +74,23 @@ class MeanAP(Scores):
 
     def __init__(self, num_classes: int, iou_type: str = "bbox") -> None:
         backend = "faster_coco_eval" if find_spec("faster_coco_eval") else "pycocotools"
+        # As pycocotools has them: torchmetrics' own are rounded to 32 bits, and a recall of exactly 0.6 falls below.
+        overlaps, recalls = np.linspace(0.5, 0.95, 10).tolist(), np.linspace(0, 1, 101).tolist()
+        words: Any = {"iou_type": iou_type, "backend": backend}  # Literals to a type checker
         super().__init__(
-            MeanAveragePrecision(iou_type=iou_type, backend=backend, extended_summary=True)  # type: ignore[arg-type]  # Literals
+            MeanAveragePrecision(iou_thresholds=overlaps, rec_thresholds=recalls, extended_summary=True, **words)
         )
         self.num_classes = num_classes
+
+    def update(self, predictions: Sequence[Mapping[str, Tensor]], targets: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take in one batch: dictionaries of ``boxes``, ``scores``, ``labels`` and ``masks``, and of what is there."""
+        super().update(predictions, targets)
+        inner = cast(MeanAveragePrecision, self.inner)
+        if "segm" in inner.iou_type:
+            # For masks alone torchmetrics leaves out images without true objects, and forgives what is found in them.
+            # It keeps all images if they have boxes, which it does not look at.
+            inner.detection_box += [one["boxes"] for one in predictions]
+            inner.groundtruth_box += [one["boxes"] for one in targets]
 
     def _all(self) -> dict[str, Any]:
         found: dict[str, Any] = self.inner.compute()  # kept by torchmetrics until the next batch
@@ -94,8 +108,10 @@ class MeanAP(Scores):
     def by_class(self) -> Tensor:
         """Average precision per class."""
         found = self._all()
-        precision = found["precision"][..., 0, -1]  # overlaps, recalls, classes: of all sizes, with 100 objects
         result = torch.full((self.num_classes,), torch.nan)
+        if "precision" not in found:  # there were no images
+            return result
+        precision = found["precision"][..., 0, -1]  # overlaps, recalls, classes: of all sizes, with 100 objects
         for column, label in enumerate(torch.atleast_1d(found["classes"]).tolist()):
             known = precision[:, :, column]
             known = known[known > -1]
@@ -143,13 +159,21 @@ class RegionScores(Scores):
         return right / (predicted + true - right)  # 0 / 0 is NaN: not counted
 
 
-def table_of(scores: Mapping[str, Scores], class_names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """The values per class of several metrics: a row per class, a column per metric.
+def table_of(
+    values: Mapping[str, Tensor], per_class: Mapping[str, str], class_names: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Put the values per class of several metrics together: a row per class, a column per metric.
 
     Args:
-        scores: The metrics by name; each gives the column ``AP``, ``IoU`` or ``name AP`` where there are several.
-        class_names: Names of the classes.
+        values: One value per class (C,) for each metric, NaN where nothing was measured.
+        per_class: What these values are called for each metric: the title ``AP`` or ``IoU`` of its column, ``name AP``
+            where there are several.
+        class_names: Names of the C classes.
+
+    Example:
+        >>> table_of({"mIoU": torch.tensor([0.5, 0.25])}, {"mIoU": "IoU"}, ["cat", "dog"])
+        {'cat': {'IoU': 0.5}, 'dog': {'IoU': 0.25}}
     """
-    columns = {one.per_class if len(scores) == 1 else f"{name} {one.per_class}": one for name, one in scores.items()}
-    values = {title: one.by_class().tolist() for title, one in columns.items()}
-    return {name: {title: row[index] for title, row in values.items()} for index, name in enumerate(class_names)}
+    titles = {name: per_class[name] if len(values) == 1 else f"{name} {per_class[name]}" for name in values}
+    columns = {titles[name]: one.tolist() for name, one in values.items()}
+    return {name: {title: row[index] for title, row in columns.items()} for index, name in enumerate(class_names)}

@@ -8,8 +8,9 @@ import pytorch_lightning as pl
 from torch import nn
 from torchmetrics import Metric
 
-from autotimm.metrics import MetricConfig, Scores
-from autotimm.types import Stage, Step
+from autotimm.metrics import MetricConfig, Scores, table_of
+from autotimm.tasks.classes import names_of
+from autotimm.types import DataSpec, Stage, Step
 
 __all__ = ["Measured"]
 
@@ -26,6 +27,7 @@ class Measured(pl.LightningModule):
     metrics: nn.ModuleDict
     by_class: dict[str, Any]
     details: set[str]
+    spec: DataSpec | None
 
     def _of_stage(self, stage: Stage) -> list[tuple[MetricConfig, Metric]]:
         made = cast(nn.ModuleDict, self.metrics[f"{stage.value}_metrics"])
@@ -64,6 +66,16 @@ class Measured(pl.LightningModule):
                     self.log(f"{stage.value}/{key}", value.to(self.device), prog_bar=config.prog_bar and name == "mean")
                 self.by_class[config.name] = metric.by_class()
                 metric.reset()
+
+    @property
+    def class_table(self) -> dict[str, dict[str, float]]:
+        """What :attr:`by_class` says, a row per class and a column per metric; NaN where nothing was measured."""
+        if not self.by_class:
+            return {}
+        measured = [*self._of_stage(Stage.VAL), *self._of_stage(Stage.TEST)]
+        titles = {config.name: metric.per_class for config, metric in measured if isinstance(metric, Scores)}
+        names = names_of(self.spec, max(map(len, self.by_class.values())))
+        return table_of(self.by_class, titles, names)
 
     def on_validation_epoch_end(self) -> None:
         """Log what is known at the end only; a subclass that has an end of its own calls this too."""

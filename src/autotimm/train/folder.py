@@ -9,7 +9,7 @@
       files.csv            id and SHA-256 of every sample
       splits.csv           id, class, split of every sample
       metrics.csv          one line per epoch
-      results.json         metrics of the best and the last epoch, and of the test if there was one
+      results.json         metrics of the best and the last epoch, and of the test if there was one, also per class
       checkpoints/         best.ckpt, last.ckpt, and those of earlier epochs
       model.safetensors    the best weights, for any other program
 
@@ -21,8 +21,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,7 @@ from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.train.declare import describe
 from autotimm.train.epochs import MetricsTable
 from autotimm.train.progress import say
+from autotimm.train.results import read_results, write_results
 
 __all__ = ["RunFolder"]
 
@@ -259,14 +259,13 @@ class RunFolder:
         rows = next((one.rows for one in trainer.callbacks if isinstance(one, MetricsTable)), [])
         return {name: value for name, value in rows[-1].items() if name not in ("epoch", "step", "lr")} if rows else {}
 
-    def add_results(self, **results: dict[str, float]) -> None:
+    def add_results(self, **results: Mapping[str, Any]) -> None:
         """Add groups of metrics to ``results.json``."""
-        write_text(self.path / "results.json", json.dumps(self.results() | results, indent=2, sort_keys=True) + "\n")
+        write_results(self.path / "results.json", self.results() | results)
 
-    def results(self) -> dict[str, dict[str, float]]:
+    def results(self) -> dict[str, dict[str, Any]]:
         """The groups of metrics written so far."""
-        path = self.path / "results.json"
-        return dict(json.loads(path.read_text())) if path.exists() else {}
+        return read_results(self.path / "results.json")
 
 
 def _splits(data: DataModule) -> str:
