@@ -13,6 +13,7 @@ from torch import nn
 
 from autotimm.errors import UsageError
 from autotimm.models import build_classifier
+from autotimm.models.segmentation import build_segmenter
 from autotimm.optim import (
     SCHEDULES,
     OptimizerOptions,
@@ -66,6 +67,47 @@ class TestRecipes:
         assert (recipe.layer_decay, recipe.weight_decay, recipe.gradient_clip) == (layer_decay, 0.05, 1.0)
         assert (recipe.optimizer, recipe.schedule, recipe.warmup_epochs) == ("adamw", "cosine", None)
 
+    @pytest.mark.parametrize(
+        ("kind", "name", "pretrained", "batch_size", "lr", "layer_decay", "backbone_scale"),
+        [
+            ("boxes", "test_resnet", True, 16, 1e-4, 1.0, 0.1),
+            ("instances", "test_resnet", True, 64, 2e-4, 1.0, 0.1),
+            ("boxes", "test_convnext", True, 16, 1e-4, 1.0, 1.0),
+            ("boxes", "test_vit", True, 64, 1e-4, 0.7, 1.0),
+            ("instances", "test_vit", True, 16, 5e-5, 0.7, 1.0),
+            ("pixels", "test_resnet", True, 16, 1e-3, 1.0, 0.1),
+            ("pixels", "test_vit", True, 16, 1e-3, 1.0, 0.1),
+            ("pixels", "test_convnext", True, 4, 5e-4, 1.0, 0.1),
+            ("boxes", "test_resnet", False, 32, 1e-3, 1.0, 1.0),
+            ("pixels", "test_resnet", False, 8, 5e-4, 1.0, 1.0),
+            ("instances", "test_vit", False, 64, 1e-4, 1.0, 1.0),
+        ],
+    )
+    def test_differ_for_objects_and_pixels(
+        self, kind: str, name: str, pretrained: bool, batch_size: int, lr: float, layer_decay: float,
+        backbone_scale: float,
+    ) -> None:  # fmt: skip
+        recipe = choose_recipe(looked_at(name), pretrained=pretrained, batch_size=batch_size, kind=kind)
+        assert recipe.lr == pytest.approx(lr)
+        assert (recipe.layer_decay, recipe.backbone_scale) == (layer_decay, backbone_scale)
+        assert (recipe.weight_decay, recipe.gradient_clip, recipe.schedule) == (0.05, 1.0, "cosine")
+
+    def test_give_the_backbone_a_rate_only_where_there_is_one(self) -> None:
+        def recipe(network: nn.Module, **options: Any) -> Recipe:
+            return choose_recipe(
+                network, pretrained=True, batch_size=16, kind="pixels", options=OptimizerOptions(**options)
+            )
+
+        model = looked_at("test_resnet")
+        assert recipe(nn.Conv2d(3, 3, 1)).backbone_scale == 1.0
+        assert recipe(model, optimizer="sgd").backbone_scale == 1.0
+        assert recipe(model, optimizer="sgd").lr == pytest.approx(0.01)
+        assert recipe(model, optimizer="lion").backbone_scale == 0.1
+        assert recipe(model, optimizer="lion").lr == pytest.approx(2e-4)
+        assert recipe(model, backbone_scale=1.0).reason == "lr 0.001: CNN fine-tuning on pixels, AdamW, batch 16"
+        assert recipe(model, lr=0.5).reason == "lr 0.5: as given; backbone x 0.1"
+        assert recipe(model).as_dict()["backbone_scale"] == 0.1
+
     def test_say_why_in_one_line(self) -> None:
         assert chosen().reason == "lr 0.001: CNN from scratch, AdamW, batch 32"
         assert chosen("test_vit", True, 64).reason == "lr 0.0001: ViT fine-tuning, AdamW, batch 64; layer decay 0.7"
@@ -90,7 +132,10 @@ class TestRecipes:
         assert (recipe.lr, recipe.weight_decay) == (pytest.approx(lr), weight_decay)
 
     def test_are_overruled_by_what_is_given_and_keep_the_rest(self) -> None:
-        given = {"lr": 0.3, "weight_decay": 0.0, "layer_decay": 0.5, "schedule": "step", "warmup_epochs": 0.0}
+        given = {
+            "lr": 0.3, "weight_decay": 0.0, "layer_decay": 0.5, "schedule": "step", "warmup_epochs": 0.0,
+            "backbone_scale": 0.3,
+        }  # fmt: skip
         for name, value in given.items():
             changed, usual = vars(chosen("test_vit", True, **{name: value})), vars(chosen("test_vit", True))
             assert changed[name] == value
@@ -131,6 +176,7 @@ class TestRecipes:
             ({"weight_decay": -1}, r"`weight_decay` .* at least 0"),
             ({"layer_decay": 0}, r"`layer_decay` .* in \(0, 1\]"),
             ({"layer_decay": 1.5}, r"`layer_decay`"),
+            ({"backbone_scale": 0}, r"`backbone_scale` .* in \(0, 1\]. Got 0 instead. Give 1 for none."),
             ({"warmup_epochs": -1}, r"`warmup_epochs`"),
             ({"gradient_clip": math.nan}, r"`gradient_clip`"),
             ({"schedule": "cosin"}, r"`schedule` .* Did you mean 'cosine'"),
@@ -201,6 +247,32 @@ class TestOptimizers:
         assert len(set(names)) == len(names)
         slowest = min(made.param_groups, key=lambda group: group["lr"])
         assert slowest["name"].startswith("layer0/")
+
+    @pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+    def test_the_backbone_has_a_rate_of_its_own(self, layer_decay: float) -> None:
+        model = build_segmenter("fpn", "test_resnet", 2, image_size=64, width=64)
+        recipe = Recipe("adamw", lr=1.0, weight_decay=0.1, layer_decay=layer_decay, backbone_scale=0.25)
+        made = build_optimizer(model, recipe)
+        rates = {id(parameter): group["lr"] for group in made.param_groups for parameter in group["params"]}
+        assert len(rates) == len(list(model.parameters()))
+        body = [rates[id(parameter)] for parameter in model.backbone.parameters()]
+        around = [*model.decoder.parameters(), *model.head.parameters()]
+        assert {rates[id(parameter)] for parameter in around} == {1.0}
+        assert max(body) == 0.25 * layer_decay
+        assert (len(set(body)) > 2) == (layer_decay != 1)
+        names = [group["name"] for group in made.param_groups]
+        assert len(set(names)) == len(names)
+        assert {name.split("/")[0] for name in names} == {"backbone", "head"}
+        assert names[-1].startswith("head/")  # whose rate metrics.csv shows
+        assert [group["weight_decay"] for group in made.param_groups if group["name"].endswith("no_decay")] == [
+            0.0 for name in names if name.endswith("no_decay")
+        ]
+
+    def test_only_a_backbone_can_have_a_rate_of_its_own(self) -> None:
+        with pytest.raises(
+            UsageError, match=r"`backbone_scale` must be 1 for Linear, which has no `backbone`. Got 0.1"
+        ):
+            build_optimizer(nn.Linear(2, 2), Recipe("adamw", 0.1, 0.1, backbone_scale=0.1))
 
     def test_frozen_parameters_are_left_out(self) -> None:
         model = network("test_vit")

@@ -120,6 +120,7 @@ def _shared(config: FitConfig) -> dict[str, Any]:
         "pretrained": config.pretrained, "image_size": config.image_size, "drop_path_rate": config.drop_path_rate,
         "seed": _seed(config), "deterministic": config.deterministic, "lr": config.lr,
         "optimizer": _open(config.optimizer), "weight_decay": config.weight_decay, "layer_decay": config.layer_decay,
+        "backbone_scale": config.backbone_scale,
         "schedule": _open(config.schedule), "warmup_epochs": config.warmup_epochs, "gradient_clip": config.clip,
         "freeze_backbone": config.freeze_backbone, "ema_decay": config.ema_decay, "compile_model": config.compile,
         "eval_batch_size": config.eval_batch_size,

@@ -28,7 +28,8 @@ _TRAINER_NAMES = {"epochs": "max_epochs", "accumulate": "accumulate_grad_batches
 
 _RECIPE = {
     "lr": "lr", "optimizer": "optimizer", "weight_decay": "weight_decay", "layer_decay": "layer_decay",
-    "schedule": "schedule", "warmup_epochs": "warmup_epochs", "clip": "gradient_clip",
+    "backbone_scale": "backbone_scale", "schedule": "schedule", "warmup_epochs": "warmup_epochs",
+    "clip": "gradient_clip",
 }  # fmt: skip
 
 

@@ -112,6 +112,9 @@ class FitConfig:
     layer_decay: float | None = _training(
         None, Number(0, 1, low_open=True), "factor on the rate per layer downwards; 1 is off", none="auto"
     )
+    backbone_scale: float | None = _training(
+        None, Number(0, 1, low_open=True), "factor on the rate of the whole backbone; 1 is off", none="auto"
+    )
     clip: float | None = _training(None, Number(), "largest norm of the gradient; 0 is off", none="auto")
     accumulate: int = _training(1, Whole(1), "batches per optimizer step")
     loss: str = _training("auto", Text(), "a loss of torch, timm or torchvision, or a class path")

@@ -52,7 +52,9 @@ def judge(task: Task, batch: Batch, device: str | torch.device = "cuda") -> list
 def _complaints(task: Task, batch: Batch, device: torch.device, strict: bool) -> set[str]:
     copied = copy.deepcopy(task).to(device).train()
     options, pretrained = task.optimizer_options, task.weights.pretrained
-    recipe = choose_recipe(copied.network, pretrained=pretrained, batch_size=len(batch.images), options=options)
+    recipe = choose_recipe(
+        copied.network, pretrained=pretrained, batch_size=len(batch.images), options=options, kind=task.kinds[0]
+    )
     optimizer = build_optimizer(copied.network, recipe)
     with warnings.catch_warnings(record=True) as caught, preserve_switches():
         warnings.simplefilter("always")

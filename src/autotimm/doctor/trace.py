@@ -170,7 +170,9 @@ def _step(task: Task, batch: Batch, places: Places) -> None:
 
 def _optimize(task: Task, batch_size: int) -> None:
     options, pretrained = task.optimizer_options, task.weights.pretrained
-    recipe = choose_recipe(task.network, pretrained=pretrained, batch_size=batch_size, options=options)
+    recipe = choose_recipe(
+        task.network, pretrained=pretrained, batch_size=batch_size, options=options, kind=task.kinds[0]
+    )
     build_optimizer(task.network, recipe).step()
 
 

@@ -35,14 +35,16 @@ def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]
     """Sort the parameters that require gradients into groups of one learning rate and one weight decay.
 
     Each group has ``params``, ``lr``, ``weight_decay`` and a ``name`` for logging: ``decay``, ``no_decay``, or with
-    layer decay ``layer0/decay`` ... counted from the input.
+    layer decay ``layer0/decay`` ... counted from the input. If the backbone has a rate of its own, ``backbone/`` or
+    ``head/`` stands before that.
 
     Args:
         network: The network. Frozen parameters are left out.
         recipe: Says rates and decays.
 
     Raises:
-        UsageError: If nothing requires gradients, or layer decay is asked of a network without numbered layers.
+        UsageError: If nothing requires gradients, layer decay is asked of a network without numbered layers, or a rate
+            for the backbone of a network without one.
     """
     numbered: Layered | None = network if isinstance(network, Layered) else None
     spared: set[str] = numbered.no_weight_decay() if numbered else set()
@@ -68,7 +70,26 @@ def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]
         layer = f"layer{scales.index(scale)}/" if recipe.layer_decay != 1 else ""
         group["name"] = layer + ("decay" if group["weight_decay"] else "no_decay")
         group["lr"] = recipe.lr * scale
-    return _merged(groups)
+    return _merged(groups if recipe.backbone_scale == 1 else _split(groups, network, recipe.backbone_scale))
+
+
+def _split(groups: list[dict[str, Any]], network: nn.Module, scale: float) -> list[dict[str, Any]]:
+    """Groups of the backbone, at a rate of their own, and then groups of the head, whose rate tables show."""
+    backbone = getattr(network, "backbone", None)
+    if not isinstance(backbone, nn.Module):
+        raise UsageError(
+            f"The `backbone_scale` must be 1 for {type(network).__name__}, which has no `backbone`. Got {scale} "
+            "instead. Name that part of the network `backbone`, or use 1."
+        )
+    inside = {id(parameter) for parameter in backbone.parameters()}
+    found = []
+    for part, factor in (("backbone", scale), ("head", 1.0)):
+        for group in groups:
+            of_part = [one for one in group["params"] if (id(one) in inside) == (part == "backbone")]
+            if of_part:
+                name = f"{part}/{group['name']}"
+                found.append({**group, "params": of_part, "name": name, "lr": group["lr"] * factor})
+    return found
 
 
 def _merged(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

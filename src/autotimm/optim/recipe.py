@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-from autotimm.errors import UsageError, require, require_choice, sentence
+from autotimm.errors import require, require_choice
 from autotimm.optim.find import find_optimizer
+from autotimm.optim.rates import rate_of, starting_point
 
 __all__ = ["SCHEDULES", "OptimizerOptions", "Recipe", "choose_recipe", "family"]
 
@@ -30,19 +30,7 @@ _CONVNEXT = (
 )  # fmt: skip
 _FAMILIES = {f"timm.models.{name}": "vit" for name in _VIT} | {f"timm.models.{name}": "convnext" for name in _CONVNEXT}
 _SPOKEN = {"vit": "ViT", "convnext": "ConvNeXt/Swin", "cnn": "CNN"}
-
-_ADAM_LIKE = (
-    "adam", "adamw", "adamwlegacy", "adamc", "adamp", "adabelief", "adopt", "adoptc", "adoptw", "cadamc", "cadamp",
-    "cadamw", "cadopt", "cadoptc", "cadoptw", "claprop", "cnadamc", "cnadamw", "laprop", "lapropc", "nadam", "nadamc",
-    "nadamlegacy", "nadamw", "radam", "radamlegacy", "radamw", "bnbadam", "bnbadam8bit", "bnbadamw", "bnbadamw8bit",
-    "fusedadam", "fusedadamw",
-)  # fmt: skip
-_LION_LIKE = ("lion", "lionc", "clion", "clionc", "bnblion", "bnblion8bit")
-_LAMB_LIKE = ("lamb", "lambc", "lambcd", "lambcw", "lambw", "clamb", "clambw", "fusedlamb")
-_SGD_LIKE = (
-    "sgd", "sgdc", "sgdp", "sgdw", "csgdc", "csgdp", "csgdw", "momentum", "nesterov", "nesterovw", "bnbsgd",
-    "bnbsgd8bit", "fusedsgd",
-)  # fmt: skip
+_TUNED_FOR = {"classes": "", "boxes": " on objects", "instances": " on objects", "pixels": " on pixels"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +42,7 @@ class OptimizerOptions:
         optimizer: Name of an optimizer of timm or torch, an import path, or a class.
         weight_decay: At least 0. Parameters of one dimension (biases, norms) never decay.
         layer_decay: Factor in (0, 1] on the learning rate per layer, counted from the head; 1 is off.
+        backbone_scale: Factor in (0, 1] on the learning rate of the whole backbone; 1 is off.
         schedule: One of :data:`SCHEDULES`.
         warmup_epochs: Epochs, or parts of one, over which the rate rises first; 0 is off.
         gradient_clip: Largest norm of the gradient; 0 is off.
@@ -69,6 +58,7 @@ class OptimizerOptions:
     schedule: str | None = None
     warmup_epochs: float | None = None
     gradient_clip: float | None = None
+    backbone_scale: float | None = None
 
     def __post_init__(self) -> None:
         """Check what was given."""
@@ -76,8 +66,9 @@ class OptimizerOptions:
         for name, off in (("weight_decay", "0"), ("warmup_epochs", "0"), ("gradient_clip", "0")):
             value = getattr(self, name)
             _check(value, name, "a number of at least 0", value is None or _number(value) >= 0, f"Give {off} for none.")
-        decay = self.layer_decay
-        _check(decay, "layer_decay", "in (0, 1]", decay is None or 0 < _number(decay) <= 1, "Give 1 for none.")
+        for name in ("layer_decay", "backbone_scale"):
+            value = getattr(self, name)
+            _check(value, name, "in (0, 1]", value is None or 0 < _number(value) <= 1, "Give 1 for none.")
         if self.schedule is not None:
             require_choice("schedule", "the optimizer options", self.schedule, SCHEDULES)
         if self.optimizer is not None:
@@ -101,9 +92,10 @@ class Recipe:
 
     Attributes:
         optimizer: Name, import path or class of the optimizer.
-        lr: Learning rate after warm-up.
+        lr: Learning rate after warm-up, of the head.
         weight_decay: For parameters of two dimensions and more.
         layer_decay: Factor per layer, 1 without layer-wise rates.
+        backbone_scale: Factor on the rate of the backbone, on top of the layers'; 1 without.
         schedule: One of :data:`SCHEDULES`.
         warmup_epochs: Epochs of warm-up; ``None`` is 5 % of the run.
         gradient_clip: Largest norm of the gradient; 0 is off.
@@ -114,6 +106,7 @@ class Recipe:
     lr: float
     weight_decay: float
     layer_decay: float = 1.0
+    backbone_scale: float = 1.0
     schedule: str = "cosine"
     warmup_epochs: float | None = None
     gradient_clip: float = 1.0
@@ -143,31 +136,52 @@ def family(network: nn.Module) -> str:
 
 
 def choose_recipe(
-    network: nn.Module, *, pretrained: bool, batch_size: int, options: OptimizerOptions | None = None
+    network: nn.Module,
+    *,
+    pretrained: bool,
+    batch_size: int,
+    options: OptimizerOptions | None = None,
+    kind: str = "classes",
 ) -> Recipe:
     """Choose learning rate, weight decay, layer decay and schedule. What the user gave always wins.
 
     The learning rate of AdamW, and of all that follow Adam:
 
-    =============================  ===========  ==================  =======================================
-    family                         fine-tuning  from scratch        layer decay (fine-tuning)
-    =============================  ===========  ==================  =======================================
-    ViT-like                       1e-4 at 64   1e-4 at 64          0.7
-    ConvNeXt, Swin, hybrids        1e-4 at 64   1e-4 at 64          0.8
-    CNN                            5e-4 at 32   1e-3 at 32          none
-    =============================  ===========  ==================  =======================================
+    ===================================  ===========  ============  ====================  =================
+    what is learned, family              fine-tuning  from scratch  layer decay           rate of backbone
+    ===================================  ===========  ============  ====================  =================
+    classes, ViT-like                    1e-4 at 64   1e-4 at 64    0.7                   as the head's
+    classes, ConvNeXt, Swin, hybrids     1e-4 at 64   1e-4 at 64    0.8                   as the head's
+    classes, CNN                         5e-4 at 32   1e-3 at 32    none                  as the head's
+    objects, ViT-like                    1e-4 at 64   1e-4 at 64    0.7                   as the head's
+    objects, ConvNeXt, Swin, hybrids     1e-4 at 16   1e-4 at 64    none                  as the head's
+    objects, CNN                         1e-4 at 16   1e-3 at 32    none                  a tenth
+    pixels, ViT, ConvNeXt, Swin, hybrid  1e-3 at 16   1e-4 at 64    none                  a tenth
+    pixels, CNN                          1e-3 at 16   1e-3 at 32    none                  a tenth
+    ===================================  ===========  ============  ====================  =================
 
-    The numbers are those of published fine-tuning recipes, rounded: BEiT (Bao et al., ICLR 2022) and MAE (He et al.,
-    CVPR 2022) fine-tune ViTs with AdamW, weight decay 0.05 and layer decay 0.65 to 0.75, ConvNeXt (Liu et al., CVPR
-    2022) with 0.7 to 0.8; 1e-3 is Adam's own rate (Kingma & Ba, ICLR 2015). Layer decay keeps the early layers near
-    what they learned before. Random layers have learned nothing that is worth keeping, so from scratch there is none.
+    Layer decay and the backbone's tenth are for fine-tuning alone: they keep what was learned before, and random layers
+    have learned nothing that is worth keeping.
+
+    The numbers are those of published recipes, rounded.
+
+    - Classes: BEiT (Bao et al., ICLR 2022) and MAE (He et al., CVPR 2022) fine-tune ViTs with AdamW, weight decay 0.05
+      and layer decay 0.65 to 0.75, ConvNeXt (Liu et al., CVPR 2022) with 0.7 to 0.8; 1e-3 is Adam's own rate (Kingma &
+      Ba, ICLR 2015).
+    - Objects, in boxes or outlined: ViTDet (Li et al., ECCV 2022, arXiv:2203.16527) trains with AdamW at 1e-4 for 64
+      images and layer decay 0.7 for its smallest ViT; Swin (Liu et al., ICCV 2021) and ConvNeXt detect at 1e-4 for 16;
+      DETR (Carion et al., ECCV 2020, arXiv:2005.12872) gives its ResNet 1e-5 and the rest 1e-4.
+    - Pixels: SegFormer (Xie et al., NeurIPS 2021, arXiv:2105.15203) trains its decoder at ten times the rate of its
+      backbone, 6e-5 for 16 images; Swin's segmenter has the same 6e-5, ConvNeXt's 1e-4. Their rate falls linearly, ours
+      as a cosine.
 
     Other batch sizes scale an adaptive optimizer's rate by the square root of the ratio (Malladi et al., "On the SDEs
     and scaling rules for adaptive gradient algorithms", NeurIPS 2022; timm's training script does the same) and SGD's
     linearly (Goyal et al., "Accurate, large minibatch SGD", 2017). Other optimizers:
 
     - SGD and its kin: 0.1 at batch 256 from scratch (Goyal et al.), 0.01 fine-tuning (Kornblith et al., "Do better
-      ImageNet models transfer better?", CVPR 2019), weight decay 1e-4.
+      ImageNet models transfer better?", CVPR 2019), for objects and pixels 0.01 at batch 16 (RetinaNet, Lin et al.,
+      ICCV 2017); weight decay 1e-4, and no rate of its own for the backbone.
     - Lion: a fifth of AdamW's rate and five times its weight decay (Chen et al., "Symbolic discovery of optimization
       algorithms", NeurIPS 2023, says 3 to 10 for both).
     - LAMB: 5e-3 at batch 2048, weight decay 0.02 (Wightman et al., "ResNet strikes back", 2021).
@@ -176,56 +190,32 @@ def choose_recipe(
     Gradients are clipped to norm 1 (as Steiner et al., "How to train your ViT?", TMLR 2022).
 
     Args:
-        network: The network; its family is read from its modules.
+        network: The network; its family is read from its modules. Only one with a ``backbone`` can have a rate for it.
         pretrained: Whether its backbone starts from pretrained weights.
         batch_size: Images per optimizer step, over all devices and accumulated batches.
         options: What the user said.
+        kind: What is learned, see :class:`autotimm.types.DataSpec`.
 
     Raises:
         UsageError: If the optimizer is unknown, or has no learning rate of its own and none was given.
     """
     options = options or OptimizerOptions()
     optimizer = options.optimizer or "adamw"
-    kind, name = family(network), _spelled(optimizer)
+    of, name = family(network), _spelled(optimizer)
     given = {key: value for key, value in vars(options).items() if value is not None and key not in ("optimizer", "lr")}
-    rate, decay, rule = _rate(kind, name, optimizer, pretrained, batch_size, options.lr)
+    start = starting_point(of, kind, pretrained)
+    rate = rate_of(name, optimizer, start, batch_size, options.lr)
+    splits = rate.splits and isinstance(getattr(network, "backbone", None), nn.Module)
     chosen = {
-        "weight_decay": decay,
-        "layer_decay": {"vit": 0.7, "convnext": 0.8, "cnn": 1.0}[kind] if pretrained else 1.0,
+        "weight_decay": rate.weight_decay,
+        "layer_decay": start.layer_decay,
+        "backbone_scale": start.backbone_scale if splits else 1.0,
         **given,
     }
-    start = "fine-tuning" if pretrained else "from scratch"
+    what = ("fine-tuning" + _TUNED_FOR[kind]) if pretrained else "from scratch"
     label = find_optimizer(optimizer).__name__
-    reason = f"lr {rate:.3g}: " + (
-        "as given" if options.lr is not None else f"{_SPOKEN[kind]} {start}, {label}, batch {batch_size}{rule}"
-    )
-    layers = f"; layer decay {chosen['layer_decay']:g}" if chosen["layer_decay"] != 1 else ""
-    return Recipe(optimizer=optimizer, lr=rate, **chosen, reason=reason + layers)
-
-
-def _rate(
-    kind: str, name: str, optimizer: str | type[Optimizer], pretrained: bool, batch_size: int, given: float | None
-) -> tuple[float, float, str]:
-    """Learning rate, weight decay, and a remark on the rule where it is not the usual one."""
-    short = name.rpartition(".")[2].lower().rpartition("_")[2]
-    adamw = (5e-4 if pretrained else 1e-3) if kind == "cnn" else 1e-4
-    adamw *= (batch_size / (32 if kind == "cnn" else 64)) ** 0.5
-    if short in _SGD_LIKE:
-        rate, decay, rule = (0.01 if pretrained else 0.1) * batch_size / 256, 1e-4, ""
-    elif short in _LION_LIKE:
-        rate, decay, rule = adamw / 5, 0.25, ""
-    elif short in _LAMB_LIKE:
-        rate, decay, rule = 5e-3 * (batch_size / 2048) ** 0.5, 0.02, ""
-    elif short in _ADAM_LIKE:
-        rate, decay, rule = adamw, 0.05, ""
-    else:
-        rate, decay, rule = given or _own_rate(name, optimizer), 0.0, " (the optimizer's own default)"
-    return given or rate, decay, rule
-
-
-def _own_rate(name: str, optimizer: str | type[Optimizer]) -> float:
-    parameter = inspect.signature(find_optimizer(optimizer)).parameters.get("lr")
-    default = parameter.default if parameter else None
-    if not isinstance(default, (int, float)):
-        raise UsageError(sentence("lr", name, "given", None, "No recipe knows a learning rate for this optimizer."))
-    return float(default)
+    usual = f"{_SPOKEN[of]} {what}, {label}, batch {batch_size}{rate.remark}"
+    reason = f"lr {rate.lr:.3g}: " + (usual if options.lr is None else "as given")
+    for key, said in (("layer_decay", "layer decay"), ("backbone_scale", "backbone x")):
+        reason += f"; {said} {chosen[key]:g}" if chosen[key] != 1 else ""
+    return Recipe(optimizer=optimizer, lr=rate.lr, **chosen, reason=reason)

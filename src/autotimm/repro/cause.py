@@ -56,7 +56,7 @@ _WORDS = (
     (r"inputs\.transforms\.(train|eval)", r"the settings or the code of a transform (\1)"),
     (r"(inputs\.code|environment)\.package", "the code of autotimm"),
     (r"(inputs\.code|environment)\.git\b.*", "the code of the project"),
-    (r"inputs\.code\.callbacks.*", "the callbacks"),
+    (r"environment\.callbacks\.(.*)", r"the callback \1"),
     (r"inputs\.code\.(task|model)", "the code of the task"),
     (r"inputs\.weights\b.*|decisions\.(weights|pretrained)\b.*", "other pretrained weights"),
     (r"inputs\.initial", "the initial weights"),
@@ -79,6 +79,7 @@ _KERNELS = (
     r"environment\.(device|processes|precision)|environment\.hardware\.(devices|cudnn|cuda|driver|cpu|machine)",
     r"environment\.versions\.torch",
 )
+_CALLBACKS = r"environment\.callbacks\..*"
 _OPTIONS = r"inputs\.config\.(.*\.)?"
 # What can cause a difference in a stage, the likeliest first.
 _SUSPECTS = {
@@ -91,14 +92,14 @@ _SUSPECTS = {
                _OPTIONS + r"(image_size|aug\w*|mixup\w*|cutmix\w*|train_transforms)",
                r"inputs\.seeds\.(trainer|streams\.augment)", r"inputs\.keyed",
                r"environment\.versions\.(torchvision|pillow|torch|numpy)", _CODE, *_KERNELS),
-    "forward": (r"inputs\.seeds\.(trainer|streams\.step)", *_KERNELS,
+    "forward": (r"inputs\.seeds\.(trainer|streams\.step)", _CALLBACKS, *_KERNELS,
                 _OPTIONS + r"(precision|deterministic|compile\w*|drop\w*|head\w*|loss|class_weights|label_\w+)",
                 _OPTIONS + r"(mixup|cutmix)\w*", _CODE,
                 r"environment\.versions\.(timm|pytorch-lightning)"),
     "rate": (_OPTIONS + r"(lr\w*|learning_rate|sched\w*|warmup\w*|recipe|epochs|max_epochs|steps|max_steps)",
-             r"decisions\.(lr|recipe|batch_size).*", r"inputs\.data\..*", _CODE),
+             r"decisions\.(lr|recipe|batch_size).*", r"inputs\.data\..*", _CALLBACKS, _CODE),
     "update": (_OPTIONS + r"(optimizer\w*|weight_decay|momentum|ema\w*|(gradient_)?clip\w*|accumulat\w*|freeze\w*)",
-               _OPTIONS + r"(lr\w*|layer_decay|recipe)|decisions\..*", *_KERNELS, _CODE,
+               _OPTIONS + r"(lr\w*|layer_decay|backbone_scale|recipe)|decisions\..*", _CALLBACKS, *_KERNELS, _CODE,
                r"environment\.versions\.(timm|pytorch-lightning)"),
     "validation": (_OPTIONS + r"(eval_batch_size|metrics\w*|val_\w+)", r"inputs\.transforms\.(eval|names)", _DATA,
                    r"environment\.versions\.torchmetrics", *_KERNELS, _CODE),

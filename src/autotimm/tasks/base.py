@@ -53,7 +53,7 @@ class Task(Optimized, Measured, Stored, ABC):
         metrics: What to measure instead of the task's default metrics.
         eval_batch_size: Images per batch in evaluation and prediction. Logits depend on the batch size in the last
             bits, so batches are cut and padded to this size; a data module's own value replaces it.
-        lr, optimizer, weight_decay, layer_decay, schedule, warmup_epochs, gradient_clip: See
+        lr, optimizer, weight_decay, layer_decay, schedule, warmup_epochs, gradient_clip, backbone_scale: See
             :class:`autotimm.optim.OptimizerOptions`. Whatever is not given comes from the recipe for the backbone.
 
     Raises:
@@ -84,6 +84,7 @@ class Task(Optimized, Measured, Stored, ABC):
         schedule: str | None = None,
         warmup_epochs: float | None = None,
         gradient_clip: float | None = None,
+        backbone_scale: float | None = None,
         freeze_backbone: bool = False,
         ema_decay: float | None = None,
         compile_model: bool = False,
@@ -98,7 +99,7 @@ class Task(Optimized, Measured, Stored, ABC):
         require(fine, "ema_decay", owner, "in (0, 1) or None", ema_decay, "Try 0.999.")
         require(eval_batch_size > 0, "eval_batch_size", owner, "at least 1", eval_batch_size, "Give for example 16.")
         self.optimizer_options = OptimizerOptions(
-            lr, optimizer, weight_decay, layer_decay, schedule, warmup_epochs, gradient_clip
+            lr, optimizer, weight_decay, layer_decay, schedule, warmup_epochs, gradient_clip, backbone_scale
         )
         self._record_arguments()
         if self.is_loading:

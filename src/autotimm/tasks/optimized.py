@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -22,6 +22,7 @@ __all__ = ["Optimized"]
 class Optimized(pl.LightningModule):
     """The half of :class:`autotimm.tasks.base.Task` that Lightning asks for optimizers; not for use on its own."""
 
+    kinds: ClassVar[tuple[str, ...]]
     network: nn.Module
     weights: Weights
     optimizer_options: OptimizerOptions
@@ -60,6 +61,7 @@ class Optimized(pl.LightningModule):
             pretrained=self.weights.pretrained,
             batch_size=images * self.trainer.accumulate_grad_batches * self.trainer.world_size,
             options=self.optimizer_options,
+            kind=self.kinds[0],
         )
 
     def set_lr(self, lr: float) -> None:
