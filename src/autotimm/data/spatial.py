@@ -36,7 +36,7 @@ Pair: TypeAlias = tuple[Any, Any]
 PairTransform: TypeAlias = Callable[[Any, Any], Pair]
 
 
-def spatial_augmentation(name: str, image_size: int, owner: str) -> PairTransform | None:
+def spatial_augmentation(name: str, image_size: int, owner: str, outside: int = 0) -> PairTransform | None:
     """Build one of the augmentations for images with boxes or masks.
 
     =========  ========================================================================================================
@@ -53,6 +53,7 @@ def spatial_augmentation(name: str, image_size: int, owner: str) -> PairTransfor
         name: One of :data:`SPATIAL_AUGMENTATIONS`.
         image_size: Side of the network's square in pixels, which the scale is relative to.
         owner: Who was given the name, for errors.
+        outside: What masks hold where a crop reaches beyond the image: 0, or :data:`UNKNOWN` for class indices.
 
     Returns:
         A callable from an image and its target to the same, or ``None`` for nothing.
@@ -65,7 +66,7 @@ def spatial_augmentation(name: str, image_size: int, owner: str) -> PairTransfor
         return None
     low, high = {"light": (0.9, 1.1), "default": (0.8, 1.25), "strong": (0.1, 2.0)}[name]
     square = (image_size, image_size)
-    fill = {tv_tensors.Image: GRAY, tv_tensors.Mask: 0, "others": 0}
+    fill = {tv_tensors.Image: GRAY, tv_tensors.Mask: outside, "others": 0}
     parts: list[Any] = [] if name == "light" else [v2.RandomHorizontalFlip()]
     # Masks are resized to the nearest pixel by torchvision itself; the crop pads what the jitter made too small.
     parts.append(v2.ScaleJitter(square, scale_range=(low, high), antialias=True))
@@ -92,8 +93,8 @@ def place(height: int, width: int, image_size: int) -> Placement:
 class SpatialTransform(SampleTransform):
     """A transform of image and target together, and the letterbox behind it, applied to a sample.
 
-    Class indices of pixels outside of the image become :data:`UNKNOWN`; boxes that have left the image are dropped,
-    with their labels and masks.
+    Class indices of the border are :data:`UNKNOWN`; boxes that have left the image are dropped, with their labels and
+    masks.
 
     Args:
         transform: A callable from a ``uint8`` ``tv_tensors.Image`` (3, H, W) and its target (see
@@ -117,8 +118,7 @@ class SpatialTransform(SampleTransform):
         """
         image, target = sample.image, sample.target
         if self.transform is not None:
-            image, target = self._augmented(tv_tensors.Image(image), _shifted(target, 1))
-            target = _shifted(target, -1)
+            image, target = self._augmented(tv_tensors.Image(image), target)
         height, width = image.shape[-2:]
         placement = place(height, width, self.image_size)
         image = self._boxed(image, placement, GRAY)
@@ -180,11 +180,3 @@ class SpatialTransform(SampleTransform):
             moved["masks"] = self._boxed(masks, at, 0) if len(masks) else masks.new_zeros(0, *[self.image_size] * 2)
             keep &= moved["masks"].flatten(1).bool().any(1) if len(masks) else keep
         return {name: value[keep] for name, value in moved.items()}
-
-
-def _shifted(target: Any, by: int) -> Any:
-    """Class indices counted from 1 while pixels move: torchvision fills what a crop adds with 0, which is unknown."""
-    if target is None or isinstance(target, dict):
-        return target
-    # UNKNOWN + 1 is 0 in uint8, and 0 - 1 is UNKNOWN again.
-    return tv_tensors.wrap((target.to(torch.int64) + by).remainder(256).to(torch.uint8), like=target)

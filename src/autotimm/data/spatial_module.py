@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from autotimm.data.formats.spatial import read_spatial
 from autotimm.data.module import DataModule
-from autotimm.data.spatial import SpatialTransform, spatial_augmentation
+from autotimm.data.spatial import UNKNOWN, SpatialTransform, spatial_augmentation
 from autotimm.data.table import Table
 from autotimm.data.transforms import SampleTransform
 from autotimm.errors import require
@@ -76,7 +76,8 @@ class SpatialDataModule(DataModule, ABC):
         """The caller's transform of image and target or the built-in one, and a letterbox; in evaluation that alone."""
         owner = type(self).__name__
         if given is None and name == "train_transforms":
-            given = spatial_augmentation(self.augmentation, self.image_size, owner)
+            outside = UNKNOWN if self.kind == "pixels" else 0
+            given = spatial_augmentation(self.augmentation, self.image_size, owner, outside)
         return SpatialTransform(given, self.image_size, name, owner)
 
     def read(self, split: str) -> Table | None:
