@@ -57,7 +57,10 @@ def _setup(given: Given, values: dict[str, object], nested: bool) -> Setup:
 
 
 def _show(report: Report) -> None:
-    """Print a line per check, then the causes of what differs, then the levels; as wide as the terminal."""
+    """Print a line per check, then the causes of what differs, then the levels; on a terminal as wide as that."""
+    if not sys.stdout.isatty():
+        print(report)
+        return
     from rich.console import Console  # lazy, as above
     from rich.table import Table
     from rich.text import Text
