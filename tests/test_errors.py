@@ -120,7 +120,7 @@ def test_require_choice_takes_each_option_from_an_iterator():
 
 @pytest.mark.parametrize(
     ("value", "cure"),
-    [("ligth", "Did you mean 'light'?"), ("xyzzy", "Choose one of none, light."), (None, "Did you mean 'none'?")],
+    [("ligth", "Did you mean 'light'?"), ("xyzzy", "Choose one of these."), (None, "Did you mean 'none'?")],
 )
 def test_require_choice_names_all_options_and_the_nearest(value, cure):
     with pytest.raises(UsageError) as caught:

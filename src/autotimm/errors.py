@@ -150,5 +150,5 @@ def require_choice(name: str, owner: str, value: object, options: Iterable[str])
     """Raise a :class:`UsageError` that names the nearest options unless ``value`` is one of them."""
     options = list(options)
     if value not in options:
-        cure = nearest(str(value), options) or f"Choose one of {', '.join(options)}."
+        cure = nearest(str(value), options) or "Choose one of these."
         raise UsageError(sentence(name, owner, f"one of {', '.join(options)}", value, cure))
