@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from autotimm.build import build_task
+from autotimm.build import build_task, settle
 from autotimm.config import FitConfig, defaults
 from autotimm.data.module import DataModule
 from autotimm.data.table import Table
@@ -54,6 +54,7 @@ def stand_in_task(config: FitConfig) -> Task:
 
     Compiling and mixing images are left out: the one makes other kernels, the other draws numbers that a trace has not.
     """
+    config = settle(config)
     multi_label = bool(config.multi_label) or config.threshold != defaults()["threshold"]
     plain = {"pretrained": False, "compile": False, "mixup_alpha": 0.0, "cutmix_alpha": 0.0}
     with quietly():

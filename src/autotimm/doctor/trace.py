@@ -82,8 +82,17 @@ def preflight(task: Task, image_size: int = 224, batch_size: int = 32, *, batch:
 
 
 def example_batch(task: Task, image_size: int, batch_size: int) -> Batch:
-    """A black batch for a classifier: RGB ``uint8`` (N, 3, S, S), and targets as its ``multi_label`` says."""
+    """A black batch for a task of ours: RGB ``uint8`` (N, 3, S, S), and targets of its kind, all of the first class."""
     images = torch.zeros(batch_size, 3, image_size, image_size, dtype=torch.uint8)
+    if task.kinds[0] == "pixels":
+        return Batch(images, torch.zeros(batch_size, image_size, image_size, dtype=torch.int64))
+    if task.kinds[0] in ("boxes", "instances"):
+        corner = image_size / 2
+        one = {"boxes": torch.tensor([[0.0, 0.0, corner, corner]]), "labels": torch.zeros(1, dtype=torch.int64)}
+        if task.kinds[0] == "instances":
+            one["masks"] = torch.zeros(1, image_size, image_size, dtype=torch.uint8)
+            one["masks"][:, : int(corner), : int(corner)] = 1
+        return Batch(images, [one] * batch_size)
     if task.hparams.get("multi_label"):
         return Batch(images, torch.zeros(batch_size, int(task.hparams["num_classes"])))
     return Batch(images, torch.zeros(batch_size, dtype=torch.int64))
