@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 
 from autotimm.cli.main import main
-from autotimm.cli.predict import as_csv
 from autotimm.config import read_yaml
 from autotimm.data.toy import write_toy_folder
-from autotimm.types import Prediction
 
 
 def autotimm(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -95,11 +93,38 @@ def test_predict_saves_a_table_and_says_where(run: Path, photos: Path, tmp_path:
     assert out.read_text().count("\n") == 9
 
 
-@pytest.mark.parametrize("place", [".", "nowhere/predictions.csv"])
-def test_a_place_that_cannot_take_the_table_is_refused_first(place: str, tmp_path: Path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("words", "must"),
+    [
+        (["--out", "nowhere/predictions.csv"], "`--out` of autotimm predict must be a file that can be written"),
+        (["--out", "old.csv"], "`--out` of autotimm predict must be a file that is not there yet"),
+        (["--out", "."], "`--out` of autotimm predict must be a new or empty folder"),
+        (["--draw", "old.csv"], "`--draw` of autotimm predict must be a new or empty folder"),
+    ],
+)
+def test_a_place_that_cannot_take_the_results_is_refused_first(words: list[str], must: str, tmp_path: Path, capsys,
+                                                               monkeypatch):  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    assert main(["predict", "no-run", "photos", "--out", place]) == 2
-    assert "The `--out` of autotimm predict must be a file that can be written" in capsys.readouterr().err
+    (tmp_path / "old.csv").write_text("mine")
+    assert main(["predict", "no-run", "photos", *words]) == 2
+    assert must in capsys.readouterr().err
+    assert (tmp_path / "old.csv").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("words", "must"),
+    [
+        (["--out", "found.json"], "`--out` of autotimm predict must be a file that ends in .csv"),
+        (["--out", "labels"], "`--out` of autotimm predict must be a file that ends in .csv"),
+        (["--draw", "pictures"], "`--draw` of autotimm predict must be left out for classification"),
+    ],
+)
+def test_what_classification_does_not_give_is_refused(words: list[str], must: str, run: Path, tmp_path: Path, capsys,
+                                                      monkeypatch):  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", str(run), "photos", *words]) == 2
+    assert must in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_test_data_test_refuses(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -198,13 +223,3 @@ def test_backbones(capsys: pytest.CaptureFixture[str]):
     assert all("resnet18" in name for name in names)
     assert main(["backbones", "resnet?8"]) == 0
     assert capsys.readouterr().out.splitlines() == ["resnet18"]
-
-
-def test_the_table_of_several_labels():
-    text = as_csv(
-        [
-            Prediction("a,b.png", ("cat", "dog"), {"cat": 0.75, "dog": 0.5}),
-            Prediction("c.png", (), {"cat": 0.25, "dog": 0.0}),
-        ]
-    )
-    assert text == 'path,label,score,cat,dog\n"a,b.png",cat|dog,0.75,0.75,0.5\nc.png,,0.25,0.25,0\n'

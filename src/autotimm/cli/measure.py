@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
+from math import isnan
 from typing import TYPE_CHECKING
 
 from autotimm.cli.loading import loading_torch
@@ -15,7 +19,11 @@ from autotimm.errors import UsageError
 if TYPE_CHECKING:
     from autotimm.run import Run
 
-__all__ = ["CKPT", "DATA", "FOLDER", "RUN", "WORKERS", "measuring", "open_folder", "open_run"]
+__all__ = ["CKPT", "DATA", "FOLDER", "RUN", "WORKERS", "class_lines", "measuring", "open_folder", "open_run"]
+
+_LONGEST = 40  # letters of a class name
+_BLOCK = 20  # classes below each other, before a second block is begun beside them
+_GAP = 4
 
 RUN = Positional("run", "RUN|CKPT", "a run's folder, or one of its checkpoints")
 FOLDER = Positional("run", "RUN", "a run's folder")
@@ -58,6 +66,9 @@ def measuring(name: str, images: str, measure: Callable[[Run, str | None, str], 
             return 0
         opened, ckpt = open_run(given)
         print_metrics(measure(opened, given.positionals["path"], ckpt))
+        if opened.per_class:
+            print()
+            print("\n".join(class_lines(opened.per_class, _wide())))
         return 0
 
     verb = Verb(
@@ -77,3 +88,37 @@ def print_metrics(metrics: Mapping[str, float]) -> None:
     width = max(map(len, metrics), default=0)
     for name, value in metrics.items():
         print(f"{name:<{width}}  {value:.4f}")
+
+
+def _wide() -> int:
+    """Columns of a terminal; 0 for other readers, which get a class per line."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+
+
+def class_lines(table: Mapping[str, Mapping[str, float]], width: int = 0) -> list[str]:
+    r"""The values per class as lines of text, aligned; many classes in blocks side by side where there is room.
+
+    Args:
+        table: A row per class, a column per metric; NaN, shown as ``-``, where nothing was measured.
+        width: Columns that there are; 0 for a class per line, however many.
+
+    Example:
+        >>> print("\n".join(class_lines({"cat": {"AP": 0.5}, "dog": {"AP": float("nan")}})))
+        class      AP
+        cat    0.5000
+        dog         -
+    """
+    titles = list(next(iter(table.values())))
+    names = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in table]
+    cells = [["-" if isnan(one) else f"{one:.4f}" for one in row.values()] for row in table.values()]
+    widths = [max(6, len(title)) for title in titles]
+    left = max(map(len, ["class", *names]))
+
+    def line(first: str, others: Sequence[str]) -> str:
+        return "  ".join([f"{first:<{left}}", *(f"{one:>{wide}}" for one, wide in zip(others, widths, strict=True))])
+
+    head, lines = line("class", titles), [line(name, row) for name, row in zip(names, cells, strict=True)]
+    blocks = max(1, min((width + _GAP) // (len(head) + _GAP), -(-len(lines) // _BLOCK)))
+    high = -(-len(lines) // blocks)
+    columns = [[head, *lines[start : start + high]] for start in range(0, len(lines), high)]
+    return [(" " * _GAP).join(parts).rstrip() for parts in zip_longest(*columns, fillvalue="")]
