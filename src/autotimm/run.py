@@ -172,7 +172,9 @@ class Run:
         return self._measure("validate", data, ckpt)
 
     def test(self, data: str | Path | DataModule | None = None, *, ckpt: str | Path = "best") -> dict[str, float]:
-        """Measure on the run's test data, which is kept with the run's results, or on other labelled images.
+        """Measure on the run's test data, or on other labelled images.
+
+        What the best checkpoint reaches on the run's own test data is kept with the run's results.
 
         Args:
             data: A folder with ``test/``, a folder of class folders, a CSV file, or a data module.
@@ -182,7 +184,7 @@ class Run:
             DataError: If there is no test data. Validation data is never used in its place.
         """
         results = self._measure("test", data, ckpt)
-        if data is None and self._file is None:
+        if data is None and self._file is None and str(ckpt) == "best":
             self._folder.add_results(test=results, per_class=self.per_class)
         return results
 
