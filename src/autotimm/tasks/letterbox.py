@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 import torch
 from torch import Tensor
-from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torch.nn import functional as F
 
 from autotimm.types import Batch, Placement
 
@@ -33,8 +35,25 @@ def to_original(boxes: Tensor, place: Placement) -> Tensor:
 
 
 def paste(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
-    """Draw masks (K, M, M), probabilities within boxes (K, 4), to ``uint8`` (K, height, width) of zeros and ones."""
-    if not len(masks):
-        return masks.new_zeros((0, height, width), dtype=torch.uint8)
-    drawn: Tensor = paste_masks_in_image(masks.unsqueeze(1), boxes, (height, width))
-    return (drawn[:, 0] >= 0.5).to(torch.uint8)
+    """Draw masks (K, M, M), probabilities within boxes (K, 4), to ``uint8`` (K, height, width) of zeros and ones.
+
+    A pixel belongs to an object if its center is in the box, and the mask, interpolated between its cells, is at least
+    one half there. torchvision's own function rounds boxes to whole pixels first, and towards zero: small masks move,
+    and those at the upper and left border of the image lose their first pixels.
+
+    Example:
+        >>> paste(torch.ones(1, 28, 28), torch.tensor([[0.0, 0.4, 2.0, 2.0]]), 3, 4).tolist()
+        [[[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]]
+    """
+    drawn = masks.new_zeros((len(masks), height, width), dtype=torch.uint8)
+    for canvas, mask, (x1, y1, x2, y2) in zip(drawn, masks, boxes.tolist(), strict=True):
+        left, right = max(0, ceil(x1 - 0.5)), min(width, ceil(x2 - 0.5))  # pixels whose centers the box holds
+        top, bottom = max(0, ceil(y1 - 0.5)), min(height, ceil(y2 - 0.5))
+        if right <= left or bottom <= top:
+            continue
+        columns = (torch.arange(left, right, device=mask.device) + 0.5 - x1) / (x2 - x1) * 2 - 1
+        rows = (torch.arange(top, bottom, device=mask.device) + 0.5 - y1) / (y2 - y1) * 2 - 1
+        grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1).to(mask.dtype)
+        shown = F.grid_sample(mask[None, None], grid[None], padding_mode="border", align_corners=False)[0, 0]
+        canvas[top:bottom, left:right] = shown >= 0.5
+    return drawn
