@@ -44,8 +44,12 @@ LONG = {"docs/guide/study.md"}
 )
 def test_code_runs(name: str, tmp_path: Path) -> None:
     from autotimm.data.toy import write_toy_folder
+    from autotimm.data.toy_objects import write_toy_objects, write_toy_segmentation
 
     write_toy_folder(tmp_path / "photos", n=60, num_classes=3, image_size=64, seed=0)
+    scenes = {"train": 16, "val": 4, "test": 4}
+    write_toy_objects(tmp_path / "objects", splits=scenes, image_size=64)
+    write_toy_segmentation(tmp_path / "regions", splits=scenes, image_size=64)
     # CONTRIBUTING.md runs the contract suite, which has to see a loss fall.
     assert_ran(run_blocks(ROOT / name, tmp_path, shrink=name != "CONTRIBUTING.md"), ROOT / name)
 
