@@ -54,7 +54,12 @@ def stand_in_task(config: FitConfig) -> Task:
 
     Compiling and mixing images are left out: the one makes other kernels, the other draws numbers that a trace has not.
     """
-    config = settle(config)
+    # A path that nobody gave stands for none, and says nothing of the task.
+    config = (
+        config.for_task("classification")
+        if config.sources["path"] == "default" and config.task == "auto"
+        else settle(config)
+    )
     multi_label = bool(config.multi_label) or config.threshold != defaults()["threshold"]
     plain = {"pretrained": False, "compile": False, "mixup_alpha": 0.0, "cutmix_alpha": 0.0}
     with quietly():
