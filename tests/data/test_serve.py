@@ -4,13 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms import v2
 
 from autotimm import ImageDataModule
 from autotimm.data.serve import predict_loader, recorded_data
+from autotimm.data.toy_objects import write_toy_segmentation
 from autotimm.data.transforms import eval_transform
 from autotimm.errors import DataError, UsageError
 from autotimm.plain import import_name, plain_value
+from autotimm.types import DataSpec
 
 
 def halve(image: torch.Tensor) -> torch.Tensor:
@@ -52,3 +55,13 @@ def test_prediction_checks_transforms_as_training_does(toy: Path) -> None:
     spec = ImageDataModule(toy, image_size=16, eval_transforms=too_large).spec
     with pytest.raises(UsageError, match="`eval_transforms` of the model's data must give a tensor"):
         predict_loader(toy, spec, notices=[], num_workers=0)
+
+
+def test_masks_beside_their_images_are_not_predicted(tmp_path):
+    write_toy_segmentation(tmp_path, splits={"train": 3}, image_size=32)
+    Image.new("RGB", (32, 32)).save(tmp_path / "train" / "alone_mask.png")
+    notices = []
+    spec = DataSpec(("background", "blue_circle"), image_size=32, kind="pixels")
+    loader = predict_loader(tmp_path / "train", spec, notices=notices, num_workers=0)
+    assert [id for batch in loader for id in batch.ids] == ["00000.png", "00001.png", "00002.png", "alone_mask.png"]
+    assert notices[-1] == "3 masks beside their images are left out."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from autotimm.data.loader import KeyedLoader, default_workers
 from autotimm.data.module import DataModule
 from autotimm.data.prepare import readable
 from autotimm.data.spatial import SpatialTransform
-from autotimm.data.table import Table
+from autotimm.data.table import Subset, Table
 from autotimm.data.transformed import transformed_loader
 from autotimm.data.transforms import ImageTransform, SampleTransform, eval_transform
 from autotimm.errors import DataError, ModelError
@@ -23,6 +24,8 @@ from autotimm.repro.sampler import KeyedBatchSampler
 from autotimm.types import DataSpec
 
 __all__ = ["labelled_loader", "predict_loader", "recorded_data"]
+
+_MASK = re.compile(r"[-_ ]masks?$", re.IGNORECASE)
 
 
 def predict_loader(
@@ -40,7 +43,19 @@ def predict_loader(
         DataError: If there is nothing to predict, or no image can be read.
     """
     table = read_paths(paths if isinstance(paths, (str, Path)) else list(paths), notices)
-    return _loader(table, spec, num_workers)
+    return _loader(_without_masks(table, notices) if spec.kind == "pixels" else table, spec, num_workers)
+
+
+def _without_masks(table: Table, notices: list[str]) -> Table:
+    """Leave out the masks of images that stand beside them, as in the folder that a segmenter was trained on."""
+    stems = [file.with_suffix("") for file in table.files()]
+    all_stems = {*stems}
+    bare = [stem.with_name(_MASK.sub("", stem.name) or stem.name) for stem in stems]
+    masks = {index for index, stem in enumerate(stems) if bare[index] != stem and bare[index] in all_stems}
+    if not masks:
+        return table
+    notices.append(f"{len(masks)} masks beside their images are left out.")
+    return Subset(table, [index for index in range(len(table)) if index not in masks])
 
 
 def labelled_loader(path: str | Path, spec: DataSpec, split: str, *, notices: list[str]) -> KeyedLoader:
