@@ -21,7 +21,8 @@ def metrics(lines: list[str]) -> dict[str, float]:
     return {words[0]: float(words[1]) for line in lines if (words := line.split()) and words[0].startswith("test/")}
 
 
-@pytest.mark.parametrize("task", TASKS)
+# The longest of the three is left to the slow tests.
+@pytest.mark.parametrize("task", ["detection", "segmentation", pytest.param("instance", marks=pytest.mark.slow)])
 def test_it_shows_and_runs_three_commands(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--task", task, "--out", str(tmp_path), "--epochs", "1", "--image-size", "64"]
     assert main(["demo", *options]) == 0
@@ -39,6 +40,7 @@ def test_it_shows_and_runs_three_commands(task: str, tmp_path: Path, capsys: pyt
         assert len(json.loads((tmp_path / "found.json").read_text())["images"]) == 8
 
 
+@pytest.mark.slow
 def test_what_an_earlier_demo_predicted_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "found.json").write_text("mine")
     (tmp_path / "pictures").mkdir()
