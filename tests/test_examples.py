@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
+LONG = {"outline_objects.py"}  # Mask R-CNN takes most of a minute to find something
+EXAMPLES = [
+    pytest.param(path, id=path.relative_to(ROOT).as_posix(), marks=pytest.mark.slow if path.name in LONG else ())
+    for path in sorted((ROOT / "examples").rglob("*.py"))
+]
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("example", EXAMPLES)
 def test_example(example: Path, tmp_path: Path) -> None:
     how = ["-m", "pytest", "-q", "-p", "no:cacheprovider"] if example.name.startswith("test_") else []
     command = [sys.executable, *how, str(example)]
