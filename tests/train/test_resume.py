@@ -1,7 +1,9 @@
 """A run that was stopped anywhere ends with the same bytes as one that never was."""
 
+import itertools
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -162,3 +164,12 @@ def test_a_checkpoint_that_would_run_code_is_refused(toy_folder, tmp_path, monke
     with pytest.raises(ModelError, match="could run code"):
         run(toy_folder, tmp_path / "stopped", resume=True)
     assert not (tmp_path / "evil-was-here").exists()
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(toy_folder, tmp_path, monkeypatch):
+    run(toy_folder, tmp_path / "whole")
+    hours = itertools.count(2_000_000_000, -3600)
+    monkeypatch.setattr(time, "time", lambda: float(next(hours)))
+    run(toy_folder, tmp_path / "stopped", stop=4)
+    run(toy_folder, tmp_path / "stopped", resume=True)
+    assert digests(tmp_path / "stopped") == digests(tmp_path / "whole")
