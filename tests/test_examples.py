@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LONG = {"outline_objects.py"}  # Mask R-CNN takes most of a minute to find something
+LONG = {"outline_objects.py", "segment_images.py"}  # most of a minute until something is found
 EXAMPLES = [
     pytest.param(path, id=path.relative_to(ROOT).as_posix(), marks=pytest.mark.slow if path.name in LONG else ())
     for path in sorted((ROOT / "examples").rglob("*.py"))

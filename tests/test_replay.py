@@ -72,6 +72,7 @@ class TestIdentical:
         one.fit(classifier(mixup_alpha=0.2, ema_decay=0.9), datamodule=toy_data(photos))
         assert Run(tmp_path / "run").verify().identical
 
+    @pytest.mark.slow
     def test_what_was_searched_for_is_read_back(self, photos, tmp_path):
         found = fit(photos, tmp_path, lr_find=True, batch_size_find=True)
         decided = Manifest.load(found.path / "manifest.json").decisions

@@ -35,12 +35,19 @@ def test_links_lead_somewhere(name: str) -> None:
         assert not anchor or anchor in anchors(target), f"{name} links to {link}, which has no such heading"
 
 
-# Four trainings in processes of their own; what a study does is tested by tests/studies.
-LONG = {"docs/guide/study.md"}
+# Each page is a program of its own, which takes seconds to start; `make test` runs those that are read first.
+SHORT = {
+    "CONTRIBUTING.md",
+    "README.md",
+    "docs/guide/data.md",
+    "docs/guide/models/image-classifier.md",
+    "docs/guide/models/object-detection.md",
+    "docs/guide/reproducibility.md",
+}
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in WITH_CODE]
+    "name", [pytest.param(name, marks=() if name in SHORT else pytest.mark.slow) for name in WITH_CODE]
 )
 def test_code_runs(name: str, tmp_path: Path) -> None:
     from autotimm.data.toy import write_toy_folder

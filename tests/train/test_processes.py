@@ -34,8 +34,9 @@ def run_script(script):
     assert done.returncode == 0, log.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
-@pytest.mark.parametrize("options", [{}, pytest.param({"name": "two"}, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("options", [{}, {"name": "two"}])
 def test_two_processes_leave_one_whole_run(toy_folder, tmp_path, options):
     script, out = tmp_path / "train.py", tmp_path / "runs"
     script.write_text(SCRIPT.format(data=str(toy_folder), out=str(out), options=options))
