@@ -61,7 +61,7 @@ class _AsTask(Task):
     def step(self, batch: Batch, stage: Stage) -> Step:
         return Step({"loss": self._loss[0](self.network, batch)})
 
-    def decode(self, output, ids) -> list[Prediction]:
+    def decode(self, output, batch) -> list[Prediction]:
         return []
 
     def default_metrics(self) -> list[MetricConfig]:

@@ -58,22 +58,19 @@ def settle(config: FitConfig) -> FitConfig:
 
 def build_data(config: FitConfig) -> DataModule:
     """The data module of a configuration whose task is settled."""
+    shared: dict[str, Any] = {
+        "image_size": config.image_size, "batch_size": config.batch_size, "eval_batch_size": config.eval_batch_size,
+        "num_workers": config.num_workers, "val_split": config.val_split, "test_split": config.test_split,
+        "seed": _seed(config), "augmentation": config.augmentation, "balanced_sampling": config.balanced_sampling,
+        "strict": config.strict,
+    }  # fmt: skip
     if config.task in _DATA:
-        return _DATA[config.task](
-            str(config.path), format=config.format,
-            image_size=config.image_size, batch_size=config.batch_size, eval_batch_size=config.eval_batch_size,
-            num_workers=config.num_workers, val_split=config.val_split, test_split=config.test_split,
-            seed=_seed(config), augmentation=config.augmentation, balanced_sampling=config.balanced_sampling,
-            strict=config.strict,
-        )  # fmt: skip
+        return _DATA[config.task](str(config.path), format=config.format, **shared)
     return ImageDataModule(
         config.path,
         train_csv=config.train_csv, val_csv=config.val_csv, test_csv=config.test_csv,
         image_dir=config.image_dir, image_column=config.image_column, label_column=config.label_column,
-        dataset_name=config.dataset_name, download=config.download,
-        image_size=config.image_size, batch_size=config.batch_size, eval_batch_size=config.eval_batch_size,
-        num_workers=config.num_workers, val_split=config.val_split, test_split=config.test_split, seed=_seed(config),
-        augmentation=config.augmentation, balanced_sampling=config.balanced_sampling, strict=config.strict,
+        dataset_name=config.dataset_name, download=config.download, **shared,
     )  # fmt: skip
 
 

@@ -168,7 +168,7 @@ def replay_up_to(case: Case, setup: Setup, start: Start, traced: _Place | None =
                 return played
             listener = _Listener(case, start)
             # The first of them: the step is over before others look at it, which is no part of it.
-            made.trainer.callbacks.insert(0, _Watch(played, traced))  # type: ignore[attr-defined]
+            made.trainer.callbacks.insert(0, _Watch(played, traced))  # type: ignore[attr-defined]  # set at run time
             play(made, listener, start.checkpoint)
         except (AutotimmError, RuntimeError) as error:  # RuntimeError: torch, of a kernel that it lacks
             played.problem = str(error)

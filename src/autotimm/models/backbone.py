@@ -220,6 +220,6 @@ def build_classifier(
     require(0 <= head_dropout < 1, "head_dropout", "a classifier", must, head_dropout, do)
     body = build_backbone(backbone, weights=weights, seed=seed, image_size=image_size, drop_path_rate=drop_path_rate)
     with scope(seed, "init", "head"):
-        head = nn.Linear(int(body.num_features), num_classes)  # type: ignore[arg-type]
+        head = nn.Linear(int(body.num_features), num_classes)  # type: ignore[arg-type]  # an int, which no type says
     config = data_config(body)
     return PooledClassifier(Normalize(config.mean, config.std), body, head, head_dropout)

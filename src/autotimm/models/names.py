@@ -57,7 +57,7 @@ class Architecture:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for a checkpoint."""
-        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]  # a dict goes in
 
 
 _remembered: dict[str, Architecture] = {}

@@ -40,7 +40,6 @@ class _Notes(Callback):
 
     def __init__(self) -> None:
         self.samples: list[tuple[int, str, str]] = []
-        self.validated: dict[str, float] = {}
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Split the fingerprints of a batch into those of its samples."""
