@@ -226,6 +226,19 @@ class TestInterrupted:
             signal.signal(signal.SIGINT, before)
         left_whole(tmp_path / "run", one_epoch)
 
+    def test_ctrl_c_while_a_checkpoint_is_written_waits_for_it(self, toy_folder, tmp_path, one_epoch):
+        class Press(Callback):
+            def on_save_checkpoint(self, *args):
+                signal.raise_signal(signal.SIGINT)
+
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                trained(toy_folder, 3, run_dir=tmp_path / "run", callbacks=[Press()])
+        finally:
+            signal.signal(signal.SIGINT, before)
+        left_whole(tmp_path / "run", one_epoch)
+
     def test_own_failures_pass_through(self, toy_folder):
         error = ValueError("mine")
         with pytest.raises(ValueError, match="mine") as found:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LONG = {"outline_objects.py", "segment_images.py"}  # most of a minute until something is found
+# Most of a minute until something is found, or several trainings.
+LONG = {"outline_objects.py", "segment_images.py", "reproducibility.py"}
 EXAMPLES = [
     pytest.param(path, id=path.relative_to(ROOT).as_posix(), marks=pytest.mark.slow if path.name in LONG else ())
     for path in sorted((ROOT / "examples").rglob("*.py"))

@@ -118,10 +118,20 @@ def found(report: Report, name: str) -> Result:
 @pytest.mark.parametrize(
     ("classes", "said", "cause"),
     [
-        ({"data": "odd_classes.OwnGenerator"}, "other pixels", "the data set draws from a generator of its own"),
-        ({"model": "odd_classes.DrawsInItsConstructor"}, "initial weights differ", "weights are drawn outside"),
+        pytest.param(
+            {"data": "odd_classes.OwnGenerator"},
+            "other pixels",
+            "the data set draws from a generator of its own",
+            marks=pytest.mark.slow,
+            id="a data set with a generator of its own",
+        ),
+        pytest.param(
+            {"model": "odd_classes.DrawsInItsConstructor"},
+            "initial weights differ",
+            "weights are drawn outside",
+            id="a constructor that draws from random",
+        ),
     ],
-    ids=["a data set with a generator of its own", "a constructor that draws from random"],
 )
 def test_what_differs_from_process_to_process_ends_the_check(classes, said, cause, plan):
     plan((), (PLAIN, Child("again", {"restart": Variation()})))

@@ -21,10 +21,9 @@ def metrics(lines: list[str]) -> dict[str, float]:
     return {words[0]: float(words[1]) for line in lines if (words := line.split()) and words[0].startswith("test/")}
 
 
-# One of the three runs in `make test`.
-@pytest.mark.parametrize(
-    "task", ["detection", *(pytest.param(task, marks=pytest.mark.slow) for task in ("segmentation", "instance"))]
-)
+# The parts of it, the commands on toy scenes and the data, are tested one by one in `make test`.
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["detection", "segmentation", "instance"])
 def test_it_shows_and_runs_three_commands(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--task", task, "--out", str(tmp_path), "--epochs", "1", "--image-size", "64"]
     assert main(["demo", *options]) == 0

@@ -114,6 +114,22 @@ def test_a_moved_folder_goes_on(toy_folder, tmp_path):
     assert digests(tmp_path / "elsewhere") == digests(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("stale", [True, False], ids=["names another epoch", "is not there"])
+def test_a_kill_before_the_best_epoch_got_its_name(stale, toy_folder, tmp_path):
+    """The file of the epoch is written, `best.ckpt` is not yet, or is still that of another epoch."""
+    folder = tmp_path / "stopped"
+    run(toy_folder, folder, stop=6)  # at the start of the third epoch
+    best = folder / "checkpoints" / "best.ckpt"
+    ends = [*best.parent.glob("epoch-*")]
+    (right,) = (path for path in ends if path.samefile(best))
+    (other,) = (path for path in ends if path != right)
+    best.unlink()
+    if stale:
+        os.link(other, best)
+    run(toy_folder, folder, stop=0, resume=True)
+    assert best.samefile(right)
+
+
 class TestDamage:
     def test_the_newest_is_damaged(self, toy_folder, tmp_path, capsys):
         run(toy_folder, tmp_path / "whole")

@@ -162,6 +162,8 @@ class RunCheckpoint(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the sums of metrics back; forget nothing of what was saved before."""
         self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
+        if self.folder is not None and self.best and trainer.is_global_zero:
+            self.store.link_epoch(self.best["epoch"] + 1, "best.ckpt")
         if self._found is not None:
             self._found.restore_metrics(pl_module)
 
@@ -218,16 +220,14 @@ class RunCheckpoint(Checkpoint):
         """Save the epoch, and remember it as the best if it is."""
         if self.folder is None:
             return
-        self.stop.armed = False
         metrics = self.epochs.of(trainer)
         # A run that goes on in another folder has the score of the best epoch, but not its file.
         improved = not self.best_model_path or self._improves(metrics)
         if improved:
             self.best = {"epoch": trainer.current_epoch, "metrics": metrics}
         name = CheckpointStore.name(trainer.global_step, epochs=trainer.current_epoch + 1)
-        self._save(trainer, name)
-        if improved and trainer.is_global_zero:
-            self.store.link(name, "best.ckpt")
+        self._save(trainer, name, best=improved)
+        self.stop.armed = False
         if self._all(trainer, self.stop.requested):
             self.stop.obey()
 
@@ -246,7 +246,7 @@ class RunCheckpoint(Checkpoint):
         value = -math.inf if math.isnan(value) else value if self.mode == "max" else -value
         return value, -metrics.get("val/loss", math.inf)
 
-    def _save(self, trainer: pl.Trainer, name: str) -> None:
+    def _save(self, trainer: pl.Trainer, name: str, best: bool = False) -> None:
         store = self.store
         # Every process takes part in saving, process 0 alone writes.
         with store.writing(name) if trainer.is_global_zero else nullcontext(store.folder / name) as temporary:
@@ -261,5 +261,7 @@ class RunCheckpoint(Checkpoint):
                 ) from error
         self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
         if trainer.is_global_zero:
+            if best:
+                store.link(name, "best.ckpt")
             store.link(name, "last.ckpt")
             store.thin()

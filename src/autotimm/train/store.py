@@ -98,6 +98,12 @@ class CheckpointStore:
             except OSError:
                 shutil.copyfile(self.folder / name, temporary)
 
+    def link_epoch(self, epochs: int, second: str) -> None:
+        """Give the end of an epoch a second name that a kill has kept it from getting; nothing if it is not there."""
+        path, other = self.epochs().get(epochs), self.folder / second
+        if path is not None and not (other.exists() and path.samefile(other)):
+            self.link(path.name, second)
+
     def files(self) -> list[Path]:
         """All checkpoints by their own names, the oldest first."""
         found = [(match, path) for path in self.folder.glob("*.ckpt") if (match := _NAME.fullmatch(path.name))]
