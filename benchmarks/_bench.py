@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PHOTOS = ROOT.parent / "shared" / "data"  # real photographs; not part of the project
@@ -73,6 +74,31 @@ def take_turns(ours: Callable[[], float], theirs: Callable[[], float], turns: in
             taken.ours.append(first)
             taken.theirs.append(second)
     return taken
+
+
+class Outcome(NamedTuple):
+    """What one side reached, in per cent, once for each seed, and the seconds that a training took."""
+
+    values: list[float]
+    seconds: float
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return statistics.mean(self.values)
+
+    @property
+    def std(self) -> float:
+        """Over the seeds, of a sample."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+
+    def against(self, theirs: Outcome) -> str:
+        """Whether this is not worse than the other by more than one standard deviation, of the two pooled."""
+        pooled = math.sqrt((self.std**2 + theirs.std**2) / 2)
+        return "holds" if self.mean >= theirs.mean - pooled else "missed"
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} ± {self.std:.1f} ({', '.join(f'{value:.1f}' for value in self.values)})"
 
 
 def median(values: Iterable[float]) -> float:

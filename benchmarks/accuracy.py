@@ -24,7 +24,6 @@ from __future__ import annotations
 import copy
 import csv
 import math
-import statistics
 import sys
 import tempfile
 import time
@@ -35,7 +34,7 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
-from _bench import PHOTOS, arguments, median, report
+from _bench import PHOTOS, Outcome, arguments, median, report
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import default_loader
@@ -189,24 +188,6 @@ def by_hand(splits: Splits, epochs: int, seed: int, folder: Path) -> float:
 # Both
 
 
-class Outcome(NamedTuple):
-    """Test accuracies in per cent, one for each seed, and the seconds that a training took."""
-
-    accuracies: list[float]
-    seconds: float
-
-    @property
-    def mean(self) -> float:
-        return statistics.mean(self.accuracies)
-
-    @property
-    def std(self) -> float:
-        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
-
-    def __str__(self) -> str:
-        return f"{self.mean:.1f} ± {self.std:.1f} ({', '.join(f'{value:.1f}' for value in self.accuracies)})"
-
-
 def compare(dataset: str, root: Path, seeds: list[int], epochs: int) -> dict[str, Outcome]:
     """Train both sides with each seed, in turns."""
     splits = DATASETS[dataset](root)
@@ -241,8 +222,7 @@ def main() -> None:
         seeds, epochs = (options.seeds[:1], 1) if options.quick else (options.seeds, EPOCHS)
         outcomes = compare(dataset, options.data, seeds, epochs)
         ours, theirs = outcomes["autotimm"], outcomes["by hand"]
-        pooled = math.sqrt((ours.std**2 + theirs.std**2) / 2)
-        verdict = "holds" if ours.mean >= theirs.mean - pooled else "missed"
+        verdict = ours.against(theirs)
         rows.append((dataset, epochs, ours, theirs, verdict, f"{ours.seconds:.0f} / {theirs.seconds:.0f}"))
         figures[dataset] = {name: outcome._asdict() for name, outcome in outcomes.items()} | {"target": verdict}
     columns = ("data", "epochs", "autotimm, %", "by hand, %", "target", "seconds")
