@@ -1,14 +1,7 @@
-"""What the tests of detectors and segmenters share: images with objects, and looks at what CUDA would be asked for."""
-
-from collections.abc import Callable
+"""What the tests of detectors and segmenters share: images with objects."""
 
 import torch
-from torch import Tensor, nn
-
-from autotimm import Batch, MetricConfig, Prediction, Stage, Step, Task
-from autotimm.doctor.documented import Operator
-from autotimm.doctor.places import Places
-from autotimm.doctor.trace import Trace, _Recorder, trace
+from torch import Tensor
 
 Targets = list[dict[str, Tensor]]
 
@@ -49,38 +42,3 @@ def nothing(side: int = 64) -> dict[str, Tensor]:
         "labels": torch.zeros(0, dtype=torch.int64),
         "masks": torch.zeros(0, side, side, dtype=torch.uint8),
     }
-
-
-class _AsTask(Task):
-    """Whatever gives a loss, as a task."""
-
-    def __init__(self, network: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], **options) -> None:
-        super().__init__(lambda seed: network, lr=0.1, **options)
-        self._loss = [loss]  # in a list: a module would become a part of the task
-
-    def step(self, batch: Batch, stage: Stage) -> Step:
-        return Step({"loss": self._loss[0](self.network, batch)})
-
-    def decode(self, output, batch) -> list[Prediction]:
-        return []
-
-    def default_metrics(self) -> list[MetricConfig]:
-        return []
-
-
-def traced(network: nn.Module, batch: Batch, loss: Callable[[nn.Module, Batch], Tensor]) -> Trace:
-    """A training step with fake CUDA tensors; it must not depend on numbers."""
-    return trace(_AsTask(network, loss), batch)
-
-
-def recorded(network: nn.Module, run: Callable[[], Tensor]) -> list[Operator]:
-    """What a real step on the CPU asks for of that which raises on CUDA.
-
-    The operators that torch documents have the same names on both; what differs (batch normalization, say) is seen by
-    :func:`traced`.
-    """
-    recorder = _Recorder(Places(network))
-    with recorder:
-        run().backward()
-    assert "aten::convolution_backward" in recorder.seen
-    return recorder.operators()

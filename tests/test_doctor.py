@@ -5,15 +5,18 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autotimm import Batch, ImageClassifier, MetricConfig, Prediction, RunError, Stage, Step, Task
 from autotimm.doctor import Finding, Operator, judge, preflight
 from autotimm.doctor.backward import backward
-from autotimm.doctor.documented import IRRELEVANT, TABLE, entries, unknown
+from autotimm.doctor.documented import IRRELEVANT, TABLE, VISION, entries, unknown
+from autotimm.doctor.example import example_batch
 from autotimm.doctor.machine import check_machine, check_memory, check_switches
-from autotimm.doctor.trace import example_batch, trace
+from autotimm.doctor.numbers import Numbers
+from autotimm.doctor.trace import trace
 from autotimm.doctor.versions import _dependencies, _pair, _python, check_versions
 from autotimm.models.preprocess import Normalize
 
@@ -246,10 +249,92 @@ def test_the_task_stays_as_it_was():
     assert all(parameter.grad is None for parameter in task.parameters())
 
 
+# ---- steps that ask for numbers
+
+ASKING = {
+    "a number": lambda x: x * float(x.detach().sum()),
+    "a truth": lambda x: x if bool((x.detach() > 0).any()) else x.flatten(),
+    "a list": lambda x: x * sum(x.detach().flatten().tolist()),
+    "an array": lambda x: x * float(x.detach().cpu().numpy().mean()),
+    "places": lambda x: x[torch.where(x > 0)],
+    "a choice": lambda x: x[x > 0],
+    "a tensor made of a number": lambda x: x * torch.tensor([x.detach().max().item()], device=x.device),
+    "changed in place": lambda x: x.clone().index_fill_(0, torch.where(x.detach().sum((1, 2, 3)) < 0)[0], 1.0),
+    "drawn": lambda x: x * torch.multinomial(torch.rand(x.numel(), device=x.device), 1)[0].item(),
+}
+
+
 @needs_cuda_build
-def test_a_step_that_depends_on_numbers_is_an_error_in_one_sentence():
-    with pytest.raises(RunError, match="The training step of OddTask depends on numbers, which a trace has not"):
-        preflight(OddTask(lambda x: x * float(x.sum()), lr=0.1), 18, 2)
+@pytest.mark.parametrize("case", ASKING)
+def test_a_step_that_asks_for_numbers_is_calculated(case: str):
+    batch = Batch(torch.rand(2, 3, 18, 18), None)
+    fine = trace(OddTask(ASKING[case], lr=0.1), batch)
+    assert fine.operators == []
+    assert fine.calculated
+    odd = trace(OddTask(lambda x: F.pad(ASKING[case](x).flatten()[None, :], (1, 1), mode="reflect"), lr=0.1), batch)
+    assert [one.name for one in odd.operators] == ["aten::reflection_pad1d_backward"]
+
+
+@needs_cuda_build
+def test_branches_are_those_of_the_numbers():
+    def branching(x: Tensor) -> Tensor:
+        return F.interpolate(x, size=7, mode="bicubic") if float(x.detach().std((2, 3)).max()) > 1e-3 else x
+
+    task = OddTask(branching, lr=0.1)
+    assert preflight(task, batch=Batch(torch.zeros(2, 3, 18, 18), None)) == []
+    assert len(preflight(task, batch=Batch(torch.rand(2, 3, 18, 18), None))) == 1
+
+
+@needs_cuda_build
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"])
+def test_a_calculated_step_asks_for_the_operators_of_a_traced_one(backbone: str):
+    task = ImageClassifier(backbone, 3, pretrained=False, image_size=64)
+    batch = example_batch(task, 64, 2)
+    asking = copy.deepcopy(task)
+    asking.criterion = Asks(task.criterion)
+    traced, calculated = trace(task, batch), trace(asking, batch)
+    assert (traced.calculated, calculated.calculated) == (False, True)
+    assert calculated.seen - traced.seen <= {"aten::_local_scalar_dense", "aten::detach", "aten::empty", "aten::mul"}
+    assert traced.seen - calculated.seen <= {"aten::empty_strided"}
+
+
+class Asks(nn.Module):
+    """A loss that asks for its value."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        loss = self.inner(logits, targets)
+        return loss * (1.0 if float(loss.detach()) > 0 else 2.0)
+
+
+@needs_cuda_build
+def test_what_is_calculated_has_the_numbers_of_the_cpu():
+    """Batch normalization, whose operator is another on CUDA, and changes in place included."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 3))
+    images = torch.rand(2, 3, 9, 9)
+    fakes = Numbers()
+    with fakes.mode():
+        memo = {id(one): nn.Parameter(fakes.stand_in(one)) for one in network.parameters()}
+        memo |= {id(one): fakes.stand_in(one) for one in network.buffers()}
+    other = copy.deepcopy(network, memo)
+    with fakes.mode():
+        loss = other(fakes.stand_in(images)).square().mean()
+        assert (loss.device.type, loss.is_cuda) == ("cuda", True)
+        backward(loss)
+    network(images).square().mean().backward()
+    for mine, theirs in zip(network.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine.grad, fakes.behind(theirs.grad))
+    for mine, theirs in zip(network.buffers(), other.buffers(), strict=True):
+        assert torch.equal(mine, fakes.behind(theirs))
+
+
+@needs_cuda_build
+def test_a_step_that_fails_is_an_error_in_one_sentence():
+    with pytest.raises(RunError, match=r"The training step of OddTask fails while it is traced \(shape '\[7\]'"):
+        preflight(OddTask(lambda x: x.view(7), lr=0.1), 18, 2)
 
 
 # ---- what torch documents
@@ -268,6 +353,9 @@ def test_every_translated_operator_exists():
         name, _, overload = rule.operator.removeprefix("aten::").partition(".")
         packet = getattr(torch.ops.aten, name)
         assert not overload or overload in packet.overloads() or overload == "dim_values"
+    for rule, entry in VISION:
+        assert hasattr(torch.ops.torchvision, rule.operator.removeprefix("torchvision::"))
+        assert hasattr(torchvision.ops, entry.name.removeprefix("torchvision.ops."))
 
 
 def test_the_docstring_is_read_as_written():

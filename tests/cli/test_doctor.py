@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="this
 SMALL = ["--backbone", "test_resnet", "--image-size", "64", "--batch-size", "2"]
 MODULE = '''
 from torch.nn import functional as F
-from autotimm import ImageClassifier
+from autotimm import ImageClassifier, ObjectDetector, Step
 
 
 def blurred(logits, targets):
@@ -21,8 +21,20 @@ def blurred(logits, targets):
     return F.cross_entropy(wide.flatten(1), targets)
 
 
+def pixels(logits, targets):
+    return F.cross_entropy(logits, targets)
+
+
 class Other(ImageClassifier):
     """A class of one's own."""
+
+
+class Blurred(ObjectDetector):
+    """A detector that looks at enlarged images."""
+
+    def step(self, batch, stage):
+        large = F.interpolate(self.network.maps(batch.images)[0], scale_factor=2, mode="bicubic")
+        return Step({**super().step(batch, stage).losses, "large": large.mean()})
 '''
 
 
@@ -54,6 +66,51 @@ def test_a_process_of_its_own_says_that_all_is_well(tmp_path: Path):
 def listed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
     code = main(["doctor", *words])
     return code, " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "how"),
+    [
+        (["--task", "detection"], "calculated on the CPU as if on CUDA"),
+        (["--task", "detection", "--arch", "retinanet"], "calculated on the CPU"),
+        (["--task", "detection", "--arch", "faster_rcnn"], "calculated on the CPU"),
+        (["--task", "instance"], "calculated on the CPU"),
+        (["--task", "segmentation", "--arch", "unet"], "traced for CUDA"),
+    ],
+)
+def test_dense_tasks(capsys, words: list[str], how: str):
+    code, text = listed(capsys, *SMALL, "--width", "64", *words)
+    assert code == 0
+    assert f"a step of 2 x 3 x 64 x 64, {how}" in text
+    assert "has a deterministic implementation throughout" in text
+
+
+def test_the_size_of_images_is_that_of_the_task(capsys):
+    _, text = listed(capsys, "--task", "segmentation", "--backbone", "test_resnet", "--width", "64")
+    assert "a step of 8 x 3 x 512 x 512" in text
+
+
+def test_a_loss_of_pixels_that_cannot_repeat(capsys, tmp_path: Path):
+    (tmp_path / "a.yaml").write_text("path: missing\ntask: segmentation\nwidth: 64\nloss: doctors_loss.pixels\n")
+    code, text = listed(capsys, "--config", "a.yaml", *SMALL)
+    assert code == 4
+    assert "problem aten::nll_loss2d_forward has no deterministic CUDA implementation, torch's nn.NLLLoss, in" in text
+
+
+def test_a_detector_of_ones_own(capsys, tmp_path: Path):
+    (tmp_path / "a.yaml").write_text(
+        """
+model:
+  class_path: doctors_loss.Blurred
+  init_args: {backbone: test_resnet, num_classes: 2, width: 64, pretrained: false, image_size: 64}
+data: {class_path: DetectionDataModule, init_args: {data_dir: missing, image_size: 64, batch_size: 5}}
+"""
+    )
+    code, text = listed(capsys, "--config", "a.yaml")
+    assert code == 4
+    assert "problem aten::upsample_bicubic2d_backward has no deterministic CUDA implementation" in text
+    assert main(["doctor", "--config", "a.yaml", "--arch", "fcos"]) == 2
+    assert "sets the model, so that --arch would have no effect" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("deterministic", "code", "level"), [("true", 4, "problem"), ("false", 0, "note")])
@@ -100,6 +157,9 @@ trainer: {deterministic: true}
         (["--image-size", "0"], 2, "The `--image-size` of autotimm doctor must be a whole number"),
         (["--config", "missing.yaml"], 2, "missing.yaml cannot be read"),
         (["photos"], 2, "autotimm doctor takes no arguments"),
+        (["--task", "detections"], 2, "The `--task` of autotimm doctor must be one of"),
+        (["--task", "detection", "--arch", "unet"], 2, "The `arch` of ObjectDetector must be one of fcos"),
+        (["--arch", "fcos"], 2, "The `arch` of fit has no effect on classification"),
     ],
 )
 def test_mistakes(capsys: pytest.CaptureFixture[str], words: list[str], code: int, message: str):

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DOCTOR"]
 
-_SHARED = ("backbone", "image_size", "batch_size")
+_SHARED = ("task", "backbone", "arch", "width", "image_size", "batch_size")
+_OF_MODEL = ("task", "backbone", "arch", "width")
 _STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
 
@@ -35,7 +36,9 @@ def run(argv: Sequence[str]) -> int:
         print("The rest waits until the versions fit.")
         return found[0].exit_code
     from autotimm.doctor.machine import check_machine, check_switches
+    from autotimm.doctor.step import settled
 
+    config = config if nested else settled(config)
     machine = check_machine(config.out, config.image_size, config.batch_size, config.num_workers)
     found = _report("Switches", check_switches()) + _report("Machine", machine)
     found += _report("One training step", _step(config, nested, given.options.get("config", "")))
@@ -46,9 +49,11 @@ def _configure(given: Given) -> tuple[FitConfig, dict[str, Any]]:
     """The options of fit as far as they are known, and the content of a file in Lightning's style."""
     typed = {name: given.value(name) for name in _SHARED if name in given.options}
     values, nested = read_yaml(given.options["config"]) if "config" in given.options else ({}, False)
-    if nested and "backbone" in typed:
+    without_effect = [name for name in _OF_MODEL if name in typed]
+    if nested and without_effect:
         raise UsageError(
-            f"{given.options['config']} sets the model, so that --backbone would have no effect. Leave it out."
+            f"{given.options['config']} sets the model, so that --{without_effect[0]} would have no effect. "
+            "Leave it out."
         )
     flat = _flat(values) if nested else values
     # The data are not looked at, so that any path will do.
@@ -67,8 +72,8 @@ def _flat(nested: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _step(config: FitConfig, nested: Mapping[str, Any], file: str) -> list[Finding]:
+    from autotimm.doctor.example import example_batch
     from autotimm.doctor.step import check_step, stand_in_task
-    from autotimm.doctor.trace import example_batch
     from autotimm.tasks import Task
 
     if not nested:
@@ -112,10 +117,12 @@ DOCTOR = Verb(
     examples=(
         "autotimm doctor",
         "autotimm doctor --backbone vit_small_patch16_224",
+        "autotimm doctor --task detection --arch faster_rcnn",
         "autotimm doctor --config photos.yaml",
     ),
     notes=(
         "Without a GPU one training step is traced as it would run on one; with a GPU it is run.",
+        "Steps of detectors ask for numbers: they are calculated on the CPU for two drawn images, for some seconds.",
         "Exits with 0 if there is no problem, 4 if the step has operators that cannot repeat, 1 for other problems.",
     ),
 )

@@ -3,7 +3,8 @@
 torch says in the docstring of ``torch.use_deterministic_algorithms`` which operations "will throw a RuntimeError". It
 speaks of modules and functions (``torch.nn.AdaptiveAvgPool2d``); a trace shows operators of the dispatcher
 (``aten::_adaptive_avg_pool2d_backward``). :data:`TABLE` translates. It may know more than a version of torch documents:
-what counts is the docstring. A test compares the two, so that a new release of torch is noticed.
+what counts is the docstring. A test compares the two, so that a new release of torch is noticed. torchvision documents
+nothing of the kind; :data:`VISION` has what its sources say.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["IRRELEVANT", "TABLE", "Entry", "Operator", "Rule", "entries", "rules", "unknown"]
+__all__ = ["IRRELEVANT", "TABLE", "VISION", "Entry", "Operator", "Rule", "entries", "rules", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Operator:
 
     Attributes:
         name: Its name, such as ``aten::upsample_bicubic2d_backward``; on a GPU the kernel that torch named.
-        documented: What torch's documentation calls it, such as ``torch.nn.functional.interpolate``; empty if a GPU
-            was the judge.
+        documented: What torch's documentation calls it, such as ``torch.nn.functional.interpolate``, or the function of
+            torchvision; empty if a GPU was the judge.
         modules: The modules that called it, such as ``network.decoder (Decoder)``; empty if a GPU was the judge.
     """
 
@@ -126,6 +127,12 @@ TABLE: dict[str, tuple[Rule, ...]] = {
 IRRELEVANT: dict[str, str] = {"torch.Tensor.resize_": "of quantized tensors only, which nobody trains"}
 """What torch documents and no training step can show, with the reason."""
 
+VISION: tuple[tuple[Rule, Entry], ...] = tuple(
+    (Rule(f"torchvision::_{name}_backward"), Entry(f"torchvision.ops.{name}", ""))
+    for name in ("deform_conv2d", "ps_roi_align", "ps_roi_pool", "roi_align", "roi_pool")
+)
+"""What of torchvision calls ``alertNotDeterministic`` on CUDA (``csrc/ops/cuda/*.cu``): all adds up atomically."""
+
 
 def entries(docstring: str | None = None) -> list[Entry]:
     """The operations that "will throw a RuntimeError", from a docstring in torch's style; by default the installed one.
@@ -143,12 +150,11 @@ def entries(docstring: str | None = None) -> list[Entry]:
 
 
 def rules(found: list[Entry]) -> dict[str, list[tuple[Rule, Entry]]]:
-    """The rules that some entries ask for, by operator."""
+    """The rules that some entries ask for, and those of torchvision, by operator."""
+    asked = [(rule, entry) for entry in found for rule in TABLE.get(entry.name, ()) if rule.word in entry.text]
     by_operator: dict[str, list[tuple[Rule, Entry]]] = {}
-    for entry in found:
-        for rule in TABLE.get(entry.name, ()):
-            if rule.word in entry.text:
-                by_operator.setdefault(rule.operator, []).append((rule, entry))
+    for rule, entry in (*asked, *VISION):
+        by_operator.setdefault(rule.operator, []).append((rule, entry))
     return by_operator
 
 

@@ -16,7 +16,7 @@ from autotimm.errors import RunError
 from autotimm.tasks import Task
 from autotimm.types import Batch, Sample
 
-__all__ = ["check_documentation", "check_step", "stand_in_task"]
+__all__ = ["check_documentation", "check_step", "settled", "stand_in_task"]
 
 _MODEL = 4  # the exit code of what is wrong with a model
 _CLASSES = 10
@@ -49,17 +49,21 @@ class _NoData(DataModule):
         return _NoTable(self._multi_label) if split == "train" else None
 
 
+def settled(config: FitConfig) -> FitConfig:
+    """The configuration with its task settled: classification, if nothing says another."""
+    # A path that nobody gave stands for none, and says nothing of the task.
+    unsaid = config.sources["path"] == "default" and config.task == "auto"
+    return config.for_task("classification") if unsaid else settle(config)
+
+
 def stand_in_task(config: FitConfig) -> Task:
     """The task that ``fit`` would train, without data and pretrained weights, which do not change its operators.
 
-    Compiling and mixing images are left out: the one makes other kernels, the other draws numbers that a trace has not.
+    Compiling and mixing images are left out: the one makes other kernels, the other happens before the step.
+
+    Args:
+        config: With its task settled, see :func:`settled`.
     """
-    # A path that nobody gave stands for none, and says nothing of the task.
-    config = (
-        config.for_task("classification")
-        if config.sources["path"] == "default" and config.task == "auto"
-        else settle(config)
-    )
     multi_label = bool(config.multi_label) or config.threshold != defaults()["threshold"]
     plain = {"pretrained": False, "compile": False, "mixup_alpha": 0.0, "cutmix_alpha": 0.0}
     with quietly():
@@ -94,7 +98,8 @@ def check_step(task: Task, batch: Batch, deterministic: bool) -> list[Finding]:
         traced = trace(task, batch)
     except RunError as error:
         return [note(str(error).rstrip("."))]
-    what = f"a step of {size}, traced for CUDA ({len(traced.seen)} operators)"
+    how = "calculated on the CPU as if on CUDA" if traced.calculated else "traced for CUDA"
+    what = f"a step of {size}, {how} ({len(traced.seen)} operators)"
     findings = _listed(traced.operators, deterministic, what) + check_documentation()
     if traced.optimizer:
         findings.append(note(f"the optimizer's step could not be traced ({traced.optimizer})"))

@@ -2,8 +2,9 @@
 
 Fake tensors have shapes, types and a device, and no numbers. A step on them runs the same Python and asks torch for the
 same operators as on a GPU; a trace on the CPU would not do, since torch chooses others there (``native_batch_norm`` in
-place of ``cudnn_batch_norm``). What it cannot see: branches that depend on numbers, and kernels that are chosen by the
-model of the GPU, such as those of attention.
+place of ``cudnn_batch_norm``), and so do we (:func:`autotimm.models.roi.region_align`). Steps that branch on numbers,
+such as those of detectors, are traced again with fake tensors that carry some, see :mod:`autotimm.doctor.numbers`. What
+no trace can see: kernels that are chosen by the model of the GPU, such as those of attention.
 """
 
 from __future__ import annotations
@@ -12,24 +13,21 @@ import copy
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-    UnsupportedOperatorException,
-)
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from autotimm.doctor.backward import backward
-from autotimm.doctor.documented import Entry, Operator, Rule, entries, rules
+from autotimm.doctor.documented import Operator
+from autotimm.doctor.example import example_batch
+from autotimm.doctor.numbers import Numbers
 from autotimm.doctor.places import Places
+from autotimm.doctor.recorder import Recorder
 from autotimm.errors import RunError
 from autotimm.optim import build_optimizer, choose_recipe
 from autotimm.repro.seed import preserve_switches, set_deterministic
@@ -37,11 +35,9 @@ from autotimm.repro.streams import scope
 from autotimm.tasks import Task
 from autotimm.types import Batch, Stage
 
-__all__ = ["Trace", "example_batch", "preflight", "quietly", "trace"]
+__all__ = ["Trace", "preflight", "quietly", "trace"]
 
-# Numbers were asked for, which fake tensors do not have.
-_UNKNOWABLE = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
-# What torch, timm and tasks raise where a step cannot be done at all; those above are RuntimeErrors too.
+# What torch, timm and tasks raise where a step cannot be done, for want of numbers or at all.
 _FAILURES = (AssertionError, RuntimeError, TypeError, ValueError)
 
 
@@ -53,11 +49,13 @@ class Trace:
         operators: Those that have no deterministic CUDA implementation.
         seen: The names of all operators, for whoever wants to look further.
         optimizer: Why the optimizer's step is not among them; empty if it is.
+        calculated: Whether the step asks for numbers, so that it was calculated on the CPU.
     """
 
     operators: list[Operator]
     seen: frozenset[str]
     optimizer: str = ""
+    calculated: bool = False
 
 
 def preflight(task: Task, image_size: int = 224, batch_size: int = 32, *, batch: Batch | None = None) -> list[Operator]:
@@ -70,61 +68,57 @@ def preflight(task: Task, image_size: int = 224, batch_size: int = 32, *, batch:
         task: Any task.
         image_size: Side in pixels of the images, see :func:`example_batch`.
         batch_size: Images in the batch.
-        batch: A batch of the task's own kind instead; its shapes and types count, its numbers do not.
+        batch: A batch of the task's own kind instead. Its shapes and types count, and its numbers only where the step
+            asks for them, which then is calculated on the CPU.
 
     Returns:
         The operators, by name; nothing if all is well according to the documentation of the installed torch.
 
     Raises:
-        RunError: If the step cannot be traced: torch was built without CUDA, or the step depends on numbers.
+        RunError: If the step cannot be traced: torch was built without CUDA, or the step fails.
     """
     return trace(task, batch or example_batch(task, image_size, batch_size)).operators
-
-
-def example_batch(task: Task, image_size: int, batch_size: int) -> Batch:
-    """A black batch for a task of ours: RGB ``uint8`` (N, 3, S, S), and targets of its kind, all of the first class."""
-    images = torch.zeros(batch_size, 3, image_size, image_size, dtype=torch.uint8)
-    if task.kinds[0] == "pixels":
-        return Batch(images, torch.zeros(batch_size, image_size, image_size, dtype=torch.int64))
-    if task.kinds[0] in ("boxes", "instances"):
-        corner = image_size / 2
-        one = {"boxes": torch.tensor([[0.0, 0.0, corner, corner]]), "labels": torch.zeros(1, dtype=torch.int64)}
-        if task.kinds[0] == "instances":
-            one["masks"] = torch.zeros(1, image_size, image_size, dtype=torch.uint8)
-            one["masks"][:, : int(corner), : int(corner)] = 1
-        return Batch(images, [one] * batch_size)
-    if task.hparams.get("multi_label"):
-        return Batch(images, torch.zeros(batch_size, int(task.hparams["num_classes"])))
-    return Batch(images, torch.zeros(batch_size, dtype=torch.int64))
 
 
 def trace(task: Task, batch: Batch) -> Trace:
     """Trace one training step; see :func:`preflight`.
 
     Raises:
-        RunError: If the forward or backward pass cannot be traced.
+        RunError: If torch was built without CUDA, or the forward or backward pass fails.
     """
     if not torch.backends.cuda.is_built():
         raise RunError("The training step cannot be traced: this torch is built without CUDA. Install a build with it.")
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with quietly(), preserve_switches(), scope(task.root_seed, "step", 0, 0, 0):
+    with quietly(), preserve_switches():
         set_deterministic(True)
         # torch's shape functions complain of some operators as its kernels do; the trace is to go on and find all.
         torch.use_deterministic_algorithms(True, warn_only=True)
-        copied = _fake_copy(task, fake).train()
-        recorder = _Recorder(Places(copied))
         try:
-            with fake, recorder:
-                _step(copied, apply_to_collection(batch, Tensor, _on_cuda), recorder.places)
+            return _traced(task, batch, _Shapes())
+        except _FAILURES:
+            pass  # mostly because the step asked for a number
+        try:
+            return _traced(task, batch, Numbers())
         except _FAILURES as error:
-            raise _explained(error, type(task).__name__) from error
-        left_out = ""
+            do = "Check it with a real batch on the CPU first."
+            raise RunError(
+                f"The training step of {type(task).__name__} fails while it is traced ({_first_line(error)}). {do}"
+            ) from error
+
+
+def _traced(task: Task, batch: Batch, fakes: _Shapes | Numbers) -> Trace:
+    with scope(task.root_seed, "step", 0, 0, 0):
+        copied = _fake_copy(task, fakes).train()
+        recorder, left_out = Recorder(Places(copied)), ""
+        with fakes.mode():
+            there = apply_to_collection(batch, Tensor, fakes.stand_in)
+            with recorder:
+                _step(copied, there, recorder.places)
         try:
-            with fake, recorder, recorder.places.at("optimizer"):
+            with fakes.mode(), recorder, recorder.places.at("optimizer"):
                 _optimize(copied, len(batch.images))
         except _FAILURES as error:
             left_out = _first_line(error)
-    return Trace(recorder.operators(), frozenset(recorder.seen), left_out)
+    return Trace(recorder.operators(), frozenset(recorder.seen), left_out, isinstance(fakes, Numbers))
 
 
 @contextmanager
@@ -140,33 +134,33 @@ def quietly() -> Iterator[None]:
         logger.disabled = was_disabled
 
 
-def _explained(error: BaseException, owner: str) -> RunError:
-    if isinstance(error, _UNKNOWABLE):
-        do = "Only a GPU can tell what raises there."
-        return RunError(
-            f"The training step of {owner} depends on numbers, which a trace has not ({_first_line(error)}). {do}"
-        )
-    do = "Check it with a real batch on the CPU first."
-    return RunError(f"The training step of {owner} fails while it is traced ({_first_line(error)}). {do}")
-
-
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _on_cuda(tensor: Tensor) -> Tensor:
-    """A fake CUDA tensor of the same shape, strides and type; inside of a fake mode."""
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda")
+class _Shapes:
+    """Fake CUDA tensors without numbers, which cost neither memory nor time."""
+
+    def __init__(self) -> None:
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def mode(self) -> AbstractContextManager[Any]:
+        """Where they can be calculated with."""
+        return self._fake
+
+    def stand_in(self, tensor: Tensor) -> Tensor:
+        """One of the same shape, strides and type; inside of the mode."""
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda")
 
 
-def _fake_copy(task: Task, fake: FakeTensorMode) -> Task:
-    """Copy a task so that its parameters and buffers are fake CUDA tensors; it costs no memory."""
+def _fake_copy(task: Task, fakes: _Shapes | Numbers) -> Task:
+    """Copy a task so that its parameters and buffers are fake CUDA tensors."""
     copies: dict[int, Any] = {}
-    with fake:
+    with fakes.mode():
         for parameter in task.parameters():
-            copies[id(parameter)] = nn.Parameter(_on_cuda(parameter), parameter.requires_grad)
+            copies[id(parameter)] = nn.Parameter(fakes.stand_in(parameter), parameter.requires_grad)
         for buffer in task.buffers():
-            copies[id(buffer)] = _on_cuda(buffer)
+            copies[id(buffer)] = fakes.stand_in(buffer)
     # The memo of deepcopy says what has been copied already: the tensors.
     return copy.deepcopy(task, copies)
 
@@ -183,28 +177,3 @@ def _optimize(task: Task, batch_size: int) -> None:
         task.network, pretrained=pretrained, batch_size=batch_size, options=options, kind=task.kinds[0]
     )
     build_optimizer(task.network, recipe).step()
-
-
-class _Recorder(TorchDispatchMode):
-    """Notes which operators are called, and by which modules those that the documentation names."""
-
-    def __init__(self, places: Places) -> None:
-        super().__init__()
-        self.places = places
-        self.seen: set[str] = set()
-        self._rules: dict[str, list[tuple[Rule, Entry]]] = rules(entries())
-        self._found: dict[tuple[str, str], dict[str, None]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        overload, name = func.name(), func._schema.name
-        self.seen.add(name)
-        for rule, entry in self._rules.get(overload, []) + (self._rules.get(name, []) if name != overload else []):
-            names = [argument.name for argument in func._schema.arguments]
-            if rule.applies(dict(zip(names, args, strict=False)) | kwargs):
-                self._found.setdefault((name, entry.name), {})[self.places.current] = None
-        return func(*args, **kwargs)
-
-    def operators(self) -> list[Operator]:
-        """What was found, by name."""
-        return [Operator(*names, tuple(modules)) for names, modules in sorted(self._found.items())]
