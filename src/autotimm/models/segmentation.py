@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autotimm.errors import ModelError, UsageError, require, require_choice, sentence
 from autotimm.models.backbone import data_config
-from autotimm.models.decoders import DECODERS, Decoder, decoded_channels
+from autotimm.models.decoders import DECODERS, Decoder, Rule, decoded_channels
 from autotimm.models.dense import DenseNetwork
 from autotimm.models.features import Level, build_maps, simple_strides
 from autotimm.models.preprocess import Normalize
 from autotimm.models.pyramid import SimplePyramid, check_width
 from autotimm.models.weights import Weights
+from autotimm.plain import import_object
 from autotimm.repro.streams import scope
 
 __all__ = ["SEGMENTERS", "Segmenter", "build_segmenter"]
@@ -77,9 +79,9 @@ def build_segmenter(
     """Build a network for semantic segmentation around any timm model with feature maps.
 
     Args:
-        arch: One of :data:`SEGMENTERS`, or a callable of your own. It is given the channels and the strides of the
-            maps, fine to coarse, and the width, and returns a module that takes the list of maps and gives one
-            (N, D, h, w).
+        arch: One of :data:`SEGMENTERS`, or a callable of your own, or the import path of one. It is given the channels
+            and the strides of the maps, fine to coarse, and the width, and returns a module that takes the list of maps
+            and gives one (N, D, h, w).
         backbone: Name of the backbone.
         num_classes: Number of classes C.
         weights: Where the backbone's weights come from; default random.
@@ -101,12 +103,11 @@ def build_segmenter(
         torch.Size([2, 3, 64, 64])
     """
     owner = "a segmenter"
-    if not callable(arch):
-        require_choice("arch", owner, arch, SEGMENTERS)
     whole = type(num_classes) is int and num_classes > 0
     require(whole, "num_classes", owner, "an integer of at least 1", num_classes, "Give the number of your classes.")
     check_width(width, owner)
-    rule = None if callable(arch) else DECODERS[arch]
+    chosen = _chosen(arch)
+    rule = chosen if isinstance(chosen, Rule) else None
     body, levels = build_maps(
         backbone, weights=weights, seed=seed, image_size=image_size, drop_path_rate=drop_path_rate,
         finest=rule.finest if rule else 2, output_stride=16 if rule and rule.dilated else None,
@@ -120,7 +121,8 @@ def build_segmenter(
     if rule:
         _check_strides(str(arch), backbone, strides, [4, 8, 16] if rule.dilated else [4, 8, 16, 32])
     with scope(seed, "init", "decoder"):
-        decoder = Decoder(rule, channels, strides, width) if rule else _own(arch, channels, strides, width)
+        into = (channels, strides, width)
+        decoder = Decoder(chosen, *into) if isinstance(chosen, Rule) else _own(chosen, *into)
         inner = decoded_channels(decoder, channels, strides)
     with scope(seed, "init", "head"):
         kernel = decoder.kernel if isinstance(decoder, Decoder) else 1
@@ -132,12 +134,29 @@ def build_segmenter(
     return Segmenter(Normalize(config.mean, config.std), body, levels, pyramid, decoder, head)
 
 
-def _own(arch: str | MakeDecoder, channels: Sequence[int], strides: Sequence[int], width: int) -> nn.Module:
-    made = arch(channels, strides, width) if callable(arch) else None
-    if not isinstance(made, nn.Module):
-        do = "See segmentation_models_pytorch.decoders for some."
-        raise UsageError(sentence("arch", "a segmenter", "a name, or a callable that returns a module", made, do))
-    return made
+def _chosen(arch: str | MakeDecoder) -> Rule | MakeDecoder:
+    """How to make the decoder. An import path is what checkpoints and the records of runs know of a callable."""
+    if isinstance(arch, str) and arch in DECODERS:
+        return DECODERS[arch]
+    found: Any = arch
+    if isinstance(arch, str) and "." in arch:
+        try:
+            found = import_object(arch)
+        except ImportError as error:
+            do = f"It cannot be imported ({error}). Check the path."
+            raise UsageError(sentence("arch", "a segmenter", "a name, or the path of a callable", arch, do)) from None
+    if not callable(found):
+        require_choice("arch", "a segmenter", found, SEGMENTERS)
+    make: MakeDecoder = found
+    return make
+
+
+def _own(make: MakeDecoder, channels: Sequence[int], strides: Sequence[int], width: int) -> nn.Module:
+    made: Any = make(channels, strides, width)
+    if isinstance(made, nn.Module):
+        return made
+    do = "See segmentation_models_pytorch.decoders for some."
+    raise UsageError(sentence("arch", "a segmenter", "a name, or a callable that returns a module", made, do))
 
 
 def _check_strides(arch: str, backbone: str, strides: Sequence[int], needed: list[int]) -> None:
