@@ -71,14 +71,15 @@ def build_detector(
     do = "Give 0.05 to measure, or for example 0.5 to look at."
     require(0 <= score_threshold < 1, "score_threshold", owner, "in [0, 1)", score_threshold, do)
     require(max_objects > 0, "max_objects", owner, "at least 1", max_objects, "COCO measures 100.")
-    body, levels = build_maps(
-        backbone, weights=weights, seed=seed, image_size=image_size, drop_path_rate=drop_path_rate
-    )
     one_stage = arch in _ONE_STAGE
+    finest = 8 if one_stage else 4
+    body, levels = build_maps(
+        backbone, weights=weights, seed=seed, image_size=image_size, drop_path_rate=drop_path_rate, finest=finest
+    )
     config = data_config(body)
     normalize = Normalize(config.mean, config.std)
     with scope(seed, "init", "pyramid"):
-        pyramid = Pyramid(levels, width, 8 if one_stage else 4, "convolutions" if one_stage else "pool", backbone)
+        pyramid = Pyramid(levels, width, finest, "convolutions" if one_stage else "pool", backbone)
     with scope(seed, "init", "head"):
         if one_stage:
             model, anchors = _ONE_STAGE[arch](

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from autotimm.errors import ModelError
 from autotimm.models.backbone import checked_arguments, make_backbone
 from autotimm.models.fitting import at_size
+from autotimm.models.gradients import freeze, idle_parameters
 from autotimm.models.names import Architecture
 from autotimm.models.weights import Weights
 
@@ -56,6 +58,10 @@ def build_maps(
 ) -> tuple[nn.Module, tuple[Level, ...]]:
     """Build a timm model for its feature maps: what lies behind the last of them is taken away.
 
+    What is left and leads to none of the maps is frozen. In an HRNet all maps are made side by side, the finest too,
+    which detectors may not look at: its layers would never get a gradient, and training in several processes (DDP)
+    refuses that. Frozen and not removed, they are read from files of weights and written as ever.
+
     Its first weights are, bit for bit, those of :func:`autotimm.models.build_backbone` with the same seed.
 
     Args:
@@ -64,7 +70,7 @@ def build_maps(
         seed: Root seed of the stream ``(init, backbone)``.
         image_size: Side in pixels of the square images; ``None`` is the backbone's own.
         drop_path_rate: Probability in [0, 1) of skipping a residual block.
-        finest: The smallest stride that is of use.
+        finest: The smallest stride that is of use. Finer maps are left out, unless fewer than two would remain.
         output_stride: Largest stride, kept to by dilation (Chen et al., "DeepLab", TPAMI 2018); ``None`` is the
             backbone's own.
 
@@ -91,11 +97,17 @@ def build_maps(
     if output_stride is not None:
         arguments["output_stride"] = output_stride
         _check_dilation(architecture, arguments, image_size)
-    levels = at_size(architecture, arguments, image_size, lambda model, images: _measured(name, model, images, finest))
+
+    def look(model: nn.Module, images: Tensor) -> tuple[tuple[Level, ...], frozenset[str]]:
+        levels = _of_use(_measured(name, model, images, min(finest, 4)), finest)
+        return levels, _idle(model, levels, images)
+
+    levels, idle = at_size(architecture, arguments, image_size, look)
 
     def prune(model: nn.Module) -> Sequence[int]:
         shorten: Any = model.prune_intermediate_layers
         numbers: Sequence[int] = shorten([level.number for level in levels], prune_norm=True, prune_head=True)
+        freeze(model, idle)
         return numbers
 
     backbone, numbers = make_backbone(architecture, arguments, weights, seed, prune)
@@ -179,3 +191,15 @@ def _measured(name: str, model: nn.Module, images: Tensor, finest: int) -> tuple
                 f"{shape} for an image of {side} x {side}. Choose another, such as 'resnet18'."
             )
     return tuple(Level(last[stride], one.shape[1], stride) for stride, one in zip(chosen, maps, strict=True))
+
+
+def _of_use(levels: tuple[Level, ...], finest: int) -> tuple[Level, ...]:
+    """The levels that a pyramid from ``finest`` on looks at: all of them, if it must make or refuse some."""
+    kept = tuple(level for level in levels if level.stride >= finest)
+    return kept if len(kept) > 1 else levels
+
+
+def _idle(model: nn.Module, levels: Sequence[Level], images: Tensor) -> frozenset[str]:
+    """Names of the parameters that lead to none of the maps."""
+    with torch.enable_grad():
+        return idle_parameters(model, feature_maps(model.train(), [level.number for level in levels], images))
