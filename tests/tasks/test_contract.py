@@ -1,4 +1,4 @@
-"""The public contract suite on our own tasks, and on one as a user would write it."""
+"""The public contract suite on our own tasks with every architecture, and on a task as a user would write it."""
 
 from functools import cache, partial
 
@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from autotimm import ImageClassifier, InstanceSegmentor, MetricConfig, ObjectDetector, SemanticSegmentor, Task
+from autotimm.models import SEGMENTERS
+from autotimm.tasks import detection, instance
 from autotimm.testing import CHECKS, TaskCase
 from autotimm.types import Prediction, Stage, Step
 from training import multi_label_data
@@ -44,14 +46,29 @@ class TinyTask(Task):
         return [MetricConfig("accuracy", metric_class="MulticlassAccuracy", params={"num_classes": self.num_classes})]
 
 
+class Summed(nn.Module):
+    """A decoder as a user would write it: every map at the width and size of the finest, and some dropout."""
+
+    def __init__(self, channels, strides, width):
+        super().__init__()
+        self.narrow = nn.ModuleList(nn.Conv2d(one, width, 1) for one in channels)
+        self.dropout = nn.Dropout2d(0.2)
+
+    def forward(self, maps):
+        size = maps[0].shape[-2:]
+        return self.dropout(sum(F.interpolate(one(map), size) for one, map in zip(self.narrow, maps, strict=True)))
+
+
 def single(folder, backbone):
     return TaskCase.of(
         ImageClassifier, folder=folder, backbone=backbone, num_classes=3, pretrained=False, image_size=32
     )
 
 
-def dense(task, folder, **options):
-    return TaskCase.of(task, folder=folder, backbone="test_resnet", pretrained=False, width=64, **options)
+def dense(task, arch, **options):
+    """A case on images of 64 pixels: three classes of objects, or four of pixels, one of them the background."""
+    options |= {"backbone": "test_resnet", "num_classes": 4 if task is SemanticSegmentor else 3, "width": 64}
+    return lambda folder, toys: TaskCase.of(task, folder=folder, arch=arch, pretrained=False, **options)
 
 
 CASES = {
@@ -62,21 +79,29 @@ CASES = {
         backbone="test_resnet", num_classes=2, multi_label=True, pretrained=False, image_size=32, mixup_alpha=0.2,
         ema_decay=0.5,
     ),
-    "detection": lambda folder, toys: dense(ObjectDetector, folder, num_classes=3),
-    "instance": lambda folder, toys: dense(InstanceSegmentor, folder, num_classes=3),
-    "segmentation": lambda folder, toys: dense(SemanticSegmentor, folder, num_classes=4),
     "a user's own": lambda folder, toys: TaskCase.of(TinyTask, folder=folder, lr=0.01),
+    **{arch: dense(ObjectDetector, arch) for arch in detection.ARCHS},
+    **{arch: dense(InstanceSegmentor, arch) for arch in instance.ARCHS},
+    **{arch: dense(SemanticSegmentor, arch) for arch in SEGMENTERS},
+    # Half of what its pooling finds is dropped: at the usual rate it begins to learn after more than 16 steps.
+    "deeplabv3plus": dense(SemanticSegmentor, "deeplabv3plus", lr=2e-3),
+    "a user's own decoder": dense(SemanticSegmentor, Summed),
 }  # fmt: skip
 
 
-# A training with Mask R-CNN takes seconds, and some checks make several.
-LONG = {"instance"}
-SHORT = {"check_same_seed_same_weights", "check_resume_within_epoch", "check_verify", "check_predict_equals_validate"}
+# Every architecture costs up to a minute. Of each dense task one is always looked at; of Mask R-CNN, whose trainings
+# take seconds, what needs few of them.
+BRIEF = ("check_same_seed_same_weights", "check_resume_within_epoch", "check_verify", "check_predict_equals_validate")
+LONG = {*detection.ARCHS, *instance.ARCHS, *SEGMENTERS, "a user's own decoder"} - {"fcos", "fpn"}
+
+
+def always(name, check):
+    quick = {"mask_rcnn": BRIEF, "a user's own decoder": ("check_checkpoint",)}
+    return name not in LONG or check.__name__ in quick.get(name, ())
+
+
 PAIRS = [
-    pytest.param(
-        name, check, id=f"{name}-{check.__name__}",
-        marks=pytest.mark.slow if name in LONG and check.__name__ not in SHORT else (),
-    )
+    pytest.param(name, check, id=f"{name}-{check.__name__}", marks=() if always(name, check) else pytest.mark.slow)
     for name in CASES for check in CHECKS
 ]  # fmt: skip
 
