@@ -16,6 +16,7 @@ from autotimm.models.layered import AroundBackbone
 from autotimm.models.loading import load_weights
 from autotimm.models.names import Architecture, find_architecture, list_backbones
 from autotimm.models.preprocess import Normalize
+from autotimm.models.resizing import steady_resizing
 from autotimm.models.weights import Weights
 from autotimm.repro.streams import scope
 
@@ -175,7 +176,8 @@ class PooledClassifier(AroundBackbone):
 
     def features(self, images: Tensor) -> Tensor:
         """Pooled features, (N, D)."""
-        features: Tensor = self.backbone(self.normalize(images))
+        with steady_resizing(self.backbone, images):
+            features: Tensor = self.backbone(self.normalize(images))
         return features
 
     def forward(self, images: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from autotimm.errors import ModelError, UsageError
 from autotimm.models.features import Level, feature_maps
 from autotimm.models.layered import AroundBackbone
 from autotimm.models.preprocess import Normalize
+from autotimm.models.resizing import steady_resizing
 
 __all__ = ["DenseNetwork"]
 
@@ -48,7 +49,8 @@ class DenseNetwork(AroundBackbone, ABC):
                 f"The images must have sides that are multiples of {self.multiple}. They are {height} x {width}. "
                 f"Give the data image_size={below} or {below + self.multiple}."
             )
-        found = feature_maps(self.backbone, [level.number for level in self.levels], self.normalize(images))
+        with steady_resizing(self.backbone, images):
+            found = feature_maps(self.backbone, [level.number for level in self.levels], self.normalize(images))
         for level, one in zip(self.levels, found, strict=True):
             expected = (len(images), level.channels, height // level.stride, width // level.stride)
             if tuple(one.shape) != expected:
