@@ -34,9 +34,9 @@ from autotimm.repro.seed import default_threads
 
 BUDGETS = {
     "boxes": Budget(epochs=10, batch_size=8, image_size=192, lr=5e-4, width=64, workers=0),
-    "pixels": Budget(epochs=30, batch_size=8, image_size=128, lr=5e-4, width=64, workers=0),
-    "masks": Budget(epochs=40, batch_size=2, image_size=256, lr=2.5e-4, width=64, workers=0),
-    "labels": Budget(epochs=40, batch_size=16, image_size=128, lr=1e-3, width=64, workers=0),
+    "pixels": Budget(epochs=20, batch_size=8, image_size=128, lr=5e-4, width=64, workers=0),
+    "masks": Budget(epochs=30, batch_size=2, image_size=256, lr=2.5e-4, width=64, workers=0),
+    "labels": Budget(epochs=20, batch_size=16, image_size=128, lr=1e-3, width=64, workers=0),
 }
 FOLDERS = {"boxes": "det_bccd_voc", "pixels": "seg_dhcn", "masks": "inst_nuts_coco"}
 MEASURED = {"boxes": "mAP_50", "pixels": "mIoU", "masks": "mask_mAP_50", "labels": "mAP"}

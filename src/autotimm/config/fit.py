@@ -92,7 +92,7 @@ class FitConfig:
     pretrained: bool | str | None = _model(
         None, _WEIGHTS, "weights to start from; auto takes those that can be had", none="auto", common=True
     )
-    arch: str = _model("auto", Text(), "detector (fcos, retinanet, faster_rcnn), or decoder (fpn, unet, ...)")
+    arch: str = _model("auto", Text(), "detector (fcos, retinanet, faster_rcnn), or decoder (fpn, unet, ..., a path)")
     width: int = _model(256, Whole(1), "channels of pyramid and heads; 64 is small and fast")
     multi_label: bool | None = _model(None, Flag(), "several classes may be right at once", none="auto")
     threshold: float = _model(0.5, Number(0, 1), "probability from which a label or an object counts, if several may")

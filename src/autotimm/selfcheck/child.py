@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback
 
 from autotimm.data.loader import KeyedLoader
@@ -28,6 +25,7 @@ from autotimm.repro.streams import RootSeed
 from autotimm.selfcheck.plan import Variation
 from autotimm.selfcheck.setup import Setup, make
 from autotimm.tasks import Task
+from autotimm.train.disturb import DrawsEverywhere, pollute_generators
 from autotimm.types import Batch, Stage
 
 __all__ = ["main"]
@@ -47,33 +45,6 @@ class _Notes(Callback):
             text = batch.fingerprints
             parts = [text[at : at + _FINGERPRINT] for at in range(0, len(text), _FINGERPRINT)]
             self.samples += [(trainer.current_epoch, *pair) for pair in zip(batch.ids, parts, strict=True)]
-
-
-class _Draws(Callback):
-    """Draws from every global generator wherever it is called."""
-
-    def _draw(self) -> None:
-        torch.rand(3), np.random.rand(3), random.random()
-
-    def on_train_start(self, *args: Any) -> None:
-        """Draw."""
-        self._draw()
-
-    def on_train_epoch_start(self, *args: Any) -> None:
-        """Draw."""
-        self._draw()
-
-    def on_train_batch_start(self, *args: Any) -> None:
-        """Draw."""
-        self._draw()
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Draw."""
-        self._draw()
-
-    def on_validation_batch_start(self, *args: Any) -> None:
-        """Draw."""
-        self._draw()
 
 
 class _Kill(Callback):
@@ -98,13 +69,6 @@ class _Prefetch(Callback):
             loader._torch_loader().prefetch_factor = self.batches
 
 
-def _pollute() -> None:
-    random.seed(1)
-    np.random.seed(2)
-    torch.manual_seed(3)
-    torch.rand(7)
-
-
 def _measure_twice(task: Task) -> None:
     """Add the first metric under another name."""
     extra = MetricConfig.of({**task.metric_configs[0].to_dict(), "name": "selfcheck"})
@@ -116,17 +80,17 @@ def _measure_twice(task: Task) -> None:
 
 def _train(setup: Setup, variation: Variation, toy: Path, run_dir: Path) -> None:
     if variation.pollute:
-        _pollute()
+        pollute_generators()
     model, data, trainer = make(setup, variation, toy, run_dir)
     if variation.pollute:
-        _pollute()
+        pollute_generators()
     if variation.metric and isinstance(model, Task):
         _measure_twice(model)
     if variation.stream in ("order", "augment", "step", "eval"):
         trainer.root_seed = RootSeed(trainer.root_seed, {variation.stream: trainer.root_seed + 1})
     notes = _Notes()
     added: list[Callback] = [notes]
-    added += [_Draws()] * variation.draws + [_Kill()] * variation.killed
+    added += [DrawsEverywhere()] * variation.draws + [_Kill()] * variation.killed
     added += [_Prefetch(variation.prefetch)] * bool(variation.prefetch)
     trainer.callbacks[:0] = added  # type: ignore[attr-defined]  # set at run time
     trainer.fit(model, datamodule=data, ckpt_path="last" if variation.resumed else None)

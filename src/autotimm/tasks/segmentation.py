@@ -32,7 +32,7 @@ class SemanticSegmentor(Task):
         num_classes: Number of classes C, at least 2.
         arch: ``fpn`` (Kirillov et al., CVPR 2019), ``unet`` (Ronneberger et al., MICCAI 2015), ``deeplabv3plus`` (Chen
             et al., ECCV 2018), ``upernet`` (Xiao et al., ECCV 2018), ``segformer`` (Xie et al., NeurIPS 2021), or a
-            callable, see :func:`autotimm.models.segmentation.build_segmenter`.
+            callable or the import path of one, see :func:`autotimm.models.segmentation.build_segmenter`.
         width: Channels of the decoder. 64 is small and fast.
         loss: ``ce``, ``dice``, ``focal``, or several joined with ``+``, see
             :func:`autotimm.losses.dense.build_dense_loss`.

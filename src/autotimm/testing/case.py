@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from pytorch_lightning.callbacks import Callback
 
 from autotimm.data import DataModule, ImageDataModule
@@ -23,8 +20,9 @@ from autotimm.repro.digest import state_digest
 from autotimm.repro.streams import preserve_generators
 from autotimm.tasks import Task
 from autotimm.train import AutoTrainer
+from autotimm.train.disturb import pollute_generators
 
-__all__ = ["QUIET", "TaskCase", "Trained", "pollute_generators"]
+__all__ = ["QUIET", "TaskCase", "Trained"]
 
 _SPLIT = {"train": 16}
 _TOYS: dict[str, Callable[[Path], Any]] = {
@@ -137,11 +135,3 @@ class TaskCase:
     def reference(self) -> Trained:
         """The training that others are compared with."""
         return self.train()
-
-
-def pollute_generators() -> None:
-    """Move every global generator somewhere else."""
-    random.seed(1)
-    np.random.seed(2)
-    torch.manual_seed(3)
-    torch.rand(7)

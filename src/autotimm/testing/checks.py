@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
@@ -21,30 +18,12 @@ from autotimm.predict import predict
 from autotimm.repro.digest import state_digest
 from autotimm.run import Run
 from autotimm.tasks import Task
-from autotimm.testing.case import QUIET, TaskCase, pollute_generators
+from autotimm.testing.case import QUIET, TaskCase
 from autotimm.train import AutoTrainer
+from autotimm.train.disturb import DrawsEverywhere, pollute_generators
 from autotimm.types import Batch, Stage, Step
 
 __all__ = ["CHECKS"]
-
-
-class _Drawing(Callback):
-    """A callback that draws from every global generator wherever it is called."""
-
-    def _draw(self) -> None:
-        torch.rand(3), np.random.rand(3), random.random()
-
-    def on_train_epoch_start(self, *args: Any) -> None:
-        self._draw()
-
-    def on_train_batch_start(self, *args: Any) -> None:
-        self._draw()
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        self._draw()
-
-    def on_validation_batch_start(self, *args: Any) -> None:
-        self._draw()
 
 
 def _expect(case: TaskCase, what: str, **options: Any) -> None:
@@ -77,7 +56,7 @@ def check_workers(case: TaskCase) -> None:
 def check_polluted_generators(case: TaskCase) -> None:
     """Whoever drew from the global generators before, or draws meanwhile, changes nothing."""
     _expect(case, "A polluted global generator", pollute=True)
-    _expect(case, "A callback that draws random numbers", callbacks=[_Drawing()])
+    _expect(case, "A callback that draws random numbers", callbacks=[DrawsEverywhere()])
 
 
 def check_extra_metric(case: TaskCase) -> None:
