@@ -196,7 +196,7 @@ trainer: {{accelerator: cpu, max_epochs: 7}}
         (["--model", "odd_classes.Missing"], "The `--model` of selfcheck must be importable"),
         (["--model", "autotimm.ImageDataModule"], "must be a subclass of Task"),
         (["--data", "autotimm.DataModule"], "must be a subclass of DataModule"),
-        (["--model", "odd_classes.NeedsAWidth"], "It needs `width`"),
+        pytest.param(["--model", "odd_classes.NeedsAWidth"], "It needs `width`", marks=pytest.mark.slow),
         (["--config", "missing.yaml"], "cannot be read"),
     ],
 )

@@ -54,7 +54,7 @@ def test_code_runs(name: str, tmp_path: Path) -> None:
     assert_ran(run_blocks(ROOT / name, tmp_path, shrink=name != "CONTRIBUTING.md"), ROOT / name)
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_configuration_files_are_accepted(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

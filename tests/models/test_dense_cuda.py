@@ -19,7 +19,8 @@ from dense import nothing, squares
 
 pytestmark = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="this torch is built without CUDA")
 
-BACKBONES = ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"]
+LATER = [pytest.param(one, marks=pytest.mark.slow) for one in ("test_convnext", "test_efficientnet")]
+BACKBONES = ["test_resnet", "test_vit", *LATER]
 SMALL = {"pretrained": False, "image_size": 64, "width": 64, "lr": 0.1}
 
 

@@ -79,7 +79,14 @@ def same(folder, reference):
     }
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["term", "int"])
+# Ctrl-C in a process of its own is also in tests/test_bad_runs.py, which is quicker.
+SIGNALS = [
+    pytest.param(signal.SIGTERM, 143, id="term"),
+    pytest.param(signal.SIGINT, 130, id="int", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_a_signal(number, code, photos, reference, tmp_path):
     process = start("fit", photos, *FIT, "--epochs", 4, "--name", "stopped", cwd=tmp_path)
     folder = tmp_path / "runs" / "stopped"

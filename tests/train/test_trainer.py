@@ -249,6 +249,7 @@ class TestSeeds:
         seed_everything(5)
         assert trainer(seed=None).root_seed == first.root_seed != second.root_seed
 
+    @pytest.mark.slow
     def test_none_in_fresh_processes(self, toy_folder):
         code = """
 import sys
