@@ -15,6 +15,7 @@ from autotimm.models.fitting import create, fitting_arguments, measure_features
 from autotimm.models.layered import AroundBackbone
 from autotimm.models.loading import load_weights
 from autotimm.models.names import Architecture, find_architecture, list_backbones
+from autotimm.models.opened import open_residuals
 from autotimm.models.preprocess import Normalize
 from autotimm.models.resizing import steady_resizing
 from autotimm.models.weights import Weights
@@ -150,6 +151,8 @@ def make_backbone(
         pruned = prune(backbone)
         if weights.file is not None:
             load_weights(backbone, Path(weights.file), architecture, arguments)
+        else:
+            open_residuals(backbone)
     return backbone, pruned
 
 
