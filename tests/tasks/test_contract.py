@@ -83,8 +83,6 @@ CASES = {
     **{arch: dense(ObjectDetector, arch) for arch in detection.ARCHS},
     **{arch: dense(InstanceSegmentor, arch) for arch in instance.ARCHS},
     **{arch: dense(SemanticSegmentor, arch) for arch in SEGMENTERS},
-    # Half of what its pooling finds is dropped: at the usual rate it begins to learn after more than 16 steps.
-    "deeplabv3plus": dense(SemanticSegmentor, "deeplabv3plus", lr=2e-3),
     "a user's own decoder": dense(SemanticSegmentor, Summed),
 }  # fmt: skip
 
