@@ -88,6 +88,18 @@ class TestFit:
         assert len(found) < 9
         assert found.index(max(found)) == len(found) - 2  # one epoch without gain, and no more
 
+    def test_an_image_on_two_sides_is_pointed_out(self, photos, tmp_path, capsys):
+        shutil.copytree(photos, tmp_path / "leaky")
+        folders = sorted(tmp_path.glob("leaky/*/*"))
+        once = next(one for one in folders if one.parent.name == "train")
+        again = next(one for one in folders if one.parent.name == "test" and one.name == once.name)
+        shutil.copy(sorted(once.iterdir())[0], again / "copy.png")
+        fit(tmp_path / "leaky", tmp_path / "out", progress=True)
+        said = capsys.readouterr().err
+        assert "1 of 7 test images were trained on too" in said
+        assert f"test/{once.name}/copy.png (train/{once.name}/" in said
+        assert "val images were" not in said
+
     def test_a_finder_is_recorded(self, photos, tmp_path):
         run = fit(photos, tmp_path, batch_size_find=True)
         assert "# batch-size finder" in (run.path / "config.yaml").read_text()
@@ -125,9 +137,12 @@ class TestRun:
         assert copy.metrics == run.metrics | found
         assert copy.test(photos / "test") == found  # the same images, as a folder of their own
 
-    def test_another_folder_is_measured_and_not_kept(self, run, photos):
+    def test_another_folder_is_measured_and_not_kept(self, run, photos, capsys):
         before = (run.path / "results.json").read_bytes()
+        run.test(photos / "val")
+        assert "trained on" not in capsys.readouterr().err
         found = run.test(photos / "train")
+        assert "18 of 18 images were trained on too, so that models look too good there" in capsys.readouterr().err
         assert "test/accuracy" in found
         assert (run.path / "results.json").read_bytes() == before
 

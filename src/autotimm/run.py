@@ -193,7 +193,8 @@ class Run:
         measure = trainer.validate if verb == "validate" else trainer.test
         if isinstance(data, (str, Path)):
             notices: list[str] = []
-            loader = labelled_loader(data, known_data(task), verb.replace("validate", "val"), notices=notices)
+            split, trained = verb.replace("validate", "val"), self._folder.content_of("train")
+            loader = labelled_loader(data, known_data(task), split, notices=notices, trained=trained)
             say(*notices, f"data: {len(loader.dataset)} images of {data}")
             results = measure(task, dataloaders=loader)
         else:

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from autotimm.data.filecache import Stamp, stamp, use_cache, with_progress
+from autotimm.data.formats.walk import some
 from autotimm.data.table import Table
 from autotimm.repro.digest import file_digest, state_digest
 from autotimm.repro.streams import scope
 
-__all__ = ["Content", "content"]
+__all__ = ["Content", "content", "seen_in_training"]
 
 _TABLE = "create table if not exists digests (path blob primary key, size integer, mtime_ns integer, sha256 text)"
 
@@ -62,6 +63,27 @@ def content(tables: Sequence[Table], progress: bool = True) -> Content:
         digests = _with_targets(table, _digests(files, progress)) if files else _samples(table)
         found |= zip(table.ids, digests, strict=True)
     return Content({name: found[name] for name in sorted(found, key=lambda one: one.encode("utf-8", "surrogatepass"))})
+
+
+def seen_in_training(trained: Mapping[str, str], measured: Mapping[str, str], what: str) -> list[str]:
+    """Say which samples that a model is measured on were trained on too, byte for byte; no line if none was.
+
+    Args:
+        trained: Digests of the training samples by id, as :class:`Content` has them.
+        measured: Those of the others.
+        what: What the others are called, such as ``"test images"``.
+
+    Example:
+        >>> seen_in_training({"train/a": "1", "train/b": "2"}, {"test/c": "2", "test/d": "3"}, "test images")
+        ['1 of 2 test images were trained on too, so that models look too good there: test/c (train/b).']
+    """
+    origin = {digest: name for name, digest in trained.items()}
+    both = [f"{name} ({origin[digest]})" for name, digest in measured.items() if digest in origin]
+    if not both:
+        return []
+    return [
+        f"{len(both)} of {len(measured)} {what} were trained on too, so that models look too good there: {some(both)}."
+    ]
 
 
 def _with_targets(table: Table, images: Sequence[str]) -> Iterator[str]:

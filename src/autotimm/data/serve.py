@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autotimm.data.collate import collate
+from autotimm.data.content import content, seen_in_training
 from autotimm.data.formats.labelled import read_labelled
 from autotimm.data.formats.paths import read_paths
 from autotimm.data.formats.relabelled import read_relabelled
@@ -58,17 +59,29 @@ def _without_masks(table: Table, notices: list[str]) -> Table:
     return Subset(table, [index for index in range(len(table)) if index not in masks])
 
 
-def labelled_loader(path: str | Path, spec: DataSpec, split: str, *, notices: list[str]) -> KeyedLoader:
+def labelled_loader(
+    path: str | Path, spec: DataSpec, split: str, *, notices: list[str], trained: Mapping[str, str] | None = None
+) -> KeyedLoader:
     """Load labelled images to measure a model on.
 
     How a path is read is said at :func:`autotimm.data.formats.labelled.read_labelled` and, for boxes and masks, at
     :func:`autotimm.data.formats.relabelled.read_relabelled`.
+
+    Args:
+        path: The images and their labels.
+        spec: What the model remembers of its data.
+        split: ``"val"`` or ``"test"``.
+        notices: Receives a line about each thing that was left out, and one if there are images among them that the
+            model was trained on.
+        trained: Digests of the samples that it was trained on, by id.
 
     Raises:
         DataError: If there are none, or they have classes that the model does not know.
     """
     read = read_labelled if spec.kind == "classes" else read_relabelled
     tables, _ = readable({split: read(path, spec, split, notices)}, notices)
+    if trained:
+        notices += seen_in_training(trained, content([tables[split]]), "images")
     return _loader(tables[split], spec, None)
 
 

@@ -32,7 +32,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import save
 
-from autotimm.data.content import Content, content
+from autotimm.data.content import Content, content, seen_in_training
 from autotimm.data.module import DataModule
 from autotimm.errors import DataError, ModelError, RunError, UsageError, sentence
 from autotimm.repro.files import atomic_path, write_text
@@ -173,6 +173,7 @@ class RunFolder:
                 self._require_same(found)
                 write_text(self.path / "splits.csv", _splits(data))
                 write_text(self.path / "files.csv", _table(("id", "sha256"), found.items()))
+                data.notices += [line for line in self._overlaps() if line not in data.notices]
         except OSError as error:
             raise RunError(f"The run folder {self.path} must be writable. It is not ({error.strerror}).") from error
 
@@ -218,6 +219,20 @@ class RunFolder:
             return None
         with path.open(newline="", encoding="utf-8") as file:
             return Content((row["id"], row["sha256"]) for row in csv.DictReader(file))
+
+    def content_of(self, split: str) -> Mapping[str, str]:
+        """The digests of the samples of one split by id; nothing if the run was made from loaders."""
+        found, path = self.content(), self.path / "splits.csv"
+        if found is None or not path.exists():
+            return {}
+        with path.open(newline="", encoding="utf-8") as file:
+            names = [row["id"] for row in csv.DictReader(file) if row["split"] == split]
+        return {name: found[name] for name in names if name in found}
+
+    def _overlaps(self) -> list[str]:
+        trained = self.content_of("train")
+        sides = {split: self.content_of(split) for split in ("val", "test")}
+        return [line for split, side in sides.items() for line in seen_in_training(trained, side, f"{split} images")]
 
     @property
     def manifest(self) -> Path:
