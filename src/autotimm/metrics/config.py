@@ -173,9 +173,10 @@ def _find_class(config: MetricConfig) -> type[Metric]:
     require(isinstance(path, str), "metric_class", owner, "a name", path, "Give for example 'Accuracy'.")
     if config.backend == "torchmetrics" and "." not in path:
         known = _known_classes()
+        if path in known:  # before a cure is looked for among two hundred names, which takes longer than the metric
+            return known[path]
         cure = nearest(path, known) or "Use backend='custom' with an import path for a metric of your own."
-        require(path in known, "metric_class", owner, "a metric of torchmetrics", path, cure)
-        return known[path]
+        raise UsageError(sentence("metric_class", owner, "a metric of torchmetrics", path, cure))
     try:
         found = import_object(path)
     except ImportError:
