@@ -32,7 +32,7 @@ def test_every_block_is_found_and_filled() -> None:
 def test_every_block_runs_as_written(tmp_path: Path) -> None:
     from autotimm.data.toy import write_toy_folder
 
-    write_toy_folder(tmp_path / "data", n=80, num_classes=10, image_size=32, seed=0)
+    write_toy_folder(tmp_path / "data", n=20, num_classes=10, image_size=32, seed=0)
     assert_ran(run_blocks(GUIDE, tmp_path, filled), GUIDE)
 
 

@@ -219,6 +219,7 @@ def test_a_terminal_is_told_that_torch_is_loading(tmp_path: Path, monkeypatch):
     assert stderr_on_a_terminal("--progress", "false").startswith("error: ")
 
 
+@pytest.mark.slow
 def test_elsewhere_nothing_is_said_about_loading(tmp_path: Path):
     command = [sys.executable, "-m", "autotimm", "fit", "no-such-folder"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)

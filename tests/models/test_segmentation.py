@@ -63,7 +63,7 @@ def test_every_pixel_has_logits(arch: str, backbone: str) -> None:
     assert torch.isfinite(logits).all()
 
 
-@pytest.mark.parametrize("arch", SEGMENTERS)
+@pytest.mark.parametrize("arch", ["fpn", *(pytest.param(one, marks=pytest.mark.slow) for one in SEGMENTERS[1:])])
 def test_it_learns_what_pixels_show(arch: str) -> None:
     network = build(arch)
     pictures, wanted = train(network, 60)

@@ -268,6 +268,7 @@ def said(call, *arguments):
 
 
 class TestWithoutAHub:
+    @pytest.mark.slow
     def test_random_weights_are_taken_and_said(self, tmp_path: Path) -> None:
         code = f"{NOTES}print(json.dumps(notes))"
         notes = in_process(code, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
@@ -286,6 +287,7 @@ print(json.dumps([notes, insisting, named]))
         assert "'hf-hub:owner/tiny' must be in the cache or on the hub. It is not cached and the hub is not" in named
         assert hub.asked == ["HEAD /"]
 
+    @pytest.mark.slow
     def test_offline_asks_nobody(self, tmp_path: Path, serve: Callable[..., Hub]) -> None:
         hub = serve({"/": b""})
         notes = in_process(f"{NOTES}print(json.dumps(notes))", tmp_path, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")

@@ -87,15 +87,21 @@ CASES = {
 }  # fmt: skip
 
 
-# Every architecture costs up to a minute. Of each dense task one is always looked at; of Mask R-CNN, whose trainings
-# take seconds, what needs few of them.
+# Every architecture costs up to a minute. One classifier, one segmenter and a task of a user's own are always looked at
+# from all sides; the others where they differ most.
 BRIEF = ("check_same_seed_same_weights", "check_resume_within_epoch", "check_verify", "check_predict_equals_validate")
-LONG = {*detection.ARCHS, *instance.ARCHS, *SEGMENTERS, "a user's own decoder"} - {"fcos", "fpn"}
+WHOLE = {"test_resnet", "fpn", "a user's own"}
+QUICK = {
+    "test_vit": ("check_workers",),
+    "several labels": (*BRIEF, "check_workers"),
+    "fcos": (*BRIEF, "check_workers", "check_learns"),
+    "mask_rcnn": BRIEF,
+    "a user's own decoder": ("check_checkpoint",),
+}
 
 
 def always(name, check):
-    quick = {"mask_rcnn": BRIEF, "a user's own decoder": ("check_checkpoint",)}
-    return name not in LONG or check.__name__ in quick.get(name, ())
+    return name in WHOLE or check.__name__ in QUICK.get(name, ())
 
 
 PAIRS = [

@@ -81,7 +81,7 @@ def same(folder, reference):
 
 # Ctrl-C in a process of its own is also in tests/test_bad_runs.py, which is quicker.
 SIGNALS = [
-    pytest.param(signal.SIGTERM, 143, id="term"),
+    pytest.param(signal.SIGTERM, 143, id="term", marks=pytest.mark.slow),  # briefer in tests/test_bad_runs.py
     pytest.param(signal.SIGINT, 130, id="int", marks=pytest.mark.slow),
 ]
 
@@ -132,6 +132,7 @@ def test_twenty_kills(photos, tmp_path):
     assert kills(photos, reference, tmp_path, count=20, epochs=40, seed=time.time_ns()) == 20
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_starts_over(photos, reference, tmp_path):
     process = start("fit", photos, *FIT, "--epochs", 4, "--name", "stopped", cwd=tmp_path)
     folder = tmp_path / "runs" / "stopped"

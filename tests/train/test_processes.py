@@ -143,6 +143,7 @@ if trainer.is_global_zero:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
 def test_every_sample_is_measured_once(toy_folder, tmp_path):
     """Of 7 images two processes have 4 and 3: none may count twice."""

@@ -75,7 +75,13 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+QUICK = {"plain", "mixup, average, dropout", "accumulated"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(one, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, one in VARIANTS.items()],
+)
 def test_any_moment(options, toy_folder, tmp_path):
     same_after([2, 4, 5], toy_folder, tmp_path, **options)
 
