@@ -121,7 +121,7 @@ def test_a_killed_study_goes_on(toy_folder, tmp_path):
 def test_a_run_that_fails_is_named(toy_folder, tmp_path):
     options = {**OPTIONS, "loss": "no.such.loss"}
     with pytest.raises(RunError, match=r"The run seed-42 of the study failed: .*no\.such.* is in .*seed-42\.log"):
-        autotimm.study(toy_folder, seeds=1, out=tmp_path, **options)
+        autotimm.study(toy_folder, seeds=2, jobs=1, out=tmp_path, **options)
 
 
 def test_changed_data_is_refused(made, toy_folder, tmp_path):
