@@ -188,10 +188,10 @@ class TestCauses:
         ("options", "stage", "said"),
         [
             ({"seed": 43}, "start", "another seed of the model: 42 was recorded, 43 was found"),
-            ({"batch_size": 6}, "order", "the option `batch_size`: 8 was recorded, 6 was found"),
-            ({"lr": 1e-3}, "rate", "the learning rate: none was recorded, 0.001 was found"),
+            ({"batch_size": 6}, "order", "the option `batch_size`: 8 was recorded, 6 was found."),
+            ({"lr": 1e-3}, "rate", "the learning rate: 0.0005 was recorded, 0.001 was found."),
             ({"augmentation": "light"}, "inputs", "the option `augmentation`: default was recorded, light was found"),
-            ({"weight_decay": 0.2}, "update", "the option `weight_decay`: none was recorded, 0.2 was found"),
+            ({"weight_decay": 0.2}, "update", "the decision on `weight_decay`: 0.05 was recorded, 0.2 was found."),
             ({"epochs": 3}, "rate", "the option `max_epochs`: 2 was recorded, 3 was found"),
         ],
         ids=["seed", "batch size", "learning rate", "augmentation", "decay", "epochs"],

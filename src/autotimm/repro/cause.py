@@ -68,7 +68,7 @@ _WORDS = (
     (r"environment\.hardware\.(.*)", r"the hardware (\1)"),
     (r"environment\.switches\.(.*)", r"the switch torch.\1"),
     (r"environment\.variables\.(.*)", r"the environment variable \1"),
-    (r"decisions\.(.*)", r"the decision on `\1`"),
+    (r"decisions\.(?:recipe\.)?(.*)", r"the decision on `\1`"),
 )
 
 _CODE = r"inputs\.code\..*|environment\.(package|git\b.*)"
@@ -177,13 +177,28 @@ def likely_cause(
 
 
 def _suspects(stage: str, manifests: Sequence[ManifestDifference], files: Sequence[str]) -> list[str]:
-    found: dict[str, None] = {}  # a set that keeps its order
-    for pattern in _SUSPECTS.get(stage, ()):
-        for one in manifests:
-            if re.fullmatch(pattern, f"{one.section}.{one.name}"):
-                other_files = files and one.section == "inputs" and one.name.startswith("data.")
-                found[_files(files) if other_files else one.words] = None
-    return list(found)
+    found = [
+        one
+        for pattern in _SUSPECTS.get(stage, ())
+        for one in manifests
+        if re.fullmatch(pattern, f"{one.section}.{one.name}")
+    ]
+    words: dict[str, None] = {}  # a set that keeps its order
+    for one in _said_once(found):
+        other_files = files and one.section == "inputs" and one.name.startswith("data.")
+        words[_files(files) if other_files else one.words] = None
+    return list(words)
+
+
+def _said_once(found: list[ManifestDifference]) -> list[ManifestDifference]:
+    """Without the half that says less, where an option and the decision on it differ: an open option has no value."""
+    options, decisions = (
+        {one.name.rpartition(".")[-1]: one for one in found if f"{one.section}.{one.name}".startswith(section)}
+        for section in ("inputs.config.", "decisions.")
+    )
+    both = options.keys() & decisions.keys()
+    dropped = [options[name] if None in (options[name].a, options[name].b) else decisions[name] for name in both]
+    return [one for one in found if one not in dropped]
 
 
 def _files(files: Sequence[str]) -> str:
