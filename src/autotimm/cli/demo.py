@@ -51,9 +51,9 @@ _SHOWS = {
     # The light augmentation does not mirror: a mirrored digit is another digit or none.
     "classification": _Show(10, 32, 0, ("--augmentation", "light"), "predictions.csv"),
     # The scenes have outlines too, so that without a word they would be taken for instance segmentation.
-    "detection": _Show(4, 128, 256, ("--task", "detection", *_SHAPES, "16"), "found.json"),
+    "detection": _Show(6, 128, 256, ("--task", "detection", *_SHAPES, "16"), "found.json"),
     "segmentation": _Show(8, 128, 256, (*_SHAPES, "16"), "labels"),
-    "instance": _Show(2, 128, 160, (*_SHAPES, "8"), "found.json"),
+    "instance": _Show(3, 128, 160, (*_SHAPES, "8"), "found.json"),
 }
 
 
