@@ -15,11 +15,44 @@ def closed(network: nn.Module) -> int:
     return sum(not one.weight.any() for one in network.modules() if isinstance(one, nn.BatchNorm2d))
 
 
+def least(network: nn.Module, ending: str) -> float:
+    """The smallest factor of the parameters whose names end so."""
+    found = [value.abs().max().item() for name, value in network.named_parameters() if name.endswith(ending)]
+    assert found
+    return min(found)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "resnet10t", "regnetx_002"])
 def test_random_backbones_begin_open(name):
     assert closed(timm.create_model(name)) > 0
     assert closed(build_backbone(name, image_size=64)) == 0
     assert closed(build_maps(name, image_size=64)[0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [
+        ("test_convnext", "gamma"),
+        ("deit3_small_patch16_224", "ls1.gamma"),
+        ("poolformer_s12", "layer_scale1.scale"),
+        ("fastvit_t8", "layer_scale.gamma"),
+    ],
+)
+def test_layer_scales_begin_open(name, ending):
+    network = timm.create_model(name)
+    assert 0 < least(network, ending) < 1e-4
+    assert open_residuals(network) > 0
+    assert least(network, ending) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"), [("convnextv2_atto", "grn.weight"), ("beit_base_patch16_224", "gamma_1"), ("test_vit", "bias")]
+)
+def test_what_is_meant_to_begin_small_stays(name, ending):
+    network = timm.create_model(name)
+    before = least(network, ending)
+    assert open_residuals(network) == 0
+    assert least(network, ending) == before
 
 
 def test_nothing_else_is_changed():
