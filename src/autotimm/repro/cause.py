@@ -108,8 +108,9 @@ _SUSPECTS = {
 }  # fmt: skip
 
 _UNEXPECTED = {
-    "start": "Nothing that is recorded differs. Likely weights are drawn outside of the model's constructor, or from a "
-             "generator of their own.",
+    "start": "Nothing that is recorded differs. Likely weights are drawn outside of the stream `init`, as in a "
+             "constructor of one's own, or from a generator of their own: draw them inside of "
+             "`repro.scope(seed, 'init', 'mine')`.",
     "order": "Nothing that is recorded differs. Likely the data set lists its samples in another order.",
     "inputs": "Nothing that is recorded differs. Likely a transform draws from a generator of its own, or files "
               "changed while the run went on.",
