@@ -90,6 +90,22 @@ def test_traps(tmp_path: Path, picture: Picture) -> None:
         read(tmp_path)
 
 
+def test_a_missing_image_is_not_replaced_by_its_namesake_of_another_split(tmp_path: Path, picture: Picture) -> None:
+    for split in ("train", "val"):
+        for number in range(3):
+            picture(tmp_path / "images" / split / f"frame_{number}.png")
+        rows = [f"frame_{number}.png,dog,1,2,9,8" for number in range(3)]
+        (tmp_path / f"{split}.csv").write_text("\n".join(["filename,class,xmin,ymin,xmax,ymax", *rows]))
+    (tmp_path / "images" / "train" / "frame_0.png").unlink()
+    tables, notices = read(tmp_path)
+    assert tables["train"].ids == ("images/train/frame_1.png", "images/train/frame_2.png")
+    assert notices == ["1 images that are not there, left out: images/train/frame_0.png."]
+    with pytest.raises(DataError, match="1 images that are not there"):
+        read(tmp_path, strict=True)
+    (tmp_path / "val.csv").unlink()  # alone it is read whole, and still is about train/
+    assert read(tmp_path)[0]["train"].ids == tables["train"].ids
+
+
 def test_a_name_that_no_system_takes(tmp_path: Path, picture: Picture) -> None:
     picture(tmp_path / "a.png")
     rows = ["filename,class,xmin,ymin,xmax,ymax", "a.png,dog,1,2,3,4", "a\x00.png,dog,1,2,3,4"]

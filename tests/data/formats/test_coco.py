@@ -283,6 +283,62 @@ def test_missing_images_are_named(write: Callable[..., Path]) -> None:
         read(root)
 
 
+def frames(picture: Picture, root: Path, gone: str, name: str = "frame_{}.png") -> None:
+    """Three pictures for each split, called alike in both, and of one of them ``gone``; official places."""
+    for split in ("train", "val"):
+        images = [{"id": number, "file_name": name.format(number)} for number in range(3)]
+        for seed, one in enumerate(images):
+            picture(root / "images" / split / str(one["file_name"]), seed=seed)
+        (root / "annotations").mkdir(exist_ok=True)
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(sheet(images=images)))
+    (root / "images" / gone).unlink()
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_missing_image_is_not_replaced_by_its_namesake_of_another_split(
+    tmp_path: Path, picture: Picture, split: str
+) -> None:
+    frames(picture, tmp_path, f"{split}/frame_2.png")
+    tables, notices = read(tmp_path)
+    assert {name: table.ids for name, table in tables.items()} == {
+        name: tuple(f"images/{name}/frame_{number}.png" for number in range(2 if name == split else 3))
+        for name in ("train", "val")
+    }
+    assert notices == [f"1 images that are not there, left out: images/{split}/frame_2.png."]
+    with pytest.raises(DataError, match=rf"1 images that are not there: images/{split}/frame_2\.png"):
+        read(tmp_path, strict=True)
+    for path in (tmp_path / "images" / "train").iterdir():
+        path.unlink()  # not one is left: those of val are no better
+    with pytest.raises(DataError, match="No image to train on is left"):
+        read(tmp_path)
+
+
+def test_a_name_with_folders_is_not_found_in_others(tmp_path: Path, picture: Picture) -> None:
+    """Not in those of another split, nor where the picture is another one's: cat/1.png is not dog/1.png."""
+    names = ["train/cat/1.png", "train/dog/1.png", "train/dog/img 3.png", "val/dog/2.png"]
+    for name in [*names, "val/dog/img 3.png", "val/cat/1.png"]:
+        picture(tmp_path / name)
+    content = sheet(images=[{"id": number, "file_name": name} for number, name in enumerate(names)])
+    (tmp_path / "all.json").write_text(json.dumps(content))
+    assert read(tmp_path)[0]["train"].ids == tuple(names)
+    for name in ("train/cat/1.png", "train/dog/img 3.png"):
+        (tmp_path / name).unlink()
+    tables, notices = read(tmp_path)
+    assert tables["train"].ids == ("train/dog/1.png", "val/dog/2.png")
+    assert notices == ["2 images that are not there, left out: train/cat/1.png, train/dog/img 3.png."]
+
+
+def test_one_file_for_all_finds_the_images_of_all_splits(tmp_path: Path, picture: Picture) -> None:
+    """By name alone, unless some names are there twice: then only in the folder that has most of them."""
+    for name in ("train/a.png", "train/b.png", "val/c.png"):
+        picture(tmp_path / name)
+    images = [{"id": number, "file_name": f"{name}.png"} for number, name in enumerate("abc")]
+    (tmp_path / "all.json").write_text(json.dumps(sheet(images=images)))
+    assert read(tmp_path)[0]["train"].ids == ("train/a.png", "train/b.png", "val/c.png")
+    picture(tmp_path / "val" / "a.png")
+    assert read(tmp_path)[0]["train"].ids == ("train/a.png", "train/b.png")
+
+
 def test_an_image_of_another_size_is_left_out(write: Callable[..., Path], picture: Picture) -> None:
     root = write()
     picture(root / "images" / "a.png", size=(16, 20))

@@ -143,6 +143,20 @@ def test_the_stem_finds_the_image_whatever_the_file_says(tmp_path: Path, picture
     ]
 
 
+def test_a_missing_image_is_not_replaced_by_its_namesake_of_another_split(tmp_path: Path, picture: Picture) -> None:
+    for split in ("train", "valid"):
+        for number in range(3):
+            picture(tmp_path / split / f"frame_{number}.png")
+            write(tmp_path / split / f"frame_{number}.xml", thing("dog", (1, 1, 5, 5)))
+    (tmp_path / "train" / "frame_2.png").unlink()
+    tables, notices = read(tmp_path)
+    assert tables["train"].ids == ("train/frame_0.png", "train/frame_1.png")
+    assert len(tables["val"].ids) == 3
+    assert notices == ["1 XML files without an image, left out: train/frame_2.xml."]
+    with pytest.raises(DataError, match=r"1 XML files without an image: train/frame_2\.xml"):
+        read(tmp_path, strict=True)
+
+
 def test_broken_xml_is_named(tmp_path: Path, picture: Picture) -> None:
     things = ["<object>", thing("", (1, 1, 5, 5)), thing("dog", ("x", 1, 5, 5)), "<object><name>dog</name></object>"]
     for number, content in enumerate(things):

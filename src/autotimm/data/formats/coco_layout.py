@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import mmap
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -75,26 +76,34 @@ def coco_files(root: Path, notices: list[str]) -> dict[str, Path]:
 
 
 class Images:
-    """Finds the images that a COCO file names.
+    """Finds the images that an annotation file names, and never takes one of another split for them.
+
+    Numbered frames have the same names in every split: a picture that was deleted from ``train/`` must be missing, not
+    be replaced by its namesake in ``val/``.
 
     Args:
         root: The root of the data; nothing outside of it is read.
-        annotations: The JSON file.
-        split: What it is for.
+        annotations: The file that names them. If its path names a split, its images are of that split.
+        split: What it is used for; of folders that are equal otherwise, that of this split is taken.
         names: The file names in it.
     """
 
     def __init__(self, root: Path, annotations: Path, split: str, names: Sequence[str]) -> None:
         self.root = root
+        self._split = split_of(relative(annotations, root))
         self._below: dict[str, list[Path]] | None = None
-        some_names = [self._tail(name) for name in names[:20]]
+        tails = list(dict.fromkeys(map(self._tail, names)))
+        # By its last part alone a path is found only where that part is nobody else's: cat/1.jpg is not dog/1.jpg.
+        self._stated = Counter(PurePosixPath(tail).name for tail in tails)
         folders = dict.fromkeys([annotations.parent, root, *_folders(root, depth=3)])
+        wanted = self._split or split
 
-        def fitness(folder: Path) -> tuple[int, bool]:
-            hits = sum((folder / name).is_file() for name in some_names)
-            return hits, split_of(relative(folder, root)) == split
+        def fitness(folder: Path) -> tuple[bool, int]:
+            hits = sum((folder / tail).is_file() for tail in tails[:20])
+            return hits > 0 and wanted in self._splits(folder), hits
 
-        self.base = max(folders, key=fitness)  # of equals the first: beside the JSON file
+        own = [one for one in folders if self._split is None or self._may_hold(one, self._split)]
+        self.base = max(own or [root], key=fitness)  # of equals the first: beside the file
 
     @staticmethod
     def _tail(name: str) -> str:
@@ -103,18 +112,37 @@ class Images:
         outside = path.is_absolute() or ".." in path.parts or ":" in path.parts[0] if path.parts else True
         return path.name if outside else str(path)
 
+    def _splits(self, folder: Path) -> set[str]:
+        """All splits that the path of a folder names: val/train/ may hold the trains among what is to validate."""
+        return {split for part in PurePosixPath(relative(folder, self.root)).parts if (split := split_of(part))}
+
+    def _may_hold(self, folder: Path, split: str | None) -> bool:
+        named = self._splits(folder)
+        return not named or split is None or split in named
+
     def find(self, name: str) -> Path:
         """The file of that name; where it should be if there is none."""
-        tail = self._tail(name)
+        tail = PurePosixPath(self._tail(name))
         path = self.base / tail
-        if path.is_file():
+        if path.is_file() or self._stated[tail.name] > 1:
             return path
         if self._below is None:
-            self._below = {}
-            for image in images_below(self.root):
-                self._below.setdefault(image.path.name, []).append(image.path)
-        found = self._below.get(PurePosixPath(tail).name, [])
+            self._below = self._list_images()
+        split = split_of(str(tail.parent)) or self._split
+        found = [one for one in self._below.get(tail.name, []) if self._may_hold(one.parent, split)]
         return found[0] if len(found) == 1 else path
+
+    def _list_images(self) -> dict[str, list[Path]]:
+        below: dict[str, list[Path]] = {}
+        for image in images_below(self.root):
+            below.setdefault(image.path.name, []).append(image.path)
+        if self._split is None and any(self._in_two_splits(paths) for paths in below.values() if len(paths) > 1):
+            # One file for all splits may name pictures of all; but where names say nothing, only the folder does.
+            self._split = split_of(relative(self.base, self.root))
+        return below
+
+    def _in_two_splits(self, paths: Sequence[Path]) -> bool:
+        return len({split_of(relative(path.parent, self.root)) for path in paths} - {None}) > 1
 
 
 def _folders(root: Path, depth: int) -> Iterator[Path]:

@@ -86,7 +86,7 @@ def read_voc(folder: Path, notices: list[str], *, masks: bool = False, strict: b
 
 
 class _Finder:
-    """Finds the image of an XML file by its stem, the nearest if several folders have one."""
+    """Finds the image of an XML file by its stem, the nearest if several folders have one; none of another split."""
 
     def __init__(self, images: Sequence[Path], root: Path) -> None:
         self.root = root
@@ -97,13 +97,20 @@ class _Finder:
     def find(self, annotation: Path, filename: str) -> Path | None:
         """The image, or ``None``."""
         stem = PurePosixPath(filename.replace("\\", "/")).stem
-        found = self._by_stem.get(annotation.stem) or self._by_stem.get(stem, [])
+        found = self._allowed(annotation.stem, annotation) or self._allowed(stem, annotation)
         return max(found, key=lambda path: self._nearness(path, annotation), default=None)
 
+    def _allowed(self, stem: str, annotation: Path) -> list[Path]:
+        """Images of a stem but for those of another split: numbered frames are called alike in each."""
+        split = self._split(annotation)
+        return [one for one in self._by_stem.get(stem, []) if not split or self._split(one) in (None, split)]
+
+    def _split(self, path: Path) -> str | None:
+        return split_of(relative(path.parent, self.root))
+
     def _nearness(self, image: Path, annotation: Path) -> tuple[bool, bool, int]:
-        sides = [split_of(relative(path.parent, self.root)) for path in (image, annotation)]
         common = os.path.commonpath([image.parent, annotation.parent])
-        return image.parent == annotation.parent, sides[0] == sides[1], len(common)
+        return image.parent == annotation.parent, self._split(image) == self._split(annotation), len(common)
 
 
 def _record(path: Path, root: Path, finder: _Finder, report: Report) -> Record | None:
