@@ -123,6 +123,57 @@ class TestLetterbox:
         assert (seen - torch.tensor([5.0, 10.0, 35.0, 20.0])).abs().max() <= 1
 
 
+def disc(side: int) -> Tensor:
+    """A disc off the middle, whose pixels are those with their center in it (side, side)."""
+    at = torch.arange(side) + 0.5
+    return (at[:, None] - 0.45 * side) ** 2 + (at - 0.55 * side) ** 2 < (0.2 * side) ** 2
+
+
+def middle(drawn: Tensor) -> Tensor:
+    """The mean of the pixel centers of a drawn shape."""
+    return drawn.nonzero().double().mean(0) + 0.5
+
+
+@pytest.mark.parametrize("name", SPATIAL_AUGMENTATIONS)
+@pytest.mark.parametrize("side", [270, 333, 500])
+def test_masks_lie_on_their_image(name, side):
+    """``NEAREST`` of torchvision puts them half a pixel of the square beside it, in the letterbox and in the jitter."""
+    image = tv_tensors.Image(255 * disc(side).to(torch.uint8).expand(3, -1, -1))
+    masks = tv_tensors.Mask(torch.stack([disc(side).to(torch.uint8)]))
+    rows, columns = disc(side).any(1).nonzero(), disc(side).any(0).nonzero()
+    corners = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    boxes = tv_tensors.BoundingBoxes(torch.tensor([corners]).float(), format="XYXY", canvas_size=(side, side))
+    move = letterbox(spatial_augmentation(name, SIDE, "a test", UNKNOWN))
+    torch.manual_seed(0)
+    beside = []
+    for draw in range(30):
+        state = torch.get_rng_state()
+        found = move(Sample(image, tv_tensors.Mask(masks[0]), "1.png"))
+        shape = found.target == 1
+        if shape.sum() < 100 or any(edge.any() for edge in (shape[0], shape[-1], shape[:, 0], shape[:, -1])):
+            continue  # cut off: the middle says nothing
+        torch.set_rng_state(state)
+        labels = {"labels": torch.zeros(1, dtype=torch.int64), "crowd": torch.zeros(1, dtype=torch.bool)}
+        objects = move(Sample(image, {"boxes": boxes, "masks": masks, **labels}, "1.png"))
+        assert torch.equal(objects.image, found.image), "what is drawn does not depend on the target"
+        assert torch.equal(objects.target["masks"][0] == 1, shape)
+        (x1, y1, x2, y2), seen = objects.target["boxes"][0].tolist(), found.image[0] > 128
+        of_box, of_mask = torch.tensor([(y1 + y2) / 2, (x1 + x2) / 2]), middle(shape)
+        assert (of_box - of_mask).abs().max() < 0.3, draw
+        beside.append(middle(seen & (found.target != UNKNOWN)) - of_mask)
+    assert len(beside) > 5
+    assert torch.stack(beside).mean(0).abs().max() < 0.15
+
+
+@pytest.mark.parametrize("size", [(1, 400), (400, 1)])
+def test_a_line_of_pixels_does_not_vanish(size):
+    sample = Sample(tv_tensors.Image(torch.zeros(3, *size, dtype=torch.uint8)),
+                    tv_tensors.Mask(torch.ones(size, dtype=torch.uint8)), "1.png")  # fmt: skip
+    move = letterbox(spatial_augmentation("strong", SIDE, "a test", UNKNOWN))
+    torch.manual_seed(0)
+    assert all((move(sample).target == 1).any() for _ in range(10))
+
+
 class TestAugmentation:
     @pytest.mark.parametrize("name", SPATIAL_AUGMENTATIONS)
     @pytest.mark.parametrize("size", [(80, 120), (61, 47)])
@@ -174,6 +225,10 @@ class TestAugmentation:
 
         with pytest.raises(UsageError, match="labels_getter"):
             letterbox(careless).check(Sample(None, careless(None, scene(20, 20, [[2, 2, 9, 9]]).target)[1], "1.png"))
+
+    @pytest.mark.parametrize("name", SPATIAL_AUGMENTATIONS)
+    def test_they_draw_from_torch_alone(self, name):
+        assert letterbox(spatial_augmentation(name, SIDE, "a test")).torch_only
 
     @pytest.mark.parametrize(
         "wrong", [lambda image, target: image, lambda image, target: (image.float() / 255, target)]

@@ -12,9 +12,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from autotimm.data.jitter import ScaleJitter, resize_masks
 from autotimm.data.transforms import SampleTransform, draws_from_torch_only
 from autotimm.errors import UsageError, require_choice, sentence
 from autotimm.types import Placement, Sample
@@ -68,9 +69,8 @@ def spatial_augmentation(name: str, image_size: int, owner: str, outside: int = 
     square = (image_size, image_size)
     fill = {tv_tensors.Image: GRAY, tv_tensors.Mask: outside, "others": 0}
     parts: list[Any] = [] if name == "light" else [v2.RandomHorizontalFlip()]
-    # Masks are resized to the nearest pixel by torchvision itself; the crop pads what the jitter made too small.
-    parts.append(v2.ScaleJitter(square, scale_range=(low, high), antialias=True))
-    parts.append(v2.RandomCrop(square, pad_if_needed=True, fill=fill))
+    parts.append(ScaleJitter(image_size, low, high))
+    parts.append(v2.RandomCrop(square, pad_if_needed=True, fill=fill))  # pads what the jitter made too small
     colors = {"light": v2.ColorJitter(0.1, 0.1), "default": v2.ColorJitter(0.2, 0.2, 0.2)}
     parts.append(colors.get(name) or v2.RandomPhotometricDistort())
     composed: PairTransform = v2.Compose(parts)
@@ -156,11 +156,10 @@ class SpatialTransform(SampleTransform):
     def _boxed(self, image: Tensor, at: Placement, fill: int) -> Tensor:
         """Resize and pad an image (3, H, W) or masks (..., H, W)."""
         mask = fill != GRAY
-        mode = InterpolationMode.NEAREST if mask else InterpolationMode.BILINEAR
-        plain = image.as_subclass(Tensor)
+        plain, size = image.as_subclass(Tensor), (at.shown_height, at.shown_width)
         rows = plain if plain.ndim == 3 else plain.unsqueeze(0)
-        if rows.shape[-2:] != (at.shown_height, at.shown_width):
-            rows = F.resize(rows, [at.shown_height, at.shown_width], interpolation=mode, antialias=not mask)
+        if rows.shape[-2:] != size:
+            rows = resize_masks(rows, size) if mask else F.resize(rows, list(size), antialias=True)
         bottom, right = self.image_size - at.top - at.shown_height, self.image_size - at.left - at.shown_width
         rows = F.pad(rows, [at.left, at.top, right, bottom], fill=fill)
         result: Tensor = rows if plain.ndim == 3 else rows[0]

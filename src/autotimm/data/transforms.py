@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
+from autotimm.data.jitter import ScaleJitter
 from autotimm.errors import UsageError, require_choice, sentence
 from autotimm.types import Sample
 
@@ -124,7 +125,7 @@ def train_transform(
 
 
 def draws_from_torch_only(transform: Any) -> bool:
-    """Whether a transform is made of torchvision v2 alone, which reads torch's generator and no other.
+    """Whether a transform is made of torchvision v2 and our scale jitter alone, which read torch's generator only.
 
     A ``v2.Lambda``, a subclass of your own, an older transform or any other callable may read ``random`` or NumPy.
 
@@ -134,6 +135,8 @@ def draws_from_torch_only(transform: Any) -> bool:
         >>> draws_from_torch_only(v2.Compose([v2.RandomHorizontalFlip(), lambda image: image]))
         False
     """
+    if type(transform) is ScaleJitter:
+        return True
     if not type(transform).__module__.startswith("torchvision.transforms.v2.") or isinstance(transform, v2.Lambda):
         return False
     # The containers of v2 keep plain lists, which nn.Module.modules() does not see.
