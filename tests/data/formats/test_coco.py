@@ -380,6 +380,42 @@ def test_annotations_of_nothing_are_named(write: Callable[..., Path]) -> None:
     assert "coco.json #8, coco.json #9" in notices[0]
 
 
+def test_images_that_share_an_id_do_not_share_their_objects(write: Callable[..., Path], picture: Picture) -> None:
+    """As where files of two tools were put together without numbering them anew."""
+    names = ["a.png", "sub/b.png", "c.png", "c.png"]
+    images = [{"id": id, "file_name": name} for id, name in zip((0, 0, 1, 1), names, strict=True)]
+    root = write(images=images, annotations=[annotation(image_id=0), annotation(image_id=1)])
+    picture(root / "images" / "c.png")
+    tables, notices = read(root)
+    assert tables["train"].ids == ("images/c.png",)
+    assert tables["train"].object_counts() == (1, 0)
+    assert notices == [
+        "1 images that are listed twice with the same id, used once: c.png.",
+        "2 images that share their id with others, left out: a.png (id 0), sub/b.png (id 0).",
+    ]
+    with pytest.raises(DataError, match=r"2 images that share their id with others: a\.png \(id 0\)"):
+        read(root, strict=True)
+
+
+def test_categories_that_share_an_id_are_refused(write: Callable[..., Path]) -> None:
+    ants = [{"id": 5, "name": "zebra"}, {"id": 90, "name": "ant"}, {"id": 90, "name": "ant"}]
+    tables, notices = read(write(categories=ants))  # the same one again is no harm
+    assert (tables["train"].class_names, notices) == (("zebra", "ant"), [])
+    with pytest.raises(DataError, match="the categories zebra and bee share the id 5"):
+        read(write(categories=[*ants, {"id": 5, "name": "bee"}]))
+
+
+def test_ids_may_be_whole_numbers_as_floats(write: Callable[..., Path]) -> None:
+    images = [{"id": 0.0, "file_name": "a.png"}, {"id": 7, "file_name": "sub/b.png"}]
+    categories = [{"id": 5, "name": "zebra"}, {"id": 90.0, "name": "ant"}]
+    entries = [annotation(image_id=0, category_id=90), annotation(image_id=7.0, category_id=5.0)]
+    table = read(write(images=images, categories=categories, annotations=entries))[0]["train"]
+    assert (table.labels(0), table.labels(1)) == (("ant",), ("zebra",))
+    for broken in (0.5, float("nan"), float("inf")):
+        with pytest.raises(DataError, match="entry 0 of 'annotations' has no 'image_id'"):
+            read(write(annotations=[annotation(image_id=broken)]))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

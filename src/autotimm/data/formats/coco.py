@@ -64,7 +64,7 @@ class _Sheet:
         self.path, self.root, self.split, self.masks, self.report = path, root, split, masks, report
         content = _load(path)
         self.images: list[dict[str, Any]] = self._listed(content, "images", ("id", "file_name"))
-        self.categories: list[dict[str, Any]] = self._listed(content, "categories", ("id", "name"))
+        self.categories: list[dict[str, Any]] = self._distinct(self._listed(content, "categories", ("id", "name")))
         self.annotations: list[dict[str, Any]] = self._listed(content, "annotations", ("image_id", "category_id"))
         self.used = {one["category_id"] for one in self.annotations}
 
@@ -74,14 +74,47 @@ class _Sheet:
             raise DataError(f"{self.path} has no list of {key!r}, as COCO has. Check the file.")
         for number, entry in enumerate(entries):
             for name in needed:
-                if not isinstance(entry, dict) or not isinstance(entry.get(name), (int, str)):
+                value = entry.get(name) if isinstance(entry, dict) else None
+                if isinstance(value, float) and value.is_integer() and name.endswith("id"):
+                    value = entry[name] = int(value)  # pandas writes 3.0 where one of a column is missing
+                if not isinstance(value, (int, str)):
                     raise DataError(
                         f"{self.path}: entry {number} of {key!r} has no {name!r} as COCO has. Check the file."
                     )
         return entries
 
+    def _distinct(self, categories: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The categories, each once.
+
+        Raises:
+            DataError: If two share an id: nothing says which of them an object is.
+        """
+        by_id: dict[Any, dict[str, Any]] = {}
+        for one in categories:
+            first = by_id.setdefault(one["id"], one)
+            if first["name"] != one["name"]:
+                both = f"{first['name']} and {one['name']}"
+                raise DataError(f"{self.path}: the categories {both} share the id {one['id']!r}. Number them anew.")
+        return list(by_id.values())
+
+    def _own_images(self) -> list[dict[str, Any]]:
+        """The images whose id is theirs alone: nothing says which of several an object is in."""
+        by_id: dict[Any, dict[str, dict[str, Any]]] = {}
+        for one in self.images:
+            same = by_id.setdefault(one["id"], {})
+            name = str(one["file_name"])
+            if name in same:
+                self.report.add("images that are listed twice with the same id", "used once", name)
+            same.setdefault(name, one)
+        for id, same in by_id.items():
+            if len(same) > 1:
+                for name in same:
+                    self.report.add("images that share their id with others", "left out", f"{name} (id {id!r})")
+        return [one for same in by_id.values() if len(same) == 1 for one in same.values()]
+
     def records(self) -> list[Record]:
         """The images with their objects, in the order of the file."""
+        own = self._own_images()
         images = Images(self.root, self.path, self.split, [str(one["file_name"]) for one in self.images])
         names = {one["id"]: str(one["name"]) for one in self.categories}
         known = {one["id"] for one in self.images}
@@ -92,7 +125,7 @@ class _Sheet:
                 self.report.add(what, "left out", f"{relative(self.path, self.root)} #{one.get('id', number)}")
                 continue
             things.setdefault(one["image_id"], []).append(self._thing(one, names[one["category_id"]]))
-        return [self._record(one, images.find(str(one["file_name"])), things) for one in self.images]
+        return [self._record(one, images.find(str(one["file_name"])), things) for one in own]
 
     def _record(self, one: Mapping[str, Any], path: Path, things: Mapping[Any, list[Thing]]) -> Record:
         return Record(path, relative(path, self.root), things.get(one["id"], ()), _size(one))
