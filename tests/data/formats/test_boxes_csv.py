@@ -71,7 +71,7 @@ def test_traps(tmp_path: Path, picture: Picture) -> None:
     picture(tmp_path / "b.png")
     head = "filename,width,height,class,xmin,ymin,xmax,ymax"
     rows = ["a.png,20,16,dog,1,2,1,8", "a.png,20,16,dog,1,2,,8", "a.png,20,16,,1,2,3,4", "a.png,20,16,dog,x,2,3,4"]
-    rows += ["b.png,99,16,dog,1,2,3,4", "c.png,20,16,dog,1,2,3,4"]
+    rows += ["b.png,99,16,dog,1,2,3,4", "c.png,20,16,dog,1,2,3,4", "a.png,20,16,dog,1,2,3,4"]
     (tmp_path / "train.csv").write_text("\n".join([head, *rows]))
     tables, notices = read(tmp_path)
     assert tables["train"].ids == ("a.png",)

@@ -318,8 +318,8 @@ def test_a_name_with_folders_is_not_found_in_others(tmp_path: Path, picture: Pic
     names = ["train/cat/1.png", "train/dog/1.png", "train/dog/img 3.png", "val/dog/2.png"]
     for name in [*names, "val/dog/img 3.png", "val/cat/1.png"]:
         picture(tmp_path / name)
-    content = sheet(images=[{"id": number, "file_name": name} for number, name in enumerate(names)])
-    (tmp_path / "all.json").write_text(json.dumps(content))
+    images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
+    (tmp_path / "all.json").write_text(json.dumps(sheet(images=images, annotations=[annotation(image_id=1)])))
     assert read(tmp_path)[0]["train"].ids == tuple(names)
     for name in ("train/cat/1.png", "train/dog/img 3.png"):
         (tmp_path / name).unlink()
@@ -340,7 +340,7 @@ def test_one_file_for_all_finds_the_images_of_all_splits(tmp_path: Path, picture
 
 
 def test_an_image_of_another_size_is_left_out(write: Callable[..., Path], picture: Picture) -> None:
-    root = write()
+    root = write(annotations=[annotation(), annotation(image_id=7)])
     picture(root / "images" / "a.png", size=(16, 20))
     tables, notices = read(root)
     assert tables["train"].ids == ("images/sub/b.png",)
@@ -352,7 +352,7 @@ def test_file_names_do_not_lead_out_of_the_data(write: Callable[..., Path], tmp_
     names = ["../../secret.png", "C:\\photos\\a.png", "/home/somebody/a.png", str(tmp_path.parent / "secret.png")]
     for name in names:
         image = {"id": 0, "file_name": name, "width": 20, "height": 16}
-        root = write(images=[image, {"id": 1, "file_name": "sub\\b.png"}], annotations=[annotation(segmentation=[])])
+        root = write(images=[image, {"id": 1, "file_name": "sub\\b.png"}], annotations=[annotation(image_id=1)])
         assert set(read(root)[0]["train"].ids) <= {"images/a.png", "images/sub/b.png"}
 
 
@@ -395,6 +395,16 @@ def test_images_that_share_an_id_do_not_share_their_objects(write: Callable[...,
     ]
     with pytest.raises(DataError, match=r"2 images that share their id with others: a\.png \(id 0\)"):
         read(root, strict=True)
+
+
+@pytest.mark.parametrize("entries", [[], [annotation(image_id=7)], [annotation(iscrowd=1)], [annotation(bbox=[1] * 5)]])
+@pytest.mark.parametrize("masks", [False, True])
+def test_nothing_to_learn_is_refused(write: Callable[..., Path], entries: list[Any], masks: bool) -> None:
+    """The loss of a model that finds nothing would fall to 0, and nothing would look wrong."""
+    root = write(annotations=entries)
+    (root / "images" / "sub" / "b.png").unlink()
+    with pytest.raises(DataError, match="None of the 1 images to train on has an object that can be learned"):
+        read(root, masks=masks)
 
 
 def test_categories_that_share_an_id_are_refused(write: Callable[..., Path]) -> None:

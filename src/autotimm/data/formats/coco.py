@@ -49,7 +49,8 @@ def read_coco(folder: Path, notices: list[str], *, masks: bool = False, strict: 
     sheets = {split: _Sheet(path, root, split, masks, report) for split, path in ordered(files).items()}
     names = _class_names(list(sheets.values()), notices)
     splits = {split: sheet.records() for split, sheet in sheets.items()}
-    if masks and not any(thing.outline for one in splits["train"] for thing in one.things):
+    things = [thing for one in splits["train"] for thing in one.things]
+    if masks and things and not any(thing.outline for thing in things):
         raise DataError(f"{files['train']} has boxes and no outlines. Use task='detection'.")
     lists = read_lists(root) or read_lists(files["train"].parent)
     if len(files) == 1 and lists:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from autotimm.data.formats.report import Report
 from autotimm.data.formats.splits import ordered
-from autotimm.data.formats.walk import some
 from autotimm.data.objects import Annotation, ObjectTable
 from autotimm.data.outline import Outline, Polygons, RunLengths
 from autotimm.data.peek import image_sizes
@@ -54,43 +54,6 @@ class Record(NamedTuple):
     shares: bool = False
 
 
-class Report:
-    """What is wrong with the annotations: a line for each kind, with the names of a few files.
-
-    Args:
-        strict: Whether to refuse the data instead of leaving out what is wrong.
-    """
-
-    def __init__(self, strict: bool) -> None:
-        self.strict = strict
-        self._found: dict[tuple[str, str], list[str]] = {}
-
-    def add(self, what: str, cure: str, name: str) -> None:
-        """Note one case.
-
-        Args:
-            what: What is wrong, in the plural.
-            cure: What is done about it.
-            name: The file.
-        """
-        self._found.setdefault((what, cure), []).append(name)
-
-    def close(self, notices: list[str]) -> None:
-        """Hand the lines over.
-
-        Raises:
-            DataError: With ``strict``, if anything is wrong.
-        """
-        lines = []
-        for (what, cure), names in self._found.items():
-            distinct = list(dict.fromkeys(names))
-            count = f"{len(names)} {what}" if len(names) == len(distinct) else f"{len(names)} {what} in {len(distinct)}"
-            lines.append((f"{count}: {some(distinct)}.", f"{count}, {cure}: {some(distinct)}."))
-        if lines and self.strict:
-            raise DataError(" ".join(plain for plain, _ in lines) + " Correct these, or leave out `strict`.")
-        notices.extend(said for _, said in lines)
-
-
 def object_tables(
     splits: Mapping[str, Sequence[Record]],
     class_names: Sequence[str],
@@ -113,12 +76,13 @@ def object_tables(
         report: What the format found wrong itself.
 
     Raises:
-        DataError: If there is no class or nothing to train on, or with ``report.strict`` if anything is wrong.
+        DataError: If there is no class, no image or no object to train on, or, with ``report.strict``, if anything is
+            wrong.
     """
     if not class_names:
         raise DataError("There is no class: no file names one, and no object has a label. Add annotations.")
     sizes = image_sizes([one.path for records in splits.values() for one in records])
-    tables: dict[str, Table] = {}
+    tables: dict[str, ObjectTable] = {}
     owners: dict[str, str] = {}
     for split, records in ordered(splits).items():
         kept: dict[str, tuple[Path, list[Annotation]]] = {}
@@ -138,7 +102,13 @@ def object_tables(
     report.close(notices)
     if "train" not in tables:
         raise DataError(f"No image to train on is left. {' '.join(notices)}".rstrip())
-    return tables
+    if not any(tables["train"].object_counts()):
+        # A model that finds nothing anywhere would be right: the loss falls to 0, and nothing looks wrong.
+        raise DataError(
+            f"None of the {len(tables['train'])} images to train on has an object that can be learned. "
+            f"Check that the annotations are those of the images. {' '.join(notices)}".rstrip()
+        )
+    return dict(tables)
 
 
 def _usable(one: Record, size: tuple[int, int] | None, report: Report) -> bool:
