@@ -18,10 +18,9 @@ Every file is written atomically, and names in it are relative, so that a moved 
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,14 +31,15 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import save
 
-from autotimm.data.content import Content, content, seen_in_training
+from autotimm.data.content import Content
 from autotimm.data.module import DataModule
-from autotimm.errors import DataError, ModelError, RunError, UsageError, sentence
+from autotimm.errors import ModelError, RunError, UsageError, sentence
 from autotimm.repro.files import atomic_path, write_text
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.train.declare import describe
 from autotimm.train.epochs import MetricsTable
+from autotimm.train.listed import Listed
 from autotimm.train.progress import say
 from autotimm.train.results import read_results, write_results
 
@@ -153,6 +153,7 @@ class RunFolder:
 
         Raises:
             UsageError: If the folder already holds a run, unless it is resumed.
+            DataError: If the data cannot be used, or is not what the run began with.
             RunError: If the folder cannot be written to.
         """
         if self.chosen is None:
@@ -160,42 +161,39 @@ class RunFolder:
         elif self.checkpoints.exists() and not resume:
             raise UsageError(sentence("run_dir", "AutoTrainer", "a folder without a run", str(self.path),
                                       "Give another folder, or resume the run with ckpt_path='last'."))  # fmt: skip
-        try:
+        with self._writing():
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._acquire()
             config = self.path / "config.yaml"
             # One in the style of the command line is written by whoever read the command.
             if not config.exists() or "class_path:" in config.read_text():
                 self.write_config(yaml.safe_dump(describe(model, data, trainer), sort_keys=False))
-            if data is not None:
-                data.setup("fit")
-                found = content([*data.tables.values()], trainer.shows_progress)
-                self._require_same(found)
-                write_text(self.path / "splits.csv", _splits(data))
-                write_text(self.path / "files.csv", _table(("id", "sha256"), found.items()))
-                data.notices += [line for line in self._overlaps() if line not in data.notices]
+        if data is None:
+            return
+        listed = Listed(self.path)
+        found = listed.read(data, trainer.shows_progress)
+        with self._writing():
+            listed.write(data, found)
+        data.notices += [line for line in listed.overlaps() if line not in data.notices]
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise RunError(f"The run folder {self.path} must be writable. It is not ({error.strerror}).") from error
 
-    def _require_same(self, found: Content) -> None:
-        """Refuse to go on with other data: half of the run would be of one set, and half of another."""
-        if (before := self.content()) is not None and (changed := before.changed(found)):
-            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-            raise DataError(
-                f"The data of {self.path} must be what the run began with. It is not: {'; '.join(changed[:3])}{more}. "
-                "Put it back as it was, or begin another run."
-            )
-
     def _acquire(self) -> None:
         """Keep other processes from writing here; the system lets the lock of a dead process go."""
-        self._lock = FileLock(self.path / ".lock")
+        lock = FileLock(self.path / ".lock")
         try:
-            self._lock.acquire(timeout=0)
+            lock.acquire(timeout=0)
         except Timeout:
             raise RunError(
                 f"The run folder {self.path} must have one writer. Another process is writing to it. "
                 "Wait until it is done, or give another folder."
             ) from None
+        self._lock = lock  # not before: without it the files are another's to conclude or to remove
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy in a process that Lightning spawns writes under the lock of the one that spawned it."""
@@ -214,25 +212,11 @@ class RunFolder:
 
     def content(self) -> Content | None:
         """The digests of the samples that the run was made with, or ``None`` if it was made from loaders."""
-        path = self.path / "files.csv"
-        if not path.exists():
-            return None
-        with path.open(newline="", encoding="utf-8") as file:
-            return Content((row["id"], row["sha256"]) for row in csv.DictReader(file))
+        return Listed(self.path).content()
 
     def content_of(self, split: str) -> Mapping[str, str]:
         """The digests of the samples of one split by id; nothing if the run was made from loaders."""
-        found, path = self.content(), self.path / "splits.csv"
-        if found is None or not path.exists():
-            return {}
-        with path.open(newline="", encoding="utf-8") as file:
-            names = [row["id"] for row in csv.DictReader(file) if row["split"] == split]
-        return {name: found[name] for name in names if name in found}
-
-    def _overlaps(self) -> list[str]:
-        trained = self.content_of("train")
-        sides = {split: self.content_of(split) for split in ("val", "test")}
-        return [line for split, side in sides.items() for line in seen_in_training(trained, side, f"{split} images")]
+        return Listed(self.path).content_of(split)
 
     @property
     def manifest(self) -> Path:
@@ -281,15 +265,3 @@ class RunFolder:
     def results(self) -> dict[str, dict[str, Any]]:
         """The groups of metrics written so far."""
         return read_results(self.path / "results.json")
-
-
-def _splits(data: DataModule) -> str:
-    return _table(("id", "class", "split"), sorted(data.assignments()))
-
-
-def _table(columns: tuple[str, ...], rows: Iterable[Iterable[str]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue()

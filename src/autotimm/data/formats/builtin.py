@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torchvision import datasets
 
-from autotimm.data.read import to_rgb, to_tensor
+from autotimm.data.read import BROKEN, reason, to_rgb, to_tensor
 from autotimm.data.table import Table
 from autotimm.errors import DataError, nearest, require
 from autotimm.types import Sample
@@ -17,10 +19,21 @@ __all__ = ["BUILTIN", "BuiltinTable", "read_builtin"]
 
 
 class _Known(NamedTuple):
-    """How a data set of torchvision says its splits, and where it keeps its labels."""
+    """How a data set of torchvision says its splits, and where it keeps its labels and, if it has such, its files."""
 
     labels: str
     splits: Mapping[str, Mapping[str, Any]]
+    files: Callable[[Any], Sequence[Any]] = lambda dataset: ()
+
+
+def _caltech101(dataset: Any) -> list[Path]:
+    folder, places = Path(dataset.root, "101_ObjectCategories"), zip(dataset.y, dataset.index, strict=True)
+    return [folder / dataset.categories[label] / f"image_{number:04d}.jpg" for label, number in places]
+
+
+def _caltech256(dataset: Any) -> list[Path]:
+    folder, places = Path(dataset.root, "256_ObjectCategories"), zip(dataset.y, dataset.index, strict=True)
+    return [folder / dataset.categories[label] / f"{label + 1:03d}_{number:04d}.jpg" for label, number in places]
 
 
 _BY_FLAG = {"train": {"train": True}, "test": {"train": False}}
@@ -37,18 +50,20 @@ _KNOWN = {
     "USPS": _Known("targets", _BY_FLAG),
     "SVHN": _Known("labels", _BY_NAME),
     "STL10": _Known("labels", _BY_NAME),
-    "GTSRB": _Known("_samples", _BY_NAME),
-    "Food101": _Known("_labels", _BY_NAME),
-    "Flowers102": _Known("_labels", _THREE),
-    "DTD": _Known("_labels", _THREE),
-    "FGVCAircraft": _Known("_labels", _THREE),
-    "OxfordIIITPet": _Known("_labels", {"train": {"split": "trainval"}, "test": {"split": "test"}}),
-    "Imagenette": _Known("_samples", {"train": {"split": "train"}, "test": {"split": "val"}}),
-    "Country211": _Known("targets", {**_THREE, "val": {"split": "valid"}}),
-    "EuroSAT": _Known("targets", _WHOLE),
-    "Caltech101": _Known("y", _WHOLE),
-    "Caltech256": _Known("y", _WHOLE),
-    "SUN397": _Known("_labels", _WHOLE),
+    "GTSRB": _Known("_samples", _BY_NAME, attrgetter("_samples")),
+    "Food101": _Known("_labels", _BY_NAME, attrgetter("_image_files")),
+    "Flowers102": _Known("_labels", _THREE, attrgetter("_image_files")),
+    "DTD": _Known("_labels", _THREE, attrgetter("_image_files")),
+    "FGVCAircraft": _Known("_labels", _THREE, attrgetter("_image_files")),
+    "OxfordIIITPet": _Known(
+        "_labels", {"train": {"split": "trainval"}, "test": {"split": "test"}}, attrgetter("_images")
+    ),
+    "Imagenette": _Known("_samples", {"train": {"split": "train"}, "test": {"split": "val"}}, attrgetter("_samples")),
+    "Country211": _Known("targets", {**_THREE, "val": {"split": "valid"}}, attrgetter("samples")),
+    "EuroSAT": _Known("targets", _WHOLE, attrgetter("samples")),
+    "Caltech101": _Known("y", _WHOLE, _caltech101),
+    "Caltech256": _Known("y", _WHOLE, _caltech256),
+    "SUN397": _Known("_labels", _WHOLE, attrgetter("_image_files")),
 }
 
 BUILTIN = tuple(_KNOWN)
@@ -63,25 +78,40 @@ class BuiltinTable(Table):
         targets: The class index of each sample.
         class_names: Names of the classes.
         split: First part of the ids, which go on with the number of the sample.
+        files: The image file of each sample; nothing if torchvision keeps them all in one.
     """
 
     draws_random = False
 
-    def __init__(self, dataset: Any, targets: Sequence[int], class_names: Sequence[str], split: str) -> None:
+    def __init__(
+        self, dataset: Any, targets: Sequence[int], class_names: Sequence[str], split: str,
+        files: Sequence[str | Path] = (),
+    ) -> None:  # fmt: skip
         self.dataset, self.strata, self.class_names = dataset, list(targets), tuple(class_names)
         self.ids = tuple(f"{split}/{number:07d}" for number in range(len(dataset)))
+        self._files = tuple(map(Path, files))
+
+    def files(self) -> tuple[Path, ...]:
+        """The image files, if there is one per sample."""
+        return self._files
 
     def load(self, index: int) -> Sample:
         """Read one image as RGB."""
-        image, target = self.dataset[index]
-        return Sample(to_tensor(to_rgb(image)), int(target), self.ids[index])
+        try:
+            image, target = self.dataset[index]
+            return Sample(to_tensor(to_rgb(image)), int(target), self.ids[index])
+        except BROKEN as error:
+            what = self._files[index] if self._files else f"{type(self.dataset).__name__} {self.ids[index]}"
+            raise DataError(
+                f"{what} cannot be read as an image: {reason(what, error)}. Replace it or fetch the data set again."
+            ) from error
 
 
 def _open(name: str, root: Path, download: bool, options: Mapping[str, Any]) -> Any:
     try:
         return getattr(datasets, name)(root, **options, **({"download": True} if download else {}))
-    except (RuntimeError, OSError, ValueError) as error:
-        first = (str(error).splitlines() or [""])[0]
+    except (*BROKEN, AssertionError, pickle.UnpicklingError) as error:  # files that torchvision reads without a check
+        first = (str(error).splitlines() or ["its files are damaged"])[0]
         first = first.partition("You can use download=True")[0].rstrip(". ")  # ours says where to, too
         cure = "Check the connection." if download else f"Give download=True to fetch it into {root}."
         raise DataError(f"{name} is not in {root}: {first}. {cure}") from error
@@ -91,6 +121,10 @@ def _targets(dataset: Any, labels: str) -> list[int]:
     values = getattr(dataset, labels)
     # Some keep pairs of (file, class) instead of classes.
     return [int(value[1] if isinstance(value, (tuple, list)) else value) for value in values]
+
+
+def _paths(found: Sequence[Any]) -> list[str | Path]:
+    return [one[0] if isinstance(one, (tuple, list)) else one for one in found]
 
 
 def _class_names(dataset: Any, targets: list[int]) -> list[str]:
@@ -122,6 +156,6 @@ def read_builtin(name: str, root: str | Path, download: bool = False) -> dict[st
     tables: dict[str, BuiltinTable] = {}
     for split, options in _KNOWN[name].splits.items():
         dataset = _open(name, Path(root), download, options)
-        targets = _targets(dataset, _KNOWN[name].labels)
-        tables[split] = BuiltinTable(dataset, targets, _class_names(dataset, targets), split)
+        targets, files = _targets(dataset, _KNOWN[name].labels), _paths(_KNOWN[name].files(dataset))
+        tables[split] = BuiltinTable(dataset, targets, _class_names(dataset, targets), split, files)
     return tables
