@@ -169,6 +169,45 @@ def test_options_that_depend_on_each_other():
     FitConfig(train_csv="train.csv", val_csv="val.csv")
 
 
+@pytest.mark.parametrize(
+    ("useless", "by"),
+    [
+        ({"lr": 0.01}, "lr_find"),
+        ({"batch_size": 32}, "batch_size_find"),
+        ({"layer_decay": 0.7}, "freeze_backbone"),
+        ({"backbone_scale": 0.1}, "freeze_backbone"),
+        ({"drop_path_rate": 0.1}, "freeze_backbone"),
+    ],
+)
+def test_a_value_that_another_option_replaces_is_refused(tmp_path: Path, useless: dict[str, float], by: str):
+    ((name, value),) = useless.items()
+    message = f"The `{name}` of fit has no effect with `{by}`"
+    assert message in refusal(**useless, **{by: True})
+    with pytest.raises(UsageError, match=message):
+        from_file(tmp_path, f"path: a\n{name}: {value}\n{by}: true\n")
+    with pytest.raises(UsageError, match=message):
+        FitConfig.layered([("file photos.yaml", {"path": "a", name: str(value)}), (COMMAND_LINE, {by: "true"})])
+    FitConfig.from_options("photos", {**useless, by: False})
+    # What a recipe, a finder or a task chose was not asked for, and a record that holds it reads back.
+    found = FitConfig.from_options("photos", {by: True}).for_task("detection").resolved(useless, "recipe")
+    again = from_file(tmp_path, found.to_yaml())
+    assert again.as_dict() == found.as_dict()
+    assert not FitConfig.from_options("photos", {by: True}).given(name)
+
+
+def test_values_that_ask_for_nothing_contradict_nothing():
+    FitConfig.from_options("photos", {"lr": "auto", "lr_find": True})
+    FitConfig.from_options("photos", {"freeze_backbone": True, "layer_decay": 1, "backbone_scale": 1})
+    FitConfig.from_options("photos", {"freeze_backbone": True, "drop_path_rate": 0})
+
+
+def test_a_table_as_path_is_the_table_to_train_on():
+    config = FitConfig.from_options("labels.csv", {"image_column": "photo", "val_csv": "val.csv", "image_dir": "b"})
+    assert (config.path, config.image_column) == ("labels.csv", "photo")
+    with pytest.raises(UsageError, match=r"takes one table to train on. Got labels.TSV and `train_csv`"):
+        FitConfig(path="labels.TSV", train_csv="train.csv")
+
+
 def test_a_dashed_and_an_underscored_key_are_one_key(tmp_path: Path):
     assert from_file(tmp_path, "path: a\nbatch-size: 8\n").batch_size == 8
     with pytest.raises(UsageError, match=r"photos.yaml gives `batch_size` twice"):

@@ -74,7 +74,8 @@ class TestIdentical:
 
     @pytest.mark.slow
     def test_what_was_searched_for_is_read_back(self, photos, tmp_path):
-        found = fit(photos, tmp_path, lr_find=True, batch_size_find=True)
+        options = {name: value for name, value in SMALL.items() if name != "batch_size"}
+        found = autotimm.fit(photos, **options, out=str(tmp_path), lr_find=True, batch_size_find=True)
         decided = Manifest.load(found.path / "manifest.json").decisions
         assert 0 < decided["lr"] < 1
         assert decided["batch_size"] != SMALL["batch_size"]

@@ -101,8 +101,31 @@ class TestFit:
         assert "val images were" not in said
 
     def test_a_finder_is_recorded(self, photos, tmp_path):
-        run = fit(photos, tmp_path, batch_size_find=True)
+        options = {name: value for name, value in SMALL.items() if name != "batch_size"}
+        run = autotimm.fit(photos, **options, epochs=1, out=tmp_path, batch_size_find=True)
         assert "# batch-size finder" in (run.path / "config.yaml").read_text()
+        assert run.data().batch_size == run.config["batch_size"]
+
+    def test_a_share_that_was_asked_for_is_refused_where_there_are_such_images(self, photos, toy_folder, tmp_path):
+        for options, images in ({"val_split": 0.1}, "validation"), ({"test_split": 0.2, "val_split": 0}, "test"):
+            name = next(iter(options))
+            with pytest.raises(UsageError, match=f"The `{name}` of fit has no effect on data with {images} images"):
+                fit(photos, tmp_path, **options)
+        assert not list(tmp_path.iterdir())
+        run = fit(toy_folder, tmp_path, val_split=0.2, test_split=0.2)
+        assert {split for _, _, split in run.data().assignments()} == {"train", "val", "test"}
+
+    def test_a_path_that_nothing_is_looked_for_in_is_refused(self, toy_folder, tmp_path):
+        table = tmp_path / "table.csv"
+        names = [one.relative_to(toy_folder).as_posix() for one in sorted(toy_folder.rglob("*.png"))]
+        table.write_text("image,label\n" + "".join(f"{name},{name.partition('/')[0]}\n" for name in names))
+        given = {"train_csv": table, "image_dir": toy_folder}
+        with pytest.raises(UsageError, match="The `path` of fit has no effect with `train_csv` and `image_dir`"):
+            fit(tmp_path, tmp_path / "runs", **given)
+        # Where the table lies in it, it has an effect; and a table may be the path itself.
+        found = fit(tmp_path, tmp_path / "runs", **{**given, "train_csv": "table.csv"})
+        same = fit(table, tmp_path / "runs", image_dir=toy_folder)
+        assert digest(found.model("last")) == digest(same.model("last"))
 
     def test_validation_never_comes_from_the_test_side(self, photos, tmp_path):
         rows = (fit(photos, tmp_path).path / "splits.csv").read_text().splitlines()[1:]

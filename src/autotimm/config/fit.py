@@ -16,6 +16,7 @@ from autotimm.config.kinds import Choice, Either, Flag, Number, Path, Text, Whol
 from autotimm.config.meant import meant
 from autotimm.config.option import Option, option
 from autotimm.config.seeds import StreamSeeds
+from autotimm.config.shadowed import SHADOWED, is_table
 from autotimm.config.tasks import TASKS, options_of_others, task_defaults
 from autotimm.config.yamlfile import write_scalar
 from autotimm.errors import UsageError
@@ -48,7 +49,8 @@ class FitConfig:
 
     ``autotimm fit --help-all`` prints every field with its meaning and default; :func:`options` returns them as data.
     ``sources`` says for each field where its value came from: ``"default"``, ``"file photos.yaml"``,
-    ``"command line"``, ``"argument"``, or whatever :meth:`resolved` was told, such as ``"recipe"``.
+    ``"command line"``, ``"argument"``, ``"record runs/a/config.yaml"`` for the file of a run, or whatever
+    :meth:`resolved` was told, such as ``"recipe"``.
 
     Raises:
         UsageError: If a value is wrong, or if an option is given that would have no effect.
@@ -171,10 +173,25 @@ class FitConfig:
         if self.val_split + self.test_split >= 1:
             got = f"Got {self.val_split:g} and {self.test_split:g} instead. Leave some images to train on."
             raise UsageError(f"The `val_split` and `test_split` of fit must sum to less than 1. {got}")
+        if is_table(self.path) and self.train_csv is not None:
+            raise UsageError(f"fit takes one table to train on. Got {self.path} and `train_csv` instead. Give one.")
+        has = {**self.as_dict(), "train_csv": self.path if is_table(self.path) else self.train_csv}
         for name, one in options().items():
-            useless = one.needs and getattr(self, one.needs) == defaults()[one.needs]
+            useless = one.needs and has[one.needs] == defaults()[one.needs]
             if useless and getattr(self, name) != defaults()[name]:
                 raise UsageError(f"The `{name}` of fit has no effect without `{one.needs}`. Give that too, or neither.")
+        for name, by, harmless, why in SHADOWED:
+            if getattr(self, by) and self._asked(name) and getattr(self, name) not in harmless:
+                cure = f"Leave `{name}` or `{by}` at its default."
+                raise UsageError(f"The `{name}` of fit has no effect with `{by}`, {why}. {cure}")
+
+    def _asked(self, name: str) -> bool:
+        return self.sources[name] in (COMMAND_LINE, "argument") or self.sources[name].startswith("file ")
+
+    def given(self, name: str) -> bool:
+        """Whether somebody asked for the value; of a record, which has every option, for what is not the default."""
+        recorded = self.sources[name].startswith("record ")
+        return self._asked(name) or (recorded and getattr(self, name) != defaults()[name])
 
     @classmethod
     def from_options(cls, path: object, options: Mapping[str, object], source: str = "argument") -> FitConfig:
@@ -202,6 +219,10 @@ class FitConfig:
         sources: dict[str, str] = {}
         for source, given in layers:
             values |= _read_layer(source, given)
+            # The options of a run, from its file or `Run.config`, hold what recipes and finders chose too. Only their
+            # number tells them from those that somebody asked for.
+            if len(given) > len(_FIELDS) / 2:
+                source = f"record {source.removeprefix('file ')}"
             sources |= dict.fromkeys((_underscored(key) for key in given), source)
         return cls(**values, sources=sources)
 

@@ -11,7 +11,9 @@ from autotimm.data.split import keyed_split
 from autotimm.data.table import Subset, Table
 from autotimm.errors import DataError
 
-__all__ = ["balanced_weights", "check_classes", "readable", "split_off"]
+__all__ = ["balanced_weights", "check_classes", "own_sides", "readable", "split_off"]
+
+_USUAL = {"val": 0.1, "test": 0.0}  # the shares that a data module has by default
 
 
 def readable(
@@ -87,9 +89,12 @@ def split_off(tables: Mapping[str, Table], val: float, test: float, seed: int, n
         val: Share of each class for validation.
         test: Share of each class for test.
         seed: Root seed of the ``split`` stream.
-        notices: Receives a line if a side stays empty.
+        notices: Receives a line if a side stays empty, or if a share has no effect.
     """
     tables = {split: table for split, table in tables.items() if len(table)}
+    for split, share in (("val", val), ("test", test)):
+        if split in tables and share not in (0, _USUAL[split]):
+            notices.append(f"`{split}_split` has no effect: there are {split} images already.")
     val, test = (0.0 if "val" in tables else val), (0.0 if "test" in tables else test)
     if not val and not test:
         return tables
@@ -101,6 +106,16 @@ def split_off(tables: Mapping[str, Table], val: float, test: float, seed: int, n
             notices.append(f"There are too few images to split off any for {split}.")
     both = {**tables, **parts}
     return {split: both[split] for split in ("train", "val", "test") if split in both}
+
+
+def own_sides(tables: Mapping[str, Table]) -> list[str]:
+    """Which of ``val`` and ``test`` the data had itself, after :func:`split_off`."""
+    return [side for side in ("val", "test") if side in tables and not _same(tables["train"], tables[side])]
+
+
+def _same(one: Table, other: Table) -> bool:
+    """Whether two tables are parts of the same."""
+    return isinstance(one, Subset) and isinstance(other, Subset) and one.table is other.table
 
 
 def balanced_weights(table: Table) -> list[float] | None:
