@@ -12,7 +12,6 @@ from autotimm.build import build_data, build_task, build_trainer, settle
 from autotimm.config import FitConfig
 from autotimm.data.module import DataModule
 from autotimm.data.prepare import own_sides
-from autotimm.errors import UsageError
 from autotimm.errors import UsageError, sentence
 from autotimm.rebuild import Rebuilt
 from autotimm.repro.seed import default_threads
