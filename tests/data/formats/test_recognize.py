@@ -1,14 +1,16 @@
 """What a folder is taken for, and what is said about it."""
 
 import json
+import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from autotimm.data.formats import recognize
+from autotimm.data.formats import read_yolo, recognize
 from autotimm.data.toy_objects import write_toy_objects, write_toy_segmentation
 from autotimm.errors import DataError, UsageError
 
@@ -86,6 +88,35 @@ def test_yolo(tmp_path: Path, picture: Picture) -> None:
     assert recognize(tmp_path)[:2] == recognize(tmp_path / "data.yaml")[:2] == ("detection", "yolo")
     label.write_text("0 0.5 0.5 0.1 0.1 0.2 0.2\n")
     assert recognize(tmp_path)[:2] == ("instance", "yolo")
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "classes", "train"),
+    [
+        ("images/a.png", "labels/a.txt", "classes.txt", "images"),  # Label Studio
+        ("obj_train_data/a.png", "obj_train_data/a.txt", "obj.names", "train.txt"),  # CVAT
+    ],
+)
+def test_yolo_labels_without_a_yaml_file(
+    tmp_path: Path, picture: Picture, image: str, label: str, classes: str, train: str
+) -> None:
+    picture(tmp_path / image)
+    (tmp_path / label).parent.mkdir(exist_ok=True)
+    (tmp_path / label).write_text("1 0.5 0.5 0.1 0.1\n")
+    (tmp_path / classes).write_text("car\nbus\n")
+    if train.endswith(".txt"):
+        (tmp_path / train).write_text(f"data/{image}\n")
+    lines = f"names: [car, bus]` and `train: {train}"
+    for read in (recognize, partial(recognize, task="detection"), partial(read_yolo, notices=[])):
+        with pytest.raises(DataError, match=rf"no YAML file says the classes .* `{re.escape(lines)}`"):
+            read(tmp_path)
+    (tmp_path / "data.yaml").write_text(lines.replace("` and `", "\n"))
+    assert recognize(tmp_path)[:2] == ("detection", "yolo")
+    assert read_yolo(tmp_path, [])["train"].labels(0) == ("bus",)
+    (tmp_path / "data.yaml").unlink()
+    (tmp_path / label).write_text("a photo of a bus\n")
+    with pytest.raises(DataError, match="has no data for object detection"):
+        recognize(tmp_path, "detection")
 
 
 def test_cityscapes(tmp_path: Path, picture: Picture) -> None:

@@ -92,6 +92,72 @@ def test_ways_to_say_where_images_are(write: Callable[..., Path], changes: dict[
     assert tables["train"].load(0).target["boxes"].tolist() == [[5, 6, 15, 10]]
 
 
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("train\\images", "..\\valid\\images"),
+        ("/content/drive/test/pets/train/images", "/content/drive/test/pets/valid/images"),
+        ("C:\\pets\\train\\images", "C:\\pets\\valid\\images"),
+        ("../../train/images", "pets/valid"),
+        ("pets/train.txt", "pets/val.txt"),
+        ("train.txt", "val.txt"),
+    ],
+)
+@pytest.mark.parametrize("line", ["pets/{}", "C:\\pets\\{}", "/content/pets/{}", ".\\{}"])
+def test_paths_of_another_computer(write: Callable[..., Path], train: str, val: str, line: str) -> None:
+    root = write(train=train, val=val, path="/content/pets")
+    names = {"train": ["train/images/a.png", "train/images/b.png"], "val": ["valid/images/c.png"]}
+    for split, listed in names.items():
+        slash = "\\" if "\\" in line else "/"
+        (root / f"{split}.txt").write_text("\n".join(line.format(name.replace("/", slash)) for name in listed))
+    tables, notices = read(root, strict=True)
+    assert {split: list(table.ids) for split, table in tables.items()} == names
+    assert notices == []
+
+
+def test_the_folder_of_the_split_is_not_left_out(write: Callable[..., Path], picture: Picture) -> None:
+    """``valid/images`` is not ``images``, and one line of a list is not read in another way than its neighbors."""
+    root = write(val="pets/valid/photos", test="pets/test/images")
+    for name in ("images/x.png", "photos/x.png", "b.png"):
+        picture(root / name)
+    tables, notices = read(root)
+    assert tables.keys() == {"train"}
+    assert notices == [
+        "2 entries of data.yaml that lead to no image, left out: val: pets/valid/photos, test: pets/test/images."
+    ]
+    (root / "list.txt").write_text("pets/train/images/a.png\npets/b.png\n")
+    (root / "data.yaml").write_text("{train: list.txt, names: [zebra, ant]}")
+    tables, notices = read(root)
+    assert tables["train"].ids == ("train/images/a.png", "b.png")
+    (root / "list.txt").write_text("train/images/a.png\npets/b.png\n")
+    tables, notices = read(root)
+    assert notices == ["1 images that are not there, left out: pets/b.png."]
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_split_that_leads_nowhere_is_reported(write: Callable[..., Path], split: str) -> None:
+    root = write(**{split: ["valid/images", "gone/images"]})
+    tables, notices = read(root)
+    assert tables[split].ids == ("valid/images/c.png",)
+    assert f"1 entries of data.yaml that lead to no image, left out: {split}: gone/images." in notices
+    with pytest.raises(DataError, match=f"1 entries of data.yaml that lead to no image: {split}: gone/images"):
+        read(root, strict=True)
+
+
+def test_labels_where_nobody_looks_are_refused(write: Callable[..., Path]) -> None:
+    root = write()
+    (root / "train" / "labels").rename(root / "train" / "annotations")
+    message = "no image to train on has a label file. That of train/images/a.png would be train/labels/a.txt or"
+    with pytest.raises(DataError, match=message):
+        read(root)
+    with pytest.raises(DataError, match=message):
+        read(root, masks=True)
+    (root / "train" / "labels").mkdir()
+    (root / "train" / "labels" / "a.txt").touch()
+    with pytest.raises(DataError, match="None of the 2 images to train on has an object"):
+        read(root)
+
+
 def test_labels_beside_images(tmp_path: Path, picture: Picture) -> None:
     picture(tmp_path / "train" / "a.png")
     (tmp_path / "train" / "a.txt").write_text("0 0.5 0.5 0.5 0.25 0.9\n")  # with a confidence

@@ -15,6 +15,7 @@ from autotimm.data.formats.splits import descend, files_below, images_below, rel
 from autotimm.data.formats.voc import voc_files
 from autotimm.data.formats.walk import Found, some, text
 from autotimm.data.formats.yolo import has_polygons, yolo_files
+from autotimm.data.formats.yolo_paths import yaml_lacking
 from autotimm.errors import DataError, require_choice
 
 __all__ = ["RECOGNIZED_TASKS", "Recognized", "recognize"]
@@ -86,6 +87,8 @@ def recognize(path: str | Path, task: str | None = None) -> Recognized:
     tables = [one for one in files_below(root, _SHEETS, depth=1) if is_label_table(one)]
     tables.sort(key=lambda one: split_of(one.name) != "train")
     hint = f" For classification give a table of labels, such as {relative(tables[0], root)}." if tables else ""
+    if not offers and task != "classification" and (lacking := yaml_lacking(root, images)):
+        raise DataError(f"{path} is not recognized. {lacking} For class folders give task='classification'.")
     if task == "classification" or (not offers and task is None):
         return Recognized("classification", "folder", _class_folders(path, images, hint))
     return _chosen(path, offers, task, hint)

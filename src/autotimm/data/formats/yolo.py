@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,14 @@ import yaml
 from autotimm.data.formats.records import Record, Report, Thing, object_tables
 from autotimm.data.formats.splits import descend, files_below, images_below, ordered, relative
 from autotimm.data.formats.walk import some
+from autotimm.data.formats.yolo_paths import (
+    find_place,
+    label_file,
+    label_lines,
+    label_places,
+    listed_images,
+    yaml_lacking,
+)
 from autotimm.data.outline import Polygons
 from autotimm.data.read import is_image_name
 from autotimm.data.table import Table
@@ -36,8 +44,8 @@ def yolo_files(root: Path) -> list[Path]:
 def has_polygons(file: Path) -> bool:
     """Whether the first labels of a data set have outlines: more numbers than a box."""
     sheet = _Sheet(file)
-    labels = [label for path in sheet.images("train")[:200] if (label := _label_file(path)) is not None]
-    lines = (line.split() for path in labels for line in _lines(path))
+    labels = [label for path in sheet.images("train")[:200] if (label := label_file(path)) is not None]
+    lines = (line.split() for path in labels for line in label_lines(path))
     return not sheet.has_points and any(len(words) > 6 and len(words) % 2 for words in lines)
 
 
@@ -48,6 +56,8 @@ def read_yolo(folder: Path, notices: list[str], *, masks: bool = False, strict: 
     ``labels/1.txt``, or beside the image if its path has no ``images``; an image without such a file has no objects. A
     line is the number of the class, then center and size of a box, or the corners of a polygon, as shares of the image.
     The order of the classes is that of ``names``.
+
+    Paths that lead nowhere are tried with slashes and without their first folders, which may be another computer's.
 
     Args:
         folder: The folder, or the YAML file.
@@ -67,13 +77,19 @@ def read_yolo(folder: Path, notices: list[str], *, masks: bool = False, strict: 
     files = [folder] if folder.is_file() else yolo_files(descend(folder))
     if len(files) != 1:
         found = f"several: {some([str(path) for path in files])}" if files else "none"
-        raise DataError(f"{folder} must have one YAML file of YOLO's kind. There is {found}. Give the path of one.")
+        cure = ("" if files else yaml_lacking(root := descend(folder), images_below(root))) or "Give the path of one."
+        raise DataError(f"{folder} must have one YAML file of YOLO's kind. There is {found}. {cure}")
     sheet, report = _Sheet(files[0]), Report(strict)
-    splits = {split: [sheet.record(path, report) for path in sheet.images(split)] for split in _KEYS}
+    splits = {split: [sheet.record(path, report) for path in sheet.images(split, report)] for split in _KEYS}
     splits = {split: records for split, records in splits.items() if records}
     if "train" not in splits:
         raise DataError(f"{files[0]}: there is no image in what `train` names: {sheet.content['train']!r}. Correct it.")
-    if masks and not any(thing.outline for one in splits["train"] for thing in one.things):
+    first = next((one for one in splits["train"] if one.path.is_file()), None)
+    if first is not None and not any(label_file(one.path) for one in splits["train"]):
+        places = " or ".join(relative(place, Path(os.path.normpath(sheet.root))) for place in label_places(first.path))
+        raise DataError(f"{files[0]}: no image to train on has a label file. That of {first.id} would be {places}.")
+    things = [thing for one in splits["train"] for thing in one.things]
+    if masks and things and not any(thing.outline for thing in things):
         raise DataError(f"{files[0]} is about boxes without outlines. Use task='detection'.")
     return object_tables(ordered(splits), sheet.names, notices, masks=masks, report=report)
 
@@ -102,43 +118,37 @@ class _Sheet:
         stated = Path(str(content.get("path") or "."))
         self.root = next((base for base in (path.parent / stated, path.parent) if base.is_dir()), path.parent)
 
-    def images(self, split: str) -> list[Path]:
-        """The images of a split, each once."""
+    def images(self, split: str, report: Report | None = None) -> list[Path]:
+        """The images of a split, each once; what leads to none is reported."""
         key = next((key for key in _KEYS[split] if self.content.get(key)), None)
         entries = self.content[key] if key else []
         entries = [entries] if isinstance(entries, str) else entries
         if not isinstance(entries, list):
             raise DataError(f"{self.path}: `{split}` must be a path or a list of paths. Got {entries!r} instead.")
-        return list(dict.fromkeys(path for entry in entries for path in self._expand(str(entry))))
+        found: dict[Path, None] = {}
+        for entry in map(str, entries):
+            images = self._expand(entry, split)
+            if not images and report is not None:
+                report.add(f"entries of {self.path.name} that lead to no image", "left out", f"{key}: {entry}")
+            found |= dict.fromkeys(images)
+        return list(found)
 
-    def _expand(self, entry: str) -> Iterable[Path]:
-        place = self._place(entry)
+    def _expand(self, entry: str, split: str) -> list[Path]:
+        place = find_place(entry, (self.root, self.path.parent), split)
         if place.is_dir():
             return [one.path for one in images_below(place)]
         if place.suffix.lower() == ".txt" and place.is_file():
-            lines = place.read_bytes().decode("utf-8-sig", "surrogateescape").splitlines()
-            # A path that begins with ./ is relative to the list.
-            return [
-                Path(os.path.normpath(place.parent / line if line.startswith("./") else self.root / line))
-                for line in map(str.strip, lines)
-                if is_image_name(os.path.basename(line))
-            ]
+            return listed_images(place, self.root, split)
         return [place] if is_image_name(place.name) else []
-
-    def _place(self, entry: str) -> Path:
-        # Roboflow writes ../train/images beside train/: its own notebooks once ran one folder deeper.
-        tries = [base / entry for base in (self.root, self.path.parent)]
-        tries += [base / entry.removeprefix("../") for base in (self.root, self.path.parent)]
-        return next((Path(os.path.normpath(place)) for place in tries if place.exists()), tries[0])
 
     def record(self, path: Path, report: Report) -> Record:
         """An image with the objects that its label file lists."""
         name = relative(path, Path(os.path.normpath(self.root)))
-        label = _label_file(path)
+        label = label_file(path)
         return Record(path, name, list(self._things(label, name, report)) if label else (), shares=True)
 
     def _things(self, label: Path, name: str, report: Report) -> Iterator[Thing]:
-        for number, line in enumerate(_lines(label), 1):
+        for number, line in enumerate(label_lines(label), 1):
             try:
                 yield self._thing([float(word) for word in line.split()])
             except ValueError as error:
@@ -164,13 +174,3 @@ def _names(given: Any, path: Path) -> list[str]:
     if isinstance(given, list) and given:
         return [str(name) for name in given]
     raise DataError(f"{path}: `names` must be a list, or a mapping from 0, 1, ... Got {given!r} instead.")
-
-
-def _label_file(image: Path) -> Path | None:
-    head, folder, tail = str(image.with_suffix(".txt")).rpartition(f"{os.sep}images{os.sep}")
-    usual = Path(head + f"{os.sep}labels{os.sep}" + tail) if folder else None
-    return next((path for path in (usual, image.with_suffix(".txt")) if path is not None and path.is_file()), None)
-
-
-def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text("utf-8-sig", "replace").splitlines() if line.strip()]
