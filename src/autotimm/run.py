@@ -14,7 +14,7 @@ from autotimm.confirm import confirm_difference, confirm_replay
 from autotimm.data.module import DataModule
 from autotimm.data.serve import labelled_loader, recorded_data
 from autotimm.errors import AutotimmError, DataError, ModelError, nearest, sentence
-from autotimm.launch import launch, train
+from autotimm.launch import launch, train, train_objects
 from autotimm.predict import known_data, predict
 from autotimm.rebuild import read_config, read_manifest, rebuild
 from autotimm.replay import verify
@@ -70,8 +70,7 @@ def diff(a: str | Path, b: str | Path, *, explain: bool = False) -> Comparison:
 
 def fit_objects(task: Task, data: DataModule, trainer: AutoTrainer) -> Run:
     """Train objects that are already built, as a configuration with ``class_path`` does."""
-    trainer.fit(task, datamodule=data)
-    return Run(trainer.run_folder.path)
+    return Run(train_objects(task, data, trainer))
 
 
 class Run:
@@ -194,7 +193,8 @@ class Run:
         if isinstance(data, (str, Path)):
             notices: list[str] = []
             split, trained = verb.replace("validate", "val"), self._folder.content_of("train")
-            loader = labelled_loader(data, known_data(task), split, notices=notices, trained=trained)
+            made = self.config if (self.path / "config.yaml").exists() else None
+            loader = labelled_loader(data, known_data(task), split, notices=notices, trained=trained, made=made)
             say(*notices, f"data: {len(loader.dataset)} images of {data}")
             results = measure(task, dataloaders=loader)
         else:

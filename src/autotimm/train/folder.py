@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,9 @@ from autotimm.train.results import read_results, write_results
 
 __all__ = ["RunFolder"]
 
+# What is written before the first checkpoint.
+_EARLY = (".lock", "config.yaml", "splits.csv", "files.csv", "manifest.json", "ledger.jsonl")
+
 
 @dataclass
 class RunFolder:
@@ -60,6 +63,8 @@ class RunFolder:
     root: Path
     enabled: bool = True
     _lock: FileLock | None = field(default=None, repr=False)
+    _made: list[Path] = field(default_factory=list, repr=False)  # by `open`, in this order
+    _numbered: bool = False  # whether `open` chose the folder
 
     @classmethod
     def choose(cls, run_dir: str | Path | bool | None, root: str | Path | None) -> RunFolder:
@@ -124,6 +129,11 @@ class RunFolder:
         return (self.path / "config.yaml").exists()
 
     @property
+    def begun(self) -> bool:
+        """Whether a first step was about to be made here."""
+        return self.chosen is not None and self.manifest.exists()
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.path / "checkpoints"
@@ -137,11 +147,10 @@ class RunFolder:
         """Remove the folder if no epoch has ended in it; say whether it was removed."""
         if self.chosen is None:
             return False
-        early = {"config.yaml", "splits.csv", "files.csv", "manifest.json", "ledger.jsonl", ".lock"}
         found = {one.name for one in self.path.iterdir()}
-        unused = found <= early | {"checkpoints"} and not [*self.path.glob("checkpoints/*")]
+        unused = found <= {*_EARLY, "checkpoints"} and not [*self.path.glob("checkpoints/*")]
         if unused:
-            for name in early:
+            for name in _EARLY:
                 (self.path / name).unlink(missing_ok=True)
             for folder in (self.checkpoints, self.path):
                 if folder.exists():
@@ -156,11 +165,14 @@ class RunFolder:
             DataError: If the data cannot be used, or is not what the run began with.
             RunError: If the folder cannot be written to.
         """
+        self._numbered = self.chosen is None
         if self.chosen is None:
             self.chosen = self.create(self.root, data.source_name if data is not None else "run").path
         elif self.checkpoints.exists() and not resume:
             raise UsageError(sentence("run_dir", "AutoTrainer", "a folder without a run", str(self.path),
                                       "Give another folder, or resume the run with ckpt_path='last'."))  # fmt: skip
+        places = (self.path, self.checkpoints, *(self.path / name for name in _EARLY))
+        self._made = [one for one in places if not one.exists() or (self._numbered and one == self.path)]
         with self._writing():
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._acquire()
@@ -175,6 +187,15 @@ class RunFolder:
         with self._writing():
             listed.write(data, found)
         data.notices += [line for line in listed.overlaps() if line not in data.notices]
+
+    def close_unused(self) -> None:
+        """Give back and remove what :meth:`open` has made, and nothing that was there before."""
+        self.release()
+        for one in reversed(self._made):
+            with suppress(OSError):  # not empty, or not there
+                one.rmdir() if one.is_dir() else one.unlink()
+        if self._numbered:
+            self.chosen = None
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -30,11 +30,12 @@ from autotimm.repro.seed import (
 from autotimm.repro.streams import preserve_generators
 from autotimm.tasks import Task
 from autotimm.train.checkpoints import RunCheckpoint, read_interval
+from autotimm.train.ending import ending
 from autotimm.train.epochs import EpochMetrics, MetricsTable
 from autotimm.train.folder import RunFolder
 from autotimm.train.keyed import KeyedSteps
-from autotimm.train.progress import make_progress, say
-from autotimm.train.record import conclude, declare, level_line
+from autotimm.train.progress import make_progress
+from autotimm.train.record import declare
 from autotimm.train.recorder import Recorder
 from autotimm.train.resuming import checkpoint_file, resume_from
 from autotimm.train.session import clear_failures, clear_misuse, defaults_from_environment, on_streams_of, quiet
@@ -176,22 +177,9 @@ class AutoTrainer(pl.Trainer):
             if isinstance(model, Task) and isinstance(data, DataModule):
                 model.check_data(data.spec)  # before there is a folder, which a second attempt would find taken
             checkpoint = resume_from(self, ckpt_path)
-            try:
+            with ending(self, resume=ckpt_path is not None):
                 self._open(model, data, resume=ckpt_path is not None)
                 super().fit(model, train_dataloaders, val_dataloaders, datamodule, checkpoint, weights_only)
-                self.run_folder.finish(self)
-                self._conclude("finished")
-                if self.run_folder.opened and self.shows_progress and self.listener is None:
-                    say(level_line(self.run_folder))
-            except BaseException as error:
-                self._conclude("interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed")
-                raise
-            finally:
-                self.run_folder.release()
-
-    def _conclude(self, status: str) -> None:
-        if self.run_folder.opened and self.is_global_zero:
-            conclude(self.run_folder, status, steps=self.global_step)
 
     def _only(self, kind: type[_Kind]) -> _Kind:
         """The callback of ours of a kind."""
