@@ -121,9 +121,26 @@ def test_lists_say_the_split(tmp_path: Path, picture: Picture) -> None:
     ids = {split: table.ids for split, table in tables.items()}
     assert ids == {"train": ("JPEGImages/b.png", "JPEGImages/a.png"), "val": ("JPEGImages/c.png",)}
     assert notices == [
-        "1 lines of the lists name nothing that is there: zz.",
         "1 images are in no list and left out: JPEGImages/d.png.",
+        "1 lines of the lists that name nothing that is there, left out: zz.",
     ]
+    with pytest.raises(DataError, match="1 lines of the lists that name nothing that is there: zz"):
+        read(tmp_path, strict=True)
+    (lists / "val.txt").write_text("c\n")
+    assert read(tmp_path, strict=True)[1] == ["1 images are in no list and left out: JPEGImages/d.png."]
+
+
+def test_masks_of_other_tasks_are_no_images(tmp_path: Path, picture: Picture) -> None:
+    for name in "ab":
+        for folder in ("JPEGImages", "SegmentationClass", "SegmentationObject", "SegmentationClassPNG"):
+            picture(tmp_path / folder / f"{name}.png")
+        write(tmp_path / "Annotations" / f"{name}.xml", thing("dog", (1, 1, 5, 5)))
+    tables, notices = read(tmp_path, strict=True)
+    assert (tables["train"].ids, notices) == (("JPEGImages/a.png", "JPEGImages/b.png"), [])
+    (tmp_path / "JPEGImages" / "a.png").unlink()
+    tables, notices = read(tmp_path)
+    assert tables["train"].ids == ("JPEGImages/b.png",)
+    assert notices == ["1 XML files without an image, left out: Annotations/a.xml."]
 
 
 def test_the_stem_finds_the_image_whatever_the_file_says(tmp_path: Path, picture: Picture) -> None:
@@ -138,9 +155,12 @@ def test_the_stem_finds_the_image_whatever_the_file_says(tmp_path: Path, picture
     assert tables["train"].ids == ("train/other.png", "train/same.name.png")
     assert tables["test"].labels(0) == ("test",)
     assert notices == [
-        "1 images have no XML file and are left out: train/bare.png.",
         "1 XML files without an image, left out: train/gone.xml.",
+        "1 images without an XML file, left out: train/bare.png.",
     ]
+    (tmp_path / "train" / "gone.xml").unlink()
+    with pytest.raises(DataError, match=r"1 images without an XML file: train/bare\.png"):
+        read(tmp_path, strict=True)
 
 
 def test_a_missing_image_is_not_replaced_by_its_namesake_of_another_split(tmp_path: Path, picture: Picture) -> None:
@@ -166,7 +186,8 @@ def test_broken_xml_is_named(tmp_path: Path, picture: Picture) -> None:
     write(tmp_path / "good.xml", thing("dog", (1, 1, 5, 5)), size=(0, 0))
     tables, notices = read(tmp_path)
     assert tables["train"].ids == ("good.png",)
-    assert "4 XML files that cannot be read, left out with their images: 0.xml (mismatched tag" in notices[1]
+    assert len(notices) == 1  # their images are not without an XML file
+    assert "4 XML files that cannot be read, left out with their images: 0.xml (mismatched tag" in notices[0]
     with pytest.raises(DataError, match="4 XML files that cannot be read"):
         read(tmp_path, strict=True)
 

@@ -54,7 +54,7 @@ def read_coco(folder: Path, notices: list[str], *, masks: bool = False, strict: 
         raise DataError(f"{files['train']} has boxes and no outlines. Use task='detection'.")
     lists = read_lists(root) or read_lists(files["train"].parent)
     if len(files) == 1 and lists:
-        splits = listed({one.id: one for one in splits["train"]}, lists, notices)
+        splits = listed({one.id: one for one in splits["train"]}, lists, notices, report)
     return object_tables(splits, names, notices, masks=masks, report=report)
 
 

@@ -140,7 +140,7 @@ def read_instance_masks(
     notices.append(f"Classes by the names of the masks: {some(names)}.")
     lists = read_lists(root)
     splits = (
-        listed(records, lists, notices)
+        listed(records, lists, notices, report)
         if lists
         else by_split((os.path.dirname(key), one) for key, one in records.items())
     )

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+from autotimm.data.formats.report import Report
 from autotimm.data.formats.walk import Found, Walker, list_folder, some, text
 from autotimm.errors import DataError
 
@@ -117,14 +118,15 @@ def read_lists(folder: Path) -> dict[str, list[str]]:
 
 
 def listed(
-    items: Mapping[str, _Item], lists: Mapping[str, Sequence[str]], notices: list[str]
+    items: Mapping[str, _Item], lists: Mapping[str, Sequence[str]], notices: list[str], report: Report | None = None
 ) -> dict[str, list[_Item]]:
     """Share items out by lists, whose lines are paths, file names or stems.
 
     Args:
         items: By their paths relative to the root.
         lists: Lines by split.
-        notices: Receives a line about what is in no list, or listed and not there.
+        notices: Receives a line about what is in no list: that may be meant.
+        report: Receives the lines that name nothing; without it they go to ``notices`` too.
     """
     by_key: dict[str, set[str]] = {}
     for name in items:
@@ -145,8 +147,11 @@ def listed(
             taken |= dict.fromkeys(sorted(found))
         shared[split] = [items[name] for name in taken]
         used |= taken.keys()
-    if absent:
-        notices.append(f"{len(absent)} lines of the lists name nothing that is there: {some(list(map(text, absent)))}.")
+    said = report or Report(strict=False)
+    for line in absent:
+        said.add("lines of the lists that name nothing that is there", "left out", text(line))
+    if report is None:
+        said.close(notices)
     if rest := sorted(items.keys() - used):
         notices.append(f"{len(rest)} images are in no list and left out: {some(rest)}.")
     return shared

@@ -18,7 +18,6 @@ from autotimm.data.formats.splits import (
     relative,
     split_of,
 )
-from autotimm.data.formats.walk import some
 from autotimm.data.table import Table
 from autotimm.errors import DataError
 
@@ -71,25 +70,36 @@ def read_voc(folder: Path, notices: list[str], *, masks: bool = False, strict: b
     files = voc_files(root)
     if not files:
         raise DataError(f"There is no VOC annotation in {folder}. Give a folder with an XML file per image.")
-    images = images_below(root)
+    # The masks of VOC's other tasks have the names of their images.
+    images = [one for one in images_below(root) if not any(map(_is_of_masks, Path(one.name).parts[:-1]))]
     finder = _Finder([one.path for one in images], root)
     records = [one for path in files if (one := _record(path, root, finder, report)) is not None]
-    if unlabelled := sorted({one.name for one in images} - {one.id for one in records}):
-        notices.append(f"{len(unlabelled)} images have no XML file and are left out: {some(unlabelled)}.")
+    for image in images:
+        if image.path not in finder.given:
+            report.add("images without an XML file", "left out", image.name)
     names = sorted({thing.label for one in records for thing in one.things}, key=str.encode)
     lists = read_lists(root / "ImageSets" / "Main")
     if lists:
-        splits = listed({one.id: one for one in records}, lists, notices)
+        splits = listed({one.id: one for one in records}, lists, notices, report)
     else:
         splits = by_split((str(PurePosixPath(one.id).parent), one) for one in records)
     return object_tables(splits, names, notices, report=report)
 
 
+def _is_of_masks(folder: str) -> bool:
+    return folder.lower().startswith(("segmentationclass", "segmentationobject"))
+
+
 class _Finder:
-    """Finds the image of an XML file by its stem, the nearest if several folders have one; none of another split."""
+    """Finds the image of an XML file by its stem, the nearest if several folders have one; none of another split.
+
+    Attributes:
+        given: The images that were found.
+    """
 
     def __init__(self, images: Sequence[Path], root: Path) -> None:
         self.root = root
+        self.given: set[Path] = set()
         self._by_stem: dict[str, list[Path]] = {}
         for path in images:
             self._by_stem.setdefault(path.stem, []).append(path)
@@ -98,7 +108,9 @@ class _Finder:
         """The image, or ``None``."""
         stem = PurePosixPath(filename.replace("\\", "/")).stem
         found = self._allowed(annotation.stem, annotation) or self._allowed(stem, annotation)
-        return max(found, key=lambda path: self._nearness(path, annotation), default=None)
+        image = max(found, key=lambda path: self._nearness(path, annotation), default=None)
+        self.given |= {image} if image else set()
+        return image
 
     def _allowed(self, stem: str, annotation: Path) -> list[Path]:
         """Images of a stem but for those of another split: numbered frames are called alike in each."""
@@ -121,6 +133,7 @@ def _record(path: Path, root: Path, finder: _Finder, report: Report) -> Record |
         width, height = (int(float(tree.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
     except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
         report.add("XML files that cannot be read", "left out with their images", f"{name} ({error})")
+        finder.find(path, "")  # which is not without an XML file
         return None
     image = finder.find(path, tree.findtext("filename") or "")
     if image is None:
