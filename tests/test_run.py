@@ -184,6 +184,18 @@ class TestRun:
         with pytest.raises(UsageError, match="zebra"):
             run.validate(ImageDataModule(tmp_path / "other", image_size=32, num_workers=0, val_split=0.3))
 
+    def test_a_table_is_read_as_that_of_the_training_was(self, toy_folder, tmp_path):
+        table = tmp_path / "table.csv"
+        names = [one.relative_to(toy_folder).as_posix() for one in sorted(toy_folder.rglob("*.png"))]
+        table.write_text("photo,kind\n" + "".join(f"{name},{name.partition('/')[0]}\n" for name in names))
+        columns = {"image_dir": toy_folder, "image_column": "photo", "label_column": "kind"}
+        run = fit(None, tmp_path / "runs", train_csv=table, **columns)
+        found = run.test(toy_folder)
+        assert run.test(table) == found
+        one = trainer(run_dir=tmp_path / "objects")
+        objects = fit_objects(classifier(), toy_data(None, train_csv=table, **columns), one)
+        assert set(objects.test(table)) == set(found)
+
     def test_without_test_data_there_is_an_error(self, toy_folder, tmp_path):
         run = fit(toy_folder, tmp_path, val_split=0.25)
         with pytest.raises(DataError, match="There is no test data"):

@@ -60,8 +60,9 @@ def _without_masks(table: Table, notices: list[str]) -> Table:
 
 
 def labelled_loader(
-    path: str | Path, spec: DataSpec, split: str, *, notices: list[str], trained: Mapping[str, str] | None = None
-) -> KeyedLoader:
+    path: str | Path, spec: DataSpec, split: str, *, notices: list[str], trained: Mapping[str, str] | None = None,
+    made: Mapping[str, Any] | None = None,
+) -> KeyedLoader:  # fmt: skip
     """Load labelled images to measure a model on.
 
     How a path is read is said at :func:`autotimm.data.formats.labelled.read_labelled` and, for boxes and masks, at
@@ -74,12 +75,17 @@ def labelled_loader(
         notices: Receives a line about each thing that was left out, and one if there are images among them that the
             model was trained on.
         trained: Digests of the samples that it was trained on, by id.
+        made: The options of its run, or its class paths and arguments: for how its tables were read.
 
     Raises:
         DataError: If there are none, or they have classes that the model does not know.
     """
-    read = read_labelled if spec.kind == "classes" else read_relabelled
-    tables, _ = readable({split: read(path, spec, split, notices)}, notices)
+    if spec.kind == "classes":
+        given = made.get("data", {}).get("init_args") if made and "data" in made else made
+        table: Table = read_labelled(path, spec, split, notices, given)
+    else:
+        table = read_relabelled(path, spec, split, notices)
+    tables, _ = readable({split: table}, notices)
     if trained:
         notices += seen_in_training(trained, content([tables[split]]), "images")
     return _loader(tables[split], spec, None)

@@ -15,10 +15,10 @@ from autotimm.data.formats.walk import some, text
 from autotimm.data.table import ImageTable
 from autotimm.errors import DataError, nearest
 
-__all__ = ["read_csv"]
+__all__ = ["IMAGE_NAMES", "LABEL_NAMES", "open_sheet", "read_csv"]
 
-_IMAGE_NAMES = ("image", "filename", "file_name", "file", "path", "image_path", "filepath", "img", "image_id", "name")
-_LABEL_NAMES = ("label", "class", "target", "category", "class_name", "label_name", "y")
+IMAGE_NAMES = ("image", "filename", "file_name", "file", "path", "image_path", "filepath", "img", "image_id", "name")
+LABEL_NAMES = ("label", "class", "target", "category", "class_name", "label_name", "y")
 _SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _BITS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
 
@@ -69,7 +69,12 @@ class _Sheet:
         return f" For several labels per image: label_column={bits!r}." if several else ""
 
 
-def _open(path: Path) -> _Sheet:
+def open_sheet(path: Path) -> _Sheet:
+    """Read the cells of a table as text.
+
+    Raises:
+        DataError: If it is none.
+    """
     if not path.is_file():
         raise DataError(f"There is no file {path}. Check the path; relative paths start at {Path.cwd()}.")
     try:
@@ -112,6 +117,8 @@ def _base(sheet: _Sheet, column: str, image_dir: Path, split: str) -> Path:
 def _locate(sheet: _Sheet, row: _Row, column: str, base: Path, image_dir: Path) -> tuple[Path, str]:
     """The file that a cell names, and its id: its path relative to ``image_dir``."""
     cell = row.cells[column]
+    if "\0" in cell:  # which no file system has; asked for such a file, Python raises an error of its own
+        raise sheet.refuse(f"line {row.line} has a NUL byte in column {column!r}. Save the table as UTF-8 text.")
     if not os.path.lexists(base / cell):
         cell = cell.strip()
     if not cell:
@@ -164,11 +171,11 @@ class _Reader:
     classes: tuple[str, ...] = ()
 
     def read(self, path: Path, split: str) -> ImageTable:
-        sheet = _open(path)
+        sheet = open_sheet(path)
         image_dir = self.image_dir or path.parent
         if not image_dir.is_dir():
             raise DataError(f"There is no image folder {image_dir}. Give `image_dir`.")
-        column = sheet.column(self.image_column, _IMAGE_NAMES, "image_column")
+        column = sheet.column(self.image_column, IMAGE_NAMES, "image_column")
         columns, multi_label = self._label_columns(sheet)
         base = _base(sheet, column, image_dir, split)
         rows = []
@@ -184,7 +191,7 @@ class _Reader:
 
     def _label_columns(self, sheet: _Sheet) -> tuple[list[str], bool]:
         if self.label_column is None or isinstance(self.label_column, str):
-            return [sheet.column(self.label_column, _LABEL_NAMES, "label_column")], False
+            return [sheet.column(self.label_column, LABEL_NAMES, "label_column")], False
         columns = [sheet.column(name, (), "label_column") for name in self.label_column]
         return columns, len(columns) > 1
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from autotimm.data.formats.csv import read_csv
+from autotimm.data.formats.csv import IMAGE_NAMES, LABEL_NAMES, open_sheet, read_csv
 from autotimm.data.formats.folder import read_folder
 from autotimm.data.formats.walk import some
 from autotimm.data.table import ImageTable
@@ -16,10 +19,13 @@ from autotimm.types import DataSpec
 
 __all__ = ["read_labelled"]
 
+_TABLES = (".csv", ".tsv")
 _FOLDERS = {"val": ("val", "valid", "validation"), "test": ("test",)}
 
 
-def read_labelled(path: str | Path, spec: DataSpec, split: str, notices: list[str]) -> ImageTable:
+def read_labelled(
+    path: str | Path, spec: DataSpec, split: str, notices: list[str], made: Mapping[str, Any] | None = None
+) -> ImageTable:
     """Read a folder or a table of labelled images for a model that knows its classes.
 
     Args:
@@ -27,20 +33,70 @@ def read_labelled(path: str | Path, spec: DataSpec, split: str, notices: list[st
         spec: What the model remembers of its data.
         split: ``"val"`` or ``"test"``.
         notices: Receives one line for each thing that was left out or looks strange.
+        made: What the run's data was made with: ``image_column``, ``label_column`` and ``image_dir`` hold for a table
+            too, where it has such columns and its images are not beside it.
 
     Raises:
         DataError: If there are no such images, or they have classes that the model does not know.
     """
     path = Path(path)
-    if path.suffix.lower() in (".csv", ".tsv"):
-        columns = list(spec.class_names) if spec.multi_label else None
-        table = read_csv({"train": path}, notices, label_column=columns)["train"]
+    if path.suffix.lower() in _TABLES:
+        table = _table(path.expanduser(), spec, split, notices, made or {})
     else:
         inside = [path / name for name in _FOLDERS[split] if (path / name).is_dir()]
         if not inside and (path / "train").is_dir():
             raise DataError(f"There is no {split} data in {path}: it has train/ but no {split}/. Give such a folder.")
         table = read_folder(inside[0] if inside else path, notices)["train"]
     return ImageTable(table.paths, table.ids, _renumbered(table, spec, path), spec.class_names)
+
+
+def _table(path: Path, spec: DataSpec, split: str, notices: list[str], made: Mapping[str, Any]) -> ImageTable:
+    """Read a table as that of the training was read; whoever measures has no option to say how."""
+    sheet = open_sheet(path)
+    images = _column(path, sheet.columns, made.get("image_column"), IMAGE_NAMES, "image paths")
+    if spec.multi_label:
+        labels: str | list[str] = list(spec.class_names)
+        if lacking := [name for name in labels if name not in sheet.columns]:
+            raise DataError(
+                f"{path} has no column for {some(lacking)}, classes of the model. Add zeros and ones for each."
+            )
+    else:
+        recorded = made.get("label_column")
+        recorded = recorded[0] if isinstance(recorded, (list, tuple)) else recorded
+        labels = _column(path, sheet.columns, recorded, LABEL_NAMES, "classes")
+    folder = _folder(path, [row.cells[images].strip() for row in sheet.rows], split, made)
+    return read_csv({"train": path}, notices, image_dir=folder, image_column=images, label_column=labels)["train"]
+
+
+def _column(path: Path, columns: Sequence[str], recorded: str | None, usual: Sequence[str], what: str) -> str:
+    """The column that the run had, or one with a usual name."""
+    by_lower = {column.lower(): column for column in reversed(columns)}
+    found = recorded if recorded in columns else next((by_lower[name] for name in usual if name in by_lower), None)
+    if found is None:
+        name = recorded or usual[0]
+        raise DataError(f"{path} has no column {name!r} of {what}, but {some(list(columns), 20)}. Rename that column.")
+    return found
+
+
+def _folder(path: Path, names: Sequence[str], split: str, made: Mapping[str, Any]) -> Path:
+    """Where the paths of a table start: beside it, or where those of the training's tables do."""
+    given, table = made.get("path") or made.get("data_dir"), made.get("train_csv")
+    if given and Path(given).suffix.lower() in _TABLES:
+        given, table = None, given
+    recorded = made.get("image_dir") or (table and (given or Path(table).parent))
+    roots = [path.parent, *([Path(recorded).expanduser()] if recorded else [])]
+    for root in roots:
+        for folder in (root, *(root / name for name in _FOLDERS[split])):
+            if any(_holds(folder, name) for name in names):
+                return folder
+    looked = " nor in ".join(str(root) for root in roots)
+    cure = "Put the table where its paths start."
+    raise DataError(f"{path}: none of its {len(names)} files is in {looked}, for example {names[0]}. {cure}")
+
+
+def _holds(folder: Path, name: str) -> bool:
+    file = os.path.abspath(folder / name)
+    return os.path.lexists(file) and Path(file).is_relative_to(os.path.abspath(folder))
 
 
 def _renumbered(table: ImageTable, spec: DataSpec, path: Path) -> Tensor:
