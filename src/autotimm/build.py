@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +146,18 @@ def _metrics(config: FitConfig, data: DataModule) -> list[MetricConfig] | None:
     return [named_metric(name, len(spec.class_names), multi_label=spec.multi_label) for name in config.metrics]
 
 
-def build_trainer(config: FitConfig, folder: RunFolder, task: Task, data: DataModule) -> AutoTrainer:
+def build_trainer(
+    config: FitConfig, folder: RunFolder, task: Task, data: DataModule, recorded: Mapping[str, Any] | None = None
+) -> AutoTrainer:
     """The trainer of a configuration, writing to a folder.
+
+    Args:
+        config: The options.
+        folder: Where it writes.
+        task: What is trained.
+        data: What it is trained on.
+        recorded: Arguments that a trainer was once given, for those that no option stands for: such as came from
+            variables of the environment.
 
     Raises:
         UsageError: If a validation metric is to stop the training and there is no validation data.
@@ -163,14 +173,16 @@ def build_trainer(config: FitConfig, folder: RunFolder, task: Task, data: DataMo
             )
         callbacks.append(EarlyStopping(watched.name, mode=watched.mode, patience=config.patience))
     finder = TunerConfig(lr=config.lr_find, batch_size=config.batch_size_find)
-    return AutoTrainer(
-        config.epochs, seed=_seed(config), deterministic=config.deterministic, threads=config.threads,
-        run_dir=folder.chosen, monitor=monitor, checkpoint_every=config.checkpoint_every, keep=config.keep,
-        tuner=finder if finder.lr or finder.batch_size else None,
-        accelerator=config.accelerator, devices=config.devices, precision=config.precision,
-        accumulate_grad_batches=config.accumulate, logger=_loggers(config.loggers or (), folder) or False,
-        callbacks=callbacks, enable_progress_bar=config.progress,
-    )  # fmt: skip
+    own: dict[str, Any] = {
+        "max_epochs": config.epochs, "seed": _seed(config), "deterministic": config.deterministic,
+        "threads": config.threads, "run_dir": folder.chosen, "monitor": monitor,
+        "checkpoint_every": config.checkpoint_every, "keep": config.keep,
+        "tuner": finder if finder.lr or finder.batch_size else None,
+        "accelerator": config.accelerator, "devices": config.devices, "precision": config.precision,
+        "accumulate_grad_batches": config.accumulate, "logger": _loggers(config.loggers or (), folder) or False,
+        "callbacks": callbacks, "enable_progress_bar": config.progress,
+    }  # fmt: skip
+    return AutoTrainer(**{**(recorded or {}), **own})
 
 
 def _loggers(names: Sequence[str], run: RunFolder) -> list[Logger]:

@@ -106,7 +106,9 @@ def rebuild(
         if found := decided.get("weights"):
             stack.enter_context(as_recorded(Weights.from_dict(found), file_needed=weights_needed))
         if isinstance(config, FitConfig):
-            return _from_options(config, decided, folder, data, workers, changes or {})
+            # No option says what came from variables of the environment (PL_TRAINER_LIMIT_TRAIN_BATCHES).
+            given = manifest.inputs.get("config", {}).get("trainer", {}) if manifest is not None else {}
+            return _from_options(config, decided, folder, data, workers, changes or {}, given)
         return _from_classes(config, decided, folder, data, workers, changes or {})
 
 
@@ -120,7 +122,7 @@ def _as_asked(config: FitConfig, manifest: Manifest) -> FitConfig:
 
 def _from_options(
     config: FitConfig, decided: Mapping[str, Any], folder: RunFolder, data: Any, workers: Any,
-    changes: Mapping[str, Any],
+    changes: Mapping[str, Any], given: Mapping[str, Any],
 ) -> Rebuilt:  # fmt: skip
     values: dict[str, Any] = {}
     if data is not None:
@@ -136,7 +138,7 @@ def _from_options(
     module = build_data(config)
     module.setup("fit")
     task = build_task(config, module)
-    return Rebuilt(task, module, build_trainer(config, folder, task, module), config)
+    return Rebuilt(task, module, build_trainer(config, folder, task, module, given), config)
 
 
 def _from_classes(
