@@ -96,6 +96,8 @@ def test_no_control_characters_outside_a_terminal(capsys: pytest.CaptureFixture[
         (["fti", "photos"], "no verb 'fti'. Did you mean 'fit'?"),
         (["xyzzy"], "There are fit, resume"),
         (["train", "photos"], "no verb 'train'. Did you mean 'fit'?"),
+        (["trian", "photos"], "no verb 'trian'. Did you mean 'fit'?"),
+        (["segmnt", "photos"], "no verb 'segmnt'. Did you mean 'predict'?"),
         (["--epochs", "3", "fit"], "Options follow a verb"),
         (["--verison"], "Did you mean '--version'?"),
         (["fit", "photos", "--epoch", "3"], "autotimm fit has no option --epoch. Did you mean '--epochs'"),

@@ -76,10 +76,17 @@ def _dispatch(words: list[str]) -> int:
         hint = nearest(words[0], ["--help", "--version"]) or "Options follow a verb: autotimm fit PATH --epochs 10."
         raise UsageError(f"autotimm has no option {words[0]}. {hint}")
     if words[0] not in VERBS:
-        same = {other: f"Did you mean '{verb.name}'?" for verb in VERBS.values() for other in verb.elsewhere}
-        hint = same.get(words[0]) or nearest(words[0], VERBS) or f"There are {', '.join(VERBS)}."
+        hint = _meant(words[0]) or f"There are {', '.join(VERBS)}."
         raise UsageError(f"autotimm has no verb '{words[0]}'. {hint}")
     return VERBS[words[0]].run(words[1:])
+
+
+def _meant(word: str) -> str:
+    """Suggest the verb that was meant; it may have been the word of other tools for it, or a slip for that."""
+    same = {other: verb.name for verb in VERBS.values() for other in verb.elsewhere}
+    closest = nearest(word, [*VERBS, *same], n=1)
+    other = next((other for other in same if repr(other) in closest), None)
+    return nearest(word, VERBS) if other is None else f"Did you mean '{same[other]}'?"
 
 
 def _help() -> str:

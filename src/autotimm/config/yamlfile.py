@@ -12,12 +12,14 @@ from typing import Any
 
 import yaml
 
+from autotimm.config.meant import meant
 from autotimm.errors import UsageError, sentence
 
 __all__ = ["NESTED_KEYS", "read_yaml", "write_scalar"]
 
 # A file with one of these keys at the top is written in Lightning's style: `class_path` and `init_args`.
 NESTED_KEYS = frozenset({"model", "data", "trainer"})
+_OURS = ("backbone", "path")  # what a flat file calls the first two
 
 
 def read_yaml(path: str) -> tuple[dict[str, Any], bool]:
@@ -67,6 +69,10 @@ def _checked(root: yaml.Node | None, path: str) -> yaml.MappingNode:
     _check_unique(root, path, seen=set())
     keys = {key.value for key, _ in root.value}
     strange = sorted(keys - NESTED_KEYS)
+    words = [key.value for key, value in root.value if key.value in NESTED_KEYS and isinstance(value, yaml.ScalarNode)]
+    if strange and len(words) == len(keys & NESTED_KEYS) > 0:
+        # `data: photos`: not a section of Lightning's style, but what another tool calls an option of ours.
+        raise UsageError(f"{path} has no option `{words[0]}`. {meant(words[0], _OURS) or 'Leave it out.'}")
     if keys & NESTED_KEYS and strange:
         raise UsageError(
             f"{path} has `{strange[0]}` beside `{min(keys & NESTED_KEYS)}`. With model, data and trainer, every "
