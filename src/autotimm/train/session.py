@@ -59,7 +59,13 @@ def defaults_from_environment(init: Callable[..., None]) -> Callable[..., None]:
     return with_environment
 
 
+_WORDS = {"true": True, "false": False, "none": None, "null": None}
+
+
 def _literal(text: str) -> Any:
+    """What a variable says; shells and YAML files write words for true, false and nothing that Python does not know."""
+    if text.strip().lower() in _WORDS:
+        return _WORDS[text.strip().lower()]
     try:
         return literal_eval(text)
     except (ValueError, SyntaxError):
