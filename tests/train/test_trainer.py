@@ -162,6 +162,20 @@ class TestVariables:
         one = AutoTrainer(accelerator="cpu")
         assert (one.seed, one.threads) == (None, 1)
 
+    @pytest.mark.parametrize(("true", "false", "null"), [("true", "false", "null"), ("TRUE", "False", "none")])
+    def test_words_for_true_and_false_are_read_in_any_case(self, monkeypatch, true, false, null):
+        monkeypatch.setenv("PL_TRAINER_ENABLE_PROGRESS_BAR", false)
+        monkeypatch.setenv("PL_TRAINER_LOGGER", false)
+        monkeypatch.setenv("PL_TRAINER_DETERMINISTIC", true)
+        monkeypatch.setenv("PL_AUTOTRAINER_SEED", null)
+        one = AutoTrainer(accelerator="cpu")
+        assert (one.progress_bar_callback, one.loggers, one.deterministic, one.seed) == (None, [], True, None)
+
+    def test_a_variable_that_is_no_number_is_an_error_of_usage(self, monkeypatch):
+        monkeypatch.setenv("PL_TRAINER_THREADS", "abc")
+        with pytest.raises(UsageError, match=r"`threads` of AutoTrainer must be .* Got 'abc' instead"):
+            AutoTrainer(accelerator="cpu")
+
 
 class TestSwitches:
     @pytest.mark.parametrize("wanted", [True, False])
