@@ -10,6 +10,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pytorch_lightning.callbacks import Callback
@@ -181,6 +182,18 @@ class TestFullDisk:
         trainer(3, run_dir=tmp_path / "run").fit(model, datamodule=toy_data(toy_folder), ckpt_path="last")
         assert digest(model) == digest(trained(toy_folder, 3))
 
+    def test_what_a_test_found_is_returned_all_the_same(self, toy_folder, tmp_path, capsys):
+        trainer(run_dir=tmp_path / "run").fit(classifier(), datamodule=toy_data(toy_folder, test_split=0.2))
+        before = (tmp_path / "run" / "results.json").read_bytes()
+        with room_again():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, LIMIT))
+            found = Run(tmp_path / "run").test()
+        assert found.keys() == {"test/loss", "test/accuracy", "test/f1"}
+        assert "the metrics are not kept with the run, which cannot be written to (File too large)" in (
+            capsys.readouterr().err
+        )
+        assert (tmp_path / "run" / "results.json").read_bytes() == before
+
     def test_a_real_file_system_without_room(self, toy_folder, tmp_path, one_epoch):
         """Needs the right to mount; elsewhere the limit above stands in for it."""
         small = tmp_path / "small"
@@ -205,6 +218,32 @@ class TestMemory:
             trained(toy_folder, 3, run_dir=tmp_path / "run", callbacks=[Raises(error)])
         assert found.value.__cause__ is error
         left_whole(tmp_path / "run", one_epoch)
+
+    @pytest.mark.parametrize("make", [torch.empty, np.empty], ids=["torch", "NumPy"])
+    def test_the_memory_of_a_cpu(self, toy_folder, tmp_path, one_epoch, make):
+        class Large(Callback):
+            def on_train_batch_start(self, trainer, *args):
+                if trainer.current_epoch == 1:
+                    make(10**14)
+
+        with pytest.raises(RunError, match=r"ran out of memory \(.*llocat.*\)\. Lower `batch_size`") as found:
+            trained(toy_folder, 3, run_dir=tmp_path / "run", callbacks=[Large()])
+        assert "\n" not in str(found.value)
+        left_whole(tmp_path / "run", one_epoch)
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            "MPS backend out of memory (MPS allocated: 5 GB). Tried to allocate 2 GB on private pool.",
+            "[enforce fail at alloc_cpu.cpp:114] data. DefaultCPUAllocator: not enough memory: you tried 9",
+            "Caught RuntimeError in DataLoader worker process 0.\nDefaultCPUAllocator: can't allocate memory: tried",
+            "CUDA error: out of memory\nCUDA kernel errors might be reported later",
+        ],
+        ids=["MPS", "Windows", "worker", "CUDA"],
+    )
+    def test_the_words_of_other_devices(self, toy_folder, words):
+        with pytest.raises(RunError, match="ran out of memory"):
+            trained(toy_folder, 2, callbacks=[Raises(RuntimeError(words))])
 
 
 class TestInterrupted:

@@ -20,13 +20,14 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_fabric.utilities.warnings import PossibleUserWarning
+from pytorch_lightning.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from autotimm.data.module import DataModule
 from autotimm.errors import ModelError, RunError, UsageError
 from autotimm.tasks import Task
 
-__all__ = ["clear_failures", "clear_misuse", "defaults_from_environment", "on_streams_of", "quiet"]
+__all__ = ["clear_failures", "clear_misuse", "defaults_from_environment", "on_streams_of", "quiet", "seeded_devices"]
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -104,6 +105,22 @@ def clear_misuse() -> Iterator[None]:
         raise UsageError(f"The trainer's arguments must fit this machine and each other. {error}") from None
 
 
+def _no_memory(error: Exception) -> str | None:
+    """What a device says of its memory; ``None`` if the error is about something else.
+
+    torch has an exception of its own for CUDA alone: CPUs and Apple's devices are known by their words.
+    """
+    words = re.compile(
+        "(?:DefaultCPUAllocator: |MPS backend )?(?:can't allocate memory|not enough memory|out of memory).*"
+    )
+    if found := words.search(str(error)):
+        if not isinstance(error, torch.OutOfMemoryError):
+            return found.group().rstrip(". ")
+    elif not isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return None
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 @contextmanager
 def clear_failures() -> Iterator[None]:
     """Turn what Lightning makes of Ctrl-C, and what the system says of full disks and memories, into plain words."""
@@ -118,10 +135,11 @@ def clear_failures() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
             raise KeyboardInterrupt from None
         raise
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if (found := _no_memory(error)) is None:
+            raise
         raise RunError(
-            f"The device ran out of memory ({str(error).splitlines()[0]}). "
-            "Lower `batch_size` or `image_size`, or use precision bf16-mixed."
+            f"The device ran out of memory ({found}). Lower `batch_size` or `image_size`, or use precision bf16-mixed."
         ) from error
     except pickle.UnpicklingError as error:
         blocked = re.search(r"Trying to load unsupported GLOBAL \S+|Unsupported \w+ \S+", str(error))
@@ -134,6 +152,16 @@ def clear_failures() -> Iterator[None]:
         if error.errno not in _NO_SPACE:
             raise
         raise RunError(f"The disk is full: {error}. What was written before is unharmed. Free some space.") from error
+
+
+def seeded_devices(trainer: pl.Trainer) -> list[torch.device]:
+    """The devices in this process whose generators a trainer's steps set.
+
+    None where the training is done by processes that are started from this one: to look at a device here would open it,
+    which a forked process cannot bear.
+    """
+    forks = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+    return [] if forks else [trainer.strategy.root_device]
 
 
 @contextmanager

@@ -38,7 +38,14 @@ from autotimm.train.progress import make_progress
 from autotimm.train.record import declare
 from autotimm.train.recorder import Recorder
 from autotimm.train.resuming import checkpoint_file, resume_from
-from autotimm.train.session import clear_failures, clear_misuse, defaults_from_environment, on_streams_of, quiet
+from autotimm.train.session import (
+    clear_failures,
+    clear_misuse,
+    defaults_from_environment,
+    on_streams_of,
+    quiet,
+    seeded_devices,
+)
 from autotimm.train.signals import StopRequest
 from autotimm.train.store import check_keep
 from autotimm.train.tuner import TunerConfig, tune
@@ -263,7 +270,7 @@ class AutoTrainer(pl.Trainer):
             for context in (quiet(), clear_failures(), preserve_switches(), fixed_threads(self.threads)):
                 stack.enter_context(context)
             if self.seed is None:
-                stack.enter_context(preserve_generators())
+                stack.enter_context(preserve_generators(seeded_devices(self)))
             elif self.use_autotimm_seeding:
                 seed_everything(self.seed, bool(self.deterministic))
             else:

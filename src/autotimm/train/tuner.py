@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,7 @@ from autotimm.data.module import DataModule
 from autotimm.errors import RunError, UsageError
 from autotimm.repro.streams import preserve_generators
 from autotimm.tasks import Task
+from autotimm.train.session import seeded_devices
 
 __all__ = ["TunerConfig"]
 
@@ -58,12 +61,17 @@ def tune(trainer: pl.Trainer, model: pl.LightningModule, data: object, config: T
         model.set_lr(_find_lr(trainer, model, data, config))
 
 
-def _probe(trainer: pl.Trainer, folder: str, epochs: int) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator=trainer.accelerator, devices=1, precision=trainer.precision, max_epochs=epochs,
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        default_root_dir=folder,
-    )  # fmt: skip
+@contextmanager
+def _probe(trainer: pl.Trainer, epochs: int) -> Iterator[pl.Trainer]:
+    """A plain trainer that leaves no file, and the generators as it found them."""
+    with tempfile.TemporaryDirectory() as folder:
+        probe = pl.Trainer(
+            accelerator=trainer.accelerator, devices=1, precision=trainer.precision, max_epochs=epochs,
+            logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            default_root_dir=folder,
+        )  # fmt: skip
+        with preserve_generators(seeded_devices(probe)):
+            yield probe
 
 
 def _copies(model: Task, data: DataModule) -> tuple[Any, Any]:
@@ -75,9 +83,9 @@ def _copies(model: Task, data: DataModule) -> tuple[Any, Any]:
 def _find_lr(trainer: pl.Trainer, model: Task, data: DataModule, config: TunerConfig) -> float:
     task, module = _copies(model, data)
     task.set_lr(config.min_lr)
-    with preserve_generators(), tempfile.TemporaryDirectory() as folder:
-        # As many epochs as steps: the range test is to be ended by its steps, also on a small data set.
-        finder = Tuner(_probe(trainer, folder, epochs=config.steps)).lr_find(
+    # As many epochs as steps: the range test is to be ended by its steps, also on a small data set.
+    with _probe(trainer, epochs=config.steps) as probe:
+        finder = Tuner(probe).lr_find(
             task, datamodule=module, min_lr=config.min_lr, max_lr=config.max_lr, num_training=config.steps,
             update_attr=False, attr_name="lr",
         )  # fmt: skip
@@ -92,8 +100,8 @@ def _find_lr(trainer: pl.Trainer, model: Task, data: DataModule, config: TunerCo
 
 def _find_batch_size(trainer: pl.Trainer, model: Task, data: DataModule, config: TunerConfig) -> int:
     task, module = _copies(model, data)
-    with preserve_generators(), tempfile.TemporaryDirectory() as folder:
-        found = Tuner(_probe(trainer, folder, epochs=1)).scale_batch_size(
+    with _probe(trainer, epochs=1) as probe:
+        found = Tuner(probe).scale_batch_size(
             task, datamodule=module, mode="power", steps_per_trial=1, init_val=min(8, config.max_batch_size),
             max_trials=max(1, (config.max_batch_size // 8).bit_length()), batch_arg_name="batch_size",
         )  # fmt: skip
