@@ -21,6 +21,7 @@ from autotimm.replay import verify
 from autotimm.tasks import Task
 from autotimm.train import AutoTrainer
 from autotimm.train.folder import RunFolder
+from autotimm.train.measuring import measuring_trainer
 from autotimm.train.progress import say
 from autotimm.types import ObjectPrediction, PixelPrediction, Prediction
 from autotimm.verdict import Verdict
@@ -184,7 +185,10 @@ class Run:
         """
         results = self._measure("test", data, ckpt)
         if data is None and self._file is None and str(ckpt) == "best":
-            self._folder.add_results(test=results, per_class=self.per_class)
+            try:
+                self._folder.add_results(test=results, per_class=self.per_class)
+            except OSError as error:  # somebody else's run, or a full disk: no reason to lose what was measured
+                say(f"the metrics are not kept with the run, which cannot be written to ({error.strerror})")
         return results
 
     def _measure(self, verb: str, data: str | Path | DataModule | None, ckpt: str | Path) -> dict[str, float]:
@@ -292,7 +296,4 @@ class Run:
         """A trainer with the seed, switches and threads of the run."""
         config = self._config() if (self.path / "config.yaml").exists() else {}
         given = config.as_dict() if isinstance(config, FitConfig) else config.get("trainer", {})
-        kept = ("seed", "deterministic", "threads", "accelerator", "precision")
-        settings = {name: given[name] for name in kept if name in given}
-        # One device: several would each see all images, as the loaders of evaluation are not shared out.
-        return AutoTrainer(run_dir=False, enable_checkpointing=False, devices=1, **settings)
+        return measuring_trainer(given)
