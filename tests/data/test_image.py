@@ -120,6 +120,32 @@ def test_split_folders(tmp_path: Path, val: str) -> None:
     assert sizes(data) == {"train": 20, "val": 4, "test": 6}
 
 
+def test_a_share_without_effect_is_pointed_out(tmp_path: Path) -> None:
+    write_toy_folder(tmp_path, num_classes=2, splits={"train": 20, "val": 4, "test": 6})
+    for shares, said in (
+        ({}, []),
+        ({"val_split": 0}, []),
+        ({"val_split": 0.5}, ["val"]),
+        ({"test_split": 0.4}, ["test"]),
+    ):
+        data = module(tmp_path, **shares)
+        assert sizes(data) == {"train": 20, "val": 4, "test": 6}
+        lines = [f"`{side}_split` has no effect: there are {side} images already." for side in said]
+        assert [line for line in data.notices if "no effect" in line] == lines
+
+
+def test_two_tables_to_train_on_are_refused() -> None:
+    with pytest.raises(UsageError, match="`train_csv` of ImageDataModule must be left out where `data_dir` is a table"):
+        module("a.csv", train_csv="b.csv")
+
+
+def test_the_crop_of_evaluation_counts_in_a_training_without_augmentation(toy: Path) -> None:
+    own = torch.nn.Identity()
+    assert module(toy, augmentation="none", crop_pct=1.0, eval_transforms=own).crop_pct == 1
+    with pytest.raises(UsageError, match="`interpolation` of ImageDataModule must be left out"):
+        module(toy, interpolation="bicubic", eval_transforms=own, train_transforms=own)
+
+
 def test_only_what_lacks_is_split_off(tmp_path: Path) -> None:
     write_toy_folder(tmp_path, num_classes=2, splits={"train": 20, "test": 6})
     assert sizes(module(tmp_path, val_split=0.2, test_split=0.4)) == {"train": 16, "val": 4, "test": 6}
@@ -250,6 +276,12 @@ def test_summary_of_many_classes(tmp_path: Path, picture: Callable[..., Path]) -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (
+            {"augmentation": "strong", "train_transforms": torch.nn.Identity()},
+            r"`augmentation` of ImageDataModule must",
+        ),
+        ({"crop_pct": 1.0, "eval_transforms": torch.nn.Identity()}, r"`crop_pct` of ImageDataModule must be left out"),
+        ({"download": True}, r"`download` of ImageDataModule must be given with `dataset_name`. Got True"),
         ({"val_split": 1.5}, r"The `val_split` of ImageDataModule must be a number in \[0, 1\)\. Got 1\.5 instead"),
         ({"batch_size": 0}, "`batch_size` of ImageDataModule must be a whole number, 1 or more"),
         ({"image_size": 32.5}, "`image_size`"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,14 @@ class ImageDataModule(DataModule):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        if train_csv is None and data_dir is not None and Path(data_dir).suffix.lower() in (".csv", ".tsv"):
+        owner = type(self).__name__
+        _refuse_shadowed(common, owner)
+        if data_dir is not None and Path(data_dir).suffix.lower() in (".csv", ".tsv"):
+            require(
+                train_csv is None, "train_csv", owner, "left out where `data_dir` is a table", train_csv, "Give one."
+            )
             data_dir, train_csv = None, data_dir
         csv = {"train": train_csv, "val": val_csv, "test": test_csv}
-        owner = type(self).__name__
         self.csv_files = {split: Path(file).expanduser() for split, file in csv.items() if file is not None}
         require(
             not self.csv_files or "train" in self.csv_files, "train_csv", owner, "given with `val_csv` or `test_csv`",
@@ -84,6 +89,10 @@ class ImageDataModule(DataModule):
         require(
             not (self.csv_files and dataset_name), "dataset_name", owner, "left out where CSV files are given",
             dataset_name, "Choose one of the two.",
+        )  # fmt: skip
+        require(
+            dataset_name is not None or not download, "download", owner, "given with `dataset_name`", download,
+            "Name the data set, or leave it out.",
         )  # fmt: skip
         require(
             bool(data_dir or self.csv_files or dataset_name), "data_dir", owner, "a folder of images", data_dir,
@@ -130,3 +139,20 @@ class ImageDataModule(DataModule):
         """A table that is not where the path says may be in the data folder."""
         inside = None if self.data_dir is None else self.data_dir / file
         return inside if inside is not None and not file.exists() and inside.exists() else file
+
+
+def _refuse_shadowed(given: Mapping[str, Any], owner: str) -> None:
+    """Refuse what transforms of the caller's own leave without effect; a default cannot be told from the same value."""
+    usual = {name: one.default for name, one in inspect.signature(DataModule.__init__).parameters.items()}
+    found = {name: given.get(name, usual[name]) for name in ("augmentation", "crop_pct", "interpolation")}
+    train, evaluation = (given.get(name) is not None for name in ("train_transforms", "eval_transforms"))
+    # The crop of evaluation is also that of a training without augmentation.
+    useless = {
+        "augmentation": train,
+        "crop_pct": evaluation and (train or found["augmentation"] != "none"),
+        "interpolation": evaluation and train,
+    }
+    for name, value in found.items():
+        transforms = "train_transforms" if name == "augmentation" else "eval_transforms"
+        must = f"left out with transforms of your own, which `{transforms}` are"
+        require(not useless[name] or value == usual[name], name, owner, must, value, "Put it into them.")
