@@ -147,10 +147,12 @@ def test_one_writer(photos, tmp_path):
     process = start("fit", photos, *FIT, "--epochs", 4, "--name", "one", cwd=tmp_path)
     folder = tmp_path / "runs" / "one"
     reach(process, folder, 4)
+    before = (folder / "manifest.json").read_bytes()
     second = start("resume", folder, cwd=tmp_path)
     _, err = second.communicate(timeout=120)
     if process.poll() is None:
         assert second.returncode == 1, err
         assert "must have one writer" in err
+        assert (folder / "manifest.json").read_bytes() == before
     process.communicate(timeout=120)
     assert process.returncode == 0

@@ -3,6 +3,7 @@
 import itertools
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping
 
-from autotimm.errors import ModelError
+from autotimm.errors import DataError, ModelError
 from autotimm.repro.digest import file_digest
 from autotimm.repro.ledger import read_ledger
+from autotimm.repro.manifest import Manifest
 from training import classifier, toy_data, trainer
 
 FILES = ("ledger.jsonl", "metrics.csv", "splits.csv", "files.csv", "results.json", "model.safetensors")
@@ -32,6 +34,17 @@ class StopAt(Callback):
         if self.seen == self.step:
             raise StoppedError
         self.seen += 1
+
+
+class Press(Callback):
+    """Presses Ctrl-C in the last batch of an epoch: the run ends after the checkpoint of that epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.current_epoch == self.epoch and batch_idx + 1 == trainer.num_training_batches:
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def run(toy: Path, folder: Path, *, stop: int | None = None, resume: bool = False, task=None, data=None, **options):
@@ -100,6 +113,54 @@ def test_early_stopping(toy_folder, tmp_path):
         stopping["callbacks"] = [EarlyStopping("val/loss", patience=1)]
         run(toy_folder, tmp_path / str(stop), resume=True, **stopping)
         assert digests(tmp_path / str(stop)) == digests(whole)
+
+
+@pytest.mark.parametrize(
+    "stopping",
+    [{"patience": 1}, {"patience": 3, "stopping_threshold": 100.0}, {"patience": 1, "check_on_train_epoch_end": False}],
+    ids=["patience", "threshold", "after validation"],
+)
+def test_after_the_epoch_in_which_early_stopping_stops(stopping, toy_folder, tmp_path):
+    options = {"epochs": 5, "task": {"lr": 1e-6}}
+    run(toy_folder, tmp_path / "whole", callbacks=[EarlyStopping("val/loss", **stopping)], **options)
+    last = [line for line in read_ledger(tmp_path / "whole" / "ledger.jsonl").lines if line["kind"] == "epoch"][-1]
+    assert last["epoch"] < 4
+    folder = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        run(toy_folder, folder, callbacks=[EarlyStopping("val/loss", **stopping), Press(last["epoch"])], **options)
+    run(toy_folder, folder, resume=True, callbacks=[EarlyStopping("val/loss", **stopping)], **options)
+    assert digests(folder) == digests(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("names", [True, False], ids=["all named", "before best.ckpt and last.ckpt got their names"])
+def test_after_the_last_epoch(names, toy_folder, tmp_path):
+    """Nothing is left to train, and the ledger is not at its end."""
+    run(toy_folder, tmp_path / "whole", epochs=2)
+    folder = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        run(toy_folder, folder, epochs=2, callbacks=[Press(1)])
+    checkpoints = folder / "checkpoints"
+    linked = {name: os.stat(checkpoints / name).st_ino for name in ("best.ckpt", "last.ckpt")}
+    if not names:
+        first = next(checkpoints.glob("epoch-0001-*"))
+        for name in linked:
+            (checkpoints / name).unlink()
+            os.link(first, checkpoints / name)
+    for _ in range(2):  # the second time of a run that is whole
+        run(toy_folder, folder, epochs=2, resume=True)
+        assert digests(folder) == digests(tmp_path / "whole")
+        assert {name: os.stat(checkpoints / name).st_ino for name in linked} == linked
+        assert Manifest.load(folder / "manifest.json").results["status"] == "finished"
+
+
+def test_a_finished_run_stays_finished_when_it_may_not_go_on(toy_folder, tmp_path):
+    photos = shutil.copytree(toy_folder, tmp_path / "photos")
+    run(photos, tmp_path / "run", epochs=1)
+    before = (tmp_path / "run" / "manifest.json").read_bytes()
+    next(iter(photos.rglob("*.png"))).unlink()
+    with pytest.raises(DataError):
+        run(photos, tmp_path / "run", epochs=2, resume=True)
+    assert (tmp_path / "run" / "manifest.json").read_bytes() == before
 
 
 def test_another_number_of_workers_and_several_stops(toy_folder, tmp_path):

@@ -14,7 +14,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
+from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
 from autotimm.errors import RunError, UsageError, sentence
 from autotimm.tasks.checkpoint import read_checkpoint
@@ -22,6 +23,7 @@ from autotimm.train.epochs import EpochMetrics
 from autotimm.train.signals import StopRequest
 from autotimm.train.store import CheckpointStore, check_keep
 from autotimm.train.unfinished import Unfinished
+from autotimm.train.watched import Watched
 
 __all__ = ["RunCheckpoint", "read_interval"]
 
@@ -96,13 +98,16 @@ class RunCheckpoint(Checkpoint):
         stop: StopRequest | None = None,
     ) -> None:
         self.epochs, self.stop = epochs, stop or StopRequest()
+        self.asked = monitor
         self.monitor, self.mode = monitor, mode or ("min" if "loss" in (monitor or "") else "max")
+        self.watched = Watched(monitor)
         self.steps, self.seconds = read_interval(every)
         self.keep = check_keep(keep)
         self.folder: Path | None = None
         self.best: dict[str, Any] = {}
         self._unfinished = False  # whether the checkpoint that is being written stands in the middle of an epoch
         self._found: Unfinished | None = None
+        self._began = False
         self._saved_step, self._saved_time = 0, 0.0
 
     @property
@@ -156,16 +161,33 @@ class RunCheckpoint(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Remember the sums until there is a place for them."""
+        self._began = False
         found = checkpoint.get(Unfinished.KEY)
         self._found = Unfinished(**found) if found else None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the sums of metrics back; forget nothing of what was saved before."""
+        self._began = True
         self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
-        if self.folder is not None and self.best and trainer.is_global_zero:
-            self.store.link_epoch(self.best["epoch"] + 1, "best.ckpt")
+        self._name_best(trainer)
         if self._found is not None:
             self._found.restore_metrics(pl_module)
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
+        stopping = (one for one in callbacks if isinstance(one, EarlyStopping))
+        if trainer.ckpt_path and any(one.stopping_reason is not EarlyStoppingReason.NOT_STOPPED for one in stopping):
+            # Lightning restores why it was to stop, but not that: the run would train one epoch more than another.
+            trainer.should_stop = True
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give names that a kill after the last epoch has kept from it; a run with nothing left to do starts none."""
+        if not self._began:
+            self._name_best(trainer)
+            if self.folder is not None and trainer.is_global_zero:
+                self.store.link_epoch(trainer.current_epoch, "last.ckpt")
+
+    def _name_best(self, trainer: pl.Trainer) -> None:
+        if self.folder is not None and self.best and trainer.is_global_zero:
+            self.store.link_epoch(self.best["epoch"] + 1, "best.ckpt")
 
     # When to save
 
@@ -180,11 +202,13 @@ class RunCheckpoint(Checkpoint):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Back to training."""
         self.stop.armed = self.folder is not None and not trainer.sanity_checking
+        self.watched.after_validation(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if it is time to, and end the run here if it was told to stop."""
+        self.watched.after_batch(trainer, pl_module)
         if self._found is not None:
             self._found.restore_logged(trainer)
             self._found = None
@@ -218,6 +242,7 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the epoch, and remember it as the best if it is."""
+        self.watched.after_epoch(trainer, pl_module)
         if self.folder is None:
             return
         metrics = self.epochs.of(trainer)

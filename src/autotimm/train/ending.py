@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from autotimm.train.folder import RunFolder
 from autotimm.train.progress import say
 from autotimm.train.record import conclude, level_line
 
@@ -19,6 +20,7 @@ def ending(trainer: Any, *, resume: bool) -> Iterator[None]:
     A run that fails before its first step leaves nothing: a folder without one would stand in the way of another try.
     """
     folder = trainer.run_folder
+    before = _stamp(folder)
     try:
         yield
         folder.finish(trainer)
@@ -28,10 +30,19 @@ def ending(trainer: Any, *, resume: bool) -> Iterator[None]:
     except BaseException as error:
         if folder.opened and not resume and not folder.begun:
             folder.close_unused()
-        _conclude(trainer, "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed")
+        if _stamp(folder) != before:  # else the manifest speaks of an earlier fit, which may have come to its end
+            _conclude(trainer, "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed")
         raise
     finally:
         folder.release()
+
+
+def _stamp(folder: RunFolder) -> tuple[int, int] | None:
+    """What tells the manifest that a fit has declared from one that was there: on the disk, for spawned processes."""
+    if folder.chosen is None or not folder.manifest.exists():
+        return None
+    found = folder.manifest.stat()
+    return found.st_ino, found.st_mtime_ns
 
 
 def _conclude(trainer: Any, status: str) -> None:

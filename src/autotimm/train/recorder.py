@@ -92,11 +92,16 @@ class Recorder(Callback):
         if self._position is None:
             self.ledger.rewind({"bytes": 0, "last": "", "lines": 0})  # of a run that left no checkpoint
             self.ledger.add("start", run=run, weights=weights, world_size=trainer.world_size)
-        elif not self.ledger.rewind(self._position):
+        else:
+            self._go_back(trainer, self._position)
+        self.ledger.flush()
+
+    def _go_back(self, trainer: pl.Trainer, position: dict[str, Any]) -> None:
+        """Cut the ledger back to where the checkpoint was; where it does not hold that, say so."""
+        self._position = None
+        if not self.ledger.rewind(position):
             self.gap = "its ledger does not hold what the checkpoint was written with"
             self.ledger.add("gap", step=trainer.global_step, reason=self.gap)
-        self._position = None
-        self.ledger.flush()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -155,6 +160,13 @@ class Recorder(Callback):
         self.look()
         self.ledger.add("end", step=trainer.global_step)
         self.ledger.flush(sync=True)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say so of a run that was stopped after its last epoch, too: going on calls no other hook of it."""
+        position, path = self._position, self.ledger.path
+        if position is not None and path is not None and path.exists():
+            self._go_back(trainer, position)
+            self.on_train_end(trainer, pl_module)
 
     def look(self) -> None:
         """Fetch the losses that nobody has looked at yet, and write their lines.
