@@ -84,8 +84,8 @@ def train(made: Rebuilt, folder: RunFolder, ckpt_path: str | None = None) -> Pat
             said = f"stopped; go on with: autotimm resume {folder.path}"
             say("stopped before there was anything to keep" if removed else said)
         raise
-    except BaseException:
-        if ckpt_path is None and not folder.begun:
+    except BaseException as error:
+        if ckpt_path is None and folder.unused_after(error):
             folder.discard()  # half a folder would stand in the way of another try under its name
         raise
     if made.config is not None:

@@ -119,7 +119,8 @@ def choose_monitor(configs: Iterable[MetricConfig], name: str | None = None) -> 
 
     Args:
         configs: The metrics of a task.
-        name: A logged value that was asked for, such as ``"val/f1"``; a name that contains ``loss`` is minimized.
+        name: A logged value that was asked for, such as ``"val/f1"``. A name that contains ``loss`` is minimized; which
+            losses a task has, a step has to show: a trainer refuses then what is none of them.
 
     Raises:
         UsageError: If there is no such metric, or its direction is not known.
@@ -128,13 +129,19 @@ def choose_monitor(configs: Iterable[MetricConfig], name: str | None = None) -> 
         >>> choose_monitor(default_metrics(10)), choose_monitor([])
         (Monitor(name='val/accuracy', mode='max'), Monitor(name='val/loss', mode='min'))
     """
-    metrics = {f"val/{config.name}": config.build().higher_is_better for config in configs if "val" in config.stages}
+    configs = list(configs)
+    metrics = {
+        f"{stage}/{config.name}": config.build().higher_is_better
+        for stage in ("val", "train")
+        for config in configs
+        if stage in config.stages
+    }
     known = [Monitor(key, "max" if higher else "min") for key, higher in metrics.items() if higher is not None]
     if name is None:
-        return known[0] if known else Monitor("val/loss", "min")
-    if "loss" in name:
+        return next((one for one in known if one.name.startswith("val/")), Monitor("val/loss", "min"))
+    if "loss" in name and name not in metrics and name.startswith(("train/", "val/")):
         return Monitor(name, "min")
-    names = [*(monitor.name for monitor in known), "val/loss"]
+    names = [*(monitor.name for monitor in known), "val/loss", "train/loss"]
     cure = nearest(name, names) or "Give one of these, or leave it out."
     require(name in names, "monitor", "a task", f"one of {', '.join(names)}", name, cure)
     return next(monitor for monitor in known if monitor.name == name)

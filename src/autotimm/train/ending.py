@@ -28,7 +28,7 @@ def ending(trainer: Any, *, resume: bool) -> Iterator[None]:
         if folder.opened and trainer.shows_progress and trainer.listener is None:
             say(level_line(folder))
     except BaseException as error:
-        if folder.opened and not resume and not folder.begun:
+        if folder.opened and not resume and folder.unused_after(error):
             folder.close_unused()
         if _stamp(folder) != before:  # else the manifest speaks of an earlier fit, which may have come to its end
             _conclude(trainer, "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed")

@@ -133,6 +133,11 @@ class RunFolder:
         """Whether a first step was about to be made here."""
         return self.chosen is not None and self.manifest.exists()
 
+    def unused_after(self, error: BaseException) -> bool:
+        """Whether an error came before a first step, or in it because of a wrong argument."""
+        kept = self.begun and [*self.checkpoints.glob("*.ckpt")]
+        return not self.begun or (isinstance(error, UsageError) and not kept)
+
     @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""

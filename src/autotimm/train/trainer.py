@@ -49,6 +49,7 @@ from autotimm.train.session import (
 from autotimm.train.signals import StopRequest
 from autotimm.train.store import check_keep
 from autotimm.train.tuner import TunerConfig, tune
+from autotimm.train.watched import Watched
 
 __all__ = ["AutoTrainer"]
 
@@ -239,7 +240,7 @@ class AutoTrainer(pl.Trainer):
         """Open the run folder, and tell the callbacks where it is and what to watch."""
         callback = self.checkpoint_callback
         if isinstance(callback, RunCheckpoint) and isinstance(model, Task):
-            asked = callback.monitor
+            asked, callback.watched = callback.asked, Watched(callback.asked)
             callback.monitor, callback.mode = choose_monitor(model.metric_configs, asked) if asked else model.monitor
         if not self.run_folder.enabled:
             return

@@ -14,7 +14,7 @@ import torch
 from pytorch_lightning.utilities import move_data_to_device
 from torchmetrics import Metric
 
-__all__ = ["Unfinished"]
+__all__ = ["Unfinished", "logged_in_step"]
 
 
 class Unfinished:
@@ -79,6 +79,11 @@ class Unfinished:
                     else torch.add
                 )
                 setattr(result, name, merge(value, getattr(result, name)))
+
+
+def logged_in_step(trainer: pl.Trainer) -> set[str]:
+    """The names of what training steps have logged in this epoch."""
+    return {value.meta.name for value in _results(trainer).values()}
 
 
 def _results(trainer: pl.Trainer) -> dict[str, Any]:
