@@ -191,3 +191,8 @@ def test_the_monitor_knows_its_direction() -> None:
 def test_a_metric_can_be_had_by_its_name_alone() -> None:
     assert named_metric("F1Score", 3).params == {"task": "multiclass", "num_classes": 3}
     assert named_metric("HammingDistance", 3, multi_label=True).params == {"task": "multilabel", "num_labels": 3}
+
+
+def test_a_metric_of_several_values_is_refused_before_training():
+    with pytest.raises(UsageError, match=r"must be a metric that gives one number\. Got 'MeanAveragePrecision'"):
+        MetricConfig("own", backend="custom", metric_class="torchmetrics.detection.MeanAveragePrecision")

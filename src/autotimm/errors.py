@@ -30,10 +30,13 @@ __all__ = [
     "RunError",
     "UsageError",
     "WeightsError",
+    "is_whole",
     "nearest",
+    "number",
     "refuse_unknown",
     "require",
     "require_choice",
+    "require_flags",
     "sentence",
 ]
 
@@ -144,6 +147,29 @@ def require(condition: bool, name: str, owner: str, must: str, got: object, do: 
     """Raise a :class:`UsageError` in the words of :func:`sentence` unless ``condition`` holds."""
     if not condition:
         raise UsageError(sentence(name, owner, must, got, do))
+
+
+def number(value: object) -> float:
+    """The value if it is a finite number, else nan, which fails every comparison that it is put to.
+
+    Example:
+        >>> [0 <= number(value) < 1 for value in (0.5, 1, "0.5", None, True)]
+        [True, False, False, False, False]
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf"):
+        return float(value)
+    return float("nan")
+
+
+def is_whole(value: object, least: int) -> bool:
+    """Whether the value is an integer of at least ``least``; ``True`` and 2.0 are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def require_flags(owner: str, **flags: object) -> None:
+    """Raise a :class:`UsageError` unless all values are bools: "no" and "false" would count as true."""
+    for name, value in flags.items():
+        require(isinstance(value, bool), name, owner, "True or False", value, "Give one of them.")
 
 
 def require_choice(name: str, owner: str, value: object, options: Iterable[str]) -> None:

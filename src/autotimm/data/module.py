@@ -23,7 +23,7 @@ from autotimm.data.split import check_shares
 from autotimm.data.table import Table
 from autotimm.data.transformed import transformed_loader
 from autotimm.data.transforms import ImageTransform, SampleTransform, eval_transform, train_transform
-from autotimm.errors import DataError, refuse_unknown, require
+from autotimm.errors import DataError, is_whole, number, refuse_unknown, require, require_flags
 from autotimm.repro.sampler import KeyedBatchSampler
 from autotimm.repro.seed import root_seed
 
@@ -99,15 +99,21 @@ class DataModule(Called, pl.LightningDataModule, Facts, ABC):
         refuse_unknown(unknown, owner, own - {"self", "common", "unknown"})
         sizes = {"image_size": image_size, "batch_size": batch_size, "eval_batch_size": eval_batch_size}
         for name, value in sizes.items():
-            require(_whole(value, 1), name, owner, "a whole number, 1 or more", value, "Give for example 32.")
+            require(is_whole(value, 1), name, owner, "a whole number, 1 or more", value, "Give for example 32.")
         require(
-            num_workers is None or _whole(num_workers, 0), "num_workers", owner, "a whole number, 0 or more, or None",
+            num_workers is None or is_whole(num_workers, 0), "num_workers", owner, "a whole number, 0 or more, or None",
             num_workers, "Give 0 to load in the main process.",
         )  # fmt: skip
         require(
-            0 < crop_pct <= 1, "crop_pct", owner, "a number in (0, 1]", crop_pct, "Give 1 to keep the whole square."
+            0 < number(crop_pct) <= 1,
+            "crop_pct",
+            owner,
+            "a number in (0, 1]",
+            crop_pct,
+            "Give 1 to keep the whole square.",
         )
         check_shares(val_split, test_split, owner)
+        require_flags(owner, strict=strict, drop_last=drop_last, balanced_sampling=balanced_sampling)
         self.image_size, self.batch_size, self.eval_batch_size = image_size, batch_size, eval_batch_size
         self.num_workers, self.persistent_workers, self.pin_memory = num_workers, persistent_workers, pin_memory
         self.seed, self.val_split, self.test_split = seed, val_split, test_split
@@ -292,7 +298,3 @@ class DataModule(Called, pl.LightningDataModule, Facts, ABC):
         """End the loading processes; the data stays read."""
         for loader in list(self._loaders):
             loader.close()
-
-
-def _whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from autotimm.errors import require
+from autotimm.errors import number, require
 from autotimm.repro.streams import key
 
 __all__ = ["LARGE_CLASS", "check_shares", "keyed_split"]
 
 LARGE_CLASS = 100
 """Classes of at least this many samples are split by threshold, smaller ones by exact counts."""
-
-
-def _is_share(share: object) -> bool:
-    return isinstance(share, (int, float)) and not isinstance(share, bool) and 0 <= share < 1
 
 
 def check_shares(val: float, test: float, owner: str) -> None:
@@ -25,7 +21,7 @@ def check_shares(val: float, test: float, owner: str) -> None:
         UsageError: If a share is out of range.
     """
     for name, share, effect in (("val_split", val, "to train on everything"), ("test_split", test, "to test nothing")):
-        require(_is_share(share), name, owner, "a number in [0, 1)", share, f"Give 0 {effect}.")
+        require(0 <= number(share) < 1, name, owner, "a number in [0, 1)", share, f"Give 0 {effect}.")
     require(val + test < 1, "test_split", owner, f"below {1 - val:g}, what `val_split` leaves", test, "Give less.")
 
 

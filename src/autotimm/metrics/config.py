@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, get_origin
 
 import torchmetrics
 import torchmetrics.classification
@@ -16,6 +16,7 @@ from torch import nn
 from torchmetrics import Metric
 
 from autotimm.errors import UsageError, nearest, require, require_choice, sentence
+from autotimm.metrics.scores import Scores
 from autotimm.plain import import_object
 
 __all__ = ["MetricConfig", "build_metrics"]
@@ -120,7 +121,16 @@ class MetricConfig:
                     do,
                 )
             ) from None
+        self._require_one_number(made)
         return made
+
+    def _require_one_number(self, made: Metric) -> None:
+        """Refuse curves and dictionaries before the first epoch, after which Lightning could not log them."""
+        returned = inspect.signature(type(made).compute).return_annotation
+        plural = (get_origin(returned) or returned) in (dict, list, tuple)
+        must, do = "a metric that gives one number", "Give one that does, or a subclass of autotimm.metrics.Scores."
+        owner = f"the MetricConfig {self.name!r}"
+        require(not plural or isinstance(made, Scores), "metric_class", owner, must, type(made).__name__, do)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a checkpoint or a configuration file."""

@@ -10,7 +10,7 @@ from typing import Any
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
-from autotimm.errors import require
+from autotimm.errors import is_whole, number, require
 from autotimm.models.fitting import create, fitting_arguments, measure_features
 from autotimm.models.layered import AroundBackbone
 from autotimm.models.loading import load_weights
@@ -115,8 +115,8 @@ def build_backbone(
 def checked_arguments(name: str, image_size: int | None, drop_path_rate: float) -> tuple[Architecture, dict[str, Any]]:
     """Find a backbone, and the arguments of ``timm.create_model`` that make it fit; see :func:`build_backbone`."""
     must, do = "in [0, 1)", "Give 0 to switch it off, or for example 0.1."
-    require(0 <= drop_path_rate < 1, "drop_path_rate", name, must, drop_path_rate, do)
-    whole = image_size is None or (type(image_size) is int and image_size > 0)
+    require(0 <= number(drop_path_rate) < 1, "drop_path_rate", name, must, drop_path_rate, do)
+    whole = image_size is None or is_whole(image_size, 1)
     require(whole, "image_size", name, "an integer above 0, or None", image_size, "Give for example 224.")
     architecture = find_architecture(name)
     return architecture, fitting_arguments(architecture, image_size, drop_path_rate)
@@ -222,7 +222,7 @@ def build_classifier(
         torch.Size([2, 3])
     """
     must, do = "in [0, 1)", "Give 0 to switch it off, or for example 0.2."
-    require(0 <= head_dropout < 1, "head_dropout", "a classifier", must, head_dropout, do)
+    require(0 <= number(head_dropout) < 1, "head_dropout", "a classifier", must, head_dropout, do)
     body = build_backbone(backbone, weights=weights, seed=seed, image_size=image_size, drop_path_rate=drop_path_rate)
     with scope(seed, "init", "head"):
         head = nn.Linear(int(body.num_features), num_classes)  # type: ignore[arg-type]  # an int, which no type says

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autotimm.errors import require, require_choice
+from autotimm.errors import is_whole, number, require, require_choice
 from autotimm.models.backbone import data_config
 from autotimm.models.detector import Detector
 from autotimm.models.features import build_maps
@@ -65,12 +65,12 @@ def build_detector(
     """
     owner = "a detector"
     require_choice("arch", owner, arch, DETECTORS)
-    whole = type(num_classes) is int and num_classes > 0
-    require(whole, "num_classes", owner, "an integer of at least 1", num_classes, "Give the number of your classes.")
+    whole, do = "an integer of at least 1", "Give the number of your classes."
+    require(is_whole(num_classes, 1), "num_classes", owner, whole, num_classes, do)
     check_width(width, owner)
     do = "Give 0.05 to measure, or for example 0.5 to look at."
-    require(0 <= score_threshold < 1, "score_threshold", owner, "in [0, 1)", score_threshold, do)
-    require(max_objects > 0, "max_objects", owner, "at least 1", max_objects, "COCO measures 100.")
+    require(0 <= number(score_threshold) < 1, "score_threshold", owner, "in [0, 1)", score_threshold, do)
+    require(is_whole(max_objects, 1), "max_objects", owner, whole, max_objects, "COCO measures 100.")
     one_stage = arch in _ONE_STAGE
     finest = 8 if one_stage else 4
     body, levels = build_maps(

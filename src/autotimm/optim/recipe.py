@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from autotimm.errors import require, require_choice
+from autotimm.errors import number, require, require_choice
 from autotimm.optim.find import find_optimizer
 from autotimm.optim.rates import rate_of, starting_point
 
@@ -62,24 +62,17 @@ class OptimizerOptions:
 
     def __post_init__(self) -> None:
         """Check what was given."""
-        _check(self.lr, "lr", "a number above 0", self.lr is None or _number(self.lr) > 0, "Leave it out for a recipe.")
+        _check(self.lr, "lr", "a number above 0", self.lr is None or number(self.lr) > 0, "Leave it out for a recipe.")
         for name, off in (("weight_decay", "0"), ("warmup_epochs", "0"), ("gradient_clip", "0")):
             value = getattr(self, name)
-            _check(value, name, "a number of at least 0", value is None or _number(value) >= 0, f"Give {off} for none.")
+            _check(value, name, "a number of at least 0", value is None or number(value) >= 0, f"Give {off} for none.")
         for name in ("layer_decay", "backbone_scale"):
             value = getattr(self, name)
-            _check(value, name, "in (0, 1]", value is None or 0 < _number(value) <= 1, "Give 1 for none.")
+            _check(value, name, "in (0, 1]", value is None or 0 < number(value) <= 1, "Give 1 for none.")
         if self.schedule is not None:
             require_choice("schedule", "the optimizer options", self.schedule, SCHEDULES)
         if self.optimizer is not None:
             find_optimizer(self.optimizer)
-
-
-def _number(value: object) -> float:
-    """The value if it is a finite number, else nan, which fails every comparison."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf"):
-        return float(value)
-    return float("nan")
 
 
 def _check(value: object, name: str, must: str, condition: bool, do: str) -> None:

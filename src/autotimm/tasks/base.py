@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from autotimm.errors import UsageError, refuse_unknown, require
+from autotimm.errors import UsageError, is_whole, number, refuse_unknown, require, require_flags
 from autotimm.metrics import MetricConfig, build_metrics
 from autotimm.models.weights import Weights
 from autotimm.optim import OptimizerOptions
@@ -95,9 +95,11 @@ class Task(Optimized, Measured, Stored, ABC):
         super().__init__()
         owner = type(self).__name__
         refuse_unknown(unknown, owner, inspect.signature(type(self)).parameters)
-        fine = ema_decay is None or 0 < ema_decay < 1
+        fine = ema_decay is None or 0 < number(ema_decay) < 1
         require(fine, "ema_decay", owner, "in (0, 1) or None", ema_decay, "Try 0.999.")
-        require(eval_batch_size > 0, "eval_batch_size", owner, "at least 1", eval_batch_size, "Give for example 16.")
+        whole = is_whole(eval_batch_size, 1)
+        require(whole, "eval_batch_size", owner, "an integer of at least 1", eval_batch_size, "Give for example 16.")
+        require_flags(owner, freeze_backbone=freeze_backbone, compile_model=compile_model)
         self.optimizer_options = OptimizerOptions(
             lr, optimizer, weight_decay, layer_decay, schedule, warmup_epochs, gradient_clip, backbone_scale
         )

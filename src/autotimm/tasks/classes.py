@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autotimm.errors import UsageError, require, sentence
+from autotimm.errors import UsageError, is_whole, require, sentence
 from autotimm.types import DataSpec
 
 __all__ = ["check_num_classes", "check_spec", "names_of"]
@@ -16,7 +16,7 @@ def check_num_classes(num_classes: object, least: int, owner: str) -> None:
     Raises:
         UsageError: If it is.
     """
-    fine = type(num_classes) is int and num_classes >= least
+    fine = is_whole(num_classes, least)
     do = "Give the number of classes of your data, `data.num_classes`."
     require(fine, "num_classes", owner, f"an integer of at least {least}", num_classes, do)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from autotimm.errors import UsageError, require, sentence
+from autotimm.errors import UsageError, number, require, require_flags, sentence
 from autotimm.losses import build_loss
 from autotimm.metrics import MetricConfig, default_metrics
 from autotimm.models.backbone import PooledClassifier, build_classifier
@@ -111,10 +111,13 @@ class ImageClassifier(Task):
     @staticmethod
     def _check(num_classes: int, multi_label: bool, threshold: float, mixup: float, cutmix: float) -> None:
         owner, least = "ImageClassifier", 1 if multi_label else 2
+        require_flags(owner, multi_label=multi_label)
         check_num_classes(num_classes, least, owner)
-        require(0 < threshold < 1, "threshold", owner, "in (0, 1)", threshold, "Give for example 0.5.")
+        require(0 < number(threshold) < 1, "threshold", owner, "in (0, 1)", threshold, "Give for example 0.5.")
         for name, value in (("mixup_alpha", mixup), ("cutmix_alpha", cutmix)):
-            require(value >= 0, name, owner, "at least 0", value, "Give 0 to switch it off, or for example 0.2.")
+            require(
+                number(value) >= 0, name, owner, "at least 0", value, "Give 0 to switch it off, or for example 0.2."
+            )
 
     def step(self, batch: Batch, stage: Stage) -> Step:
         """Logits and loss of one batch; mixed-up targets are learned from and not measured with."""

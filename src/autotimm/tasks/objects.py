@@ -11,7 +11,7 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from autotimm.errors import require
+from autotimm.errors import number, require
 from autotimm.models.detection import build_detector
 from autotimm.models.weights import resolve_weights
 from autotimm.tasks.base import Task
@@ -54,7 +54,7 @@ class ObjectTask(Task, ABC):
     ) -> None:
         owner = type(self).__name__
         check_num_classes(num_classes, 1, owner)
-        require(0 < threshold < 1, "threshold", owner, "in (0, 1)", threshold, "Give for example 0.3.")
+        require(0 < number(threshold) < 1, "threshold", owner, "in (0, 1)", threshold, "Give for example 0.3.")
         self._num_classes, self._threshold = num_classes, threshold
         weights = resolve_weights(backbone, False if self.is_loading else pretrained)
 

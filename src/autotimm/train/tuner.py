@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.tuner.tuning import Tuner
 
 from autotimm.data.module import DataModule
-from autotimm.errors import RunError, UsageError
+from autotimm.errors import RunError, UsageError, is_whole, number, require, require_flags
 from autotimm.repro.streams import preserve_generators
 from autotimm.tasks import Task
 from autotimm.train.session import seeded_devices
@@ -36,6 +36,9 @@ class TunerConfig:
         min_lr: Where the range test begins.
         max_lr: Where it ends.
         max_batch_size: Where the search for a batch size ends.
+
+    Raises:
+        UsageError: If a value makes no sense.
     """
 
     lr: bool = False
@@ -44,6 +47,18 @@ class TunerConfig:
     min_lr: float = 1e-7
     max_lr: float = 1.0
     max_batch_size: int = 1024
+
+    def __post_init__(self) -> None:
+        """Check what was given."""
+        owner = "TunerConfig"
+        require_flags(owner, lr=self.lr, batch_size=self.batch_size)
+        for name, least, usual in (("steps", 2, 100), ("max_batch_size", 1, 1024)):
+            value = getattr(self, name)
+            must = f"an integer of at least {least}"
+            require(is_whole(value, least), name, owner, must, value, f"Give for example {usual}.")
+        require(number(self.min_lr) > 0, "min_lr", owner, "a number above 0", self.min_lr, "Give for example 1e-7.")
+        above = number(self.max_lr) > self.min_lr
+        require(above, "max_lr", owner, f"a number above min_lr, {self.min_lr:g}", self.max_lr, "Give for example 1.")
 
 
 def tune(trainer: pl.Trainer, model: pl.LightningModule, data: object, config: TunerConfig) -> None:
