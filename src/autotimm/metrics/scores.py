@@ -63,7 +63,8 @@ class MeanAP(Scores):
 
     Also at the overlaps 0.5 (``50``) and 0.75 (``75``) alone, for small, medium and large objects (below 32² pixels, up
     to 96², above), and the recall with a hundred objects per image. Computed by faster-coco-eval where that is
-    installed, and else by pycocotools; both give the same numbers (Lin et al., "Microsoft COCO", ECCV 2014).
+    installed (the extra ``coco``), and else by pycocotools; both give the same numbers (Lin et al., "Microsoft COCO",
+    ECCV 2014).
 
     Args:
         num_classes: Number of classes C.
