@@ -176,7 +176,7 @@ def test_targets_that_cannot_be_learned_from_are_refused() -> None:
         ({"num_classes": 0}, r"`num_classes` of a detector must be an integer of at least 1"),
         ({"width": 100}, r"`width` of a detector must be a multiple of 64"),
         ({"score_threshold": 1.0}, r"`score_threshold` of a detector must be in \[0, 1\)"),
-        ({"max_objects": 0}, r"`max_objects` of a detector must be at least 1"),
+        ({"max_objects": 0}, r"`max_objects` of a detector must be an integer of at least 1"),
         ({"drop_path_rate": 2.0}, r"`drop_path_rate` of test_resnet must be in"),
     ],
 )

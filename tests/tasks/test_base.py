@@ -260,7 +260,7 @@ class TestBatches:
             trainer().fit(classifier(), DataLoader([{"image": torch.zeros(3, 32, 32)}] * 2))
 
     def test_a_batch_size_of_nothing_is_refused(self):
-        with pytest.raises(UsageError, match="`eval_batch_size` of ImageClassifier must be at least 1"):
+        with pytest.raises(UsageError, match="`eval_batch_size` of ImageClassifier must be an integer of at least 1"):
             classifier(eval_batch_size=0)
 
 
