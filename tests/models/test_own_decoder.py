@@ -47,3 +47,23 @@ def test_a_path_gives_the_network_that_its_callable_gives() -> None:
 def test_what_is_no_decoder_is_refused(arch: object, message: str) -> None:
     with pytest.raises(UsageError, match=rf"`arch` of a segmenter {message}"):
         build_segmenter(arch, **OPTIONS)
+
+
+class Gives(nn.Module):
+    """Gives what it was told to."""
+
+    def __init__(self, made: object) -> None:
+        super().__init__()
+        self.made = made
+
+    def forward(self, maps: list[Tensor]) -> object:
+        return maps if self.made is None else self.made
+
+
+@pytest.mark.parametrize(
+    ("made", "got"),
+    [(None, "a list"), ({}, "a dict"), (torch.zeros(1, 8), r"a tensor \(1, 8\)"), (torch.zeros(4, 8, 8), "a tensor")],
+)
+def test_a_decoder_that_gives_no_map_is_refused(made: object, got: str) -> None:
+    with pytest.raises(UsageError, match=rf"`arch` of a segmenter must .* one tensor \(N, D, h, w\)\. Got {got}"):
+        build_segmenter(lambda channels, strides, width: Gives(made), **OPTIONS)

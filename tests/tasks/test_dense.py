@@ -4,11 +4,15 @@ import numpy as np
 import pytest
 import torch
 from pycocotools import mask as coco_mask
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from autotimm import Batch, InstanceSegmentor, ObjectDetector, SemanticSegmentor, Stage
+from autotimm.data.segmentation import SegmentationDataModule
+from autotimm.data.toy_objects import write_toy_segmentation
 from autotimm.errors import UsageError
-from autotimm.tasks.letterbox import places
+from autotimm.losses.dense import DENSE_LOSSES
+from autotimm.tasks.letterbox import likeliest, places
 from autotimm.types import DataSpec, ObjectPrediction
 from dense import images, nothing, squares
 from training import trainer
@@ -171,6 +175,67 @@ class TestRegions:
         assert found.scores["1"] == 0
         assert (found.mask()[:, 26:] == 2).all()
         assert (found.mask()[:, :24] == 0).all()
+
+    @pytest.mark.parametrize(("classes", "size"), [(2, (61, 90)), (21, (40, 7)), (150, (13, 33))])
+    def test_bands_and_threads_change_no_label(self, classes, size):
+        logits = torch.randn(classes, 24, 17, generator=torch.Generator().manual_seed(0))
+        whole = torch.nn.functional.interpolate(logits[None].double(), size, mode="bilinear")[0]
+        labels, before = likeliest(logits, *size), torch.get_num_threads()
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(likeliest(logits, *size, at_once=1), labels)
+        torch.set_num_threads(before)
+        assert torch.equal(likeliest(logits, *size, at_once=5 * classes * size[1]), labels)
+        assert labels.dtype == torch.uint8
+        best = whole.max(0).values - whole.gather(0, labels[None].long())[0]
+        assert best.max() < 1e-5
+
+    def test_a_band_is_all_that_is_held(self):
+        class Largest(TorchDispatchMode):
+            """Notes how many values the largest tensor has that an operator gives."""
+
+            found = 0
+
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                result = func(*args, **(kwargs or {}))
+                self.found = max(self.found, result.numel() if isinstance(result, torch.Tensor) else 0)
+                return result
+
+        task = SemanticSegmentor(num_classes=40, **BACKBONE).eval()
+        at = torch.tensor([[1200, 1000, 0, 0, SIDE, SIDE]])
+        with Largest() as largest:
+            task.decode(torch.zeros(1, 40, SIDE, SIDE), Batch(images(1, SIDE), ids=("1.png",), placements=at))
+        assert largest.found <= 1 << 22 < 40 * 1200 * 1000
+
+    @pytest.mark.parametrize("ignored", [-1, 100, 255])
+    @pytest.mark.parametrize("loss", DENSE_LOSSES)
+    def test_what_the_data_calls_unknown_is_ignored_whatever_the_index(self, loss, ignored, tmp_path):
+        """Data modules write 255, for whatever ``ignore_index``."""
+        folder = write_toy_segmentation(tmp_path, splits={"train": 2, "val": 2}, image_size=(40, 64))
+        data = SegmentationDataModule(folder, image_size=SIDE, batch_size=2, num_workers=0)
+        batch = next(iter(data.val_dataloader()))
+        unknown = batch.targets == 255
+        assert unknown.any()
+        task, other = (
+            SemanticSegmentor(num_classes=data.num_classes, loss=loss, ignore_index=one, **BACKBONE).eval()
+            for one in (ignored, 255)
+        )
+        step, expected = task.step(batch, Stage.VAL), other.step(batch, Stage.VAL)
+        assert torch.equal(step.loss, expected.loss)
+        assert step.weight == expected.weight == (~unknown).sum()
+        assert torch.equal(step.targets == ignored, unknown)
+        measured = [one.default_metrics()[0].build() for one in (task, other)]
+        for metric, found in zip(measured, (step, expected), strict=True):
+            metric.update(found.predictions, found.targets)
+        assert measured[0].compute() == measured[1].compute()
+
+    def test_bytes_of_a_loader_of_one_s_own_may_hold_255(self):
+        task = SemanticSegmentor(num_classes=2, ignore_index=-1, **BACKBONE).eval()
+        targets = torch.full((2, SIDE, SIDE), 255, dtype=torch.uint8)
+        targets[0, :4, :8] = 1
+        assert task.step(Batch(images(2, SIDE), targets), Stage.VAL).weight == 32
+        with pytest.raises(UsageError, match=r"`num_classes` of SemanticSegmentor must be at most 256\. Got 300"):
+            SemanticSegmentor(num_classes=300, ignore_index=-1, **BACKBONE)
 
     def test_the_mean_of_the_loss_is_over_known_pixels(self):
         task = SemanticSegmentor(num_classes=2, **BACKBONE).eval()

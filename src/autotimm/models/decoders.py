@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from segmentation_models_pytorch.base.initialization import initialize_decoder
@@ -14,6 +14,7 @@ from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 from torch import Tensor, nn
 
+from autotimm.errors import UsageError
 from autotimm.models.pooling import replace_pooling
 
 __all__ = ["DECODERS", "Decoder", "Made", "Rule", "decoded_channels"]
@@ -132,11 +133,21 @@ def _spare_pooled(module: nn.Module) -> None:
 
 
 def decoded_channels(decoder: nn.Module, channels: Sequence[int], strides: Sequence[int]) -> int:
-    """Measure how many channels a decoder gives, with maps of zeros."""
+    """Measure how many channels a decoder gives, with maps of zeros.
+
+    Raises:
+        UsageError: If it gives no map.
+    """
     side = 2 * max(strides)
     training = decoder.training
     with torch.no_grad():
         maps = [torch.zeros(1, c, side // s, side // s) for c, s in zip(channels, strides, strict=True)]
-        found: Tensor = decoder.eval()(maps)
+        found: Any = decoder.eval()(maps)
     decoder.train(training)
+    if not isinstance(found, Tensor) or found.ndim != 4 or len(found) != 1:
+        got = f"a tensor {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise UsageError(
+            "The `arch` of a segmenter must make a module that takes a list of maps and gives one tensor (N, D, h, w). "
+            f"Got {got} for maps of N = 1 instead. Let it return its last map alone."
+        )
     return found.shape[1]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from autotimm.types import Batch, Placement
 
-__all__ = ["paste", "places", "to_original"]
+__all__ = ["likeliest", "paste", "places", "to_original"]
 
 
 def places(batch: Batch) -> list[Placement]:
@@ -57,3 +57,38 @@ def paste(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
         shown = F.grid_sample(mask[None, None], grid[None], padding_mode="border", align_corners=False)[0, 0]
         canvas[top:bottom, left:right] = shown >= 0.5
     return drawn
+
+
+def likeliest(logits: Tensor, height: int, width: int, at_once: int = 1 << 22) -> Tensor:
+    """The class with the largest of the logits (C, h, w), resized bilinearly: ``uint8`` (height, width), at most 256.
+
+    Band by band of rows, for 150 classes at 12 megapixels are 7 GB. Neither a band nor the number of threads changes a
+    bit: nothing is added up but pairs of values, as ``interpolate`` does it in an order of its own.
+
+    Args:
+        logits: On the CPU.
+        height: Height of the original image.
+        width: Its width.
+        at_once: Resized logits that are held in memory at a time.
+
+    Example:
+        >>> likeliest(torch.tensor([[[3.0, 0.0]], [[0.0, 1.0]]]), 1, 6).tolist()
+        [[0, 0, 0, 0, 1, 1]]
+    """
+    (above, below, down), (left, right, along) = _between(logits.shape[1], height), _between(logits.shape[2], width)
+    band = max(1, at_once // (len(logits) * width))
+    labels = torch.empty(height, width, dtype=torch.uint8)
+    for first in range(0, height, band):
+        rows = slice(first, first + band)
+        share = down[rows, None]
+        strip = logits.index_select(1, above[rows]) * (1 - share) + logits.index_select(1, below[rows]) * share
+        strip = strip.index_select(2, left) * (1 - along) + strip.index_select(2, right) * along
+        labels[rows] = strip.argmax(0)
+    return labels
+
+
+def _between(known: int, wanted: int) -> tuple[Tensor, Tensor, Tensor]:
+    """For each of the wanted pixels the known ones before and behind its center, and the share of the second."""
+    at = ((torch.arange(wanted, dtype=torch.float64) + 0.5) * known / wanted - 0.5).clamp(0, known - 1)
+    before = at.long()
+    return before, (before + 1).clamp(max=known - 1), (at - before).float()

@@ -9,18 +9,21 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from autotimm.data.spatial import UNKNOWN
+from autotimm.errors import require
 from autotimm.losses.dense import build_dense_loss
 from autotimm.metrics import MetricConfig, region_scores
 from autotimm.models.segmentation import build_segmenter
 from autotimm.models.weights import resolve_weights
 from autotimm.tasks.base import Task
 from autotimm.tasks.classes import check_num_classes, check_spec, names_of
-from autotimm.tasks.letterbox import places
+from autotimm.tasks.letterbox import likeliest, places
 from autotimm.types import Batch, DataSpec, PixelPrediction, Placement, Stage, Step
 
 __all__ = ["SemanticSegmentor"]
+
+_MOST = 256  # classes that a byte tells apart
 
 
 class SemanticSegmentor(Task):
@@ -29,7 +32,7 @@ class SemanticSegmentor(Task):
     Args:
         backbone: Name of a timm model, see :func:`autotimm.list_backbones`. Plain ViTs get a simple pyramid (Li et al.,
             ECCV 2022).
-        num_classes: Number of classes C, at least 2.
+        num_classes: Number of classes C, from 2 to 256.
         arch: ``fpn`` (Kirillov et al., CVPR 2019), ``unet`` (Ronneberger et al., MICCAI 2015), ``deeplabv3plus`` (Chen
             et al., ECCV 2018), ``upernet`` (Xiao et al., ECCV 2018), ``segformer`` (Xie et al., NeurIPS 2021), or a
             callable or the import path of one, see :func:`autotimm.models.segmentation.build_segmenter`.
@@ -37,7 +40,8 @@ class SemanticSegmentor(Task):
         loss: ``ce``, ``dice``, ``focal``, or several joined with ``+``, see
             :func:`autotimm.losses.dense.build_dense_loss`.
         class_weights: One positive weight per class, for cross-entropy.
-        ignore_index: Class index of pixels that are neither learned from nor measured.
+        ignore_index: Class index of pixels that are neither learned from nor measured. The 255 of the data modules is
+            always one of them.
         pretrained: ``None`` loads pretrained weights of the backbone if they can be had, ``True`` insists on them,
             ``False`` never loads them; a path loads that file.
         image_size: Side in pixels of the square images, for backbones that must know it; ``None`` is their default.
@@ -78,7 +82,10 @@ class SemanticSegmentor(Task):
         drop_path_rate: float = 0.0,
         **options: Any,
     ) -> None:
-        check_num_classes(num_classes, 2, type(self).__name__)
+        owner = type(self).__name__
+        check_num_classes(num_classes, 2, owner)
+        few = "Merge some: predictions are label images of 8 bits."
+        require(num_classes <= _MOST, "num_classes", owner, f"at most {_MOST}", num_classes, few)
         criterion = build_dense_loss(
             loss, num_classes=num_classes, class_weights=class_weights, ignore_index=ignore_index
         )
@@ -99,8 +106,18 @@ class SemanticSegmentor(Task):
         logits = self.infer(batch.images)
         if batch.targets is None:
             return Step({}, logits)
-        known = (batch.targets != self._ignore_index).sum().to(logits.dtype)
-        return Step({"loss": self.criterion(logits, batch.targets)}, logits, batch.targets, known)
+        targets = self._wanted(batch.targets)
+        known = (targets != self._ignore_index).sum().to(logits.dtype)
+        return Step({"loss": self.criterion(logits, targets)}, logits, targets, known)
+
+    def _wanted(self, targets: Tensor) -> Tensor:
+        """Targets whose unknown pixels are those of losses and metrics: data modules call them 255 in any case."""
+        if (
+            self._ignore_index == UNKNOWN or self._num_classes > UNKNOWN
+        ):  # 255 is a class then, in a loader of one's own
+            return targets
+        targets = targets.long()  # bytes cannot hold -1
+        return targets.masked_fill(targets == UNKNOWN, self._ignore_index)
 
     def decode(self, output: Tensor, batch: Batch) -> list[PixelPrediction]:
         """The likeliest class of each pixel of the original images."""
@@ -109,9 +126,8 @@ class SemanticSegmentor(Task):
 
     def _prediction(self, logits: Tensor, id: str, place: Placement) -> PixelPrediction:
         bottom, right = place.top + place.shown_height, place.left + place.shown_width
-        shown = logits.float().cpu()[None, :, place.top : bottom, place.left : right]
-        resized = F.interpolate(shown, (place.height, place.width), mode="bilinear", align_corners=False)
-        labels = resized[0].argmax(0).to(torch.uint8)
+        shown = logits.float().cpu()[:, place.top : bottom, place.left : right]
+        labels = likeliest(shown, place.height, place.width)
         shares = torch.bincount(labels.flatten(), minlength=self._num_classes).double() / labels.numel()
         scores = dict(zip(self.class_names, shares.tolist(), strict=True))
         occurring = sorted((name for name, share in scores.items() if share), key=lambda name: -scores[name])
