@@ -130,7 +130,13 @@ def _open(word: str) -> str | None:
 
 
 def _class_weights(config: FitConfig, data: DataModule) -> list[float] | None:
-    return balanced_weights(data.class_counts("train")) if config.class_weights == "balanced" else None
+    if config.class_weights != "balanced":
+        return None
+    amounts = data.class_amounts("train")
+    # A class without a pixel weighs as much as the rarest: millions would drown the others in losses of one vs. all.
+    rarest = min((amount for amount in amounts if amount), default=1)
+    absent = rarest if config.task == "segmentation" else 0
+    return balanced_weights([amount or absent for amount in amounts])
 
 
 def _seed(config: FitConfig) -> int | None:

@@ -132,7 +132,7 @@ def test_the_digest_of_annotations_sees_each_of_them(paths: list[Path]) -> None:
 
 def test_an_unreadable_image_or_mask(tmp_path: Path, picture: Picture) -> None:
     path = picture(tmp_path / "a.png")
-    one = MaskTable([path], [tmp_path / "gone.png"], ["a"], ["x", "y"], MaskCode(False, (0, 1), (0, 1)), [[0]])
+    one = MaskTable([path], [tmp_path / "gone.png"], ["a"], ["x", "y"], MaskCode(False, (0, 1), (0, 1)), [{0: 320}])
     with pytest.raises(DataError, match=r"gone\.png cannot be read as a mask: there is no such file"):
         one.load(0)
     Image.new("L", (3, 4)).save(tmp_path / "gone.png")
@@ -144,7 +144,9 @@ def test_mask_tables_count_classes(tmp_path: Path, picture: Picture) -> None:
     path = picture(tmp_path / "a.png")
     Image.new("L", (20, 16), 1).save(tmp_path / "m.png")
     code = MaskCode(False, (0, 1), (0, 1))
-    one = MaskTable([path] * 3, [tmp_path / "m.png"] * 3, ["a", "b", "c"], ["x", "y"], code, [[0, 1], [0], []])
+    one = MaskTable(
+        [path] * 3, [tmp_path / "m.png"] * 3, ["a", "b", "c"], ["x", "y"], code, [{0: 8, 1: 312}, {0: 320}, {}]
+    )
     assert (one.strata, one.counts(), one.kind) == ([1, 0, 2], (2, 1), "pixels")
     before = one.target_digest(0)
     assert pickle.loads(pickle.dumps(one)).target_digest(0) == before
@@ -161,7 +163,8 @@ def test_colors_are_looked_up_exactly(tmp_path: Path) -> None:
     code = MaskCode(True, (0x010203,), (0,))
     assert code.decode(read_pixels(tmp_path / "a.png")).tolist() == [[0, 255, 255]]
     # The border of PASCAL VOC is known to be unknown.
-    assert code.classes_in(MaskFacts(3, 1, None, (0x010203, 0x010204, 0xE0E0C0))) == ([0], [0x010204])
+    facts = MaskFacts(3, 2, None, (0x010203, 0x010204, 0xE0E0C0), counts=(1, 2, 3))
+    assert code.classes_in(facts) == ({0: 1}, [0x010204])
 
 
 def test_values_do_not_wrap_around(tmp_path: Path) -> None:
@@ -189,7 +192,7 @@ def test_what_was_looked_up_is_not_read_again(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(np.array([[0, 3]], np.uint8)).save(path)
     facts, bounds, sizes = mask_facts([path]), object_bounds([path]), image_sizes([path])
-    assert facts == {path: MaskFacts(2, 1, (0, 3), (0, 0x030303))}
+    assert facts == {path: MaskFacts(2, 1, (0, 3), (0, 0x030303), counts=(1, 1))}
     assert bounds == {path: (2, 1, 1, 0, 2, 1)}
     stamp, size = path.stat().st_mtime_ns, path.stat().st_size
     path.write_bytes(bytes(size))
@@ -218,9 +221,9 @@ def test_facts_of_each_mode(tmp_path: Path) -> None:
     found = mask_facts([tmp_path / f"{name}.png" for name in ("L", "LA", "RGB", "P", "C")]).values()
     grays = (0x020202, 0x070707)
     assert list(found) == [
-        MaskFacts(3, 1, (2, 7), grays),
-        MaskFacts(3, 1, (2, 7), grays),
-        MaskFacts(3, 1, (2, 7), grays),
-        MaskFacts(3, 1, (2, 7), (0x010203, 0x090909)),
-        MaskFacts(3, 1, None, (0x010203, 0x090909)),
+        MaskFacts(3, 1, (2, 7), grays, counts=(1, 2)),
+        MaskFacts(3, 1, (2, 7), grays, counts=(1, 2)),
+        MaskFacts(3, 1, (2, 7), grays, counts=(1, 2)),
+        MaskFacts(3, 1, (2, 7), (0x010203, 0x090909), counts=(1, 2)),
+        MaskFacts(3, 1, None, (0x010203, 0x090909), counts=(1, 2)),
     ]

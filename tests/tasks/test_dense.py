@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pycocotools import mask as coco_mask
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from autotimm import Batch, InstanceSegmentor, ObjectDetector, SemanticSegmentor, Stage
+from autotimm.build import build_data, build_task, settle
+from autotimm.config import FitConfig
 from autotimm.data.segmentation import SegmentationDataModule
 from autotimm.data.toy_objects import write_toy_segmentation
 from autotimm.errors import UsageError
@@ -228,6 +231,26 @@ class TestRegions:
         for metric, found in zip(measured, (step, expected), strict=True):
             metric.update(found.predictions, found.targets)
         assert measured[0].compute() == measured[1].compute()
+
+    @pytest.mark.parametrize("loss", ["auto", "focal"])
+    def test_balanced_weights_count_pixels(self, loss, tmp_path):
+        """Images all hold the background: to count them would weigh it like the rest."""
+        for split in ("train", "val"):
+            (tmp_path / split).mkdir()
+            for name, right in (("a", 15), ("b", 5)):
+                mask = np.zeros((10, 20), np.uint8)
+                mask[:, :right] = 1
+                mask[0, 0] = 255
+                Image.fromarray(mask).convert("RGB").save(tmp_path / split / f"{name}.png")
+                Image.fromarray(mask).save(tmp_path / split / f"{name}_mask.png")
+        (tmp_path / "_classes.csv").write_text("id,name\n0,ground\n1,road\n2,moon\n")
+        options = {name: one for name, one in BACKBONE.items() if name != "eval_batch_size"}
+        config = settle(FitConfig(tmp_path, task="segmentation", class_weights="balanced", loss=loss, **options))
+        data = build_data(config)
+        assert data.class_amounts() == (200, 198, 0)
+        total = 200 + 198 + 198  # no pixel of the moon: as the rarest that there is
+        expected = [total / 3 / 200, total / 3 / 198, total / 3 / 198]
+        assert build_task(config, data).criterion.weight.tolist() == pytest.approx(expected)
 
     def test_bytes_of_a_loader_of_one_s_own_may_hold_255(self):
         task = SemanticSegmentor(num_classes=2, ignore_index=-1, **BACKBONE).eval()

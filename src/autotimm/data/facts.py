@@ -70,6 +70,14 @@ class Facts(ABC):
         """Samples per class, in class order."""
         return self.tables[split].counts()
 
+    def class_amounts(self, split: str = "train") -> tuple[int, ...]:
+        """What balanced weights count, in class order: pixels where each has a class of its own, else samples."""
+        table, totals = self.tables[split], dict.fromkeys(self.class_names, 0)
+        for index in range(len(table)):
+            for name, amount in table.amounts(index).items():
+                totals[name] += amount
+        return tuple(totals.values())
+
     def assignments(self) -> list[tuple[str, str, str]]:
         """(id, class, split) of every sample; the classes of a multi-label sample are joined by ``|``."""
         return [

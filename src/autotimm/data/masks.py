@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ class MaskTable(Table):
         ids: One id per sample.
         class_names: Names of the classes.
         code: Which class a pixel value stands for.
-        present: The class indices in each mask, for stratified splits and counts.
+        present: The class indices in each mask with their numbers of pixels, for stratified splits and counts.
     """
 
     draws_random = False
@@ -41,11 +41,11 @@ class MaskTable(Table):
         ids: Sequence[str],
         class_names: Sequence[str],
         code: MaskCode,
-        present: Sequence[Sequence[int]],
+        present: Sequence[Mapping[int, int]],
     ) -> None:
         self.paths, self.mask_paths = tuple(map(str, paths)), tuple(map(str, masks))
         self.ids, self.class_names, self.code = tuple(ids), tuple(class_names), code
-        self._present = tuple(map(tuple, present))
+        self._present = tuple(map(dict, present))
         bits = torch.zeros(len(self.ids), len(self.class_names), dtype=torch.uint8)
         for row, classes in enumerate(self._present):
             bits[row, list(classes)] = 1
@@ -75,6 +75,10 @@ class MaskTable(Table):
     def labels(self, index: int) -> tuple[str, ...]:
         """Names of the classes in a mask, in class order."""
         return tuple(self.class_names[found] for found in self._present[index])
+
+    def amounts(self, index: int) -> dict[str, int]:
+        """How many pixels of a mask are of each class that it holds."""
+        return {self.class_names[found]: pixels for found, pixels in self._present[index].items()}
 
     def target_digest(self, index: int) -> str:
         """SHA-256 of a mask file, and of what its values stand for."""

@@ -107,8 +107,8 @@ def _table(name: str) -> str:
     return f"create table if not exists {name} ({columns})"
 
 
-# A release of Pillow may read a file otherwise than an older one.
-_RULES = f"1 {PIL.__version__}"
+# What is noted of a file has changed once; and a release of Pillow may read a file otherwise than an older one.
+_RULES = f"2 {PIL.__version__}"
 
 
 def _remembered(name: str, stamps: Sequence[Stamp]) -> Mapping[Stamp | None, Any]:

@@ -54,6 +54,10 @@ class Table(ABC):
         """Names of the classes of a sample, without loading it."""
         return () if self.strata is None else (self.class_names[self.strata[index]],)
 
+    def amounts(self, index: int) -> dict[str, int]:
+        """How much a sample says of each of its classes, for balanced weights: 1, where it is not made of pixels."""
+        return dict.fromkeys(self.labels(index), 1)
+
     def target_digest(self, index: int) -> str:
         """SHA-256 of a target that lies in a file of its own; nothing where :meth:`labels` says it all."""
         return ""
@@ -156,6 +160,10 @@ class Subset(Table):
     def labels(self, index: int) -> tuple[str, ...]:
         """Names of the classes of a sample."""
         return self.table.labels(self.indices[index])
+
+    def amounts(self, index: int) -> dict[str, int]:
+        """Those of the other table."""
+        return self.table.amounts(self.indices[index])
 
     def target_digest(self, index: int) -> str:
         """That of the other table."""

@@ -39,7 +39,7 @@ class SemanticSegmentor(Task):
         width: Channels of the decoder. 64 is small and fast.
         loss: ``ce``, ``dice``, ``focal``, or several joined with ``+``, see
             :func:`autotimm.losses.dense.build_dense_loss`.
-        class_weights: One positive weight per class, for cross-entropy.
+        class_weights: One positive weight per class, for losses with a name.
         ignore_index: Class index of pixels that are neither learned from nor measured. The 255 of the data modules is
             always one of them.
         pretrained: ``None`` loads pretrained weights of the backbone if they can be had, ``True`` insists on them,

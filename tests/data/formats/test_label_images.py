@@ -11,6 +11,7 @@ from PIL import Image
 
 from autotimm.data.formats import read_cityscapes, read_label_images
 from autotimm.data.masks import MaskTable
+from autotimm.data.table import Subset
 from autotimm.errors import DataError
 
 Picture = Callable[..., Path]
@@ -270,6 +271,51 @@ def test_masks_as_jpeg_are_pointed_out(tmp_path: Path, picture: Picture) -> None
     picture(tmp_path / "images" / "a.png")
     save(tmp_path / "masks" / "a.jpg", np.zeros((16, 20), np.uint8))
     assert "1 masks are JPEG files, which do not keep values exactly: a.jpg." in read(tmp_path)[1]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("quality", [30, 75, 95])
+def test_jpeg_masks_of_two_values_are_background_and_foreground(tmp_path: Path, mode: str, quality: int) -> None:
+    """The layout of Kvasir-SEG: 0 and 255 have become dozens of values."""
+    at, seen = np.arange(120), set()
+    for number in range(4):
+        disc = (at[:, None] - 60) ** 2 + (at[:100] - 40 - 5 * number) ** 2 < 30**2
+        for folder, image, options in (
+            ("images", Image.new("RGB", (100, 120)), {}),
+            ("masks", Image.fromarray(np.uint8(255) * disc).convert(mode), {"quality": quality}),
+        ):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            image.save(tmp_path / folder / f"{number}.jpg", **options)
+        seen |= set(np.unique(np.array(Image.open(tmp_path / "masks" / f"{number}.jpg"))).tolist())
+    assert len(seen) > 10
+    tables, notices = read(tmp_path)
+    assert tables["train"].class_names == ("background", "foreground")
+    assert (target(tables, 3).as_subclass(torch.Tensor) != torch.from_numpy(disc)).float().mean() < 0.005
+    assert notices == [
+        "Pixels of JPEG masks are taken for foreground from value 128 on, and below for background.",
+        "4 masks are JPEG files, which do not keep values exactly: 0.jpg, 1.jpg, 2.jpg, 3.jpg.",
+    ]
+
+
+@pytest.mark.parametrize("values", [(0, 1, 2), (0, 128, 255), (0, 40, 80)])
+def test_jpeg_masks_of_more_classes_are_refused(tmp_path: Path, picture: Picture, values: tuple[int, ...]) -> None:
+    picture(tmp_path / "images" / "a.png")
+    save(tmp_path / "masks" / "a.jpg", np.array(values, np.uint8)[VALUES])
+    with pytest.raises(DataError, match=r"are JPEG files, .* no file says which of their \d+ values .* as PNG files"):
+        read(tmp_path)
+    (tmp_path / "_classes.csv").write_text("id,name\n" + "".join(f"{value},{value}\n" for value in values))
+    assert read(tmp_path)[0]["train"].class_names == tuple(map(str, values))
+
+
+def test_pixels_are_counted(tmp_path: Path, picture: Picture) -> None:
+    for name, values in {"a": VALUES, "b": VALUES * 0, "c": np.where(VALUES == 2, 255, 0).astype(np.uint8)}.items():
+        picture(tmp_path / f"{name}.png")
+        save(tmp_path / f"{name}_mask.png", values)
+    (tmp_path / "_classes.csv").write_text("id,name\n0,ground\n1,road\n2,car\n3,moon\n")
+    train = read(tmp_path)[0]["train"]
+    assert train.amounts(0) == {"ground": 120, "road": 120, "car": 80}
+    assert [Subset(train, [2, 1]).amounts(row) for row in (0, 1)] == [{"ground": 240}, {"ground": 320}]
+    assert train.counts() == (3, 1, 1, 0)
 
 
 # Where masks lie

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ from autotimm.errors import DataError
 __all__ = ["Reading", "mask_tables", "read_label_images"]
 
 _TWO = ("background", "foreground")
+_LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
+_NEARLY = 0.98  # of the pixels: between both ends lie edges that were soft before, and what compression did to them
 _MOST = 200  # gray values without names: beyond, masks are photographs or have soft edges
 
 
@@ -48,8 +51,9 @@ def read_label_images(
 
     What the values mean is said by a file beside them (``_classes.csv``, ``class_dict.csv``, ``labelmap.txt``,
     ``classes.json``, ``classes.txt``), or by ``colors``. Without it values are class indices, those of a palette too;
-    0 and 255 alone are background and foreground, otherwise 255 is unknown. Where there are colors in a table, a
-    palette is looked up, since programs number it as they like.
+    0 and 255 alone are background and foreground, otherwise 255 is unknown. JPEG files do not keep values: without a
+    table, those near 0 and 255 are background and foreground, and anything else is refused. Where there are colors in a
+    table, a palette is looked up, since programs number it as they like.
 
     The split comes from ``ImageSets/Segmentation/*.txt``, ``train.txt`` and ``val.txt``, or names of folders.
 
@@ -81,19 +85,20 @@ def read_label_images(
     splits = ordered({split: found for split, found in pairs.splits(root, notices).items() if found})
     facts = mask_facts([pair.mask for found in splits.values() for pair in found])
     readable = [fact for pair in splits["train"] if not isinstance(fact := facts[pair.mask], Problem)]
-    reading = _reading(root, readable, Path(colors) if isinstance(colors, str) else colors, notices)
-    if jpegs := [pair.mask.name for pair in splits["train"] if pair.mask.suffix.lower() in (".jpg", ".jpeg")]:
+    jpegs = [pair.mask.name for pair in splits["train"] if pair.mask.suffix.lower() in _LOSSY]
+    reading = _reading(root, readable, Path(colors) if isinstance(colors, str) else colors, notices, bool(jpegs))
+    if jpegs:
         notices.append(f"{len(jpegs)} masks are JPEG files, which do not keep values exactly: {some(jpegs)}.")
     return mask_tables(splits, root, reading, facts, notices, report)
 
 
 def _reading(
-    root: Path, facts: Sequence[MaskFacts], colors: Mapping[str, Any] | Path | None, notices: list[str]
+    root: Path, facts: Sequence[MaskFacts], colors: Mapping[str, Any] | Path | None, notices: list[str], lossy: bool
 ) -> Reading:
     """How to read masks: by a table in the way that knows more of what is there, or by their values alone."""
     table = find_class_table(root) if colors is None else class_table(colors)
     if table is None:
-        return _by_values(root, facts, notices)
+        return _by_values(root, facts, notices, lossy)
 
     def known(code: MaskCode) -> int:
         return sum(len(found) for one in facts for found in [code.classes_in(one)[0]])
@@ -110,7 +115,7 @@ def _shown(facts: Sequence[MaskFacts]) -> str:
     return some([str(value) for value in values] + [color_name(color) for color in colors], 10) or "nothing at all"
 
 
-def _by_values(root: Path, facts: Sequence[MaskFacts], notices: list[str]) -> Reading:
+def _by_values(root: Path, facts: Sequence[MaskFacts], notices: list[str], lossy: bool) -> Reading:
     if any(one.values is None for one in facts):
         colored = [one for one in facts if one.values is None]
         raise DataError(
@@ -120,6 +125,8 @@ def _by_values(root: Path, facts: Sequence[MaskFacts], notices: list[str]) -> Re
     values = sorted({value for one in facts for value in one.values or ()})
     if (values and set(values) <= {0, 1}) or values == [0, IGNORED]:
         return Reading(_TWO, MaskCode(False, (0, values[-1] or 1), (0, 1)))
+    if lossy:
+        return _by_ends(root, facts, notices)
     if IGNORED in values:
         notices.append("Pixels of value 255 are taken for unknown, since no file names the classes.")
     named = [value for value in values if value != IGNORED]
@@ -129,6 +136,21 @@ def _by_values(root: Path, facts: Sequence[MaskFacts], notices: list[str]) -> Re
             "write masks without soft edges."
         )
     return Reading(tuple(map(str, named)), MaskCode(False, tuple(named), tuple(range(len(named)))))
+
+
+def _by_ends(root: Path, facts: Sequence[MaskFacts], notices: list[str]) -> Reading:
+    """Background and foreground that lossy compression has smeared: nearly all pixels are near 0 or 255."""
+    pixels: Counter[int] = Counter()
+    for one in facts:
+        pixels.update(dict(zip(one.values or (), one.counts, strict=True)))
+    dark, bright = (sum(pixels[value] for value in ends) for ends in (range(64), range(192, 256)))
+    if not bright or dark + bright < _NEARLY * sum(pixels.values()):
+        raise DataError(
+            f"The masks in {root} are JPEG files, which do not keep values exactly, and no file says which of their "
+            f"{len(pixels)} values are classes. Write them as PNG files from where they come from."
+        )
+    notices.append("Pixels of JPEG masks are taken for foreground from value 128 on, and below for background.")
+    return Reading(_TWO, MaskCode(False, tuple(range(256)), (0,) * 128 + (1,) * 128))
 
 
 def mask_tables(
@@ -150,7 +172,7 @@ def mask_tables(
     sizes = image_sizes([pair.image for found in splits.values() for pair in found])
     tables: dict[str, Table] = {}
     for split, found in splits.items():
-        present: dict[Pair, list[int]] = {}
+        present: dict[Pair, dict[int, int]] = {}
         for pair in found:
             fact, name = facts[pair.mask], relative(pair.mask, root)
             if isinstance(fact, Problem):
@@ -169,7 +191,7 @@ def mask_tables(
     return tables
 
 
-def _classes(fact: MaskFacts, name: str, code: MaskCode, report: Report) -> list[int]:
+def _classes(fact: MaskFacts, name: str, code: MaskCode, report: Report) -> dict[int, int]:
     classes, unknown = code.classes_in(fact)
     if unknown:
         shown = some([color_name(one) if code.by_color else str(one) for one in unknown], 3)

@@ -51,6 +51,10 @@ class Relabelled(Table):
         """Names of the classes of a sample."""
         return self.table.labels(index)
 
+    def amounts(self, index: int) -> dict[str, int]:
+        """Those of the other table."""
+        return self.table.amounts(index)
+
     def target_digest(self, index: int) -> str:
         """That of the other table."""
         return self.table.target_digest(index)
