@@ -63,7 +63,7 @@ class FitConfig:
         ('argument', 'default')
     """
 
-    path: str | None = _data(None, Path(), "folder of class folders, or of train/, val/ and test/", none="none")
+    path: str | None = _data(None, Path(), "folder of class folders, or of train/ and val/; or a table", none="none")
     image_size: int = _data(224, Whole(1), "side in pixels of the square that the network sees", common=True)
     batch_size: int = _data(32, Whole(1), "images per training step", common=True)
     val_split: float = _data(0.1, _SHARE, "share for validation, if there is no val/", cure=_NONE_SPLIT, common=True)
