@@ -3,17 +3,25 @@
 import dataclasses
 import json
 import shutil
+from contextlib import nullcontext
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
+from torch import nn
 
 import autotimm
+from autotimm import repro
 from autotimm.data.toy import write_toy_folder
-from autotimm.errors import DataError, UsageError
+from autotimm.errors import DataError, ModelError, UsageError
+from autotimm.rebuild import rebuild
+from autotimm.replay import _says_more
 from autotimm.repro.manifest import Manifest
 from autotimm.run import Run, diff
+from autotimm.train.declare import UNKEYED_WEIGHTS
+from autotimm.train.folder import RunFolder
 from training import classifier, toy_data, trainer
 
 SMALL = {"backbone": "test_resnet", "image_size": 32, "batch_size": 8, "epochs": 2, "pretrained": False, "threads": 1,
@@ -56,12 +64,31 @@ class TestIdentical:
     def test_a_stretch_with_workers(self, copy):
         verdict = copy.verify(epochs=(2, 2), workers=2)
         assert (verdict.verdict, verdict.steps) == ("identical", 3)
-        assert copy.level()["R3"] == "checked with 2 workers"
+        assert copy.level()["R3"] == "checked with 2 workers in epochs 2 to 2"
         assert copy.level()["R2"] == "checked from the checkpoint before epoch 2 to epoch 2"
 
-    def test_a_stretch_without_a_checkpoint(self, run):
-        with pytest.raises(UsageError, match="It can begin at epoch 1, 2"):
-            run.verify(epochs=(5, 6))
+    def test_the_recorded_number_of_workers_checks_no_others(self, copy):
+        assert copy.verify(epochs=(2, 2), workers=0).identical
+        assert copy.level()["R3"] == "expected"
+
+    def test_a_whole_run_counts_more_than_a_stretch(self, copy):
+        manifest = Manifest.load(copy.path / "manifest.json")
+        for said in ("checked with 2 workers in epochs 2 to 2", "checked with 2 workers"):
+            assert _says_more(said, manifest.levels["R3"])
+            manifest = dataclasses.replace(manifest, levels={**manifest.levels, "R3": said})
+        assert not _says_more("checked with 3 workers in epochs 1 to 1", manifest.levels["R3"])
+
+    def test_a_stretch_without_a_checkpoint(self, copy):
+        next((copy.path / "checkpoints").glob("epoch-0001-*")).unlink()
+        with pytest.raises(UsageError, match=r"It can begin at epoch 1\."):
+            copy.verify(epochs=(2, 2))
+
+    def test_a_stretch_that_the_run_has_not_made(self, run):
+        with pytest.raises(UsageError, match=r"Got 2:9 instead\. The last is 2"):
+            run.verify(epochs=(2, 9))
+
+    def test_some_steps_of_a_stretch(self, run):
+        assert run.verify(epochs=(2, 2), steps=2).steps == 2
 
     def test_moved_data(self, run, photos, tmp_path):
         shutil.copytree(photos, tmp_path / "moved")
@@ -111,6 +138,34 @@ class TestIdentical:
         assert "is cut off; compared up to there" in verdict.notes[0]
         assert copy.level() == levels
 
+    @pytest.mark.parametrize("lines", [3, 6])
+    def test_a_ledger_that_was_cut_between_two_lines(self, copy, run, lines):
+        ledger, levels = copy.path / "ledger.jsonl", copy.level()
+        ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:lines]))
+        verdict = copy.verify()
+        assert verdict.identical
+        assert "not those that the manifest speaks of; compared up to there" in verdict.notes[0]
+        assert copy.level() == levels
+        for one, other in ((copy, run), (run, copy)):
+            found = diff(one.path, other.path)
+            assert found.equal
+            assert found.difference is None
+            assert "compared up to there" in str(found)
+
+    def test_a_recipe_is_read_back_and_not_chosen_again(self, copy):
+        """As of a version whose recipes were others: here the run's own file says so."""
+        folder = RunFolder(copy.path / "again", copy.path)
+        file = copy.path / "manifest.json"
+        manifest = Manifest.load(file)
+        recipe = {**manifest.decisions["recipe"], "weight_decay": 0.07}
+        dataclasses.replace(manifest, decisions={**manifest.decisions, "recipe": recipe}).save(file)
+        made = rebuild(copy.path, folder)
+        made.trainer.fit(made.task, datamodule=made.data)
+        assert made.task.recipe.weight_decay == 0.07
+        assert made.task.recipe.as_dict() == recipe
+        assert rebuild(copy.path, folder, changes={"threads": 2}).task.decided.weight_decay == 0.07
+        assert rebuild(copy.path, folder, changes={"lr": 0.1}).task.decided is None
+
     def test_a_manifest_that_was_edited(self, copy):
         file = copy.path / "manifest.json"
         file.write_text(file.read_text().replace('"threads": 1', '"threads": 3'))
@@ -118,7 +173,75 @@ class TestIdentical:
         assert verdict.notes == ("manifest.json: it was edited after it was written",)
 
 
+class Own(pl.LightningModule):
+    """A module of somebody who knows only Lightning."""
+
+    def __init__(self, width, keyed=False):
+        super().__init__()
+        with repro.scope(1, "init", "own") if keyed else nullcontext():
+            self.layers = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, width), nn.Linear(width, 3))
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.layers(batch.images.float() / 255), batch.targets)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+
+class Saved(Own):
+    def __init__(self, width, keyed=False):
+        super().__init__(width, keyed)
+        self.save_hyperparameters()
+
+
+class TestOwnModules:
+    def fit(self, module, photos, folder):
+        trainer(1, run_dir=folder).fit(module, datamodule=toy_data(photos, val_split=0))
+        return Run(folder)
+
+    def test_its_weights_are_drawn_anew(self, photos, tmp_path):
+        run = self.fit(Saved(4), photos, tmp_path / "run")
+        assert run.level()["R1"] == UNKEYED_WEIGHTS
+        assert run.level()["R2"] == "expected"
+        verdict = run.verify()
+        assert verdict.difference.stage == "start"
+        assert "Likely weights are drawn outside of the stream `init`" in verdict.reason
+
+    def test_weights_on_a_stream(self, photos, tmp_path):
+        run = self.fit(Saved(4, keyed=True), photos, tmp_path / "run")
+        assert run.verify().identical
+        assert run.level()["R1"] == "checked"
+
+    def test_arguments_that_were_not_saved(self, photos, tmp_path):
+        run = self.fit(Own(4), photos, tmp_path / "run")
+        verdict = run.verify()
+        assert (verdict.verdict, verdict.exit_code) == ("not comparable", 4)
+        assert "The Own of the run must call `self.save_hyperparameters()`" in verdict.reason
+        with pytest.raises(ModelError, match="save_hyperparameters"):
+            run.reproduce(tmp_path / "again")
+
+
 class TestNotComparable:
+    @pytest.mark.parametrize(
+        ("damage", "said"),
+        [
+            (
+                lambda path: path.write_bytes(path.read_bytes()[:-4000] + bytes(8) + path.read_bytes()[-3992:]),
+                "damaged",
+            ),
+            (lambda path: path.write_bytes(path.read_bytes()[:3000]), "it was damaged since it was written"),
+            (lambda path: (path.parent / "sha256.txt").unlink(), "the list of digests sha256.txt is missing"),
+        ],
+        ids=["eight bytes", "cut", "no list"],
+    )
+    def test_a_damaged_checkpoint(self, copy, damage, said):
+        path = next((copy.path / "checkpoints").glob("epoch-0001-*"))
+        damage(path)
+        verdict = copy.verify(epochs=(2, 2))
+        assert (verdict.verdict, verdict.exit_code) == ("not comparable", 4)
+        assert path.name in verdict.reason
+        assert said in verdict.reason
+
     def test_resuming_with_other_data(self, photos, tmp_path):
         moved = shutil.copytree(photos, tmp_path / "moved")
         with pytest.raises(UsageError):

@@ -93,6 +93,9 @@ def compare(a: Path, b: Path) -> Comparison:
     contents = [RunFolder(folder, folder.parent).content() for folder in (a, b)]
     files = contents[0].changed(contents[1]) if contents[0] is not None and contents[1] is not None else []
     difference = first_difference(read[0][0].lines, read[1][0].lines)
+    if difference is not None and difference.field == "lines":  # one of the two goes on: at which end was one cut?
+        shorter = read[0][0] if difference.recorded is None else read[1][0]
+        difference = None if shorter.problem else difference
     apart = worth_naming(differences(*manifests))
     names = [line.partition(": ")[2] for line in files]
     cause = likely_cause(difference, apart, recorded=manifests[0], files=names) if difference else ""

@@ -22,6 +22,7 @@ __all__ = [
     "is_object",
     "lost_objects",
     "plain_value",
+    "takes",
 ]
 
 _OBJECT = "<object> "
@@ -150,6 +151,23 @@ def construct(made: type[Any], arguments: Mapping[str, Any]) -> Any:
     bound = inspect.BoundArguments(signature, named)
     others = {name: value for name, value in arguments.items() if name not in named}
     return made(*bound.args, **bound.kwargs, **others)
+
+
+def takes(made: type[Any], arguments: Mapping[str, Any]) -> bool:
+    """Whether a class can be called with arguments as :func:`constructor_arguments` names them.
+
+    Example:
+        >>> class Line:
+        ...     def __init__(self, width, *points): ...
+        >>> takes(Line, {"width": 2, "points": [1]}), takes(Line, {})
+        (True, False)
+    """
+    parameters = _signature(made).parameters.values()
+    free = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    needed = {one.name for one in parameters if one.default is one.empty and one.kind not in free}
+    known = {one.name for one in parameters if one.kind is not one.VAR_KEYWORD}
+    anything = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    return needed <= arguments.keys() and (anything or arguments.keys() <= known)
 
 
 def _signature(made: type[Any]) -> inspect.Signature:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,8 @@ from autotimm.data.module import DataModule
 from autotimm.data.serve import recorded_data
 from autotimm.errors import ModelError
 from autotimm.models.weights import Weights, as_recorded
-from autotimm.plain import construct, is_object
+from autotimm.optim import Recipe
+from autotimm.plain import construct, is_object, takes
 from autotimm.repro.manifest import Manifest
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import task_class_named
@@ -31,6 +33,9 @@ _RECIPE = {
     "backbone_scale": "backbone_scale", "schedule": "schedule", "warmup_epochs": "warmup_epochs",
     "clip": "gradient_clip",
 }  # fmt: skip
+# What a recipe is chosen by, or replaced in it: where one of them is changed, it is chosen again.
+_OF_RECIPE = {*_RECIPE, *_RECIPE.values(), "batch_size", "accumulate", "accumulate_grad_batches", "devices", "backbone",
+              "pretrained", "freeze_backbone", "arch", "task"}  # fmt: skip
 
 
 class Rebuilt(NamedTuple):
@@ -108,12 +113,19 @@ def rebuild(
         if isinstance(config, FitConfig):
             # No option says what came from variables of the environment (PL_TRAINER_LIMIT_TRAIN_BATCHES).
             given = manifest.inputs.get("config", {}).get("trainer", {}) if manifest is not None else {}
-            return _from_options(config, decided, folder, data, workers, changes or {}, given)
-        return _from_classes(config, decided, folder, data, workers, changes or {})
+            made = _from_options(config, decided, folder, data, workers, changes or {}, given)
+        else:
+            made = _from_classes(config, decided, folder, data, workers, changes or {})
+    found = decided.get("recipe") or {}
+    if found.keys() == {one.name for one in fields(Recipe)} and not _OF_RECIPE & {
+        name.rpartition(".")[-1] for name in changes or {}
+    }:
+        made.task.decided = Recipe(**found)
+    return made
 
 
 def _as_asked(config: FitConfig, manifest: Manifest) -> FitConfig:
-    """Leave open again what a recipe has filled in: it will choose the same, and the run is known by what was asked."""
+    """Leave open again what a recipe has filled in: the run is known by what was asked."""
     asked = manifest.inputs.get("config", {}).get("model", {})
     chosen = [name for name, argument in _RECIPE.items() if argument in asked and asked[argument] is None]
     found = {name: defaults()[name] for name in chosen}
@@ -162,7 +174,13 @@ def _from_classes(
     arguments = {**(config["model"].get("init_args") or {})}
     arguments |= _changed("model", arguments, changes)
     _require_plain(arguments, "model")
-    task = construct(task_class_named(config["model"]["class_path"]), arguments)
+    made = task_class_named(config["model"]["class_path"])
+    if not takes(made, arguments):
+        raise ModelError(
+            f"The {made.__name__} of the run must call `self.save_hyperparameters()` in its constructor, so that its "
+            f"arguments are recorded. Recorded are {', '.join(arguments) or 'none'}. Add it, and train again."
+        )
+    task = construct(made, arguments)
     settings = {**config["trainer"]}
     _require_plain(settings, "trainer")
     # Most options of a trainer are not listed where they were left alone: what nobody else knows is one.

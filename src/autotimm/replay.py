@@ -8,14 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from autotimm.config import FitConfig
 from autotimm.data.content import content
+from autotimm.data.loader import default_workers
 from autotimm.errors import AutotimmError, DataError, ModelError, UsageError
-from autotimm.rebuild import Rebuilt, read_manifest, rebuild
+from autotimm.rebuild import Rebuilt, read_config, read_manifest, rebuild
 from autotimm.repro.cause import differences, likely_cause
 from autotimm.repro.compare import Comparer, Difference, numbers
 from autotimm.repro.ledger import Line, ReadLedger, read_ledger
 from autotimm.repro.manifest import Manifest
-from autotimm.train.declare import surroundings
+from autotimm.train.declare import UNKEYED_WEIGHTS, surroundings
 from autotimm.train.folder import RunFolder
 from autotimm.train.progress import say
 from autotimm.train.store import CheckpointStore
@@ -70,7 +72,7 @@ class _Listener:
 
 
 def read_run_ledger(folder: Path, manifest: Manifest) -> tuple[ReadLedger, list[str]]:
-    """The ledger of a run, and what is wrong with its records.
+    """The ledger of a run, and what is wrong with its records; one that was cut between two lines has a problem too.
 
     Raises:
         ModelError: If it has no line.
@@ -79,10 +81,10 @@ def read_run_ledger(folder: Path, manifest: Manifest) -> tuple[ReadLedger, list[
     notes = []
     if problem := manifest.problem():
         notes.append(f"manifest.json: {problem}")
+    if not ledger.problem and manifest.results.get("ledger") not in (None, ledger.last):
+        ledger = ledger._replace(problem="its last lines are not those that the manifest speaks of")
     if ledger.problem:
         notes.append(f"ledger.jsonl: {ledger.problem}; compared up to there")
-    elif manifest.results.get("ledger") not in (None, ledger.last):
-        notes.append("ledger.jsonl: its last lines are not those that the manifest speaks of")
     if not ledger.lines:
         raise ModelError(f"The run {folder} must have a ledger to compare with. It has none: {ledger.problem}. "
                          "Make the run again.")  # fmt: skip
@@ -103,21 +105,22 @@ def verify(
     Args:
         folder: The run's folder; nothing is written to it but what the verification found out about its level.
         data: Where the data is now, if it was moved.
-        steps: Compare so many optimizer steps only.
+        steps: Compare so many optimizer steps only, counted from where the comparison begins.
         epochs: Compare only a stretch from one epoch to another, counted from 1; there must be a checkpoint before it.
         workers: Loading processes instead of the recorded number.
         changes: Options that are to be others than recorded.
 
     Raises:
-        UsageError: If there is no checkpoint where the stretch begins.
+        UsageError: If there is no checkpoint where the stretch begins, or if it ends after what is recorded.
         ModelError: If the folder has no record of a run.
     """
     manifest = read_manifest(folder)
     recorded, notes = read_run_ledger(folder, manifest)
-    first = _first_checkpoint(folder, epochs)
+    _check_stretch(recorded, epochs)
     with tempfile.TemporaryDirectory(prefix="autotimm-verify-") as scratch:
         place = RunFolder(Path(scratch) / "replay", Path(scratch))
         try:
+            first = _first_checkpoint(folder, epochs)
             made = rebuild(folder, place, data=data, workers=workers, weights_needed=first is None, changes=changes)
         except AutotimmError as error:
             if isinstance(error, UsageError):
@@ -131,7 +134,8 @@ def verify(
         if not finished:
             notes.append("the run did not come to its end; compared up to where it stopped")
         whole, go_on = finished and not recorded.problem, _other_hardware(manifest, made)
-        listener = _Listener(recorded, steps, epochs[1] if epochs else None, go_on=go_on, whole=whole)
+        limit = None if steps is None else steps + _steps_before(recorded, epochs)
+        listener = _Listener(recorded, limit, epochs[1] if epochs else None, go_on=go_on, whole=whole)
         say(f"replaying {folder}")
         play(made, listener, first)
         now = Manifest.load(place.manifest) if place.manifest.exists() else manifest
@@ -141,17 +145,43 @@ def verify(
     return verdict
 
 
+def _check_stretch(recorded: ReadLedger, epochs: tuple[int, int] | None) -> None:
+    """Nothing is known of epochs that the run did not begin: to say that they are identical would be wrong."""
+    last = max((line["epoch"] + 1 for line in recorded.lines if line["kind"] == "step"), default=0)
+    if epochs is not None and epochs[1] > last:
+        raise UsageError(
+            f"The `epochs` of verify must be among those that the run recorded. Got {epochs[0]}:{epochs[1]} instead. "
+            f"The last is {last}."
+        )
+
+
+def _steps_before(recorded: ReadLedger, epochs: tuple[int, int] | None) -> int:
+    """The optimizer steps before a stretch."""
+    before = 0 if epochs is None else epochs[0] - 1
+    return max(
+        (line["step"] for line in recorded.lines if line["kind"] == "step" and line["epoch"] < before), default=0
+    )
+
+
 def _first_checkpoint(folder: Path, epochs: tuple[int, int] | None) -> Path | None:
     if epochs is None or epochs[0] == 1:
         return None
-    kept = CheckpointStore(folder / "checkpoints").epochs()
+    store = CheckpointStore(folder / "checkpoints")
+    kept = store.epochs()
     if epochs[0] - 1 not in kept:
-        starts = ", ".join(["1", *(str(number + 1) for number in [*kept][:-1])])
+        whole = [number for number in [*kept][:-1] if store.problem(kept[number]) is None]
+        starts = ", ".join(["1", *(str(number + 1) for number in whole)])
         raise UsageError(
             f"The `epochs` of verify must begin after a kept checkpoint, or at 1. Got {epochs[0]}:{epochs[1]} instead. "
             f"It can begin at epoch {starts}."
         )
-    return kept[epochs[0] - 1]
+    path = kept[epochs[0] - 1]
+    if problem := store.problem(path):
+        raise ModelError(
+            f"The checkpoint {path} must be as it was written, to begin there. It cannot be told to be: {problem}. "
+            "Begin at another epoch."
+        )
+    return path
 
 
 def changed_files(folder: Path, made: Rebuilt) -> list[str]:
@@ -184,7 +214,8 @@ def _judge(manifest: Manifest, now: Manifest, listener: _Listener, notes: list[s
     found = listener.finish()
     if found is None:
         return Verdict("identical", 0, steps=listener.steps, notes=tuple(notes))
-    apart = worth_naming(differences(manifest, now))
+    # That the initial weights differ is what the ledgers say; where a stretch begins, they are not the run's at all.
+    apart = [one for one in worth_naming(differences(manifest, now)) if one.name != "initial"]
     reason = f"{describe(found)} {likely_cause(found, apart, recorded=manifest)}"
     if not listener.go_on:
         return Verdict("different", 5, reason, found, listener.steps, tuple(notes))
@@ -207,14 +238,27 @@ def _metrics(recorded: list[Line], taken: list[Line]) -> dict[str, tuple[float, 
 
 def _note_level(folder: Path, manifest: Manifest, workers: int | None, epochs: tuple[int, int] | None) -> None:
     """Write down what was checked, in the run's own manifest; a folder that cannot be written to stays as it is."""
-    checked = {"R3": f"checked with {workers} workers"} if workers is not None else {}
+    checked = {}
+    if workers is not None and workers != _recorded_workers(folder):
+        checked["R3"] = f"checked with {workers} workers" + (f" in epochs {epochs[0]} to {epochs[1]}" if epochs else "")
     if epochs is None:
         checked["R1"] = "checked"
     elif epochs[0] > 1:
         checked["R2"] = f"checked from the checkpoint before epoch {epochs[0]} to epoch {epochs[1]}"
-    changed = {name: said for name, said in checked.items() if manifest.levels.get(name) == "expected"}
+    changed = {name: said for name, said in checked.items() if _says_more(said, manifest.levels.get(name, ""))}
     if changed and not manifest.problem():
         try:
             replace(manifest, levels=manifest.levels | changed).save(folder / "manifest.json")
         except OSError:
             return
+
+
+def _says_more(said: str, before: str) -> bool:
+    """Whether a check may replace what a run has claimed so far: the whole of a run counts more than a stretch."""
+    return before in ("expected", UNKEYED_WEIGHTS) or (" in epochs " in before and " in epochs " not in said)
+
+
+def _recorded_workers(folder: Path) -> int:
+    config = read_config(folder)
+    given = config.num_workers if isinstance(config, FitConfig) else config["data"]["init_args"].get("num_workers")
+    return default_workers(1) if given is None else int(given)

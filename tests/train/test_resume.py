@@ -218,6 +218,20 @@ class TestDamage:
         with pytest.raises(ModelError, match="All of them are damaged"):
             run(toy_folder, folder, resume=True)
 
+    def test_the_list_of_digests_is_missing(self, toy_folder, tmp_path):
+        folder = tmp_path / "stopped"
+        run(toy_folder, folder, stop=2)
+        (folder / "checkpoints" / "sha256.txt").unlink()
+        with pytest.raises(ModelError, match=r"The list checkpoints/sha256\.txt is missing"):
+            run(toy_folder, folder, resume=True)
+
+    def test_what_a_killed_process_was_writing_is_swept_away(self, toy_folder, tmp_path):
+        folder = tmp_path / "stopped"
+        run(toy_folder, folder, stop=2)
+        (folder / "checkpoints" / ".last.ckpt.12345.tmp").write_bytes(b"half")
+        run(toy_folder, folder, resume=True)
+        assert not [*(folder / "checkpoints").glob(".*")]
+
     def test_a_ledger_that_was_cut_short_has_a_gap(self, toy_folder, tmp_path):
         folder = tmp_path / "stopped"
         run(toy_folder, folder, stop=5)

@@ -28,6 +28,7 @@ class Optimized(pl.LightningModule):
     optimizer_options: OptimizerOptions
     metric_configs: list[MetricConfig]
     recipe: Recipe | None
+    decided: Recipe | None = None  # that of the run which is made again: it is not chosen a second time
     ema_decay: float | None
 
     @property
@@ -43,7 +44,7 @@ class Optimized(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build optimizer and schedule from the recipe; the schedule learns the number of steps when it steps."""
-        self.recipe = self.choose_recipe()
+        self.recipe = self.decided or self.choose_recipe()
         optimizer = build_optimizer(self.network, self.recipe)
         measured = self.trainer.enable_validation and (self._data is None or "val" in self._data.tables)
         watched = self.monitor if measured else Monitor("train/loss", "min")
@@ -67,6 +68,7 @@ class Optimized(pl.LightningModule):
     def set_lr(self, lr: float) -> None:
         """Replace the learning rate, as a finder does before training."""
         self.optimizer_options = replace(self.optimizer_options, lr=lr)
+        self.decided = self.decided and replace(self.decided, lr=lr)
         if "lr" in self.hparams:  # a task that fixes it does not take it
             self.hparams["lr"] = lr
 

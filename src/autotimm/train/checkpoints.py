@@ -147,6 +147,8 @@ class RunCheckpoint(Checkpoint):
         self.folder = trainer.strategy.broadcast(self.folder)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # unless somebody has chosen another way
             trainer.strategy.checkpoint_io = _WhereTold()
+        if stage == "fit" and self.folder is not None and trainer.is_global_zero:
+            self.store.sweep()  # the lock of the folder is held
 
     # The sums of an epoch that is not over
 

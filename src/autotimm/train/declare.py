@@ -15,7 +15,9 @@ from autotimm.repro.source import code_digest, describe_code
 from autotimm.repro.streams import own_streams
 from autotimm.tasks import Task
 
-__all__ = ["decisions", "describe", "inputs", "levels", "surroundings", "timestamp"]
+__all__ = ["UNKEYED_WEIGHTS", "decisions", "describe", "inputs", "levels", "surroundings", "timestamp"]
+
+UNKEYED_WEIGHTS = "no, because the weights of a module of your own are drawn where no stream is set"
 
 # Arguments that change no number: places, speed of loading, and what is shown or kept.
 _SILENT = {
@@ -103,7 +105,7 @@ def decisions(model: pl.LightningModule, data: DataModule | None) -> dict[str, A
     return found
 
 
-def levels(trainer: Any, data: DataModule | None) -> dict[str, str]:
+def levels(trainer: Any, model: pl.LightningModule, data: DataModule | None) -> dict[str, str]:
     """What a run may claim, before anybody has checked it."""
     foreign = "no, because order and augmentation are those of your own loader"
     deterministic = trainer.deterministic is True
@@ -113,7 +115,7 @@ def levels(trainer: Any, data: DataModule | None) -> dict[str, str]:
     gpu = trainer.strategy.root_device.type == "cuda"
     return {
         "R0": "checked" if trainer.seed is not None else "checked, with seeds that were drawn and recorded",
-        "R1": expected,
+        "R1": expected if isinstance(model, Task) or not deterministic else UNKEYED_WEIGHTS,
         "R2": keyed,
         "R3": keyed,
         "R4": "no, because sums over processes, and the statistics of batch normalization, are taken in other groups",

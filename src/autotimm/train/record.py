@@ -35,7 +35,7 @@ def declare(folder: RunFolder, trainer: Any, model: pl.LightningModule, data: Da
         environment=surroundings(trainer),
         decisions=decisions(model, data),
         results={"status": "running"},
-        levels=levels(trainer, data),
+        levels=levels(trainer, model, data),
         volatile=clock,
     )
     manifest.save(folder.manifest)

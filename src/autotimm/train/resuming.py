@@ -38,7 +38,7 @@ def resume_from(trainer: Any, ckpt_path: Any) -> Any:
         The file, or ``None`` for a run that stopped before its first checkpoint: it starts over.
 
     Raises:
-        ModelError: If there is no such run, or if all of its checkpoints are damaged.
+        ModelError: If there is no such run, or if all of its checkpoints are damaged or cannot be checked.
     """
     folder = trainer.run_folder
     if ckpt_path != "last" or not folder.enabled or folder.chosen is None:
@@ -48,7 +48,13 @@ def resume_from(trainer: Any, ckpt_path: Any) -> Any:
             say("the run stopped before its first checkpoint: it starts over")
         return None
     found = checkpoint_file(trainer, ckpt_path)
-    newest, damaged = CheckpointStore(folder.checkpoints).newest()
+    store = CheckpointStore(folder.checkpoints)
+    if store.files() and not store.lists_digests:
+        raise ModelError(
+            f"The run {folder.path} must have digests of its checkpoints. The list checkpoints/sha256.txt is missing. "
+            "Copy it too, or write it anew in that folder, if you trust them: sha256sum *.ckpt > sha256.txt."
+        )
+    newest, damaged = store.newest()
     if damaged and trainer.is_global_zero:
         names = ", ".join(path.name for path in damaged)
         say(f"{names}: damaged since it was written" + (f"; going on from {newest.name}" if newest else ""))

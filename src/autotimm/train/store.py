@@ -85,10 +85,28 @@ class CheckpointStore:
         path = self.folder / _DIGESTS
         return path.read_text().splitlines() if path.exists() else []
 
+    def problem(self, path: Path) -> str | None:
+        """Why a file may not have the bytes it was written with, as a part of a sentence; ``None`` if it has them."""
+        if not self.lists_digests:
+            return f"the list of digests {_DIGESTS} is missing"
+        known = {line[:64] for line in self._lines() if line[66:] == path.name}
+        if not known:
+            return f"{_DIGESTS} has no digest of it"
+        return None if file_digest(path) in known else "it was damaged since it was written"
+
     def whole(self, path: Path) -> bool:
         """Whether a file has the bytes it was written with."""
-        known = {line[:64] for line in self._lines() if line[66:] == path.name}
-        return file_digest(path) in known
+        return self.problem(path) is None
+
+    @property
+    def lists_digests(self) -> bool:
+        """Whether the list of digests is there: a copy of some files of a run may lack it."""
+        return (self.folder / _DIGESTS).exists()
+
+    def sweep(self) -> None:
+        """Remove what a process that was killed while it wrote has left; only where nobody else can be writing."""
+        for path in self.folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
 
     def link(self, name: str, second: str) -> None:
         """Give a checkpoint a second name, at no cost where the file system can, else by a copy."""
