@@ -249,6 +249,9 @@ def test_values_of_another_type_differ(a, b):
     [
         ("rate", "inputs", "config/model/lr", 0.002, "Likely the learning rate: 0.001 was recorded, 0.002 was found."),
         ("forward", "environment", "threads", 1, "Likely the number of threads: 2 was recorded, 1 is used."),
+        ("forward", "environment", "processes", 2, "Likely the number of processes: none was recorded, 2 is used."),
+        ("update", "environment", "precision", "16", "Likely the precision: none was recorded, 16 is used."),
+        ("forward", "environment", "device", "cuda", "Likely the device: none was recorded, cuda is used."),
         ("order", "inputs", "data/digest", "b" * 64, "Likely other files, or other contents of them."),
         ("start", "inputs", "initial", "b" * 16, "Likely the initial weights."),
         ("start", "inputs", "seeds/task", 2, "Likely another seed of the model: 1 was recorded, 2 was found."),
@@ -269,6 +272,23 @@ def test_values_of_another_type_differ(a, b):
 )  # fmt: skip
 def test_a_cause_in_plain_words(stage, section, path, value, said):
     assert likely_cause(difference(stage), differences(BASE, other(section, path, value)), recorded=BASE) == said
+
+
+@pytest.mark.parametrize(
+    ("option", "lr", "recipe", "said"),
+    [
+        ((None, 0.002), (None, 0.002), (0.001, 0.002), "0.001 was recorded, 0.002 was found"),
+        ((0.001, 0.002), (0.001, 0.002), (0.001, 0.002), "0.001 was recorded, 0.002 was found"),
+        (None, (0.001, 0.002), (0.001, 0.002), "0.001 was recorded, 0.002 was found"),
+        ((None, 0.002), (None, 0.002), None, "none was recorded, 0.002 was found"),
+    ],
+    ids=["left open", "given", "found by the finder", "without a recipe"],
+)
+def test_what_is_recorded_in_several_places_is_said_once(option, lr, recipe, said):
+    places = (("inputs", "config.model.lr"), ("decisions", "lr"), ("decisions", "recipe.lr"))
+    pairs = zip(places, (option, lr, recipe), strict=True)
+    found = [ManifestDifference(*place, *pair) for place, pair in pairs if pair is not None]
+    assert likely_cause(difference("rate"), found) == f"Likely the learning rate: {said}."
 
 
 def test_files_are_named_where_they_are_known():

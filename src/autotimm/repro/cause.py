@@ -62,6 +62,9 @@ _WORDS = (
     (r"inputs\.initial", "the initial weights"),
     (r"inputs\.keyed", "a data loader with an order of its own"),
     (r"environment\.threads", "the number of threads"),
+    (r"environment\.processes", "the number of processes"),
+    (r"environment\.precision", "the precision"),
+    (r"environment\.device", "the device"),
     (r"environment\.versions\.(.*)", r"the version of \1"),
     (r"environment\.hardware\.cpu", "the processor"),
     (r"environment\.hardware\.instructions", "the instruction set"),
@@ -192,13 +195,17 @@ def _suspects(stage: str, manifests: Sequence[ManifestDifference], files: Sequen
 
 
 def _said_once(found: list[ManifestDifference]) -> list[ManifestDifference]:
-    """Without the half that says less, where an option and the decision on it differ: an open option has no value."""
-    options, decisions = (
-        {one.name.rpartition(".")[-1]: one for one in found if f"{one.section}.{one.name}".startswith(section)}
-        for section in ("inputs.config.", "decisions.")
-    )
-    both = options.keys() & decisions.keys()
-    dropped = [options[name] if None in (options[name].a, options[name].b) else decisions[name] for name in both]
+    """Without what says less, where an option and the decisions on it differ: an option left open has no value."""
+    groups: dict[str, list[ManifestDifference]] = {}
+    for one in found:
+        if f"{one.section}.{one.name}".startswith(("inputs.config.", "decisions.")):
+            groups.setdefault(one.name.rpartition(".")[-1], []).append(one)
+    dropped: list[ManifestDifference] = []
+    for group in groups.values():
+        if any(one.section == "decisions" for one in group):
+            known = [one for one in group if None not in (one.a, one.b)] or group
+            kept = [one for one in known if one.section == "inputs"] or known[:1]
+            dropped += [one for one in group if one not in kept]
     return [one for one in found if one not in dropped]
 
 
