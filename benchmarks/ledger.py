@@ -25,7 +25,7 @@ from _bench import arguments, report
 from autotimm import AutoTrainer, ImageClassifier, ImageDataModule
 from autotimm.data import loader
 from autotimm.data.toy import write_toy_folder
-from autotimm.train.folder import RunFolder
+from autotimm.train import trainer as trainer_module
 from autotimm.train.recorder import Recorder
 
 HOOKS = ("on_train_start", "on_train_batch_start", "on_train_batch_end", "on_validation_start", "on_validation_end",
@@ -57,7 +57,7 @@ def main() -> None:
     timed(loader, "with_fingerprints", "fingerprints of samples")
     for hook in HOOKS:
         timed(Recorder, hook, "ledger")
-    timed(RunFolder, "declare", "of it: manifest at the start")
+    timed(trainer_module, "declare", "of it: manifest at the start")
     with tempfile.TemporaryDirectory() as scratch:
         photos = write_toy_folder(Path(scratch) / "photos", n=images, num_classes=4, image_size=64, seed=0)
         data = ImageDataModule(photos, image_size=64, batch_size=32, num_workers=0, val_split=0.1)
