@@ -358,6 +358,10 @@ def test_lists_say_the_split(tmp_path: Path, picture: Picture) -> None:
     tables, _ = read(tmp_path)
     assert tables["train"].ids == ("JPEGImages/c.png", "JPEGImages/b.png")
     assert tables["val"].ids == ("JPEGImages/a.png",)
+    (lists / "val.txt").write_text("a\nzz\n")
+    assert "1 lines of the lists that name nothing that is there, left out: zz." in read(tmp_path)[1]
+    with pytest.raises(DataError, match="1 lines of the lists that name nothing that is there: zz"):
+        read(tmp_path, strict=True)
 
 
 def test_two_masks_for_one_image_are_refused(tmp_path: Path, picture: Picture) -> None:

@@ -82,7 +82,7 @@ def read_label_images(
         report.add("images without a mask", "left out", name)
     for name in pairs.alone:
         report.add("masks without an image", "left out", name)
-    splits = ordered({split: found for split, found in pairs.splits(root, notices).items() if found})
+    splits = ordered({split: found for split, found in pairs.splits(root, notices, report).items() if found})
     facts = mask_facts([pair.mask for found in splits.values() for pair in found])
     readable = [fact for pair in splits["train"] if not isinstance(fact := facts[pair.mask], Problem)]
     jpegs = [pair.mask.name for pair in splits["train"] if pair.mask.suffix.lower() in _LOSSY]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from autotimm.data.formats.report import Report
 from autotimm.data.formats.splits import by_split, images_below, listed, read_lists
 from autotimm.data.formats.walk import Found
 from autotimm.errors import DataError
@@ -64,11 +65,11 @@ class Pairs(NamedTuple):
     layout: str
     twice: list[str]
 
-    def splits(self, root: Path, notices: list[str]) -> dict[str, list[Pair]]:
+    def splits(self, root: Path, notices: list[str], report: Report) -> dict[str, list[Pair]]:
         """The pairs of each split: by ``ImageSets/Segmentation``, by lists, or by names of folders."""
         lists = read_lists(root / "ImageSets" / "Segmentation") or read_lists(root)
         if lists:
-            return listed({pair.id: pair for pair in self.pairs}, lists, notices)
+            return listed({pair.id: pair for pair in self.pairs}, lists, notices, report)
         return by_split((pair.id.rpartition("/")[0], pair) for pair in self.pairs)
 
 

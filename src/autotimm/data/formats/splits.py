@@ -118,7 +118,7 @@ def read_lists(folder: Path) -> dict[str, list[str]]:
 
 
 def listed(
-    items: Mapping[str, _Item], lists: Mapping[str, Sequence[str]], notices: list[str], report: Report | None = None
+    items: Mapping[str, _Item], lists: Mapping[str, Sequence[str]], notices: list[str], report: Report
 ) -> dict[str, list[_Item]]:
     """Share items out by lists, whose lines are paths, file names or stems.
 
@@ -126,7 +126,7 @@ def listed(
         items: By their paths relative to the root.
         lists: Lines by split.
         notices: Receives a line about what is in no list: that may be meant.
-        report: Receives the lines that name nothing; without it they go to ``notices`` too.
+        report: Receives the lines that name nothing.
     """
     by_key: dict[str, set[str]] = {}
     for name in items:
@@ -147,11 +147,8 @@ def listed(
             taken |= dict.fromkeys(sorted(found))
         shared[split] = [items[name] for name in taken]
         used |= taken.keys()
-    said = report or Report(strict=False)
     for line in absent:
-        said.add("lines of the lists that name nothing that is there", "left out", text(line))
-    if report is None:
-        said.close(notices)
+        report.add("lines of the lists that name nothing that is there", "left out", text(line))
     if rest := sorted(items.keys() - used):
         notices.append(f"{len(rest)} images are in no list and left out: {some(rest)}.")
     return shared
