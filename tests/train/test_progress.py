@@ -26,10 +26,13 @@ class TestPlainLines:
         assert lines[2] == "weights: random (pretrained is off)"
         assert lines[3].startswith("lr ")
         assert lines[4] == f"run folder: {tmp_path / 'run'}"
-        assert [line.split("  ")[0] for line in lines[5:-1]] == ["epoch 1/2", "epoch 2/2"]
-        assert lines[-1] == (
-            f"reproducibility: R0 checked; R1 R2 R3 expected (autotimm verify {tmp_path / 'run'} checks it)"
-        )
+        assert [line.split("  ")[0] for line in lines[5:7]] == ["epoch 1/2", "epoch 2/2"]
+        assert lines[7:10] == [
+            f"reproducibility (autotimm verify {tmp_path / 'run'} checks it)",
+            "  R0        checked",
+            "  R1 R2 R3  expected",
+        ]
+        assert [line[:23] for line in lines[10:]] == [f"  R{number}        no, because" for number in (4, 5, 6, 7)]
         assert "val/accuracy 0." in lines[5]
 
     def test_validation_test_and_prediction_say_nothing(self, toy_folder, capfd):

@@ -8,7 +8,7 @@ from typing import Any
 
 from autotimm.train.folder import RunFolder
 from autotimm.train.progress import say
-from autotimm.train.record import conclude, level_line
+from autotimm.train.record import conclude, level_lines
 
 __all__ = ["ending"]
 
@@ -26,7 +26,7 @@ def ending(trainer: Any, *, resume: bool) -> Iterator[None]:
         folder.finish(trainer)
         _conclude(trainer, "finished")
         if folder.opened and trainer.shows_progress and trainer.listener is None:
-            say(level_line(folder))
+            say(*level_lines(folder))
     except BaseException as error:
         if folder.opened and not resume and folder.unused_after(error):
             folder.close_unused()

@@ -15,7 +15,7 @@ from autotimm.repro.manifest import Manifest
 from autotimm.train.declare import decisions, inputs, levels, surroundings, timestamp
 from autotimm.train.folder import RunFolder
 
-__all__ = ["conclude", "declare", "level_line"]
+__all__ = ["conclude", "declare", "level_lines"]
 
 
 def declare(folder: RunFolder, trainer: Any, model: pl.LightningModule, data: DataModule | None, initial: str) -> str:
@@ -42,14 +42,20 @@ def declare(folder: RunFolder, trainer: Any, model: pl.LightningModule, data: Da
     return manifest.run_id
 
 
-def level_line(folder: RunFolder) -> str:
-    """What a run may claim, in one line: levels with the same words together, those that it may not claim left out."""
+def level_lines(folder: RunFolder) -> list[str]:
+    """What a run may claim and what not, for people: a line for all levels of which the same is said."""
+    manifest = Manifest.load(folder.manifest)
     groups: dict[str, list[str]] = {}
-    for name, said in Manifest.load(folder.manifest).levels.items():
-        if not said.startswith("no, "):
-            groups.setdefault(said, []).append(name)
-    claims = "; ".join(f"{' '.join(names)} {said}" for said, names in groups.items())
-    return f"reproducibility: {claims} (autotimm verify {folder.path} checks it)"
+    for name, said in manifest.levels.items():
+        groups.setdefault(said, []).append(name)
+    rows = [(" ".join(names), said) for said, names in groups.items()]
+    wide = max(len(names) for names, _ in rows)
+    # A replay cannot build the caller's own loaders again; two runs can be compared.
+    verb = "verify" if manifest.inputs.get("keyed", True) else "diff"
+    return [
+        f"reproducibility (autotimm {verb} {folder.path} checks it)",
+        *(f"  {names:{wide}}  {said}" for names, said in rows),
+    ]
 
 
 def conclude(folder: RunFolder, status: str, steps: int) -> None:

@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import Callback, Checkpoint, ProgressBar
 
 from autotimm.data.loader import KeyedLoader
 from autotimm.data.module import DataModule
-from autotimm.errors import refuse_unknown, require
+from autotimm.errors import is_whole, refuse_unknown, require, require_flags
 from autotimm.metrics import choose_monitor
 from autotimm.repro.ledger import Line
 from autotimm.repro.seed import (
@@ -108,7 +108,13 @@ class AutoTrainer(pl.Trainer):
         **kwargs: Any,
     ) -> None:
         read_interval(checkpoint_every)
-        require(threads is None or threads > 0, "threads", "AutoTrainer", "at least 1 or None", threads, "Give None.")
+        fine = threads is None or is_whole(threads, 1)
+        require(fine, "threads", "AutoTrainer", "an integer of at least 1 or None", threads, "Give None.")
+        fine = max_epochs is None or is_whole(max_epochs, -1)
+        require(fine, "max_epochs", "AutoTrainer", "an integer, -1 or None", max_epochs, "Give for example 10.")
+        fine = tuner is None or isinstance(tuner, TunerConfig)
+        require(fine, "tuner", "AutoTrainer", "a TunerConfig or None", tuner, "Give for example TunerConfig(lr=True).")
+        require_flags("AutoTrainer", use_autotimm_seeding=use_autotimm_seeding)
         require(
             deterministic in (True, False, "warn"), "deterministic", "AutoTrainer", "True, False or 'warn'",
             deterministic, "Give True for equal bits every time.",
