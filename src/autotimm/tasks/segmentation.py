@@ -112,9 +112,8 @@ class SemanticSegmentor(Task):
 
     def _wanted(self, targets: Tensor) -> Tensor:
         """Targets whose unknown pixels are those of losses and metrics: data modules call them 255 in any case."""
-        if (
-            self._ignore_index == UNKNOWN or self._num_classes > UNKNOWN
-        ):  # 255 is a class then, in a loader of one's own
+        # With 256 classes it is one of them, in a loader of one's own.
+        if self._ignore_index == UNKNOWN or self._num_classes > UNKNOWN:
             return targets
         targets = targets.long()  # bytes cannot hold -1
         return targets.masked_fill(targets == UNKNOWN, self._ignore_index)
