@@ -112,7 +112,8 @@ def test_two_processes_see_what_one_sees_and_repeat(repeat, toy_folder, tmp_path
     losses = [float.fromhex(lines(runs / name, "step", "loss")[0][0]) for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=0.2)
     found = diff(runs / "one", runs / "two")
-    assert "environment: environment.processes: 1 was recorded, 2 is used" in str(found)
+    assert "environment: the number of processes: 1 was recorded, 2 is used" in str(found)
+    assert found.cause.startswith("Likely the number of processes: 1 was recorded, 2 is used")
 
 
 @pytest.mark.slow

@@ -86,7 +86,8 @@ _CALLBACKS = r"environment\.callbacks\..*"
 _OPTIONS = r"inputs\.config\.(.*\.)?"
 # What can cause a difference in a stage, the likeliest first.
 _SUSPECTS = {
-    "start": (r"inputs\.seeds\.(task|streams\.init)", r"inputs\.weights\b.*|decisions\.(weights|pretrained)\b.*",
+    "start": (r"environment\.processes", r"inputs\.seeds\.(task|streams\.init)",
+              r"inputs\.weights\b.*|decisions\.(weights|pretrained)\b.*",
               _OPTIONS + r"(seed|backbone|pretrained|num_classes|drop\w*|head\w*|\w+_class)", _CODE,
               r"environment\.versions\.(timm|torch)", r"inputs\.initial"),
     "order": (r"inputs\.seeds\.(trainer|streams\.order)", _DATA, r"inputs\.keyed",
