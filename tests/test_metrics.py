@@ -115,7 +115,7 @@ def test_a_metric_of_ones_own_is_found_by_its_path() -> None:
     config = MetricConfig("count", backend="custom", metric_class=path, stages=["val"])
     assert measured([config], torch.zeros(9, 2), torch.zeros(9)) == {"count": 9}
     assert choose_monitor([config]) == Monitor("val/loss", "min")
-    with pytest.raises(UsageError, match=r"`monitor` of a task must be one of val/loss. Got 'val/count'"):
+    with pytest.raises(UsageError, match=r"`monitor` of a task must be one of val/loss, train/loss. Got 'val/count'"):
         choose_monitor([config], "val/count")
 
 
