@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from autotimm import Task
-from autotimm.errors import DataError, ModelError
+from autotimm.errors import DataError, ModelError, UsageError
 from autotimm.predict import predict
-from training import classifier, toy_data, trainer
+from training import classifier, multi_label_data, toy_data, trainer
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +103,19 @@ class TestResults:
         state = torch.get_rng_state()
         predict(model, files[:2], trainer=trainer(seed=None))
         assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_labels_from_another_score_on(toy_folder, files, tmp_path):
+    model = classifier(num_classes=2, multi_label=True)
+    trainer().fit(model, datamodule=multi_label_data(toy_folder, tmp_path))
+    all_of_them = predict(model, files[0], trainer=trainer(), threshold=1e-6)[0]
+    assert set(all_of_them.labels) == set(all_of_them.scores)
+    assert predict(model, files[0], trainer=trainer(), threshold=1 - 1e-6)[0].labels == ()
+    assert model.threshold == 0.5
+    with pytest.raises(UsageError, match=r"The `threshold` of ImageClassifier must be in \(0, 1\). Got 2 instead"):
+        predict(model, files[0], trainer=trainer(), threshold=2)
+
+
+def test_one_class_for_each_image_has_no_threshold(model, files):
+    with pytest.raises(UsageError, match=r"The `threshold` of ImageClassifier must be left out\. Got 0.5 instead"):
+        predict(model, files[0], trainer=trainer(), threshold=0.5)

@@ -25,6 +25,7 @@ def predict(
     trainer: AutoTrainer | None = None,
     num_workers: int | None = None,
     fast: bool = False,
+    threshold: float | None = None,
 ) -> list[Prediction | ObjectPrediction | PixelPrediction]:
     """Predict images with a trained task.
 
@@ -34,6 +35,7 @@ def predict(
         trainer: Who runs it; a default trainer if not given.
         num_workers: Processes that load images; they never change results.
         fast: Do not pad batches to one fixed shape. The last bits may then depend on the images beside.
+        threshold: Score in (0, 1) from which on labels or objects are reported, instead of the task's own.
 
     Returns:
         One prediction per image, in the order of the paths and, within folders, of their names. Its kind is that of the
@@ -42,12 +44,13 @@ def predict(
     Raises:
         ModelError: If the task does not know its data.
         DataError: If there is no readable image.
+        UsageError: If the threshold is out of range, or the task has none.
     """
     notices: list[str] = []
     loader = predict_loader(paths, known_data(task), notices=notices, num_workers=num_workers)
     say(*notices)
     trainer = trainer or AutoTrainer(run_dir=False, enable_checkpointing=False, devices=1)
-    with task.padding(not fast):
+    with task.padding(not fast), task.reporting_from(threshold):
         batches = trainer.predict(task, loader)
     found: list[Any] = [prediction for batch in batches or [] for prediction in batch]
     return found

@@ -209,18 +209,16 @@ class Run:
         return {name: float(value) for one in results for name, value in one.items()}
 
     def predict(
-        self,
-        paths: str | Path | Iterable[str | Path],
-        *,
-        ckpt: str | Path = "best",
-        fast: bool = False,
-    ) -> list[Prediction | ObjectPrediction | PixelPrediction]:
+        self, paths: str | Path | Iterable[str | Path], *, ckpt: str | Path = "best", fast: bool = False,
+        threshold: float | None = None,
+    ) -> list[Prediction | ObjectPrediction | PixelPrediction]:  # fmt: skip
         """Predict images: a file, a folder or a list of either.
 
         Args:
             paths: What to predict.
             ckpt: Which checkpoint to use.
             fast: Skip the padding of batches. A sample's last bits may then depend on the images beside it.
+            threshold: Score in (0, 1) from which on labels or objects are reported, instead of the task's own.
 
         Returns:
             One prediction per image, of the kind of the task: classes, objects, or a class for each pixel.
@@ -228,7 +226,7 @@ class Run:
         Raises:
             DataError: If there is no readable image.
         """
-        return predict(self.model(ckpt), paths, trainer=self._trainer(), fast=fast)
+        return predict(self.model(ckpt), paths, trainer=self._trainer(), fast=fast, threshold=threshold)
 
     def verify(
         self,

@@ -154,6 +154,23 @@ class TestPredictVerb:
         assert main(["predict", str(runs["detection"].path), str(photos), "--out", str(tmp_path / "t.csv")]) == 0
         assert (tmp_path / "t.csv").read_text() == text
 
+    def test_objects_from_another_score_on(self, runs, photos, capsys):
+        run = runs["detection"]
+        known = [score for one in run.predict(photos) for score in one.scores]
+        middle = sorted(known)[len(known) // 2]
+        fewer = [score for one in run.predict(photos, threshold=middle) for score in one.scores]
+        assert fewer == [score for score in known if score >= middle]
+        assert 0 < len(fewer) < len(known)
+        high = max(known) - 1e-6
+        assert main(["predict", str(run.path), str(photos), "--threshold", f"{high:.9f}"]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == 2  # the titles, and one object
+        assert main(["predict", str(run.path), str(photos), "--threshold", "1"]) == 2
+        assert "must be a number in (0, 1)" in capsys.readouterr().err
+
+    def test_regions_have_no_threshold(self, runs, photos, capsys):
+        assert main(["predict", str(runs["segmentation"].path), str(photos), "--threshold", "0.5"]) == 2
+        assert "The `threshold` of SemanticSegmentor must be left out. Got 0.5" in capsys.readouterr().err
+
     def test_regions_as_label_images_and_pictures(self, runs, photos, tmp_path, capsys):
         labels, pictures = tmp_path / "labels", tmp_path / "pictures"
         words = ["predict", str(runs["segmentation"].path), str(photos), "--out", str(labels), "--draw", str(pictures)]

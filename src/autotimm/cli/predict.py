@@ -10,7 +10,7 @@ from autotimm.cli.measure import CKPT, RUN, open_run
 from autotimm.cli.parser import parse
 from autotimm.cli.verb import Positional, Verb
 from autotimm.config import Option
-from autotimm.config.kinds import Flag, Path
+from autotimm.config.kinds import Flag, Number, Path
 from autotimm.errors import UsageError, sentence
 from autotimm.output.places import require_new_file, require_new_folder
 
@@ -43,7 +43,7 @@ def run(argv: Sequence[str]) -> int:
 
     data = data_of_checkpoint(run.checkpoint(ckpt))
     _check_kind(data.kind, out, draw)
-    found = run.predict(paths, fast=fast, ckpt=ckpt)
+    found = run.predict(paths, fast=fast, ckpt=ckpt, threshold=given.value("threshold"))
     if out is not None:
         _save(out, found, data)
         print(f"predictions: {out} ({len(found)} images)")
@@ -126,13 +126,19 @@ PREDICT = Verb(
         "out": Option(Path(metavar="FILE|DIR"), "save: a table .csv, COCO results .json, label images DIR", "Options"),
         "draw": Option(Path(metavar="DIR"), "save pictures with boxes, masks, names and scores", "Options"),
         "ckpt": CKPT,
+        "threshold": Option(
+            Number(0, 1, low_open=True, high_open=True),
+            "score from which labels and objects are reported",
+            "Options",
+            none="the run's",
+        ),
         "fast": Option(Flag(), "do not pad the last batch; the last bits of the scores may differ", "Options"),
     },
-    defaults={"ckpt": "best", "fast": False},
+    defaults={"ckpt": "best", "threshold": None, "fast": False},
     examples=(
         "autotimm predict runs/photos-001 new/ --out predictions.csv",
         "autotimm predict runs/photos-001 one.jpg two.jpg",
-        "autotimm predict runs/cars-001 new/ --out found.json --draw pictures/",
+        "autotimm predict runs/cars-001 new/ --out found.json --draw pictures/ --threshold 0.5",
     ),
     notes=(
         "Without --out and --draw the table is shown on a terminal, and is CSV for any other reader.",

@@ -69,6 +69,9 @@ class Task(Optimized, Measured, Stored, ABC):
     kinds: ClassVar[tuple[str, ...]] = ("classes",)
     """What the targets of the data may be, see :class:`autotimm.types.DataSpec`."""
 
+    threshold: float | None = None
+    """Score from which on a prediction reports a label or an object; ``None`` where it reports the likeliest alone."""
+
     @note_defaults
     def __init__(
         self,
@@ -186,6 +189,24 @@ class Task(Optimized, Measured, Stored, ABC):
             yield
         finally:
             self._padding = before
+
+    @contextmanager
+    def reporting_from(self, threshold: float | None) -> Iterator[None]:
+        """Report labels or objects from another score on for a while; ``None`` leaves it as it is.
+
+        Raises:
+            UsageError: If it is not in (0, 1), or if the task reports the likeliest class alone.
+        """
+        before, owner = self.threshold, type(self).__name__
+        if threshold is not None:
+            do = "Leave it out: there is one class for each image, or pixel, the likeliest."
+            require(before is not None, "threshold", owner, "left out", threshold, do)
+            require(0 < number(threshold) < 1, "threshold", owner, "in (0, 1)", threshold, "Give for example 0.3.")
+            self.threshold = threshold
+        try:
+            yield
+        finally:
+            self.threshold = before
 
     def train(self, mode: bool = True) -> Task:
         """Switch between training and evaluation mode; a frozen backbone stays in evaluation mode."""

@@ -90,7 +90,8 @@ class ImageClassifier(Task):
         do = "The optimizer trains the network alone; give a loss whose numbers are fixed."
         require(not learned, "loss", "ImageClassifier", "without parameters to learn", learned, do)
         weights = resolve_weights(backbone, False if self.is_loading else pretrained)
-        self._num_classes, self._multi_label, self._threshold = num_classes, multi_label, threshold
+        self._num_classes, self._multi_label = num_classes, multi_label
+        self.threshold = threshold if multi_label else None
         self._image_size = image_size
 
         def network(seed: int) -> nn.Module:
@@ -153,7 +154,7 @@ class ImageClassifier(Task):
         for id, row in zip(batch.ids, probabilities.tolist(), strict=True):
             scores = dict(zip(names, row, strict=True))
             best = [max(names, key=scores.__getitem__)]
-            chosen = [name for name in names if scores[name] >= self._threshold] if self._multi_label else best
+            chosen = best if self.threshold is None else [name for name in names if scores[name] >= self.threshold]
             predictions.append(Prediction(id, tuple(chosen), scores))
         return predictions
 
@@ -164,7 +165,7 @@ class ImageClassifier(Task):
 
     def default_metrics(self) -> list[MetricConfig]:
         """Accuracy, top-5 accuracy where it makes sense and macro F1; for multi-label mean average precision and F1."""
-        return default_metrics(self._num_classes, multi_label=self._multi_label, threshold=self._threshold)
+        return default_metrics(self._num_classes, multi_label=self._multi_label, threshold=self.threshold or 0.5)
 
     def check_data(self, spec: DataSpec) -> None:
         """Refuse data with another number of classes, or of the other kind."""

@@ -38,6 +38,7 @@ class ObjectTask(Task, ABC):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("boxes", "instances")
+    threshold: float
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ class ObjectTask(Task, ABC):
         owner = type(self).__name__
         check_num_classes(num_classes, 1, owner)
         require(0 < number(threshold) < 1, "threshold", owner, "in (0, 1)", threshold, "Give for example 0.3.")
-        self._num_classes, self._threshold = num_classes, threshold
+        self._num_classes, self.threshold = num_classes, threshold
         weights = resolve_weights(backbone, False if self.is_loading else pretrained)
 
         def network(seed: int) -> Any:
@@ -90,7 +91,7 @@ class ObjectTask(Task, ABC):
         return [self._prediction(one, id, place) for one, id, place in found]
 
     def _prediction(self, found: dict[str, Tensor], id: str, place: Placement) -> ObjectPrediction:
-        found = {name: value.cpu()[found["scores"].cpu() >= self._threshold] for name, value in found.items()}
+        found = {name: value.cpu()[found["scores"].cpu() >= self.threshold] for name, value in found.items()}
         boxes = to_original(found["boxes"].float(), place)
         masks: tuple[str, ...] = ()
         if "masks" in found:
