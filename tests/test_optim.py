@@ -296,6 +296,10 @@ class TestOptimizers:
         with pytest.raises(UsageError, match=r"`optimizer` 'LBFGS' must accept its arguments"):
             build_optimizer(network(), chosen(optimizer="LBFGS", weight_decay=0.1))  # takes one group only
 
+    def test_second_derivatives_are_refused(self) -> None:
+        with pytest.raises(UsageError, match=r"The `optimizer` 'Adahessian' must do with first derivatives"):
+            find_optimizer("Adahessian")
+
     def test_names_of_timm_come_first(self) -> None:
         assert find_optimizer("sgd") is torch.optim.SGD
         assert find_optimizer("muon").__module__.startswith("timm.")

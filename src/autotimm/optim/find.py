@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.optim import get_optimizer_class  # type: ignore[attr-defined]  # timm re-exports without an `__all__`
+from timm.optim import get_optimizer_class, get_optimizer_info  # type: ignore[attr-defined]  # no `__all__`
 from timm.optim import list_optimizers as _list_optimizers  # type: ignore[attr-defined]  # the same
 from torch.optim import Optimizer
 
@@ -71,6 +71,11 @@ def _of_timm(optimizer: str, name: str) -> type[Optimizer]:
         raise UsageError(
             f"The `optimizer` {optimizer!r} must be installed. It is not ({error}). Try 'adamw'."
         ) from None
+    if get_optimizer_info(name).second_order:
+        raise UsageError(
+            f"The `optimizer` {optimizer!r} must do with first derivatives. It needs second ones, for which no step "
+            "keeps the graph. Try 'adamw'."
+        )
     return _checked(found, optimizer)
 
 
