@@ -48,7 +48,7 @@ def test_cards_can_be_classified_too(real: Callable[[str], Path]) -> None:
     )
     with pytest.raises(DataError, match=r"give a table of labels, such as train_labels_multihot.csv"):
         recognize(root, "classification")
-    with pytest.raises(DataError, match="no data for instance segmentation: there is 100 VOC files with boxes"):
+    with pytest.raises(DataError, match="no data for instance segmentation, but 100 VOC files with boxes"):
         recognize(root, "instance")
 
 

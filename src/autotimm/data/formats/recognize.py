@@ -148,9 +148,7 @@ def _chosen(path: Path, offers: Sequence[_Offer], task: str | None, hint: str) -
     fitting = [one for one in offers if task is None or task in one.tasks]
     if not fitting:
         seen = some([one.what for one in offers]) or "nothing that says where objects are"
-        raise DataError(
-            f"{path} has no data for {_WORDS[str(task)]}: there is {seen}.{hint} Give another path or task."
-        )
+        raise DataError(f"{path} has no data for {_WORDS[str(task)]}, but {seen}.{hint} Give another path or task.")
     # Of a task that a format is made for before one that it can be used for.
     first = [one for one in fitting if task is None or one.tasks[0] == task] or fitting
     if len(first) > 1:
