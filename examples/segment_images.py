@@ -32,7 +32,7 @@ if __name__ == "__main__":
         main(data, new, Path("runs"))
     else:
         with tempfile.TemporaryDirectory() as folder:
-            splits = {"train": 48, "val": 8, "test": 8}
+            splits = {"train": 60, "val": 8}
             scenes = write_toy_segmentation(Path(folder, "scenes"), splits=splits, image_size=64)
             new = Path(folder, "new")
             new.mkdir()
