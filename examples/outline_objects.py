@@ -31,4 +31,4 @@ if __name__ == "__main__":
         with tempfile.TemporaryDirectory() as folder:
             scenes = write_toy_objects(Path(folder, "scenes"), splits={"train": 60, "val": 8}, image_size=64)
             small = {"backbone": "test_resnet", "width": 64, "image_size": 64, "epochs": 6}
-            main(scenes, scenes / "test", Path(folder, "runs"), **small, num_workers=0, threads=1)
+            main(scenes, scenes / "val", Path(folder, "runs"), **small, num_workers=0, threads=1)
