@@ -26,7 +26,7 @@ from autotimm import AutoTrainer, ImageClassifier, ImageDataModule
 from autotimm.data import loader
 from autotimm.data.toy import write_toy_folder
 from autotimm.train import trainer as trainer_module
-from autotimm.train.recorder import Recorder
+from autotimm.train.callbacks.recorder import Recorder
 
 HOOKS = ("on_train_start", "on_train_batch_start", "on_train_batch_end", "on_validation_start", "on_validation_end",
          "on_train_epoch_end", "on_train_end", "state_dict")  # fmt: skip

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import autotimm
-from autotimm.data.toy_objects import write_toy_objects
+from autotimm.data.toy import write_toy_objects
 
 
 def main(data: Path, new: Path, out: Path, **options) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from torchvision.io import write_png
 
 import autotimm
-from autotimm.data.toy_objects import draw_objects, write_toy_segmentation
+from autotimm.data.toy import draw_objects, write_toy_segmentation
 
 
 def main(data: Path, new: Path, out: Path, **options) -> None:

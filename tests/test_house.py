@@ -12,6 +12,7 @@ import autotimm
 
 ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "autotimm"
+FILES = sorted(SRC.rglob("*.py"))
 INIT = ast.parse((SRC / "__init__.py").read_text())
 
 
@@ -59,20 +60,44 @@ def test_the_version_is_that_of_the_installed_package() -> None:
     assert run_python("from importlib.metadata import version; print(version('autotimm'))") == autotimm.__version__
 
 
-@pytest.mark.parametrize("path", sorted(SRC.rglob("*.py")), ids=lambda path: path.relative_to(SRC).as_posix())
-class TestEachFile:
-    def test_is_short(self, path: Path) -> None:
-        assert len(path.read_text().splitlines()) <= 300
+def test_every_file_has_a_docstring() -> None:
+    assert not [path for path in FILES if not ast.get_docstring(ast.parse(path.read_text()))]
 
-    def test_says_what_it_is_for(self, path: Path) -> None:
-        assert ast.get_docstring(ast.parse(path.read_text()))
 
-    def test_swallows_no_exception_wholesale(self, path: Path) -> None:
-        """Whoever catches everything, to tidy up, raises it again."""
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ExceptHandler):
-                everything = node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")
-                assert not everything or ast.unparse(node.body[-1]) == "raise", f"line {node.lineno}"
+def test_no_exception_is_swallowed_wholesale() -> None:
+    """A handler that catches everything, to tidy up, raises it again."""
+    handlers = [
+        (path.relative_to(SRC), node.lineno)
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ExceptHandler)
+        and (node.type is None or ast.unparse(node.type) in ("Exception", "BaseException"))
+        and ast.unparse(node.body[-1]) != "raise"
+    ]
+    assert handlers == []
+
+
+def test_file_names_are_unique() -> None:
+    """Two files of one name only where a verb of the command line names its part of the package."""
+    verbs = {path.name for path in (SRC / "cli").glob("*.py")}
+    names = [path.name for path in FILES if path.parent.name != "cli" and path.name != "__init__.py"]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
+    parts = {f"{path.name}.py" for path in SRC.iterdir() if path.is_dir()} | set(names)
+    assert verbs & parts <= {"diff.py", "doctor.py", "fit.py", "predict.py", "resume.py", "selfcheck.py", "verify.py"}
+
+
+def test_the_map_in_contributing_shows_the_layers() -> None:
+    """The layers stand in pyproject.toml; the map repeats them for readers, top first."""
+    tomllib = pytest.importorskip("tomllib", reason="tomllib needs Python 3.11")
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    shown = re.search(r"^```text\nsrc/autotimm/\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(), re.M | re.S)
+    assert shown
+    rows = re.findall(r"^ +(\d+) +([a-z_, ]+?) {2,}", shown[1], flags=re.MULTILINE)
+    assert [(int(number), sorted(names.split(", "))) for number, names in rows] == [
+        (len(layers) - index, sorted(re.split(r" [|:] ", layer))) for index, layer in enumerate(layers)
+    ]
+    assert len(layers) <= 11
 
 
 def test_the_lower_bounds_have_reasons() -> None:

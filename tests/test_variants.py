@@ -10,7 +10,7 @@ from autotimm.data.toy import write_toy_folder
 from autotimm.data.transforms import AUGMENTATIONS
 from autotimm.losses import LOSSES
 from autotimm.optim import SCHEDULES
-from autotimm.repro.digest import file_digest
+from autotimm.records.digest import file_digest
 
 pytestmark = pytest.mark.slow
 

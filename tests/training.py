@@ -9,7 +9,7 @@ from torch import Tensor
 
 from autotimm import AutoTrainer, ImageClassifier, ImageDataModule, Task
 from autotimm.data.toy import toy_classes
-from autotimm.repro.digest import state_digest
+from autotimm.records.digest import state_digest
 
 _LOADING = {"image_size": 32, "batch_size": 8, "eval_batch_size": 4, "num_workers": 0, "val_split": 0.25}
 

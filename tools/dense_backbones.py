@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from autotimm.errors import ModelError
-from autotimm.losses.dense import build_dense_loss
+from autotimm.losses.pixel_losses import build_dense_loss
 from autotimm.models import DETECTORS, SEGMENTERS, build_detector, build_segmenter
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "dense-backbones.md"

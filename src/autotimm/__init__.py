@@ -16,11 +16,9 @@ from autotimm.errors import nearest
 
 if TYPE_CHECKING:
     from autotimm.config import FitConfig
-    from autotimm.data.detection import DetectionDataModule
+    from autotimm.data.dense import DetectionDataModule, InstanceSegmentationDataModule, SegmentationDataModule
     from autotimm.data.image import ImageDataModule
-    from autotimm.data.instance import InstanceSegmentationDataModule
     from autotimm.data.module import DataModule
-    from autotimm.data.segmentation import SegmentationDataModule
     from autotimm.errors import (
         AutotimmError,
         DataError,
@@ -31,14 +29,13 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from autotimm.metrics import MetricConfig
-    from autotimm.models.backbone import list_backbones
+    from autotimm.models.backbone.pooled import list_backbones
     from autotimm.repro.seed import seed_everything
-    from autotimm.run import Run, diff, fit
+    from autotimm.runs.run import Run, diff, fit
     from autotimm.studies import Study, study
     from autotimm.tasks.base import Task
     from autotimm.tasks.classification import ImageClassifier
-    from autotimm.tasks.detection import ObjectDetector
-    from autotimm.tasks.instance import InstanceSegmentor
+    from autotimm.tasks.detection import InstanceSegmentor, ObjectDetector
     from autotimm.tasks.segmentation import SemanticSegmentor
     from autotimm.train import AutoTrainer
     from autotimm.train.tuner import TunerConfig
@@ -64,23 +61,23 @@ _HOME = {
     "DataError": "autotimm.errors",
     "DataModule": "autotimm.data.module",
     "DataSpec": "autotimm.types",
-    "DetectionDataModule": "autotimm.data.detection",
+    "DetectionDataModule": "autotimm.data.dense",
     "DifferentError": "autotimm.errors",
     "FitConfig": "autotimm.config",
     "ImageClassifier": "autotimm.tasks.classification",
     "ImageDataModule": "autotimm.data.image",
-    "InstanceSegmentationDataModule": "autotimm.data.instance",
-    "InstanceSegmentor": "autotimm.tasks.instance",
+    "InstanceSegmentationDataModule": "autotimm.data.dense",
+    "InstanceSegmentor": "autotimm.tasks.detection",
     "MetricConfig": "autotimm.metrics",
     "ModelError": "autotimm.errors",
     "ObjectDetector": "autotimm.tasks.detection",
     "ObjectPrediction": "autotimm.types",
     "PixelPrediction": "autotimm.types",
     "Prediction": "autotimm.types",
-    "Run": "autotimm.run",
+    "Run": "autotimm.runs.run",
     "RunError": "autotimm.errors",
     "Sample": "autotimm.types",
-    "SegmentationDataModule": "autotimm.data.segmentation",
+    "SegmentationDataModule": "autotimm.data.dense",
     "SemanticSegmentor": "autotimm.tasks.segmentation",
     "Stage": "autotimm.types",
     "Step": "autotimm.types",
@@ -89,9 +86,9 @@ _HOME = {
     "TunerConfig": "autotimm.train.tuner",
     "UsageError": "autotimm.errors",
     "WeightsError": "autotimm.errors",
-    "diff": "autotimm.run",
-    "fit": "autotimm.run",
-    "list_backbones": "autotimm.models.backbone",
+    "diff": "autotimm.runs.run",
+    "fit": "autotimm.runs.run",
+    "list_backbones": "autotimm.models.backbone.pooled",
     "seed_everything": "autotimm.repro.seed",
     "study": "autotimm.studies",
 }

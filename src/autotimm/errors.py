@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "UsageError",
     "WeightsError",
     "is_whole",
+    "join_names",
     "nearest",
     "number",
     "refuse_unknown",
@@ -135,6 +136,17 @@ def _likeness(word: str, option: str) -> float:
         return 0.7 + 0.2 * ratio  # kappa for CohenKappa
     # Two letters of three may be a slip of the fingers; two thirds of a long word are another word.
     return ratio if ratio >= (0.66 if len(typed) in (3, 4) else 0.72) else 0.0
+
+
+def join_names(names: Sequence[str], limit: int = 5) -> str:
+    """Join the first names by commas, and count the others.
+
+    Example:
+        >>> join_names(["a", "b", "c"], limit=2)
+        'a, b and 1 more'
+    """
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def refuse_unknown(unknown: Iterable[str], owner: str, known: Iterable[str]) -> None:

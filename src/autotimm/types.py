@@ -214,7 +214,7 @@ class DataSpec:
         crop_pct: Share of the resized image that the central crop keeps in evaluation.
         interpolation: How images are resized, a name of ``torchvision.transforms.InterpolationMode``.
         eval_transforms: Transforms of the caller's own in place of resize and crop, as written by
-            :func:`autotimm.plain.plain_value`; ``None`` for the built-in ones.
+            :func:`autotimm.serialization.plain_value`; ``None`` for the built-in ones.
         kind: What the targets are: ``classes`` of whole images, ``boxes`` of objects, ``instances`` (boxes and masks of
             objects) or ``pixels`` (a class for each). All but the first are letterboxed, never cropped in evaluation.
     """

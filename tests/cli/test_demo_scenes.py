@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from autotimm.cli.main import main
-from autotimm.data.read import read_image
-from autotimm.run import Run
+from autotimm.data.image_io import read_image
+from autotimm.runs.run import Run
 
 TASKS = {
     "detection": ("test/mAP_50", 0.6),

@@ -16,8 +16,8 @@ from pycocotools.coco import COCO
 import autotimm
 from autotimm import Run
 from autotimm.cli.main import main
-from autotimm.cli.measure import class_lines
-from autotimm.data.toy_objects import write_toy_objects, write_toy_segmentation
+from autotimm.cli.run_args import class_lines
+from autotimm.data.toy import write_toy_objects, write_toy_segmentation
 from autotimm.errors import DataError
 from autotimm.types import ObjectPrediction, PixelPrediction
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from autotimm.data import ImageDataModule
-from autotimm.data.scan import scan
+from autotimm.data.file_facts import scan
 from autotimm.data.toy import write_toy_folder
 from autotimm.errors import AutotimmError, DataError
 

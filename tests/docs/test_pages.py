@@ -43,8 +43,7 @@ SHORT = {"README.md", "docs/guide/data.md"}
     "name", [pytest.param(name, marks=() if name in SHORT else pytest.mark.slow) for name in WITH_CODE]
 )
 def test_code_runs(name: str, tmp_path: Path) -> None:
-    from autotimm.data.toy import write_toy_folder
-    from autotimm.data.toy_objects import write_toy_objects, write_toy_segmentation
+    from autotimm.data.toy import write_toy_folder, write_toy_objects, write_toy_segmentation
 
     write_toy_folder(tmp_path / "photos", n=36, num_classes=3, image_size=64, seed=0)
     scenes = {"train": 16, "val": 4, "test": 4}

@@ -13,8 +13,8 @@ from autotimm.models import (
     list_backbones,
     remember_architecture,
 )
-from autotimm.models.fitting import fitting_arguments, measure_features
-from autotimm.repro.digest import state_digest
+from autotimm.models.backbone.model_args import fitting_arguments, measure_features
+from autotimm.records.digest import state_digest
 
 TINY = ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"]
 # One of each family that pools in its own way, or wants to know the image size; shapes only.

@@ -13,8 +13,8 @@ from autotimm.doctor import preflight
 from autotimm.doctor.example import example_batch
 from autotimm.doctor.trace import trace
 from autotimm.models import DETECTORS, SEGMENTERS
-from autotimm.models.decoders import DECODERS
-from autotimm.models.roi import RegionPool
+from autotimm.models.layers.deterministic import RegionPool
+from autotimm.models.segmentation.decoders import DECODERS
 from dense import nothing, squares
 
 pytestmark = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="this torch is built without CUDA")

@@ -10,8 +10,8 @@ from torchvision.ops import MultiScaleRoIAlign, box_iou
 
 from autotimm.errors import ModelError, UsageError
 from autotimm.models import DETECTORS, build_detector
-from autotimm.models.detector import Detector
-from autotimm.repro.digest import state_digest
+from autotimm.models.detection.detector import Detector
+from autotimm.records.digest import state_digest
 from dense import images, nothing, squares
 
 LOSSES = {

@@ -9,12 +9,11 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from autotimm.errors import ModelError
-from autotimm.losses.dense import build_dense_loss
+from autotimm.losses.pixel_losses import build_dense_loss
 from autotimm.models import DETECTORS, SEGMENTERS, build_classifier, build_detector, build_segmenter, resolve_weights
-from autotimm.models.features import build_maps, feature_maps
-from autotimm.models.gradients import idle_parameters
+from autotimm.models.backbone.feature_maps import build_maps, feature_maps, idle_parameters
 from autotimm.optim import OptimizerOptions, choose_recipe
-from autotimm.optim.build import parameter_groups
+from autotimm.optim.build_optimizer import parameter_groups
 from dense import images, nothing, squares
 
 HRNET = "hrnet_w18_small"

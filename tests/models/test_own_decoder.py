@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from autotimm.errors import UsageError
 from autotimm.models import build_segmenter
-from autotimm.plain import import_name
-from autotimm.repro.digest import state_digest
+from autotimm.records.digest import state_digest
+from autotimm.serialization import import_name
 
 OPTIONS = {"backbone": "test_resnet", "num_classes": 3, "image_size": 64, "width": 64}
 

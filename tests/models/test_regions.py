@@ -7,11 +7,16 @@ from torch.nn import functional as F
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from autotimm.errors import ModelError, UsageError
-from autotimm.models.anchors import StridedAnchors
-from autotimm.models.features import Level, simple_strides
-from autotimm.models.pooling import AveragePool, replace_pooling
-from autotimm.models.pyramid import Pyramid, SimplePyramid, check_width
-from autotimm.models.roi import RegionPool, region_align, region_align_by_products
+from autotimm.models.backbone.feature_maps import Level, simple_strides
+from autotimm.models.detection.detector import StridedAnchors
+from autotimm.models.layers.deterministic import (
+    AveragePool,
+    RegionPool,
+    region_align,
+    region_align_by_products,
+    replace_pooling,
+)
+from autotimm.models.layers.feature_pyramid import Pyramid, SimplePyramid, check_width
 
 
 @pytest.mark.parametrize("stride", [4, 8, 16, 32, 64])

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from autotimm import ImageClassifier, ObjectDetector, SemanticSegmentor
 from autotimm.doctor import preflight
-from autotimm.models.resizing import resize_by_products, steady_resizing
+from autotimm.models.layers.deterministic import resize_by_products, steady_resizing
 
 needs_cuda_build = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="this torch is built without CUDA")
 

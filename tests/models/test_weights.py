@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from autotimm.errors import UsageError, WeightsError
 from autotimm.models import Weights, build_backbone, build_classifier, resolve_weights
-from autotimm.repro.digest import file_digest, state_digest
+from autotimm.records.digest import file_digest, state_digest
 
 
 def trained(name: str, **arguments: Any) -> dict[str, torch.Tensor]:

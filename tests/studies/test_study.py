@@ -16,9 +16,9 @@ from filelock import FileLock
 import autotimm
 from autotimm.cli.main import main
 from autotimm.errors import DataError, RunError, UsageError
-from autotimm.repro.digest import file_digest
-from autotimm.studies.one import finished
+from autotimm.records.digest import file_digest
 from autotimm.studies.statistics import summarize
+from autotimm.studies.trial_process import finished
 
 OPTIONS = {
     "backbone": "test_resnet",

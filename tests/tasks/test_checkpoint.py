@@ -18,7 +18,7 @@ from torch import nn
 from autotimm import ImageClassifier, ImageDataModule, Task
 from autotimm.data.toy import toy_images
 from autotimm.errors import ModelError
-from autotimm.repro.digest import file_digest, state_digest
+from autotimm.records.digest import file_digest, state_digest
 from autotimm.repro.seed import set_deterministic
 from autotimm.tasks.checkpoint import read_checkpoint
 from training import classifier, digest, toy_data, trainer

@@ -13,8 +13,8 @@ from autotimm import AutoTrainer, ImageClassifier, Task
 from autotimm.data.toy import toy_images
 from autotimm.errors import ModelError, UsageError
 from autotimm.losses import FunctionLoss
-from autotimm.predict import predict
-from autotimm.repro.digest import tensor_digest
+from autotimm.records.digest import tensor_digest
+from autotimm.runs.predict import predict
 from autotimm.types import Batch, DataSpec, Stage
 from training import classifier, digest, multi_label_data, toy_data, trained, trainer
 

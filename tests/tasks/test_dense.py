@@ -9,12 +9,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from autotimm import Batch, InstanceSegmentor, ObjectDetector, SemanticSegmentor, Stage
-from autotimm.build import build_data, build_task, settle
 from autotimm.config import FitConfig
-from autotimm.data.segmentation import SegmentationDataModule
-from autotimm.data.toy_objects import write_toy_segmentation
+from autotimm.data.dense import SegmentationDataModule
+from autotimm.data.toy import write_toy_segmentation
 from autotimm.errors import UsageError
-from autotimm.losses.dense import DENSE_LOSSES
+from autotimm.losses.pixel_losses import DENSE_LOSSES
+from autotimm.runs.factory import build_data, build_task, settle
 from autotimm.tasks.letterbox import likeliest, places
 from autotimm.types import DataSpec, ObjectPrediction
 from dense import images, nothing, squares

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from autotimm import Task
 from autotimm.errors import RunError
 from autotimm.tasks.checkpoint import read_checkpoint
-from autotimm.train.checkpoints import RunCheckpoint
-from autotimm.train.epochs import EpochMetrics
+from autotimm.train.callbacks.epoch_metrics import EpochMetrics
+from autotimm.train.callbacks.run_checkpoint import RunCheckpoint
 from training import StopAfter, classifier, digest, toy_data, trained, trainer
 
 NAN = float("nan")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from autotimm import AutoTrainer, TunerConfig
-from autotimm.train.session import seeded_devices
+from autotimm.train.lightning_compat import seeded_devices
 from training import classifier, toy_data, trainer
 
 

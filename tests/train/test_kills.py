@@ -11,8 +11,8 @@ import time
 import pytest
 
 from autotimm.data.toy import write_toy_folder
-from autotimm.repro.digest import file_digest
-from autotimm.repro.ledger import read_ledger
+from autotimm.records.digest import file_digest
+from autotimm.records.ledger import read_ledger
 
 FILES = ("ledger.jsonl", "metrics.csv", "splits.csv", "files.csv", "results.json", "model.safetensors")
 FIT = ["--backbone", "test_resnet", "--image-size", "32", "--batch-size", "4", "--threads", "1", "--pretrained",

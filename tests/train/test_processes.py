@@ -12,9 +12,9 @@ import pytest
 import torch.distributed
 
 from autotimm import Run
-from autotimm.repro.digest import file_digest
-from autotimm.repro.ledger import read_ledger
-from autotimm.run import diff
+from autotimm.records.digest import file_digest
+from autotimm.records.ledger import read_ledger
+from autotimm.runs.run import diff
 
 SCRIPT = """
 import autotimm

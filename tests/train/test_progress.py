@@ -6,7 +6,7 @@ import pytest
 from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
 from rich.console import Console
 
-from autotimm.train.epochs import EpochMetrics
+from autotimm.train.callbacks.epoch_metrics import EpochMetrics
 from autotimm.train.progress import LiveBar, PlainLines, make_progress, say
 from training import classifier, digest, toy_data, trained, trainer
 

@@ -12,9 +12,9 @@ import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping
 
 from autotimm.errors import DataError, ModelError
-from autotimm.repro.digest import file_digest
-from autotimm.repro.ledger import read_ledger
-from autotimm.repro.manifest import Manifest
+from autotimm.records.digest import file_digest
+from autotimm.records.ledger import read_ledger
+from autotimm.records.manifest import Manifest
 from training import classifier, toy_data, trainer
 
 FILES = ("ledger.jsonl", "metrics.csv", "splits.csv", "files.csv", "results.json", "model.safetensors")

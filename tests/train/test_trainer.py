@@ -23,7 +23,7 @@ from autotimm import AutoTrainer, ImageClassifier, ImageDataModule, seed_everyth
 from autotimm.data.toy import toy_images
 from autotimm.errors import DataError, ModelError, UsageError
 from autotimm.metrics import Monitor
-from autotimm.repro.digest import state_digest
+from autotimm.records.digest import state_digest
 from autotimm.repro.seed import set_deterministic
 from training import StopAfter, classifier, digest, toy_data, trained, trainer
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from autotimm.cli.parser import parse
 from autotimm.cli.verb import Positional, Verb
 from autotimm.config import Option
-from autotimm.config.kinds import Flag
+from autotimm.config.value_types import Flag
 from autotimm.errors import ModelError, nearest
 
 __all__ = ["BACKBONES"]
@@ -19,7 +19,7 @@ def run(argv: Sequence[str]) -> int:
     if given is None:
         return 0
     pretrained = given.value("pretrained")
-    from autotimm.models.backbone import list_backbones  # lazy: it brings timm and torch
+    from autotimm.models.backbone.pooled import list_backbones
 
     pattern = given.positionals["pattern"] or "*"
     # People type `vit` and mean `*vit*`.

@@ -13,8 +13,8 @@ from autotimm.cli.predict import PREDICT
 from autotimm.cli.test import TEST
 from autotimm.cli.verb import Verb
 from autotimm.config import Option
-from autotimm.config.kinds import Choice, Path, Whole
-from autotimm.config.tasks import TASKS
+from autotimm.config.value_types import Choice, Path, Whole
+from autotimm.constants import TASKS
 from autotimm.errors import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def write_scenes(folder: Folder, images: int, image_size: int, *, regions: bool)
     Raises:
         RunError: If the folder cannot be written to.
     """
-    from autotimm.data.toy_objects import write_toy_objects, write_toy_segmentation
+    from autotimm.data.toy import write_toy_objects, write_toy_segmentation
 
     write, splits = write_toy_segmentation if regions else write_toy_objects, {"train": images, **_SCENES}
     try:
@@ -138,7 +138,7 @@ def write_new_scenes(folder: Folder, image_size: int) -> None:
     """
     from PIL import Image
 
-    from autotimm.data.toy_objects import draw_objects
+    from autotimm.data.toy import draw_objects
 
     try:
         folder.mkdir(parents=True, exist_ok=True)

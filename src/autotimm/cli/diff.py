@@ -9,7 +9,7 @@ from autotimm.cli.loading import loading_torch
 from autotimm.cli.parser import parse
 from autotimm.cli.verb import Positional, Verb
 from autotimm.config import Option
-from autotimm.config.kinds import Flag
+from autotimm.config.value_types import Flag
 
 __all__ = ["DIFF"]
 
@@ -20,7 +20,7 @@ def run(argv: Sequence[str]) -> int:
     if given is None:
         return 0
     with loading_torch():
-        from autotimm.run import diff  # lazy: a mistake in the command is answered without torch
+        from autotimm.runs.run import diff
     found = diff(given.positionals["a"], given.positionals["b"], explain=given.value("explain"))
     print(json.dumps(found.as_dict(), indent=2, sort_keys=True) if given.value("json") else found)
     return found.exit_code

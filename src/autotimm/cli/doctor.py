@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from autotimm.cli.parser import Given, parse
 from autotimm.cli.verb import Verb
 from autotimm.config import COMMAND_LINE, FitConfig, Option, defaults, options, read_yaml
-from autotimm.config.kinds import Path
+from autotimm.config.value_types import Path
 from autotimm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _step(config: FitConfig, nested: Mapping[str, Any], file: str) -> list[Findi
     if not nested:
         task: Any = stand_in_task(config)
     else:
-        from autotimm.cli.nested import build
+        from autotimm.cli.lightning_yaml import build
 
         task = build(nested, file)[0]
         if not isinstance(task, Task):

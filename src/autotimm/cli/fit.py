@@ -9,11 +9,11 @@ from autotimm.cli.loading import loading_torch
 from autotimm.cli.parser import Given, parse
 from autotimm.cli.verb import Positional, Verb
 from autotimm.config import COMMAND_LINE, FitConfig, Option, defaults, options, read_yaml
-from autotimm.config.kinds import Path
+from autotimm.config.value_types import Path
 from autotimm.errors import UsageError
 
 if TYPE_CHECKING:
-    from autotimm.run import Run
+    from autotimm.runs.run import Run
 
 __all__ = ["FIT", "configure", "train"]
 
@@ -39,11 +39,11 @@ def train(argv: Sequence[str]) -> Run | None:
     # Lazy on purpose: everything above answers without torch, a mistake in the command included.
     if isinstance(resolved, FitConfig):
         with loading_torch(resolved.progress):
-            from autotimm.run import fit_config
+            from autotimm.runs.run import fit_config
         return fit_config(resolved)
     with loading_torch():
-        from autotimm.cli.nested import build
-        from autotimm.run import fit_objects
+        from autotimm.cli.lightning_yaml import build
+        from autotimm.runs.run import fit_objects
     return fit_objects(*build(resolved, given.options["config"]))
 
 

@@ -12,7 +12,7 @@ from autotimm.cli.demo import DEMO
 from autotimm.cli.diff import DIFF
 from autotimm.cli.doctor import DOCTOR
 from autotimm.cli.fit import FIT
-from autotimm.cli.page import Page
+from autotimm.cli.help import Page
 from autotimm.cli.predict import PREDICT
 from autotimm.cli.reproduce import REPRODUCE
 from autotimm.cli.resume import RESUME

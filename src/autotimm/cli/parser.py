@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 
 from autotimm.cli.verb import Verb
 from autotimm.config import meant
-from autotimm.config.kinds import TRUTH
+from autotimm.config.value_types import TRUTH
 from autotimm.errors import UsageError
 
 __all__ = ["Engine", "Given", "parse"]

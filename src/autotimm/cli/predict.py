@@ -6,13 +6,13 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from autotimm.cli.measure import CKPT, RUN, open_run
 from autotimm.cli.parser import parse
+from autotimm.cli.run_args import CKPT, RUN, open_run
 from autotimm.cli.verb import Positional, Verb
 from autotimm.config import Option
-from autotimm.config.kinds import Flag, Number, Path
+from autotimm.config.value_types import Flag, Number, Path
 from autotimm.errors import UsageError, sentence
-from autotimm.output.places import require_new_file, require_new_folder
+from autotimm.runs.prediction_files import require_new_file, require_new_folder
 
 if TYPE_CHECKING:
     from autotimm.types import DataSpec
@@ -39,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
     fast, out, draw, paths = (given.value("fast"), given.value("out"), given.value("draw"), given.positionals["paths"])
     _check_places(out, draw)
     run, ckpt = open_run(given)
-    from autotimm.predict import data_of_checkpoint, image_files  # lazy: everything above answers without torch
+    from autotimm.runs.predict import data_of_checkpoint, image_files
 
     data = data_of_checkpoint(run.checkpoint(ckpt))
     _check_kind(data.kind, out, draw)
@@ -48,7 +48,7 @@ def run(argv: Sequence[str]) -> int:
         _save(out, found, data)
         print(f"predictions: {out} ({len(found)} images)")
     if draw is not None:
-        from autotimm.output.files import write_pictures
+        from autotimm.runs.prediction_files import write_pictures
 
         drawn: Any = found  # of objects or pixels, as was checked
         write_pictures(draw, drawn, data.class_names, image_files(paths))
@@ -85,9 +85,7 @@ def _check_kind(kind: str, out: str | None, draw: str | None) -> None:
 
 
 def _save(out: str, found: Any, data: DataSpec) -> None:
-    from autotimm.output.coco import coco_results  # lazy, as above
-    from autotimm.output.files import write_json, write_labels, write_table
-    from autotimm.output.table import as_csv
+    from autotimm.runs.prediction_files import as_csv, coco_results, write_json, write_labels, write_table
 
     ending = _ending(out)
     if ending == ".csv":
@@ -99,7 +97,7 @@ def _save(out: str, found: Any, data: DataSpec) -> None:
 
 
 def _show(found: Any) -> None:
-    from autotimm.output.table import as_csv, as_rows  # lazy, as above
+    from autotimm.runs.prediction_files import as_csv, as_rows
 
     if not sys.stdout.isatty():
         print(as_csv(found), end="")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autotimm.cli.measure import DATA, FOLDER, open_folder
 from autotimm.cli.parser import parse
+from autotimm.cli.run_args import DATA, FOLDER, open_folder
 from autotimm.cli.verb import Verb
 from autotimm.config import Option
-from autotimm.config.kinds import Path
+from autotimm.config.value_types import Path
 
 __all__ = ["REPRODUCE"]
 
@@ -19,7 +19,7 @@ def run(argv: Sequence[str]) -> int:
     if given is None:
         return 0
     opened = open_folder(given.positionals["run"])
-    from autotimm.run import diff  # lazy: a mistake in the command is answered without torch
+    from autotimm.runs.run import diff
 
     again = opened.reproduce(given.value("out"), data=given.value("data"))
     found = diff(opened.path, again.path)

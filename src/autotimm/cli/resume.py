@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autotimm.cli.measure import DATA, FOLDER, WORKERS, open_folder
 from autotimm.cli.parser import parse
+from autotimm.cli.run_args import DATA, FOLDER, WORKERS, open_folder
 from autotimm.cli.verb import Verb
 
 __all__ = ["RESUME"]

@@ -11,7 +11,7 @@ from autotimm.cli.loading import loading_torch
 from autotimm.cli.parser import Given, parse
 from autotimm.cli.verb import Verb
 from autotimm.config import FitConfig, Option, read_yaml
-from autotimm.config.kinds import Flag, Path, Text
+from autotimm.config.value_types import Flag, Path, Text
 from autotimm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _setup(given: Given, values: dict[str, object], nested: bool) -> Setup:
-    from autotimm.cli.nested import build  # lazy, as above
-    from autotimm.plain import import_name
+    from autotimm.cli.lightning_yaml import build
     from autotimm.selfcheck.setup import Setup
+    from autotimm.serialization import import_name
 
     file = given.options.get("config", "")
     if nested:

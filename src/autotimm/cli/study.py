@@ -10,8 +10,8 @@ from autotimm.cli.loading import loading_torch
 from autotimm.cli.parser import Given, parse
 from autotimm.cli.verb import Verb
 from autotimm.config import FitConfig, Option
-from autotimm.config.kinds import Choice, Flag, Path, Text, Whole, Words
-from autotimm.config.seeds import STREAMS, Seeds
+from autotimm.config.value_types import Choice, Flag, Path, Seeds, Text, Whole, Words
+from autotimm.constants import STREAMS
 from autotimm.errors import UsageError
 
 __all__ = ["STUDY"]
@@ -30,7 +30,7 @@ def run(argv: Sequence[str]) -> int:
             f"A study needs options of fit. {theirs['config']} names classes instead. Write lines like `lr: 0.01`."
         )
     with loading_torch(config.progress):
-        from autotimm.studies.make import compared_with, study_configs  # lazy: mistakes are answered without torch
+        from autotimm.studies.run_study import compared_with, study_configs
     vs = asked.pop("vs")
     made = study_configs(config, None if vs is None else compared_with(config, vs), **asked)
     print(made)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autotimm.cli.measure import measuring
+from autotimm.cli.run_args import measuring
 
 __all__ = ["TEST"]
 

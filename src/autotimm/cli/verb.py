@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from autotimm.cli.page import Page
+from autotimm.cli.help import Page
 from autotimm.config import Option
 
 __all__ = ["Positional", "Verb"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from autotimm.cli.measure import DATA, FOLDER, WORKERS, open_folder
 from autotimm.cli.parser import parse
+from autotimm.cli.run_args import DATA, FOLDER, WORKERS, open_folder
 from autotimm.cli.verb import Verb
 from autotimm.config import Option
-from autotimm.config.kinds import Flag, Text, Whole
+from autotimm.config.value_types import Flag, Text, Whole
 from autotimm.errors import UsageError, sentence
 
 __all__ = ["VERIFY"]

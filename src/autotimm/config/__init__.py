@@ -1,9 +1,9 @@
 """The options of ``fit``: one list for the command line, YAML, Python and the docs. Nothing here imports torch."""
 
-from autotimm.config.fit import COMMAND_LINE, FitConfig, defaults, options
-from autotimm.config.meant import meant
+from autotimm.config.aliases import meant
+from autotimm.config.fit_config import COMMAND_LINE, FitConfig, defaults, options
 from autotimm.config.option import Option
-from autotimm.config.yamlfile import NESTED_KEYS, read_yaml, write_scalar
+from autotimm.config.yaml import NESTED_KEYS, read_yaml, write_scalar
 
 __all__ = [
     "COMMAND_LINE",

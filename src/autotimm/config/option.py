@@ -1,7 +1,7 @@
 """One option: everything that is said about it, and the one rule by which its value is read.
 
 A value comes from a command line (always text), from a YAML file (read as text on purpose, see
-:mod:`autotimm.config.yamlfile`) or from Python. All three go through :meth:`Option.read`, so that ``--lr 1e-3``,
+:mod:`autotimm.config.yaml`) or from Python. All three go through :meth:`Option.read`, so that ``--lr 1e-3``,
 ``lr: 1e-3`` and ``lr=1e-3`` mean the same and are refused with the same sentence.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from autotimm.config.kinds import Choice, Flag, Kind
+from autotimm.config.value_types import Choice, Flag, Kind
 from autotimm.errors import UsageError, sentence
 
 __all__ = ["Option", "option"]

@@ -5,7 +5,7 @@ from autotimm.data.loader import KeyedDataset, KeyedLoader
 from autotimm.data.module import DataModule
 from autotimm.data.table import ImageTable, Subset, Table
 from autotimm.data.toy import toy_images, write_toy_folder
-from autotimm.data.transforms import AUGMENTATIONS
+from autotimm.data.transforms.image_transforms import AUGMENTATIONS
 
 __all__ = [
     "AUGMENTATIONS",

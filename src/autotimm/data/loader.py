@@ -1,4 +1,11 @@
-"""Loading samples so that nothing depends on who loads them: a keyed data set, and a loader that can be resumed."""
+"""From samples to a batch.
+
+Loading samples so that nothing depends on who loads them: a keyed data set, and a loader that can be resumed.
+
+Where a loader stands in its epochs, and what Lightning needs to see of it.
+
+From a table to a loader of transformed batches: one way for data modules and for models that remember theirs.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +14,99 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
+from hashlib import sha256
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler, default_collate, get_worker_info
 
-from autotimm.data.collate import collate as collate_samples
-from autotimm.data.collate import with_fingerprints
-from autotimm.data.position import InOrder, Position, Shuffled
 from autotimm.data.table import Table
+from autotimm.data.transforms.image_transforms import SampleTransform
 from autotimm.errors import AutotimmError, UsageError
+from autotimm.records.digest import state_digest
 from autotimm.repro.sampler import Draw, KeyedBatchSampler
 from autotimm.repro.seed import fixed_threads
 from autotimm.repro.streams import preserve_generators, reseed
-from autotimm.types import Batch
+from autotimm.types import Batch, Sample
 
-__all__ = ["KeyedDataset", "KeyedLoader", "default_workers"]
+__all__ = [
+    "InOrder",
+    "KeyedDataset",
+    "KeyedLoader",
+    "Position",
+    "Shuffled",
+    "collate_samples",
+    "default_workers",
+    "transformed_loader",
+    "with_fingerprints",
+]
+
+
+def _targets(targets: list[Any]) -> Any:
+    if any(target is None for target in targets):
+        return None
+    if isinstance(targets[0], dict):
+        return targets  # objects: as many as each image has, no padding
+    return torch.stack(targets) if isinstance(targets[0], Tensor) else torch.tensor(targets, dtype=torch.int64)
+
+
+def _placements(samples: Sequence[Sample]) -> Tensor | None:
+    if any(sample.placement is None for sample in samples):
+        return None
+    return torch.tensor([sample.placement for sample in samples], dtype=torch.int64)
+
+
+def collate_samples(samples: Sequence[Sample], transforms: str = "transforms") -> Batch:
+    """Stack samples to a :class:`Batch`.
+
+    Args:
+        samples: Samples whose images have one shape (3, H, W) and one data type.
+        transforms: What to call the transforms in an error.
+
+    Returns:
+        Images (N, 3, H, W); targets ``int64`` (N,), or what stacks from tensors, or a list of what is a dictionary, or
+        ``None`` if one is unknown.
+
+    Raises:
+        UsageError: If shapes or data types differ.
+    """
+    images = [sample.image for sample in samples]
+    for sample in samples:
+        if sample.image.shape != images[0].shape or sample.image.dtype != images[0].dtype:
+            found = [f"{tuple(one.image.shape)} {one.image.dtype} ({one.id})" for one in (samples[0], sample)]
+            raise UsageError(
+                f"The `{transforms}` must give images of one size and data type. Got {' and '.join(found)} instead. "
+                "Let them end with a resize or crop to a fixed (height, width)."
+            )
+    targets = _targets([sample.target for sample in samples])
+    return Batch(torch.stack(images), targets, tuple(s.id for s in samples), placements=_placements(samples))
+
+
+def with_fingerprints(batch: Batch) -> Batch:
+    """Add the digest of each sample's image and target to a batch.
+
+    One digest per sample and none of the whole: several processes each hold a part of a global batch, and the parts
+    must add up to what one process would have noted.
+
+    Example:
+        >>> batch = Batch(torch.zeros(2, 3, 1, 1), torch.tensor([0, 1]))
+        >>> len(with_fingerprints(batch).fingerprints)
+        32
+    """
+    if batch.fingerprints:
+        return batch
+    images = batch.images.contiguous()
+    kind = f"{images.dtype}{tuple(images.shape[1:])}".encode()
+    pixels = images.flatten(1).view(torch.uint8).numpy()
+    if isinstance(batch.targets, Tensor):
+        targets = [row.tobytes() for row in batch.targets.numpy()]
+    else:
+        each = batch.targets or [None] * len(images)
+        targets = [state_digest(one if isinstance(one, dict) else {"": one}).encode() for one in each]
+    found = (sha256(kind + target + row.tobytes()) for row, target in zip(pixels, targets, strict=True))
+    return batch._replace(fingerprints="".join(one.hexdigest()[:16] for one in found))
 
 
 def default_workers(processes: int = 1) -> int:
@@ -135,7 +219,7 @@ class KeyedLoader:
     Args:
         dataset: What to load from.
         batch_sampler: Which samples, in which order.
-        collate: From a list of samples to a batch. Default: :func:`autotimm.data.collate.collate` for tables, torch's
+        collate: From a list of samples to a batch. Default: :func:`autotimm.data.loader.collate_samples` for tables, torch's
             own for your own data sets.
         num_workers: Processes that load; 0 loads in this one. The batches are the same.
         persistent_workers: Keep the processes from one epoch to the next.
@@ -242,3 +326,86 @@ class KeyedLoader:
         """End the worker processes; iterating again starts new ones."""
         self._turn += 1
         self._inner = None
+
+
+class Position:
+    """Where a loader stands: the running epoch, the batches handed out in it, and where the next iteration begins."""
+
+    def __init__(self) -> None:
+        self.epoch, self.batch = 0, 0
+        self.running = False
+        self.following: tuple[int, int] | None = (0, 0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin the next iteration with this epoch, at its first batch unless a state of this epoch was loaded."""
+        # Lightning sets the epoch after a state was loaded: the same epoch must not wipe out the place in it.
+        if self.following is None or self.following[0] != epoch:
+            self.following = (epoch, 0)
+
+    def begin(self) -> tuple[int, int]:
+        """Start an iteration: the epoch, and the batches of it to skip."""
+        self.epoch, self.batch = self.following or (self.epoch + 1, 0)
+        self.following, self.running = None, True
+        return self.epoch, self.batch
+
+    def state(self) -> dict[str, int]:
+        """Plain data for a checkpoint."""
+        pending = self.following is not None and not self.running
+        epoch, batch = self.following if pending and self.following else (self.epoch, self.batch)
+        return {"epoch": epoch, "batch": batch}
+
+
+class Shuffled(Sampler[int]):
+    """What Lightning finds as ``loader.sampler``: its ``set_epoch`` reaches the loader's position."""
+
+    def __init__(self, position: Position, batches: KeyedBatchSampler) -> None:
+        self._position, self._batches = position, batches
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration."""
+        self._position.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        return (draw.index for batch in self._batches for draw in batch)
+
+    def __len__(self) -> int:
+        return self._batches.size
+
+
+class InOrder(SequentialSampler):
+    """The same for a loader that does not shuffle. Lightning asks for this very type when it overfits on purpose."""
+
+    def __init__(self, position: Position, batches: KeyedBatchSampler) -> None:
+        super().__init__(range(batches.size))
+        self._position = position
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration."""
+        self._position.set_epoch(epoch)
+
+
+def transformed_loader(
+    table: Table,
+    batches: KeyedBatchSampler,
+    transform: SampleTransform,
+    *,
+    stream: str,
+    collate: Callable[..., Any],
+    **loading: Any,
+) -> KeyedLoader:
+    """Load the samples of a table through a transform.
+
+    Args:
+        table: The samples.
+        batches: Which of them, in which order; its seed is that of the samples' streams too.
+        transform: What is applied to each.
+        stream: ``augment`` in training, else ``eval``, see :class:`KeyedDataset`.
+        collate: Makes a batch; its argument ``transforms`` is what to call the transforms in an error.
+        loading: Options of :class:`KeyedLoader`, such as ``num_workers``.
+
+    Raises:
+        UsageError: If the transform makes no image of the first sample.
+    """
+    dataset = KeyedDataset(table, transform, seed=batches.seed, stream=stream)
+    transform.check(dataset[0])  # a wrong transform is refused here, not in a worker
+    return KeyedLoader(dataset, batches, collate=partial(collate, transforms=transform.name), **loading)

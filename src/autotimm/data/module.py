@@ -1,4 +1,7 @@
-"""The base of every data module: what is done once, whatever the task and the format."""
+"""The base of every data module: what is done once, whatever the task and the format.
+
+What a data module was called with, for a run's ``config.yaml``.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +10,58 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
 
-from autotimm.data.called import Called
-from autotimm.data.collate import collate
-from autotimm.data.facts import Facts
-from autotimm.data.formats.paths import read_paths
-from autotimm.data.loader import KeyedLoader, default_workers
-from autotimm.data.prepare import balanced_weights, check_classes, readable, split_off
-from autotimm.data.scan import Problem
+from autotimm.data.data_facts import Facts
+from autotimm.data.file_facts import Problem
+from autotimm.data.formats.image_paths import read_paths
+from autotimm.data.loader import KeyedLoader, collate_samples, default_workers, transformed_loader
 from autotimm.data.split import check_shares
 from autotimm.data.table import Table
-from autotimm.data.transformed import transformed_loader
-from autotimm.data.transforms import ImageTransform, SampleTransform, eval_transform, train_transform
+from autotimm.data.table_checks import balanced_weights, check_classes, readable, split_off
+from autotimm.data.transforms.image_transforms import ImageTransform, SampleTransform, eval_transform, train_transform
 from autotimm.errors import DataError, is_whole, number, refuse_unknown, require, require_flags
 from autotimm.repro.sampler import KeyedBatchSampler
 from autotimm.repro.seed import root_seed
+from autotimm.serialization import constructor_arguments
 
-__all__ = ["DataModule", "default_workers"]
+__all__ = ["Called", "DataModule", "default_workers"]
+
+
+_Made = TypeVar("_Made", bound="Called")
+
+
+class Called:
+    """Notes what the class that is made was called with: a constructor sees only what subclasses passed on to it.
+
+    Lightning's ``save_hyperparameters`` would collect the arguments of every constructor on the way, also those that a
+    subclass fixes and its caller cannot give; and it would put paths into checkpoints.
+    """
+
+    _call: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls: type[_Made], *args: Any, **kwargs: Any) -> _Made:
+        """Make an object that remembers its call; a copy of one has the original's."""
+        made = super().__new__(cls)
+        made._call = (args, kwargs)
+        return made
+
+    def _called_with(self, base: Callable[..., None]) -> dict[str, Any]:
+        """The arguments of the call by name, with the defaults of those that are passed on as ``**options`` to a base.
+
+        Args:
+            base: The constructor whose options a subclass passes on.
+        """
+        args, kwargs = self.__dict__.pop("_call")
+        given = constructor_arguments(type(self), args, kwargs)
+        kinds = [one.kind for one in inspect.signature(type(self)).parameters.values()]
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            return given
+        shared = inspect.signature(base).parameters.values()
+        return {one.name: one.default for one in shared if one.default is not inspect.Parameter.empty} | given
 
 
 class DataModule(Called, pl.LightningDataModule, Facts, ABC):
@@ -161,7 +195,7 @@ class DataModule(Called, pl.LightningDataModule, Facts, ABC):
 
     def collate(self, samples: Sequence[Any], transforms: str = "transforms") -> Any:
         """Make a batch of samples; ``transforms`` is what to call them in an error."""
-        return collate(samples, transforms)
+        return collate_samples(samples, transforms)
 
     def setup(self, stage: str | None = None) -> None:
         """Read, check and split the data; the second time nothing happens.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autotimm.data.read import read_image
+from autotimm.data.image_io import read_image
 from autotimm.types import Sample
 
 __all__ = ["ImageTable", "Subset", "Table", "rarest_labels"]

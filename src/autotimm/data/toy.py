@@ -3,23 +3,45 @@
 Each image is a scene of colored shapes on a noisy background. The geometry of every shape is known, so that boxes and
 masks can be read off it. Images are made with torch alone, from named streams, and do not depend on a drawing
 library's version.
+
+Scenes drawn from a seed for detection and segmentation: several colored shapes on a textured background.
+
+What is in a scene depends on the seed and on its id alone, so more images leave the first ones as they are, and those
+of ``train``, ``val`` and ``test`` differ. Masks show what is visible of a shape, and boxes bound that.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from autotimm.data.annotations.outlines import RunLengths
 from autotimm.errors import require, require_choice
 from autotimm.repro.streams import generator
 
-__all__ = ["COLORS", "Scene", "Shape", "toy_classes", "toy_images", "toy_scene", "write_toy_folder"]
+__all__ = [
+    "COLORS",
+    "ObjectScene",
+    "Scene",
+    "Shape",
+    "draw_objects",
+    "toy_classes",
+    "toy_images",
+    "toy_scene",
+    "write_toy_folder",
+    "write_toy_objects",
+    "write_toy_segmentation",
+]
+
 
 _KINDS = ("circle", "cross", "square", "triangle")
 COLORS = {
@@ -179,4 +201,187 @@ def write_toy_folder(
             image = toy_scene((name,), image_size, seed, number).image
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number:05d}.png")
             number += 1
+    return root
+
+
+_SPLITS = {"train": 64, "val": 16, "test": 16}
+_TRIES = 20
+
+
+class ObjectScene(NamedTuple):
+    """An image and the objects in it.
+
+    Attributes:
+        image: RGB ``uint8`` (3, H, W).
+        labels: Names of the K objects, from back to front.
+        masks: What is visible of each: bool (K, H, W).
+    """
+
+    image: Tensor
+    labels: tuple[str, ...]
+    masks: Tensor
+
+    @property
+    def boxes(self) -> list[tuple[int, int, int, int]]:
+        """The smallest box around each mask: x1, y1, x2, y2, the last two outside."""
+        found = []
+        for mask in self.masks:
+            rows, columns = mask.any(1).nonzero().flatten().tolist(), mask.any(0).nonzero().flatten().tolist()
+            found.append((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+        return found
+
+
+def draw_objects(
+    id: str, size: int | tuple[int, int] = 128, num_classes: int = 3, seed: int = 0, most: int = 4
+) -> ObjectScene:
+    """Draw one scene with at least one object, a function of its arguments alone.
+
+    Args:
+        id: Which scene, such as ``train/00007``: its position in the ``toy`` stream.
+        size: Side in pixels, or height and width.
+        num_classes: Number of classes, see :func:`autotimm.data.toy.toy_classes`.
+        seed: Root seed.
+        most: The most objects.
+
+    Example:
+        >>> scene = draw_objects("train/00000", size=64)
+        >>> scene.image.shape, len(scene.labels) == len(scene.masks) == len(scene.boxes)
+        (torch.Size([3, 64, 64]), True)
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    require(min(height, width) >= 16, "size", "draw_objects", "16 pixels or more", size, "Give for example 128.")
+    stream = generator(seed, "toy", "objects", id)
+    names = toy_classes(num_classes)
+    image = _background(height, width, stream)
+    labels, shapes = [], list[Shape]()
+    for _ in range(int(torch.randint(1, most + 1, (1,), generator=stream))):
+        name = names[int(torch.randint(len(names), (1,), generator=stream))]
+        shape = _placed(name, height, width, shapes, stream)
+        if shape is not None:
+            labels.append(name)
+            shapes.append(shape)
+    masks = torch.stack([shape.mask(max(height, width))[:height, :width] for shape in shapes])
+    for shape, mask in zip(shapes, masks, strict=True):
+        color = torch.tensor(shape.color, dtype=image.dtype)
+        noise = torch.randn(3, int(mask.sum()), generator=stream, dtype=image.dtype)
+        image[:, mask] = color[:, None] + 12 * noise
+    for index in range(len(masks) - 1):
+        masks[index] &= ~masks[index + 1 :].any(0)
+    return ObjectScene(image.round().clamp(0, 255).to(torch.uint8), tuple(labels), masks)
+
+
+def _background(height: int, width: int, stream: torch.Generator) -> Tensor:
+    """Two waves across a tinted gray, and noise: ``float64`` (3, H, W)."""
+    numbers = torch.rand(9, generator=stream, dtype=torch.float64).tolist()
+    rows = torch.arange(height, dtype=torch.float64)[:, None] / max(height, width)
+    columns = torch.arange(width, dtype=torch.float64)[None] / max(height, width)
+    gray = torch.full((height, width), 80 + 90 * numbers[0], dtype=torch.float64)
+    for angle, waves, phase in (numbers[1:4], numbers[4:7]):
+        along = rows * math.sin(2 * math.pi * angle) + columns * math.cos(2 * math.pi * angle)
+        gray += 14 * torch.sin(2 * math.pi * ((2 + 8 * waves) * along + phase))
+    tint = torch.tensor([numbers[7], numbers[8], 1 - numbers[7]], dtype=torch.float64)[:, None, None]
+    noise = torch.randn(3, height, width, generator=stream, dtype=torch.float64)
+    return gray + 24 * (tint - 0.5) + 8 * noise
+
+
+def _placed(name: str, height: int, width: int, others: list[Shape], stream: torch.Generator) -> Shape | None:
+    """A shape of a class where it hides little of the others; ``None`` if no such place is found in some tries."""
+    color, kind = name.split("_")
+    for _ in range(_TRIES):
+        far, x, y, turn = torch.rand(4, generator=stream, dtype=torch.float64).tolist()
+        radius = min(height, width) * (0.13 + 0.11 * far)
+        place = radius + (width - 2 * radius) * x, radius + (height - 2 * radius) * y
+        if all(math.dist(place, (one.x, one.y)) > 0.8 * (radius + one.radius) for one in others):
+            return Shape(kind, COLORS[color], *place, radius, 2 * math.pi * turn)
+    return None
+
+
+def _written(
+    root: Path, splits: Mapping[str, int] | None, size: int | tuple[int, int], num_classes: int, seed: int
+) -> Iterator[tuple[str, Path, ObjectScene]]:
+    """Draw the scenes of every split and write their images."""
+    for split, count in (splits or _SPLITS).items():
+        (root / split).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            scene = draw_objects(f"{split}/{number:05d}", size, num_classes, seed)
+            path = root / split / f"{number:05d}.png"
+            Image.fromarray(scene.image.permute(1, 2, 0).numpy()).save(path)
+            yield split, path, scene
+
+
+def write_toy_objects(
+    root: str | Path,
+    *,
+    splits: Mapping[str, int] | None = None,
+    image_size: int | tuple[int, int] = 128,
+    num_classes: int = 3,
+    seed: int = 0,
+) -> Path:
+    """Write scenes for detection and instance segmentation: ``<split>/*.png`` and COCO files in ``annotations/``.
+
+    Args:
+        root: The folder; made if it is not there.
+        splits: Images per split; by default 64 to train on and 16 each for ``val`` and ``test``.
+        image_size: Side in pixels, or height and width.
+        num_classes: Number of classes, up to 20.
+        seed: Root seed; equal seeds write equal files.
+
+    Returns:
+        The folder.
+    """
+    root, names = Path(root), toy_classes(num_classes)
+    categories = [{"id": number, "name": name, "supercategory": "shape"} for number, name in enumerate(names, 1)]
+    sheets: dict[str, dict[str, Any]] = {}
+    for split, path, scene in _written(root, splits, image_size, num_classes, seed):
+        sheet = sheets.setdefault(split, {"images": [], "annotations": [], "categories": categories})
+        number, (height, width) = len(sheet["images"]) + 1, scene.image.shape[-2:]
+        sheet["images"].append({"id": number, "file_name": path.name, "height": height, "width": width})
+        for label, mask, (x1, y1, x2, y2) in zip(scene.labels, scene.masks, scene.boxes, strict=True):
+            sheet["annotations"].append(
+                {
+                    "id": len(sheet["annotations"]) + 1,
+                    "image_id": number,
+                    "category_id": names.index(label) + 1,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": int(mask.sum()),
+                    "iscrowd": 0,
+                    "segmentation": RunLengths.of_mask(mask.numpy().astype(np.uint8)).as_coco(),
+                }
+            )
+    (root / "annotations").mkdir(exist_ok=True)
+    for split, sheet in sheets.items():
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(sheet, indent=1), encoding="utf-8")
+    return root
+
+
+def write_toy_segmentation(
+    root: str | Path,
+    *,
+    splits: Mapping[str, int] | None = None,
+    image_size: int | tuple[int, int] = 128,
+    num_classes: int = 3,
+    seed: int = 0,
+) -> Path:
+    """Write scenes for semantic segmentation: ``<split>/X.png``, ``X_mask.png`` and ``_classes.csv``.
+
+    Class 0 is ``background``; the others are those of the shapes.
+
+    Args:
+        root: The folder; made if it is not there.
+        splits: Images per split; by default 64 to train on and 16 each for ``val`` and ``test``.
+        image_size: Side in pixels, or height and width.
+        num_classes: Number of classes of shapes, up to 20.
+        seed: Root seed; equal seeds write equal files.
+
+    Returns:
+        The folder.
+    """
+    root, names = Path(root), toy_classes(num_classes)
+    lines = [f"{number}, {name}" for number, name in enumerate(("background", *names))]
+    for _, path, scene in _written(root, splits, image_size, num_classes, seed):
+        classes = np.zeros(scene.image.shape[-2:], np.uint8)
+        for label, mask in zip(scene.labels, scene.masks, strict=True):
+            classes[mask.numpy()] = names.index(label) + 1
+        Image.fromarray(classes).save(path.with_name(f"{path.stem}_mask.png"))
+        (path.parent / "_classes.csv").write_text("\n".join(["Pixel Value, Class", *lines]) + "\n", encoding="utf-8")
     return root

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autotimm.data.toy_objects import draw_objects
+from autotimm.data.toy import draw_objects
 from autotimm.tasks import Task
 from autotimm.types import Batch
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from autotimm.build import build_task, settle
 from autotimm.config import FitConfig, defaults
 from autotimm.data.module import DataModule
 from autotimm.data.table import Table
@@ -13,6 +12,7 @@ from autotimm.doctor.finding import Finding, note, ok, problem
 from autotimm.doctor.real import judge
 from autotimm.doctor.trace import quietly, trace
 from autotimm.errors import RunError
+from autotimm.runs.factory import build_task, settle
 from autotimm.tasks import Task
 from autotimm.types import Batch, Sample
 

@@ -1,6 +1,7 @@
 """Metrics of torchmetrics, configured by plain data, and which of them tells the best checkpoint."""
 
-from autotimm.metrics.choice import (
+from autotimm.metrics.metric_config import MetricConfig, build_metrics
+from autotimm.metrics.monitor import (
     Monitor,
     choose_monitor,
     default_metrics,
@@ -9,7 +10,6 @@ from autotimm.metrics.choice import (
     named_metric,
     region_scores,
 )
-from autotimm.metrics.config import MetricConfig, build_metrics
 from autotimm.metrics.scores import MeanAP, RegionScores, Scores, table_of
 
 __all__ = [

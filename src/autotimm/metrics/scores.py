@@ -14,6 +14,8 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.detection import MeanAveragePrecision
 
+from autotimm.constants import IGNORE_INDEX
+
 __all__ = ["MeanAP", "RegionScores", "Scores", "table_of"]
 
 
@@ -134,7 +136,7 @@ class RegionScores(Scores):
 
     prefixed, headline, per_class = False, ("mean", "pixel_accuracy"), "IoU"
 
-    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
+    def __init__(self, num_classes: int, ignore_index: int = IGNORE_INDEX) -> None:
         super().__init__(MulticlassConfusionMatrix(num_classes, ignore_index=ignore_index, validate_args=False))
 
     def _overlaps(self) -> tuple[Tensor, Tensor, Tensor]:

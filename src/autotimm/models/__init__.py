@@ -1,6 +1,7 @@
 """Networks as plain ``nn.Module``: timm backbones and what is built on them, preprocessing, pretrained weights."""
 
-from autotimm.models.backbone import (
+from autotimm.models.backbone.architectures import Architecture, find_architecture, remember_architecture
+from autotimm.models.backbone.pooled import (
     DataConfig,
     PooledClassifier,
     build_backbone,
@@ -8,11 +9,10 @@ from autotimm.models.backbone import (
     data_config,
     list_backbones,
 )
-from autotimm.models.detection import DETECTORS, build_detector
-from autotimm.models.names import Architecture, find_architecture, remember_architecture
-from autotimm.models.preprocess import Normalize
-from autotimm.models.segmentation import SEGMENTERS, build_segmenter
-from autotimm.models.weights import Weights, resolve_weights
+from autotimm.models.backbone.weights import Weights, resolve_weights
+from autotimm.models.detection.build_detector import DETECTORS, build_detector
+from autotimm.models.layers.normalize import Normalize
+from autotimm.models.segmentation.segmenter import SEGMENTERS, build_segmenter
 
 __all__ = [
     "DETECTORS",

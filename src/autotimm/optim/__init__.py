@@ -1,6 +1,6 @@
 """Optimizers of timm and torch, recipes that choose among their settings, and schedules that survive a restart."""
 
-from autotimm.optim.build import build_optimizer, find_optimizer
+from autotimm.optim.build_optimizer import build_optimizer, find_optimizer
 from autotimm.optim.recipe import OptimizerOptions, Recipe, choose_recipe, family
 from autotimm.optim.schedule import SCHEDULES, ProgressLR, build_schedulers, factor
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from autotimm.config.seeds import STREAMS
+from autotimm.constants import STREAMS
 from autotimm.errors import require_choice
 
 __all__ = ["RootSeed", "generator", "key", "own_streams", "preserve_generators", "reseed", "scope"]

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from autotimm.config import read_yaml
+from autotimm.constants import STREAMS
 from autotimm.data.module import DataModule
 from autotimm.errors import UsageError
-from autotimm.selfcheck.children import PLAN, Child, Workshop
-from autotimm.selfcheck.judge import Trained, apart, judge_next_epoch, judge_pairs, judge_stream
-from autotimm.selfcheck.plan import CHECKS, STREAMS, Check, available_cores
-from autotimm.selfcheck.report import Report, Result
+from autotimm.runs.verdict import describe
+from autotimm.selfcheck.processes import PLAN, Child, Workshop
 from autotimm.selfcheck.setup import Setup, import_class
+from autotimm.selfcheck.variations import CHECKS, Check, available_cores
+from autotimm.selfcheck.verdicts import Report, Result, Trained, apart, judge_next_epoch, judge_pairs, judge_stream
 from autotimm.tasks import Task
-from autotimm.verdict import describe
 
 __all__ = ["check", "selfcheck"]
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import autotimm
-from autotimm.build import build_data, build_task
 from autotimm.config import FitConfig
 from autotimm.data.module import DataModule
 from autotimm.errors import UsageError, sentence
-from autotimm.plain import import_object
-from autotimm.selfcheck.plan import Variation
+from autotimm.runs.factory import build_data, build_task
+from autotimm.selfcheck.variations import Variation
+from autotimm.serialization import import_object
 from autotimm.tasks import Task
 from autotimm.train import AutoTrainer
 

@@ -6,6 +6,6 @@ Example:
     0.84
 """
 
-from autotimm.studies.make import Study, study, study_configs
+from autotimm.studies.run_study import Study, study, study_configs
 
 __all__ = ["Study", "study", "study_configs"]

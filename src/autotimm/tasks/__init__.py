@@ -2,8 +2,7 @@
 
 from autotimm.tasks.base import Task
 from autotimm.tasks.classification import ImageClassifier
-from autotimm.tasks.detection import ObjectDetector
-from autotimm.tasks.instance import InstanceSegmentor
+from autotimm.tasks.detection import InstanceSegmentor, ObjectDetector
 from autotimm.tasks.segmentation import SemanticSegmentor
 
 __all__ = ["ImageClassifier", "InstanceSegmentor", "ObjectDetector", "SemanticSegmentor", "Task"]

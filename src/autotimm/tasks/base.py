@@ -1,4 +1,11 @@
-"""The base of all tasks: a task says *what* is learned, this file says *how*."""
+"""What all tasks that tell classes apart ask of their arguments and their data.
+
+What a network may give for N images, and how it is cut and joined along them.
+
+How tasks are measured: losses and metrics, logged the same for all of them.
+
+The base of all tasks: a task says *what* is learned, this file says *how*.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +13,195 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 
-from autotimm.errors import UsageError, is_whole, number, refuse_unknown, require, require_flags
-from autotimm.metrics import MetricConfig, build_metrics
-from autotimm.models.weights import Weights
+from autotimm.errors import UsageError, is_whole, number, refuse_unknown, require, require_flags, sentence
+from autotimm.metrics import MetricConfig, Scores, build_metrics, table_of
+from autotimm.models.backbone.weights import Weights
 from autotimm.optim import OptimizerOptions
 from autotimm.repro.seed import root_seed, seed_everything, set_deterministic
 from autotimm.repro.streams import reseed, scope
-from autotimm.tasks.measured import Measured
-from autotimm.tasks.optimized import Optimized
-from autotimm.tasks.outputs import first_of, join
-from autotimm.tasks.signature import note_defaults, show_shared_options
-from autotimm.tasks.stored import Stored
+from autotimm.tasks.checkpoint import Stored, note_defaults, show_shared_options
+from autotimm.tasks.optimization import Optimized
 from autotimm.types import Batch, DataSpec, Stage, Step
 
-__all__ = ["Task"]
+__all__ = ["Measured", "Task", "check_num_classes", "check_spec", "first_of", "join", "names_of"]
+
+
+def check_num_classes(num_classes: object, least: int, owner: str) -> None:
+    """Refuse a number of classes that is none, or too small.
+
+    Raises:
+        UsageError: If it is.
+    """
+    fine = is_whole(num_classes, least)
+    do = "Give the number of classes of your data, `data.num_classes`."
+    require(fine, "num_classes", owner, f"an integer of at least {least}", num_classes, do)
+
+
+def check_spec(spec: DataSpec, kinds: Sequence[str], num_classes: int, owner: str) -> None:
+    """Refuse data of another kind, or with another number of classes.
+
+    Args:
+        spec: What is known of the data.
+        kinds: The kinds that will do, see :class:`autotimm.types.DataSpec`.
+        num_classes: What the task was made for.
+        owner: The task's name.
+
+    Raises:
+        UsageError: If the data does not fit.
+    """
+    if spec.kind not in kinds:
+        raise UsageError(
+            f"The data of {owner} must have {kinds[0]}. They have {spec.kind} instead. Use the task for these, or "
+            "another data module."
+        )
+    found = len(spec.class_names)
+    if found != num_classes:
+        do = f"Give num_classes={found}; the classes are {', '.join(spec.class_names[:10])}."
+        raise UsageError(sentence("num_classes", owner, f"{found}, as the data has", num_classes, do))
+
+
+def names_of(spec: DataSpec | None, num_classes: int) -> tuple[str, ...]:
+    """Names of the classes in the order of the logits; their numbers before the data is known."""
+    return spec.class_names if spec else tuple(str(index) for index in range(num_classes))
+
+
+def first_of(output: Any, number: int, of: int) -> Any:
+    """The part of an output that belongs to the first images.
+
+    An output is a tensor whose first dimension are the images; a mapping, a tuple or a list of such outputs; or a list
+    of anything else with one entry per image, as torchvision's detectors give. A list of tensors is of the first kind.
+
+    Args:
+        output: What the network gave.
+        number: How many images to keep.
+        of: How many there were.
+
+    Raises:
+        UsageError: If it is none of these.
+
+    Example:
+        >>> first_of({"scores": torch.zeros(4, 2), "boxes": [{"n": 0}, {"n": 1}, {"n": 2}, {"n": 3}]}, 2, of=4)
+        {'scores': tensor([[0., 0.], [0., 0.]]), 'boxes': [{'n': 0}, {'n': 1}]}
+    """
+    if isinstance(output, Tensor) and output.shape[:1] == (of,):
+        return output[:number]
+    if isinstance(output, Mapping):
+        return {name: first_of(one, number, of) for name, one in output.items()}
+    if isinstance(output, tuple) or _of_tensors(output):
+        return _like(output, [first_of(one, number, of) for one in output])
+    if isinstance(output, list) and len(output) == of:
+        return output[:number]
+    got = f"a {type(output).__name__}"
+    got += f" of shape {tuple(output.shape)}" if isinstance(output, Tensor) else ""
+    got += f" of {len(output)}" if isinstance(output, list) else ""
+    raise UsageError(
+        f"The output of the network must have one entry for each of {of} images: tensors whose first dimension they "
+        f"are, a mapping or tuple of such, or a list. Got {got} instead. Return one of these."
+    )
+
+
+def join(outputs: Sequence[Any]) -> Any:
+    """Put outputs for some images each, as :func:`first_of` describes them, together to one for all.
+
+    Example:
+        >>> join([(torch.zeros(2),), (torch.ones(1),)])
+        (tensor([0., 0., 1.]),)
+    """
+    first = outputs[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(outputs))
+    if isinstance(first, Mapping):
+        return {name: join([output[name] for output in outputs]) for name in first}
+    if isinstance(first, tuple) or _of_tensors(first):
+        return _like(first, [join(parts) for parts in zip(*outputs, strict=True)])
+    return [one for output in outputs for one in output]
+
+
+def _of_tensors(output: Any) -> bool:
+    return isinstance(output, list) and bool(output) and all(isinstance(one, Tensor) for one in output)
+
+
+def _like(output: Any, parts: list[Any]) -> Any:
+    """The parts as a list, a tuple, or the named tuple that the network gave."""
+    return parts if isinstance(output, list) else getattr(type(output), "_make", tuple)(parts)
+
+
+class Measured(pl.LightningModule):
+    """The part of :class:`autotimm.tasks.base.Task` that logs; not for use on its own.
+
+    Attributes:
+        by_class: The values per class that the last evaluation found, by metric: a tensor (C,) for each.
+        details: Logged names that are for tables, and not for the line of an epoch.
+    """
+
+    metric_configs: list[MetricConfig]
+    metrics: nn.ModuleDict
+    by_class: dict[str, Any]
+    details: set[str]
+    spec: DataSpec | None
+
+    def _of_stage(self, stage: Stage) -> list[tuple[MetricConfig, Metric]]:
+        made = cast(nn.ModuleDict, self.metrics[f"{stage.value}_metrics"])
+        wanted = [config for config in self.metric_configs if stage.value in config.stages]
+        return [(config, cast(Metric, made[config.name])) for config in wanted]
+
+    def _log(self, step: Step, stage: Stage, size: int) -> None:
+        train = stage is Stage.TRAIN
+        losses = dict(step.losses) | {"loss": step.loss} if step.losses else {}
+        if len(losses) > 2:  # the sum says it; what it is made of is in metrics.csv
+            self.details |= {f"{stage.value}/{name}" for name in step.losses}
+        for name, value in losses.items():
+            shown: dict[str, Any] = {"prog_bar": name == "loss", "on_step": train, "on_epoch": True}
+            over: Any = size if step.weight is None else step.weight  # Lightning multiplies and adds, also tensors
+            self.log(f"{stage.value}/{name}", value.detach(), batch_size=over, sync_dist=not train, **shown)
+        if step.targets is None:
+            return
+        for config, metric in self._of_stage(stage):
+            # Only a call keeps the value of the batch, which is what Lightning logs for a step.
+            (metric if config.log_on_step else metric.update)(step.predictions, step.targets)
+            if isinstance(metric, Scores):
+                continue  # Lightning logs metrics of one value; these wait for the end of the epoch
+            when: dict[str, Any] = {"on_step": config.log_on_step, "on_epoch": config.log_on_epoch}
+            self.log(f"{stage.value}/{config.name}", metric, prog_bar=config.prog_bar, batch_size=size, **when)
+
+    def _log_scores(self, stage: Stage) -> None:
+        """Compute and log the metrics of several values at the end of an epoch, the same on every process."""
+        self.by_class = {}
+        for config, metric in self._of_stage(stage):
+            if isinstance(metric, Scores):
+                for name, value in metric.compute().items():
+                    behind = f"{config.name}_{name}" if metric.prefixed else name
+                    key = config.name if name == "mean" else behind
+                    if name not in metric.headline:
+                        self.details.add(f"{stage.value}/{key}")
+                    self.log(f"{stage.value}/{key}", value.to(self.device), prog_bar=config.prog_bar and name == "mean")
+                self.by_class[config.name] = metric.by_class()
+                metric.reset()
+
+    @property
+    def class_table(self) -> dict[str, dict[str, float]]:
+        """What :attr:`by_class` says, a row per class and a column per metric; NaN where nothing was measured."""
+        if not self.by_class:
+            return {}
+        measured = [*self._of_stage(Stage.VAL), *self._of_stage(Stage.TEST)]
+        titles = {config.name: metric.per_class for config, metric in measured if isinstance(metric, Scores)}
+        names = names_of(self.spec, max(map(len, self.by_class.values())))
+        return table_of(self.by_class, titles, names)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what is known at the end only; a subclass that has an end of its own calls this too."""
+        self._log_scores(Stage.VAL)
+
+    def on_test_epoch_end(self) -> None:
+        """Log what is known at the end only; a subclass that has an end of its own calls this too."""
+        self._log_scores(Stage.TEST)
 
 
 class Task(Optimized, Measured, Stored, ABC):
@@ -170,7 +347,7 @@ class Task(Optimized, Measured, Stored, ABC):
         """Run the network; in evaluation in batches of one fixed shape, so that a sample's bits never depend on others.
 
         A last batch that is not full is padded with zeros, whose outputs are dropped. What the network may give is
-        said at :func:`autotimm.tasks.outputs.first_of`.
+        said at :func:`autotimm.tasks.base.first_of`.
         """
         if self.training or not self._padding:
             return self.network(images)

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from autotimm.errors import UsageError, number, require, require_flags, sentence
-from autotimm.losses import build_loss
+from autotimm.losses.image_losses import build_loss
 from autotimm.metrics import MetricConfig, default_metrics
-from autotimm.models.backbone import PooledClassifier, build_classifier
-from autotimm.models.weights import resolve_weights
-from autotimm.tasks.base import Task
-from autotimm.tasks.classes import check_num_classes, check_spec, names_of
+from autotimm.models.backbone.pooled import PooledClassifier, build_classifier
+from autotimm.models.backbone.weights import resolve_weights
+from autotimm.tasks.base import Task, check_num_classes, check_spec, names_of
 from autotimm.types import Batch, DataSpec, Prediction, Stage, Step
 
 __all__ = ["ImageClassifier"]

@@ -10,14 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from autotimm.data.spatial import UNKNOWN
+from autotimm.constants import IGNORE_INDEX
 from autotimm.errors import require
-from autotimm.losses.dense import build_dense_loss
+from autotimm.losses.pixel_losses import build_dense_loss
 from autotimm.metrics import MetricConfig, region_scores
-from autotimm.models.segmentation import build_segmenter
-from autotimm.models.weights import resolve_weights
-from autotimm.tasks.base import Task
-from autotimm.tasks.classes import check_num_classes, check_spec, names_of
+from autotimm.models.backbone.weights import resolve_weights
+from autotimm.models.segmentation.segmenter import build_segmenter
+from autotimm.tasks.base import Task, check_num_classes, check_spec, names_of
 from autotimm.tasks.letterbox import likeliest, places
 from autotimm.types import Batch, DataSpec, PixelPrediction, Placement, Stage, Step
 
@@ -38,7 +37,7 @@ class SemanticSegmentor(Task):
             callable or the import path of one, see :func:`autotimm.models.segmentation.build_segmenter`.
         width: Channels of the decoder. 64 is small and fast.
         loss: ``ce``, ``dice``, ``focal``, or several joined with ``+``, see
-            :func:`autotimm.losses.dense.build_dense_loss`.
+            :func:`autotimm.losses.pixel_losses.build_dense_loss`.
         class_weights: One positive weight per class, for losses with a name.
         ignore_index: Class index of pixels that are neither learned from nor measured. The 255 of the data modules is
             always one of them.
@@ -76,7 +75,7 @@ class SemanticSegmentor(Task):
         width: int = 256,
         loss: str | Callable[[Tensor, Tensor], Tensor] = "ce",
         class_weights: Sequence[float] | None = None,
-        ignore_index: int = 255,
+        ignore_index: int = IGNORE_INDEX,
         pretrained: bool | str | None = None,
         image_size: int | None = None,
         drop_path_rate: float = 0.0,
@@ -113,10 +112,10 @@ class SemanticSegmentor(Task):
     def _wanted(self, targets: Tensor) -> Tensor:
         """Targets whose unknown pixels are those of losses and metrics: data modules call them 255 in any case."""
         # With 256 classes it is one of them, in a loader of one's own.
-        if self._ignore_index == UNKNOWN or self._num_classes > UNKNOWN:
+        if self._ignore_index == IGNORE_INDEX or self._num_classes > IGNORE_INDEX:
             return targets
         targets = targets.long()  # bytes cannot hold -1
-        return targets.masked_fill(targets == UNKNOWN, self._ignore_index)
+        return targets.masked_fill(targets == IGNORE_INDEX, self._ignore_index)
 
     def decode(self, output: Tensor, batch: Batch) -> list[PixelPrediction]:
         """The likeliest class of each pixel of the original images."""

@@ -11,16 +11,13 @@ from typing import Any
 from pytorch_lightning.callbacks import Callback
 
 from autotimm.data import DataModule, ImageDataModule
-from autotimm.data.detection import DetectionDataModule
-from autotimm.data.instance import InstanceSegmentationDataModule
-from autotimm.data.segmentation import SegmentationDataModule
-from autotimm.data.toy import write_toy_folder
-from autotimm.data.toy_objects import write_toy_objects, write_toy_segmentation
-from autotimm.repro.digest import state_digest
+from autotimm.data.dense import DetectionDataModule, InstanceSegmentationDataModule, SegmentationDataModule
+from autotimm.data.toy import write_toy_folder, write_toy_objects, write_toy_segmentation
+from autotimm.records.digest import state_digest
 from autotimm.repro.streams import preserve_generators
 from autotimm.tasks import Task
 from autotimm.train import AutoTrainer
-from autotimm.train.disturb import pollute_generators
+from autotimm.train.callbacks.rng_noise import pollute_generators
 
 __all__ = ["QUIET", "TaskCase", "Trained"]
 

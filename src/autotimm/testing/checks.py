@@ -14,13 +14,13 @@ from torch import Tensor
 
 from autotimm.data import DataModule
 from autotimm.metrics import MetricConfig
-from autotimm.predict import predict
-from autotimm.repro.digest import state_digest
-from autotimm.run import Run
+from autotimm.records.digest import state_digest
+from autotimm.runs.predict import predict
+from autotimm.runs.run import Run
 from autotimm.tasks import Task
 from autotimm.testing.case import QUIET, TaskCase
 from autotimm.train import AutoTrainer
-from autotimm.train.disturb import DrawsEverywhere, pollute_generators
+from autotimm.train.callbacks.rng_noise import DrawsEverywhere, pollute_generators
 from autotimm.types import Batch, Stage, Step
 
 __all__ = ["CHECKS"]

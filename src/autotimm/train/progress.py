@@ -14,7 +14,7 @@ from rich.console import Console
 
 from autotimm.data.module import DataModule
 from autotimm.tasks import Task
-from autotimm.train.epochs import EpochMetrics
+from autotimm.train.callbacks.epoch_metrics import EpochMetrics
 
 __all__ = ["make_progress", "say"]
 

@@ -1,10 +1,13 @@
-"""The trainer: Lightning's, with named streams, fixed switches and threads, and a run folder."""
+"""The trainer: Lightning's, with named streams, fixed switches and threads, and a run folder.
+
+The trainer that measures and predicts with a run that is there already.
+"""
 
 from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,9 +19,11 @@ from pytorch_lightning.callbacks import Callback, Checkpoint, ProgressBar
 
 from autotimm.data.loader import KeyedLoader
 from autotimm.data.module import DataModule
-from autotimm.errors import is_whole, refuse_unknown, require, require_flags
+from autotimm.errors import UsageError, is_whole, refuse_unknown, require, require_flags
 from autotimm.metrics import choose_monitor
-from autotimm.repro.ledger import Line
+from autotimm.records.checkpoint_store import check_keep
+from autotimm.records.ledger import Line
+from autotimm.records.run_folder import RunFolder
 from autotimm.repro.seed import (
     default_threads,
     fixed_threads,
@@ -29,16 +34,12 @@ from autotimm.repro.seed import (
 )
 from autotimm.repro.streams import preserve_generators
 from autotimm.tasks import Task
-from autotimm.train.checkpoints import RunCheckpoint, read_interval
-from autotimm.train.ending import ending
-from autotimm.train.epochs import EpochMetrics, MetricsTable
-from autotimm.train.folder import RunFolder
-from autotimm.train.keyed import KeyedSteps
-from autotimm.train.progress import make_progress
-from autotimm.train.record import declare
-from autotimm.train.recorder import Recorder
-from autotimm.train.resuming import checkpoint_file, resume_from
-from autotimm.train.session import (
+from autotimm.train.callbacks.epoch_metrics import EpochMetrics, MetricsTable
+from autotimm.train.callbacks.logged_values import Watched
+from autotimm.train.callbacks.recorder import Recorder
+from autotimm.train.callbacks.run_checkpoint import RunCheckpoint, StopRequest, read_interval
+from autotimm.train.lightning_compat import (
+    KeyedSteps,
     clear_failures,
     clear_misuse,
     defaults_from_environment,
@@ -46,12 +47,13 @@ from autotimm.train.session import (
     quiet,
     seeded_devices,
 )
-from autotimm.train.signals import StopRequest
-from autotimm.train.store import check_keep
+from autotimm.train.progress import make_progress, say
+from autotimm.train.resume import checkpoint_file, resume_from
+from autotimm.train.run_lifecycle import declare, ending, open_run
 from autotimm.train.tuner import TunerConfig, tune
-from autotimm.train.watched import Watched
 
-__all__ = ["AutoTrainer"]
+__all__ = ["AutoTrainer", "measuring_trainer"]
+
 
 _Kind = TypeVar("_Kind", bound=Callback)
 
@@ -251,7 +253,7 @@ class AutoTrainer(pl.Trainer):
         if not self.run_folder.enabled:
             return
         if self.is_global_zero:
-            self.run_folder.open(model, data if isinstance(data, DataModule) else None, self, resume=resume)
+            open_run(self.run_folder, model, data if isinstance(data, DataModule) else None, self, resume=resume)
         if self.run_folder.chosen is None:
             return  # process 0 numbers it; RunCheckpoint.setup tells the others
         folder = self.run_folder
@@ -291,3 +293,28 @@ class AutoTrainer(pl.Trainer):
                 elif isinstance(part, KeyedLoader):
                     stack.callback(part.close)  # workers that the garbage collector finds end after ten seconds each
             yield
+
+
+_KEPT = ("seed", "deterministic", "threads", "accelerator", "precision")
+
+
+def measuring_trainer(recorded: Mapping[str, Any]) -> AutoTrainer:
+    """A trainer that leaves nothing, with the seed, switches, threads and device of a run.
+
+    Args:
+        recorded: What the run's own trainer was given. A device that this machine lacks is replaced by what it has,
+            and a line says so.
+    """
+    # One device: several would each see all images, as the loaders of evaluation are not shared out.
+    settings: dict[str, Any] = {"run_dir": False, "enable_checkpointing": False, "devices": 1}
+    settings |= {name: recorded[name] for name in _KEPT if name in recorded}
+    asked = settings.get("accelerator", "auto")
+    try:
+        return AutoTrainer(**settings)
+    except UsageError:
+        if asked in ("auto", "cpu"):
+            raise
+    trainer = AutoTrainer(**settings | {"accelerator": "auto"})
+    device = trainer.strategy.root_device.type
+    say(f"the run asks for accelerator {asked}, which this machine lacks: going on with {device}")
+    return trainer

@@ -20,7 +20,7 @@ from autotimm.data.module import DataModule
 from autotimm.errors import RunError, UsageError, is_whole, number, require, require_flags
 from autotimm.repro.streams import preserve_generators
 from autotimm.tasks import Task
-from autotimm.train.session import seeded_devices
+from autotimm.train.lightning_compat import seeded_devices
 
 __all__ = ["TunerConfig"]
 

@@ -13,8 +13,8 @@ import torch
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from autotimm.data.annotations.objects import ObjectTable
 from autotimm.data.formats import read_coco
-from autotimm.data.objects import ObjectTable
 from autotimm.errors import DataError
 
 Picture = Callable[..., Path]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from autotimm.data.annotations.objects import ObjectTable
 from autotimm.data.formats import read_instance_masks, recognize
-from autotimm.data.objects import ObjectTable
 from autotimm.errors import DataError
 
 Picture = Callable[..., Path]

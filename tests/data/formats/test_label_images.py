@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from autotimm.data.annotations.masks import MaskTable
 from autotimm.data.formats import read_cityscapes, read_label_images
-from autotimm.data.masks import MaskTable
 from autotimm.data.table import Subset
 from autotimm.errors import DataError
 

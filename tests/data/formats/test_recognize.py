@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from autotimm.data.formats import read_yolo, recognize
-from autotimm.data.toy_objects import write_toy_objects, write_toy_segmentation
+from autotimm.data.toy import write_toy_objects, write_toy_segmentation
 from autotimm.errors import DataError, UsageError
 
 Picture = Callable[..., Path]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from autotimm.data.annotations.objects import ObjectTable
 from autotimm.data.formats import read_voc
-from autotimm.data.objects import ObjectTable
 from autotimm.errors import DataError
 
 Picture = Callable[..., Path]

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
+from autotimm.data.annotations.objects import ObjectTable
 from autotimm.data.formats import read_yolo
-from autotimm.data.objects import ObjectTable
 from autotimm.errors import DataError
 
 Picture = Callable[..., Path]

@@ -1,15 +1,15 @@
 """Readers of data formats: each gives tables, one per split that it finds."""
 
-from autotimm.data.formats.boxes_csv import read_boxes_csv
-from autotimm.data.formats.builtin import read_builtin
+from autotimm.data.formats.box_csv import read_boxes_csv
 from autotimm.data.formats.cityscapes import read_cityscapes
+from autotimm.data.formats.class_csv import read_csv
+from autotimm.data.formats.class_folders import read_folder
 from autotimm.data.formats.coco import read_coco
-from autotimm.data.formats.csv import read_csv
-from autotimm.data.formats.folder import read_folder
+from autotimm.data.formats.image_paths import read_paths
 from autotimm.data.formats.instance_masks import read_instance_masks
 from autotimm.data.formats.label_images import read_label_images
-from autotimm.data.formats.paths import read_paths
 from autotimm.data.formats.recognize import Recognized, recognize
+from autotimm.data.formats.torchvision_sets import read_builtin
 from autotimm.data.formats.voc import read_voc
 from autotimm.data.formats.yolo import read_yolo
 

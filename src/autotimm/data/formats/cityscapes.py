@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from autotimm.data.annotations.masks import IGNORED, MaskCode
+from autotimm.data.file_facts import mask_facts
 from autotimm.data.formats.label_images import Reading, mask_tables
-from autotimm.data.formats.pairs import Pair
-from autotimm.data.formats.records import Report
-from autotimm.data.formats.splits import by_split, descend, images_below, ordered, relative
-from autotimm.data.maskcode import IGNORED, MaskCode
-from autotimm.data.peek import mask_facts
+from autotimm.data.formats.mask_pairs import Pair
+from autotimm.data.formats.object_records import Report
+from autotimm.data.formats.split_layout import by_split, descend, images_below, ordered, relative
 from autotimm.data.table import Table
 from autotimm.errors import DataError
 

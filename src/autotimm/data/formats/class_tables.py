@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autotimm.data.formats.walk import list_folder, some
-from autotimm.data.maskcode import IGNORED, MaskCode, color_key
-from autotimm.errors import DataError
+from autotimm.data.annotations.masks import IGNORED, MaskCode, color_key
+from autotimm.data.formats.listing import list_folder
+from autotimm.errors import DataError, join_names
 
 __all__ = ["ClassTable", "Meaning", "class_table", "find_class_table"]
 
@@ -30,7 +30,7 @@ class Meaning(NamedTuple):
     Attributes:
         name: The class.
         value: Its pixel value, if that is said.
-        color: Its color as :func:`autotimm.data.maskcode.color_key`, if that is said.
+        color: Its color as :func:`autotimm.data.annotations.masks.color_key`, if that is said.
     """
 
     name: str
@@ -131,7 +131,7 @@ def _from_csv(lines: Sequence[str]) -> Iterable[Meaning]:
     name, value = column(_NAME), column(_VALUE)
     rgb = [column(names) for names in (("r", "red"), ("g", "green"), ("b", "blue"))]
     if name is None:
-        raise ValueError(f"no column is called like {some(list(_NAME))}")
+        raise ValueError(f"no column is called like {join_names(list(_NAME))}")
     for row in rows[1:]:
         color = None if None in rgb else color_key(*(_byte(row[at]) for at in rgb if at is not None))
         yield Meaning(row[name], None if value is None else int(row[value]), color)

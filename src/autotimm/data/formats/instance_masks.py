@@ -9,14 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from autotimm.data.formats.records import Record, Report, Thing, object_tables
-from autotimm.data.formats.splits import by_split, descend, images_below, listed, read_lists, relative
-from autotimm.data.formats.walk import Found, some
-from autotimm.data.outline import MaskFile
-from autotimm.data.peek import image_sizes, object_bounds
-from autotimm.data.scan import Problem
+from autotimm.data.annotations.outlines import MaskFile
+from autotimm.data.file_facts import Problem, image_sizes, object_bounds
+from autotimm.data.formats.listing import Found
+from autotimm.data.formats.object_records import Record, Report, Thing, object_tables
+from autotimm.data.formats.split_layout import by_split, descend, images_below, listed, read_lists, relative
 from autotimm.data.table import Table
-from autotimm.errors import DataError
+from autotimm.errors import DataError, join_names
 
 __all__ = ["InstanceFolders", "find_instances", "read_instance_masks"]
 
@@ -137,7 +136,7 @@ def read_instance_masks(
                 things.append(Thing(labels[mask], None, outline=outline))
         records[relative(image, root)] = Record(image, relative(image, root), things)
     names = sorted(set(labels.values()), key=str.encode)
-    notices.append(f"Classes by the names of the masks: {some(names)}.")
+    notices.append(f"Classes by the names of the masks: {join_names(names)}.")
     lists = read_lists(root)
     splits = (
         listed(records, lists, notices, report)

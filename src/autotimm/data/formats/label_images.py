@@ -7,17 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from autotimm.data.annotations.masks import IGNORED, MaskCode, MaskFacts, MaskTable, color_name
+from autotimm.data.file_facts import Problem, image_sizes, mask_facts
 from autotimm.data.formats.class_tables import class_table, find_class_table
-from autotimm.data.formats.pairs import Pair, find_pairs
-from autotimm.data.formats.records import Report
-from autotimm.data.formats.splits import descend, ordered, relative
-from autotimm.data.formats.walk import some
-from autotimm.data.maskcode import IGNORED, MaskCode, MaskFacts, color_name
-from autotimm.data.masks import MaskTable
-from autotimm.data.peek import image_sizes, mask_facts
-from autotimm.data.scan import Problem
+from autotimm.data.formats.mask_pairs import Pair, find_pairs
+from autotimm.data.formats.object_records import Report
+from autotimm.data.formats.split_layout import descend, ordered, relative
 from autotimm.data.table import Table
-from autotimm.errors import DataError
+from autotimm.errors import DataError, join_names
 
 __all__ = ["Reading", "mask_tables", "read_label_images"]
 
@@ -88,7 +85,7 @@ def read_label_images(
     jpegs = [pair.mask.name for pair in splits["train"] if pair.mask.suffix.lower() in _LOSSY]
     reading = _reading(root, readable, Path(colors) if isinstance(colors, str) else colors, notices, bool(jpegs))
     if jpegs:
-        notices.append(f"{len(jpegs)} masks are JPEG files, which do not keep values exactly: {some(jpegs)}.")
+        notices.append(f"{len(jpegs)} masks are JPEG files, which do not keep values exactly: {join_names(jpegs)}.")
     return mask_tables(splits, root, reading, facts, notices, report)
 
 
@@ -112,7 +109,9 @@ def _reading(
 def _shown(facts: Sequence[MaskFacts]) -> str:
     values = sorted({value for one in facts for value in one.values or ()})
     colors = sorted({color for one in facts if one.values is None for color in one.colors})
-    return some([str(value) for value in values] + [color_name(color) for color in colors], 10) or "nothing at all"
+    return (
+        join_names([str(value) for value in values] + [color_name(color) for color in colors], 10) or "nothing at all"
+    )
 
 
 def _by_values(root: Path, facts: Sequence[MaskFacts], notices: list[str], lossy: bool) -> Reading:
@@ -194,7 +193,7 @@ def mask_tables(
 def _classes(fact: MaskFacts, name: str, code: MaskCode, report: Report) -> dict[int, int]:
     classes, unknown = code.classes_in(fact)
     if unknown:
-        shown = some([color_name(one) if code.by_color else str(one) for one in unknown], 3)
+        shown = join_names([color_name(one) if code.by_color else str(one) for one in unknown], 3)
         report.add("masks with values that stand for no class", "which are unknown there", f"{name} ({shown})")
     return classes
 

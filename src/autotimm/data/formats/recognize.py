@@ -6,21 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from autotimm.data.formats.boxes_csv import box_tables, is_box_table, is_label_table
+from autotimm.constants import TASKS
+from autotimm.data.formats.box_csv import box_tables, is_box_table, is_label_table
 from autotimm.data.formats.cityscapes import is_cityscapes
-from autotimm.data.formats.coco_layout import has_outlines, is_coco
+from autotimm.data.formats.coco import has_outlines, is_coco
 from autotimm.data.formats.instance_masks import find_instances
-from autotimm.data.formats.pairs import find_pairs
-from autotimm.data.formats.splits import descend, files_below, images_below, relative, split_of
+from autotimm.data.formats.listing import Found, text
+from autotimm.data.formats.mask_pairs import find_pairs
+from autotimm.data.formats.split_layout import descend, files_below, images_below, relative, split_of
 from autotimm.data.formats.voc import voc_files
-from autotimm.data.formats.walk import Found, some, text
-from autotimm.data.formats.yolo import has_polygons, yolo_files
-from autotimm.data.formats.yolo_paths import yaml_lacking
-from autotimm.errors import DataError, require_choice
+from autotimm.data.formats.yolo import has_polygons, yaml_lacking, yolo_files
+from autotimm.errors import DataError, join_names, require_choice
 
-__all__ = ["RECOGNIZED_TASKS", "Recognized", "recognize"]
+__all__ = ["Recognized", "recognize"]
 
-RECOGNIZED_TASKS = ("classification", "detection", "instance", "segmentation")
 """What data can be for."""
 
 _WORDS = {
@@ -77,7 +76,7 @@ def recognize(path: str | Path, task: str | None = None) -> Recognized:
         UsageError: If there is no such task.
     """
     if task is not None:
-        require_choice("task", "recognize", task, RECOGNIZED_TASKS)
+        require_choice("task", "recognize", task, TASKS)
     path = Path(path)
     if path.is_file():
         return _chosen(path, [_file(path)], task, "")
@@ -147,7 +146,7 @@ def _offers(root: Path, images: Sequence[Found]) -> list[_Offer]:
 def _chosen(path: Path, offers: Sequence[_Offer], task: str | None, hint: str) -> Recognized:
     fitting = [one for one in offers if task is None or task in one.tasks]
     if not fitting:
-        seen = some([one.what for one in offers]) or "nothing that says where objects are"
+        seen = join_names([one.what for one in offers]) or "nothing that says where objects are"
         raise DataError(f"{path} has no data for {_WORDS[str(task)]}, but {seen}.{hint} Give another path or task.")
     # Of a task that a format is made for before one that it can be used for.
     first = [one for one in fitting if task is None or one.tasks[0] == task] or fitting
@@ -155,12 +154,12 @@ def _chosen(path: Path, offers: Sequence[_Offer], task: str | None, hint: str) -
         by_task = len({one.tasks[0] for one in first}) == len(first) and task is None
         options = [repr(one.tasks[0] if by_task else one.format) for one in first]
         what = "task" if by_task else "format"
-        raise DataError(f"{path} can be read in several ways: {some([one.what for one in first])}. "
+        raise DataError(f"{path} can be read in several ways: {join_names([one.what for one in first])}. "
                         f"Say which with {what}={' or '.join(options)}.")  # fmt: skip
     best = first[0]
     task = task or best.tasks[0]
     others = dict.fromkeys(other for one in offers for other in one.tasks if other != task)
-    also = f" Also possible: {some([f'--task {other}' for other in others])}." if others else ""
+    also = f" Also possible: {join_names([f'--task {other}' for other in others])}." if others else ""
     return Recognized(task, best.format, f"{_name(path)} has {best.what}: {_WORDS[task]}.{also}{hint}")
 
 

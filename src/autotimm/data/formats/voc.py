@@ -7,8 +7,8 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from autotimm.data.formats.records import Record, Report, Thing, object_tables
-from autotimm.data.formats.splits import (
+from autotimm.data.formats.object_records import Record, Report, Thing, object_tables
+from autotimm.data.formats.split_layout import (
     by_split,
     descend,
     files_below,

@@ -1,0 +1,119 @@
+"""Files in Lightning's style: ``model``, ``data`` and ``trainer``, each with ``class_path`` and ``init_args``.
+
+A second parser, made of the classes' own signatures. Unlike the rest of the command line it imports torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+
+import autotimm
+from autotimm.cli.parser import Engine
+from autotimm.errors import UsageError, nearest
+from autotimm.serialization import import_object
+
+__all__ = ["build"]
+
+# A LightningModule or data module of the user's own is as welcome as ours; the trainer is what makes a run of them.
+_BASES: dict[str, tuple[type, str]] = {
+    "model": (pl.LightningModule, "ImageClassifier"),
+    "data": (pl.LightningDataModule, "ImageDataModule"),
+    "trainer": (pl.Trainer, "AutoTrainer"),
+}
+
+
+def build(nested: Mapping[str, object], file: str) -> tuple[Any, Any, Any]:
+    """Make the three objects that a file describes.
+
+    Args:
+        nested: The file's content.
+        file: Its name, for the errors.
+
+    Returns:
+        The model, the data module and the trainer.
+
+    Raises:
+        UsageError: If a class cannot be found, or if an argument is unknown or of a wrong type.
+    """
+    parser = Engine(prog="autotimm fit", default_env=False)
+    arguments: dict[str, list[str]] = {}
+    given: dict[str, object] = {}
+    for key, (base, usual) in _BASES.items():
+        chosen, given[key] = _section(key, nested.get(key, {} if key == "trainer" else None), base, usual, file)
+        # The class is known by now. As a subclass argument it would be a union with None, in whose report an error that
+        # the class itself raises gets lost.
+        arguments[key] = parser.add_class_arguments(chosen, key)
+    try:
+        # Without defaults: an argument that the file leaves out must reach the class as left out.
+        parsed = parser.parse_object(given, defaults=False)
+    except UsageError as error:
+        raise UsageError(_explain(str(error), arguments, file)) from None
+    made = parser.instantiate(parsed)
+    return made.model, made.data, made.trainer
+
+
+def _section(key: str, value: object, base: type, usual: str, file: str) -> tuple[type, dict[str, Any]]:
+    """Check one of the three sections, and return its class and arguments."""
+    if not isinstance(value, Mapping) or (key != "trainer" and "class_path" not in value):
+        raise UsageError(f"The `{key}` of {file} needs a class. Write `class_path: {usual}` under it.")
+    if key == "trainer" and "class_path" not in value:
+        value = {"class_path": usual, "init_args": dict(value)}
+    for strange in value.keys() - {"class_path", "init_args"}:
+        hint = nearest(str(strange), ["class_path", "init_args"]) or "Move it under `init_args`."
+        raise UsageError(f"The `{key}` of {file} has no key `{strange}`. {hint}")
+    found = _find(str(value["class_path"]), key, file)
+    if not isinstance(found, type) or not issubclass(found, base):
+        raise UsageError(
+            f"The `{key}` of {file} must be a {base.__name__}. Got {value['class_path']} instead. Name a "
+            f"subclass, such as {usual}."
+        )
+    arguments = value.get("init_args") or {}
+    if not isinstance(arguments, Mapping):
+        raise UsageError(
+            f"The `init_args` under `{key}` of {file} must be lines `argument: value`. Write one per line."
+        )
+    return found, dict(arguments)
+
+
+def _find(path: str, key: str, file: str) -> object:
+    """Import a class by its dotted path, or by its name alone if it is a public one of autotimm."""
+    module, _, name = path.rpartition(".")
+    if not module or module == "autotimm":
+        if name in autotimm.__all__:
+            return getattr(autotimm, name)
+        hint = nearest(name, autotimm.__all__) or "Give the full path of a class of your own, like my_models.MyModel."
+        raise UsageError(f"The `{key}` of {file} names the class {path}, which autotimm does not have. {hint}")
+    try:
+        return import_object(path)
+    except ImportError as error:
+        raise UsageError(f"The `{key}` of {file} names the class {path}, which cannot be imported: {error}.") from error
+
+
+def _explain(message: str, arguments: Mapping[str, list[str]], file: str) -> str:
+    """Turn jsonargparse's report, which may be long and nested, into one sentence."""
+    if unknown := re.search(r"Group '(\w+)' does not accept option '([^']+)'", message):
+        key, name = unknown.groups()
+        known = [argument.partition(".")[2] for argument in arguments[key]]
+        hint = nearest(name, known) or f"It takes {', '.join(known) or 'none'}."
+        return f"The class of `{key}` in {file} has no argument `{name}`. {hint}"
+    if missing := re.search(r"required: (\w+)\.(.*)", message):
+        return f"The class of `{missing[1]}` in {file} needs the argument `{missing[2]}`. Write it under `init_args`."
+    if wrong := re.match(r'Parser key "([^"]+)":(.*)', message, re.DOTALL):
+        must = [_type_word(word) for word in re.findall(r"Expected an? (.+?)(?:\. Got|\n|$)", wrong[2])]
+        if inner := re.search(r"Option '([^']+)' is not accepted", wrong[2]):
+            return f"The `{wrong[1]}` of {file} has no argument `{inner[1]}`. Correct that line."
+        got = re.search(r"(?:Got|Given) value: (.*)", wrong[2])
+        shown = got[1] if got else "something else"
+        return (
+            f"The `{wrong[1]}` of {file} must be of type {' or '.join(must)}. Got {shown} instead. Correct that line."
+        )
+    return f"{file} cannot be used: {' '.join(message.split())}"
+
+
+def _type_word(text: str) -> str:
+    """Name a type as it is written in a file."""
+    return re.sub(r"<class '([\w.]+)'>", r"\1", text).replace("typing.", "").replace("NoneType", "null")

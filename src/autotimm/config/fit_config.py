@@ -1,0 +1,297 @@
+"""The options of ``fit``: what they are called, what they mean, and where each value came from.
+
+:class:`FitConfig` is the one list of them. The command line, YAML files, :func:`autotimm.fit` and the docs are all made
+from it. Values come in layers, the later wins: defaults, then a YAML file, then the command line or Python's arguments.
+No key is ever ignored. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import Field, dataclass, field, fields, replace
+from functools import partial
+from typing import Any
+
+from autotimm.config.aliases import meant
+from autotimm.config.conflicts import SHADOWED, is_table, options_of_others, task_defaults
+from autotimm.config.option import Option, option
+from autotimm.config.value_types import Choice, Either, Flag, Number, Path, StreamSeeds, Text, Whole, Words
+from autotimm.config.yaml import write_scalar
+from autotimm.constants import TASKS
+from autotimm.errors import UsageError
+
+__all__ = ["COMMAND_LINE", "FitConfig", "defaults", "options"]
+
+COMMAND_LINE = "command line"
+_SCHEDULES = ("auto", "constant", "cosine", "linear", "onecycle", "plateau", "step")
+_AUGMENTATIONS = ("none", "light", "default", "strong", "randaugment", "trivialaugment", "autoaugment")
+_PRECISIONS = ("32", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64")
+_NONE_SPLIT = "Give 0 to train on everything."
+
+_WEIGHTS = Either((Flag(), Path()), "true, false, a weights file", "true|false|FILE")
+_EVERY = Either((Whole(1), Text()), "a number of optimizer steps, or a time such as 10min", "N|TIME")
+_KEEP = Either((Whole(1), Choice(("auto", "last", "epochs"))), "auto, last, epochs or a number", "auto|last|epochs|N")
+_SHARE = Number(0, 1, high_open=True)
+
+_data = partial(option, group="Data")
+_tables = partial(option, group="Data from tables and torchvision")
+_model = partial(option, group="Model")
+_training = partial(option, group="Training")
+_repro = partial(option, group="Reproducibility")
+_device = partial(option, group="Device")
+_output = partial(option, group="Output")
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """The resolved options of one ``fit``: plain data, checked when it is made, never changed afterwards.
+
+    ``autotimm fit --help-all`` prints every field with its meaning and default; :func:`options` returns them as data.
+    ``sources`` says for each field where its value came from: ``"default"``, ``"file photos.yaml"``,
+    ``"command line"``, ``"argument"``, ``"record runs/a/config.yaml"`` for the file of a run, or whatever
+    :meth:`resolved` was told, such as ``"recipe"``.
+
+    Raises:
+        UsageError: If a value is wrong, or if an option is given that would have no effect.
+
+    Example:
+        >>> config = FitConfig.from_options("photos", {"epochs": 3, "lr": "1e-3"})
+        >>> config.epochs, config.lr, config.backbone
+        (3, 0.001, 'resnet18')
+        >>> config.sources["epochs"], config.sources["backbone"]
+        ('argument', 'default')
+    """
+
+    path: str | None = _data(None, Path(), "folder of class folders, or of train/ and val/; or a table", none="none")
+    image_size: int = _data(224, Whole(1), "side in pixels of the square that the network sees", common=True)
+    batch_size: int = _data(32, Whole(1), "images per training step", common=True)
+    val_split: float = _data(0.1, _SHARE, "share for validation, if there is no val/", cure=_NONE_SPLIT, common=True)
+    test_split: float = _data(0.0, _SHARE, "share for testing, if there is no test/", cure=_NONE_SPLIT, common=True)
+    augmentation: str = _data("default", Choice(_AUGMENTATIONS), "how images are varied in training", common=True)
+    num_workers: int | None = _data(
+        None, Whole(), "processes that load images; never changes results", none="auto", common=True
+    )
+    balanced_sampling: bool = _data(False, Flag(), "draw every class equally often")
+    eval_batch_size: int = _data(16, Whole(1), "images per batch in validation, test and prediction")
+    format: str = _data("auto", Text(), "how boxes or masks are written: coco, voc, yolo, csv, masks, cityscapes")
+    strict: bool = _data(False, Flag(), "refuse a folder with unreadable images instead of leaving them out")
+    train_csv: str | None = _tables(None, Path(), "table of training images", none="none")
+    val_csv: str | None = _tables(None, Path(), "table of validation images", none="none", needs="train_csv")
+    test_csv: str | None = _tables(None, Path(), "table of test images", none="none", needs="train_csv")
+    image_dir: str | None = _tables(
+        None, Path(), "folder that the tables' paths start from", none="auto", needs="train_csv"
+    )
+    image_column: str | None = _tables(None, Text(), "column with the image paths", none="auto", needs="train_csv")
+    label_column: tuple[str, ...] | None = _tables(
+        None, Words(), "column with the class; several columns are several labels", none="auto", needs="train_csv"
+    )
+    dataset_name: str | None = _tables(None, Text(), "a data set of torchvision, like CIFAR10", none="none")
+    download: bool = _tables(False, Flag(), "fetch that data set if it is not there", needs="dataset_name")
+
+    task: str = _model("auto", Choice(("auto", *TASKS)), "what is learned; auto looks at the data", common=True)
+    backbone: str = _model("resnet18", Text(), "any timm model; see autotimm backbones", common=True)
+    pretrained: bool | str | None = _model(
+        None, _WEIGHTS, "weights to start from; auto takes those that can be had", none="auto", common=True
+    )
+    arch: str = _model("auto", Text(), "detector (fcos, retinanet, faster_rcnn), or decoder (fpn, unet, ..., a path)")
+    width: int = _model(256, Whole(1), "channels of pyramid and heads; 64 is small and fast")
+    multi_label: bool | None = _model(None, Flag(), "several classes may be right at once", none="auto")
+    threshold: float = _model(0.5, Number(0, 1), "probability from which a label or an object counts, if several may")
+    freeze_backbone: bool = _model(False, Flag(), "train the head only")
+    head_dropout: float = _model(0.0, _SHARE, "dropout before the head")
+    drop_path_rate: float = _model(0.0, _SHARE, "stochastic depth")
+    compile: bool = _model(False, Flag(), "compile the network with torch.compile")
+
+    epochs: int = _training(10, Whole(1), "passes over the training images", common=True)
+    lr: float | None = _training(
+        None, Number(low_open=True), "learning rate; auto follows a recipe for the backbone", none="auto", common=True
+    )
+    optimizer: str = _training("auto", Text(), "any optimizer of timm or torch, or a class path", common=True)
+    schedule: str = _training("auto", Choice(_SCHEDULES), "how the learning rate changes", common=True)
+    warmup_epochs: float | None = _training(None, Number(), "epochs over which the rate rises first", none="auto")
+    weight_decay: float | None = _training(None, Number(), "pull of the weights towards zero", none="auto")
+    layer_decay: float | None = _training(
+        None, Number(0, 1, low_open=True), "factor on the rate per layer downwards; 1 is off", none="auto"
+    )
+    backbone_scale: float | None = _training(
+        None, Number(0, 1, low_open=True), "factor on the rate of the whole backbone; 1 is off", none="auto"
+    )
+    clip: float | None = _training(None, Number(), "largest norm of the gradient; 0 is off", none="auto")
+    accumulate: int = _training(1, Whole(1), "batches per optimizer step")
+    loss: str = _training("auto", Text(), "a loss of torch, timm or torchvision, or a class path")
+    class_weights: str = _training("none", Choice(("none", "balanced")), "weight of each class in the loss")
+    label_smoothing: float = _training(0.0, _SHARE, "share of the target spread over all classes")
+    mixup_alpha: float = _training(0.0, Number(), "strength of mixup; 0 is off")
+    cutmix_alpha: float = _training(0.0, Number(), "strength of cutmix; 0 is off")
+    ema_decay: float | None = _training(None, _SHARE, "keep a moving average of the weights, like 0.999", none="none")
+    metrics: tuple[str, ...] | None = _training(
+        None, Words(), "metrics of torchmetrics, like Accuracy,CohenKappa", none="auto"
+    )
+    monitor: str = _training("auto", Text(), "metric that picks the best checkpoint")
+    patience: int | None = _training(None, Whole(1), "epochs without gain after which to stop", none="none")
+    lr_find: bool = _training(False, Flag(), "search for a learning rate first")
+    batch_size_find: bool = _training(False, Flag(), "search for the largest batch that fits first")
+
+    seed: int | None = _repro(
+        42, Whole(0, bits=32), "source of all randomness; none draws one and records it", none="none", common=True
+    )
+    stream_seeds: tuple[str, ...] | None = _repro(
+        None, StreamSeeds(), "seeds of their own for single streams, to vary one source of chance", none="none"
+    )
+    deterministic: bool = _repro(True, Flag(), "bit-for-bit repeatable kernels; false may be faster", common=True)
+    threads: int | None = _repro(
+        None, Whole(1), "CPU threads of torch; part of the result's bits", none="auto", common=True
+    )
+    accelerator: str = _device("auto", Choice(("auto", "cpu", "gpu", "cuda", "mps", "tpu")), "what to train on")
+    # Not "auto": a result should not depend on how many devices the machine happens to have.
+    devices: int = _device(1, Whole(1), "number of devices or processes")
+    precision: str = _device("32", Choice(_PRECISIONS), "number format of the arithmetic")
+    out: str = _output("runs", Path(), "folder that run folders are made in", common=True)
+    name: str | None = _output(None, Text(), "name of the run folder", none="auto", common=True)
+    checkpoint_every: int | str | None = _output(
+        None, _EVERY, "write a checkpoint within epochs too, every N steps or TIME", none="none"
+    )
+    keep: int | str = _output("auto", _KEEP, "checkpoints to keep; auto is every epoch's while they are under 2 GB")
+    loggers: tuple[str, ...] | None = _output(
+        None, Words(("tensorboard", "wandb", "mlflow")), "further loggers; a CSV file is always written", none="none"
+    )
+    progress: bool = _output(True, Flag(), "show progress")
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check each value by itself, then those that depend on each other."""
+        for name, one in options().items():
+            value = one.read(getattr(self, name), name, "FitConfig", defaults()[name], python=True)
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "sources", {name: self.sources.get(name, "default") for name in options()})
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.path is None and self.train_csv is None and self.dataset_name is None:
+            raise UsageError("fit needs data. Give the path of a folder of images, a `train_csv` or a `dataset_name`.")
+        if self.val_split + self.test_split >= 1:
+            got = f"Got {self.val_split:g} and {self.test_split:g} instead. Leave some images to train on."
+            raise UsageError(f"The `val_split` and `test_split` of fit must sum to less than 1. {got}")
+        if is_table(self.path) and self.train_csv is not None:
+            raise UsageError(f"fit takes one table to train on. Got {self.path} and `train_csv` instead. Give one.")
+        has = {**self.as_dict(), "train_csv": self.path if is_table(self.path) else self.train_csv}
+        for name, one in options().items():
+            useless = one.needs and has[one.needs] == defaults()[one.needs]
+            if useless and getattr(self, name) != defaults()[name]:
+                raise UsageError(f"The `{name}` of fit has no effect without `{one.needs}`. Give that too, or neither.")
+        for name, by, harmless, why in SHADOWED:
+            if getattr(self, by) and self._asked(name) and getattr(self, name) not in harmless:
+                cure = f"Leave `{name}` or `{by}` at its default."
+                raise UsageError(f"The `{name}` of fit has no effect with `{by}`, {why}. {cure}")
+
+    def _asked(self, name: str) -> bool:
+        return self.sources[name] in (COMMAND_LINE, "argument") or self.sources[name].startswith("file ")
+
+    def given(self, name: str) -> bool:
+        """Whether somebody asked for the value; of a record, which has every option, for what is not the default."""
+        recorded = self.sources[name].startswith("record ")
+        return self._asked(name) or (recorded and getattr(self, name) != defaults()[name])
+
+    @classmethod
+    def from_options(cls, path: object, options: Mapping[str, object], source: str = "argument") -> FitConfig:
+        """Make a configuration from Python's arguments.
+
+        Args:
+            path: The folder of images, or ``None``.
+            options: Any other fields by name. A value may be the thing itself or the text that stands for it.
+            source: What :attr:`sources` says of them.
+        """
+        return cls.layered([(source, {**({} if path is None else {"path": path}), **options})])
+
+    @classmethod
+    def layered(cls, layers: Iterable[tuple[str, Mapping[str, object]]]) -> FitConfig:
+        """Make a configuration from several sources, of which the later wins.
+
+        Args:
+            layers: Pairs of the source's name (``"file photos.yaml"``, ``"command line"``, ``"argument"``) and its
+                values. Keys may be written with dashes or underscores, but not both.
+
+        Raises:
+            UsageError: If a key is unknown or given twice, or if a value is wrong; it names the source.
+        """
+        values: dict[str, Any] = {}
+        sources: dict[str, str] = {}
+        for source, given in layers:
+            values |= _read_layer(source, given)
+            # The options of a run, from its file or `Run.config`, hold what recipes and finders chose too. Only their
+            # number tells them from those that somebody asked for.
+            if len(given) > len(_FIELDS) / 2:
+                source = f"record {source.removeprefix('file ')}"
+            sources |= dict.fromkeys((_underscored(key) for key in given), source)
+        return cls(**values, sources=sources)
+
+    def resolved(self, values: Mapping[str, object], source: str) -> FitConfig:
+        """Replace values that were left open, such as the learning rate that a recipe chose, and say who decided.
+
+        Example:
+            >>> FitConfig(path="photos").resolved({"lr": 5e-4}, "recipe").sources["lr"]
+            'recipe'
+        """
+        changes: dict[str, Any] = {**values, "sources": {**self.sources, **dict.fromkeys(values, source)}}
+        return replace(self, **changes)
+
+    def for_task(self, task: str) -> FitConfig:
+        """Settle the task, with its own defaults for what was left open.
+
+        Raises:
+            UsageError: If an option was given that has no effect on the task.
+
+        Example:
+            >>> FitConfig(path="photos").for_task("detection").image_size
+            512
+        """
+        for name in options_of_others(task):
+            if getattr(self, name) != defaults()[name]:
+                raise UsageError(f"The `{name}` of fit has no effect on {task}. Leave it out.")
+        left = {name: one for name, one in task_defaults(task).items() if self.sources[name] == "default"}
+        decided = {} if self.task == task else {"task": task}
+        return self.resolved(left, f"task {task}").resolved(decided, "data")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every option as plain data, ``None`` as itself; without the sources."""
+        return {name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in options()}
+
+    def to_yaml(self) -> str:
+        """Write every option with the source of its value as a comment; ``--config`` reads it back."""
+        lines = [f"{name}: {write_scalar(one.word(getattr(self, name)))}" for name, one in options().items()]
+        width = min(max(map(len, lines)), 40)
+        said = zip(lines, self.sources.values(), strict=True)
+        return "".join(f"{line:<{width}}  # {source}\n" for line, source in said)
+
+
+_FIELDS: dict[str, Field[Any]] = {one.name: one for one in fields(FitConfig) if "option" in one.metadata}
+
+
+def options() -> dict[str, Option]:
+    """Every option of ``fit`` by name, in the order of the help."""
+    return {name: one.metadata["option"] for name, one in _FIELDS.items()}
+
+
+def defaults() -> dict[str, Any]:
+    """The default of every option of ``fit`` by name."""
+    return {name: one.default for name, one in _FIELDS.items()}
+
+
+def _underscored(key: str) -> str:
+    return key.replace("-", "_")
+
+
+def _read_layer(source: str, given: Mapping[str, object]) -> dict[str, Any]:
+    """Check the keys of one source and convert its values; errors name the key as it is written there."""
+    values: dict[str, Any] = {}
+    owner = {COMMAND_LINE: "autotimm fit", "argument": "autotimm.fit"}.get(source, source.removeprefix("file "))
+    for key, value in given.items():
+        name = _underscored(key)
+        if name not in _FIELDS:
+            hint = meant(name, _FIELDS) or "See autotimm fit --help-all."
+            raise UsageError(f"{owner} has no option `{key}`. {hint}")
+        if name in values:
+            raise UsageError(f"{owner} gives `{name}` twice, with a dash and with an underscore. Keep one.")
+        shown = f"--{key.replace('_', '-')}" if source == COMMAND_LINE and key != "path" else key
+        values[name] = options()[name].read(value, shown, owner, defaults()[name], python=source == "argument")
+    return values

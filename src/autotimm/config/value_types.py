@@ -1,0 +1,310 @@
+"""The kinds of value that an option can have: how each is read from text, and how it is said in words.
+
+Seeds of single streams, as they are written: ``init=7,order=3``.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, SupportsFloat, SupportsIndex
+
+from autotimm.constants import STREAMS
+from autotimm.errors import nearest
+
+__all__ = [
+    "Choice",
+    "Either",
+    "Flag",
+    "Kind",
+    "Number",
+    "Path",
+    "Seeds",
+    "StreamSeeds",
+    "TRUTH",
+    "Text",
+    "Whole",
+    "Words",
+    "stream_seeds",
+]
+
+
+TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+class Kind(ABC):
+    """A kind of value."""
+
+    @property
+    @abstractmethod
+    def must(self) -> str:
+        """What the value must be, as it stands in an error sentence."""
+
+    @property
+    @abstractmethod
+    def metavar(self) -> str:
+        """The word that stands for the value in the help."""
+
+    @abstractmethod
+    def read(self, value: object) -> Any:
+        """Convert a value of this kind, given as text or as the thing itself.
+
+        Raises:
+            ValueError: If it is not of this kind.
+            TypeError: If it is not of this kind.
+        """
+
+    def suggest(self, value: object) -> str:
+        """Name what the value may have been meant to be; an empty string if nothing is near."""
+        return ""
+
+
+def _refuse(condition: bool) -> None:
+    if condition:
+        raise ValueError
+
+
+@dataclass(frozen=True)
+class Whole(Kind):
+    """A whole number from ``low`` on, with at most ``bits`` bits."""
+
+    low: int = 0
+    bits: int | None = None
+    metavar: str = "N"
+
+    @property
+    def must(self) -> str:
+        """What the value must be."""
+        if self.bits is None:
+            return f"a whole number, {self.low} or more"
+        return f"a whole number in [{self.low}, 2**{self.bits})"
+
+    def read(self, value: object) -> int:
+        """Convert text or an integer of any library; a bool is not a number."""
+        if isinstance(value, bool) or not isinstance(value, (str, SupportsIndex)):
+            raise TypeError
+        # Not int() of everything: it cuts off the fraction of whatever has one.
+        number = int(value) if isinstance(value, str) else operator.index(value)
+        _refuse(number < self.low or (self.bits is not None and number.bit_length() > self.bits))
+        return number
+
+
+@dataclass(frozen=True)
+class Number(Kind):
+    """A number between ``low`` and ``high``; each end counts unless it is said to be open."""
+
+    low: float = 0.0
+    high: float = math.inf
+    low_open: bool = False
+    high_open: bool = False
+    metavar: str = "X"
+
+    @property
+    def must(self) -> str:
+        """What the value must be."""
+        if self.high == math.inf:
+            return f"a number {'above' if self.low_open else 'of at least'} {self.low:g}"
+        return f"a number in {'(' if self.low_open else '['}{self.low:g}, {self.high:g}{')' if self.high_open else ']'}"
+
+    def read(self, value: object) -> float:
+        """Convert text or a number; a bool, infinity and nan are refused."""
+        if isinstance(value, bool) or not isinstance(value, (str, SupportsFloat, SupportsIndex)):
+            raise TypeError
+        number = float(value)
+        below = number <= self.low if self.low_open else number < self.low
+        above = number >= self.high if self.high_open else number > self.high
+        _refuse(not math.isfinite(number) or below or above)
+        return number
+
+
+@dataclass(frozen=True)
+class Flag(Kind):
+    """True or false; on the command line the bare ``--option`` means true."""
+
+    must: str = "true or false"
+    metavar: str = "true|false"
+
+    def read(self, value: object) -> bool:
+        """Convert a bool or one of the words true, yes, on, false, no, off."""
+        if isinstance(value, bool):
+            return value
+        _refuse(not isinstance(value, str) or value.lower() not in TRUTH)
+        return TRUTH[str(value).lower()]
+
+
+@dataclass(frozen=True)
+class Text(Kind):
+    """Any text but the empty one."""
+
+    must: str = "text"
+    metavar: str = "TEXT"
+
+    def read(self, value: object) -> str:
+        """Return the text."""
+        _refuse(not isinstance(value, str) or not value)
+        return str(value)
+
+
+@dataclass(frozen=True)
+class Path(Kind):
+    """A file or folder; ``~`` is the home folder."""
+
+    must: str = "a path"
+    metavar: str = "PATH"
+
+    def read(self, value: object) -> str:
+        """Convert text or a ``pathlib.Path``."""
+        _refuse(not isinstance(value, (str, os.PathLike)) or not str(value))
+        return os.path.expanduser(str(value))
+
+
+@dataclass(frozen=True)
+class Choice(Kind):
+    """One of a few words."""
+
+    TOO_MANY: ClassVar[str] = "NAME"
+    options: tuple[str, ...]
+
+    @property
+    def must(self) -> str:
+        """What the value must be."""
+        return f"one of {', '.join(self.options)}"
+
+    @property
+    def metavar(self) -> str:
+        """The words themselves, or a stand-in where they are too many."""
+        words = "|".join(self.options)
+        return words if len(words) <= 20 else self.TOO_MANY
+
+    def read(self, value: object) -> str:
+        """Return the word."""
+        _refuse(str(value) not in self.options)
+        return str(value)
+
+    def suggest(self, value: object) -> str:
+        """Name the nearest words."""
+        return nearest(str(value), self.options)
+
+
+@dataclass(frozen=True)
+class Words(Kind):
+    """Several words: a list, or text with commas. If there are ``options``, each must be one of them."""
+
+    options: tuple[str, ...] = ()
+
+    @property
+    def must(self) -> str:
+        """What the value must be."""
+        return f"one or more of {', '.join(self.options)}" if self.options else "words with commas between them"
+
+    @property
+    def metavar(self) -> str:
+        """The first two words."""
+        return ",".join(self.options[:2] or ("A", "B"))
+
+    def read(self, value: object) -> tuple[str, ...]:
+        """Split text at the commas, or check a list of text."""
+        words = value.split(",") if isinstance(value, str) else value
+        if not isinstance(words, (list, tuple)) or not words or not all(isinstance(word, str) for word in words):
+            raise TypeError
+        found = tuple(word.strip() for word in words)
+        _refuse(not all(word and word in (self.options or found) for word in found) or len(set(found)) < len(found))
+        return found
+
+    def suggest(self, value: object) -> str:
+        """Name the words nearest to the first wrong one."""
+        words = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else ()
+        wrong = [str(word).strip() for word in words if str(word).strip() not in self.options]
+        return nearest(wrong[0], self.options) if wrong else ""
+
+
+@dataclass(frozen=True)
+class Either(Kind):
+    """The first of several kinds that the value fits."""
+
+    kinds: tuple[Kind, ...]
+    must: str = ""
+    metavar: str = ""
+
+    def read(self, value: object) -> Any:
+        """Try the kinds in turn."""
+        for kind in self.kinds[:-1]:
+            try:
+                return kind.read(value)
+            except (TypeError, ValueError):
+                continue
+        return self.kinds[-1].read(value)
+
+
+_BITS = 32
+
+
+@dataclass(frozen=True)
+class StreamSeeds(Kind):
+    """Pairs of a stream and its seed: text, a list of such pairs, or a mapping. Read into words like ``init=7``."""
+
+    must: str = f"pairs such as init=7,order=3 with {', '.join(STREAMS[:-1])} or {STREAMS[-1]}"
+    metavar: str = "init=N,..."
+
+    def read(self, value: object) -> tuple[str, ...]:
+        """Split, check and sort the pairs, so that equal choices are written alike."""
+        found: dict[str, int] = {}
+        for name, text in _pairs(value):
+            number = int(text) if isinstance(text, str) else text
+            if name not in STREAMS or name in found or isinstance(number, bool) or not isinstance(number, int):
+                raise ValueError
+            if number < 0 or number.bit_length() > _BITS:
+                raise ValueError
+            found[name] = number
+        if not found:
+            raise ValueError
+        return tuple(f"{name}={found[name]}" for name in STREAMS if name in found)
+
+    def suggest(self, value: object) -> str:
+        """Name the streams nearest to the first unknown one."""
+        names = [name for name, _ in _pairs(value) if name not in STREAMS]
+        return nearest(names[0], STREAMS) if names else "Seeds are whole numbers in [0, 2**32), one per stream."
+
+
+@dataclass(frozen=True)
+class Seeds(Kind):
+    """How many seeds, or which: ``5``, or ``1,2,3``."""
+
+    must: str = "a number of seeds, 2 or more, or different seeds such as 1,2,3"
+    metavar: str = "N|A,B,..."
+
+    def read(self, value: object) -> int | tuple[int, ...]:
+        """Convert a number, text with commas, or a list of numbers."""
+        if isinstance(value, str) and "," in value:
+            value = [int(word) for word in value.split(",") if word.strip()]
+        if isinstance(value, (list, tuple, range)):
+            one = Whole(bits=_BITS)
+            seeds = tuple(one.read(seed) for seed in value)
+            if len(seeds) < 2 or len({*seeds}) < len(seeds):
+                raise ValueError
+            return seeds
+        return Whole(2).read(value)
+
+
+def _pairs(value: object) -> list[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        return [(str(name), number) for name, number in value.items()]
+    words = value.split(",") if isinstance(value, str) else value
+    if not isinstance(words, (list, tuple)) or not all(isinstance(word, str) for word in words):
+        return []  # no pairs at all, which is refused
+    parts = [word.partition("=") for word in words]
+    return [(name.strip(), number.strip()) for name, _, number in parts]
+
+
+def stream_seeds(words: tuple[str, ...] | None) -> dict[str, int]:
+    """The seed of each stream that has one of its own.
+
+    Example:
+        >>> stream_seeds(("init=7", "order=3"))
+        {'init': 7, 'order': 3}
+    """
+    return {name: int(number) for name, _, number in (word.partition("=") for word in words or ())}

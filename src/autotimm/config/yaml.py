@@ -1,0 +1,113 @@
+"""YAML configuration files: read without losing a key, written so that they read back.
+
+PyYAML keeps the last of two equal keys without a word, turns ``1e-3`` into text and ``no`` into ``False``. Here two
+equal keys are refused, and the values of a flat file are read as text, exactly as on the command line; the option
+decides what the text means (:mod:`autotimm.config.option`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from autotimm.config.aliases import meant
+from autotimm.errors import UsageError, sentence
+
+__all__ = ["NESTED_KEYS", "read_yaml", "write_scalar"]
+
+# A file with one of these keys at the top is written in Lightning's style: `class_path` and `init_args`.
+NESTED_KEYS = frozenset({"model", "data", "trainer"})
+_OURS = ("backbone", "path")  # what a flat file calls the first two
+
+
+def read_yaml(path: str) -> tuple[dict[str, Any], bool]:
+    """Read a configuration file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its keys and values, and whether it is written in Lightning's style. The values of a flat file are text, lists
+        of text, or ``None`` where nothing stands; those of a Lightning-style file have YAML's types.
+
+    Raises:
+        UsageError: If the file cannot be read, is not YAML, gives a key twice, or mixes both styles.
+    """
+    try:
+        root = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        mapping = _checked(root, path)
+        nested = any(key.value in NESTED_KEYS for key, _ in mapping.value)
+        loaded = yaml.SafeLoader("").construct_document(mapping) if nested else _flat(mapping)
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"The file {path} cannot be read: {why}. Give `--config` a YAML file.") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not YAML: {_place(error)}. Write lines like `epochs: 10`.") from None
+    return loaded, nested
+
+
+def write_scalar(value: object) -> str:
+    """Write a text, number, bool or list as YAML on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=float("inf"))
+    return text.removesuffix("...\n").strip()
+
+
+def _place(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1}, " if mark else ""
+    return f"{where}{getattr(error, 'problem', None) or 'unexpected characters'}"
+
+
+def _checked(root: yaml.Node | None, path: str) -> yaml.MappingNode:
+    """Refuse what is no mapping, what gives a key twice, and what mixes two styles."""
+    if not isinstance(root, yaml.MappingNode):
+        raise UsageError(
+            sentence("--config", "autotimm fit", "a file of lines `key: value`", path, "Write one per line.")
+        )
+    _check_unique(root, path, seen=set())
+    keys = {key.value for key, _ in root.value}
+    strange = sorted(keys - NESTED_KEYS)
+    words = [key.value for key, value in root.value if key.value in NESTED_KEYS and isinstance(value, yaml.ScalarNode)]
+    if strange and len(words) == len(keys & NESTED_KEYS) > 0:
+        # `data: photos`: not a section of Lightning's style, but what another tool calls an option of ours.
+        raise UsageError(f"{path} has no option `{words[0]}`. {meant(words[0], _OURS) or 'Leave it out.'}")
+    if keys & NESTED_KEYS and strange:
+        raise UsageError(
+            f"{path} has `{strange[0]}` beside `{min(keys & NESTED_KEYS)}`. With model, data and trainer, every "
+            f"setting is an argument of one of the three: move `{strange[0]}` under the `init_args` of the right one."
+        )
+    return root
+
+
+def _check_unique(node: yaml.Node, path: str, seen: set[int]) -> None:
+    """Refuse a key that stands twice in one mapping, at any depth."""
+    if id(node) in seen or isinstance(node, yaml.ScalarNode):
+        return
+    seen.add(id(node))  # an alias may lead back to its own anchor
+    if isinstance(node, yaml.SequenceNode):
+        for child in node.value:
+            _check_unique(child, path, seen)
+        return
+    keys: set[str] = set()
+    for key, child in node.value:
+        if not isinstance(key, yaml.ScalarNode) or key.value in keys:
+            shown = key.value if isinstance(key, yaml.ScalarNode) else "? ..."
+            problem = "twice in one place" if isinstance(key, yaml.ScalarNode) else "as a key, which must be a word"
+            raise UsageError(f"{path} gives `{shown}` {problem}, line {key.start_mark.line + 1}. Keep one.")
+        keys.add(key.value)
+        _check_unique(child, path, seen)
+
+
+def _flat(root: yaml.MappingNode) -> dict[str, Any]:
+    return {key.value: _value(value) for key, value in root.value}
+
+
+def _value(node: yaml.Node) -> Any:
+    """Text as it stands in the file, a list of such, or an empty mapping, which no option accepts."""
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(child) if isinstance(child, yaml.ScalarNode) else {} for child in node.value]
+    if isinstance(node, yaml.MappingNode):
+        return {}
+    return None if node.tag == "tag:yaml.org,2002:null" else node.value

@@ -1,0 +1,1 @@
+"""Targets in memory: boxes, outlines, masks and run lengths."""

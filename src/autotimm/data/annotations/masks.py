@@ -1,0 +1,262 @@
+"""What the pixels of a mask stand for: class indices by value, by palette or by color.
+
+Images with a mask each, whose pixels say the class: semantic segmentation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torchvision import tv_tensors
+
+from autotimm.data.image_io import BROKEN, read_image, reason
+from autotimm.data.table import Table, rarest_labels
+from autotimm.errors import DataError
+from autotimm.records.digest import file_digest
+from autotimm.types import Sample
+
+__all__ = ["IGNORED", "MaskCode", "MaskFacts", "MaskTable", "Pixels", "color_key", "color_name", "read_pixels"]
+
+
+IGNORED = 255
+"""What stands in a target where the class is unknown; metrics and losses leave such pixels out."""
+
+_GRAY = 0x010101
+_VOC_BORDER = 0xE0E0C0  # the void of PASCAL VOC: its devkit paints borders between objects with it
+_MANY = 1024  # a mask with more values than that is a photograph
+
+
+def color_key(red: int, green: int, blue: int) -> int:
+    """A color as one number.
+
+    Example:
+        >>> hex(color_key(128, 64, 0))
+        '0x804000'
+    """
+    return red << 16 | green << 8 | blue
+
+
+def color_name(key: int) -> str:
+    """How a color is said to people.
+
+    Example:
+        >>> color_name(0x804000)
+        '(128, 64, 0)'
+    """
+    return str((key >> 16, key >> 8 & 255, key & 255))
+
+
+class Pixels(NamedTuple):
+    """A mask as it lies in its file.
+
+    Attributes:
+        values: Whole numbers (H, W): gray values, indices into the palette, or colors as :func:`color_key`.
+        colors: Whether ``values`` are colors.
+        palette: The colors of a palette, as :func:`color_key`; ``None`` without one.
+    """
+
+    values: NDArray[Any]
+    colors: bool = False
+    palette: NDArray[np.int32] | None = None
+
+
+class MaskFacts(NamedTuple):
+    """What a mask file holds.
+
+    Attributes:
+        width: Width in pixels.
+        height: Height.
+        values: The gray values or indices that occur; ``None`` where pixels are colors that are not all gray.
+        colors: The colors that occur. With ``values``, in their order.
+        many: Whether there are more than a thousand of them, of which some are listed.
+        counts: How many pixels have each of the colors that are listed.
+    """
+
+    width: int
+    height: int
+    values: tuple[int, ...] | None
+    colors: tuple[int, ...]
+    many: bool = False
+    counts: tuple[int, ...] = ()
+
+
+def read_pixels(path: str | Path) -> Pixels:
+    """Read a mask without changing a value; turned as its EXIF tag says, like its image.
+
+    Raises:
+        OSError: Or another of :data:`autotimm.data.image_io.BROKEN`, if it cannot be read, or holds fractions.
+    """
+    with Image.open(path) as image:
+        image.load()
+        with contextlib.suppress(*BROKEN):
+            ImageOps.exif_transpose(image, in_place=True)
+        if image.mode == "P":
+            flat = np.array(image.getpalette("RGB"), np.int32).reshape(-1, 3)
+            palette = np.zeros(256, np.int32)
+            palette[: len(flat)] = flat @ np.array([1 << 16, 1 << 8, 1], np.int32)
+            return Pixels(np.array(image), palette=palette)
+        if image.mode in ("L", "I") or image.mode.startswith("I;"):
+            return Pixels(np.array(image))
+        if image.mode == "1":
+            return Pixels(np.array(image.convert("L")))
+        if image.mode in ("LA", "La"):
+            return Pixels(np.array(image)[..., 0])
+        if image.mode == "F":
+            raise ValueError("its pixels are fractions, not whole numbers")
+        channels = np.array(image.convert("RGB"), np.int32)
+        return Pixels(channels[..., 0] << 16 | channels[..., 1] << 8 | channels[..., 2], colors=True)
+
+
+def facts_of(path: str | Path) -> MaskFacts:
+    """Look at every pixel of a mask.
+
+    Raises:
+        OSError: Or another of :data:`autotimm.data.image_io.BROKEN`.
+    """
+    pixels = read_pixels(path)
+    height, width = pixels.values.shape
+    if pixels.values.dtype == np.uint8:
+        of_each = np.bincount(pixels.values.ravel(), minlength=256)  # ten times as fast as to sort
+        found = np.flatnonzero(of_each)
+        of_each = of_each[found]
+    else:
+        found, of_each = np.unique(pixels.values, return_counts=True)
+    many, found, counts = len(found) > _MANY, found[:_MANY], tuple(of_each[:_MANY].tolist())
+    if pixels.palette is not None:
+        return MaskFacts(width, height, tuple(found.tolist()), tuple(pixels.palette[found].tolist()), many, counts)
+    if not pixels.colors:
+        grays = np.clip(found, 0, 255).astype(np.int64) * _GRAY
+        return MaskFacts(width, height, tuple(found.tolist()), tuple(grays.tolist()), many, counts)
+    gray = bool((found == (found & 255) * _GRAY).all())
+    values = tuple((found & 255).tolist()) if gray else None
+    return MaskFacts(width, height, values, tuple(found.tolist()), many, counts)
+
+
+@dataclass(frozen=True)
+class MaskCode:
+    """Which class a pixel is of.
+
+    Attributes:
+        by_color: Whether ``keys`` are colors, as :func:`color_key`; gray values or indices otherwise.
+        keys: The values that mean something.
+        classes: The class index of each, or :data:`IGNORED`.
+    """
+
+    by_color: bool
+    keys: tuple[int, ...]
+    classes: tuple[int, ...]
+
+    def classes_in(self, facts: MaskFacts) -> tuple[dict[int, int], list[int]]:
+        """The class indices that a mask holds with their numbers of pixels, and the values of it that mean nothing."""
+        known = {IGNORED: IGNORED} if not self.by_color else {_VOC_BORDER: IGNORED}
+        known |= zip(self.keys, self.classes, strict=True)
+        if not self.by_color and facts.values is None:
+            return {}, list(facts.colors)  # colors mean nothing where values are wanted
+        found = facts.values if not self.by_color and facts.values is not None else facts.colors
+        pixels: dict[int, int] = {}
+        for key, count in zip(found, facts.counts, strict=True):
+            if known.get(key, IGNORED) != IGNORED:
+                pixels[known[key]] = pixels.get(known[key], 0) + count
+        return dict(sorted(pixels.items())), [key for key in found if key not in known]
+
+    def decode(self, pixels: Pixels) -> NDArray[np.uint8]:
+        """Class indices (H, W), :data:`IGNORED` where the class is unknown."""
+        table, values = _table(self), pixels.values
+        if self.by_color and pixels.palette is not None:
+            table = table[pixels.palette]
+        elif self.by_color and not pixels.colors:
+            table, values = table[np.arange(256) * _GRAY], np.clip(values, 0, 255)
+        elif not self.by_color and pixels.colors:
+            values = np.where(values == (values & 255) * _GRAY, values & 255, -1)
+        if values.dtype != np.uint8 and not self.by_color:
+            unknown = (values < 0) | (values >= len(table))
+            values, table = np.where(unknown, len(table), values), np.append(table, np.uint8(IGNORED))
+        found: NDArray[np.uint8] = table[values]
+        return found
+
+
+@functools.lru_cache(maxsize=4)
+def _table(code: MaskCode) -> NDArray[np.uint8]:
+    """Looked up by every pixel: 16 MiB for colors, made once per process and never sent to another."""
+    table = np.full(1 << 24 if code.by_color else 1 << 16, IGNORED, np.uint8)
+    inside = [(key, found) for key, found in zip(code.keys, code.classes, strict=True) if 0 <= key < len(table)]
+    for key, found in inside:
+        table[key] = found
+    return table
+
+
+class MaskTable(Table):
+    """Image files and their masks.
+
+    Args:
+        paths: One image per sample.
+        masks: Its mask.
+        ids: One id per sample.
+        class_names: Names of the classes.
+        code: Which class a pixel value stands for.
+        present: The class indices in each mask with their numbers of pixels, for stratified splits and counts.
+    """
+
+    draws_random = False
+    kind = "pixels"
+
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        masks: Sequence[str | Path],
+        ids: Sequence[str],
+        class_names: Sequence[str],
+        code: MaskCode,
+        present: Sequence[Mapping[int, int]],
+    ) -> None:
+        self.paths, self.mask_paths = tuple(map(str, paths)), tuple(map(str, masks))
+        self.ids, self.class_names, self.code = tuple(ids), tuple(class_names), code
+        self._present = tuple(map(dict, present))
+        bits = torch.zeros(len(self.ids), len(self.class_names), dtype=torch.uint8)
+        for row, classes in enumerate(self._present):
+            bits[row, list(classes)] = 1
+        self.strata = rarest_labels(bits)
+
+    def load(self, index: int) -> Sample:
+        """Decode one image and its mask: a ``tv_tensors.Mask`` ``uint8`` (H, W) of class indices, 255 where unknown.
+
+        Raises:
+            DataError: If one of them cannot be read, or they differ in size.
+        """
+        image, path = read_image(self.paths[index]), self.mask_paths[index]
+        try:
+            pixels = read_pixels(path)
+        except BROKEN as error:
+            raise DataError(f"{path} cannot be read as a mask: {reason(path, error)}. Replace it.") from error
+        classes = torch.from_numpy(self.code.decode(pixels))
+        if classes.shape != image.shape[-2:]:
+            sizes = [f"{width}x{height}" for height, width in (classes.shape, image.shape[-2:])]
+            raise DataError(f"{path} is {sizes[0]} pixels, its image {sizes[1]}. Make them equal.")
+        return Sample(image, tv_tensors.Mask(classes), self.ids[index])
+
+    def files(self) -> tuple[Path, ...]:
+        """The image files."""
+        return tuple(Path(path) for path in self.paths)
+
+    def labels(self, index: int) -> tuple[str, ...]:
+        """Names of the classes in a mask, in class order."""
+        return tuple(self.class_names[found] for found in self._present[index])
+
+    def amounts(self, index: int) -> dict[str, int]:
+        """How many pixels of a mask are of each class that it holds."""
+        return {self.class_names[found]: pixels for found, pixels in self._present[index].items()}
+
+    def target_digest(self, index: int) -> str:
+        """SHA-256 of a mask file, and of what its values stand for."""
+        meaning = repr((self.code, self.class_names)).encode("utf-8", "surrogatepass")
+        return hashlib.sha256(file_digest(self.mask_paths[index]).encode() + meaning).hexdigest()

@@ -1,0 +1,149 @@
+"""Images with objects in them: boxes, classes and, for instances, masks."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchvision import tv_tensors
+
+from autotimm.data.annotations.outlines import MaskFile, Outline, Outlines
+from autotimm.data.image_io import read_image
+from autotimm.data.table import Table, rarest_labels
+from autotimm.records.digest import file_digest
+from autotimm.types import Sample
+
+__all__ = ["Annotation", "ObjectTable"]
+
+
+class Annotation(NamedTuple):
+    """One object of an image.
+
+    Attributes:
+        label: Name of its class.
+        box: x1, y1, x2, y2 in pixels from the corner of the upright image; x2 and y2 are just outside.
+        crowd: Whether it is neither trained on nor counted, right or wrong: COCO's ``iscrowd``, VOC's ``difficult``.
+        outline: Its outline, if it is known.
+    """
+
+    label: str
+    box: tuple[float, float, float, float]
+    crowd: bool = False
+    outline: Outline | None = None
+
+
+class ObjectTable(Table):
+    """Image files and the objects in them; small, and cheap to hand to worker processes.
+
+    Args:
+        paths: One file per image.
+        ids: One id per image.
+        class_names: Names of the classes.
+        annotations: The objects of each image; none is fine. Their labels are among ``class_names``.
+        with_masks: Whether samples have masks. Every object needs an outline then.
+    """
+
+    draws_random = False
+
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        ids: Sequence[str],
+        class_names: Sequence[str],
+        annotations: Sequence[Sequence[Annotation]],
+        with_masks: bool = False,
+    ) -> None:
+        self.paths = tuple(str(path) for path in paths)
+        self.ids, self.class_names, self.with_masks = tuple(ids), tuple(class_names), with_masks
+        self.kind = "instances" if with_masks else "boxes"
+        number = {name: index for index, name in enumerate(self.class_names)}
+        objects = [one for listed in annotations for one in listed]
+        # A few arrays, not a list per image: pickled at once, and never copied by a forked process that only reads.
+        self._starts = np.array([0, *itertools.accumulate(map(len, annotations))], np.int64)
+        self._boxes = np.array([one.box for one in objects], np.float32).reshape(-1, 4)
+        self._labels = np.array([number[one.label] for one in objects], np.int64)
+        self._crowd = np.array([one.crowd for one in objects], bool)
+        self._outlines = Outlines(one.outline for one in objects) if with_masks else None
+        self.strata = rarest_labels(self._presence())
+
+    def _presence(self) -> torch.Tensor:
+        """Zeros and ones (N, C): which classes an image shows; crowds do not count."""
+        owners = np.repeat(np.arange(len(self.ids)), np.diff(self._starts))
+        present = np.zeros((len(self.ids), len(self.class_names)), np.uint8)
+        present[owners[~self._crowd], self._labels[~self._crowd]] = 1
+        return torch.from_numpy(present)
+
+    def _of(self, index: int) -> slice:
+        return slice(int(self._starts[index]), int(self._starts[index + 1]))
+
+    def load(self, index: int) -> Sample:
+        """Decode one image with its objects.
+
+        The target has ``boxes`` (``tv_tensors.BoundingBoxes`` (K, 4), ``float32`` x1, y1, x2, y2 in pixels, within the
+        image), ``labels`` (``int64`` (K,)), ``crowd`` (``bool`` (K,)) and, with masks, ``masks`` (``tv_tensors.Mask``
+        (K, H, W), ``uint8`` zeros and ones). K is 0 for an image without objects.
+        """
+        image = read_image(self.paths[index])
+        height, width = image.shape[-2:]
+        objects = self._of(index)
+        boxes = np.clip(self._boxes[objects], 0, np.array([width, height, width, height], np.float32))
+        target: dict[str, Any] = {
+            "boxes": tv_tensors.BoundingBoxes(torch.from_numpy(boxes), format="XYXY", canvas_size=(height, width)),
+            "labels": torch.from_numpy(self._labels[objects].copy()),
+            "crowd": torch.from_numpy(self._crowd[objects].copy()),
+        }
+        if self._outlines is not None:
+            masks = np.zeros((len(boxes), height, width), np.uint8)
+            for row, number in enumerate(range(objects.start, objects.stop)):
+                outline = self._outlines[number]
+                masks[row] = _rectangle(boxes[row], height, width) if outline is None else outline.mask(height, width)
+            target["masks"] = tv_tensors.Mask(torch.from_numpy(masks))
+        return Sample(image, target, self.ids[index])
+
+    def files(self) -> tuple[Path, ...]:
+        """The image files."""
+        return tuple(Path(path) for path in self.paths)
+
+    def labels(self, index: int) -> tuple[str, ...]:
+        """Names of the classes that an image shows, in class order; crowds do not count."""
+        objects = self._of(index)
+        present = np.unique(self._labels[objects][~self._crowd[objects]])
+        return tuple(self.class_names[label] for label in present)
+
+    def object_counts(self) -> tuple[int, ...]:
+        """Objects per class, in class order; crowds do not count."""
+        return tuple(np.bincount(self._labels[~self._crowd], minlength=len(self.class_names)).tolist())
+
+    def target_digest(self, index: int) -> str:
+        """SHA-256 of what is known of an image: names of classes, boxes, crowds and outlines, in their order.
+
+        The digest of an image file says nothing of its annotations; this does.
+        """
+        digest = hashlib.sha256()
+        for number in range(self._starts[index], self._starts[index + 1]):
+            outline = b"" if self._outlines is None else _outline_bytes(self._outlines, number)
+            name = self.class_names[self._labels[number]].encode("utf-8", "surrogatepass")
+            for part in (name, self._boxes[number].tobytes(), self._crowd[number].tobytes(), outline):
+                digest.update(b"%d:" % len(part) + part)
+        return digest.hexdigest()
+
+
+def _outline_bytes(outlines: Outlines, number: int) -> bytes:
+    outline = outlines[number]
+    # What a file holds, not where it is: a data set that was moved is the same.
+    return file_digest(outline.path).encode() if isinstance(outline, MaskFile) else outlines.packed(number)
+
+
+def _rectangle(box: NDArray[np.float32], height: int, width: int) -> NDArray[np.uint8]:
+    """The pixels whose centers a box holds: where a crowd without an outline is."""
+    x1, y1, x2, y2 = box.tolist()
+    columns, rows = np.arange(width) + 0.5, np.arange(height) + 0.5
+    mask = np.zeros((height, width), np.uint8)
+    mask[np.ix_((rows >= y1) & (rows < y2), (columns >= x1) & (columns < x2))] = 1
+    return mask

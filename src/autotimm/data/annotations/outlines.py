@@ -1,0 +1,303 @@
+"""Outlines of objects, kept as small as the files that they come from: polygons, run lengths, or the name of a mask.
+
+They become masks of pixels only when a sample is loaded: those of COCO alone would fill a hundred gigabytes.
+
+What COCO calls a segmentation: polygons, or run lengths in two spellings; checked as far as the decoder does not.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import struct
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from autotimm.data.image_io import BROKEN, reason
+from autotimm.errors import DataError
+
+__all__ = ["MaskFile", "Outline", "Outlines", "Polygons", "RunLengths", "object_pixels", "read_outline"]
+
+
+Box = tuple[float, float, float, float]
+
+
+class Polygons(NamedTuple):
+    """Polygons that together make one object.
+
+    Attributes:
+        parts: ``float64`` of shape (P, 2) each: x and y of the corners in pixels.
+    """
+
+    parts: tuple[NDArray[np.float64], ...]
+
+    def box(self) -> Box:
+        """The smallest box around all corners: x1, y1, x2, y2."""
+        points = np.concatenate(self.parts)
+        return (*points.min(0).tolist(), *points.max(0).tolist())
+
+    def scaled(self, width: float, height: float) -> Polygons:
+        """With corners that were given as shares of the image."""
+        return Polygons(tuple(part * (width, height) for part in self.parts))
+
+    def mask(self, height: int, width: int) -> NDArray[np.uint8]:
+        """The pixels inside, zeros and ones (height, width); what lies outside of the image is cut off."""
+        cut = [_bounded(part, width, height) for part in self.parts]
+        lists = [part.ravel().tolist() for part in cut if len(part) >= 3]
+        if not lists:
+            return np.zeros((height, width), np.uint8)
+        return _decoded(coco_mask.merge(coco_mask.frPyObjects(lists, height, width)))
+
+
+class RunLengths(NamedTuple):
+    """COCO's run lengths, column by column, in their compressed spelling.
+
+    Attributes:
+        height: Rows of the mask.
+        width: Columns.
+        counts: The runs.
+    """
+
+    height: int
+    width: int
+    counts: bytes
+
+    @classmethod
+    def of_counts(cls, height: int, width: int, counts: Sequence[int]) -> RunLengths:
+        """Pack runs that are given as numbers."""
+        size = [height, width]
+        return cls(
+            height, width, coco_mask.frPyObjects({"size": size, "counts": list(counts)}, height, width)["counts"]
+        )
+
+    @classmethod
+    def of_mask(cls, mask: NDArray[np.uint8]) -> RunLengths:
+        """Pack a mask of zeros and ones (H, W)."""
+        height, width = mask.shape
+        return cls(height, width, coco_mask.encode(np.asfortranarray(mask))["counts"])
+
+    def as_coco(self) -> dict[str, Any]:
+        """What a COCO file says: size and compressed counts."""
+        return {"size": [self.height, self.width], "counts": self.counts.decode("ascii")}
+
+    def _coco(self) -> dict[str, Any]:
+        return {"size": [self.height, self.width], "counts": self.counts}
+
+    def box(self) -> Box:
+        """The smallest box around the mask: x1, y1, x2, y2; without area if the mask is empty."""
+        x, y, width, height = coco_mask.toBbox(self._coco()).tolist()
+        return x, y, x + width, y + height
+
+    def mask(self, height: int, width: int) -> NDArray[np.uint8]:
+        """The pixels, zeros and ones (height, width).
+
+        Raises:
+            DataError: If the mask has another size.
+        """
+        if (self.height, self.width) != (height, width):
+            raise DataError(_size_error("A mask of run lengths", (self.width, self.height), (width, height)))
+        return _decoded(self._coco())
+
+
+class MaskFile(NamedTuple):
+    """A picture that shows one object: bright where it is, black elsewhere.
+
+    Attributes:
+        path: The file.
+        bounds: The smallest box around the object: x1, y1, x2, y2.
+    """
+
+    path: str
+    bounds: tuple[int, int, int, int]
+
+    def box(self) -> Box:
+        """The smallest box around the object."""
+        return self.bounds
+
+    def mask(self, height: int, width: int) -> NDArray[np.uint8]:
+        """The pixels, zeros and ones (height, width).
+
+        Raises:
+            DataError: If the file cannot be read or has another size.
+        """
+        try:
+            pixels = object_pixels(self.path)
+        except BROKEN as error:
+            raise DataError(f"{self.path} cannot be read as a mask: {reason(self.path, error)}.") from error
+        if pixels.shape != (height, width):
+            raise DataError(_size_error(self.path, (pixels.shape[1], pixels.shape[0]), (width, height)))
+        return pixels
+
+
+Outline = Polygons | RunLengths | MaskFile
+
+
+def _size_error(what: str, found: tuple[int, int], image: tuple[int, int]) -> str:
+    return (
+        f"{what} is {found[0]}x{found[1]} pixels, its image {image[0]}x{image[1]}. Make them equal, or take it out "
+        "of the data."
+    )
+
+
+def _decoded(runs: Any) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(coco_mask.decode(runs))
+
+
+def object_pixels(path: str | Path) -> NDArray[np.uint8]:
+    """Read a picture of one object as zeros and ones (H, W): above half of the brightest value counts as the object.
+
+    Soft edges are cut in the middle, and both 1 and 255 may stand for the object.
+
+    Raises:
+        OSError: Or another of :data:`autotimm.data.image_io.BROKEN`.
+    """
+    with Image.open(path) as image:
+        image.load()
+        values = np.asarray(image.convert("RGB") if image.mode in ("RGBA", "CMYK", "YCbCr") else image)
+    values = values.astype(np.float64)
+    values = values[..., :1].max(-1) if image.mode == "LA" else values.max(-1) if values.ndim == 3 else values
+    above: NDArray[np.uint8] = (values > values.max() / 2).astype(np.uint8)
+    return above
+
+
+def _bounded(corners: NDArray[np.float64], width: int, height: int) -> NDArray[np.float64]:
+    """Cut a polygon to three times the image's size, which leaves every pixel of the image as it was.
+
+    pycocotools cuts at the image's border, but walks along every edge pixel by pixel: a corner at 1e9 is an hour, and
+    one at 1e12 a crash. Sutherland and Hodgman, "Reentrant polygon clipping", CACM 1974.
+    """
+    for axis, size in ((0, width), (1, height)):
+        for sign, limit in ((1.0, 2.0 * size), (-1.0, 1.0 * size)):  # sign * coordinate <= limit
+            room = limit - sign * corners[:, axis]
+            if (room >= 0).all():
+                continue
+            corners = np.array(list(_cut(corners, room)), np.float64).reshape(-1, 2)
+    return corners
+
+
+def _cut(corners: NDArray[np.float64], room: NDArray[np.float64]) -> Iterable[NDArray[np.float64]]:
+    for index in range(len(corners)):
+        before, here = corners[index - 1], corners[index]
+        room_before, room_here = room[index - 1], room[index]
+        if (room_before < 0) != (room_here < 0):
+            yield before + (here - before) * (room_before / (room_before - room_here))
+        if room_here >= 0:
+            yield here
+
+
+class Outlines(Sequence["Outline | None"]):
+    """Many outlines in one piece of memory, which costs worker processes nothing to share."""
+
+    def __init__(self, outlines: Iterable[Outline | None]) -> None:
+        packed = [_packed(outline) for outline in outlines]
+        self._starts = np.array([0, *itertools.accumulate(map(len, packed))], np.int64)
+        self._bytes = b"".join(packed)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        return _unpacked(self.packed(index))
+
+    def packed(self, index: int) -> bytes:
+        """One outline as bytes."""
+        return self._bytes[self._starts[index] : self._starts[index + 1]]
+
+
+def _packed(outline: Outline | None) -> bytes:
+    if outline is None:
+        return b""
+    if isinstance(outline, Polygons):
+        lengths = [len(part) for part in outline.parts]
+        corners = b"".join(part.tobytes() for part in outline.parts)
+        return b"P" + struct.pack(f"<{len(lengths) + 1}I", len(lengths), *lengths) + corners
+    if isinstance(outline, RunLengths):
+        return b"R" + struct.pack("<2I", outline.height, outline.width) + outline.counts
+    return b"F" + struct.pack("<4I", *outline.bounds) + os.fsencode(outline.path)
+
+
+def _unpacked(packed: bytes) -> Outline | None:
+    kind, body = packed[:1], packed[1:]
+    if kind == b"P":
+        (count,) = struct.unpack_from("<I", body)
+        lengths = struct.unpack_from(f"<{count}I", body, 4)
+        points = np.frombuffer(body, np.float64, offset=4 + 4 * count).reshape(-1, 2)
+        return Polygons(tuple(np.split(points, list(itertools.accumulate(lengths))[:-1])))
+    if kind == b"R":
+        height, width = struct.unpack_from("<2I", body)
+        return RunLengths(height, width, body[8:])
+    if kind == b"F":
+        a, b, c, d = struct.unpack_from("<4I", body)
+        return MaskFile(os.fsdecode(body[16:]), (a, b, c, d))
+    return None
+
+
+def read_outline(segmentation: Any) -> Outline | None:
+    """Read what COCO calls a segmentation, and check it as far as the decoder does not.
+
+    Args:
+        segmentation: A list of polygons; one polygon; run lengths, compressed or not.
+
+    Returns:
+        ``None`` if there is none: no list, or no polygon of three corners.
+
+    Raises:
+        ValueError: If it is broken, with the reason.
+    """
+    if isinstance(segmentation, dict):
+        return _read_runs(segmentation)
+    if not isinstance(segmentation, list) or not segmentation:
+        return None
+    lists = [segmentation] if isinstance(segmentation[0], (int, float)) else segmentation
+    parts = []
+    for numbers in lists:
+        try:
+            part = np.array(numbers, np.float64)
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError("a polygon that is no list of numbers") from None
+        if part.ndim != 1 or part.size % 2 or not np.isfinite(part).all():
+            raise ValueError("a polygon that is no list of x and y")
+        if part.size >= 6:  # pycocotools would take four numbers for a box
+            parts.append(part.reshape(-1, 2))
+    return Polygons(tuple(parts)) if parts else None
+
+
+def _read_runs(segmentation: dict[str, Any]) -> RunLengths:
+    counts = segmentation.get("counts")
+    try:
+        height, width = (int(side) for side in segmentation["size"])
+        runs = _uncompressed(counts) if isinstance(counts, str) else [int(run) for run in counts or ()]
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise ValueError("run lengths that cannot be read") from None
+    # pycocotools writes past the end of its memory, or leaves garbage, where the runs do not fill the mask.
+    if min(runs, default=0) < 0 or sum(runs) != height * width or height * width >= 1 << 32:
+        raise ValueError("run lengths that do not fill their mask")
+    if isinstance(counts, str):
+        return RunLengths(height, width, counts.encode("ascii"))
+    return RunLengths.of_counts(height, width, runs)
+
+
+def _uncompressed(text: str) -> list[int]:
+    """Undo COCO's spelling: six bits a character, the lowest first, and from the third run on differences."""
+    runs: list[int] = []
+    value = shift = 0
+    for code in text.encode("ascii"):
+        bits = code - 48
+        if not 0 <= bits < 64:
+            raise ValueError
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                value -= 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError
+    return runs

@@ -1,0 +1,158 @@
+"""What is known of data once they are read.
+
+What a data module holds, as a table for people.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from autotimm.data.table import Table
+from autotimm.serialization import plain_value
+from autotimm.types import DataSpec
+
+__all__ = ["Facts", "Summary", "summarize"]
+
+
+class Facts(ABC):
+    """Answers about data from their tables; each reads the data if that was not done.
+
+    Attributes:
+        image_size: See :class:`autotimm.DataModule`, like the rest.
+        eval_batch_size: Samples per batch in validation, test and prediction.
+        crop_pct: Share of the resized image that evaluation's central crop keeps.
+        interpolation: How images are resized.
+        notices: One line for each thing that was left out or looks strange.
+        arguments: What the constructor was given, by name.
+    """
+
+    image_size: int
+    eval_batch_size: int
+    crop_pct: float
+    interpolation: str
+    notices: list[str]
+    arguments: dict[str, Any]
+
+    @property
+    @abstractmethod
+    def tables(self) -> dict[str, Table]:
+        """The samples of each split that there is."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the class indices."""
+        return self.tables["train"].class_names
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether several classes may be right at once."""
+        return self.tables["train"].multi_label
+
+    @property
+    def spec(self) -> DataSpec:
+        """What a model must remember of this data."""
+        return DataSpec(
+            class_names=self.class_names,
+            multi_label=self.multi_label,
+            image_size=self.image_size,
+            eval_batch_size=self.eval_batch_size,
+            crop_pct=self.crop_pct,
+            interpolation=self.interpolation,
+            eval_transforms=plain_value(self.arguments.get("eval_transforms")),
+            kind=self.tables["train"].kind,
+        )
+
+    def class_counts(self, split: str = "train") -> tuple[int, ...]:
+        """Samples per class, in class order."""
+        return self.tables[split].counts()
+
+    def class_amounts(self, split: str = "train") -> tuple[int, ...]:
+        """What balanced weights count, in class order: pixels where each has a class of its own, else samples."""
+        table, totals = self.tables[split], dict.fromkeys(self.class_names, 0)
+        for index in range(len(table)):
+            for name, amount in table.amounts(index).items():
+                totals[name] += amount
+        return tuple(totals.values())
+
+    def assignments(self) -> list[tuple[str, str, str]]:
+        """(id, class, split) of every sample; the classes of a multi-label sample are joined by ``|``."""
+        return [
+            (table.ids[index], "|".join(table.labels(index)), split)
+            for split, table in self.tables.items()
+            for index in range(len(table))
+        ]
+
+    def summary(self) -> Summary:
+        """Samples per class and split as a rich table, with the notices below it."""
+        tables = self.tables
+        total = sum(map(len, tables.values()))
+        return summarize(tables, f"{total} images, {self.num_classes} classes", self.notices)
+
+
+_ROWS = 30
+_BAR = 20
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+class Summary(RichTable):
+    """A rich table that plain ``print`` shows as well."""
+
+    def __str__(self) -> str:
+        stream = StringIO()
+        Console(file=stream, width=100).print(self)
+        return stream.getvalue().rstrip()
+
+
+def _bar(count: int, largest: int) -> str:
+    """A bar of up to 20 characters, in steps of an eighth of one."""
+    eighths = round(count / max(largest, 1) * _BAR * 8)
+    rest = _EIGHTHS[eighths % 8] if eighths % 8 else ""
+    return "█" * (eighths // 8) + rest
+
+
+def _shown(counts: Sequence[int]) -> list[int]:
+    """The classes that get a row: all, or with many the largest, in class order."""
+    largest = sorted(range(len(counts)), key=lambda index: -counts[index])[:_ROWS]
+    return sorted(largest)
+
+
+def summarize(tables: Mapping[str, Table], title: str, notes: Sequence[str]) -> Summary:
+    """Draw samples per class and split, a bar for the training samples, and notes below.
+
+    Args:
+        tables: The tables by split.
+        title: The headline.
+        notes: Lines for below the table.
+    """
+    names = tables["train"].class_names
+    counts = {split: table.counts() for split, table in tables.items()}
+    train = counts["train"]
+    summary = Summary(
+        title=escape(title), box=SIMPLE_HEAD, title_justify="left", caption_justify="left", show_footer=True
+    )
+    summary.caption = "\n".join(f"• {escape(note)}" for note in notes) or None
+    summary.add_column("class", "images" if tables["train"].multi_label else "total", overflow="fold", style="bold")
+    for split, table in tables.items():
+        summary.add_column(split, str(len(table)), justify="right")
+    summary.add_column("", style="cyan", min_width=_BAR)
+    shown = _shown(train)
+    for index in shown:
+        cells = [str(counts[split][index]) for split in tables]
+        summary.add_row(escape(names[index]), *cells, _bar(train[index], max(train)))
+    if len(shown) < len(names):
+        rest = [sum(counts[split]) - sum(counts[split][index] for index in shown) for split in tables]
+        summary.add_row(f"… {len(names) - len(shown)} more", *map(str, rest), "", style="dim")
+    return summary

@@ -1,0 +1,266 @@
+"""Facts about files, looked up in threads before training and remembered between runs.
+
+Whether an image decodes, its size, which values a mask holds, its digest. A fact is remembered with the stamp of its
+file, and looked up again when the stamp has changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+import PIL
+from PIL import Image
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from autotimm.data.annotations.masks import MaskFacts, facts_of
+from autotimm.data.annotations.outlines import object_pixels
+from autotimm.data.image_io import BROKEN, read_rgb, reason
+from autotimm.records.digest import file_digest
+
+__all__ = ["FileFacts", "Problem", "Stamp", "file_digests", "image_sizes", "mask_facts", "object_bounds", "scan"]
+
+_PATIENCE = 2.0  # seconds before a bar appears
+_BLOCK = 2048  # files per round: bounds memory, and what an interruption loses
+_QUERY = 500  # paths per query: SQLite bounds the number of parameters
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_Result = TypeVar("_Result")
+
+
+class Problem(NamedTuple):
+    """A file that cannot be used.
+
+    Attributes:
+        path: The file.
+        reason: Why, in a few words.
+    """
+
+    path: Path
+    reason: str
+
+
+class Stamp(NamedTuple):
+    """What tells whether a file is still the one that was read.
+
+    Size and mtime are not enough: ``cp -p``, ``rsync -t`` and reproducible archives set them. Nobody sets ctime, and a
+    file that was replaced has another inode.
+    """
+
+    path: bytes
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+    device: int
+
+    @classmethod
+    def of(cls, path: Path) -> Stamp | None:
+        """The stamp of a file; ``None`` if there is no such file."""
+        try:
+            info = path.stat()
+        except (OSError, ValueError):  # ValueError: a NUL in the name, which no system call takes
+            return None
+        # SQLite's integers have 64 bits and a sign, inodes of some network file systems have none.
+        inode, device = info.st_ino % 2**63, info.st_dev % 2**63
+        name = os.fsencode(os.path.abspath(path))
+        return cls(name, info.st_size, info.st_mtime_ns, info.st_ctime_ns, inode, device)
+
+
+class FileFacts(Generic[_Result]):
+    """One fact per file, looked up in threads and kept in a SQLite file of the user's cache.
+
+    Only an accelerator: where the cache cannot be read or written, facts are looked up again, silently.
+
+    Args:
+        name: What the fact is, such as ``"sizes"``: the name of the cache file.
+        look_up: Reads one file. Its result must be JSON; what it raises of ``BROKEN`` becomes a :class:`Problem`, which
+            is never remembered, since the cure may leave the file as it is.
+        rules: The version of the rules by which it reads; facts found by other rules are not used.
+        threads: How many files are read at once, at most.
+    """
+
+    def __init__(self, name: str, look_up: Callable[[Path], _Result], rules: str, threads: int = 16) -> None:
+        self.name, self.look_up, self.rules, self.threads = name, look_up, rules, threads
+
+    @property
+    def path(self) -> Path:
+        """The cache file: below ``XDG_CACHE_HOME``, or ``~/.cache``."""
+        home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+        return Path(home) / "autotimm" / f"{self.name}.sqlite3"
+
+    def __call__(self, files: Sequence[Path], progress: bool, title: str) -> dict[Path, _Result | Problem]:
+        """The fact of each file, in the order of ``files``; one that is listed twice is read once.
+
+        Args:
+            files: The files.
+            progress: Whether a bar may appear, on a terminal, if it takes more than 2 seconds.
+            title: What the bar says.
+        """
+        stamps = {path: Stamp.of(path) for path in dict.fromkeys(files)}
+        known = self._use(
+            lambda connection: self._select(connection, [stamp for stamp in stamps.values() if stamp]), {}
+        )
+        # Permissions change without a trace in size and mtime.
+        todo = [path for path, stamp in stamps.items() if stamp not in known or not os.access(path, os.R_OK)]
+        fresh: dict[Path, _Result | Problem] = {}
+        try:
+            for path, fact in zip(todo, _with_progress(self._map(todo), len(todo), progress, title), strict=True):
+                fresh[path] = fact
+        finally:  # an interruption keeps what was looked up
+            rows = [(*stamp, self.rules, json.dumps(fact)) for path, fact in fresh.items()
+                    if not isinstance(fact, Problem) and (stamp := stamps[path])]  # fmt: skip
+            self._use(lambda connection: self._insert(connection, rows), None)
+        return {path: fresh[path] if path in fresh else known[stamp] for path, stamp in stamps.items()}
+
+    def _map(self, paths: Sequence[Path]) -> Iterator[_Result | Problem]:
+        def attempt(path: Path) -> _Result | Problem:
+            try:
+                return self.look_up(path)
+            except BROKEN as error:
+                return Problem(path, reason(path, error))
+
+        # Decoding and hashing release the interpreter's lock.
+        pool = ThreadPoolExecutor(min(os.cpu_count() or 1, self.threads), thread_name_prefix=self.name)
+        try:
+            for first in range(0, len(paths), _BLOCK):
+                yield from pool.map(attempt, paths[first : first + _BLOCK])
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _select(self, connection: sqlite3.Connection, stamps: Sequence[Stamp]) -> dict[Stamp | None, _Result]:
+        known: dict[Stamp | None, _Result] = {}
+        width = len(Stamp._fields)
+        for first in range(0, len(stamps), _QUERY):
+            paths = [stamp.path for stamp in stamps[first : first + _QUERY]]
+            marks = ",".join("?" * len(paths))
+            rows = connection.execute(
+                f"select * from facts where rules = ? and path in ({marks})", [self.rules, *paths]
+            )
+            known |= {Stamp(*row[:width]): json.loads(row[-1]) for row in rows}
+        return known
+
+    def _insert(self, connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+        marks = ", ".join("?" * (len(Stamp._fields) + 2))
+        connection.executemany(f"insert or replace into facts values ({marks})", rows)
+
+    def _use(self, use: Callable[[sqlite3.Connection], Any], otherwise: Any) -> Any:
+        """Use the cache in one transaction. A damaged file is removed; one that is locked is left alone."""
+        columns = ", ".join(f"{field} integer" for field in Stamp._fields[1:])
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self.path, timeout=1.0)) as connection, connection:
+                connection.execute("pragma synchronous=off")  # a cache that is lost with the power is made again
+                connection.execute(
+                    f"create table if not exists facts (path blob primary key, {columns}, rules text, fact text)"
+                )
+                return use(connection)
+        except sqlite3.OperationalError:
+            return otherwise
+        except (sqlite3.DatabaseError, ValueError):
+            with suppress(OSError):
+                self.path.unlink()
+            return otherwise
+        except OSError:
+            return otherwise
+
+
+def _with_progress(results: Iterator[_Result], total: int, wanted: bool, title: str) -> Iterator[_Result]:
+    """Pass results on, with a bar once it has taken long."""
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    started, shown = time.monotonic(), False
+    progress = Progress(*columns, console=console, transient=True)
+    task = progress.add_task(title, total=total)
+    try:
+        for result in results:
+            progress.advance(task)
+            if wanted and not shown and console.is_terminal and time.monotonic() - started > _PATIENCE:
+                progress.start()
+                shown = True
+            yield result
+    finally:
+        if shown:
+            progress.stop()
+
+
+def scan(files: Sequence[Path], progress: bool = True) -> list[Problem]:
+    """Decode every file completely and list those that fail, in the order of ``files``.
+
+    Args:
+        files: The files; one that is listed twice is read once.
+        progress: Whether a bar may appear.
+    """
+    return [fact for fact in _READABLE(files, progress, "checking images").values() if isinstance(fact, Problem)]
+
+
+def image_sizes(files: Sequence[Path], progress: bool = True) -> dict[Path, tuple[int, int]]:
+    """Width and height of upright images, from their headers; nothing about files that cannot be read."""
+    sizes = _SIZES(files, progress, "checking annotations")
+    return {path: (size[0], size[1]) for path, size in sizes.items() if not isinstance(size, Problem)}
+
+
+def mask_facts(files: Sequence[Path], progress: bool = True) -> dict[Path, MaskFacts | Problem]:
+    """What each mask holds, or why it cannot be read."""
+    return {
+        path: fact if isinstance(fact, Problem) else MaskFacts(*(_tuples(part) for part in fact))
+        for path, fact in _MASKS(files, progress, "checking annotations").items()
+    }
+
+
+def object_bounds(files: Sequence[Path], progress: bool = True) -> dict[Path, tuple[int, ...] | Problem]:
+    """Width and height of masks of one object, then the box around it: x1, y1, x2, y2; zeros if there is nothing."""
+    return {
+        path: fact if isinstance(fact, Problem) else tuple(fact)
+        for path, fact in _BOUNDS(files, progress, "checking annotations").items()
+    }
+
+
+def file_digests(files: Sequence[Path], progress: bool = True) -> dict[Path, str | Problem]:
+    """SHA-256 of each file."""
+    return _DIGESTS(files, progress, "reading images")
+
+
+def _tuples(part: Any) -> Any:
+    return tuple(part) if isinstance(part, list) else part
+
+
+def _decode(path: Path) -> bool:
+    read_rgb(path)
+    return True
+
+
+def _size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        width, height = image.size
+        # Pillow decodes a whole PNG to look for a tag behind its pixels, where nobody writes one.
+        written = image.format != "PNG" or "exif" in image.info
+        orientation = 1
+        if written:
+            with contextlib.suppress(*BROKEN):  # a broken tag says nothing of the orientation
+                orientation = image.getexif().get(0x0112, 1)
+    return (height, width) if orientation in _TURNED else (width, height)
+
+
+def _bounds(path: Path) -> tuple[int, ...]:
+    pixels = object_pixels(path)
+    rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
+    box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) if len(rows) else (0, 0, 0, 0)
+    return (pixels.shape[1], pixels.shape[0], *map(int, box))
+
+
+# A release of Pillow may read a file otherwise than an older one. The number counts changes of our own rules.
+_READABLE: FileFacts[bool] = FileFacts("readable", _decode, f"1 {PIL.__version__}")
+_SIZES: FileFacts[tuple[int, int]] = FileFacts("sizes", _size, f"2 {PIL.__version__}")
+_MASKS: FileFacts[Any] = FileFacts("masks", facts_of, f"2 {PIL.__version__}")
+_BOUNDS: FileFacts[tuple[int, ...]] = FileFacts("objects", _bounds, f"2 {PIL.__version__}")
+_DIGESTS: FileFacts[str] = FileFacts("digests", file_digest, "1", threads=8)

@@ -1,0 +1,271 @@
+"""The size of an image drawn at random, with masks that stay on their pixels.
+
+What happens to an image between decoder and network: torchvision v2 on ``uint8``.
+
+``uint8`` it stays until the network, which owns the normalization: a quarter of the memory between processes, several
+times faster resizing, and color changes whose bits do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
+
+from autotimm.errors import UsageError, require_choice, sentence
+from autotimm.types import Sample
+
+__all__ = [
+    "AUGMENTATIONS",
+    "INTERPOLATIONS",
+    "ImageTransform",
+    "SampleTransform",
+    "ScaleJitter",
+    "draws_from_torch_only",
+    "eval_transform",
+    "resize_masks",
+    "train_transform",
+]
+
+
+def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize masks (..., H, W) to the pixel whose center is nearest, as plain tensors.
+
+    torchvision's ``NEAREST`` rounds down instead, and puts a mask half a pixel beside its image and its boxes.
+    """
+    plain = masks.as_subclass(Tensor)
+    rows = plain if plain.ndim > 2 else plain.unsqueeze(0)
+    resized: Tensor = F.resize(rows, list(size), interpolation=InterpolationMode.NEAREST_EXACT)
+    return resized if plain.ndim > 2 else resized[0]
+
+
+class ScaleJitter(v2.Transform):
+    """Draw the size of an image, its boxes and its masks as torchvision's ``ScaleJitter`` does, from the same numbers.
+
+    torchvision's own resizes masks with ``NEAREST`` whatever it is told, see :func:`resize_masks`, and makes nothing
+    of an image that is much longer than wide.
+
+    Args:
+        side: The side of the square that a scale of 1 fits the image into.
+        low: The smallest scale.
+        high: The largest.
+    """
+
+    def __init__(self, side: int, low: float, high: float) -> None:
+        super().__init__()
+        self.drawn = v2.ScaleJitter((side, side), scale_range=(low, high))
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Height and width, at least one pixel each."""
+        height, width = self.drawn.make_params(flat_inputs)["size"]
+        return {"size": (max(1, height), max(1, width))}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Resize one of image, boxes and masks."""
+        if isinstance(inpt, tv_tensors.Mask):
+            return tv_tensors.wrap(resize_masks(inpt, params["size"]), like=inpt)
+        return F.resize(inpt, list(params["size"]), antialias=True)
+
+
+AUGMENTATIONS = ("none", "light", "default", "strong", "randaugment", "trivialaugment", "autoaugment")
+"""Names of the built-in augmentations, see :func:`train_transform`."""
+
+INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic")
+"""Names of the interpolations that work on tensors."""
+
+Transform: TypeAlias = Callable[[Any], Any]
+
+
+def _mode(interpolation: str, owner: str) -> InterpolationMode:
+    require_choice("interpolation", owner, interpolation, INTERPOLATIONS)
+    return InterpolationMode(interpolation)
+
+
+def _compose(parts: Sequence[Transform]) -> Transform:
+    composed: Transform = v2.Compose(list(parts))
+    return composed
+
+
+def eval_transform(image_size: int, crop_pct: float = 0.875, interpolation: str = "bilinear") -> Transform:
+    """Resize the shorter side to ``image_size / crop_pct`` and take the central square.
+
+    Args:
+        image_size: Side of the square in pixels.
+        crop_pct: Share of the resized shorter side that the crop keeps, in (0, 1].
+        interpolation: One of :data:`INTERPOLATIONS`.
+
+    Returns:
+        A callable from ``uint8`` (3, H, W) to ``uint8`` (3, image_size, image_size).
+
+    Example:
+        >>> eval_transform(32)(torch.zeros(3, 50, 70, dtype=torch.uint8)).shape
+        torch.Size([3, 32, 32])
+    """
+    size = max(image_size, round(image_size / crop_pct))
+    return _compose(
+        [v2.Resize(size, _mode(interpolation, "eval_transform"), antialias=True), v2.CenterCrop(image_size)]
+    )
+
+
+def _crop(image_size: int, mode: InterpolationMode, scale: float) -> Transform:
+    crop: Transform = v2.RandomResizedCrop(image_size, scale=(scale, 1.0), interpolation=mode, antialias=True)
+    return crop
+
+
+def train_transform(
+    augmentation: str = "default", image_size: int = 224, interpolation: str = "bilinear", crop_pct: float = 0.875
+) -> Transform:
+    """Build one of the augmentations.
+
+    ===============  ==================================================================================================
+    name             what it does
+    ===============  ==================================================================================================
+    none             what evaluation does
+    light            random square of 90 to 100 % of the shorter side, never distorted or mirrored: safe for text
+    default          random crop of 50 to 100 %, mirror, a little brightness, contrast and saturation
+    strong           random crop of 20 to 100 %, mirror, strong color, grayscale, and a quarter of images partly erased
+    randaugment      random crop of 35 to 100 %, mirror, RandAugment(2, 9) (Cubuk et al., arXiv:1909.13719)
+    trivialaugment   the same with TrivialAugmentWide (Müller and Hutter, arXiv:2103.10158)
+    autoaugment      the same with AutoAugment's ImageNet policy (Cubuk et al., arXiv:1805.09501)
+    ===============  ==================================================================================================
+
+    Args:
+        augmentation: One of :data:`AUGMENTATIONS`.
+        image_size: Side of the square in pixels.
+        interpolation: One of :data:`INTERPOLATIONS`.
+        crop_pct: For ``none``, as in :func:`eval_transform`.
+
+    Returns:
+        A callable from ``uint8`` (3, H, W) to ``uint8`` (3, image_size, image_size).
+
+    Raises:
+        UsageError: If a name is unknown.
+    """
+    require_choice("augmentation", "ImageDataModule", augmentation, AUGMENTATIONS)
+    mode = _mode(interpolation, "ImageDataModule")
+    mirror = v2.RandomHorizontalFlip()
+    if augmentation == "none":
+        return eval_transform(image_size, crop_pct, interpolation)
+    if augmentation == "light":
+        # RandomResizedCrop cannot take 80 % of an oblong image as a square, and then always takes the middle.
+        sides = list(range(image_size, round(image_size / 0.9) + 1))
+        return _compose([v2.RandomShortestSize(sides, interpolation=mode, antialias=True), v2.RandomCrop(image_size)])
+    if augmentation == "default":
+        return _compose([_crop(image_size, mode, 0.5), mirror, v2.ColorJitter(0.2, 0.2, 0.2)])
+    if augmentation == "strong":
+        color = [v2.ColorJitter(0.4, 0.4, 0.4, 0.1), v2.RandomGrayscale(0.1), v2.RandomErasing(0.25)]
+        return _compose([_crop(image_size, mode, 0.2), mirror, *color])
+    policies = {
+        "randaugment": v2.RandAugment,
+        "trivialaugment": v2.TrivialAugmentWide,
+        "autoaugment": v2.AutoAugment,
+    }
+    return _compose([_crop(image_size, mode, 0.35), mirror, policies[augmentation](interpolation=mode)])
+
+
+def draws_from_torch_only(transform: Any) -> bool:
+    """Whether a transform is made of torchvision v2 and our scale jitter alone, which read torch's generator only.
+
+    A ``v2.Lambda``, a subclass of your own, an older transform or any other callable may read ``random`` or NumPy.
+
+    Example:
+        >>> draws_from_torch_only(v2.Compose([v2.RandomHorizontalFlip()]))
+        True
+        >>> draws_from_torch_only(v2.Compose([v2.RandomHorizontalFlip(), lambda image: image]))
+        False
+    """
+    if type(transform) is ScaleJitter:
+        return True
+    if not type(transform).__module__.startswith("torchvision.transforms.v2.") or isinstance(transform, v2.Lambda):
+        return False
+    # The containers of v2 keep plain lists, which nn.Module.modules() does not see.
+    return all(draws_from_torch_only(part) for part in vars(transform).get("transforms", ()))
+
+
+class SampleTransform(ABC):
+    """What a sample goes through between table and batch.
+
+    Attributes:
+        transform: What the caller gave, or what stands for it, for the record of a run.
+        name: The argument it was given as, for errors.
+        owner: The class it was given to, for errors.
+        torch_only: Whether it reads no other global generator than torch's.
+    """
+
+    transform: Any
+    name: str
+    owner: str
+    torch_only: bool
+
+    @abstractmethod
+    def __call__(self, sample: Sample) -> Sample:
+        """Transform a sample.
+
+        Raises:
+            UsageError: If what comes out is none.
+        """
+
+    @abstractmethod
+    def check(self, sample: Sample) -> None:
+        """Refuse a transform by its first result, before a worker meets it.
+
+        Raises:
+            UsageError: If the result cannot be used.
+        """
+
+
+class ImageTransform(SampleTransform):
+    """A transform of the image alone, applied to a sample; targets of classification do not move with pixels.
+
+    Args:
+        transform: A callable from a ``uint8`` ``tv_tensors.Image`` (3, H, W) to a tensor (3, h, w), ``uint8`` in
+            [0, 255] or floating point in [0, 1].
+        name: The argument it was given as, for errors.
+        owner: The class it was given to, for errors.
+    """
+
+    def __init__(self, transform: Transform, name: str, owner: str = "ImageDataModule") -> None:
+        if not callable(transform):
+            raise UsageError(sentence(name, owner, "callable", transform, "Give for example a torchvision v2.Compose."))
+        self.transform, self.name, self.owner = transform, name, owner
+        self.torch_only = draws_from_torch_only(transform)
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Transform the image of a sample.
+
+        Raises:
+            UsageError: If what comes out is not an image.
+        """
+        image = self.transform(sample.image)
+        if not isinstance(image, Tensor):
+            self._refuse(type(image).__name__, "Let them end with a tensor, for example with v2.ToImage().")
+        if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
+            self._refuse(f"a tensor of shape {tuple(image.shape)}", "Keep channels first, and all three of them.")
+        if image.dtype != torch.uint8 and not image.is_floating_point():
+            self._refuse(
+                f"a tensor of {image.dtype}", "Keep uint8, or convert with v2.ToDtype(torch.float32, scale=True)."
+            )
+        return Sample(image.as_subclass(Tensor), sample.target, sample.id)
+
+    def check(self, sample: Sample) -> None:
+        """Refuse floating point values far outside of [0, 1]: the network would normalize a second time.
+
+        Raises:
+            UsageError: If values lie outside. A little more than [0, 1] is what bicubic resizing does.
+        """
+        image = sample.image
+        low, high = float(image.min()), float(image.max())
+        if image.is_floating_point() and not (low >= -0.5 and high <= 1.5):
+            self._refuse(f"values from {low:.3g} to {high:.3g}", "Leave out Normalize: the network does that itself.")
+
+    def _refuse(self, got: str, do: str) -> None:
+        raise UsageError(
+            f"The `{self.name}` of {self.owner} must give a tensor (3, height, width), uint8 in [0, 255] or floating "
+            f"point in [0, 1]. Got {got} instead. {do}"
+        )

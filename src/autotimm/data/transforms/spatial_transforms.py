@@ -1,0 +1,180 @@
+"""What happens to an image whose boxes or masks move with its pixels: torchvision v2, then a letterbox.
+
+The letterbox keeps the aspect ratio: the longer side becomes the side of the square that the network sees, the rest is
+gray. Objects are not distorted, and what is found can be mapped back to the pixels of the original image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from autotimm.constants import IGNORE_INDEX
+from autotimm.data.transforms.image_transforms import SampleTransform, ScaleJitter, draws_from_torch_only, resize_masks
+from autotimm.errors import UsageError, require_choice, sentence
+from autotimm.types import Placement, Sample
+
+__all__ = ["GRAY", "SPATIAL_AUGMENTATIONS", "SpatialTransform", "place", "spatial_augmentation"]
+
+SPATIAL_AUGMENTATIONS = ("none", "light", "default", "strong")
+"""Names of the built-in augmentations, see :func:`spatial_augmentation`."""
+
+GRAY = 114
+"""What a letterbox is filled with: near the mean of photographs, so that the border draws no attention."""
+
+"""The class index of pixels that nothing is known of; neither learned from nor measured."""
+
+_USE_V2 = "Use torchvision's v2 transforms, without normalization: the network does that."
+
+Pair: TypeAlias = tuple[Any, Any]
+PairTransform: TypeAlias = Callable[[Any, Any], Pair]
+
+
+def spatial_augmentation(name: str, image_size: int, owner: str, outside: int = 0) -> PairTransform | None:
+    """Build one of the augmentations for images with boxes or masks.
+
+    =========  ========================================================================================================
+    name       what it does
+    =========  ========================================================================================================
+    none       nothing but the letterbox
+    light      the image at 90 to 110 % of its size, a little brightness and contrast; never mirrored: safe for text
+    default    mirror, 80 to 125 % with a random crop, brightness, contrast and saturation
+    strong     mirror, large scale jitter of 10 to 200 % (Ghiasi et al., "Simple copy-paste", CVPR 2021) with a random
+               crop, and the photometric distortion of SSD (Liu et al., ECCV 2016)
+    =========  ========================================================================================================
+
+    Args:
+        name: One of :data:`SPATIAL_AUGMENTATIONS`.
+        image_size: Side of the network's square in pixels, which the scale is relative to.
+        owner: Who was given the name, for errors.
+        outside: What masks hold where a crop reaches beyond the image: 0, or :data:`~autotimm.constants.IGNORE_INDEX` for class indices.
+
+    Returns:
+        A callable from an image and its target to the same, or ``None`` for nothing.
+
+    Raises:
+        UsageError: If the name is unknown.
+    """
+    require_choice("augmentation", owner, name, SPATIAL_AUGMENTATIONS)
+    if name == "none":
+        return None
+    low, high = {"light": (0.9, 1.1), "default": (0.8, 1.25), "strong": (0.1, 2.0)}[name]
+    square = (image_size, image_size)
+    fill = {tv_tensors.Image: GRAY, tv_tensors.Mask: outside, "others": 0}
+    parts: list[Any] = [] if name == "light" else [v2.RandomHorizontalFlip()]
+    parts.append(ScaleJitter(image_size, low, high))
+    parts.append(v2.RandomCrop(square, pad_if_needed=True, fill=fill))  # pads what the jitter made too small
+    colors = {"light": v2.ColorJitter(0.1, 0.1), "default": v2.ColorJitter(0.2, 0.2, 0.2)}
+    parts.append(colors.get(name) or v2.RandomPhotometricDistort())
+    composed: PairTransform = v2.Compose(parts)
+    return composed
+
+
+def place(height: int, width: int, image_size: int) -> Placement:
+    """Where an image lies in the middle of a square after its longer side was resized to that of the square.
+
+    Example:
+        >>> place(100, 200, 64)
+        Placement(height=100, width=200, top=16, left=0, shown_height=32, shown_width=64)
+    """
+    scale = image_size / max(height, width)
+    shown_height, shown_width = max(1, round(height * scale)), max(1, round(width * scale))
+    top, left = (image_size - shown_height) // 2, (image_size - shown_width) // 2
+    return Placement(height, width, top, left, shown_height, shown_width)
+
+
+class SpatialTransform(SampleTransform):
+    """A transform of image and target together, and the letterbox behind it, applied to a sample.
+
+    Class indices of the border are :data:`~autotimm.constants.IGNORE_INDEX`; boxes that have left the image are dropped, with their labels and
+    masks.
+
+    Args:
+        transform: A callable from a ``uint8`` ``tv_tensors.Image`` (3, H, W) and its target (see
+            :class:`autotimm.types.Sample`) to the same at any size; ``None`` for the letterbox alone.
+        image_size: Side of the square in pixels.
+        name: The argument it was given as, for errors.
+        owner: The class it was given to, for errors.
+    """
+
+    def __init__(self, transform: PairTransform | None, image_size: int, name: str, owner: str) -> None:
+        if transform is not None and not callable(transform):
+            raise UsageError(sentence(name, owner, "callable", transform, "Give for example a torchvision v2.Compose."))
+        self.transform, self.image_size, self.name, self.owner = transform, image_size, name, owner
+        self.torch_only = transform is None or draws_from_torch_only(transform)
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Transform one sample: ``uint8`` (3, S, S), its target as plain tensors, and where the original lies.
+
+        Raises:
+            UsageError: If what comes out is not an image and a target.
+        """
+        image, target = sample.image, sample.target
+        if self.transform is not None:
+            image, target = self._augmented(tv_tensors.Image(image), target)
+        height, width = image.shape[-2:]
+        placement = place(height, width, self.image_size)
+        image = self._boxed(image, placement, GRAY)
+        if isinstance(target, dict):
+            target = self._objects(target, placement)
+        elif target is not None:
+            target = self._boxed(target, placement, IGNORE_INDEX).to(torch.int64)
+        kept = placement if self.transform is None else None  # after a crop nothing can be mapped back
+        return Sample(image, target, sample.id, kept)
+
+    def check(self, sample: Sample) -> None:
+        """Refuse a transform that dropped boxes and kept their labels, or the other way round."""
+        sizes = {name: len(value) for name, value in sample.target.items()} if isinstance(sample.target, dict) else {}
+        if len(set(sizes.values())) > 1:
+            got = ", ".join(f"{size} {name}" for name, size in sizes.items())
+            self._refuse(f"{got} of one image", "Let v2.SanitizeBoundingBoxes have a `labels_getter` for all of them.")
+
+    def _augmented(self, image: Any, target: Any) -> Pair:
+        assert self.transform is not None
+        result = self.transform(image, target)
+        if not isinstance(result, (tuple, list)) or len(result) != 2:
+            self._refuse(f"a {type(result).__name__}", _USE_V2)
+        image, target = result
+        if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3:
+            dtype = f" of {image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else ""
+            self._refuse(f"a {type(image).__name__}{dtype} as the image", _USE_V2)
+        return image, target
+
+    def _refuse(self, got: str, do: str) -> None:
+        raise UsageError(
+            f"The `{self.name}` of {self.owner} must take and give (image, target), the image as uint8 of shape "
+            f"(3, height, width). Got {got} instead. {do}"
+        )
+
+    def _boxed(self, image: Tensor, at: Placement, fill: int) -> Tensor:
+        """Resize and pad an image (3, H, W) or masks (..., H, W)."""
+        mask = fill != GRAY
+        plain, size = image.as_subclass(Tensor), (at.shown_height, at.shown_width)
+        rows = plain if plain.ndim == 3 else plain.unsqueeze(0)
+        if rows.shape[-2:] != size:
+            rows = resize_masks(rows, size) if mask else F.resize(rows, list(size), antialias=True)
+        bottom, right = self.image_size - at.top - at.shown_height, self.image_size - at.left - at.shown_width
+        rows = F.pad(rows, [at.left, at.top, right, bottom], fill=fill)
+        result: Tensor = rows if plain.ndim == 3 else rows[0]
+        return result
+
+    def _objects(self, target: dict[str, Any], at: Placement) -> dict[str, Tensor]:
+        """Boxes and masks in pixels of the square; what left the image, or has become nothing, is dropped."""
+        boxes = target["boxes"].as_subclass(Tensor).to(torch.float32)
+        scale = boxes.new_tensor([at.shown_width / at.width, at.shown_height / at.height] * 2)
+        low = boxes.new_tensor([at.left, at.top] * 2)
+        high = low + boxes.new_tensor([at.shown_width, at.shown_height] * 2)
+        moved = {name: value.as_subclass(Tensor) for name, value in target.items()}
+        moved["boxes"] = torch.minimum(torch.maximum(boxes * scale + low, low), high)
+        keep = ((moved["boxes"][:, 2:] - moved["boxes"][:, :2]) >= 1).all(1)
+        if "masks" in moved:
+            masks = moved["masks"]
+            moved["masks"] = self._boxed(masks, at, 0) if len(masks) else masks.new_zeros(0, *[self.image_size] * 2)
+            keep &= moved["masks"].flatten(1).bool().any(1) if len(masks) else keep
+        return {name: value[keep] for name, value in moved.items()}

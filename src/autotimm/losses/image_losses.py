@@ -1,0 +1,223 @@
+"""Losses of torch, timm and torchvision by name, by import path, or as they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from timm.loss import (  # type: ignore[attr-defined]  # timm re-exports these without an `__all__`
+    AsymmetricLossMultiLabel,
+    AsymmetricLossSingleLabel,
+    BinaryCrossEntropy,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import sigmoid_focal_loss
+
+from autotimm.errors import UsageError, nearest, require, sentence
+from autotimm.serialization import import_object
+
+__all__ = ["LOSSES", "MULTI_LABEL_LOSSES", "FocalLoss", "FunctionLoss", "balanced_weights", "build_loss"]
+
+LOSSES = ("asymmetric", "bce", "cross_entropy", "focal")
+MULTI_LABEL_LOSSES = ("asymmetric", "bce", "focal")
+
+
+class FocalLoss(nn.Module):
+    """Focal loss of torchvision (Lin et al., "Focal loss for dense object detection", ICCV 2017), one vs. all.
+
+    Summed over classes and averaged over samples, as the paper normalizes by the number of positives.
+
+    Args:
+        weight: Weight of each class, shape (C,), or ``None``.
+
+    Shape:
+        - logits: (N, C).
+        - targets: ``int64`` (N,) class indices, or float (N, C) in [0, 1].
+    """
+
+    weight: Tensor | None
+
+    def __init__(self, weight: Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss, a scalar."""
+        if targets.ndim == 1:
+            targets = F.one_hot(targets, logits.shape[1])
+        # alpha=-1: no fixed balance of positives and negatives, which is tuned for detection.
+        loss: Tensor = sigmoid_focal_loss(logits, targets.to(logits.dtype), alpha=-1, gamma=2, reduction="none")
+        if self.weight is not None:
+            loss = loss * self.weight
+        return loss.sum(dim=1).mean()
+
+
+class FunctionLoss(nn.Module):
+    """A plain function as a module.
+
+    Args:
+        function: Takes predictions and targets, returns a scalar.
+    """
+
+    def __init__(self, function: Callable[[Any, Any], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, predictions: Any, targets: Any) -> Tensor:
+        """Call the function."""
+        return self.function(predictions, targets)
+
+
+def balanced_weights(counts: Sequence[int]) -> list[float]:
+    """Weigh classes so that each has the same say: total / (classes * count), as scikit-learn's ``balanced``.
+
+    A class without samples gets the weight of a class with one.
+
+    Args:
+        counts: Training samples per class.
+
+    Source:
+        King & Zeng, "Logistic regression in rare events data", Political Analysis 2001.
+
+    Example:
+        >>> balanced_weights([30, 10])
+        [0.6666666666666666, 2.0]
+    """
+    return [sum(counts) / (len(counts) * max(1, count)) for count in counts]
+
+
+def build_loss(
+    loss: str | Callable[..., Any] | None = None,
+    *,
+    multi_label: bool = False,
+    label_smoothing: float = 0.0,
+    class_weights: Sequence[float] | None = None,
+    num_classes: int,
+    soft_targets: bool = False,
+) -> nn.Module:
+    """Build the loss of a classifier, a module that takes logits (N, C) and targets and returns a scalar.
+
+    Args:
+        loss: ``None`` (cross-entropy, or binary cross-entropy for multi-label); a name: ``cross_entropy``, ``bce``
+            (timm; Wightman et al., "ResNet strikes back", 2021), ``focal`` (torchvision), ``asymmetric`` (timm; Ridnik
+            et al., ICCV 2021); an import path of a module class or function, such as ``timm.loss.JsdCrossEntropy``; a
+            module class, a module, or a function. What is not a name is used without arguments, just as it is.
+        multi_label: Whether targets are float (N, C) of zeros and ones, instead of ``int64`` (N,) class indices.
+        label_smoothing: Share in [0, 1) of the target that is spread over all classes (Szegedy et al., CVPR 2016).
+        class_weights: One weight per class, at least 0 and not all 0, see :func:`balanced_weights`. They weigh the
+            samples of a class, and for multi-label the positive term of a class.
+        num_classes: Number of classes C.
+        soft_targets: Whether targets may also be float (N, C) distributions, as mixup and CutMix make them.
+
+    Raises:
+        UsageError: If an argument is wrong, or the loss cannot do what another argument asks of it.
+
+    Example:
+        >>> criterion = build_loss(num_classes=3, label_smoothing=0.1)
+        >>> criterion(torch.zeros(2, 3), torch.tensor([0, 2]))
+        tensor(1.0986)
+    """
+    owner = "the loss"
+    require(
+        0 <= label_smoothing < 1, "label_smoothing", owner, "in [0, 1)", label_smoothing, "Give 0 to switch it off."
+    )
+    off = not (multi_label and label_smoothing)
+    do = "Smoothing spreads one class over all, and with multi_label there is no single class."
+    require(off, "label_smoothing", owner, "0 with multi_label", label_smoothing, do)
+    weights = checked_weights(class_weights, num_classes)
+    name = loss if loss is not None else "bce" if multi_label else "cross_entropy"
+    if isinstance(name, str) and name in LOSSES:
+        return _named(name, multi_label, float(label_smoothing), weights, soft_targets)
+    for option, value in (("label_smoothing", label_smoothing), ("class_weights", class_weights)):
+        do = "Configure your own loss itself, or choose one of " + ", ".join(LOSSES) + "."
+        require(not value, option, owner, f"left out with {_shown(name)}", value, do)
+    return loss_of(name)
+
+
+def _shown(loss: object) -> str:
+    return repr(loss) if isinstance(loss, str) else "a loss of your own"
+
+
+def checked_weights(given: Sequence[float] | None, num_classes: int) -> Tensor | None:
+    """Class weights as a tensor (C,).
+
+    Raises:
+        UsageError: If they are not one finite number of at least 0 per class, or all 0.
+    """
+    if given is None:
+        return None
+    do = "Give one number per class, for example balanced_weights(counts)."
+    must = f"{num_classes} numbers of at least 0, not all 0"
+    require(not isinstance(given, str), "class_weights", "the loss", must, given, do)
+    values = [float(value) for value in given]
+    fine = len(values) == num_classes and any(values) and all(value >= 0 and math.isfinite(value) for value in values)
+    require(fine, "class_weights", "the loss", must, values, do)
+    return torch.tensor(values)
+
+
+def _named(name: str, multi_label: bool, smoothing: float, weights: Tensor | None, soft: bool) -> nn.Module:
+    if multi_label and name not in MULTI_LABEL_LOSSES:
+        do = f"Choose one of {', '.join(MULTI_LABEL_LOSSES)}."
+        raise UsageError(sentence("loss", "a multi-label classifier", "one for independent classes", name, do))
+    if name == "asymmetric":
+        return _asymmetric(multi_label, smoothing, weights, soft)
+    if name == "focal":
+        require(not smoothing, "label_smoothing", "the loss", "0 with 'focal'", smoothing, "Use 'bce' to smooth.")
+        return FocalLoss(weights)
+    if name == "cross_entropy":
+        return nn.CrossEntropyLoss(weight=weights, label_smoothing=smoothing)
+    if multi_label:
+        return nn.BCEWithLogitsLoss(pos_weight=weights)
+    module: nn.Module = BinaryCrossEntropy(smoothing=smoothing, weight=weights)
+    return module
+
+
+def _asymmetric(multi_label: bool, smoothing: float, weights: Tensor | None, soft: bool) -> nn.Module:
+    do = "Use 'focal', or leave the weights out."
+    require(weights is None, "class_weights", "the loss", "left out with 'asymmetric'", weights, do)
+    if multi_label:
+        found: nn.Module = AsymmetricLossMultiLabel()
+        return found
+    if soft:
+        raise UsageError(
+            "The `loss` of a classifier with mixup or CutMix must take soft targets. Got 'asymmetric' instead. "
+            "Use 'cross_entropy', 'bce' or 'focal', or switch them off."
+        )
+    single: nn.Module = AsymmetricLossSingleLabel(eps=smoothing)
+    return single
+
+
+def _imported(path: str) -> Any:
+    if "." not in path:
+        cure = nearest(path, LOSSES) or f"Choose one of {', '.join(LOSSES)}, or give an import path."
+        raise UsageError(f"The `loss` must be a known name or an import path. There is no {path!r}. {cure}")
+    try:
+        return import_object(path)
+    except ImportError as error:
+        raise UsageError(f"The `loss` {path!r} must be importable. It is not ({error}). Check the path.") from None
+
+
+def loss_of(loss: Any) -> nn.Module:
+    """Make a module of an import path, a module class or a function; a module stays as it is.
+
+    Raises:
+        UsageError: If it is none of these.
+    """
+    loss = _imported(loss) if isinstance(loss, str) else loss
+    if isinstance(loss, nn.Module):
+        return loss
+    if isinstance(loss, type) and issubclass(loss, nn.Module):
+        try:
+            return loss()
+        except TypeError as error:
+            raise UsageError(
+                f"The `loss` {loss.__name__} must be made without arguments. It cannot ({error}). Give a module."
+            ) from None
+    if callable(loss) and not isinstance(loss, type):
+        return FunctionLoss(loss)
+    raise UsageError(
+        sentence("loss", "a classifier", "a name, an import path, a module or a function", loss, "Try 'cross_entropy'.")
+    )

@@ -1,0 +1,172 @@
+"""Names of backbones: what they mean, which there are, and what to say of one that is unknown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import get_deprecated_models, get_pretrained_cfg, is_model
+
+from autotimm.errors import ModelError, WeightsError, nearest
+from autotimm.models.backbone.hub import cached_file, download_file, hub_state
+
+__all__ = ["Architecture", "find_architecture", "list_backbones", "remember_architecture"]
+
+HUB_PREFIXES = ("hf-hub:", "hf_hub:")
+_CONFIG = "config.json"
+# What a hub repository's configuration may say of its weights beside the architecture. The rest is about training.
+_CONFIG_KEYS = (
+    "input_size", "test_input_size", "min_input_size", "fixed_input_size", "interpolation", "crop_pct", "mean", "std",
+    "num_classes", "label_offset", "pool_size", "first_conv", "classifier",
+)  # fmt: skip
+# Decided by us, whatever the repository was saved with.
+_OUR_ARGUMENTS = ("num_classes", "in_chans", "drop_rate", "drop_path_rate", "pretrained")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What is needed to build a backbone, beside its weights. Plain data.
+
+    Attributes:
+        name: The name that was asked for.
+        timm_name: The name in timm's registry, with a tag if one was given.
+        arguments: Arguments of timm's ``create_model`` that a hub repository was saved with.
+        overlay: Entries of timm's ``pretrained_cfg`` that a hub repository was saved with.
+    """
+
+    name: str
+    timm_name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    overlay: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def repo(self) -> str | None:
+        """The hub repository that was asked for by name, if one was."""
+        prefix, _, repo = self.name.partition(":")
+        return repo if f"{prefix}:" in HUB_PREFIXES else None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The ``pretrained_cfg`` of timm: preprocessing, sizes, and where weights are."""
+        known = get_pretrained_cfg(self.timm_name)
+        return ({} if known is None else asdict(known)) | self.overlay
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for a checkpoint."""
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]  # a dict goes in
+
+
+_remembered: dict[str, Architecture] = {}
+
+
+def remember_architecture(data: Mapping[str, Any]) -> None:
+    """Let a hub name be used without the hub from now on, given what :meth:`Architecture.as_dict` returned.
+
+    A checkpoint records this, so that loading it contacts nobody.
+    """
+    architecture = Architecture(**{**data, "overlay": _tuples(data.get("overlay", {}))})
+    _remembered[architecture.name] = architecture
+
+
+def _tuples(overlay: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in overlay.items()}
+
+
+def list_backbones(pattern: str = "*", pretrained: bool = False) -> list[str]:
+    """List the names of backbones, in natural order.
+
+    Args:
+        pattern: A shell pattern, such as ``"*vit*"``.
+        pretrained: Only those with pretrained weights, with their tags (``resnet18.a1_in1k``).
+
+    Example:
+        >>> list_backbones("resnet1??")
+        ['resnet10t', 'resnet14t', 'resnet18d', 'resnet101', 'resnet152']
+    """
+    return list(timm.list_models(pattern, pretrained=pretrained))
+
+
+def find_architecture(name: str) -> Architecture:
+    """Say what a backbone's name means.
+
+    Args:
+        name: A name of timm's registry, with or without a tag (``resnet18``, ``resnet18.a1_in1k``), or
+            ``hf-hub:owner/name`` for a hub repository that was saved by timm. Its configuration is read from what a
+            checkpoint recorded, from the cache, or from the hub, in this order.
+
+    Raises:
+        ModelError: If there is no such backbone; the nearest names are given.
+    """
+    if not name:
+        raise ModelError(f"The `backbone` must be a name. Got {name!r} instead. `list_backbones('*vit*')` lists them.")
+    if name in _remembered:
+        return _remembered[name]
+    if name.startswith(HUB_PREFIXES):
+        return _from_hub(name)
+    if any(sign in name for sign in "/\\:"):
+        raise ModelError(
+            f"The `backbone` must be a name of timm or `hf-hub:owner/name`. Got {name!r} instead. "
+            f"Write 'hf-hub:{name.rpartition(':')[2]}' for a hub repository; a weights file goes into `pretrained`."
+        )
+    return Architecture(name, _registered(name))
+
+
+def _registered(name: str) -> str:
+    """The name in timm's registry, after looking up renamed models."""
+    renamed = get_deprecated_models()
+    if name in renamed:
+        if renamed[name] is None:
+            raise ModelError(f"The `backbone` must be a model of timm. {name!r} was removed from timm. Choose another.")
+        name = str(renamed[name])
+    architecture, _, tag = name.partition(".")
+    if not is_model(architecture):
+        cure = (
+            nearest(architecture, timm.list_models()) or "`list_backbones('*vit*')` lists those with vit in the name."
+        )
+        raise ModelError(f"The `backbone` must be a model of timm. There is no {name!r}. {cure}")
+    tagged = timm.list_models(f"{architecture}.*", include_tags=True)
+    if tag and name not in tagged:
+        known = ", ".join(tagged[:5]) or f"{architecture} alone"
+        cure = nearest(name, tagged) or f"There is {known}."
+        raise ModelError(f"The `backbone` must be a model of timm. {architecture!r} has no weights {tag!r}. {cure}")
+    return name
+
+
+def _from_hub(name: str) -> Architecture:
+    repo = name.partition(":")[2]
+    path = cached_file(repo, [_CONFIG])
+    if path is None:
+        if reason := hub_state():
+            raise ModelError(
+                f"The `backbone` {name!r} must be in the cache or on the hub. It is not cached and {reason}. "
+                "Connect once, or use a name of `list_backbones()`."
+            )
+        try:
+            path = download_file(repo, [_CONFIG])
+        except WeightsError as error:
+            raise ModelError(f"The `backbone` {name!r} must be a hub repository saved by timm. {error}") from None
+    return _read_config(name, path)
+
+
+def _read_config(name: str, path: Path) -> Architecture:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        architecture = str(data["architecture"])
+        arguments, saved = dict(data.get("model_args") or {}), dict(data.get("pretrained_cfg") or data)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"The `config.json` of {name} must name an `architecture` of timm. It does not ({error}). Use a repository "
+            "that timm saved."
+        ) from None
+    saved.setdefault("num_classes", data.get("num_classes", 1000))
+    if arguments.get("in_chans", 3) != 3:
+        raise ModelError(
+            f"The `backbone` {name} must take RGB images. It takes {arguments['in_chans']} channels. Choose another."
+        )
+    overlay = {key: saved[key] for key in _CONFIG_KEYS if saved.get(key) is not None}
+    kept = {key: value for key, value in arguments.items() if key not in _OUR_ARGUMENTS}
+    return Architecture(name, _registered(architecture), kept, _tuples(overlay))

@@ -1,0 +1,5 @@
+"""Detectors of torchvision on feature maps of timm backbones."""
+
+from autotimm.models.detection.build_detector import DETECTORS, build_detector
+
+__all__ = ["DETECTORS", "build_detector"]

@@ -1,0 +1,165 @@
+"""The checkpoints of a run as files: their names, their digests, which are kept and which is the newest that is whole.
+
+::
+
+    checkpoints/
+      epoch-0002-step-00000090.ckpt   the end of an epoch: after 2 epochs, 90 optimizer steps
+      step-00000120.ckpt              in the middle of one
+      last.ckpt, best.ckpt            second names of two of them
+      sha256.txt                      a digest per file, in the format of `sha256sum`
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from autotimm.errors import require
+from autotimm.records.atomic import atomic_path, write_text
+from autotimm.records.digest import file_digest
+
+__all__ = ["CheckpointStore", "check_keep"]
+
+BUDGET = 2 * 1024**3  # bytes of checkpoints that a run keeps without being asked
+_NAME = re.compile(r"(?:epoch-(?P<epoch>\d+)-)?step-(?P<step>\d+)\.ckpt")
+_DIGESTS = "sha256.txt"
+
+
+def check_keep(keep: str | int) -> str | int:
+    """Return what to keep: ``"auto"``, ``"last"``, ``"epochs"`` or a number.
+
+    Raises:
+        UsageError: If it is none of these.
+    """
+    number = int(keep) if isinstance(keep, str) and keep.isdecimal() else keep
+    fine = number in ("auto", "last", "epochs") or (
+        isinstance(number, int) and not isinstance(number, bool) and number >= 1
+    )
+    must = "auto, last, epochs or a number of at least 1"
+    require(fine, "keep", "AutoTrainer", must, keep, "Give auto to keep every epoch up to 2 GB.")
+    return number
+
+
+class CheckpointStore:
+    """The folder of a run's checkpoints.
+
+    Args:
+        folder: The folder.
+        keep: ``"epochs"`` keeps the end of every epoch, a number that of the last so many, ``"last"`` none beside the
+            newest two; ``"auto"`` keeps every epoch while they take less than 2 GB, then every second, every fourth and
+            so on. The best and the newest two always stay.
+    """
+
+    def __init__(self, folder: Path, keep: str | int = "auto") -> None:
+        self.folder, self.keep = folder, check_keep(keep)
+
+    @staticmethod
+    def name(step: int, epochs: int | None = None) -> str:
+        """The name of a checkpoint after so many optimizer steps, and epochs if it is at the end of one.
+
+        Example:
+            >>> CheckpointStore.name(90, epochs=2), CheckpointStore.name(120)
+            ('epoch-0002-step-00000090.ckpt', 'step-00000120.ckpt')
+        """
+        return f"step-{step:08d}.ckpt" if epochs is None else f"epoch-{epochs:04d}-step-{step:08d}.ckpt"
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """Give a path to write a checkpoint to; it gets its name when it is whole and its digest is noted.
+
+        The digest is noted first: a file without one was not finished, a file with another one was damaged since.
+        """
+        with atomic_path(self.folder / name) as temporary:
+            yield temporary
+            self._note(name, file_digest(temporary))
+
+    def _note(self, name: str, digest: str) -> None:
+        lines = [line for line in self._lines() if (self.folder / line[66:]).exists()]
+        write_text(self.folder / _DIGESTS, "".join(f"{line}\n" for line in [*lines, f"{digest}  {name}"]))
+
+    def _lines(self) -> list[str]:
+        path = self.folder / _DIGESTS
+        return path.read_text().splitlines() if path.exists() else []
+
+    def problem(self, path: Path) -> str | None:
+        """Why a file may not have the bytes it was written with, as a part of a sentence; ``None`` if it has them."""
+        if not self.lists_digests:
+            return f"the list of digests {_DIGESTS} is missing"
+        known = {line[:64] for line in self._lines() if line[66:] == path.name}
+        if not known:
+            return f"{_DIGESTS} has no digest of it"
+        return None if file_digest(path) in known else "it was damaged since it was written"
+
+    def whole(self, path: Path) -> bool:
+        """Whether a file has the bytes it was written with."""
+        return self.problem(path) is None
+
+    @property
+    def lists_digests(self) -> bool:
+        """Whether the list of digests is there: a copy of some files of a run may lack it."""
+        return (self.folder / _DIGESTS).exists()
+
+    def sweep(self) -> None:
+        """Remove what a process that was killed while it wrote has left; only where nobody else can be writing."""
+        for path in self.folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+    def link(self, name: str, second: str) -> None:
+        """Give a checkpoint a second name, at no cost where the file system can, else by a copy."""
+        with atomic_path(self.folder / second) as temporary:
+            try:
+                os.link(self.folder / name, temporary)
+            except OSError:
+                shutil.copyfile(self.folder / name, temporary)
+
+    def link_epoch(self, epochs: int, second: str) -> None:
+        """Give the end of an epoch a second name that a kill has kept it from getting; nothing if it is not there."""
+        path, other = self.epochs().get(epochs), self.folder / second
+        if path is not None and not (other.exists() and path.samefile(other)):
+            self.link(path.name, second)
+
+    def files(self) -> list[Path]:
+        """All checkpoints by their own names, the oldest first."""
+        found = [(match, path) for path in self.folder.glob("*.ckpt") if (match := _NAME.fullmatch(path.name))]
+        # At the same step the end of the epoch comes after its last batch.
+        found.sort(key=lambda one: (int(one[0]["step"]), one[0]["epoch"] or ""))
+        return [path for _, path in found]
+
+    def epochs(self) -> dict[int, Path]:
+        """The checkpoints at the ends of epochs, by the number of epochs done."""
+        matches = ((_NAME.fullmatch(path.name), path) for path in self.files())
+        return {int(match["epoch"]): path for match, path in matches if match and match["epoch"]}
+
+    def newest(self) -> tuple[Path | None, list[Path]]:
+        """The newest checkpoint that is whole, or ``None``, and the damaged ones that are newer."""
+        damaged: list[Path] = []
+        for path in reversed(self.files()):
+            if self.whole(path):
+                return path, damaged
+            damaged.append(path)
+        return None, damaged
+
+    def thin(self) -> None:
+        """Remove what is not to be kept."""
+        files, ends = self.files(), self.epochs()
+        kept = {*files[-2:], *(path for number, path in ends.items() if number in self._chosen(ends))}
+        for path in files:
+            if path not in kept:
+                path.unlink()
+
+    def _chosen(self, ends: dict[int, Path]) -> set[int]:
+        numbers = sorted(ends)
+        if self.keep == "last":
+            return set()
+        if isinstance(self.keep, int):
+            return set(numbers[-self.keep :])
+        stride = 1
+        if self.keep == "auto" and numbers:
+            room = max(BUDGET // max(ends[numbers[-1]].stat().st_size, 1), 1)
+            while len([one for one in numbers if one % stride == 0]) > room:
+                stride *= 2
+        return {one for one in numbers if one % stride == 0}

@@ -1,0 +1,83 @@
+"""What the code of a callable is, as plain data: so that a transform that was changed can be told from the one before.
+
+A library's own classes are named only, since their version stands beside; of anybody else's code the text is taken.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from autotimm.records.digest import config_digest, tensor_digest
+from autotimm.serialization import first_path
+
+__all__ = ["code_digest", "describe_code"]
+
+# Our own code counts as a library's too: a manifest holds the digest of the whole package.
+_OURS = str(Path(__file__).parent.parent)
+_LIBRARIES = (_OURS, *{sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")})
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_DEPTH = 8  # containers within containers
+
+
+def describe_code(value: Any, _depth: int = 0) -> Any:
+    """Describe a callable or an object by name, by its source where it is not a library's, and by what it holds.
+
+    Example:
+        >>> describe_code(len)
+        {'name': 'builtins.len'}
+    """
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value.hex()
+    if isinstance(value, Tensor):
+        return tensor_digest(value)
+    if _depth > _DEPTH:
+        return type(value).__qualname__
+    if isinstance(value, Mapping):
+        return {str(name): describe_code(one, _depth + 1) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [describe_code(one, _depth + 1) for one in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(str(describe_code(one, _depth + 1)) for one in value)
+    if isinstance(value, functools.partial):
+        held = {"args": value.args, "keywords": value.keywords}
+        return {"partial": describe_code(value.func, _depth + 1), "held": describe_code(held, _depth + 1)}
+    if inspect.ismethod(value):
+        return {"method": describe_code(value.__func__, _depth + 1), "of": describe_code(value.__self__, _depth + 1)}
+    if inspect.isclass(value) or inspect.isroutine(value):
+        closure = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+        held = {"closure": describe_code(closure, _depth + 1)} if closure else {}
+        return {**_named(value), **held}
+    variables = getattr(value, "__dict__", None)
+    state = describe_code(variables, _depth + 1) if variables else _ADDRESS.sub("", repr(value))
+    return {"object": _named(type(value)), "state": state}
+
+
+def code_digest(value: Any) -> str:
+    """The first 16 hexadecimal digits of the digest of :func:`describe_code`."""
+    return config_digest(describe_code(value))[:16]
+
+
+def _named(value: Any) -> dict[str, Any]:
+    path = f"{getattr(value, '__module__', None)}.{getattr(value, '__qualname__', repr(value))}"
+    found = {"name": first_path(path)}
+    try:
+        file = inspect.getfile(value)
+    except (TypeError, OSError):  # built into the interpreter
+        return found
+    if file.startswith(_LIBRARIES):
+        return found
+    try:
+        return found | {"source": inspect.getsource(value)}
+    except (OSError, TypeError):  # typed into an interpreter: the compiled code is what there is
+        code = getattr(value, "__code__", None)
+        return found | ({"code": [code.co_code.hex(), _ADDRESS.sub("", repr(code.co_consts))]} if code else {})

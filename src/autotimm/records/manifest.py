@@ -1,0 +1,171 @@
+"""The manifest of a run: what goes into it, what it is made with, what was decided, and what came out.
+
+It is one JSON file with sorted keys, ``manifest.json`` in the run's folder, described for other programs by
+``docs/reference/manifest.schema.json``. Everything but ``volatile`` (clock, names of machine, user and folder) is part
+of its digest, which stands in the file, so that an edit by hand shows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autotimm.errors import ModelError, nearest, sentence
+from autotimm.records.atomic import write_text
+from autotimm.records.digest import config_digest
+
+__all__ = ["SCHEMA", "SECTIONS", "Manifest"]
+
+#: The version of the format. It grows when an older reader would misunderstand a file.
+SCHEMA = 1
+SECTIONS = ("inputs", "environment", "decisions", "results", "levels", "volatile")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The record of a run, as plain data.
+
+    What is given is copied, and brought to the form in which it comes back from a file: tuples become lists, and
+    numbers that are not finite, which JSON lacks, become text. A changed manifest is a new one, see
+    :func:`dataclasses.replace`.
+
+    Args:
+        inputs: What decides the numbers: configuration, seeds, data, split, transforms, code, initial weights.
+        environment: What it is made with, see :func:`autotimm.records.environment.environment`.
+        decisions: What was decided by measuring or looking: learning rate, batch size, recipe, pretrained weights.
+        results: The last digest of the ledger, the digest of the final weights, metrics, steps and status.
+        levels: What the run may claim, for example ``{"R0": "checked"}``.
+        volatile: Whatever differs between equal runs: clock, names of machine, user and folder, resumes.
+        schema: The version of the format.
+
+    Raises:
+        TypeError: If something is not plain data.
+
+    Example:
+        >>> manifest = Manifest(inputs={"config": {"lr": 0.1}}, environment={"threads": 2})
+        >>> manifest.run_id
+        '3c7745c39e8bc47b'
+        >>> manifest.problem() is None
+        True
+    """
+
+    inputs: dict[str, Any]
+    environment: dict[str, Any]
+    decisions: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+    levels: dict[str, str] = field(default_factory=dict)
+    volatile: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+    # What the file said of itself; not passed on to a changed copy.
+    _stored: dict[str, Any] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in SECTIONS:
+            object.__setattr__(self, name, _plain(getattr(self, name), name))
+
+    @property
+    def run_id(self) -> str:
+        """What the run is known by: 16 digits of the digest of its inputs. Equal inputs have equal ids."""
+        return config_digest(self.inputs)[:16]
+
+    @property
+    def digest(self) -> str:
+        """The digest of everything but ``volatile``."""
+        return config_digest({name: value for name, value in self._content().items() if name != "volatile"})
+
+    def _content(self) -> dict[str, Any]:
+        sections = {name: getattr(self, name) for name in SECTIONS}
+        return {"schema": self.schema, "run_id": self.run_id, **sections}
+
+    def save(self, path: str | Path) -> None:
+        """Write the manifest atomically, with its digest; equal manifests give equal bytes.
+
+        Raises:
+            OSError: If it cannot be written. What was there before is kept.
+        """
+        # ASCII: a path need not be text that UTF-8 can hold.
+        content = {**self._content(), "digest": self.digest}
+        write_text(path, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Manifest:
+        """Read a manifest. One that was edited is read too: see :meth:`problem`.
+
+        Raises:
+            ModelError: If it cannot be read, is damaged, or was written by a later version.
+        """
+        content = _read(path)
+        _check_schema(content.get("schema"), path)
+        known = {"schema", "run_id", "digest", *SECTIONS}
+        for name in sorted(content.keys() - known):
+            raise ModelError(
+                f"The manifest {path} has a key `{name}`, which is unknown. {nearest(name, known)}".rstrip()
+            )
+        for name in SECTIONS:
+            if not isinstance(content.get(name), dict):
+                got = content.get(name)
+                raise ModelError(
+                    sentence(name, f"the manifest {path}", "an object", got, "Use the file of another run.")
+                )
+        manifest = cls(**{name: content[name] for name in SECTIONS}, schema=content["schema"])
+        stored = {"digest": content.get("digest"), "run_id": content.get("run_id")}
+        object.__setattr__(manifest, "_stored", stored)
+        return manifest
+
+    def problem(self) -> str | None:
+        """What is wrong with the file that the manifest was read from, as a part of a sentence.
+
+        A change of ``volatile`` does not show. An edit by somebody who computes the digest anew does not either: the
+        digest protects against accidents, and is no signature.
+
+        Returns:
+            ``it was edited after it was written``, or ``None`` if nothing is wrong or it was read from no file.
+        """
+        wrong = self._stored is not None and self._stored != {"digest": self.digest, "run_id": self.run_id}
+        return "it was edited after it was written" if wrong else None
+
+
+def _plain(value: Any, where: str) -> Any:
+    """A copy in the form in which JSON gives it back."""
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(float(value))
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one, f"{where}.{name}") for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one, f"{where}.{index}") for index, one in enumerate(value)]
+    raise TypeError(sentence(where, "Manifest", "plain data", value, "Give numbers, text, lists and dictionaries."))
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    try:
+        content = _plain(json.loads(Path(path).read_bytes().decode()), "manifest")
+    except OSError as error:
+        why = error.strerror
+        raise ModelError(
+            f"The manifest {path} must be readable. It is not ({why}). Give the folder of a run."
+        ) from None
+    except (ValueError, RecursionError) as error:  # ValueError: not JSON, or not UTF-8
+        why = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else "it is not text"
+        raise ModelError(
+            f"The manifest {path} must be JSON. It is damaged ({why}). Use a copy that is whole."
+        ) from None
+    if not isinstance(content, dict):
+        raise ModelError(f"The manifest {path} must be a JSON object. It is something else. Use a copy that is whole.")
+    return content
+
+
+def _check_schema(schema: object, path: str | Path) -> None:
+    if isinstance(schema, bool) or not isinstance(schema, int) or schema < 1:
+        raise ModelError(sentence("schema", f"the manifest {path}", "a whole number from 1", schema,
+                                  "Use the file of another run."))  # fmt: skip
+    if schema > SCHEMA:
+        raise ModelError(sentence("schema", f"the manifest {path}", f"at most {SCHEMA}", schema,
+                                  "A later version wrote it: update autotimm."))  # fmt: skip

@@ -1,0 +1,128 @@
+"""``files.csv`` and ``splits.csv``: the samples that a run was made with, their digests and their splits."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from autotimm.errors import DataError, join_names
+from autotimm.records.atomic import write_text
+
+__all__ = ["Content", "SampleIndex", "seen_in_training"]
+
+
+class Content(dict[str, str]):
+    """SHA-256 of every sample by id, in byte order of the ids.
+
+    That of the image file; with boxes and masks, which lie in other files, of its digest and theirs; and of image and
+    target where samples are not files.
+    """
+
+    @property
+    def digest(self) -> str:
+        """One digest of them all."""
+        lines = "".join(f"{digest}  {name}\n" for name, digest in self.items())
+        return hashlib.sha256(lines.encode("utf-8", "surrogatepass")).hexdigest()
+
+    def changed(self, now: Content) -> list[str]:
+        """What is different ``now``, a line per sample: changed, missing or new.
+
+        Example:
+            >>> Content(a="1", b="2").changed(Content(a="1", b="3", c="4"))
+            ['changed: b', 'new: c']
+        """
+        names = sorted({*self, *now}, key=lambda name: name.encode("utf-8", "surrogatepass"))
+        return [
+            f"{'new' if name not in self else 'missing' if name not in now else 'changed'}: {name}"
+            for name in names
+            if self.get(name) != now.get(name)
+        ]
+
+
+def seen_in_training(trained: Mapping[str, str], measured: Mapping[str, str], what: str) -> list[str]:
+    """Say which samples that a model is measured on were trained on too, byte for byte; no line if none was.
+
+    Args:
+        trained: Digests of the training samples by id, as :class:`Content` has them.
+        measured: Those of the others.
+        what: What the others are called, such as ``"test images"``.
+
+    Example:
+        >>> seen_in_training({"train/a": "1", "train/b": "2"}, {"test/c": "2", "test/d": "3"}, "test images")
+        ['1 of 2 test images were trained on too, so that models look too good there: test/c (train/b).']
+    """
+    origin = {digest: name for name, digest in trained.items()}
+    both = [f"{name} ({origin[digest]})" for name, digest in measured.items() if digest in origin]
+    if not both:
+        return []
+    return [
+        f"{len(both)} of {len(measured)} {what} were trained on too, so that models look too good there: {join_names(both)}."
+    ]
+
+
+class SampleIndex:
+    """The two tables in a run's folder.
+
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def require_same(self, now: Content) -> None:
+        """Refuse other data than the run began with: half of it would be of one set, and half of another.
+
+        Raises:
+            DataError: If a sample was changed, removed or added since the tables were written.
+        """
+        if (before := self.content()) is not None and (changed := before.changed(now)):
+            some = "; ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+            raise DataError(
+                f"The data of {self.folder} must be what the run began with. It is not: {some}. "
+                "Put it back as it was, or begin another run."
+            )
+
+    def write(self, assignments: Iterable[tuple[str, str, str]], content: Content) -> None:
+        """Write both tables.
+
+        Args:
+            assignments: Id, class and split of every sample.
+            content: The digest of every sample.
+        """
+        write_text(self.folder / "splits.csv", _table(("id", "class", "split"), sorted(assignments)))
+        write_text(self.folder / "files.csv", _table(("id", "sha256"), content.items()))
+
+    def content(self) -> Content | None:
+        """The digests of the samples that the run was made with, or ``None`` if it was made from loaders."""
+        path = self.folder / "files.csv"
+        if not path.exists():
+            return None
+        with path.open(newline="", encoding="utf-8") as file:
+            return Content((row["id"], row["sha256"]) for row in csv.DictReader(file))
+
+    def content_of(self, split: str) -> Mapping[str, str]:
+        """The digests of the samples of one split by id; empty if the run was made from loaders."""
+        content, path = self.content(), self.folder / "splits.csv"
+        if content is None or not path.exists():
+            return {}
+        with path.open(newline="", encoding="utf-8") as file:
+            names = [row["id"] for row in csv.DictReader(file) if row["split"] == split]
+        return {name: content[name] for name in names if name in content}
+
+    def overlaps(self) -> list[str]:
+        """A line for each split that holds samples of the training set."""
+        trained = self.content_of("train")
+        splits = {split: self.content_of(split) for split in ("val", "test")}
+        return [line for split, part in splits.items() for line in seen_in_training(trained, part, f"{split} images")]
+
+
+def _table(columns: tuple[str, ...], rows: Iterable[Iterable[str]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,104 @@
+"""Two runs side by side: in what they were made differently, where they part, and what came out of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autotimm.records.causes import ManifestDifference, differences, likely_cause
+from autotimm.records.ledger_diff import Difference, first_difference
+from autotimm.records.run_folder import RunFolder
+from autotimm.runs.restore import read_manifest
+from autotimm.runs.verdict import describe, worth_naming
+from autotimm.runs.verify import read_run_ledger
+
+__all__ = ["Comparison", "compare"]
+
+_SHOWN = 12  # differences of a kind; the rest is counted
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What tells two runs apart.
+
+    Attributes:
+        manifests: The values of the manifests that differ.
+        files: The samples that were changed, are missing or are new, a line each.
+        difference: The first difference of the ledgers, or ``None``.
+        cause: What is likely behind it, in words.
+        metrics: Metrics of the best epochs, side by side; ``None`` where one has none.
+        notes: What is wrong with the records.
+        confirmed: What was found by setting factors back, see :mod:`autotimm.runs.explain_difference`; empty if nobody asked.
+    """
+
+    manifests: tuple[ManifestDifference, ...]
+    files: tuple[str, ...]
+    difference: Difference | None
+    cause: str
+    metrics: Mapping[str, tuple[float | None, float | None]]
+    notes: tuple[str, ...]
+    confirmed: str = ""
+
+    @property
+    def equal(self) -> bool:
+        """Whether the two have trained alike, bit for bit."""
+        return self.difference is None and not self.files
+
+    @property
+    def exit_code(self) -> int:
+        """0 for equal runs, 5 for others."""
+        return 0 if self.equal else 5
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for other programs."""
+        return {
+            "equal": self.equal,
+            "manifests": [one._asdict() for one in self.manifests],
+            "files": list(self.files),
+            "difference": self.difference._asdict() if self.difference else None,
+            "cause": self.cause,
+            "confirmed": self.confirmed,
+            "metrics": {name: list(pair) for name, pair in self.metrics.items()},
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        lines = list(self.notes)
+        for section in ("inputs", "environment", "decisions"):
+            found = [one.words for one in self.manifests if one.section == section]
+            lines += [f"{section}: {one}" for one in found[:_SHOWN]]
+            lines += [f"{section}: and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+        lines += [f"data: {one}" for one in self.files[:_SHOWN]]
+        lines += [f"data: and {len(self.files) - _SHOWN} more"] if len(self.files) > _SHOWN else []
+        width = max(map(len, self.metrics), default=0)
+        for name, pair in self.metrics.items():
+            a, b = ("-" if one is None else f"{one:.4f}" for one in pair)
+            lines.append(f"{name:<{width}}  {a}  {b}" + ("" if pair[0] == pair[1] else "  differs"))
+        if self.difference is not None:
+            lines += [one for one in (describe(self.difference), self.cause, self.confirmed) if one]
+        return "\n".join([*lines, "equal" if self.equal else "different"])
+
+
+def compare(a: Path, b: Path) -> Comparison:
+    """Compare two run folders.
+
+    Raises:
+        ModelError: If one of them has no record of a run.
+    """
+    manifests = [read_manifest(folder) for folder in (a, b)]
+    read = [read_run_ledger(folder, manifest) for folder, manifest in zip((a, b), manifests, strict=True)]
+    notes = [f"{folder}: {note}" for folder, (_, found) in zip((a, b), read, strict=True) for note in found]
+    contents = [RunFolder(folder, folder.parent).samples.content() for folder in (a, b)]
+    files = contents[0].changed(contents[1]) if contents[0] is not None and contents[1] is not None else []
+    difference = first_difference(read[0][0].lines, read[1][0].lines)
+    if difference is not None and difference.field == "lines":  # one of the two goes on: at which end was one cut?
+        shorter = read[0][0] if difference.recorded is None else read[1][0]
+        difference = None if shorter.problem else difference
+    apart = worth_naming(differences(*manifests))
+    names = [line.partition(": ")[2] for line in files]
+    cause = likely_cause(difference, apart, recorded=manifests[0], files=names) if difference else ""
+    found = [RunFolder(folder, folder.parent).results().get("best", {}) for folder in (a, b)]
+    metrics = {name: (found[0].get(name), found[1].get(name)) for name in dict.fromkeys([*found[0], *found[1]])}
+    return Comparison(tuple(apart), tuple(files), difference, cause, metrics, tuple(notes))

@@ -1,0 +1,406 @@
+"""What can be set back before a step is replayed: options, threads, and switches of torch.
+
+Replaying a run up to the line in which it differs from another one.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+
+from autotimm.config import FitConfig
+from autotimm.errors import AutotimmError
+from autotimm.records.causes import ManifestDifference, differences
+from autotimm.records.checkpoint_store import CheckpointStore
+from autotimm.records.digest import state_digest
+from autotimm.records.environment import environment
+from autotimm.records.ledger import Line
+from autotimm.records.ledger_diff import Comparer, Difference
+from autotimm.records.manifest import Manifest
+from autotimm.records.run_folder import RunFolder
+from autotimm.runs.explain_difference.operators import Operator, OperatorLog
+from autotimm.runs.restore import Rebuilt, read_config, rebuild
+from autotimm.runs.verify import EnoughError, changed_files, play
+from autotimm.tasks.checkpoint import read_checkpoint
+from autotimm.train.callbacks.recorder import Recorder, weight_digests
+from autotimm.train.run_description import surroundings
+
+__all__ = [
+    "Case",
+    "Factor",
+    "Played",
+    "Setup",
+    "Start",
+    "nearest_start",
+    "now",
+    "options_apart",
+    "recorded_switches",
+    "replay_up_to",
+    "surroundings_apart",
+    "switched",
+    "unsettable",
+]
+
+
+class Factor(NamedTuple):
+    """Something in which two runs differ, and which a replay can have either way.
+
+    Attributes:
+        name: What it is, in words.
+        here: Its value in the run that is replayed.
+        there: Its value in the other one.
+        option: What :func:`autotimm.runs.restore.rebuild` calls it; empty for a switch.
+        switch: Where torch keeps it, below ``torch.``; empty for an option.
+    """
+
+    name: str
+    here: Any
+    there: Any
+    option: str = ""
+    switch: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} ({_shown(self.there)} instead of {_shown(self.here)})"
+
+
+class Setup(NamedTuple):
+    """How a replay is made.
+
+    Attributes:
+        options: Options that are to be others than recorded.
+        switches: Switches of torch to set.
+    """
+
+    options: Mapping[str, Any]
+    switches: Mapping[str, Any]
+
+    def with_(self, factors: Iterable[Factor]) -> Setup:
+        """The same, with factors set back."""
+        options = {one.option: one.there for one in factors if one.option}
+        switches = {one.switch: one.there for one in factors if one.switch}
+        return Setup({**self.options, **options}, {**self.switches, **switches})
+
+
+# Options that change no number. Threads and decisions are compared where they are recorded for certain.
+_SILENT = {
+    "out", "name", "progress", "loggers", "keep", "checkpoint_every", "num_workers", "download", "strict", "threads",
+    "lr_find", "batch_size_find", "logger", "enable_progress_bar", "enable_model_summary", "profiler", "run_dir",
+    "default_root_dir", "enable_checkpointing", "log_every_n_steps", "persistent_workers", "pin_memory", "tuner",
+}  # fmt: skip
+_PLACES = {"path", "data_dir", "train_csv", "val_csv", "test_csv", "image_dir"}  # no matter, while the images are equal
+
+
+def options_apart(replayed: Path, other: Path, manifests: tuple[Manifest, Manifest]) -> list[Factor]:
+    """The options in which two runs differ; none if one was made from options and the other from objects."""
+    here, there = (_options(read_config(folder)) for folder in (replayed, other))
+    same_data = manifests[0].inputs.get("data") == manifests[1].inputs.get("data")
+    silent = _SILENT | (_PLACES if same_data else set())
+    found = []
+    for key in here:
+        name = key.rpartition(".")[2]
+        if key in there and name not in silent and here[key] != there[key]:
+            found.append(Factor(_words("inputs", f"config.{name}", here[key], there[key]), here[key], there[key], key))
+    for name in ("lr", "batch_size"):  # found by a search, which no option tells
+        a, b = (one.decisions.get(name) for one in manifests)
+        known = any(one.option.rpartition(".")[2] in (name, "data_dir", "path") for one in found)
+        if a != b and None not in (a, b) and not known:
+            found.append(Factor(_words("decisions", name, a, b), a, b, name))
+    return found
+
+
+def _options(config: FitConfig | dict[str, Any]) -> dict[str, Any]:
+    """Options by name; those of objects with the part that they belong to, as ``model.lr``."""
+    if isinstance(config, FitConfig):
+        return config.as_dict()
+    parts = {name: config[name] for name in ("model", "data", "trainer") if name in config}
+    return {
+        f"{part}.{name}": value
+        for part, given in parts.items()
+        for name, value in ((given if part == "trainer" else given.get("init_args")) or {}).items()
+    }
+
+
+def _words(section: str, name: str, here: Any, there: Any) -> str:
+    return ManifestDifference(section, name, here, there).words.partition(": ")[0]
+
+
+def _shown(value: Any) -> str:
+    words = {None: "none", True: "on", False: "off"}
+    text = words[value] if value is None or isinstance(value, bool) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _attribute(path: str, value: Any) -> None:
+    owner, _, name = path.rpartition(".")
+    setattr(attrgetter(owner)(torch), name, value)
+
+
+# The switches that a process may set at any time. Those of `deterministic` are not here: the option decides them.
+_SETTERS: dict[str, Callable[[Any], None]] = {
+    "get_float32_matmul_precision": torch.set_float32_matmul_precision,
+    "backends.cuda.cudnn_sdp_enabled": torch.backends.cuda.enable_cudnn_sdp,
+    "backends.cuda.flash_sdp_enabled": torch.backends.cuda.enable_flash_sdp,
+    "backends.cuda.math_sdp_enabled": torch.backends.cuda.enable_math_sdp,
+    "backends.cuda.mem_efficient_sdp_enabled": torch.backends.cuda.enable_mem_efficient_sdp,
+    **{
+        name: partial(_attribute, name)
+        for name in (
+            "backends.fp32_precision", "backends.cuda.matmul.fp32_precision", "backends.cudnn.conv.fp32_precision",
+            "backends.mkldnn.matmul.fp32_precision", "backends.mkldnn.conv.fp32_precision",
+            "backends.cuda.matmul.allow_bf16_reduced_precision_reduction",
+            "backends.cuda.matmul.allow_fp16_reduced_precision_reduction",
+            "backends.cudnn.enabled", "backends.mkldnn.enabled", "backends.mkldnn.deterministic",
+        )
+    },
+}  # fmt: skip
+
+
+def recorded_switches(manifest: Manifest) -> dict[str, Any]:
+    """The switches of a run that a replay can set."""
+    found: dict[str, Any] = manifest.environment.get("switches", {})
+    return {name: found[name] for name in _SETTERS if found.get(name) is not None}
+
+
+def surroundings_apart(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[Factor]:
+    """Threads and switches in which two recorded environments differ."""
+    found = []
+    a, b = here.get("threads"), there.get("threads")
+    if a != b and b is not None:
+        found.append(Factor("the number of threads", a, b, "threads"))
+    for name in _SETTERS:
+        a, b = (one.get("switches", {}).get(name) for one in (here, there))
+        if a != b and None not in (a, b):
+            found.append(Factor(_words("environment", f"switches.{name}", a, b), a, b, switch=name))
+    return found
+
+
+@contextmanager
+def switched(values: Mapping[str, Any]) -> Iterator[None]:
+    """Set switches of torch inside, and give them back outside."""
+    before = environment(1, [])["switches"]
+    changed = [name for name, value in values.items() if before[name] is not None and before[name] != value]
+    try:
+        for name in changed:
+            _SETTERS[name](values[name])
+        yield
+    finally:
+        for name in reversed(changed):
+            _SETTERS[name](before[name])
+
+
+_FIXED = r"environment\.(versions|variables|hardware|package|git|callbacks)\b.*|inputs\.code\b.*"
+
+
+def unsettable(here: Manifest, there: Manifest) -> list[str]:
+    """What differs and cannot be set back while Python runs: versions, variables, hardware and code."""
+    names = {}  # without doubles, in order
+    for one in differences(here, there):
+        if re.fullmatch(_FIXED, f"{one.section}.{one.name}"):
+            callback = one.name.removeprefix("callbacks.")
+            name = f"the callback {callback}" if callback != one.name else _words(one.section, one.name, one.a, one.b)
+            names[name] = one
+    return list(names)
+
+
+_Place = tuple[int, int]  # epoch and batch, both from 0
+
+
+class Start(NamedTuple):
+    """Where a replay begins.
+
+    Attributes:
+        lines: How many lines of the ledger were written before.
+        checkpoint: The file; ``None`` for the start of the run.
+    """
+
+    lines: int
+    checkpoint: Path | None
+
+    def __str__(self) -> str:
+        return f"from {self.checkpoint.name}" if self.checkpoint is not None else "from the start"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Which run is replayed, and what it is compared with.
+
+    Attributes:
+        replayed: The run's folder.
+        other: The folder of the run whose bits are to come back; the same one for a verification.
+        recorded: The ledger of the other one.
+        goal: The line of it that differs, from 0.
+        data: Where the data is now, if it was moved.
+        workers: Loading processes instead of the recorded number.
+    """
+
+    replayed: Path
+    other: Path
+    recorded: Sequence[Line]
+    goal: int
+    data: str | Path | None = None
+    workers: int | None = None
+
+
+@dataclass
+class Played:
+    """What came of a replay.
+
+    Attributes:
+        difference: Its first difference from the other run; ``None`` if it has the other's bits.
+        problem: Why it could not be made; empty if it was.
+        states: The digest of weights and buffers before each step.
+        operators: The operators of the step that was asked for.
+    """
+
+    difference: Difference | None = None
+    problem: str = ""
+    states: dict[_Place, str] = field(default_factory=dict)
+    operators: list[Operator] = field(default_factory=list)
+
+    @property
+    def restored(self) -> bool:
+        """Whether it has the bits of the other run."""
+        return self.difference is None and not self.problem
+
+
+class _Listener:
+    """Compares each line with the other run's, and ends the replay at the goal or at the first difference."""
+
+    def __init__(self, case: Case, start: Start) -> None:
+        self.comparer, self.at, self.goal = Comparer(case.recorded), start.lines, case.goal
+        self.difference: Difference | None = None
+        self.over = False
+
+    def __call__(self, line: Line) -> None:
+        if self.over:
+            return
+        self.difference = self.comparer.take(line)
+        self.at += line["kind"] != "gap"  # with which a ledger begins that goes on from a checkpoint
+        self.over = self.difference is not None or self.at > self.goal
+        if self.over:
+            raise EnoughError
+
+    def finish(self) -> Difference | None:
+        return self.difference if self.over else self.comparer.finish()
+
+
+class _Watch(Callback):
+    """Has every line written as soon as it can be, notes the weights, and records the operators of one step."""
+
+    def __init__(self, played: Played, traced: _Place | None) -> None:
+        self.played, self.traced = played, traced
+        self._log, self._open = OperatorLog(), ExitStack()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
+        for one in callbacks:
+            if isinstance(one, Recorder):
+                one.look()  # it waits for 32 steps otherwise; raises at the goal
+        place = trainer.current_epoch, batch_idx
+        self.played.states[place] = state_digest(weight_digests(pl_module))
+        if place == self.traced:
+            self._log.phase = "forward"
+            self._open.enter_context(self._log.recording())
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Any) -> None:
+        self._log.phase = "backward"
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        self._log.phase = "optimizer"
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        self._open.close()
+        self.played.operators = self._log.operators
+
+
+def replay_up_to(case: Case, setup: Setup, start: Start, traced: _Place | None = None) -> Played:
+    """Make a run again in a scratch folder, up to the goal or to its first difference from the other one.
+
+    Args:
+        case: Which run, and what to compare it with.
+        setup: With which options and switches.
+        start: Where to begin.
+        traced: Epoch and batch of the step whose operators are recorded.
+    """
+    played = Played()
+    with tempfile.TemporaryDirectory(prefix="autotimm-explain-") as scratch, switched(setup.switches):
+        try:
+            made = _make(case, setup, Path(scratch), start)
+            moved = {"path", "data.data_dir"} & setup.options.keys()
+            if found := [] if moved else changed_files(case.replayed, made):
+                played.problem = f"The data is not what it was: {'; '.join(found[:3])}."
+                return played
+            listener = _Listener(case, start)
+            # The first of them: the step is over before others look at it, which is no part of it.
+            made.trainer.callbacks.insert(0, _Watch(played, traced))  # type: ignore[attr-defined]  # set at run time
+            play(made, listener, start.checkpoint)
+        except (AutotimmError, RuntimeError) as error:  # RuntimeError: torch, of a kernel that it lacks
+            played.problem = str(error)
+            return played
+    played.difference = listener.finish()
+    return played
+
+
+def _make(case: Case, setup: Setup, scratch: Path, start: Start) -> Rebuilt:
+    place = RunFolder(scratch / "replay", scratch)
+    return rebuild(
+        case.replayed, place, data=case.data, workers=case.workers, weights_needed=start.checkpoint is None,
+        changes=setup.options,
+    )  # fmt: skip
+
+
+def now(case: Case) -> dict[str, Any]:
+    """Versions, hardware, threads and switches that a replay of the run meets here.
+
+    Raises:
+        AutotimmError: If the run cannot be rebuilt.
+    """
+    with tempfile.TemporaryDirectory(prefix="autotimm-explain-") as scratch:
+        return surroundings(_make(case, Setup({}, {}), Path(scratch), Start(0, None)).trainer)
+
+
+def nearest_start(case: Case) -> Start:
+    """The last checkpoint of the replayed run before which both runs were certainly equal, or the start.
+
+    At the end of an epoch the ledger has digests of all that a checkpoint holds. In the middle of one it has not: there
+    the checkpoints of both runs are compared.
+    """
+    store = CheckpointStore(case.replayed / "checkpoints")
+    ends = {*store.epochs().values()}
+    for path in reversed(store.files()):
+        twin = case.other / "checkpoints" / path.name
+        if not store.whole(path) or (path not in ends and not twin.is_file()):
+            continue
+        checkpoint = read_checkpoint(path)
+        lines = checkpoint.get("callbacks", {}).get(Recorder.__qualname__, {}).get("lines")
+        if lines is None or lines > case.goal:
+            continue
+        if path in ends or twin == path or _state(checkpoint) == _state(read_checkpoint(twin)):
+            return Start(lines, path)
+    return Start(0, None)
+
+
+def _state(checkpoint: dict[str, Any]) -> str:
+    optimizers = {str(number): one for number, one in enumerate(checkpoint.get("optimizer_states", []))}
+    return state_digest({"weights": checkpoint["state_dict"], "optimizers": optimizers})

@@ -1,0 +1,89 @@
+"""Prediction on a file, a folder or a list of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from autotimm.data.formats.image_paths import read_paths
+from autotimm.data.inference_loaders import predict_loader
+from autotimm.errors import ModelError
+from autotimm.tasks import Task
+from autotimm.tasks.checkpoint import TaskRecord, read_checkpoint
+from autotimm.train import AutoTrainer
+from autotimm.train.progress import say
+from autotimm.types import DataSpec, ObjectPrediction, PixelPrediction, Prediction
+
+__all__ = ["data_of_checkpoint", "image_files", "known_data", "predict"]
+
+
+def predict(
+    task: Task,
+    paths: str | Path | Iterable[str | Path],
+    *,
+    trainer: AutoTrainer | None = None,
+    num_workers: int | None = None,
+    fast: bool = False,
+    threshold: float | None = None,
+) -> list[Prediction | ObjectPrediction | PixelPrediction]:
+    """Predict images with a trained task.
+
+    Args:
+        task: A task that knows its data, as one loaded from a checkpoint does.
+        paths: An image file, a folder (with all below it), or any number of them.
+        trainer: Who runs it; a default trainer if not given.
+        num_workers: Processes that load images; they never change results.
+        fast: Do not pad batches to one fixed shape. The last bits may then depend on the images beside.
+        threshold: Score in (0, 1) from which on labels or objects are reported, instead of the task's own.
+
+    Returns:
+        One prediction per image, in the order of the paths and, within folders, of their names. Its kind is that of the
+        task: classes, objects, or a class for each pixel.
+
+    Raises:
+        ModelError: If the task does not know its data.
+        DataError: If there is no readable image.
+        UsageError: If the threshold is out of range, or the task has none.
+    """
+    notices: list[str] = []
+    loader = predict_loader(paths, known_data(task), notices=notices, num_workers=num_workers)
+    say(*notices)
+    trainer = trainer or AutoTrainer(run_dir=False, enable_checkpointing=False, devices=1)
+    with task.padding(not fast), task.reporting_from(threshold):
+        batches = trainer.predict(task, loader)
+    found: list[Any] = [prediction for batch in batches or [] for prediction in batch]
+    return found
+
+
+def known_data(task: Task) -> DataSpec:
+    """What a task remembers of its data.
+
+    Raises:
+        ModelError: If it remembers nothing, since it was neither trained on a data module nor loaded.
+    """
+    if task.spec is None:
+        raise ModelError(f"The {type(task).__name__} must know its data to read files. Load it from a checkpoint.")
+    return task.spec
+
+
+def data_of_checkpoint(path: str | Path) -> DataSpec:
+    """What the task in a checkpoint remembers of its data, without building the task.
+
+    Raises:
+        ModelError: If it remembers nothing, or the file is no checkpoint of a task.
+    """
+    spec = TaskRecord.of(read_checkpoint(path), path).spec
+    if spec is None:
+        raise ModelError(f"The task of {path} must know its data to read files. Train it on a data module.")
+    return DataSpec.from_dict(spec)
+
+
+def image_files(paths: str | Path | Iterable[str | Path]) -> dict[str, Path]:
+    """The file of each image that :func:`predict` finds in the same paths, by its id.
+
+    Raises:
+        DataError: If there is no readable image.
+    """
+    table = read_paths(paths if isinstance(paths, (str, Path)) else list(paths), [], progress=False)
+    return dict(zip(table.ids, table.files(), strict=True))

@@ -1,0 +1,301 @@
+"""Names for files that are made from images: inside of one folder, and never twice the same.
+
+Where results may be written: nothing that is there is ever written over.
+
+Predictions as tables: CSV for programs, rows for people.
+
+Predicted objects as a COCO file: images, categories, and annotations with scores.
+
+Files of predictions, written whole or not at all, where there was nothing before.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from PIL import Image
+from pycocotools import mask as coco_mask
+from torchvision.transforms.v2 import functional as F
+
+from autotimm.data.image_io import read_image
+from autotimm.errors import RunError, UsageError, sentence
+from autotimm.records.atomic import atomic_path, write_text
+from autotimm.runs.draw import class_colors, draw_prediction
+from autotimm.types import ObjectPrediction, PixelPrediction, Prediction
+
+__all__ = [
+    "as_csv",
+    "as_rows",
+    "coco_results",
+    "file_names",
+    "require_new_file",
+    "require_new_folder",
+    "write_json",
+    "write_labels",
+    "write_pictures",
+    "write_table",
+]
+
+
+def file_names(ids: Sequence[str], suffix: str = ".png") -> list[str]:
+    """Name a file for each image: its place below the folder that all are in, with another ending.
+
+    Images that differ in their endings alone keep them, since their files must differ.
+
+    Args:
+        ids: Distinct ``/``-separated names of images, relative to one folder or as somebody typed them.
+        suffix: The ending.
+
+    Example:
+        >>> file_names(["a/1.jpg", "b/1.jpg"]), file_names(["1.jpg", "1.png"])
+        (['a/1.png', 'b/1.png'], ['1.jpg.png', '1.png.png'])
+        >>> file_names(["../x/1.jpg", "/data/2.jpg"])[0].startswith("..")
+        False
+    """
+    paths = [PurePosixPath(id) for id in _inside(ids)]
+    whole: set[int] = set()
+    while True:
+        names = [f"{path if at in whole else path.with_suffix('')}{suffix}" for at, path in enumerate(paths)]
+        # Systems that do not tell a.png from A.png would write one over the other.
+        counts = Counter(name.casefold() for name in names)
+        twice = {at for at, name in enumerate(names) if counts[name.casefold()] > 1}
+        if twice <= whole:
+            return [f"{index}-{name}" if index in twice else name for index, name in enumerate(names)]
+        whole |= twice
+
+
+def _inside(ids: Sequence[str]) -> list[str]:
+    """The names below the folder that all are in, so that none leads out of it."""
+    full = [os.path.abspath(id) for id in ids]
+    common = os.path.commonpath([os.path.dirname(one) for one in full])
+    return [os.path.relpath(one, common).replace(os.sep, "/") for one in full]
+
+
+def require_new_file(path: str, option: str, owner: str) -> None:
+    """Refuse a path that cannot become a new file.
+
+    Raises:
+        UsageError: If there is something already, or the folder is missing or cannot be written to.
+    """
+    folder = os.path.dirname(path) or "."
+    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        cure = "Give the name of a new file in a folder that exists and can be written to."
+        raise UsageError(sentence(option, owner, "a file that can be written", path, cure))
+    if os.path.lexists(path):
+        raise UsageError(sentence(option, owner, "a file that is not there yet", path,
+                                  "Nothing is written over: give another name, or remove the file."))  # fmt: skip
+
+
+def require_new_folder(path: str, option: str, owner: str) -> None:
+    """Refuse a path that cannot become, or is not, an empty folder.
+
+    Raises:
+        UsageError: If there is a file, or a folder with something in it, or it cannot be made.
+    """
+    if os.path.isdir(path) and not os.listdir(path) and os.access(path, os.W_OK):
+        return
+    if os.path.lexists(path):
+        raise UsageError(sentence(option, owner, "a new or empty folder", path,
+                                  "Nothing is written over: give another name."))  # fmt: skip
+    above = os.path.dirname(os.path.abspath(path))
+    while not os.path.lexists(above):
+        above = os.path.dirname(above)
+    if not os.path.isdir(above) or not os.access(above, os.W_OK):
+        raise UsageError(sentence(option, owner, "a folder that can be made", path,
+                                  f"{above} cannot be written to: give a place elsewhere."))  # fmt: skip
+
+
+_BOX = ("x1", "y1", "x2", "y2")
+
+
+def as_csv(predictions: Sequence[Prediction | PixelPrediction | ObjectPrediction]) -> str:
+    """Write predictions as a table.
+
+    For classes: path, label, score, and the probability of each class, or the share of the pixels that it has. Several
+    labels are joined with ``|``, none at all is an empty cell. The score is that of the likeliest class.
+
+    For objects: path, label, score, x1, y1, x2, y2 in pixels of the original image, a line per object. Images without
+    objects have none.
+
+    Nine digits are what a 32-bit float needs to be read back to the bit.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for number, one in enumerate(predictions):
+        titles, lines = _lines(one)
+        if number == 0:
+            writer.writerow(["path", "label", "score", *titles])
+        writer.writerows([one.id, label, *(f"{value:.9g}" for value in values)] for label, *values in lines)
+    return text.getvalue()
+
+
+def _lines(one: Prediction | PixelPrediction | ObjectPrediction) -> tuple[Iterable[str], Iterable[tuple[Any, ...]]]:
+    """What the columns behind the score are called, and what stands behind the path of an image."""
+    if isinstance(one, ObjectPrediction):
+        found = zip(one.labels, one.scores, one.boxes, strict=True)
+        return _BOX, [(label, score, *box) for label, score, box in found]
+    return one.scores, [("|".join(one.labels), max(one.scores.values()), *one.scores.values())]
+
+
+def as_rows(
+    predictions: Iterable[Prediction | PixelPrediction | ObjectPrediction],
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The titles of a table for people, and its rows; ``-`` stands for nothing."""
+    titles: tuple[str, ...] = ("path", "label", "score")
+    rows: list[tuple[str, ...]] = []
+    for one in predictions:
+        if isinstance(one, ObjectPrediction):
+            titles = ("path", "label", "score", *_BOX)
+            found = zip(one.labels, one.scores, one.boxes, strict=True)
+            objects = [(one.id, label, f"{score:.3f}", *(f"{x:.0f}" for x in box)) for label, score, box in found]
+            rows += objects or [(one.id, *("-" for _ in titles[1:]))]
+        elif isinstance(one, PixelPrediction):
+            titles = ("path", "labels")
+            rows.append((one.id, ", ".join(f"{name} {one.scores[name]:.1%}" for name in one.labels)))
+        else:
+            rows.append((one.id, ", ".join(one.labels) or "-", f"{max(one.scores.values()):.3f}"))
+    return titles, rows
+
+
+def coco_results(predictions: Sequence[ObjectPrediction], class_names: Sequence[str]) -> dict[str, Any]:
+    """Put predictions into COCO's layout, as plain data for a JSON file.
+
+    The ``annotations`` are at the same time COCO's results, which ``COCO.loadRes`` takes. Numbers of images and
+    categories start at 1, in the order of the predictions and of the classes; images without objects are listed too.
+
+    Args:
+        predictions: One per image.
+        class_names: All classes, in the order of the model.
+
+    Returns:
+        ``images`` (``file_name`` is the id of the prediction), ``categories`` and ``annotations``, whose ``bbox`` is x,
+        y, width, height in pixels of the original image, with ``segmentation`` as run lengths if there are masks.
+
+    Example:
+        >>> found = ObjectPrediction("a/1.jpg", ("cat",), (0.5,), ((1.0, 2.0, 4.0, 6.0),), (8, 9))
+        >>> coco_results([found], ["cat"])["annotations"][0]["bbox"]
+        [1.0, 2.0, 3.0, 4.0]
+    """
+    numbers = {name: number for number, name in enumerate(class_names, 1)}
+    annotations: list[dict[str, Any]] = []
+    for image, found in enumerate(predictions, 1):
+        for index, label in enumerate(found.labels):
+            annotations.append({"id": len(annotations) + 1, "image_id": image, "category_id": numbers[label],
+                                **_object(found, index)})  # fmt: skip
+    return {
+        "images": [
+            {"id": number, "file_name": found.id, "height": found.size[0], "width": found.size[1]}
+            for number, found in enumerate(predictions, 1)
+        ],
+        "categories": [{"id": number, "name": name, "supercategory": ""} for name, number in numbers.items()],
+        "annotations": annotations,
+    }
+
+
+def _object(found: ObjectPrediction, index: int) -> dict[str, Any]:
+    x1, y1, x2, y2 = found.boxes[index]
+    width, height = x2 - x1, y2 - y1
+    fields = {"bbox": [x1, y1, width, height], "area": width * height, "iscrowd": 0, "score": found.scores[index]}
+    if found.masks:
+        outline = {"size": list(found.size), "counts": found.masks[index]}
+        fields |= {"segmentation": outline, "area": float(coco_mask.area(outline))}
+    return fields
+
+
+CLASSES = "_classes.csv"
+
+
+def write_table(path: str | Path, table: str) -> None:
+    """Write a table to a new file.
+
+    Raises:
+        UsageError: If there is something already, or no folder to write to.
+        RunError: If it cannot be written.
+    """
+    require_new_file(str(path), "path", "write_table")
+    with _said(path):
+        write_text(path, table)
+
+
+def write_json(path: str | Path, data: Mapping[str, Any]) -> None:
+    """Write plain data to a new JSON file; errors are those of :func:`write_table`."""
+    write_table(path, json.dumps(data, ensure_ascii=False) + "\n")
+
+
+def write_labels(folder: str | Path, predictions: Sequence[PixelPrediction], class_names: Sequence[str]) -> None:
+    """Write a label image per image, and ``_classes.csv``, which says what their values stand for.
+
+    The images are PNG files of 8 bits whose values are class indices; a palette lets viewers show colors. They are
+    called as :func:`autotimm.runs.prediction_files.file_names` says.
+
+    Args:
+        folder: A new or empty folder; it is made.
+        predictions: One per image.
+        class_names: All classes in the order of the model.
+
+    Raises:
+        UsageError: If there is something in the folder.
+        RunError: If it cannot be written to.
+    """
+    require_new_folder(str(folder), "folder", "write_labels")
+    palette = [level for color in class_colors(class_names) for level in color]
+    names = file_names([found.id for found in predictions])
+    with _said(folder):
+        for name, found in zip(names, predictions, strict=True):
+            with Image.open(BytesIO(found.png)) as labels:
+                labels.putpalette(palette)
+                _save(labels, Path(folder, name))
+        # As our own reader of label images expects it.
+        lines = ["Pixel Value, Class", *(f"{index}, {name}" for index, name in enumerate(class_names))]
+        write_text(Path(folder, CLASSES), "\n".join(lines) + "\n")
+
+
+def write_pictures(
+    folder: str | Path,
+    predictions: Sequence[ObjectPrediction | PixelPrediction],
+    class_names: Sequence[str],
+    sources: Mapping[str, str | Path],
+) -> None:
+    """Write every image with what was found in it, as :func:`autotimm.runs.draw.draw_prediction` draws it.
+
+    Args:
+        folder: A new or empty folder; it is made.
+        predictions: One per image.
+        class_names: All classes in the order of the model.
+        sources: The image file of each id.
+
+    Raises:
+        UsageError: If there is something in the folder.
+        DataError: If an image cannot be read any more.
+        RunError: If the folder cannot be written to.
+    """
+    require_new_folder(str(folder), "folder", "write_pictures")
+    names = file_names([found.id for found in predictions])
+    for name, found in zip(names, predictions, strict=True):
+        picture = draw_prediction(read_image(sources[found.id]), found, class_names)
+        with _said(folder):
+            _save(F.to_pil_image(picture), Path(folder, name))
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        image.save(temporary, "png")
+
+
+@contextmanager
+def _said(place: str | Path) -> Iterator[None]:
+    """Turn a failure to write into our own error."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{place} cannot be written to: {error.strerror}. Give another place.") from None

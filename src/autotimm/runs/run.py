@@ -1,0 +1,297 @@
+"""A run: making one with :func:`fit`, and what one can do with it afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from autotimm.config import FitConfig
+from autotimm.data.inference_loaders import labelled_loader, recorded_data
+from autotimm.data.module import DataModule
+from autotimm.errors import AutotimmError, DataError, ModelError, nearest, sentence
+from autotimm.records.run_folder import RunFolder
+from autotimm.runs.diff import Comparison, compare
+from autotimm.runs.explain_difference import confirm_difference, confirm_replay
+from autotimm.runs.factory import build_data, settle
+from autotimm.runs.fit import launch, train, train_objects
+from autotimm.runs.predict import known_data, predict
+from autotimm.runs.restore import read_config, read_manifest, rebuild
+from autotimm.runs.verdict import Verdict
+from autotimm.runs.verify import verify
+from autotimm.tasks import Task
+from autotimm.train import AutoTrainer
+from autotimm.train.progress import say
+from autotimm.train.trainer import measuring_trainer
+from autotimm.types import ObjectPrediction, PixelPrediction, Prediction
+
+__all__ = ["Run", "diff", "fit", "fit_config", "fit_objects"]
+
+
+def fit(path: str | Path | None = None, **options: Any) -> Run:
+    """Train on a folder of images and return the run.
+
+    Args:
+        path: A folder of class folders, or of ``train/``, ``val/`` and ``test/``.
+        options: Any field of :class:`autotimm.FitConfig`, such as ``backbone="resnet50"`` or ``epochs=20``.
+
+    Raises:
+        UsageError: If an option is wrong.
+        DataError: If the data cannot be used.
+        ModelError: If the backbone or its weights cannot be had.
+        RunError: If the training fails.
+    """
+    return fit_config(FitConfig.from_options(path, options))
+
+
+def fit_config(config: FitConfig) -> Run:
+    """Train as a configuration says, in a run folder of its own."""
+    return Run(launch(config))
+
+
+def diff(a: str | Path, b: str | Path, *, explain: bool = False) -> Comparison:
+    """Compare two runs: configuration, environment, data, first differing step, metrics.
+
+    Args:
+        a: The folder of a run.
+        b: That of another.
+        explain: Confirm the cause: replay the first differing step with each factor set back, see ``confirmed`` of the
+            comparison. It takes a replay from the nearest checkpoint for each of at most 8 factors.
+
+    Raises:
+        ModelError: If one of them has no record of a run.
+    """
+    folders = Run(a).path, Run(b).path
+    found = compare(*folders)
+    if not explain or found.difference is None:
+        return found
+    return replace(found, confirmed=confirm_difference(*folders, found.difference))
+
+
+def fit_objects(task: Task, data: DataModule, trainer: AutoTrainer) -> Run:
+    """Train objects that are already built, as a configuration with ``class_path`` does."""
+    return Run(train_objects(task, data, trainer))
+
+
+class Run:
+    """A finished run, or one of its checkpoints.
+
+    Args:
+        path: A run folder, or a ``.ckpt`` file.
+
+    Raises:
+        ModelError: If there is nothing of the kind at the path.
+
+    Attributes:
+        path: The run folder, or the folder of a checkpoint that stands alone.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
+        path = path.absolute() if path.is_file() else path  # the folder above must have a name
+        self._file = path if path.is_file() else None
+        if self._file is None and not ((path / "checkpoints").is_dir() or (path / "config.yaml").is_file()):
+            beside = path.parent.glob("*/checkpoints") if path.parent.is_dir() else []
+            hint = nearest(path.name, (one.parent.name for one in beside))
+            hint = hint or "Give the folder that the last line of `autotimm fit` names."
+            found = "The folder is none" if path.is_dir() else "There is none"
+            raise ModelError(f"{path} must be a run's folder or a checkpoint. {found}. {hint}")
+        inside = self._file is not None and self._file.parent.name == "checkpoints"
+        self.path = path if self._file is None else path.parent.parent if inside else path.parent
+        self._folder = RunFolder(self.path, self.path.parent)
+        self._per_class: dict[str, dict[str, float]] | None = None
+
+    def __repr__(self) -> str:
+        return f"Run({str(self._file or self.path)!r})"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Every option that the run was made with, or class paths and arguments if it was made from objects."""
+        config = self._config()
+        return config.as_dict() if isinstance(config, FitConfig) else config
+
+    def _config(self) -> FitConfig | dict[str, Any]:
+        return read_config(self.path)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The metrics of the best epoch, and those of the last test."""
+        results = self._folder.results()
+        return results.get("best", {}) | results.get("test", {})
+
+    @property
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """Values per class that ``validate`` or ``test`` found last, such as ``{"cat": {"AP": 0.5}}``; NaN if unknown.
+
+        Before either was called, those of the last test that was kept. Empty for classification.
+        """
+        return self._folder.results().get("per_class", {}) if self._per_class is None else self._per_class
+
+    def checkpoint(self, ckpt: str | Path = "best") -> Path:
+        """The file of the ``"best"`` or ``"last"`` checkpoint, or any other path."""
+        if self._file is not None:
+            return self._file
+        if str(ckpt) in ("best", "last"):
+            ckpt = self._folder.checkpoints / f"{ckpt}.ckpt"
+            if not ckpt.is_file():
+                raise ModelError(f"The run {self.path} has no checkpoint. It was stopped before its first epoch ended.")
+        if not Path(ckpt).is_file():
+            cure = nearest(str(ckpt), ("best", "last")) or "Give one of these."
+            raise ModelError(sentence("ckpt", f"the run {self.path}", "best, last or a file", str(ckpt), cure))
+        return Path(ckpt)
+
+    def model(self, ckpt: str | Path = "best") -> Task:
+        """The trained task, in evaluation mode."""
+        task: Task = Task.load_from_checkpoint(self.checkpoint(ckpt))
+        return task
+
+    def data(self) -> DataModule:
+        """The data that the run was made with.
+
+        Raises:
+            DataError: If it was made from loaders of the caller's own.
+        """
+        config = self._config()
+        if isinstance(config, FitConfig):
+            return build_data(settle(config))
+        if "data" not in config:
+            raise DataError(f"The run {self.path} was made from loaders of your own. Give a folder, or a data module.")
+        return recorded_data(config["data"])
+
+    def validate(self, data: str | Path | DataModule | None = None, *, ckpt: str | Path = "best") -> dict[str, float]:
+        """Measure on the run's validation data, or on other labelled images.
+
+        Args:
+            data: A folder with ``val/``, a folder of class folders, a CSV file, or a data module.
+            ckpt: Which checkpoint to use.
+
+        Raises:
+            DataError: If there is no such data, or it has classes that the model does not know.
+        """
+        return self._measure("validate", data, ckpt)
+
+    def test(self, data: str | Path | DataModule | None = None, *, ckpt: str | Path = "best") -> dict[str, float]:
+        """Measure on the run's test data, or on other labelled images.
+
+        What the best checkpoint reaches on the run's own test data is kept with the run's results.
+
+        Args:
+            data: A folder with ``test/``, a folder of class folders, a CSV file, or a data module.
+            ckpt: Which checkpoint to use.
+
+        Raises:
+            DataError: If there is no test data. Validation data is never used in its place.
+        """
+        results = self._measure("test", data, ckpt)
+        if data is None and self._file is None and str(ckpt) == "best":
+            try:
+                self._folder.add_results(test=results, per_class=self.per_class)
+            except OSError as error:  # somebody else's run, or a full disk: no reason to lose what was measured
+                say(f"the metrics are not kept with the run, which cannot be written to ({error.strerror})")
+        return results
+
+    def _measure(self, verb: str, data: str | Path | DataModule | None, ckpt: str | Path) -> dict[str, float]:
+        task, trainer = self.model(ckpt), self._trainer()
+        measure = trainer.validate if verb == "validate" else trainer.test
+        if isinstance(data, (str, Path)):
+            notices: list[str] = []
+            split, trained = verb.replace("validate", "val"), self._folder.samples.content_of("train")
+            made = self.config if (self.path / "config.yaml").exists() else None
+            loader = labelled_loader(data, known_data(task), split, notices=notices, trained=trained, made=made)
+            say(*notices, f"data: {len(loader.dataset)} images of {data}")
+            results = measure(task, dataloaders=loader)
+        else:
+            results = measure(task, datamodule=data or self.data())
+        if not results:
+            raise DataError(f"The run {self.path} has no validation data. It was made with val_split=0. Give a folder.")
+        self._per_class = task.class_table
+        return {name: float(value) for one in results for name, value in one.items()}
+
+    def predict(
+        self, paths: str | Path | Iterable[str | Path], *, ckpt: str | Path = "best", fast: bool = False,
+        threshold: float | None = None,
+    ) -> list[Prediction | ObjectPrediction | PixelPrediction]:  # fmt: skip
+        """Predict images: a file, a folder or a list of either.
+
+        Args:
+            paths: What to predict.
+            ckpt: Which checkpoint to use.
+            fast: Skip the padding of batches. A sample's last bits may then depend on the images beside it.
+            threshold: Score in (0, 1) from which on labels or objects are reported, instead of the task's own.
+
+        Returns:
+            One prediction per image, of the kind of the task: classes, objects, or a class for each pixel.
+
+        Raises:
+            DataError: If there is no readable image.
+        """
+        return predict(self.model(ckpt), paths, trainer=self._trainer(), fast=fast, threshold=threshold)
+
+    def verify(
+        self,
+        *,
+        data: str | Path | None = None,
+        steps: int | None = None,
+        epochs: tuple[int, int] | None = None,
+        workers: int | None = None,
+        explain: bool = False,
+    ) -> Verdict:
+        """Make the run again in a scratch folder and compare every step, see :func:`autotimm.runs.verify.verify`.
+
+        With ``explain`` the cause of a difference is confirmed: the step is replayed with each factor set back, see
+        ``confirmed`` of the verdict.
+        """
+        found = verify(self.path, data=data, steps=steps, epochs=epochs, workers=workers)
+        if not explain or found.difference is None:
+            return found
+        return replace(found, confirmed=confirm_replay(self.path, found.difference, data=data, workers=workers))
+
+    def level(self) -> dict[str, str]:
+        """What the run may claim, for R0 to R7: ``checked``, ``expected`` or ``no, because ...``."""
+        return read_manifest(self.path).levels
+
+    def resume(self, *, data: str | Path | None = None, workers: int | None = None) -> Run:
+        """Go on where the run was stopped, to the same bits as if it never had been.
+
+        Args:
+            data: Where the data is now, if it was moved.
+            workers: Loading processes instead of the recorded number; they never change a result.
+
+        Raises:
+            ModelError: If the run was made from objects that no file holds.
+            DataError: If its data is not what it was.
+        """
+        if self._folder.manifest.exists() and read_manifest(self.path).results.get("status") == "finished":
+            say(f"{self.path} is finished: there is nothing to resume")
+            return self
+        made = rebuild(self.path, self._folder, data=data, workers=workers, weights_needed=self._starts_over)
+        return Run(train(made, self._folder, ckpt_path="last"))
+
+    @property
+    def _starts_over(self) -> bool:
+        return not [*self._folder.checkpoints.glob("*.ckpt")]
+
+    def reproduce(self, out: str | Path | None = None, *, data: str | Path | None = None) -> Run:
+        """Make the run again as a run of its own.
+
+        Args:
+            out: The new run's folder; by default the next free number beside this one.
+            data: Where the data is now, if it was moved.
+        """
+        place = Path(out) if out is not None else self.path.with_name(f"{self.path.name}-again")
+        folder = RunFolder.create(place.parent, place.name, exact=out is not None)
+        try:
+            made = rebuild(self.path, folder, data=data)
+        except AutotimmError:
+            folder.discard()  # nothing can be made again: leave no empty folder behind
+            raise
+        if made.config is not None:
+            folder.write_config(made.config.to_yaml())
+        return Run(train(made, folder))
+
+    def _trainer(self) -> AutoTrainer:
+        """A trainer with the seed, switches and threads of the run."""
+        config = self._config() if (self.path / "config.yaml").exists() else {}
+        given = config.as_dict() if isinstance(config, FitConfig) else config.get("trainer", {})
+        return measuring_trainer(given)

@@ -1,0 +1,100 @@
+"""What a replay found, and how a difference of two runs is said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from autotimm.errors import DifferentError
+from autotimm.records.causes import ManifestDifference
+from autotimm.records.ledger_diff import Difference, Distance
+
+__all__ = ["Verdict", "describe", "worth_naming"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a verification found.
+
+    Attributes:
+        verdict: ``"identical"``, ``"different"`` or ``"not comparable"``.
+        exit_code: 0, 5, or 3 for data and 4 for anything else that cannot be compared.
+        reason: One or a few sentences; empty if there is nothing to say.
+        difference: The first difference of the ledgers.
+        steps: How many optimizer steps were compared.
+        notes: What else was noticed, a line each.
+        distances: On other hardware, how far the losses are apart per step.
+        metrics: On other hardware, metrics side by side.
+        confirmed: What was found by setting factors back, see :mod:`autotimm.runs.explain_difference`; empty if nobody asked.
+    """
+
+    verdict: str
+    exit_code: int
+    reason: str = ""
+    difference: Difference | None = None
+    steps: int = 0
+    notes: tuple[str, ...] = ()
+    distances: tuple[Distance, ...] = ()
+    metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    confirmed: str = ""
+
+    @property
+    def identical(self) -> bool:
+        """Whether every bit that was compared is equal."""
+        return self.verdict == "identical"
+
+    def require_identical(self) -> None:
+        """Raise unless the run is identical.
+
+        Raises:
+            DifferentError: With the reason.
+        """
+        if not self.identical:
+            raise DifferentError(f"The run must be identical to its record. It is {self.verdict}. {self.reason}")
+
+    def __str__(self) -> str:
+        lines = [*self.notes, *self._side_by_side(), self.reason, self.confirmed]
+        steps = f" ({self.steps} steps compared)" if self.steps else ""
+        return "\n".join([*(line for line in lines if line), f"verdict: {self.verdict}{steps}"])
+
+    def _side_by_side(self) -> list[str]:
+        if not self.distances:
+            return []
+        worst = max(self.distances, key=lambda one: one.relative)
+        lines = [f"other hardware: losses of {len(self.distances)} steps are apart by at most {worst.relative:.2e} of "
+                 f"their size (step {worst.step}: {worst.recorded:.6g} and {worst.found:.6g})"]  # fmt: skip
+        return lines + [f"  {name}: {a:.4f} recorded, {b:.4f} found" for name, (a, b) in self.metrics.items()]
+
+
+def worth_naming(found: list[ManifestDifference]) -> list[ManifestDifference]:
+    """Without results, and without words about values that stand beside them."""
+    words = ("reason", "note")
+    return [one for one in found if one.section not in ("results", "levels") and one.name.split(".")[-1] not in words]
+
+
+_STAGES = {
+    "start": "The initial weights differ",
+    "order": "The samples of a batch differ",
+    "inputs": "The same samples have other pixels or targets",
+    "forward": "The loss differs, for the same samples",
+    "update": "The weights differ, after equal losses",
+    "rate": "The learning rate differs",
+    "validation": "What validation measured differs",
+    "length": "One of the two is longer",
+    "ledger": "The records differ",
+}
+
+
+def describe(difference: Difference) -> str:
+    """A first difference in words: where, and in which stage of training."""
+    values = f"{_shown(difference.recorded)} was recorded, {_shown(difference.found)} found"
+    where = f"first at {difference.place}, stage {difference.stage}"
+    return f"{_STAGES[difference.stage]}: {where} ({difference.field}: {values})."
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{float.fromhex(value):.9g}" if isinstance(value, str) and "0x" in value else str(value)
+    except ValueError:
+        return str(value)

@@ -1,0 +1,260 @@
+"""Objects as plain data, and back: what checkpoints and configuration files say of classes and functions.
+
+Checkpoints load with ``weights_only=True``, so that nothing but plain data may enter them.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+__all__ = [
+    "current_path",
+    "first_path",
+    "construct",
+    "constructor_arguments",
+    "import_name",
+    "import_object",
+    "is_object",
+    "lost_objects",
+    "plain_value",
+    "takes",
+]
+
+_OBJECT = "<object> "
+
+# Modules as records of version 1 of the pipeline name them, and where their classes and functions are now. Import paths
+# stand in configuration files, checkpoints and manifests: a module that moves gets a line here and never loses it.
+_MOVED = {
+    "autotimm.data.detection": "autotimm.data.dense",
+    "autotimm.data.formats.boxes_csv": "autotimm.data.formats.box_csv",
+    "autotimm.data.formats.builtin": "autotimm.data.formats.torchvision_sets",
+    "autotimm.data.formats.coco_outline": "autotimm.data.annotations.outlines",
+    "autotimm.data.formats.csv": "autotimm.data.formats.class_csv",
+    "autotimm.data.formats.folder": "autotimm.data.formats.class_folders",
+    "autotimm.data.formats.spatial": "autotimm.data.formats.readers",
+    "autotimm.data.instance": "autotimm.data.dense",
+    "autotimm.data.jitter": "autotimm.data.transforms.image_transforms",
+    "autotimm.data.masks": "autotimm.data.annotations.masks",
+    "autotimm.data.objects": "autotimm.data.annotations.objects",
+    "autotimm.data.outline": "autotimm.data.annotations.outlines",
+    "autotimm.data.read": "autotimm.data.image_io",
+    "autotimm.data.segmentation": "autotimm.data.dense",
+    "autotimm.data.spatial": "autotimm.data.transforms.spatial_transforms",
+    "autotimm.data.spatial_module": "autotimm.data.dense",
+    "autotimm.data.toy": "autotimm.data.toy",
+    "autotimm.data.toy_objects": "autotimm.data.toy",
+    "autotimm.data.transforms": "autotimm.data.transforms.image_transforms",
+    "autotimm.losses": "autotimm.losses.image_losses",
+    "autotimm.losses.dense": "autotimm.losses.pixel_losses",
+    "autotimm.metrics.config": "autotimm.metrics.metric_config",
+    "autotimm.models.anchors": "autotimm.models.detection.detector",
+    "autotimm.models.backbone": "autotimm.models.backbone.pooled",
+    "autotimm.models.decoders": "autotimm.models.segmentation.decoders",
+    "autotimm.models.dense": "autotimm.models.backbone.feature_maps",
+    "autotimm.models.detection": "autotimm.models.detection.build_detector",
+    "autotimm.models.detector": "autotimm.models.detection.detector",
+    "autotimm.models.features": "autotimm.models.backbone.feature_maps",
+    "autotimm.models.layered": "autotimm.models.backbone.around_backbone",
+    "autotimm.models.one_stage": "autotimm.models.detection.one_stage",
+    "autotimm.models.opened": "autotimm.models.backbone.pooled",
+    "autotimm.models.pooling": "autotimm.models.layers.deterministic",
+    "autotimm.models.preprocess": "autotimm.models.layers.normalize",
+    "autotimm.models.pyramid": "autotimm.models.layers.feature_pyramid",
+    "autotimm.models.resizing": "autotimm.models.layers.deterministic",
+    "autotimm.models.roi": "autotimm.models.layers.deterministic",
+    "autotimm.models.segmentation": "autotimm.models.segmentation.segmenter",
+    "autotimm.models.two_stage": "autotimm.models.detection.two_stage",
+    "autotimm.optim.build": "autotimm.optim.build_optimizer",
+    "autotimm.optim.find": "autotimm.optim.optimizers",
+    "autotimm.tasks.instance": "autotimm.tasks.detection",
+    "autotimm.tasks.objects": "autotimm.tasks.detection",
+    "autotimm.train.checkpoints": "autotimm.train.callbacks.run_checkpoint",
+    "autotimm.train.disturb": "autotimm.train.callbacks.rng_noise",
+    "autotimm.train.epochs": "autotimm.train.callbacks.epoch_metrics",
+    "autotimm.train.keyed": "autotimm.train.lightning_compat",
+    "autotimm.train.recorder": "autotimm.train.callbacks.recorder",
+    "autotimm.train.unfinished": "autotimm.train.callbacks.logged_values",
+    "autotimm.train.watched": "autotimm.train.callbacks.logged_values",
+}
+_MOVED_CLASSES = {"autotimm.tasks.detection.InstanceSegmentor": "autotimm.tasks.instance.InstanceSegmentor"}
+
+
+def current_path(path: str) -> str:
+    """The import path today of a class or function that an older version of autotimm may have recorded.
+
+    Example:
+        >>> current_path("autotimm.tasks.instance.InstanceSegmentor")
+        'autotimm.tasks.detection.InstanceSegmentor'
+    """
+    module, _, name = path.rpartition(".")
+    return f"{_MOVED[module]}.{name}" if module in _MOVED else path
+
+
+def first_path(path: str) -> str:
+    """The import path by which records of version 1 name a class or function: a digest of it outlives moves.
+
+    Example:
+        >>> first_path("autotimm.tasks.detection.InstanceSegmentor")
+        'autotimm.tasks.instance.InstanceSegmentor'
+    """
+    module, _, name = path.rpartition(".")
+    return _MOVED_CLASSES.get(path) or f"{_FIRST.get(module, module)}.{name}"
+
+
+# Where several modules became one, the class decides, see above.
+_FIRST = {new: old for old, new in reversed(_MOVED.items()) if new != "autotimm.tasks.detection"}
+
+
+def import_name(value: Any) -> str:
+    """The import path of a class or function.
+
+    Example:
+        >>> import_name(Path)
+        'pathlib.Path'
+    """
+    return f"{value.__module__}.{value.__qualname__}"
+
+
+def import_object(path: str) -> Any:
+    """Import ``package.module.Name``, or ``package.module.Class.method``.
+
+    Raises:
+        ImportError: If there is no such module or name; whoever asked knows how to say so.
+
+    Example:
+        >>> import_object("pathlib.Path") is Path
+        True
+    """
+    module, _, name = current_path(path).rpartition(".")
+    if not module:
+        raise ImportError(f"{path!r} names no module")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except AttributeError as error:
+        raise ImportError(str(error)) from None
+
+
+def plain_value(value: Any) -> Any:
+    """A constructor argument as plain data.
+
+    Classes and functions become their import path. Any other object becomes a note that :func:`is_object` knows: it has
+    to be given again by whoever wants it back.
+
+    Example:
+        >>> plain_value({"size": (1, 2), "path": Path("a/b")})
+        {'size': [1, 2], 'path': 'a/b'}
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int(value)  # a seed may be of a class of its own, which no checkpoint can hold
+    if value is None or isinstance(value, (bool, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): plain_value(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_value(item) for item in value]
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    importable = inspect.isclass(value) or inspect.isfunction(value)
+    if importable and "<" not in value.__qualname__ and value.__module__ != "__main__":
+        return import_name(value)
+    described = value.func if isinstance(value, functools.partial) else value if importable else type(value)
+    return f"{_OBJECT}{import_name(described)}"
+
+
+def is_object(value: Any) -> bool:
+    """Whether a value stands for an object that :func:`plain_value` could not write down.
+
+    Example:
+        >>> is_object(plain_value(object())), is_object("cross_entropy")
+        (True, False)
+    """
+    return isinstance(value, str) and value.startswith(_OBJECT)
+
+
+def lost_objects(arguments: Mapping[str, Any]) -> list[str]:
+    """Names of the recorded arguments that were objects, or held one, and so must be given again.
+
+    Example:
+        >>> lost_objects(plain_value({"lr": 0.1, "loss": object(), "parts": [1, object()]}))
+        ['loss', 'parts']
+    """
+
+    def lost(value: Any) -> bool:
+        if isinstance(value, Mapping):
+            return any(map(lost, value.values()))
+        return any(map(lost, value)) if isinstance(value, list) else is_object(value)
+
+    return [name for name, value in arguments.items() if lost(value)]
+
+
+def constructor_arguments(made: type[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a class was called with, by name, with the defaults of its own constructor; undone by :func:`construct`.
+
+    Arguments taken as ``**options`` have their own names; those taken as ``*args`` are one list of that name.
+
+    Example:
+        >>> class Line:
+        ...     def __init__(self, width, *points, color="black", **options): ...
+        >>> constructor_arguments(Line, (2, "a", "b"), {"dashed": True})
+        {'width': 2, 'points': ['a', 'b'], 'color': 'black', 'dashed': True}
+    """
+    signature = _signature(made)
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    found: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            found.update(value)
+        elif kind is not inspect.Parameter.VAR_POSITIONAL:
+            found[name] = value
+        elif value:
+            found[name] = list(value)
+    return found
+
+
+def construct(made: type[Any], arguments: Mapping[str, Any]) -> Any:
+    """Call a class with arguments as :func:`constructor_arguments` names them.
+
+    Example:
+        >>> construct(dict, {"a": 1})
+        {'a': 1}
+    """
+    signature = _signature(made)
+    rest = {one.name for one in signature.parameters.values() if one.kind is one.VAR_KEYWORD}
+    named = {name: value for name, value in arguments.items() if name in {*signature.parameters} - rest}
+    bound = inspect.BoundArguments(signature, named)
+    others = {name: value for name, value in arguments.items() if name not in named}
+    return made(*bound.args, **bound.kwargs, **others)
+
+
+def takes(made: type[Any], arguments: Mapping[str, Any]) -> bool:
+    """Whether a class can be called with arguments as :func:`constructor_arguments` names them.
+
+    Example:
+        >>> class Line:
+        ...     def __init__(self, width, *points): ...
+        >>> takes(Line, {"width": 2, "points": [1]}), takes(Line, {})
+        (True, False)
+    """
+    parameters = _signature(made).parameters.values()
+    free = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    needed = {one.name for one in parameters if one.default is one.empty and one.kind not in free}
+    known = {one.name for one in parameters if one.kind is not one.VAR_KEYWORD}
+    anything = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    return needed <= arguments.keys() and (anything or arguments.keys() <= known)
+
+
+def _signature(made: type[Any]) -> inspect.Signature:
+    """That of the constructor as it is written; one that is set on the class may show more."""
+    signature = inspect.signature(made.__init__)
+    return signature.replace(parameters=[*signature.parameters.values()][1:])

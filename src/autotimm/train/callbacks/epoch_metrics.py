@@ -1,0 +1,107 @@
+"""Which metrics belong to which epoch, and the table of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+
+from autotimm.records.atomic import write_text
+
+__all__ = ["EpochMetrics", "MetricsTable"]
+
+
+class EpochMetrics(Callback):
+    """Tells the metrics of an epoch from those that Lightning still has of an earlier one.
+
+    Lightning keeps the values of the last validation until the next. After an epoch without one, because validation is
+    rarer than epochs or because the run was cut short, they would pass for the values of that epoch.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[str, Tensor] = {}
+        self._names: set[str] = set()  # of what validation measures
+        self._validated = -1  # the last epoch in which it did
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know if it goes on between a validation and the end of that epoch."""
+        return {"names": sorted(self._names), "validated": self._validated}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Undo :meth:`state_dict`."""
+        self._names, self._validated = set(state_dict["names"]), state_dict["validated"]
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember what is there before."""
+        self._before = dict(trainer.callback_metrics)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take for validation's whatever has come or was replaced."""
+        if trainer.sanity_checking:
+            return
+        self._names |= {name for name, value in trainer.callback_metrics.items() if self._before.get(name) is not value}
+        self._validated = trainer.current_epoch
+
+    def validation(self, trainer: pl.Trainer) -> dict[str, float]:
+        """The scalar metrics of the validation that just ended, by name."""
+        return {name: value for name, value in self.of(trainer).items() if name in self._names}
+
+    def of(self, trainer: pl.Trainer) -> dict[str, float]:
+        """The scalar metrics of the running epoch, by name; the per-step twins of Lightning left out."""
+        found = trainer.callback_metrics
+        left_out = {name + suffix for name in found for suffix in ("_step", "_epoch")}
+        if self._validated != trainer.current_epoch:
+            left_out |= self._names
+        return {name: float(value) for name, value in found.items() if name not in left_out and value.numel() == 1}
+
+
+class MetricsTable(Callback):
+    """Writes ``metrics.csv``: one line per epoch, every logged metric a column.
+
+    Lightning's ``CSVLogger`` empties its folder when a run is resumed, and writes validation and training into lines of
+    their own.
+
+    Args:
+        epochs: Tells what belongs to an epoch.
+    """
+
+    def __init__(self, epochs: EpochMetrics) -> None:
+        self.epochs = epochs
+        self.path: Path | None = None
+        self.rows: list[dict[str, Any]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The lines so far, so that a resumed run goes on where its checkpoint was."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Undo :meth:`state_dict`."""
+        self.rows = list(state_dict["rows"])
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Cut the table of a run that goes on back to where its checkpoint was."""
+        self._write(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add the epoch, and write the table anew: columns may have come, and it is small."""
+        rate = trainer.optimizers[0].param_groups[-1]["lr"] if trainer.optimizers else math.nan
+        self.rows.append(
+            {"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": rate, **self.epochs.of(trainer)}
+        )
+        self._write(trainer)
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        if self.path is None or not trainer.is_global_zero or not (self.rows or self.path.exists()):
+            return
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(self.path, text.getvalue())

@@ -1,0 +1,238 @@
+"""What happens in a run, written into its ledger: the one place that looks at losses, in groups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+
+from autotimm.errors import RunError
+from autotimm.records.digest import state_digest
+from autotimm.records.ledger import Ledger, digest16
+from autotimm.tasks import Task
+from autotimm.train.callbacks.epoch_metrics import EpochMetrics
+from autotimm.types import Batch
+
+__all__ = ["Recorder", "weight_digests"]
+
+GROUP = 32  # steps between two looks at the losses: a device is waited for once in that many
+DIGEST_EVERY = 100  # optimizer steps between two digests of the weights within an epoch
+
+
+class _Step(NamedTuple):
+    epoch: int
+    batch: int
+    step: int
+    ids: tuple[str, ...]
+    fingerprints: str
+    lr: float
+    loss: Tensor | None
+
+
+def weight_digests(module: pl.LightningModule) -> dict[str, str]:
+    """Digests of weights and of buffers, 16 hexadecimal digits each; metrics are no part of a model."""
+    part = module.network if isinstance(module, Task) else module
+    return {
+        "weights": state_digest(dict(part.named_parameters()))[:16],
+        "buffers": state_digest(dict(part.named_buffers()))[:16],
+    }
+
+
+class Recorder(Callback):
+    """Writes the ledger: a line per step, validation and epoch, see :mod:`autotimm.records.ledger`.
+
+    Losses stay on the device and are looked at in groups of 32, before every validation and before anything is saved.
+    A loss that is not a finite number ends the run there: such weights must not replace good ones.
+
+    Args:
+        epochs: Tells what belongs to an epoch.
+    """
+
+    def __init__(self, epochs: EpochMetrics) -> None:
+        self.epochs = epochs
+        self.ledger = Ledger(None)
+        self.declare: Callable[[str], str] = lambda initial: ""  # writes the manifest and returns the run's id
+        self.gap = ""  # why a resumed run could not go on in its ledger
+        self._position: dict[str, Any] | None = None
+        self._steps: list[_Step] = []
+        self._rate, self._seen = math.nan, 0
+        self._distributed = False
+
+    def write_to(self, path: Path | None, listener: Any = None) -> None:
+        """Begin a ledger in a file, or none; ``listener`` is called with every line."""
+        self.ledger = Ledger(path, listener)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the ledger stands, with all lines up to here on the disk."""
+        self.look()
+        self.ledger.flush(sync=True)
+        return dict(self.ledger.position)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember the place of the checkpoint, to cut the ledger back to it."""
+        self._position = dict(state_dict)
+
+    # Hooks, in the order in which they are called
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin the ledger, or go on where the checkpoint was."""
+        self._distributed = trainer.world_size > 1
+        if not trainer.is_global_zero:
+            self.ledger = Ledger(None)
+        self._steps.clear()
+        self._seen = trainer.global_step
+        weights = weight_digests(pl_module)["weights"]
+        run = self.declare(weights)
+        if self._position is None:
+            self.ledger.rewind({"bytes": 0, "last": "", "lines": 0})  # of a run that left no checkpoint
+            self.ledger.add("start", run=run, weights=weights, world_size=trainer.world_size)
+        else:
+            self._go_back(trainer, self._position)
+        self.ledger.flush()
+
+    def _go_back(self, trainer: pl.Trainer, position: dict[str, Any]) -> None:
+        """Cut the ledger back to where the checkpoint was; where it does not hold that, say so."""
+        self._position = None
+        if not self.ledger.rewind(position):
+            self.gap = "its ledger does not hold what the checkpoint was written with"
+            self.ledger.add("gap", step=trainer.global_step, reason=self.gap)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the learning rate that this step is made with."""
+        rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        # A tensor where the optimizer wants one; on a device, reading it would make every step wait.
+        fixed = [rate for rate in rates if not isinstance(rate, Tensor)]
+        self._rate = float(max(fixed)) if fixed else math.nan
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note what the step saw and gave."""
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        loss = loss.detach() if isinstance(loss, Tensor) and loss.numel() == 1 else None
+        ids, fingerprints = _identify(batch)
+        done = trainer.global_step
+        self._steps.append(_Step(trainer.current_epoch, batch_idx, done, ids, fingerprints, self._rate, loss))
+        due = done != self._seen and (done == 1 or done % DIGEST_EVERY == 0)
+        self._seen = done  # accumulated batches leave the number of steps as it is
+        if due or len(self._steps) >= GROUP:
+            self.look()
+        if due:
+            self.ledger.add("weights", step=done, **weight_digests(pl_module))
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look at the losses first: nobody needs to measure weights that are not numbers."""
+        self.look()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note what was measured."""
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            metrics = self.epochs.validation(trainer)
+            self.ledger.add("val", epoch=trainer.current_epoch, step=trainer.global_step, metrics=metrics)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note how the epoch ended."""
+        self.look()
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
+        averaged = next((one for one in callbacks if isinstance(one, pl.callbacks.WeightAveraging)), None)
+        model = getattr(averaged, "_average_model", None)  # private to Lightning: where the average is
+        self.ledger.add(
+            "epoch",
+            epoch=trainer.current_epoch,
+            step=trainer.global_step,
+            metrics=self.epochs.of(trainer),
+            **weight_digests(pl_module),
+            optimizer=state_digest({str(i): one.state_dict() for i, one in enumerate(trainer.optimizers)})[:16],
+            averaged=None if model is None else state_digest(model.state_dict())[:16],
+        )
+        self.ledger.flush()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say that the run came to its end."""
+        self.look()
+        self.ledger.add("end", step=trainer.global_step)
+        self.ledger.flush(sync=True)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say so of a run that was stopped after its last epoch, too: going on calls no other hook of it."""
+        position, path = self._position, self.ledger.path
+        if position is not None and path is not None and path.exists():
+            self._go_back(trainer, position)
+            self.on_train_end(trainer, pl_module)
+
+    def look(self) -> None:
+        """Fetch the losses that nobody has looked at yet, and write their lines.
+
+        Raises:
+            RunError: If one of them is infinite or not a number; it names the first such step.
+        """
+        steps, self._steps = self._steps, []
+        if not steps:
+            return
+        losses = _fetch([one.loss for one in steps])
+        shares = [[(one.ids, one.fingerprints, loss) for one, loss in zip(steps, losses, strict=True)]]
+        if self._distributed:
+            shares = _gather(shares[0])
+        for number, one in enumerate(steps):
+            parts = [share[number] for share in shares]
+            found = [loss for _, _, loss in parts if loss is not None]
+            loss = sum(found) / len(found) if found else None
+            ids = [name for names, _, _ in parts for name in names]
+            inputs = "".join(text for _, text, _ in parts)
+            self.ledger.add(
+                "step", epoch=one.epoch, batch=one.batch, step=one.step, lr=one.lr, loss=loss,
+                ids=digest16("\n".join(ids)) if ids else None, inputs=digest16(inputs) if inputs else None,
+            )  # fmt: skip
+            if loss is not None and not math.isfinite(loss):
+                self.ledger.flush()
+                raise RunError(
+                    f"The loss must be a finite number. Got {loss} at epoch {one.epoch}, batch {one.batch} instead. "
+                    "Lower `lr`, or use precision 32 if it is lower."
+                )
+        self.ledger.flush()
+
+
+def _fetch(losses: list[Tensor | None]) -> list[float | None]:
+    """Numbers from where the losses are, all in one go."""
+    there = [loss.reshape(()).double() for loss in losses if loss is not None]
+    values = iter(torch.stack(there).tolist() if there else [])
+    return [None if loss is None else next(values) for loss in losses]
+
+
+def _gather(share: list[Any]) -> list[list[Any]]:
+    """The steps of all processes, in the order of their ranks."""
+    shares: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(shares, share)
+    return shares
+
+
+def _identify(batch: Any) -> tuple[tuple[str, ...], str]:
+    """Ids and fingerprints of a batch; of a batch that is not ours a digest of its tensors, if they are at hand.
+
+    What lies on a device is left alone: reading it would make every step wait.
+    """
+    if isinstance(batch, Batch) and batch.fingerprints:
+        return batch.ids, batch.fingerprints
+    tensors: dict[str, Tensor] = {}
+
+    def visit(name: str, value: Any) -> None:
+        if isinstance(value, Tensor):
+            tensors[name] = value
+        elif isinstance(value, Mapping):
+            for key, child in value.items():
+                visit(f"{name}.{key}", child)
+        elif isinstance(value, (list, tuple)):
+            for index, child in enumerate(value):
+                visit(f"{name}.{index}", child)
+
+    visit("", batch)
+    at_hand = bool(tensors) and all(one.device.type == "cpu" for one in tensors.values())
+    return (), state_digest(tensors)[:16] if at_hand else ""

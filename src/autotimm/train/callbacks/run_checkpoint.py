@@ -1,0 +1,336 @@
+"""Ctrl-C during a fit: the step that is being made is finished and written down first.
+
+When a run is written down: at the end of every epoch, as often as asked for, and when it is told to stop.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import math
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
+from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
+
+from autotimm.errors import RunError, UsageError, sentence
+from autotimm.records.checkpoint_store import CheckpointStore, check_keep
+from autotimm.tasks.checkpoint import read_checkpoint
+from autotimm.train.callbacks.epoch_metrics import EpochMetrics
+from autotimm.train.callbacks.logged_values import Unfinished, Watched
+
+__all__ = ["RunCheckpoint", "StopRequest", "read_interval"]
+
+
+class StopRequest:
+    """Whether somebody has asked a training to stop.
+
+    The first Ctrl-C within a training epoch sets a flag, which is honored directly after the next optimizer step, where
+    a checkpoint loses nothing. The second one, and one anywhere else, stops at once.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.armed = False  # only while training batches run is there somebody who looks at the flag
+
+    def obey(self) -> None:
+        """Stop, now that everything is written down. SIGTERM is left to Lightning, which stops after this batch."""
+        if self.requested:
+            raise KeyboardInterrupt
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested or not self.armed:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listen for Ctrl-C; only the main thread may, and nobody who has it ignored or handled is overruled."""
+        self.requested = False
+        default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if threading.current_thread() is not threading.main_thread() or not default:
+            yield
+            return
+        signal.signal(signal.SIGINT, self._handle)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+_UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+
+
+def read_interval(every: str | int | None) -> tuple[int | None, float | None]:
+    """Read ``checkpoint_every``: a number of optimizer steps, or a time such as ``"10min"``.
+
+    Returns:
+        The steps and the seconds; one of them at most is not ``None``.
+
+    Raises:
+        UsageError: If it is neither.
+
+    Example:
+        >>> read_interval(100), read_interval("10min"), read_interval(None)
+        ((100, None), (None, 600.0), (None, None))
+    """
+    if every is None:
+        return None, None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|min|h)?", str(every))
+    if found and not isinstance(every, bool) and float(found[1]) > 0:
+        if found[2]:
+            return None, float(found[1]) * _UNITS[found[2]]
+        if float(found[1]).is_integer():
+            return int(float(found[1])), None
+    must = "a number of optimizer steps, or a time in s, min or h"
+    raise UsageError(sentence("checkpoint_every", "AutoTrainer", must, every, "Give for example 500 or 10min."))
+
+
+class _WhereTold(TorchCheckpointIO):
+    """Writes to the path it is given. Lightning writes to the system's folder for temporary files first, and moves.
+
+    That folder may be small, or kept in memory; a file that is replaced atomically needs no such help.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        if "://" in str(path) or storage_options is not None:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        buffer = io.BytesIO()  # torch's own writer hides the reason when a disk is full
+        torch.save(checkpoint, buffer)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(buffer.getbuffer())
+
+
+class RunCheckpoint(Checkpoint):
+    """Writes the checkpoints of a run, see :mod:`autotimm.records.checkpoint_store`, always directly after an optimizer step.
+
+    It differs from Lightning's ``ModelCheckpoint`` in what an exact resume and a moved run need: what an epoch has
+    added up is stored with it, no path is, and files are replaced atomically: a crash or a full disk while one is
+    written leaves the one before as it was.
+
+    Args:
+        epochs: Tells what belongs to an epoch.
+        monitor: The logged value that tells the best epoch; without it, or before it is logged, the last is the best.
+        mode: ``"max"`` or ``"min"``; by default the smaller loss, or the larger of anything else.
+        every: Also in the middle of epochs: after so many optimizer steps (``500``), or a time (``"10min"``).
+        keep: Which to keep, see :class:`autotimm.records.checkpoint_store.CheckpointStore`.
+        stop: Set by a signal; the run is then written down and ended at the next chance.
+    """
+
+    def __init__(
+        self,
+        epochs: EpochMetrics,
+        monitor: str | None = None,
+        mode: str | None = None,
+        *,
+        every: str | int | None = None,
+        keep: str | int = "auto",
+        stop: StopRequest | None = None,
+    ) -> None:
+        self.epochs, self.stop = epochs, stop or StopRequest()
+        self.asked = monitor
+        self.monitor, self.mode = monitor, mode or ("min" if "loss" in (monitor or "") else "max")
+        self.watched = Watched(monitor)
+        self.steps, self.seconds = read_interval(every)
+        self.keep = check_keep(keep)
+        self.folder: Path | None = None
+        self.best: dict[str, Any] = {}
+        self._unfinished = False  # whether the checkpoint that is being written stands in the middle of an epoch
+        self._found: Unfinished | None = None
+        self._began = False
+        self._saved_step, self._saved_time = 0, 0.0
+
+    @property
+    def store(self) -> CheckpointStore:
+        """The files."""
+        assert self.folder is not None, "the run has not been opened"
+        return CheckpointStore(self.folder, self.keep)
+
+    @property
+    def best_model_path(self) -> str:
+        """Where ``trainer.test(ckpt_path="best")`` looks."""
+        return self._path("best.ckpt")
+
+    @best_model_path.setter
+    def best_model_path(self, path: str) -> None:
+        """Lightning says so after processes that it spawned; what they remember is in the file."""
+        self.load_state_dict(read_checkpoint(path)["callbacks"][self.state_key] if path else {"best": {}})
+
+    @property
+    def last_model_path(self) -> str:
+        """The newest checkpoint."""
+        return self._path("last.ckpt")
+
+    def _path(self, name: str) -> str:
+        return str(self.folder / name) if self.folder is not None and (self.folder / name).exists() else ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best epoch so far: its number, its score and its metrics."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Undo :meth:`state_dict`."""
+        self.best = dict(state_dict["best"])
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Tell every process the folder that process 0 has chosen, and write straight to it."""
+        self.folder = trainer.strategy.broadcast(self.folder)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # unless somebody has chosen another way
+            trainer.strategy.checkpoint_io = _WhereTold()
+        if stage == "fit" and self.folder is not None and trainer.is_global_zero:
+            self.store.sweep()  # the lock of the folder is held
+
+    # The sums of an epoch that is not over
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add what the running epoch has summed up so far."""
+        if self._unfinished:
+            checkpoint[Unfinished.KEY] = Unfinished.of(trainer, pl_module).as_dict()
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Remember the sums until there is a place for them."""
+        self._began = False
+        found = checkpoint.get(Unfinished.KEY)
+        self._found = Unfinished(**found) if found else None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the sums of metrics back; forget nothing of what was saved before."""
+        self._began = True
+        self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
+        self._name_best(trainer)
+        if self._found is not None:
+            self._found.restore_metrics(pl_module)
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
+        stopping = (one for one in callbacks if isinstance(one, EarlyStopping))
+        if trainer.ckpt_path and any(one.stopping_reason is not EarlyStoppingReason.NOT_STOPPED for one in stopping):
+            # Lightning restores why it was to stop, but not that: the run would train one epoch more than another.
+            trainer.should_stop = True
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give names that a kill after the last epoch has kept from it; a run with nothing left to do starts none."""
+        if not self._began:
+            self._name_best(trainer)
+            if self.folder is not None and trainer.is_global_zero:
+                self.store.link_epoch(trainer.current_epoch, "last.ckpt")
+
+    def _name_best(self, trainer: pl.Trainer) -> None:
+        if self.folder is not None and self.best and trainer.is_global_zero:
+            self.store.link_epoch(self.best["epoch"] + 1, "best.ckpt")
+
+    # When to save
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From here on somebody looks at the flag of Ctrl-C after each step."""
+        self.stop.armed = self.folder is not None
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Validation can be long, and stopping in it loses nothing: stop at once."""
+        self.stop.armed = False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Back to training."""
+        self.stop.armed = self.folder is not None and not trainer.sanity_checking
+        self.watched.after_validation(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save if it is time to, and end the run here if it was told to stop."""
+        self.watched.after_batch(trainer, pl_module)
+        if self._found is not None:
+            self._found.restore_logged(trainer)
+            self._found = None
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or batch_idx + 1 >= trainer.num_training_batches
+        every = trainer.val_check_batch or math.inf
+        # Lightning takes a checkpoint written between a batch and its validation for one written after both.
+        validates = trainer.enable_validation and (batch_idx + 1) % every == 0
+        if not stepped or last or validates:
+            return  # the end of an epoch is saved by its own hook
+        stopping = self._all(trainer, self.stop.requested or trainer.received_sigterm)
+        if self.folder is not None and (stopping or self._due(trainer)):
+            self._unfinished = True
+            try:
+                self._save(trainer, CheckpointStore.name(trainer.global_step))
+            finally:
+                self._unfinished = False
+        if stopping:
+            self.stop.obey()
+
+    def _due(self, trainer: pl.Trainer) -> bool:
+        if self.steps is not None:
+            return trainer.global_step - self._saved_step >= self.steps
+        waited = self.seconds is not None and time.monotonic() - self._saved_time >= self.seconds
+        return self.seconds is not None and self._all(trainer, waited)
+
+    @staticmethod
+    def _all(trainer: pl.Trainer, here: bool) -> bool:
+        """What process 0 thinks, since all must save together."""
+        return here if trainer.world_size == 1 else bool(trainer.strategy.broadcast(here))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the epoch, and remember it as the best if it is."""
+        self.watched.after_epoch(trainer, pl_module)
+        if self.folder is None:
+            return
+        metrics = self.epochs.of(trainer)
+        # A run that goes on in another folder has the score of the best epoch, but not its file.
+        improved = not self.best_model_path or self._improves(metrics)
+        if improved:
+            self.best = {"epoch": trainer.current_epoch, "metrics": metrics}
+        name = CheckpointStore.name(trainer.global_step, epochs=trainer.current_epoch + 1)
+        self._save(trainer, name, best=improved)
+        self.stop.armed = False
+        if self._all(trainer, self.stop.requested):
+            self.stop.obey()
+
+    def _improves(self, metrics: dict[str, float]) -> bool:
+        if self.monitor is None or not self.best:
+            return True
+        old = self.best["metrics"]
+        if self.monitor not in metrics:
+            # Without validation each epoch is the best so far; with it only epochs that were validated compete.
+            return self.monitor not in old
+        return self._rank(metrics) > self._rank(old)
+
+    def _rank(self, metrics: dict[str, float]) -> tuple[float, float]:
+        """What to compare epochs by: the monitored value, and among equals, frequent on small sets, the loss."""
+        value = metrics.get(self.monitor or "", math.nan)
+        value = -math.inf if math.isnan(value) else value if self.mode == "max" else -value
+        return value, -metrics.get("val/loss", math.inf)
+
+    def _save(self, trainer: pl.Trainer, name: str, best: bool = False) -> None:
+        store = self.store
+        # Every process takes part in saving, process 0 alone writes.
+        with store.writing(name) if trainer.is_global_zero else nullcontext(store.folder / name) as temporary:
+            try:
+                trainer.save_checkpoint(temporary)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    raise
+                raise RunError(
+                    f"The checkpoint {store.folder / name} could not be written: {error}. The one before it is "
+                    "unharmed. Free some space and continue the run, or start it again with another `--out`."
+                ) from error
+        self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
+        if trainer.is_global_zero:
+            if best:
+                store.link(name, "best.ckpt")
+            store.link(name, "last.ckpt")
+            store.thin()

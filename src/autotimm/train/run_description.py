@@ -1,0 +1,124 @@
+"""What a run is made of, as plain data for its manifest: only what can change a number, and nothing of the machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from autotimm.data.module import DataModule
+from autotimm.records.code_digest import code_digest, describe_code
+from autotimm.records.environment import code_state, environment, package_digest
+from autotimm.repro.streams import own_streams
+from autotimm.serialization import import_name, plain_value
+from autotimm.tasks import Task
+
+__all__ = ["UNKEYED_WEIGHTS", "decisions", "describe", "inputs", "levels", "surroundings"]
+
+UNKEYED_WEIGHTS = "no, because the weights of a module of your own are drawn where no stream is set"
+
+# Arguments that change no number: places, speed of loading, and what is shown or kept.
+_SILENT = {
+    "data": {
+        "data_dir", "train_csv", "val_csv", "test_csv", "image_dir", "num_workers", "persistent_workers", "pin_memory",
+        "download", "strict", "seed",
+    },
+    "model": {"seed", "pretrained"},
+    "trainer": {
+        "seed", "checkpoint_every", "keep", "logger", "enable_progress_bar", "enable_model_summary", "profiler",
+        "default_root_dir", "enable_checkpointing", "log_every_n_steps", "run_dir", "callbacks", "threads",
+    },
+}  # fmt: skip
+
+
+def describe(model: pl.LightningModule, data: DataModule | None, trainer: Any) -> dict[str, Any]:
+    """Model, data and trainer as class path and arguments, the form that ``autotimm fit --config`` reads."""
+    parts: dict[str, Any] = {
+        "model": {"class_path": import_name(type(model)), "init_args": plain_value(dict(model.hparams))}
+    }
+    if data is not None:
+        parts["data"] = {"class_path": import_name(type(data)), "init_args": plain_value(data.arguments)}
+    return parts | {"trainer": plain_value(trainer.arguments)}
+
+
+def inputs(
+    trainer: Any, model: pl.LightningModule, data: DataModule | None, *, content: dict[str, Any], initial: str
+) -> dict[str, Any]:
+    """Everything that decides the numbers of a run.
+
+    Args:
+        trainer: The :class:`autotimm.AutoTrainer`.
+        model: What is trained.
+        data: The data module, or ``None`` for loaders of the caller's own.
+        content: Digests of data and split.
+        initial: The digest of the initial weights.
+    """
+    parts = describe(model, data, trainer)
+    config = {name: _without(part.get("init_args", part), _SILENT[name]) for name, part in parts.items()}
+    config |= {f"{name}_class": part["class_path"] for name, part in parts.items() if "class_path" in part}
+    roots = {"data": data.data_seed} if data is not None else {}
+    roots |= {"task": model.root_seed} if isinstance(model, Task) else {}
+    roots |= {"trainer": trainer.root_seed}
+    seeds: dict[str, Any] = {name: int(root) for name, root in roots.items()}
+    if streams := own_streams(**roots):
+        seeds["streams"] = streams
+    return {
+        "config": config,
+        "seeds": seeds,
+        "initial": initial,
+        "keyed": data is not None,
+        **content,
+        "transforms": {name: code_digest(one.transform) for name, one in data.transforms.items()} if data else {},
+        "code": code_digest(type(model)),
+    }
+
+
+def _without(arguments: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name not in names}
+
+
+def surroundings(trainer: Any) -> dict[str, Any]:
+    """Versions, hardware, switches, variables and the state of the code around a run."""
+    device = str(trainer.strategy.root_device)
+    world: dict[str, Any] = {
+        "processes": trainer.world_size,
+        "precision": str(trainer.precision),
+        "device": device.split(":")[0],
+    }
+    found = environment(trainer.threads, [device])
+    # Not among the inputs: most callbacks only look on. One that does more is named when something differs.
+    world["callbacks"] = {describe_code(type(one))["name"]: code_digest(one) for one in trainer.given_callbacks}
+    return {**found, **world, "package": package_digest()[:16], "git": code_state(Path.cwd())}
+
+
+def decisions(model: pl.LightningModule, data: DataModule | None) -> dict[str, Any]:
+    """What was decided by looking or measuring, and is read back on a replay rather than decided again."""
+    found: dict[str, Any] = {}
+    if isinstance(model, Task):
+        found = {"recipe": plain_value(model.recipe.as_dict()) if model.recipe else None}
+        found["weights"] = plain_value(model.weights.as_dict())
+        found["lr"] = model.hparams.get("lr")
+    if data is not None:
+        found["batch_size"] = data.batch_size
+    return found
+
+
+def levels(trainer: Any, model: pl.LightningModule, data: DataModule | None) -> dict[str, str]:
+    """What a run may claim, before anybody has checked it."""
+    foreign = "no, because order and augmentation are those of your own loader"
+    deterministic = trainer.deterministic is True
+    slack = "no, because deterministic kernels are switched off"
+    expected = "expected" if deterministic else slack
+    keyed = expected if data is not None else foreign
+    gpu = trainer.strategy.root_device.type == "cuda"
+    return {
+        "R0": "checked" if trainer.seed is not None else "checked, with seeds that were drawn and recorded",
+        "R1": expected if isinstance(model, Task) or not deterministic else UNKEYED_WEIGHTS,
+        "R2": keyed,
+        "R3": keyed,
+        "R4": "no, because sums over processes, and the statistics of batch normalization, are taken in other groups",
+        "R5": "no, because the last bits of sums depend on threads and instruction set; replay with those recorded",
+        "R6": expected if gpu else "no, because it was trained on a CPU",
+        "R7": "no, because it is not promised: other hardware and other versions of torch add up in another order",
+    }

@@ -1,0 +1,404 @@
+"""Replaying runs: identical where they are, and the cause in words where one was planted."""
+
+import dataclasses
+import json
+import shutil
+from contextlib import nullcontext
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from pytorch_lightning.callbacks import Callback
+from torch import nn
+
+import autotimm
+from autotimm import repro
+from autotimm.data.toy import write_toy_folder
+from autotimm.errors import DataError, ModelError, UsageError
+from autotimm.records.manifest import Manifest
+from autotimm.records.run_folder import RunFolder
+from autotimm.runs.restore import rebuild
+from autotimm.runs.run import Run, diff
+from autotimm.runs.verify import _says_more
+from autotimm.train.run_description import UNKEYED_WEIGHTS
+from training import classifier, toy_data, trainer
+
+SMALL = {"backbone": "test_resnet", "image_size": 32, "batch_size": 8, "epochs": 2, "pretrained": False, "threads": 1,
+         "num_workers": 0, "progress": False, "val_split": 0.25}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return write_toy_folder(tmp_path_factory.mktemp("replay") / "photos", n=24, num_classes=3, image_size=32, seed=7)
+
+
+def fit(photos, out, name="one", **options):
+    return autotimm.fit(photos, **{**SMALL, "out": str(out), "name": name, **options})
+
+
+@pytest.fixture(scope="module")
+def run(photos, tmp_path_factory):
+    return fit(photos, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    return Run(shutil.copytree(run.path, tmp_path / "copy"))
+
+
+class TestIdentical:
+    def test_a_run(self, photos, tmp_path):
+        copy = fit(photos, tmp_path)
+        assert copy.level()["R1"] == "expected"
+        assert copy.verify(steps=2).identical
+        assert copy.level()["R1"] == "expected"
+        verdict = copy.verify()
+        assert (verdict.verdict, verdict.exit_code, verdict.steps) == ("identical", 0, 6)
+        assert str(verdict) == "verdict: identical (6 steps compared)"
+        assert copy.level()["R1"] == "checked"
+
+    def test_some_steps(self, run):
+        assert run.verify(steps=2).steps == 2
+
+    def test_a_stretch_with_workers(self, copy):
+        verdict = copy.verify(epochs=(2, 2), workers=2)
+        assert (verdict.verdict, verdict.steps) == ("identical", 3)
+        assert copy.level()["R3"] == "checked with 2 workers in epochs 2 to 2"
+        assert copy.level()["R2"] == "checked from the checkpoint before epoch 2 to epoch 2"
+
+    def test_the_recorded_number_of_workers_checks_no_others(self, copy):
+        assert copy.verify(epochs=(2, 2), workers=0).identical
+        assert copy.level()["R3"] == "expected"
+
+    def test_a_whole_run_counts_more_than_a_stretch(self, copy):
+        manifest = Manifest.load(copy.path / "manifest.json")
+        for said in ("checked with 2 workers in epochs 2 to 2", "checked with 2 workers"):
+            assert _says_more(said, manifest.levels["R3"])
+            manifest = dataclasses.replace(manifest, levels={**manifest.levels, "R3": said})
+        assert not _says_more("checked with 3 workers in epochs 1 to 1", manifest.levels["R3"])
+
+    def test_a_stretch_without_a_checkpoint(self, copy):
+        next((copy.path / "checkpoints").glob("epoch-0001-*")).unlink()
+        with pytest.raises(UsageError, match=r"It can begin at epoch 1\."):
+            copy.verify(epochs=(2, 2))
+
+    def test_a_stretch_that_the_run_has_not_made(self, run):
+        with pytest.raises(UsageError, match=r"Got 2:9 instead\. The last is 2"):
+            run.verify(epochs=(2, 9))
+
+    def test_some_steps_of_a_stretch(self, run):
+        assert run.verify(epochs=(2, 2), steps=2).steps == 2
+
+    def test_moved_data(self, run, photos, tmp_path):
+        shutil.copytree(photos, tmp_path / "moved")
+        assert run.verify(data=tmp_path / "moved").identical
+
+    def test_a_run_of_objects(self, photos, tmp_path):
+        one = trainer(2, run_dir=tmp_path / "run")
+        one.fit(classifier(mixup_alpha=0.2, ema_decay=0.9), datamodule=toy_data(photos))
+        assert Run(tmp_path / "run").verify().identical
+
+    @pytest.mark.slow
+    def test_what_was_searched_for_is_read_back(self, photos, tmp_path):
+        options = {name: value for name, value in SMALL.items() if name != "batch_size"}
+        found = autotimm.fit(photos, **options, out=str(tmp_path), lr_find=True, batch_size_find=True)
+        decided = Manifest.load(found.path / "manifest.json").decisions
+        assert 0 < decided["lr"] < 1
+        assert decided["batch_size"] != SMALL["batch_size"]
+        assert found.verify().identical
+
+    def test_made_again(self, run, tmp_path):
+        again = run.reproduce(tmp_path / "again")
+        found = diff(run.path, again.path)
+        assert found.equal
+        assert not [one for one in found.manifests if one.section == "inputs"]
+        for name in ("ledger.jsonl", "splits.csv", "metrics.csv", "model.safetensors", "files.csv"):
+            assert (run.path / name).read_bytes() == (again.path / name).read_bytes(), name
+
+    def test_a_run_that_was_stopped_up_to_there(self, photos, tmp_path):
+        class Boom(Callback):
+            def on_train_epoch_start(self, trainer, *args):
+                if trainer.current_epoch == 1:
+                    raise RuntimeError
+
+        one = trainer(2, run_dir=tmp_path / "run")
+        one.callbacks.insert(0, Boom())
+        with pytest.raises(RuntimeError):
+            one.fit(classifier(), datamodule=toy_data(photos))
+        verdict = Run(tmp_path / "run").verify()
+        assert (verdict.verdict, verdict.steps) == ("identical", 3)
+        assert "did not come to its end" in verdict.notes[0]
+
+    def test_a_ledger_that_was_cut_in_a_line(self, copy):
+        ledger, levels = copy.path / "ledger.jsonl", copy.level()
+        ledger.write_bytes(ledger.read_bytes()[:1000])
+        verdict = copy.verify()
+        assert verdict.identical
+        assert "is cut off; compared up to there" in verdict.notes[0]
+        assert copy.level() == levels
+
+    @pytest.mark.parametrize("lines", [3, 6])
+    def test_a_ledger_that_was_cut_between_two_lines(self, copy, run, lines):
+        ledger, levels = copy.path / "ledger.jsonl", copy.level()
+        ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:lines]))
+        verdict = copy.verify()
+        assert verdict.identical
+        assert "not those that the manifest speaks of; compared up to there" in verdict.notes[0]
+        assert copy.level() == levels
+        for one, other in ((copy, run), (run, copy)):
+            found = diff(one.path, other.path)
+            assert found.equal
+            assert found.difference is None
+            assert "compared up to there" in str(found)
+
+    def test_a_recipe_is_read_back_and_not_chosen_again(self, copy):
+        """As of a version whose recipes were others: here the run's own file says so."""
+        folder = RunFolder(copy.path / "again", copy.path)
+        file = copy.path / "manifest.json"
+        manifest = Manifest.load(file)
+        recipe = {**manifest.decisions["recipe"], "weight_decay": 0.07}
+        dataclasses.replace(manifest, decisions={**manifest.decisions, "recipe": recipe}).save(file)
+        made = rebuild(copy.path, folder)
+        made.trainer.fit(made.task, datamodule=made.data)
+        assert made.task.recipe.weight_decay == 0.07
+        assert made.task.recipe.as_dict() == recipe
+        assert rebuild(copy.path, folder, changes={"threads": 2}).task.decided.weight_decay == 0.07
+        assert rebuild(copy.path, folder, changes={"lr": 0.1}).task.decided is None
+
+    def test_a_manifest_that_was_edited(self, copy):
+        file = copy.path / "manifest.json"
+        file.write_text(file.read_text().replace('"threads": 1', '"threads": 3'))
+        verdict = copy.verify(steps=2)
+        assert verdict.notes == ("manifest.json: it was edited after it was written",)
+
+
+class Own(pl.LightningModule):
+    """A module of somebody who knows only Lightning."""
+
+    def __init__(self, width, keyed=False):
+        super().__init__()
+        with repro.scope(1, "init", "own") if keyed else nullcontext():
+            self.layers = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, width), nn.Linear(width, 3))
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.layers(batch.images.float() / 255), batch.targets)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+
+class Saved(Own):
+    def __init__(self, width, keyed=False):
+        super().__init__(width, keyed)
+        self.save_hyperparameters()
+
+
+class TestOwnModules:
+    def fit(self, module, photos, folder):
+        trainer(1, run_dir=folder).fit(module, datamodule=toy_data(photos, val_split=0))
+        return Run(folder)
+
+    def test_its_weights_are_drawn_anew(self, photos, tmp_path):
+        run = self.fit(Saved(4), photos, tmp_path / "run")
+        assert run.level()["R1"] == UNKEYED_WEIGHTS
+        assert run.level()["R2"] == "expected"
+        verdict = run.verify()
+        assert verdict.difference.stage == "start"
+        assert "Likely weights are drawn outside of the stream `init`" in verdict.reason
+
+    def test_weights_on_a_stream(self, photos, tmp_path):
+        run = self.fit(Saved(4, keyed=True), photos, tmp_path / "run")
+        assert run.verify().identical
+        assert run.level()["R1"] == "checked"
+
+    def test_arguments_that_were_not_saved(self, photos, tmp_path):
+        run = self.fit(Own(4), photos, tmp_path / "run")
+        verdict = run.verify()
+        assert (verdict.verdict, verdict.exit_code) == ("not comparable", 4)
+        assert "The Own of the run must call `self.save_hyperparameters()`" in verdict.reason
+        with pytest.raises(ModelError, match="save_hyperparameters"):
+            run.reproduce(tmp_path / "again")
+
+
+class TestNotComparable:
+    @pytest.mark.parametrize(
+        ("damage", "said"),
+        [
+            (
+                lambda path: path.write_bytes(path.read_bytes()[:-4000] + bytes(8) + path.read_bytes()[-3992:]),
+                "damaged",
+            ),
+            (lambda path: path.write_bytes(path.read_bytes()[:3000]), "it was damaged since it was written"),
+            (lambda path: (path.parent / "sha256.txt").unlink(), "the list of digests sha256.txt is missing"),
+        ],
+        ids=["eight bytes", "cut", "no list"],
+    )
+    def test_a_damaged_checkpoint(self, copy, damage, said):
+        path = next((copy.path / "checkpoints").glob("epoch-0001-*"))
+        damage(path)
+        verdict = copy.verify(epochs=(2, 2))
+        assert (verdict.verdict, verdict.exit_code) == ("not comparable", 4)
+        assert path.name in verdict.reason
+        assert said in verdict.reason
+
+    def test_resuming_with_other_data(self, photos, tmp_path):
+        moved = shutil.copytree(photos, tmp_path / "moved")
+        with pytest.raises(UsageError):
+            fit(moved, tmp_path, "one", monitor="nothing")
+        done = fit(moved, tmp_path, "one")
+        manifest = Manifest.load(done.path / "manifest.json")
+        dataclasses.replace(manifest, results={"status": "interrupted"}).save(done.path / "manifest.json")
+        path = sorted(moved.rglob("*.png"))[3]
+        Image.new("RGB", (32, 32), "white").save(path)
+        before = (done.path / "files.csv").read_bytes()
+        with pytest.raises(DataError, match=f"changed: {path.relative_to(moved).as_posix()}"):
+            done.resume()
+        assert (done.path / "files.csv").read_bytes() == before
+
+    def test_one_changed_pixel(self, run, photos, tmp_path):
+        moved = shutil.copytree(photos, tmp_path / "moved")
+        path = sorted(moved.rglob("*.png"))[3]
+        image = Image.open(path).convert("RGB")
+        image.putpixel((3, 3), (1, 2, 3))
+        image.save(path)
+        verdict = run.verify(data=moved)
+        assert (verdict.verdict, verdict.exit_code) == ("not comparable", 3)
+        assert verdict.reason == f"The data is not what it was: changed: {path.relative_to(moved).as_posix()}."
+
+    def test_a_renamed_file(self, run, photos, tmp_path):
+        moved = shutil.copytree(photos, tmp_path / "moved")
+        path = sorted(moved.rglob("*.png"))[3]
+        path.rename(path.with_name("other.png"))
+        verdict = run.verify(data=moved)
+        assert verdict.exit_code == 3
+        assert f"missing: {path.relative_to(moved).as_posix()}" in verdict.reason
+        assert "new: " in verdict.reason
+
+    def test_a_task_that_is_gone(self, copy):
+        config = (copy.path / "config.yaml").read_text()
+        (copy.path / "config.yaml").write_text(config.replace("test_resnet", "test_resnot"))
+        verdict = copy.verify()
+        assert (verdict.verdict, verdict.exit_code) == ("not comparable", 4)
+
+    def test_callbacks_that_no_file_holds(self, photos, tmp_path):
+        one = trainer(1, run_dir=tmp_path / "run", callbacks=[Touching(1)])
+        one.fit(classifier(), datamodule=toy_data(photos))
+        verdict = Run(tmp_path / "run").verify()
+        assert verdict.exit_code == 4
+        assert "`callbacks` of the run's trainer" in verdict.reason
+
+
+class Touching(Callback):
+    """Changes weights at a step, as no record tells."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, pl_module, *args) -> None:
+        if trainer.global_step == self.step:
+            with torch.no_grad():
+                next(iter(pl_module.network.parameters())).add_(1e-3)
+
+
+def brighter(image):
+    return image
+
+
+class TestCauses:
+    """Each planted cause is named, with its stage."""
+
+    @pytest.mark.parametrize(
+        ("options", "stage", "said"),
+        [
+            ({"seed": 43}, "start", "another seed of the model: 42 was recorded, 43 was found"),
+            ({"batch_size": 6}, "order", "the option `batch_size`: 8 was recorded, 6 was found."),
+            ({"lr": 1e-3}, "rate", "the learning rate: 0.0005 was recorded, 0.001 was found."),
+            ({"augmentation": "light"}, "inputs", "the option `augmentation`: default was recorded, light was found"),
+            ({"weight_decay": 0.2}, "update", "the decision on `weight_decay`: 0.05 was recorded, 0.2 was found."),
+            ({"epochs": 3}, "rate", "the option `max_epochs`: 2 was recorded, 3 was found"),
+        ],
+        ids=["seed", "batch size", "learning rate", "augmentation", "decay", "epochs"],
+    )  # fmt: skip
+    def test_an_option(self, run, photos, tmp_path, options, stage, said):
+        found = diff(run.path, fit(photos, tmp_path, **options).path)
+        assert not found.equal
+        assert found.difference.stage == stage
+        assert said in found.cause
+
+    def test_threads(self, photos, tmp_path):
+        # Large enough for a sum to be shared among threads.
+        options = {"backbone": "resnet18", "image_size": 64, "epochs": 1}
+        a = fit(photos, tmp_path, "one", **options)
+        b = fit(photos, tmp_path, "two", **{**options, "threads": 2})
+        found = diff(a.path, b.path)
+        assert found.difference.stage in ("forward", "update")
+        assert "the number of threads: 1 was recorded, 2 is used" in found.cause
+
+    def test_a_pixel(self, run, photos, tmp_path):
+        moved = shutil.copytree(photos, tmp_path / "photos")
+        path = next(one for one in sorted(moved.rglob("*.png")))
+        Image.new("RGB", (32, 32), "white").save(path)
+        found = diff(run.path, fit(moved, tmp_path).path)
+        assert found.files == (f"changed: {path.relative_to(moved).as_posix()}",)
+        assert found.difference.stage in ("inputs", "validation")
+        assert path.name in found.cause
+
+    def test_a_name(self, run, photos, tmp_path):
+        moved = shutil.copytree(photos, tmp_path / "photos")
+        path = next(one for one in sorted(moved.rglob("*.png")))
+        path.rename(path.with_name("zzz.png"))
+        found = diff(run.path, fit(moved, tmp_path).path)
+        assert found.difference.stage == "order"
+        assert "zzz.png" in found.cause
+
+    def test_a_library(self, copy, run):
+        manifest = Manifest.load(copy.path / "manifest.json")
+        versions = {**manifest.environment["versions"], "torch": "1.0"}
+        environment = {**manifest.environment, "versions": versions}
+        dataclasses.replace(manifest, environment=environment).save(copy.path / "manifest.json")
+        lines = (copy.path / "ledger.jsonl").read_text().splitlines()
+        assert "the version of torch" in diff(run.path, copy.path).__str__()
+        forged = json.loads(lines[1]) | {"loss": "0x1.0p+0"}
+        ledger = autotimm.repro.Ledger(copy.path / "forged.jsonl")
+        for line in [json.loads(lines[0]), forged]:
+            ledger.add(line.pop("kind"), **{name: value for name, value in line.items() if name != "prev"})
+        ledger.flush()
+        (copy.path / "forged.jsonl").rename(copy.path / "ledger.jsonl")
+        found = diff(run.path, copy.path)
+        assert found.difference.stage == "forward"
+        assert "the version of torch: " in found.cause
+
+    def test_code_of_a_transform(self, photos, tmp_path):
+        runs = []
+        for number, change in enumerate(("image", "255 - image")):
+            source = f"def change(image):\n    return {change}\n"
+            path = tmp_path / f"mine{number}.py"
+            path.write_text(source)
+            space = {}
+            exec(compile(source, str(path), "exec"), space)
+            one = trainer(1, run_dir=tmp_path / f"run{number}")
+            one.fit(classifier(), datamodule=toy_data(photos, train_transforms=space["change"]))
+            runs.append(tmp_path / f"run{number}")
+        found = diff(*runs)
+        assert found.difference.stage == "inputs"
+        assert "the settings or the code of a transform (train)" in found.cause
+
+    def test_an_initial_weight(self, photos, tmp_path):
+        for name in ("a", "b"):
+            task = classifier()
+            if name == "b":
+                with torch.no_grad():
+                    next(iter(task.network.parameters())).view(-1)[0] += 1e-6
+            trainer(1, run_dir=tmp_path / name).fit(task, datamodule=toy_data(photos))
+        found = diff(tmp_path / "a", tmp_path / "b")
+        assert found.difference.stage == "start"
+        assert "the initial weights" in found.cause
+
+    def test_a_callback_that_touches_weights(self, photos, tmp_path):
+        trainer(2, run_dir=tmp_path / "a").fit(classifier(), datamodule=toy_data(photos))
+        touched = trainer(2, run_dir=tmp_path / "b", callbacks=[Touching(4)])
+        touched.fit(classifier(), datamodule=toy_data(photos))
+        found = diff(tmp_path / "a", tmp_path / "b")
+        assert (found.difference.stage, found.difference.step) == ("forward", 5)
+        assert found.cause == "Likely the callback tests.test_replay.Touching."
