@@ -17,7 +17,7 @@ _FEW = {"train": 12, "val": 2, "test": 2}
 
 def draw(case: str, folder: Path) -> None:
     """Write the data of a case as `images`, and the tables beside it, into a folder."""
-    from autotimm.data.toy_objects import write_toy_objects, write_toy_segmentation
+    from autotimm.data.toy import write_toy_objects, write_toy_segmentation
 
     images = folder / "images"
     if case in ("detection", "instance"):

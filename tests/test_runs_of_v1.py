@@ -22,6 +22,7 @@ import yaml
 from torchvision.transforms import v2
 
 import autotimm
+from autotimm.serialization import import_object
 from recorded_data import draw
 
 RUNS = Path(__file__).parent / "fixtures" / "runs" / "v1"
@@ -205,8 +206,8 @@ def recorded_paths(folder):
 
 
 def imported(path):
-    module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    """The class of a path as readers of records find it, wherever its module is now."""
+    return import_object(path)
 
 
 def test_the_paths_in_the_folders(tmp_path):

@@ -83,7 +83,13 @@ _MOVED = {
     "autotimm.train.unfinished": "autotimm.train.callbacks.logged_values",
     "autotimm.train.watched": "autotimm.train.callbacks.logged_values",
 }
-_MOVED_CLASSES = {"autotimm.tasks.detection.InstanceSegmentor": "autotimm.tasks.instance.InstanceSegmentor"}
+# Where several modules became one, the class tells from which it came.
+_MOVED_CLASSES = {
+    "autotimm.data.dense.DetectionDataModule": "autotimm.data.detection.DetectionDataModule",
+    "autotimm.data.dense.InstanceSegmentationDataModule": "autotimm.data.instance.InstanceSegmentationDataModule",
+    "autotimm.data.dense.SegmentationDataModule": "autotimm.data.segmentation.SegmentationDataModule",
+    "autotimm.tasks.detection.InstanceSegmentor": "autotimm.tasks.instance.InstanceSegmentor",
+}
 
 
 def current_path(path: str) -> str:
@@ -108,7 +114,6 @@ def first_path(path: str) -> str:
     return _MOVED_CLASSES.get(path) or f"{_FIRST.get(module, module)}.{name}"
 
 
-# Where several modules became one, the class decides, see above.
 _FIRST = {new: old for old, new in reversed(_MOVED.items()) if new != "autotimm.tasks.detection"}
 
 

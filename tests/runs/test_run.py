@@ -96,7 +96,7 @@ class TestFit:
         shutil.copy(sorted(once.iterdir())[0], again / "copy.png")
         fit(tmp_path / "leaky", tmp_path / "out", progress=True)
         said = capsys.readouterr().err
-        assert "1 of 7 test images were trained on too" in said
+        assert "1 of 7 test images also occur in the training set" in said
         assert f"test/{once.name}/copy.png (train/{once.name}/" in said
         assert "val images were" not in said
 
@@ -165,7 +165,7 @@ class TestRun:
         run.test(photos / "val")
         assert "trained on" not in capsys.readouterr().err
         found = run.test(photos / "train")
-        assert "18 of 18 images were trained on too, so that models look too good there" in capsys.readouterr().err
+        assert "18 of 18 images also occur in the training set; metrics will be optimistic" in capsys.readouterr().err
         assert "test/accuracy" in found
         assert (run.path / "results.json").read_bytes() == before
 

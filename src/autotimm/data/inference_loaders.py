@@ -63,8 +63,8 @@ def labelled_loader(
 ) -> KeyedLoader:  # fmt: skip
     """Load labelled images to measure a model on.
 
-    How a path is read is said at :func:`autotimm.data.formats.evaluation_tables.read_labelled` and, for boxes and masks, at
-    :func:`autotimm.data.formats.evaluation_tables.read_relabelled`.
+    Paths are read by :func:`~autotimm.data.formats.evaluation_tables.read_labelled` and, with boxes and masks, by
+    :func:`~autotimm.data.formats.evaluation_tables.read_relabelled`.
 
     Args:
         path: The images and their labels.

@@ -219,8 +219,8 @@ class KeyedLoader:
     Args:
         dataset: What to load from.
         batch_sampler: Which samples, in which order.
-        collate: From a list of samples to a batch. Default: :func:`autotimm.data.loader.collate_samples` for tables, torch's
-            own for your own data sets.
+        collate: From a list of samples to a batch. Default: :func:`collate_samples` for tables, torch's own for your
+            own data sets.
         num_workers: Processes that load; 0 loads in this one. The batches are the same.
         persistent_workers: Keep the processes from one epoch to the next.
         pin_memory: Copy batches to page-locked memory, from where a GPU fetches them faster.

@@ -2,8 +2,8 @@
 
 Fake tensors have shapes, types and a device, and no numbers. A step on them runs the same Python and asks torch for the
 same operators as on a GPU; a trace on the CPU would not do, since torch chooses others there (``native_batch_norm`` in
-place of ``cudnn_batch_norm``), and so do we (:func:`autotimm.models.layers.deterministic.region_align`). Steps that branch on numbers,
-such as those of detectors, are traced again with fake tensors that carry some, see :mod:`autotimm.doctor.numbers`. What
+place of ``cudnn_batch_norm``), and so do we (:func:`~autotimm.models.layers.deterministic.region_align`). Steps that branch on
+numbers, such as those of detectors, are traced again with fake tensors that carry some, see :mod:`autotimm.doctor.numbers`. What
 no trace can see: kernels that are chosen by the model of the GPU, such as those of attention.
 """
 
@@ -26,8 +26,8 @@ from autotimm.doctor.backward import backward
 from autotimm.doctor.documented import Operator
 from autotimm.doctor.example import example_batch
 from autotimm.doctor.numbers import Numbers
-from autotimm.doctor.places import Places
 from autotimm.doctor.operator_recorder import Recorder
+from autotimm.doctor.places import Places
 from autotimm.errors import RunError
 from autotimm.optim import build_optimizer, choose_recipe
 from autotimm.repro.seed import preserve_switches, set_deterministic

@@ -52,14 +52,15 @@ def seen_in_training(trained: Mapping[str, str], measured: Mapping[str, str], wh
 
     Example:
         >>> seen_in_training({"train/a": "1", "train/b": "2"}, {"test/c": "2", "test/d": "3"}, "test images")
-        ['1 of 2 test images were trained on too, so that models look too good there: test/c (train/b).']
+        ['1 of 2 test images also occur in the training set; metrics will be optimistic: test/c (train/b).']
     """
     origin = {digest: name for name, digest in trained.items()}
     both = [f"{name} ({origin[digest]})" for name, digest in measured.items() if digest in origin]
     if not both:
         return []
     return [
-        f"{len(both)} of {len(measured)} {what} were trained on too, so that models look too good there: {join_names(both)}."
+        f"{len(both)} of {len(measured)} {what} also occur in the training set; metrics will be optimistic: "
+        f"{join_names(both)}."
     ]
 
 

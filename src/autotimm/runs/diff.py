@@ -30,7 +30,7 @@ class Comparison:
         cause: What is likely behind it, in words.
         metrics: Metrics of the best epochs, side by side; ``None`` where one has none.
         notes: What is wrong with the records.
-        confirmed: What was found by setting factors back, see :mod:`autotimm.runs.explain_difference`; empty if nobody asked.
+        confirmed: What was found by setting factors back (`--explain`); empty if not asked for.
     """
 
     manifests: tuple[ManifestDifference, ...]

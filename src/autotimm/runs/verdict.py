@@ -26,7 +26,7 @@ class Verdict:
         notes: What else was noticed, a line each.
         distances: On other hardware, how far the losses are apart per step.
         metrics: On other hardware, metrics side by side.
-        confirmed: What was found by setting factors back, see :mod:`autotimm.runs.explain_difference`; empty if nobody asked.
+        confirmed: What was found by setting factors back (`--explain`); empty if not asked for.
     """
 
     verdict: str

@@ -11,7 +11,7 @@ from autotimm.data.module import DataModule
 from autotimm.records.code_digest import code_digest, describe_code
 from autotimm.records.environment import code_state, environment, package_digest
 from autotimm.repro.streams import own_streams
-from autotimm.serialization import import_name, plain_value
+from autotimm.serialization import first_path, import_name, plain_value
 from autotimm.tasks import Task
 
 __all__ = ["UNKEYED_WEIGHTS", "decisions", "describe", "inputs", "levels", "surroundings"]
@@ -57,6 +57,7 @@ def inputs(
     parts = describe(model, data, trainer)
     config = {name: _without(part.get("init_args", part), _SILENT[name]) for name, part in parts.items()}
     config |= {f"{name}_class": part["class_path"] for name, part in parts.items() if "class_path" in part}
+    config = _first_paths(config)  # equal inputs have equal ids, also where a class has moved in between
     roots = {"data": data.data_seed} if data is not None else {}
     roots |= {"task": model.root_seed} if isinstance(model, Task) else {}
     roots |= {"trainer": trainer.root_seed}
@@ -76,6 +77,14 @@ def inputs(
 
 def _without(arguments: dict[str, Any], names: set[str]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if name not in names}
+
+
+def _first_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _first_paths(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_first_paths(item) for item in value]
+    return first_path(value) if isinstance(value, str) and value.startswith("autotimm.") else value
 
 
 def surroundings(trainer: Any) -> dict[str, Any]:

@@ -102,8 +102,8 @@ def _read_other(folder: Path, prefix: str, classes: list[str], notices: list[str
         return {}
     if extra := [text(name) for name in found if name not in classes]:
         raise DataError(
-            f"{folder} has classes that train/ does not have: {join_names(extra)}. Rename these folders, remove them, or "
-            "add them to train/."
+            f"{folder} has classes that train/ does not have: {join_names(extra)}. "
+            "Rename these folders, remove them, or add them to train/."
         )
     lacking = [text(name) for name in classes if not found.get(name)]
     if lacking and len(lacking) < len(classes):

@@ -86,8 +86,8 @@ def coco_files(root: Path, notices: list[str]) -> dict[str, Path]:
             splits[split] = path
     if unnamed and not splits:
         raise DataError(
-            f"{root} has several COCO files, and none is named after train, val or test: {join_names(unnamed)}. Give the "
-            "path of the one to train on, or rename them."
+            f"{root} has several COCO files, and none is named after train, val or test: {join_names(unnamed)}. "
+            "Give the path of the one to train on, or rename them."
         )
     if unnamed:
         notices.append(f"COCO files that are not named after a split are not read: {join_names(unnamed)}.")

@@ -53,7 +53,7 @@ def spatial_augmentation(name: str, image_size: int, owner: str, outside: int = 
         name: One of :data:`SPATIAL_AUGMENTATIONS`.
         image_size: Side of the network's square in pixels, which the scale is relative to.
         owner: Who was given the name, for errors.
-        outside: What masks hold where a crop reaches beyond the image: 0, or :data:`~autotimm.constants.IGNORE_INDEX` for class indices.
+        outside: What masks hold where a crop reaches beyond the image: 0, or ``IGNORE_INDEX`` for class indices.
 
     Returns:
         A callable from an image and its target to the same, or ``None`` for nothing.
@@ -92,7 +92,7 @@ def place(height: int, width: int, image_size: int) -> Placement:
 class SpatialTransform(SampleTransform):
     """A transform of image and target together, and the letterbox behind it, applied to a sample.
 
-    Class indices of the border are :data:`~autotimm.constants.IGNORE_INDEX`; boxes that have left the image are dropped, with their labels and
+    Class indices of the border are ``IGNORE_INDEX``; boxes that have left the image are dropped, with their labels and
     masks.
 
     Args:

@@ -148,7 +148,7 @@ def build_backbone(
 
     Args:
         name: See :func:`autotimm.models.backbone.architectures.find_architecture`.
-        weights: Where the weights come from, see :func:`autotimm.models.backbone.weights.resolve_weights`; default random.
+        weights: Their origin, see :func:`autotimm.models.backbone.weights.resolve_weights`; default random.
         seed: Root seed of the stream ``(init, backbone)``.
         image_size: Side S in pixels. ``None`` is the backbone's own size; models that can take other sizes too then do.
         drop_path_rate: Probability in [0, 1) of skipping a residual block (Huang et al., "Deep networks with stochastic

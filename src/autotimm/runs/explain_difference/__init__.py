@@ -1,7 +1,7 @@
-"""Confirming a cause: a run is made again with one factor at a time set back, until the other's bits come back.
+"""Confirm a cause: replay a run with one factor at a time set back, until the other run's bits come back.
 
-:mod:`~autotimm.runs.explain_difference.partial_replay` says what can be set back, :mod:`~autotimm.runs.explain_difference.partial_replay` replays up to the line that
-differs, :mod:`~autotimm.runs.explain_difference.operators` records the operators of one step, :mod:`~autotimm.runs.explain_difference.confirm` judges.
+``partial_replay`` replays up to the line that differs, ``operators`` records the operators of one step, and ``confirm``
+judges.
 """
 
 from autotimm.runs.explain_difference.confirm import confirm_difference, confirm_replay

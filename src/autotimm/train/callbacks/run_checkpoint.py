@@ -114,7 +114,7 @@ class _WhereTold(TorchCheckpointIO):
 
 
 class RunCheckpoint(Checkpoint):
-    """Writes the checkpoints of a run, see :mod:`autotimm.records.checkpoint_store`, always directly after an optimizer step.
+    """Writes the checkpoints of a run (see :mod:`autotimm.records.checkpoint_store`) directly after an optimizer step.
 
     It differs from Lightning's ``ModelCheckpoint`` in what an exact resume and a moved run need: what an epoch has
     added up is stored with it, no path is, and files are replaced atomically: a crash or a full disk while one is
