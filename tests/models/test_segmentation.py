@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from autotimm.errors import ModelError, UsageError
 from autotimm.models import SEGMENTERS, build_segmenter
-from autotimm.models.segmentation import Segmenter
+from autotimm.models.segmentation.segmenter import Segmenter
 from autotimm.records.digest import state_digest
 from dense import images, squares
 

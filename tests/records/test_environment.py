@@ -63,7 +63,7 @@ def test_switches_are_read_and_those_of_this_torch_are_all_there():
 def test_both_ways_to_allow_tf32_show():
     code = """
 import torch
-from autotimm.repro.environment import environment
+from autotimm.records.environment import environment
 before = environment(1, ["cpu"])["switches"]
 {change}
 after = environment(1, ["cpu"])["switches"]
@@ -91,7 +91,7 @@ def test_variables_that_change_numbers_are_recorded_and_others_never(monkeypatch
 def test_no_library_is_loaded_and_no_device_is_started_for_it():
     code = """
 import sys
-from autotimm.repro.environment import environment
+from autotimm.records.environment import environment
 import torch
 environment(1, ["cpu"])
 heavy = ("torchvision", "timm", "pytorch_lightning", "torchmetrics", "PIL")
@@ -105,7 +105,7 @@ print([name for name in heavy if name in sys.modules], torch.cuda.is_initialized
 def test_a_strange_home_and_no_path_do_no_harm(home, tmp_path):
     code = """
 import json
-from autotimm.repro.environment import code_state, environment, volatile
+from autotimm.records.environment import code_state, environment, volatile
 print(json.dumps([bool(environment(1, ["cpu"])["versions"]["torch"]), code_state("."), sorted(volatile())]))
 """
     strange = {"HOME": home, "PATH": ""}

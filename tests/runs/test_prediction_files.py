@@ -13,13 +13,12 @@ from pycocotools.coco import COCO
 
 from autotimm.data.formats.readers import read_spatial
 from autotimm.errors import UsageError
+from autotimm.runs.output_paths import require_new_file, require_new_folder
 from autotimm.runs.prediction_files import (
     as_csv,
     as_rows,
     coco_results,
     file_names,
-    require_new_file,
-    require_new_folder,
     write_json,
     write_labels,
     write_pictures,

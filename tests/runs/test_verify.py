@@ -401,4 +401,4 @@ class TestCauses:
         touched.fit(classifier(), datamodule=toy_data(photos))
         found = diff(tmp_path / "a", tmp_path / "b")
         assert (found.difference.stage, found.difference.step) == ("forward", 5)
-        assert found.cause == "Likely the callback tests.test_replay.Touching."
+        assert found.cause == "Likely the callback tests.runs.test_verify.Touching."

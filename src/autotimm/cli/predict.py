@@ -12,7 +12,7 @@ from autotimm.cli.verb import Positional, Verb
 from autotimm.config import Option
 from autotimm.config.value_types import Flag, Number, Path
 from autotimm.errors import UsageError, sentence
-from autotimm.runs.prediction_files import require_new_file, require_new_folder
+from autotimm.runs.output_paths import require_new_file, require_new_folder
 
 if TYPE_CHECKING:
     from autotimm.types import DataSpec

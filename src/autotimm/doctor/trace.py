@@ -2,9 +2,10 @@
 
 Fake tensors have shapes, types and a device, and no numbers. A step on them runs the same Python and asks torch for the
 same operators as on a GPU; a trace on the CPU would not do, since torch chooses others there (``native_batch_norm`` in
-place of ``cudnn_batch_norm``), and so do we (:func:`~autotimm.models.layers.deterministic.region_align`). Steps that branch on
-numbers, such as those of detectors, are traced again with fake tensors that carry some, see :mod:`autotimm.doctor.numbers`. What
-no trace can see: kernels that are chosen by the model of the GPU, such as those of attention.
+place of ``cudnn_batch_norm``), and so do we (:func:`~autotimm.models.layers.deterministic.region_align`). Steps that
+branch on numbers, such as those of detectors, are traced again with fake tensors that carry some, see
+:mod:`autotimm.doctor.numbers`. What no trace can see: kernels that are chosen by the model of the GPU, such as those of
+attention.
 """
 
 from __future__ import annotations

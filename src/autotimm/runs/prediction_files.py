@@ -27,9 +27,10 @@ from pycocotools import mask as coco_mask
 from torchvision.transforms.v2 import functional as F
 
 from autotimm.data.image_io import read_image
-from autotimm.errors import RunError, UsageError, sentence
+from autotimm.errors import RunError
 from autotimm.records.atomic import atomic_path, write_text
 from autotimm.runs.draw import class_colors, draw_prediction
+from autotimm.runs.output_paths import require_new_file, require_new_folder
 from autotimm.types import ObjectPrediction, PixelPrediction, Prediction
 
 __all__ = [
@@ -37,8 +38,6 @@ __all__ = [
     "as_rows",
     "coco_results",
     "file_names",
-    "require_new_file",
-    "require_new_folder",
     "write_json",
     "write_labels",
     "write_pictures",
@@ -78,40 +77,6 @@ def _inside(ids: Sequence[str]) -> list[str]:
     full = [os.path.abspath(id) for id in ids]
     common = os.path.commonpath([os.path.dirname(one) for one in full])
     return [os.path.relpath(one, common).replace(os.sep, "/") for one in full]
-
-
-def require_new_file(path: str, option: str, owner: str) -> None:
-    """Refuse a path that cannot become a new file.
-
-    Raises:
-        UsageError: If there is something already, or the folder is missing or cannot be written to.
-    """
-    folder = os.path.dirname(path) or "."
-    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-        cure = "Give the name of a new file in a folder that exists and can be written to."
-        raise UsageError(sentence(option, owner, "a file that can be written", path, cure))
-    if os.path.lexists(path):
-        raise UsageError(sentence(option, owner, "a file that is not there yet", path,
-                                  "Nothing is written over: give another name, or remove the file."))  # fmt: skip
-
-
-def require_new_folder(path: str, option: str, owner: str) -> None:
-    """Refuse a path that cannot become, or is not, an empty folder.
-
-    Raises:
-        UsageError: If there is a file, or a folder with something in it, or it cannot be made.
-    """
-    if os.path.isdir(path) and not os.listdir(path) and os.access(path, os.W_OK):
-        return
-    if os.path.lexists(path):
-        raise UsageError(sentence(option, owner, "a new or empty folder", path,
-                                  "Nothing is written over: give another name."))  # fmt: skip
-    above = os.path.dirname(os.path.abspath(path))
-    while not os.path.lexists(above):
-        above = os.path.dirname(above)
-    if not os.path.isdir(above) or not os.access(above, os.W_OK):
-        raise UsageError(sentence(option, owner, "a folder that can be made", path,
-                                  f"{above} cannot be written to: give a place elsewhere."))  # fmt: skip
 
 
 _BOX = ("x1", "y1", "x2", "y2")

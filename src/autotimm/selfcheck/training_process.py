@@ -1,7 +1,8 @@
 """A child of the check: makes the trainings that a file of plain data describes, one after the other.
 
 ``python -m autotimm.selfcheck.training_process JOB.json``. Each training leaves a run folder, and
-``notes.json`` beside it when it is done. What fails ends the process; the parent finds the last line of its standard error.
+``notes.json`` beside it when it is done. What fails ends the process; the parent
+finds the last line of its standard error.
 """
 
 from __future__ import annotations
