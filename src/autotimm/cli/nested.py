@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
+from jsonargparse import ArgumentParser
 
 import autotimm
-from autotimm.cli.parser import Engine
 from autotimm.errors import UsageError, nearest
 from autotimm.plain import import_object
 
@@ -24,6 +24,14 @@ _BASES: dict[str, tuple[type, str]] = {
     "data": (pl.LightningDataModule, "ImageDataModule"),
     "trainer": (pl.Trainer, "AutoTrainer"),
 }
+
+
+class _Engine(ArgumentParser):
+    """jsonargparse's parser, whose complaints become a :class:`UsageError`."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise instead of printing and leaving."""
+        raise UsageError(message) from ex
 
 
 def build(nested: Mapping[str, object], file: str) -> tuple[Any, Any, Any]:
@@ -39,7 +47,7 @@ def build(nested: Mapping[str, object], file: str) -> tuple[Any, Any, Any]:
     Raises:
         UsageError: If a class cannot be found, or if an argument is unknown or of a wrong type.
     """
-    parser = Engine(prog="autotimm fit", default_env=False)
+    parser = _Engine(prog="autotimm fit", default_env=False)
     arguments: dict[str, list[str]] = {}
     given: dict[str, object] = {}
     for key, (base, usual) in _BASES.items():
