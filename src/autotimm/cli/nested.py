@@ -91,9 +91,9 @@ def _find(path: str, key: str, file: str) -> object:
     """Import a class by its dotted path, or by its name alone if it is a public one of autotimm."""
     module, _, name = path.rpartition(".")
     if not module or module == "autotimm":
-        if name in autotimm.__all__:
+        if name in dir(autotimm):
             return getattr(autotimm, name)
-        hint = nearest(name, autotimm.__all__) or "Give the full path of a class of your own, like my_models.MyModel."
+        hint = nearest(name, dir(autotimm)) or "Give the full path of a class of your own, like my_models.MyModel."
         raise UsageError(f"The `{key}` of {file} names the class {path}, which autotimm does not have. {hint}")
     try:
         return import_object(path)
