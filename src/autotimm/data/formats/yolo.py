@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from autotimm.config.yamlfile import load_yaml
 from autotimm.data.formats.records import Record, Report, Thing, object_tables
 from autotimm.data.formats.splits import descend, files_below, images_below, ordered, relative
 from autotimm.data.formats.walk import some
@@ -96,7 +97,7 @@ def read_yolo(folder: Path, notices: list[str], *, masks: bool = False, strict: 
 
 def _load(path: Path, quiet: bool = False) -> Any:
     try:
-        return yaml.safe_load(path.read_bytes())
+        return load_yaml(path)
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         if quiet:
             return None
