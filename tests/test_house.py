@@ -4,7 +4,9 @@ import ast
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -13,7 +15,7 @@ import autotimm
 ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "autotimm"
 FILES = sorted(SRC.rglob("*.py"))
-INIT = ast.parse((SRC / "__init__.py").read_text())
+PARTS = autotimm._PARTS  # modules that are reached as attributes
 
 
 def run_python(code: str) -> str:
@@ -25,11 +27,21 @@ def test_public_names_load_and_explain_themselves(name: str) -> None:
     assert (getattr(autotimm, name).__doc__ or "").strip()
 
 
-def test_the_table_and_the_block_for_type_checkers_agree() -> None:
-    block = next(node for node in INIT.body if isinstance(node, ast.If))
-    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
-    assert {alias.name: node.module for node in imports for alias in node.names} == autotimm._HOME
-    assert sorted(autotimm._HOME) == sorted(autotimm.__all__)
+@pytest.mark.parametrize("package", ["", "doctor"])
+def test_type_checkers_see_each_lazy_name(package: str) -> None:
+    """A stub hides `import X` and `from .y import X` from type checkers, unless it says `as X`."""
+    stub = ast.parse((SRC / package / "__init__.pyi").read_text())
+    aliases = [alias for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assert all(alias.name == alias.asname for alias in aliases)
+    module = import_module(f"autotimm.{package}".rstrip("."))
+    assert sorted(alias.name for alias in aliases) == sorted({*module.__all__, *(PARTS if not package else ())})
+
+
+def test_a_star_import_takes_the_public_names_and_no_part() -> None:
+    names: dict[str, object] = {}
+    exec("from autotimm import *", names)
+    assert names.keys() - {"__builtins__"} == set(autotimm.__all__)
+    assert all(isinstance(getattr(autotimm, part), ModuleType) for part in PARTS)
 
 
 def test_public_names_are_documented() -> None:
@@ -106,5 +118,5 @@ def test_the_lower_bounds_have_reasons() -> None:
     listed = re.search(r"^dependencies = \[\n(.*?)^\]", text, flags=re.MULTILINE | re.DOTALL)
     assert listed
     lines = [line for line in listed[1].splitlines() if line.strip().startswith('"')]
-    assert len(lines) == 16
+    assert len(lines) == 17
     assert not [line for line in lines if not re.search(r'>=[\d.]+", +# \S+', line)]

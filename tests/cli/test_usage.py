@@ -19,7 +19,7 @@ LIGHT = """
 import sys
 from autotimm.cli.main import main
 code = main(sys.argv[1:])
-heavy = {"torch", "numpy", "timm", "pytorch_lightning", "PIL", "rich"} & set(sys.modules)
+heavy = {"torch", "numpy", "timm", "pytorch_lightning", "PIL", "rich", "jsonargparse"} & set(sys.modules)
 assert not heavy, heavy
 sys.exit(code)
 """
@@ -123,6 +123,14 @@ def test_no_control_characters_outside_a_terminal(capsys: pytest.CaptureFixture[
             ["fit", "photos", "--lr", "-1"],
             "The `--lr` of autotimm fit must be a number above 0, or the word auto. Got -1",
         ),
+        (
+            ["fit", "photos", "--lr", "-1e-3"],
+            "The `--lr` of autotimm fit must be a number above 0, or the word auto. Got -1e-3",
+        ),
+        (["fit", "photos", "--epoch=3"], "no option --epoch. Did you mean '--epochs'"),
+        (["fit", "photos", "-e=3"], "no option -e. See"),
+        (["fit", "photos", "--name", "--"], "`--name` of autotimm fit needs a value"),
+        (["fit", "--", "photos", "-x"], "takes [PATH]. Got -x besides"),
         (["fit", "photos", "--seed=4294967296"], "The `--seed` of autotimm fit must be a whole number in [0, 2**32)"),
         (["fit", "photos", "--val-split", "1"], "Give 0 to train on everything."),
         (["fit", "photos", "--config", "missing.yaml"], "missing.yaml cannot be read"),
@@ -175,6 +183,15 @@ def test_spellings_that_mean_the_same():
     assert configured("photos", "--seed", "none").seed is None
     assert configured("--", "-photos").path == "-photos"
     assert configured("photos", "--name=--x").name == "--x"
+    assert configured("photos", "--name", "-x", "--out", "-1").name == "-x"
+    assert configured("--name=a=b", "photos").name == "a=b"
+
+
+def test_help_wins_over_mistakes(capsys: pytest.CaptureFixture[str]):
+    assert main(["fit", "--epoch", "3", "--help"]) == 0
+    assert "passes over the training images" in capsys.readouterr().out
+    assert main(["fit", "--strict", "--help_all"]) == 0
+    assert "--image-column" in capsys.readouterr().out
 
 
 def test_positionals_and_options_in_any_order():

@@ -3,7 +3,9 @@
 import dataclasses
 import inspect
 import sys
+import time
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 
@@ -280,8 +282,63 @@ def test_a_file_that_cannot_be_read(tmp_path: Path):
 
 
 def test_an_alias_that_leads_back_to_itself_is_refused(tmp_path: Path):
-    with pytest.raises(UsageError, match="epochs"):
+    with pytest.raises(UsageError, match="the anchor `&x` contains itself, line 2"):
         from_file(tmp_path, "path: a\nepochs: &x [*x]\n")
+    with pytest.raises(UsageError, match="the anchor `&x` contains itself, line 2"):
+        read_yaml(file_of(tmp_path, "model: &x\n  class_path: *x\n"))
+
+
+LAUGHS = "a: &a0 [ha]\n" + "".join(f"b{n}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(9))
+MERGES = "a: &a0 {x: 1}\n" + "".join(f"b{n}: &a{n + 1}\n  <<: [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(9))
+FLAT_BOMB = f"path: &a [{'x, ' * 500}]\nmetrics: [{'*a, ' * 21}]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("path: " + "[" * 1000 + "]" * 1000, "line 1 is nested more than 100 levels deep"),
+        ("path: " + "{a: " * 100_000, "line 1 is nested more than 100 levels deep"),
+        ("".join(f"{' ' * n}a:\n" for n in range(1000)), "line 101 is nested more than 100 levels deep"),
+        ("path: " + "- " * 1000, "is not YAML: line 1"),
+        (LAUGHS, "its aliases stand for more than 10,000 values"),
+        ("model:\n" + indent(LAUGHS, "  "), "its aliases stand for more than 10,000 values"),
+        ("model:\n" + indent(MERGES, "  "), "its aliases stand for more than 10,000 values"),
+        (FLAT_BOMB, "its aliases stand for more than 10,000 values"),
+        ("path: [" + "x," * 300_000, "it has more than 250,000 values"),
+    ],
+    ids=["lists", "mappings", "lines", "dashes", "laughs", "nested laughs", "merges", "copies", "values"],
+)
+def test_bombs_are_refused_before_they_are_built(tmp_path: Path, text: str, why: str):
+    file = file_of(tmp_path, text)
+    before = time.process_time()
+    with pytest.raises(UsageError, match=why):
+        read_yaml(file)
+    assert time.process_time() - before < 10, "a second on an idle machine; what is built takes minutes or all memory"
+
+
+def test_a_large_file_is_refused_by_its_size(tmp_path: Path):
+    path = tmp_path / "large.yaml"
+    with path.open("wb") as file:
+        file.truncate(200 * 2**20)  # takes no room on the disk
+    with pytest.raises(UsageError, match=r"large.yaml cannot be read: it is larger than 16 MB. Give `--config` a sim"):
+        read_yaml(str(path))
+
+
+def test_anchors_in_moderation_are_welcome(tmp_path: Path):
+    text = "model: &m\n  class_path: A\n  init_args: {list: &l [1, 2]}\ndata:\n  <<: *m\n  init_args: {again: *l}\n"
+    values, _ = read_yaml(file_of(tmp_path, text))
+    assert values["data"] == {"class_path": "A", "init_args": {"again": [1, 2]}}
+    assert from_file(tmp_path, "path: &p a\nname: *p\n").name == "a"
+    deep: object = read_yaml(file_of(tmp_path, f"model: {'[' * 98}x{']' * 98}\n"))[0]["model"]
+    for _ in range(98):
+        (deep,) = deep  # type: ignore[misc]
+    assert deep == "x"
+
+
+@pytest.mark.parametrize("value", ["!!bool x", '!!int ""', "!!float x", "2024-13-01", "!!timestamp x", "9" * 5000])
+def test_a_value_that_does_not_fit_its_type_is_named(tmp_path: Path, value: str):
+    with pytest.raises(UsageError, match=r"is not YAML: a value does not fit its type \("):
+        read_yaml(file_of(tmp_path, f"model: {{class_path: A, init_args: {{x: {value}}}}}\n"))
 
 
 def test_the_lightning_style_keeps_yaml_types(tmp_path: Path):

@@ -2,10 +2,12 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -233,15 +235,14 @@ def serve() -> Iterator[Callable[..., Hub]]:
         hub.server_close()
 
 
-def in_process(code: str, home: Path, **variables: str) -> Any:
+def in_process(code: str, home: Path, *arguments: str, prefix: Sequence[str] = (), **variables: str) -> Any:
     """Run code that prints JSON, with an empty cache and no proxy."""
     foreign = [name for name in os.environ if name.lower().endswith("_proxy") or name.startswith("HF_")]
     stays = {name: value for name, value in os.environ.items() if name not in foreign}
     environment = stays | {"HF_HOME": str(home), "TORCH_HOME": str(home / "torch"), "NO_PROXY": "*"} | variables
     prelude = "import json\nfrom autotimm.models import *\nfrom autotimm.errors import *\n"
-    done = subprocess.run(
-        [sys.executable, "-c", prelude + code], env=environment, capture_output=True, text=True, check=False
-    )
+    command = [*prefix, sys.executable, "-c", prelude + code, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -267,7 +268,43 @@ def said(call, *arguments):
 """
 
 
+HUB_STATE = """
+import time
+from autotimm.models.hub import hub_state
+begin = time.monotonic()
+print(json.dumps([hub_state(), hub_state(), time.monotonic() - begin]))
+"""
+# As root of namespaces of its own: nothing but loopback, and a name server there that never answers.
+STALLED = """
+import fcntl, socket, struct, subprocess, sys
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+fcntl.ioctl(server, 0x8914, struct.pack("16sh", b"lo", 0x41))  # SIOCSIFFLAGS: up and running
+server.bind(("127.0.0.1", 53))
+subprocess.run(["mount", "--bind", sys.argv[1], "/etc/resolv.conf"], check=True)
+"""
+
+
 class TestWithoutAHub:
+    def test_a_name_server_that_never_answers_costs_three_seconds(self, tmp_path: Path) -> None:
+        namespaces = ["unshare", "--map-root-user", "--mount", "--net"]
+        resolv_conf = tmp_path / "resolv.conf"
+        resolv_conf.write_text("nameserver 127.0.0.1\n")
+        prepared = [*namespaces, sys.executable, "-c", STALLED, str(resolv_conf)]
+        if shutil.which("unshare") is None or subprocess.run(prepared, capture_output=True, check=False).returncode:
+            pytest.skip("namespaces of one's own are not allowed here")
+        code = f"{STALLED}{HUB_STATE}"
+        state, again, seconds = in_process(code, tmp_path, str(resolv_conf), prefix=namespaces)
+        assert state == again == "the hub is not reachable"
+        assert 2.5 < seconds < 8, "getaddrinfo alone takes 10 s"
+
+    @pytest.mark.slow
+    def test_a_server_that_never_answers_costs_three_seconds(self, tmp_path: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:  # the system accepts, nobody replies
+            endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+            state, again, seconds = in_process(HUB_STATE, tmp_path, HF_ENDPOINT=endpoint)
+        assert state == again == "the hub is not reachable"
+        assert 2.5 < seconds < 8
+
     @pytest.mark.slow
     def test_random_weights_are_taken_and_said(self, tmp_path: Path) -> None:
         code = f"{NOTES}print(json.dumps(notes))"

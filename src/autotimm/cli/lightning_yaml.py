@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
+from jsonargparse import ArgumentParser
 
 import autotimm
-from autotimm.cli.parser import Engine
 from autotimm.errors import UsageError, nearest
 from autotimm.serialization import import_object
 
@@ -24,6 +24,14 @@ _BASES: dict[str, tuple[type, str]] = {
     "data": (pl.LightningDataModule, "ImageDataModule"),
     "trainer": (pl.Trainer, "AutoTrainer"),
 }
+
+
+class _Engine(ArgumentParser):
+    """jsonargparse's parser, whose complaints become a :class:`UsageError`."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise instead of printing and leaving."""
+        raise UsageError(message) from ex
 
 
 def build(nested: Mapping[str, object], file: str) -> tuple[Any, Any, Any]:
@@ -39,7 +47,7 @@ def build(nested: Mapping[str, object], file: str) -> tuple[Any, Any, Any]:
     Raises:
         UsageError: If a class cannot be found, or if an argument is unknown or of a wrong type.
     """
-    parser = Engine(prog="autotimm fit", default_env=False)
+    parser = _Engine(prog="autotimm fit", default_env=False)
     arguments: dict[str, list[str]] = {}
     given: dict[str, object] = {}
     for key, (base, usual) in _BASES.items():
@@ -83,9 +91,9 @@ def _find(path: str, key: str, file: str) -> object:
     """Import a class by its dotted path, or by its name alone if it is a public one of autotimm."""
     module, _, name = path.rpartition(".")
     if not module or module == "autotimm":
-        if name in autotimm.__all__:
+        if name in dir(autotimm):
             return getattr(autotimm, name)
-        hint = nearest(name, autotimm.__all__) or "Give the full path of a class of your own, like my_models.MyModel."
+        hint = nearest(name, dir(autotimm)) or "Give the full path of a class of your own, like my_models.MyModel."
         raise UsageError(f"The `{key}` of {file} names the class {path}, which autotimm does not have. {hint}")
     try:
         return import_object(path)

@@ -1,21 +1,20 @@
-"""What every verb shares: a strict parser on jsonargparse's engine."""
+"""What every verb shares: a strict parser on :mod:`argparse`."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
-
-from jsonargparse import ArgumentParser
+from typing import Any
 
 from autotimm.cli.verb import Verb
 from autotimm.config import meant
 from autotimm.config.value_types import TRUTH
 from autotimm.errors import UsageError
 
-__all__ = ["Engine", "Given", "parse"]
+__all__ = ["Given", "parse"]
 
-_HELP = {"-h": "help", "--help": "help", "--help-all": "help-all"}
+_HELP = ("-h", "--help", "--help-all")
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,14 @@ class Given:
         return self.verb.options[name].read(self.options[name], _flag(name), owner, default)
 
 
-class Engine(ArgumentParser):
-    """jsonargparse's parser, whose complaints become a :class:`UsageError`."""
+class _Once(argparse.Action):
+    """Keeps the value of an option, and refuses a second one, which argparse would let win."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise instead of printing and leaving."""
-        raise UsageError(message) from ex
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Take the value."""
+        if self.dest in namespace:
+            raise UsageError(f"{parser.prog} got {_flag(self.dest)} twice. Keep one.")
+        setattr(namespace, self.dest, values)
 
 
 def parse(verb: Verb, argv: Sequence[str]) -> Given | None:
@@ -59,74 +60,84 @@ def parse(verb: Verb, argv: Sequence[str]) -> Given | None:
     Raises:
         UsageError: If the command is wrong.
     """
-    flags, plain, doubtful = _explicit(verb, argv)
-    if asked := [flag for flag in flags if flag in _HELP]:
+    # argparse treats "--" and flags between positionals differently from one Python to the next. So it is given neither
+    # and only picks the options out; what it leaves over are positionals, in order.
+    end = argv.index("--") if "--" in argv else len(argv)
+    words, doubtful = _spelled_out(verb, argv[:end])
+    if asked := [word for word in words if word in _HELP]:
         print(verb.help(everything="--help-all" in asked))
         return None
-    _check_plain(verb, plain, doubtful)
-    engine = Engine(prog=f"autotimm {verb.name}", add_help=False, allow_abbrev=False, default_env=False)
-    for one in verb.positionals:
-        engine.add_argument(one.name, nargs="*" if one.many else "?", type=str)
+    parser = argparse.ArgumentParser(
+        prog=f"autotimm {verb.name}",
+        add_help=False,
+        allow_abbrev=False,
+        exit_on_error=False,
+        argument_default=argparse.SUPPRESS,
+    )
     for name in verb.options:
-        engine.add_argument(_flag(name), dest=name, type=str)
-    # Flags first: argparse gives an empty list to the last positional if a flag stands before it.
-    found = vars(engine.parse_args([*flags, *(["--"] if plain else []), *plain]))
-    options = {name: found[name] for name in verb.options if found[name] is not None}
-    return Given(verb, {one.name: found[one.name] for one in verb.positionals}, options)
-
-
-def _explicit(verb: Verb, argv: Sequence[str]) -> tuple[list[str], list[str], dict[str, str]]:
-    """Split the words into flags, each as ``--its-name=value``, and the rest.
-
-    Returns:
-        The flags, the rest, and those of the rest that follow a bare switch, with its name: they may be its value.
-    """
-    flags: dict[str, str] = {}
-    plain: list[str] = []
-    doubtful: dict[str, str] = {}
-    rest = list(argv)
-    while rest:
-        word = rest.pop(0)
-        if word == "--":
-            return [*flags.values()], [*plain, *rest], doubtful
-        if not word.startswith("-") or word == "-":
-            plain.append(word)
-            continue
-        flag, has_value, value = word.partition("=")
-        flag = flag.replace("_", "-")
-        if flag in _HELP:
-            return [flag], [], {}
-        name = _known(verb, flag)
-        if name in flags:
-            raise UsageError(f"autotimm {verb.name} got {flag} twice. Keep one.")
-        flags[name] = f"{flag}={value if has_value else _next_value(verb, name, flag, rest)}"
-        if verb.options[name].is_switch and rest and not has_value:
-            doubtful.setdefault(rest[0], name)
-    return [*flags.values()], plain, doubtful
+        parser.add_argument(_flag(name), dest=name, action=_Once)
+    try:
+        options, plain = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:  # "expected one argument", the only one that is left
+        flag = error.argument_name or ""
+        must = verb.options[_name(flag)].must
+        raise UsageError(f"The `{flag}` of autotimm {verb.name} needs a value: {must}.") from None
+    for word in plain:
+        if word.startswith("-") and word != "-":
+            raise UsageError(_unknown(verb, word.partition("=")[0]))
+    plain += argv[end + 1 :]
+    _check_plain(verb, plain, doubtful)
+    positionals = {
+        one.name: plain[index:] if one.many else next(iter(plain[index:]), None)
+        for index, one in enumerate(verb.positionals)
+    }
+    return Given(verb, positionals, vars(options))
 
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _known(verb: Verb, flag: str) -> str:
-    """The option that a flag means."""
-    name = flag[2:].replace("-", "_")
-    if flag.startswith("--") and name in verb.options:
-        return name
+def _name(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def _spelled_out(verb: Verb, words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Write flags with dashes, and with ``=`` what argparse would read otherwise.
+
+    It would take any word for the value of a bare switch, and a value such as ``-1e-3`` for a flag.
+
+    Returns:
+        The words, and those that follow a bare switch, with its name: they may have been meant as its value.
+    """
+    spelled: list[str] = []
+    doubtful: dict[str, str] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            spelled.append(word)
+            continue
+        following = rest[0] if rest else ""
+        flag, equals, value = word.partition("=")
+        option = verb.options.get(name := _name(flag))
+        if option is None or equals:
+            pass
+        elif option.is_switch:
+            if following.lower() not in {*TRUTH, option.none}:
+                equals, value = "=", "true"
+                doubtful.setdefault(following, name)
+        elif following.startswith("-") and not following.startswith("--"):
+            equals, value = "=", rest.pop(0)
+        spelled.append(f"{_flag(name)}{equals}{value}")
+    return spelled, doubtful
+
+
+def _unknown(verb: Verb, flag: str) -> str:
+    """Say that a verb has no such option, and which was meant."""
     plain = {one.name: f"autotimm {verb.name} {one.metavar}" for one in verb.positionals}
-    hint = meant(name, [*verb.options, *plain], lambda known: plain.get(known) or _flag(known))
-    raise UsageError(f"autotimm {verb.name} has no option {flag}. {hint or f'See autotimm {verb.name} --help.'}")
-
-
-def _next_value(verb: Verb, name: str, flag: str, rest: list[str]) -> str:
-    """Take the value of an option from the words that follow it; a bare switch means true."""
-    one = verb.options[name]
-    if one.is_switch:
-        return rest.pop(0) if rest and (rest[0].lower() in TRUTH or rest[0] == one.none) else "true"
-    if not rest or rest[0].startswith("--"):
-        raise UsageError(f"The `{flag}` of autotimm {verb.name} needs a value: {one.must}.")
-    return rest.pop(0)
+    hint = meant(flag[2:].replace("-", "_"), [*verb.options, *plain], lambda known: plain.get(known) or _flag(known))
+    return f"autotimm {verb.name} has no option {flag}. {hint or f'See autotimm {verb.name} --help.'}"
 
 
 def _check_plain(verb: Verb, plain: list[str], doubtful: Mapping[str, str]) -> None:

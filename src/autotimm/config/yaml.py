@@ -3,6 +3,8 @@
 PyYAML keeps the last of two equal keys without a word, turns ``1e-3`` into text and ``no`` into ``False``. Here two
 equal keys are refused, and the values of a flat file are read as text, exactly as on the command line; the option
 decides what the text means (:mod:`autotimm.config.option`).
+
+A file may come from a stranger, so its size, depth and aliases are checked before it is built.
 """
 
 from __future__ import annotations
@@ -15,11 +17,34 @@ import yaml
 from autotimm.config.aliases import meant
 from autotimm.errors import UsageError, sentence
 
-__all__ = ["NESTED_KEYS", "read_yaml", "write_scalar"]
+__all__ = ["NESTED_KEYS", "YamlLimitError", "load_yaml", "read_yaml", "write_scalar"]
 
 # A file with one of these keys at the top is written in Lightning's style: `class_path` and `init_args`.
 NESTED_KEYS = frozenset({"model", "data", "trainer"})
 _OURS = ("backbone", "path")  # what a flat file calls the first two
+
+# ruamel.yaml was tried instead of PyYAML: it reads 1e3, +1e5, 08 and 0o17 as numbers, which our records hold as
+# unquoted text, refuses equal keys only where it converts values, and takes 2.3 s for a file that libyaml reads in 0.3.
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML may have been built without libyaml
+
+_MOST_BYTES = 16 * 2**20  # the 21,000 class names of ImageNet-21k take 0.7 MB
+_MOST_LEVELS = 100  # both composing and using what was read is recursive, and Python stops at 1000 calls
+_MOST_VALUES = 250_000  # counted in half a second; twice the images of COCO, were they listed here
+_MOST_COPIES = 10_000  # values that aliases stand for: nine lines of nine aliases each make 400 million
+
+
+class YamlLimitError(yaml.YAMLError):
+    """A file is larger, deeper or more repetitive than any that is meant well; the message ends a sentence."""
+
+
+def load_yaml(path: Path) -> Any:
+    """Read a YAML file that others have written, with YAML's types.
+
+    Raises:
+        OSError: If it cannot be read.
+        yaml.YAMLError: If it is not YAML; a :class:`YamlLimitError` if it is larger than any that is meant well.
+    """
+    return _constructed(_composed(_read(path)))
 
 
 def read_yaml(path: str) -> tuple[dict[str, Any], bool]:
@@ -36,13 +61,14 @@ def read_yaml(path: str) -> tuple[dict[str, Any], bool]:
         UsageError: If the file cannot be read, is not YAML, gives a key twice, or mixes both styles.
     """
     try:
-        root = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        mapping = _checked(root, path)
+        mapping = _checked(_composed(_read(Path(path)).decode("utf-8")), path)
         nested = any(key.value in NESTED_KEYS for key, _ in mapping.value)
-        loaded = yaml.SafeLoader("").construct_document(mapping) if nested else _flat(mapping)
+        loaded = _constructed(mapping) if nested else _flat(mapping)
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UsageError(f"The file {path} cannot be read: {why}. Give `--config` a YAML file.") from None
+    except YamlLimitError as error:
+        raise UsageError(f"The file {path} cannot be read: {error}. Give `--config` a simpler file.") from None
     except yaml.YAMLError as error:
         raise UsageError(f"{path} is not YAML: {_place(error)}. Write lines like `epochs: 10`.") from None
     return loaded, nested
@@ -52,6 +78,55 @@ def write_scalar(value: object) -> str:
     """Write a text, number, bool or list as YAML on one line."""
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=float("inf"))
     return text.removesuffix("...\n").strip()
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)  # not by the size of the file: it may be a pipe
+    if len(content) > _MOST_BYTES:
+        raise YamlLimitError(f"it is larger than {_MOST_BYTES // 2**20} MB")
+    return content
+
+
+def _composed(content: str | bytes) -> yaml.Node | None:
+    """Parse a file, after a first pass over it that builds nothing and counts."""
+    values = 0  # so far, those that aliases stand for included
+    written = 0
+    sizes: dict[str | None, int] = {}  # how many values each anchor stands for
+    unfinished: list[tuple[str | None, int]] = []  # the anchor of each open list or mapping, and the values before it
+    for event in yaml.parse(content, Loader=_LOADER):
+        line = event.start_mark.line + 1 if event.start_mark else 0
+        if isinstance(event, yaml.AliasEvent):
+            if any(anchor == event.anchor for anchor, _ in unfinished):
+                raise YamlLimitError(f"the anchor `&{event.anchor}` contains itself, line {line}")
+            values += sizes.get(event.anchor, 1)
+        elif isinstance(event, yaml.NodeEvent):
+            values += 1
+            written += 1
+            if isinstance(event, yaml.CollectionStartEvent):
+                unfinished.append((event.anchor, values - 1))
+            elif event.anchor:
+                sizes[event.anchor] = 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = unfinished.pop()
+            if anchor:
+                sizes[anchor] = values - before
+        if len(unfinished) > _MOST_LEVELS:
+            raise YamlLimitError(f"line {line} is nested more than {_MOST_LEVELS} levels deep")
+        if written > _MOST_VALUES:
+            raise YamlLimitError(f"it has more than {_MOST_VALUES:,} values")
+        if values - written > _MOST_COPIES:
+            raise YamlLimitError(f"its aliases stand for more than {_MOST_COPIES:,} values")
+    root: yaml.Node | None = yaml.compose(content, Loader=_LOADER)
+    return root
+
+
+def _constructed(root: yaml.Node | None) -> Any:
+    """Convert a parsed file into YAML's types."""
+    try:
+        return None if root is None else yaml.SafeLoader("").construct_document(root)
+    except (AttributeError, LookupError, ValueError) as error:  # from `!!bool x`, `!!int ""`, 2024-13-01
+        raise yaml.MarkedYAMLError(problem=f"a value does not fit its type ({error})") from error
 
 
 def _place(error: yaml.YAMLError) -> str:

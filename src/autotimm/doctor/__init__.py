@@ -10,26 +10,6 @@ Example:
     []
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING
+import lazy_loader
 
-if TYPE_CHECKING:
-    from autotimm.doctor.documented import Operator
-    from autotimm.doctor.finding import Finding
-    from autotimm.doctor.real import judge
-    from autotimm.doctor.trace import preflight
-
-__all__ = ["Finding", "Operator", "judge", "preflight"]
-
-_HOME = {
-    "Finding": "autotimm.doctor.finding",
-    "Operator": "autotimm.doctor.documented",
-    "judge": "autotimm.doctor.real",
-    "preflight": "autotimm.doctor.trace",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"autotimm.doctor has no `{name}`.", name=name, obj=None)
-    return getattr(import_module(_HOME[name]), name)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # the names are those of __init__.pyi

@@ -155,7 +155,7 @@ def import_class(path: str, flag: str, base: type) -> type[Any]:
 def _find(path: str) -> Any:
     """Import a class by its path, or by its name alone if it is a public one of autotimm."""
     module, _, name = path.rpartition(".")
-    return getattr(autotimm, name) if module in ("", "autotimm") and name in autotimm.__all__ else import_object(path)
+    return getattr(autotimm, name) if module in ("", "autotimm") and name in dir(autotimm) else import_object(path)
 
 
 def _parameters(chosen: type[Any]) -> Mapping[str, inspect.Parameter]:

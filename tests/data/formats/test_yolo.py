@@ -209,6 +209,18 @@ def test_a_yaml_file_that_is_none(write: Callable[..., Path]) -> None:
         read(root / "data.yaml")
 
 
+def test_a_yaml_file_that_is_a_bomb(write: Callable[..., Path]) -> None:
+    """One that does not describe the data set is passed over, as any other file is."""
+    root = write()
+    bomb = "a0: &a0 [ha]\n" + "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(9))
+    (root / "other.yaml").write_text(f"names: [a]\ntrain: a\n{bomb}")
+    assert len(read(root)[0]["train"].ids) == 2
+    with (root / "data.yaml").open("a") as file:
+        file.write(bomb)
+    with pytest.raises(DataError, match=r"cannot be read as YAML: its aliases stand for more than 10,000 values"):
+        read_yolo(root / "data.yaml", [])
+
+
 def test_images_of_lists_that_are_missing(write: Callable[..., Path]) -> None:
     root = write(train="list.txt")
     (root / "list.txt").write_text("train/images/a.png\ntrain/images/gone.png\n")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from autotimm.config.yaml import load_yaml
 from autotimm.data.annotations.outlines import Polygons
 from autotimm.data.formats.listing import Found
 from autotimm.data.formats.object_records import Record, Report, Thing, object_tables
@@ -205,7 +206,7 @@ def read_yolo(folder: Path, notices: list[str], *, masks: bool = False, strict: 
 
 def _load(path: Path, quiet: bool = False) -> Any:
     try:
-        return yaml.safe_load(path.read_bytes())
+        return load_yaml(path)
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         if quiet:
             return None

@@ -72,7 +72,9 @@ def hub_state() -> str:
 def _answers(endpoint: str) -> bool:
     """Whether a server answers at ``endpoint`` in time; asked once per process."""
     answers: list[bool] = []
-    # A thread, since a name server that does not answer cannot be timed out from here.
+    # A thread, since getaddrinfo has no timeout: with a name server that never answers it takes 10 s. The hub library's
+    # own HF_HUB_ETAG_TIMEOUT=3 does not help, since it retries five times: 103 s for a file then, 390 s with a server
+    # that never replies.
     probe = threading.Thread(target=lambda: answers.append(_probe(endpoint)), daemon=True, name="autotimm-hub-probe")
     probe.start()
     probe.join(PROBE_SECONDS)

@@ -1,0 +1,51 @@
+"""The public names, once: type checkers and editors read them here, and `__init__.py` loads each on first use."""
+
+from . import config as config
+from . import data as data
+from . import errors as errors
+from . import losses as losses
+from . import metrics as metrics
+from . import models as models
+from . import optim as optim
+from . import repro as repro
+from . import tasks as tasks
+from . import testing as testing
+from . import types as types
+from .config import FitConfig as FitConfig
+from .data.dense import DetectionDataModule as DetectionDataModule
+from .data.dense import InstanceSegmentationDataModule as InstanceSegmentationDataModule
+from .data.dense import SegmentationDataModule as SegmentationDataModule
+from .data.image import ImageDataModule as ImageDataModule
+from .data.module import DataModule as DataModule
+from .errors import AutotimmError as AutotimmError
+from .errors import DataError as DataError
+from .errors import DifferentError as DifferentError
+from .errors import ModelError as ModelError
+from .errors import RunError as RunError
+from .errors import UsageError as UsageError
+from .errors import WeightsError as WeightsError
+from .metrics import MetricConfig as MetricConfig
+from .models.backbone.pooled import list_backbones as list_backbones
+from .repro.seed import seed_everything as seed_everything
+from .runs.run import Run as Run
+from .runs.run import diff as diff
+from .runs.run import fit as fit
+from .studies import Study as Study
+from .studies import study as study
+from .tasks.base import Task as Task
+from .tasks.classification import ImageClassifier as ImageClassifier
+from .tasks.detection import InstanceSegmentor as InstanceSegmentor
+from .tasks.detection import ObjectDetector as ObjectDetector
+from .tasks.segmentation import SemanticSegmentor as SemanticSegmentor
+from .train import AutoTrainer as AutoTrainer
+from .train.tuner import TunerConfig as TunerConfig
+from .types import Batch as Batch
+from .types import DataSpec as DataSpec
+from .types import ObjectPrediction as ObjectPrediction
+from .types import PixelPrediction as PixelPrediction
+from .types import Prediction as Prediction
+from .types import Sample as Sample
+from .types import Stage as Stage
+from .types import Step as Step
+
+__version__: str
