@@ -336,14 +336,14 @@ class Verbs(Tables):
                 for argument in verb.positionals
             ]
             section += table(["argument", "what it is"], rows)
-        if name == "fit":  # as long as all others together
+        # Those of `fit` are as many as all others together, and have a page of their own.
+        here = {key: option for key, option in verb.options.items() if name != "fit" or key not in options()}
+        for _, rows in self.groups(name, here, verb.defaults):
+            section += rows
+        if name == "fit":
             section += self.parse_text_to_nodes(
-                "`--config FILE` reads a [file](../guide/cli.md#configuration-files); "
-                "the other options are [listed by subject](../guide/cli.md#options-of-fit)."
+                "All [other options](../guide/cli.md#options-of-fit) are listed by subject."
             )
-        else:
-            for _, rows in self.groups(name, verb.options, verb.defaults):
-                section += rows
         section += code("\n".join(verb.examples), "bash")
         section += self.parse_text_to_nodes("\n\n".join(verb.notes))
         return section
