@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 WORKERS ?= 2
 
-.PHONY: help install demo test test-slow check format docs constraints clean
+.PHONY: help install demo test test-slow check format docs docs-links constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -53,12 +53,16 @@ format: $(STAMP) ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP) ## write the generated parts of docs/ again
-	$(BIN)/python tools/docs.py
+docs: $(STAMP) ## build the documentation in site/, offline; a warning or a broken link is an error
+	HF_HUB_OFFLINE=1 $(BIN)/python -m sphinx -E -q -W --keep-going -b html -d build/doctrees docs site
+	@echo "site/index.html"
+
+docs-links: $(STAMP) ## try the links of the documentation that lead elsewhere (needs the network)
+	$(BIN)/python -m sphinx -q -b linkcheck -d build/doctrees docs build/linkcheck
 
 constraints: $(STAMP) ## pin the versions that are installed now
 	$(BIN)/python tools/constraints.py > constraints.tmp && mv constraints.tmp constraints.txt
 
 clean: ## remove caches and builds (.venv and runs/ stay)
-	rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache constraints.tmp
+	rm -rf build dist site docs/api/generated .mypy_cache .ruff_cache .pytest_cache .import_linter_cache constraints.tmp
 	find src tests examples docs tools -name __pycache__ -type d -prune -exec rm -rf {} +

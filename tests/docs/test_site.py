@@ -1,0 +1,214 @@
+"""The site: it builds without a warning, says everything that is public, loads nothing from elsewhere, and works."""
+
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import autotimm
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PACKAGES = [
+    "data",
+    "losses",
+    "metrics",
+    "models",
+    "optim",
+    "repro",
+    "tasks",
+    "testing",
+    "doctor",
+    "selfcheck",
+    "studies",
+]
+
+pytest.importorskip("sphinx", reason="the extra `docs` is not installed")
+pytest.importorskip("pydata_sphinx_theme", reason="the extra `docs` is not installed")
+pytest.importorskip("myst_parser", reason="the extra `docs` is not installed")
+
+
+def build(docs: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    """What `make docs` runs, elsewhere."""
+    command = [sys.executable, "-m", "sphinx", "-E", "-q", "-W", "--keep-going", "-b", "html"]
+    command += ["-d", str(out.parent / "doctrees"), str(docs), str(out)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def copy_of_the_docs(root: Path) -> Path:
+    """A copy to build: the build writes pages below docs/, and reads some from the root of the repository."""
+    shutil.copytree(DOCS, root / "docs", ignore=shutil.ignore_patterns("generated", "__pycache__"))
+    for name in ("CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "README.md", "Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, root / name)
+    for name in ("benchmarks", "examples", "src", "tests"):
+        (root / name).symlink_to(ROOT / name)
+    return root / "docs"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("repository")
+    out = root / "site"
+    run = build(copy_of_the_docs(root), out)
+    assert run.returncode == 0, run.stderr
+    return out
+
+
+# ---- what is in it
+
+
+def test_public_names_are_listed() -> None:
+    """Quick, and without a build: the build says the same, and more."""
+    pages = "\n".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
+    blocks = re.findall(r"^```\{public-names\} (\S+)\n(.*?)^```$", pages, flags=re.MULTILINE | re.DOTALL)
+    listed = [name for package, body in blocks if package == "autotimm" for name in re.findall(r"^\w+$", body, re.M)]
+    assert sorted(listed) == sorted(autotimm.__all__)
+
+
+@pytest.mark.slow
+def test_every_public_name_has_a_page(site: Path) -> None:
+    for package in ["autotimm", *(f"autotimm.{name}" for name in PACKAGES)]:
+        for name in import_module(package).__all__:
+            path = f"autotimm.{name}" if name in autotimm.__all__ else f"{package}.{name}"
+            page = site / "api" / "generated" / f"{path}.html"
+            assert page.exists(), f"{path} has no page"
+            assert f'id="{path}"' in page.read_text(), f"{page.name} does not describe it"
+
+
+@pytest.mark.slow
+def test_every_verb_and_option_is_explained(site: Path) -> None:
+    from autotimm.cli.main import VERBS
+
+    verbs, fit = ((site / page).read_text() for page in ("reference/verbs.html", "guide/cli.html"))
+    for name, verb in VERBS.items():
+        assert f'<section id="{name}">' in verbs
+        for option in verb.options:
+            flag = f"--{option.replace('_', '-')}"
+            assert f'id="{name}-{flag.strip("-")}"' in (fit if name == "fit" and option != "config" else verbs), flag
+
+
+@pytest.mark.slow
+def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
+    tags = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*?(?:src|href)=\"(?:https?:)?//[^>]*>")
+    for page in site.rglob("*.html"):
+        assert not tags.findall(page.read_text()), page
+    for style in site.rglob("*.css"):
+        assert not re.findall(r"(?:url\(|@import )['\"]?(?:https?:)?//", style.read_text()), style
+
+
+@pytest.mark.slow
+def test_a_broken_reference_fails_the_build(tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    for name in ("_ext", "_static"):
+        shutil.copytree(DOCS / name, docs / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(DOCS / "conf.py", docs)
+    (docs / "api").mkdir()
+    names = "\n".join(name for name in autotimm.__all__ if name != "study")
+    (docs / "api" / "all.md").write_text(
+        f"---\norphan: true\n---\n# All\n\n```{{public-names}} autotimm\n{names}\n```\n"
+    )
+    broken = ["[text](no-such-page.md)", "[text](#no-such-heading)", "![text](no-such-picture.png)"]
+    broken += ["{class}`autotimm.NoSuchClass`", "{option}`autotimm fit --no-such-option`"]
+    (docs / "index.md").write_text("\n\n".join(["# Title", *broken]))
+    run = build(docs, tmp_path / "site")
+    assert run.returncode == 1
+    warnings = [line for line in run.stderr.splitlines() if "WARNING" in line]
+    assert len([line for line in warnings if re.search("no-?such", line, re.IGNORECASE)]) == len(broken)
+    others = [line for line in warnings if not re.search("no-?such", line, re.IGNORECASE)]
+    assert others == ["WARNING: autotimm.study is public, and no page below docs/api lists it"]
+
+
+# ---- in a browser
+
+CHROMIUM = shutil.which("chromium")
+in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt install chromium)")
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Forbids the browser to load from other hosts, and notes what is not there."""
+
+    def end_headers(self) -> None:
+        self.send_header("Content-Security-Policy", "default-src 'self' 'unsafe-inline' data:")
+        super().end_headers()
+
+    def send_error(self, code: int, *arguments: object) -> None:
+        self.server.missing.append(self.path)
+        super().send_error(code, *arguments)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[ThreadingHTTPServer]:
+    """Serve a folder on the loopback interface; `missing` lists what was asked for in vain."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
+        server.missing = []
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def visit(folder: Path, page: str, profile: Path) -> tuple[str, list[str]]:
+    """Open a page in Chromium: the page after its scripts have run, and what went wrong meanwhile.
+
+    The log does not tell errors on the console from remarks; those of the theme begin with its name. It leaves out what
+    the server does not have, so that the server says that.
+    """
+    assert CHROMIUM is not None
+    with serving(folder) as server:
+        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
+        command += [f"--user-data-dir={profile}", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+        command += ["--virtual-time-budget=20000", "--dump-dom", f"http://127.0.0.1:{server.server_port}/{page}"]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        missing = list(server.missing)
+    assert run.returncode == 0, run.stderr
+    console = re.findall(r":CONSOLE[:(]\d+\)?\] (.*)", run.stderr)
+    return run.stdout, [line for line in console if not line.startswith('"[PST]: ')] + missing
+
+
+@pytest.mark.slow
+@in_a_browser
+@pytest.mark.parametrize(
+    "page", ["index.html", "guide/models/object-detection.html", "api/generated/autotimm.Run.html"]
+)
+def test_a_page_opens_without_an_error(site: Path, page: str, tmp_path: Path) -> None:
+    shown, faults = visit(site, page, tmp_path)
+    assert faults == []
+    assert "<h1>" in shown
+    assert 'class="bd-header' in shown  # the theme is there
+
+
+@pytest.mark.slow
+@in_a_browser
+@pytest.mark.parametrize("word", ["resume", "AutoTrainer", "lr-find"])
+def test_the_search_finds_a_word(site: Path, word: str, tmp_path: Path) -> None:
+    shown, faults = visit(site, f"search.html?q={word}", tmp_path)
+    assert faults == []
+    assert re.search(r"found \d+ pages? matching", shown)
+    assert re.search(r'<ul [^>]*class="search"[^>]*><li[^>]*><a href="', shown)
+
+
+@pytest.mark.slow
+@in_a_browser
+@pytest.mark.parametrize(
+    "fault",
+    ["<script>throw Error('fault')</script>", '<script src="gone.js"></script>', '<img src="http://example.org/a">'],
+)
+def test_an_error_would_be_seen(fault: str, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text(f"<!doctype html><title>fault</title>{fault}")
+    (tmp_path / "favicon.ico").touch()
+    assert len(visit(tmp_path, "index.html", tmp_path / "profile")[1]) == 1
