@@ -13,8 +13,8 @@ from functools import partial
 from typing import Any
 
 from autotimm.config.aliases import meant
-from autotimm.config.conflicts import SHADOWED, is_table, options_of_others, task_defaults
-from autotimm.config.option import Option, option
+from autotimm.config.conflicts import is_table, options_of_others, task_defaults
+from autotimm.config.option import Option, Shadow, To, option
 from autotimm.config.value_types import Choice, Either, Flag, Number, Path, StreamSeeds, Text, Whole, Words
 from autotimm.config.yaml import write_scalar
 from autotimm.constants import TASKS
@@ -33,13 +33,24 @@ _EVERY = Either((Whole(1), Text()), "a number of optimizer steps, or a time such
 _KEEP = Either((Whole(1), Choice(("auto", "last", "epochs"))), "auto, last, epochs or a number", "auto|last|epochs|N")
 _SHARE = Number(0, 1, high_open=True)
 
-_data = partial(option, group="Data")
-_tables = partial(option, group="Data from tables and torchvision")
-_model = partial(option, group="Model")
-_training = partial(option, group="Training")
+_CLASSIFICATION = ("classification",)
+_DENSE = ("detection", "instance", "segmentation")
+_WITH_LOSS = ("classification", "segmentation")
+_WITH_SCORES = ("classification", "detection", "instance")
+_DATA_AND_MODEL = (To("data"), To("model"))
+_SEED = tuple(To(part, "seed", converter="seed") for part in ("data", "model", "trainer"))
+_TUNER = (To("trainer", "tuner", converter="tuner"),)
+_RUN_DIR = (To("trainer", "run_dir", converter="run_dir"),)
+_DRAWS = ("start", "order", "inputs", "forward")
+_NO_RATES = "which leaves the backbone without a rate"
+
+_data = partial(option, group="Data", to=(To("data"),))
+_tables = partial(option, group="Data from tables and torchvision", to=(To("data"),), tasks=_CLASSIFICATION)
+_model = partial(option, group="Model", to=(To("model"),))
+_training = partial(option, group="Training", to=(To("model"),))
 _repro = partial(option, group="Reproducibility")
-_device = partial(option, group="Device")
-_output = partial(option, group="Output")
+_device = partial(option, group="Device", to=(To("trainer"),))
+_output = partial(option, group="Output", to=(To("trainer"),))
 
 
 @dataclass(frozen=True)
@@ -62,100 +73,230 @@ class FitConfig:
         ('argument', 'default')
     """
 
-    path: str | None = _data(None, Path(), "folder of class folders, or of train/ and val/; or a table", none="none")
-    image_size: int = _data(224, Whole(1), "side in pixels of the square that the network sees", common=True)
-    batch_size: int = _data(32, Whole(1), "images per training step", common=True)
-    val_split: float = _data(0.1, _SHARE, "share for validation, if there is no val/", cure=_NONE_SPLIT, common=True)
-    test_split: float = _data(0.0, _SHARE, "share for testing, if there is no test/", cure=_NONE_SPLIT, common=True)
-    augmentation: str = _data("default", Choice(_AUGMENTATIONS), "how images are varied in training", common=True)
+    # fmt: off
+    path: str | None = _data(
+        None, Path(), "folder of class folders, or of train/ and val/; or a table", none="none",
+        to=(To("data", "data_dir"),), stages=("order", "inputs"), recorded="data",
+    )
+    image_size: int = _data(
+        224, Whole(1), "side in pixels of the square that the network sees", common=True,
+        to=_DATA_AND_MODEL, stages=("inputs", "start", "forward"), by_task=dict.fromkeys(_DENSE, 512),
+    )
+    batch_size: int = _data(
+        32, Whole(1), "images per training step", common=True,
+        stages=("order", "length", "rate"), recipe="reads", by_task=dict.fromkeys(_DENSE, 8),
+    )
+    val_split: float = _data(
+        0.1, _SHARE, "share for validation, if there is no val/", cure=_NONE_SPLIT, common=True,
+        stages=("order", "validation"),
+    )
+    test_split: float = _data(
+        0.0, _SHARE, "share for testing, if there is no test/", cure=_NONE_SPLIT, common=True, stages=("order",)
+    )
+    augmentation: str = _data(
+        "default", Choice(_AUGMENTATIONS), "how images are varied in training", common=True, stages=("inputs",)
+    )
     num_workers: int | None = _data(
         None, Whole(), "processes that load images; never changes results", none="auto", common=True
     )
-    balanced_sampling: bool = _data(False, Flag(), "draw every class equally often")
-    eval_batch_size: int = _data(16, Whole(1), "images per batch in validation, test and prediction")
-    format: str = _data("auto", Text(), "how boxes or masks are written: coco, voc, yolo, csv, masks, cityscapes")
+    balanced_sampling: bool = _data(False, Flag(), "draw every class equally often", stages=("order",))
+    eval_batch_size: int = _data(
+        16, Whole(1), "images per batch in validation, test and prediction",
+        to=_DATA_AND_MODEL, stages=("validation",), by_task=dict.fromkeys(_DENSE, 4),
+    )
+    format: str = _data(
+        "auto", Text(), "how boxes or masks are written: coco, voc, yolo, csv, masks, cityscapes",
+        stages=("order", "inputs"), tasks=_DENSE,
+    )
     strict: bool = _data(False, Flag(), "refuse a folder with unreadable images instead of leaving them out")
-    train_csv: str | None = _tables(None, Path(), "table of training images", none="none")
-    val_csv: str | None = _tables(None, Path(), "table of validation images", none="none", needs="train_csv")
-    test_csv: str | None = _tables(None, Path(), "table of test images", none="none", needs="train_csv")
+    train_csv: str | None = _tables(
+        None, Path(), "table of training images", none="none", stages=("order", "inputs"), recorded="data"
+    )
+    val_csv: str | None = _tables(
+        None, Path(), "table of validation images", none="none", needs="train_csv",
+        stages=("order", "validation"), recorded="data",
+    )
+    test_csv: str | None = _tables(
+        None, Path(), "table of test images", none="none", needs="train_csv", stages=("order",), recorded="data"
+    )
     image_dir: str | None = _tables(
-        None, Path(), "folder that the tables' paths start from", none="auto", needs="train_csv"
+        None, Path(), "folder that the tables' paths start from", none="auto", needs="train_csv",
+        stages=("order", "inputs"), recorded="data",
     )
-    image_column: str | None = _tables(None, Text(), "column with the image paths", none="auto", needs="train_csv")
+    image_column: str | None = _tables(
+        None, Text(), "column with the image paths", none="auto", needs="train_csv", stages=("order", "inputs")
+    )
     label_column: tuple[str, ...] | None = _tables(
-        None, Words(), "column with the class; several columns are several labels", none="auto", needs="train_csv"
+        None, Words(), "column with the class; several columns are several labels", none="auto", needs="train_csv",
+        stages=("inputs", "start", "order"),
     )
-    dataset_name: str | None = _tables(None, Text(), "a data set of torchvision, like CIFAR10", none="none")
+    dataset_name: str | None = _tables(
+        None, Text(), "a data set of torchvision, like CIFAR10", none="none", stages=("order", "inputs")
+    )
     download: bool = _tables(False, Flag(), "fetch that data set if it is not there", needs="dataset_name")
 
-    task: str = _model("auto", Choice(("auto", *TASKS)), "what is learned; auto looks at the data", common=True)
-    backbone: str = _model("resnet18", Text(), "any timm model; see autotimm backbones", common=True)
+    task: str = _model(
+        "auto", Choice(("auto", *TASKS)), "what is learned; auto looks at the data", common=True,
+        to=(), stages=("start", "inputs", "forward"), recipe="reads",
+    )
+    backbone: str = _model(
+        "resnet18", Text(), "any timm model; see autotimm backbones", common=True,
+        stages=("start", "forward"), recipe="reads",
+    )
     pretrained: bool | str | None = _model(
-        None, _WEIGHTS, "weights to start from; auto takes those that can be had", none="auto", common=True
+        None, _WEIGHTS, "weights to start from; auto takes those that can be had", none="auto", common=True,
+        stages=("start",), recorded="decisions.weights", recipe="reads",
     )
-    arch: str = _model("auto", Text(), "detector (fcos, retinanet, faster_rcnn), or decoder (fpn, unet, ..., a path)")
-    width: int = _model(256, Whole(1), "channels of pyramid and heads; 64 is small and fast")
-    multi_label: bool | None = _model(None, Flag(), "several classes may be right at once", none="auto")
-    threshold: float = _model(0.5, Number(0, 1), "probability from which a label or an object counts, if several may")
-    freeze_backbone: bool = _model(False, Flag(), "train the head only")
-    head_dropout: float = _model(0.0, _SHARE, "dropout before the head")
-    drop_path_rate: float = _model(0.0, _SHARE, "stochastic depth")
-    compile: bool = _model(False, Flag(), "compile the network with torch.compile")
+    arch: str = _model(
+        "auto", Text(), "detector (fcos, retinanet, faster_rcnn), or decoder (fpn, unet, ..., a path)",
+        stages=("start", "forward"), recipe="reads", tasks=_DENSE,
+        by_task={"detection": "fcos", "instance": "mask_rcnn", "segmentation": "fpn"},
+    )
+    width: int = _model(
+        256, Whole(1), "channels of pyramid and heads; 64 is small and fast", stages=("start", "forward"), tasks=_DENSE
+    )
+    multi_label: bool | None = _model(
+        None, Flag(), "several classes may be right at once", none="auto",
+        to=(To("model", converter="multi_label"),), stages=("forward", "validation"), tasks=_CLASSIFICATION,
+    )
+    threshold: float = _model(
+        0.5, Number(0, 1), "probability from which a label or an object counts, if several may",
+        stages=("validation",), tasks=_WITH_SCORES, by_task={"detection": 0.3},
+    )
+    freeze_backbone: bool = _model(
+        False, Flag(), "train the head only", stages=("update", "forward"), recipe="reads",
+        shadows=(
+            Shadow("layer_decay", _NO_RATES, harmless=(None, 1.0)),
+            Shadow("backbone_scale", _NO_RATES, harmless=(None, 1.0)),
+            Shadow("drop_path_rate", "which keeps the backbone as it is in evaluation", harmless=(0.0,)),
+        ),
+    )
+    head_dropout: float = _model(
+        0.0, _SHARE, "dropout before the head", stages=("forward", "start"), tasks=_CLASSIFICATION
+    )
+    drop_path_rate: float = _model(0.0, _SHARE, "stochastic depth", stages=("forward", "start"))
+    compile: bool = _model(
+        False, Flag(), "compile the network with torch.compile",
+        to=(To("model", "compile_model"),), stages=("forward", "update"),
+    )
 
-    epochs: int = _training(10, Whole(1), "passes over the training images", common=True)
-    lr: float | None = _training(
-        None, Number(low_open=True), "learning rate; auto follows a recipe for the backbone", none="auto", common=True
+    epochs: int = _training(
+        10, Whole(1), "passes over the training images", common=True,
+        to=(To("trainer", "max_epochs"),), stages=("rate", "length"),
     )
-    optimizer: str = _training("auto", Text(), "any optimizer of timm or torch, or a class path", common=True)
-    schedule: str = _training("auto", Choice(_SCHEDULES), "how the learning rate changes", common=True)
-    warmup_epochs: float | None = _training(None, Number(), "epochs over which the rate rises first", none="auto")
-    weight_decay: float | None = _training(None, Number(), "pull of the weights towards zero", none="auto")
+    lr: float | None = _training(
+        None, Number(low_open=True), "learning rate; auto follows a recipe for the backbone", none="auto", common=True,
+        stages=("rate", "update"), recipe="decides", words="the learning rate",
+    )
+    optimizer: str = _training(
+        "auto", Text(), "any optimizer of timm or torch, or a class path", common=True,
+        to=(To("model", default_word="auto"),), stages=("update",), recipe="decides",
+    )
+    schedule: str = _training(
+        "auto", Choice(_SCHEDULES), "how the learning rate changes", common=True,
+        to=(To("model", default_word="auto"),), stages=("rate",), recipe="decides",
+    )
+    warmup_epochs: float | None = _training(
+        None, Number(), "epochs over which the rate rises first", none="auto", stages=("rate",), recipe="decides"
+    )
+    weight_decay: float | None = _training(
+        None, Number(), "pull of the weights towards zero", none="auto", stages=("update",), recipe="decides"
+    )
     layer_decay: float | None = _training(
-        None, Number(0, 1, low_open=True), "factor on the rate per layer downwards; 1 is off", none="auto"
+        None, Number(0, 1, low_open=True), "factor on the rate per layer downwards; 1 is off", none="auto",
+        stages=("update",), recipe="decides",
     )
     backbone_scale: float | None = _training(
-        None, Number(0, 1, low_open=True), "factor on the rate of the whole backbone; 1 is off", none="auto"
+        None, Number(0, 1, low_open=True), "factor on the rate of the whole backbone; 1 is off", none="auto",
+        stages=("update",), recipe="decides",
     )
-    clip: float | None = _training(None, Number(), "largest norm of the gradient; 0 is off", none="auto")
-    accumulate: int = _training(1, Whole(1), "batches per optimizer step")
-    loss: str = _training("auto", Text(), "a loss of torch, timm or torchvision, or a class path")
-    class_weights: str = _training("none", Choice(("none", "balanced")), "weight of each class in the loss")
-    label_smoothing: float = _training(0.0, _SHARE, "share of the target spread over all classes")
-    mixup_alpha: float = _training(0.0, Number(), "strength of mixup; 0 is off")
-    cutmix_alpha: float = _training(0.0, Number(), "strength of cutmix; 0 is off")
-    ema_decay: float | None = _training(None, _SHARE, "keep a moving average of the weights, like 0.999", none="none")
+    clip: float | None = _training(
+        None, Number(), "largest norm of the gradient; 0 is off", none="auto",
+        to=(To("model", "gradient_clip"),), stages=("update",), recipe="decides",
+    )
+    accumulate: int = _training(
+        1, Whole(1), "batches per optimizer step",
+        to=(To("trainer", "accumulate_grad_batches"),), stages=("update", "rate", "length"), recipe="reads",
+    )
+    loss: str = _training(
+        "auto", Text(), "a loss of torch, timm or torchvision, or a class path",
+        to=(To("model", default_word="auto"),), stages=("forward",), tasks=_WITH_LOSS,
+    )
+    class_weights: str = _training(
+        "none", Choice(("none", "balanced")), "weight of each class in the loss",
+        to=(To("model", converter="class_weights"),), stages=("forward",), tasks=_WITH_LOSS,
+    )
+    label_smoothing: float = _training(
+        0.0, _SHARE, "share of the target spread over all classes", stages=("forward",), tasks=_CLASSIFICATION
+    )
+    mixup_alpha: float = _training(
+        0.0, Number(), "strength of mixup; 0 is off", stages=("inputs", "forward"), tasks=_CLASSIFICATION
+    )
+    cutmix_alpha: float = _training(
+        0.0, Number(), "strength of cutmix; 0 is off", stages=("inputs", "forward"), tasks=_CLASSIFICATION
+    )
+    ema_decay: float | None = _training(
+        None, _SHARE, "keep a moving average of the weights, like 0.999", none="none", stages=("update", "validation")
+    )
     metrics: tuple[str, ...] | None = _training(
-        None, Words(), "metrics of torchmetrics, like Accuracy,CohenKappa", none="auto"
+        None, Words(), "metrics of torchmetrics, like Accuracy,CohenKappa", none="auto",
+        to=(To("model", converter="metrics"),), stages=("validation",), tasks=_CLASSIFICATION,
     )
-    monitor: str = _training("auto", Text(), "metric that picks the best checkpoint")
-    patience: int | None = _training(None, Whole(1), "epochs without gain after which to stop", none="none")
-    lr_find: bool = _training(False, Flag(), "search for a learning rate first")
-    batch_size_find: bool = _training(False, Flag(), "search for the largest batch that fits first")
+    monitor: str = _training(
+        "auto", Text(), "metric that picks the best checkpoint",
+        to=(To("trainer", default_word="auto"),), stages=("length",),
+    )
+    patience: int | None = _training(
+        None, Whole(1), "epochs without gain after which to stop", none="none",
+        to=(To("trainer", "callbacks", converter="early_stopping"),), stages=("length",),
+    )
+    lr_find: bool = _training(
+        False, Flag(), "search for a learning rate first",
+        to=_TUNER, stages=("rate", "update"), finds="lr",
+        shadows=(Shadow("lr", "which searches for one", harmless=(None,)),),
+    )
+    batch_size_find: bool = _training(
+        False, Flag(), "search for the largest batch that fits first",
+        to=_TUNER, stages=("order", "length", "rate"), finds="batch_size",
+        shadows=(Shadow("batch_size", "which searches for one"),),
+    )
 
     seed: int | None = _repro(
-        42, Whole(0, bits=32), "source of all randomness; none draws one and records it", none="none", common=True
+        42, Whole(0, bits=32), "source of all randomness; none draws one and records it", none="none", common=True,
+        to=_SEED, stages=_DRAWS, recorded="seeds",
     )
     stream_seeds: tuple[str, ...] | None = _repro(
-        None, StreamSeeds(), "seeds of their own for single streams, to vary one source of chance", none="none"
+        None, StreamSeeds(), "seeds of their own for single streams, to vary one source of chance", none="none",
+        to=_SEED, stages=_DRAWS, recorded="seeds",
     )
-    deterministic: bool = _repro(True, Flag(), "bit-for-bit repeatable kernels; false may be faster", common=True)
+    deterministic: bool = _repro(
+        True, Flag(), "bit-for-bit repeatable kernels; false may be faster", common=True,
+        to=(To("model"), To("trainer")), stages=("forward", "update"),
+    )
     threads: int | None = _repro(
-        None, Whole(1), "CPU threads of torch; part of the result's bits", none="auto", common=True
+        None, Whole(1), "CPU threads of torch; part of the result's bits", none="auto", common=True,
+        to=(To("trainer"),), stages=("forward", "update"), recorded="environment.threads",
     )
-    accelerator: str = _device("auto", Choice(("auto", "cpu", "gpu", "cuda", "mps", "tpu")), "what to train on")
+    accelerator: str = _device(
+        "auto", Choice(("auto", "cpu", "gpu", "cuda", "mps", "tpu")), "what to train on", stages=("forward", "update")
+    )
     # Not "auto": a result should not depend on how many devices the machine happens to have.
-    devices: int = _device(1, Whole(1), "number of devices or processes")
-    precision: str = _device("32", Choice(_PRECISIONS), "number format of the arithmetic")
-    out: str = _output("runs", Path(), "folder that run folders are made in", common=True)
-    name: str | None = _output(None, Text(), "name of the run folder", none="auto", common=True)
+    devices: int = _device(
+        1, Whole(1), "number of devices or processes", stages=("order", "forward", "update"), recipe="reads"
+    )
+    precision: str = _device("32", Choice(_PRECISIONS), "number format of the arithmetic", stages=("forward", "update"))
+    out: str = _output("runs", Path(), "folder that run folders are made in", common=True, to=_RUN_DIR)
+    name: str | None = _output(None, Text(), "name of the run folder", none="auto", common=True, to=_RUN_DIR)
     checkpoint_every: int | str | None = _output(
         None, _EVERY, "write a checkpoint within epochs too, every N steps or TIME", none="none"
     )
     keep: int | str = _output("auto", _KEEP, "checkpoints to keep; auto is every epoch's while they are under 2 GB")
     loggers: tuple[str, ...] | None = _output(
-        None, Words(("tensorboard", "wandb", "mlflow")), "further loggers; a CSV file is always written", none="none"
+        None, Words(("tensorboard", "wandb", "mlflow")), "further loggers; a CSV file is always written", none="none",
+        to=(To("trainer", "logger", converter="loggers"),),
     )
-    progress: bool = _output(True, Flag(), "show progress")
+    progress: bool = _output(True, Flag(), "show progress", to=(To("trainer", "enable_progress_bar"),))
+    # fmt: on
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -179,10 +320,12 @@ class FitConfig:
             useless = one.needs and has[one.needs] == defaults()[one.needs]
             if useless and getattr(self, name) != defaults()[name]:
                 raise UsageError(f"The `{name}` of fit has no effect without `{one.needs}`. Give that too, or neither.")
-        for name, by, harmless, why in SHADOWED:
-            if getattr(self, by) and self._asked(name) and getattr(self, name) not in harmless:
+        shadows = ((by, shadow) for by, option in options().items() for shadow in option.shadows if getattr(self, by))
+        for by, shadow in shadows:
+            name = shadow.name
+            if self._asked(name) and getattr(self, name) not in shadow.harmless:
                 cure = f"Leave `{name}` or `{by}` at its default."
-                raise UsageError(f"The `{name}` of fit has no effect with `{by}`, {why}. {cure}")
+                raise UsageError(f"The `{name}` of fit has no effect with `{by}`, {shadow.why}. {cure}")
 
     def _asked(self, name: str) -> bool:
         return self.sources[name] in (COMMAND_LINE, "argument") or self.sources[name].startswith("file ")
@@ -245,10 +388,10 @@ class FitConfig:
             >>> FitConfig(path="photos").for_task("detection").image_size
             512
         """
-        for name in options_of_others(task):
+        for name in options_of_others(options(), task):
             if getattr(self, name) != defaults()[name]:
                 raise UsageError(f"The `{name}` of fit has no effect on {task}. Leave it out.")
-        left = {name: one for name, one in task_defaults(task).items() if self.sources[name] == "default"}
+        left = {name: one for name, one in task_defaults(options(), task).items() if self.sources[name] == "default"}
         decided = {} if self.task == task else {"task": task}
         return self.resolved(left, f"task {task}").resolved(decided, "data")
 

@@ -1,0 +1,201 @@
+"""From the options of ``fit`` to the constructor arguments they become, and back: what replay and causes ask.
+
+Everything here is derived from the declarations beside the options. Only the arguments that no option stands for, which
+a run made from objects can have been given, are listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import NamedTuple
+
+from autotimm.config.fit_config import options
+from autotimm.config.option import Option
+
+__all__ = [
+    "Argument",
+    "argument_option",
+    "arguments_of",
+    "options_at",
+    "recorded_argument",
+    "silent_arguments",
+    "silent_names",
+]
+
+
+class Argument(NamedTuple):
+    """A constructor argument of a run, as its manifest records it.
+
+    Attributes:
+        part: ``data``, ``model`` or ``trainer``.
+        name: What the constructor calls it.
+        option: The option of ``fit`` that becomes it; empty if none does.
+        stages: The stages of training it acts on, the one it acts on first in front, out of
+            :data:`autotimm.config.option.STAGES`. Empty if it can change no bit of a run.
+        words: What it is called in a sentence: ``the learning rate``, or ``the option `epochs` (`max_epochs`)``.
+        recorded: Where the manifest records what came of it, in place of the value.
+    """
+
+    part: str
+    name: str
+    option: str
+    stages: tuple[str, ...]
+    words: str
+    recorded: str = ""
+
+
+def _other(part: str, name: str, *stages: str, recorded: str = "") -> Argument:
+    return Argument(part, name, "", stages, f"the option `{name}`", recorded)
+
+
+# What a run made from objects can have been given, and no option stands for.
+_OTHERS = (
+    _other("data", "train_transforms", "inputs"),
+    _other("data", "eval_transforms", "validation"),
+    _other("data", "crop_pct", "inputs", "validation"),
+    _other("data", "interpolation", "inputs", "validation"),
+    _other("data", "colors", "inputs", "start"),
+    _other("data", "drop_last", "order", "length"),
+    _other("data", "persistent_workers"),
+    _other("data", "pin_memory"),
+    _other("model", "num_classes", "start"),
+    _other("model", "ignore_index", "forward"),
+    _other("trainer", "max_steps", "rate", "length"),
+    _other("trainer", "min_steps", "length"),
+    _other("trainer", "min_epochs", "length"),
+    _other("trainer", "max_time", "length"),
+    _other("trainer", "limit_train_batches", "length", "rate"),
+    _other("trainer", "limit_val_batches", "validation", "length"),
+    _other("trainer", "overfit_batches", "order", "length"),
+    _other("trainer", "val_check_interval", "validation", "length"),
+    _other("trainer", "check_val_every_n_epoch", "validation", "length"),
+    _other("trainer", "gradient_clip_val", "update"),
+    _other("trainer", "gradient_clip_algorithm", "update"),
+    _other("trainer", "num_nodes", "order", "forward", "update"),
+    _other("trainer", "strategy", "forward", "update"),
+    _other("trainer", "sync_batchnorm", "forward", "update"),
+    _other("trainer", "benchmark", "forward", "update"),
+    _other("trainer", "use_autotimm_seeding", "forward"),
+    _other("trainer", "callbacks", "forward", "update", "length", recorded="environment.callbacks"),
+    _other("trainer", "default_root_dir"),
+    _other("trainer", "enable_checkpointing"),
+    _other("trainer", "enable_model_summary"),
+    _other("trainer", "log_every_n_steps"),
+    _other("trainer", "profiler"),
+)
+# The class of a part, which stands beside its arguments: another one starts with other weights, or reads other files.
+_CLASSES = {
+    "model_class": Argument("model", "model_class", "task", ("start", "forward"), "the class of the task"),
+    "data_class": Argument("data", "data_class", "task", ("start", "order", "inputs"), "the class of the data module"),
+}
+
+
+def arguments_of(name: str, declared: Option) -> Iterator[Argument]:
+    """The constructor arguments that an option becomes."""
+    for to in declared.to:
+        argument = to.name or name
+        aside = "" if argument == name else f" (`{argument}`)"
+        words = declared.words or f"the option `{name}`{aside}"
+        yield Argument(to.part, argument, name, declared.stages, words, declared.recorded)
+
+
+def argument_option(part: str, argument: str) -> str | None:
+    """The option of ``fit`` that becomes an argument of a part; ``None`` if none does.
+
+    Of several that share one argument, as ``lr_find`` and ``batch_size_find`` share ``tuner``, it is the first.
+
+    Example:
+        >>> argument_option("trainer", "max_epochs"), argument_option("trainer", "profiler")
+        ('epochs', None)
+    """
+    known = _known().get((part, argument))
+    return (known.option or None) if known is not None else None
+
+
+def options_at(stage: str) -> list[str]:
+    """The options that act on a stage of training, those that act on it first in front.
+
+    Example:
+        >>> options_at("rate")[:3]
+        ['epochs', 'lr', 'schedule']
+    """
+    acting = {name: declared.stages.index(stage) for name, declared in options().items() if stage in declared.stages}
+    return sorted(acting, key=acting.__getitem__)
+
+
+def recorded_argument(name: str) -> Argument | None:
+    """What a value in a manifest is: an argument of a part, or a decision on one; ``None`` if it is neither.
+
+    Args:
+        name: The section and the name there, with dots, such as ``inputs.config.model.gradient_clip``,
+            ``decisions.recipe.lr`` or ``decisions.batch_size``. The part may be missing.
+
+    Example:
+        >>> recorded_argument("inputs.config.trainer.max_epochs").words
+        'the option `epochs` (`max_epochs`)'
+        >>> recorded_argument("decisions.recipe.lr").stages, recorded_argument("environment.threads")
+        (('rate', 'update'), None)
+    """
+    for prefix in ("inputs.config.", "decisions.recipe.", "decisions."):
+        if name.startswith(prefix):
+            break
+    else:
+        return None
+    first, _, rest = name.removeprefix(prefix).partition(".")
+    if first in _CLASSES and not rest:
+        return _CLASSES[first]
+    if (known := _known().get((first, rest.partition(".")[0]))) is not None:
+        return known
+    by_name = _by_name()
+    return by_name.get(first) if not rest else None
+
+
+def silent_arguments(part: str) -> set[str]:
+    """The arguments of a part whose values are no part of a run's inputs.
+
+    They can change no bit, or what came of them is recorded elsewhere, such as the digest of the data for its place.
+    """
+    return {one.name for one in _known().values() if one.part == part and (not one.stages or one.recorded)}
+
+
+def silent_names(*, same_data: bool) -> set[str]:
+    """Options and arguments that need not be set back to explain a difference, by their names.
+
+    They can change no bit, search for a value that is recorded as a decision, or are compared as a part of the
+    environment.
+
+    Args:
+        same_data: Whether both runs have seen the same data, so that its place does not matter.
+    """
+
+    def silent(stages: tuple[str, ...], recorded: str) -> bool:
+        return not stages or recorded.startswith("environment.") or (same_data and recorded == "data")
+
+    named = {name for name, one in options().items() if one.finds or silent(one.stages, one.recorded)}
+    return named | {one.name for one in _known().values() if silent(one.stages, one.recorded) or _finds(one)}
+
+
+def _finds(argument: Argument) -> bool:
+    return bool(argument.option and options()[argument.option].finds)
+
+
+@cache
+def _known() -> dict[tuple[str, str], Argument]:
+    known = {(one.part, one.name): one for one in _OTHERS}
+    for name, declared in options().items():
+        for argument in arguments_of(name, declared):
+            known.setdefault((argument.part, argument.name), argument)
+    return known
+
+
+@cache
+def _by_name() -> dict[str, Argument]:
+    """Arguments by their own names and by those of their options, where the part is not known."""
+    by_name: dict[str, Argument] = {}
+    for argument in _known().values():
+        by_name.setdefault(argument.name, argument)
+    for name, declared in options().items():
+        for argument in arguments_of(name, declared):
+            by_name.setdefault(name, argument)
+    return by_name
