@@ -3,7 +3,10 @@
 from autotimm.config.aliases import meant
 from autotimm.config.arguments import (
     Argument,
+    argument_of,
     argument_option,
+    decided_by_recipe,
+    names_of_recipe,
     options_at,
     recorded_argument,
     silent_arguments,
@@ -11,7 +14,8 @@ from autotimm.config.arguments import (
 )
 from autotimm.config.fit_config import COMMAND_LINE, FitConfig, defaults, options
 from autotimm.config.option import Option
-from autotimm.config.yaml import NESTED_KEYS, read_yaml, write_scalar
+from autotimm.config.record import read_yaml
+from autotimm.config.yaml import NESTED_KEYS, write_scalar
 
 __all__ = [
     "Argument",
@@ -19,9 +23,12 @@ __all__ = [
     "NESTED_KEYS",
     "FitConfig",
     "Option",
+    "argument_of",
     "argument_option",
+    "decided_by_recipe",
     "defaults",
     "meant",
+    "names_of_recipe",
     "options",
     "options_at",
     "read_yaml",

@@ -15,8 +15,11 @@ from autotimm.config.option import Option
 
 __all__ = [
     "Argument",
+    "argument_of",
     "argument_option",
     "arguments_of",
+    "decided_by_recipe",
+    "names_of_recipe",
     "options_at",
     "recorded_argument",
     "silent_arguments",
@@ -111,6 +114,35 @@ def argument_option(part: str, argument: str) -> str | None:
     """
     known = _known().get((part, argument))
     return (known.option or None) if known is not None else None
+
+
+def argument_of(part: str, option: str) -> str | None:
+    """The argument of a part that an option is passed on as; ``None`` if it is not, or a converter makes it.
+
+    Example:
+        >>> argument_of("trainer", "accumulate"), argument_of("trainer", "patience")
+        ('accumulate_grad_batches', None)
+    """
+    declared = options().get(option)
+    tos = declared.to if declared is not None else ()
+    return next((to.name or option for to in tos if to.part == part and not to.converter), None)
+
+
+def decided_by_recipe() -> dict[str, str]:
+    """The options that a recipe sets where they are left open, with the arguments of the task they become.
+
+    Example:
+        >>> decided_by_recipe()["clip"]
+        'gradient_clip'
+    """
+    deciding = [name for name, declared in options().items() if declared.recipe == "decides"]
+    return {name: argument_of("model", name) or name for name in deciding}
+
+
+def names_of_recipe() -> set[str]:
+    """Options and arguments that a recipe decides or is chosen by: where one of them is changed, it is chosen again."""
+    of_recipe = {name: declared for name, declared in options().items() if declared.recipe}
+    return {*of_recipe} | {argument.name for name, one in of_recipe.items() for argument in arguments_of(name, one)}
 
 
 def options_at(stage: str) -> list[str]:

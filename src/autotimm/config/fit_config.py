@@ -7,14 +7,16 @@ No key is ever ignored. Nothing here imports torch.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import Field, dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields
 from functools import partial
 from typing import Any
 
 from autotimm.config.aliases import meant
 from autotimm.config.conflicts import is_table, options_of_others, task_defaults
 from autotimm.config.option import Option, Shadow, To, option
+from autotimm.config.record import header, split_record
 from autotimm.config.value_types import Choice, Either, Flag, Number, Path, StreamSeeds, Text, Whole, Words
 from autotimm.config.yaml import write_scalar
 from autotimm.constants import TASKS
@@ -301,11 +303,21 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         """Check each value by itself, then those that depend on each other."""
-        for name, one in options().items():
-            value = one.read(getattr(self, name), name, "FitConfig", defaults()[name], python=True)
-            object.__setattr__(self, name, value)
-        object.__setattr__(self, "sources", {name: self.sources.get(name, "default") for name in options()})
+        values = self._read({name: getattr(self, name) for name in options(type(self))})
+        self._set(values, self.sources)
         self._check_together()
+
+    @classmethod
+    def _read(cls, values: Mapping[str, object]) -> dict[str, Any]:
+        """Convert and check values that Python code gives, each by itself."""
+        known, left = options(cls), defaults(cls)
+        return {name: known[name].read(value, name, "FitConfig", left[name], True) for name, value in values.items()}
+
+    def _set(self, values: Mapping[str, Any], sources: Mapping[str, str]) -> None:
+        """Take over values that have been checked."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "sources", {name: sources.get(name, "default") for name in options(type(self))})
 
     def _check_together(self) -> None:
         if self.path is None and self.train_csv is None and self.dataset_name is None:
@@ -316,24 +328,23 @@ class FitConfig:
         if is_table(self.path) and self.train_csv is not None:
             raise UsageError(f"fit takes one table to train on. Got {self.path} and `train_csv` instead. Give one.")
         has = {**self.as_dict(), "train_csv": self.path if is_table(self.path) else self.train_csv}
-        for name, one in options().items():
-            useless = one.needs and has[one.needs] == defaults()[one.needs]
-            if useless and getattr(self, name) != defaults()[name]:
-                raise UsageError(f"The `{name}` of fit has no effect without `{one.needs}`. Give that too, or neither.")
-        shadows = ((by, shadow) for by, option in options().items() for shadow in option.shadows if getattr(self, by))
+        known, left = options(type(self)), defaults(type(self))
+        for name, declared in known.items():
+            useless = declared.needs and has[declared.needs] == left[declared.needs]
+            if useless and getattr(self, name) != left[name]:
+                cure = "Give that too, or neither."
+                raise UsageError(f"The `{name}` of fit has no effect without `{declared.needs}`. {cure}")
+        shadows = ((by, shadow) for by, one in known.items() for shadow in one.shadows if getattr(self, by))
         for by, shadow in shadows:
             name = shadow.name
-            if self._asked(name) and getattr(self, name) not in shadow.harmless:
+            if _is_asked(self.sources[name]) and getattr(self, name) not in shadow.harmless:
                 cure = f"Leave `{name}` or `{by}` at its default."
                 raise UsageError(f"The `{name}` of fit has no effect with `{by}`, {shadow.why}. {cure}")
-
-    def _asked(self, name: str) -> bool:
-        return self.sources[name] in (COMMAND_LINE, "argument") or self.sources[name].startswith("file ")
 
     def given(self, name: str) -> bool:
         """Whether somebody asked for the value; of a record, which has every option, for what is not the default."""
         recorded = self.sources[name].startswith("record ")
-        return self._asked(name) or (recorded and getattr(self, name) != defaults()[name])
+        return _is_asked(self.sources[name]) or (recorded and getattr(self, name) != defaults(type(self))[name])
 
     @classmethod
     def from_options(cls, path: object, options: Mapping[str, object], source: str = "argument") -> FitConfig:
@@ -357,16 +368,18 @@ class FitConfig:
         Raises:
             UsageError: If a key is unknown or given twice, or if a value is wrong; it names the source.
         """
-        values: dict[str, Any] = {}
+        values = defaults(cls)
         sources: dict[str, str] = {}
         for source, given in layers:
-            values |= _read_layer(source, given)
-            # The options of a run, from its file or `Run.config`, hold what recipes and finders chose too. Only their
-            # number tells them from those that somebody asked for.
-            if len(given) > len(_FIELDS) / 2:
-                source = f"record {source.removeprefix('file ')}"
-            sources |= dict.fromkeys((_underscored(key) for key in given), source)
-        return cls(**values, sources=sources)
+            # A record holds what recipes and finders chose too, which nobody asked for.
+            is_record, given = split_record(given, _owner(source))
+            read = _read_layer(cls, source, given)
+            values |= read
+            sources |= dict.fromkeys(read, f"record {source.removeprefix('file ')}" if is_record else source)
+        config = cls.__new__(cls)
+        config._set(values, sources)
+        config._check_together()
+        return config
 
     def resolved(self, values: Mapping[str, object], source: str) -> FitConfig:
         """Replace values that were left open, such as the learning rate that a recipe chose, and say who decided.
@@ -375,8 +388,11 @@ class FitConfig:
             >>> FitConfig(path="photos").resolved({"lr": 5e-4}, "recipe").sources["lr"]
             'recipe'
         """
-        changes: dict[str, Any] = {**values, "sources": {**self.sources, **dict.fromkeys(values, source)}}
-        return replace(self, **changes)
+        resolved = copy.copy(self)
+        resolved._set(self._read(values), {**self.sources, **dict.fromkeys(values, source)})
+        if _is_asked(source):
+            resolved._check_together()  # what the program decides contradicts nothing
+        return resolved
 
     def for_task(self, task: str) -> FitConfig:
         """Settle the task, with its own defaults for what was left open.
@@ -388,53 +404,75 @@ class FitConfig:
             >>> FitConfig(path="photos").for_task("detection").image_size
             512
         """
-        for name in options_of_others(options(), task):
-            if getattr(self, name) != defaults()[name]:
+        known, left = options(type(self)), defaults(type(self))
+        for name in options_of_others(known, task):
+            if getattr(self, name) != left[name]:
                 raise UsageError(f"The `{name}` of fit has no effect on {task}. Leave it out.")
-        left = {name: one for name, one in task_defaults(options(), task).items() if self.sources[name] == "default"}
+        own = {name: value for name, value in task_defaults(known, task).items() if self.sources[name] == "default"}
         decided = {} if self.task == task else {"task": task}
-        return self.resolved(left, f"task {task}").resolved(decided, "data")
+        return self.resolved(own, f"task {task}").resolved(decided, "data")
 
     def as_dict(self) -> dict[str, Any]:
         """Every option as plain data, ``None`` as itself; without the sources."""
-        return {name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in options()}
+        return {name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in options(type(self))}
 
     def to_yaml(self) -> str:
-        """Write every option with the source of its value as a comment; ``--config`` reads it back."""
-        lines = [f"{name}: {write_scalar(one.word(getattr(self, name)))}" for name, one in options().items()]
+        """Write the record of a run: every option, with the source of its value as a comment.
+
+        ``--config`` reads it back. Its first field, ``record``, says that it holds what nobody asked for too.
+        """
+        lines = [header(), *(f"{name}: {self._word(name)}" for name in options(type(self)))]
         width = min(max(map(len, lines)), 40)
-        said = zip(lines, self.sources.values(), strict=True)
+        said = zip(lines, ["every option of a run, and who decided it", *self.sources.values()], strict=True)
         return "".join(f"{line:<{width}}  # {source}\n" for line, source in said)
 
-
-_FIELDS: dict[str, Field[Any]] = {one.name: one for one in fields(FitConfig) if "option" in one.metadata}
-
-
-def options() -> dict[str, Option]:
-    """Every option of ``fit`` by name, in the order of the help."""
-    return {name: one.metadata["option"] for name, one in _FIELDS.items()}
+    def _word(self, name: str) -> str:
+        return write_scalar(options(type(self))[name].word(getattr(self, name)))
 
 
-def defaults() -> dict[str, Any]:
-    """The default of every option of ``fit`` by name."""
-    return {name: one.default for name, one in _FIELDS.items()}
+def options(of: type[FitConfig] = FitConfig) -> dict[str, Option]:
+    """Every option of ``fit`` by name, in the order of the help.
+
+    Args:
+        of: A subclass that declares more.
+    """
+    return {name: declared.metadata["option"] for name, declared in _fields(of).items()}
 
 
-def _underscored(key: str) -> str:
-    return key.replace("-", "_")
+def defaults(of: type[FitConfig] = FitConfig) -> dict[str, Any]:
+    """The default of every option of ``fit`` by name.
+
+    Args:
+        of: A subclass that declares more.
+    """
+    return {name: declared.default for name, declared in _fields(of).items()}
 
 
-def _read_layer(source: str, given: Mapping[str, object]) -> dict[str, Any]:
+def _fields(of: type[FitConfig]) -> dict[str, Field[Any]]:
+    return {declared.name: declared for declared in fields(of) if "option" in declared.metadata}
+
+
+def _is_asked(source: str) -> bool:
+    """Whether a source is somebody who asked for a value, rather than a default, a recipe or a record."""
+    return source in (COMMAND_LINE, "argument") or source.startswith("file ")
+
+
+def _owner(source: str) -> str:
+    """Whom an error about a value from a source names."""
+    return {COMMAND_LINE: "autotimm fit", "argument": "autotimm.fit"}.get(source, source.removeprefix("file "))
+
+
+def _read_layer(cls: type[FitConfig], source: str, given: Mapping[str, object]) -> dict[str, Any]:
     """Check the keys of one source and convert its values; errors name the key as it is written there."""
     values: dict[str, Any] = {}
-    owner = {COMMAND_LINE: "autotimm fit", "argument": "autotimm.fit"}.get(source, source.removeprefix("file "))
+    known, left, owner = options(cls), defaults(cls), _owner(source)
     for key, value in given.items():
-        name = _underscored(key)
-        if name not in _FIELDS:
-            hint = meant(name, _FIELDS) or "See autotimm fit --help-all."
+        name = key.replace("-", "_")
+        if name not in known:
+            hint = meant(name, known) or "See autotimm fit --help-all."
             raise UsageError(f"{owner} has no option `{key}`. {hint}")
         if name in values:
             raise UsageError(f"{owner} gives `{name}` twice, with a dash and with an underscore. Keep one.")
         shown = f"--{key.replace('_', '-')}" if source == COMMAND_LINE and key != "path" else key
-        values[name] = options()[name].read(value, shown, owner, defaults()[name], python=source == "argument")
+        values[name] = known[name].read(value, shown, owner, left[name], python=source == "argument")
     return values

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_only
 
-from autotimm.config import FitConfig
+from autotimm.config import FitConfig, decided_by_recipe
+from autotimm.config.record import completed
 from autotimm.data.module import DataModule
 from autotimm.data.table_checks import own_sides
 from autotimm.errors import UsageError, sentence
@@ -88,9 +89,9 @@ def train(made: Rebuilt, folder: RunFolder, ckpt_path: str | None = None) -> Pat
         if ckpt_path is None and folder.unused_after(error):
             folder.discard()  # half a folder would stand in the way of another try under its name
         raise
-    if made.config is not None:
+    if made.config is not None and folder.chosen is not None:
         try:
-            folder.write_config(_with_recipe(made.config, made.task, made.data).to_yaml())
+            _complete_record(made.config, made.task, made.data, folder)
         except OSError as error:  # a disk that is full by now: the run is whole without
             say(f"config.yaml could not be written again, with what the recipe has chosen: {error.strerror}")
     return Path(str(made.trainer.strategy.broadcast(folder.chosen)))
@@ -127,15 +128,14 @@ def _open_folder(config: FitConfig, name: str) -> RunFolder:
     return RunFolder.create(config.out, config.name or name, exact=config.name is not None)
 
 
-def _with_recipe(config: FitConfig, task: Task, data: DataModule) -> FitConfig:
-    """The configuration with what was chosen for the values left open, and by whom."""
-    found = {"batch_size": data.batch_size} if config.batch_size_find else {}
+def _complete_record(config: FitConfig, task: Task, data: DataModule, folder: RunFolder) -> None:
+    """Write what was chosen for the values left open into ``config.yaml``; nothing else of a record ever changes."""
     recipe = task.recipe.as_dict() if task.recipe else {}
-    recipe["clip"] = recipe.pop("gradient_clip", None)
-    open_values = {
-        name: value
-        for name, value in recipe.items()
-        if name != "reason" and value is not None and getattr(config, name) in (None, "auto")
+    chosen = {
+        name: recipe[argument]
+        for name, argument in decided_by_recipe().items()
+        if recipe.get(argument) is not None and getattr(config, name) in (None, "auto")
     }
-    resolved = config.resolved(open_values, "recipe")
-    return resolved.resolved(found, "batch-size finder") if found else resolved
+    found = {"batch_size": data.batch_size} if config.batch_size_find else {}
+    text = (folder.path / "config.yaml").read_text(encoding="utf-8")
+    folder.write_config(completed(completed(text, chosen, "recipe"), found, "batch-size finder"))

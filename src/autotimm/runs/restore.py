@@ -8,7 +8,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autotimm.config import FitConfig, defaults, read_yaml
+from autotimm.config import (
+    FitConfig,
+    argument_of,
+    decided_by_recipe,
+    defaults,
+    names_of_recipe,
+    options,
+    read_yaml,
+)
 from autotimm.data.inference_loaders import recorded_data
 from autotimm.data.module import DataModule
 from autotimm.errors import ModelError
@@ -23,19 +31,6 @@ from autotimm.tasks.checkpoint import task_class_named
 from autotimm.train import AutoTrainer
 
 __all__ = ["Rebuilt", "read_config", "read_manifest", "rebuild"]
-
-# What the command line calls the arguments of a trainer, and options that a recipe fills in.
-_TRAINER_NAMES = {"epochs": "max_epochs", "accumulate": "accumulate_grad_batches"}
-
-
-_RECIPE = {
-    "lr": "lr", "optimizer": "optimizer", "weight_decay": "weight_decay", "layer_decay": "layer_decay",
-    "backbone_scale": "backbone_scale", "schedule": "schedule", "warmup_epochs": "warmup_epochs",
-    "clip": "gradient_clip",
-}  # fmt: skip
-# What a recipe is chosen by, or replaced in it: where one of them is changed, it is chosen again.
-_OF_RECIPE = {*_RECIPE, *_RECIPE.values(), "batch_size", "accumulate", "accumulate_grad_batches", "devices", "backbone",
-              "pretrained", "freeze_backbone", "arch", "task"}  # fmt: skip
 
 
 class Rebuilt(NamedTuple):
@@ -108,28 +103,26 @@ def rebuild(
     if manifest is not None and isinstance(config, FitConfig):
         config = _as_asked(config, manifest)
     with ExitStack() as stack:
-        if found := decided.get("weights"):
-            stack.enter_context(as_recorded(Weights.from_dict(found), file_needed=weights_needed))
+        if weights := decided.get("weights"):
+            stack.enter_context(as_recorded(Weights.from_dict(weights), file_needed=weights_needed))
         if isinstance(config, FitConfig):
             # No option says what came from variables of the environment (PL_TRAINER_LIMIT_TRAIN_BATCHES).
             given = manifest.inputs.get("config", {}).get("trainer", {}) if manifest is not None else {}
-            made = _from_options(config, decided, folder, data, workers, changes or {}, given)
+            rebuilt = _from_options(config, decided, folder, data, workers, changes or {}, given)
         else:
-            made = _from_classes(config, decided, folder, data, workers, changes or {})
-    found = decided.get("recipe") or {}
-    if found.keys() == {one.name for one in fields(Recipe)} and not _OF_RECIPE & {
-        name.rpartition(".")[-1] for name in changes or {}
-    }:
-        made.task.decided = Recipe(**found)
-    return made
+            rebuilt = _from_classes(config, decided, folder, data, workers, changes or {})
+    recipe = decided.get("recipe") or {}
+    changed = {name.rpartition(".")[-1] for name in changes or {}}
+    if recipe.keys() == {field.name for field in fields(Recipe)} and not names_of_recipe() & changed:
+        rebuilt.task.decided = Recipe(**recipe)
+    return rebuilt
 
 
 def _as_asked(config: FitConfig, manifest: Manifest) -> FitConfig:
     """Leave open again what a recipe has filled in: the run is known by what was asked."""
     asked = manifest.inputs.get("config", {}).get("model", {})
-    chosen = [name for name, argument in _RECIPE.items() if argument in asked and asked[argument] is None]
-    found = {name: defaults()[name] for name in chosen}
-    return config.resolved(found, "default")
+    chosen = [name for name, argument in decided_by_recipe().items() if argument in asked and asked[argument] is None]
+    return config.resolved({name: defaults()[name] for name in chosen}, "default")
 
 
 def _from_options(
@@ -141,10 +134,9 @@ def _from_options(
         values["image_dir" if config.train_csv else "path"] = str(data)
     if workers is not None:
         values["num_workers"] = workers
-    if config.lr_find and decided.get("lr") is not None:
-        values |= {"lr": decided["lr"], "lr_find": False}
-    if config.batch_size_find and decided.get("batch_size") is not None:
-        values |= {"batch_size": decided["batch_size"], "batch_size_find": False}
+    for name, option in options(type(config)).items():
+        if option.finds and getattr(config, name) and decided.get(option.finds) is not None:
+            values |= {option.finds: decided[option.finds], name: False}
     config = config.resolved(values | dict(changes), "recorded")
     config = settle(config)
     module = build_data(config)
@@ -174,19 +166,19 @@ def _from_classes(
     arguments = {**(config["model"].get("init_args") or {})}
     arguments |= _changed("model", arguments, changes)
     _require_plain(arguments, "model")
-    made = task_class_named(config["model"]["class_path"])
-    if not takes(made, arguments):
+    task_class = task_class_named(config["model"]["class_path"])
+    if not takes(task_class, arguments):
         raise ModelError(
-            f"The {made.__name__} of the run must call `self.save_hyperparameters()` in its constructor, so that its "
-            f"arguments are recorded. Recorded are {', '.join(arguments) or 'none'}. Add it, and train again."
+            f"The {task_class.__name__} of the run must call `self.save_hyperparameters()` in its constructor, so that "
+            f"its arguments are recorded. Recorded are {', '.join(arguments) or 'none'}. Add it, and train again."
         )
-    task = construct(made, arguments)
+    task = construct(task_class, arguments)
     settings = {**config["trainer"]}
     _require_plain(settings, "trainer")
     # Most options of a trainer are not listed where they were left alone: what nobody else knows is one.
     others = {name: value for name, value in changes.items() if "." not in name and name not in {*given, *arguments}}
     settings |= _changed("trainer", settings, changes)
-    settings |= {_TRAINER_NAMES.get(name, name): value for name, value in others.items()}
+    settings |= {argument_of("trainer", name) or name: value for name, value in others.items()}
     settings.pop("logger", None)
     trainer = AutoTrainer(**{**settings, "run_dir": folder.chosen})
     return Rebuilt(task, module, trainer, None)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autotimm.config import FitConfig
+from autotimm.config.record import RECORD, VERSION
 from autotimm.data.inference_loaders import labelled_loader, recorded_data
 from autotimm.data.module import DataModule
 from autotimm.errors import AutotimmError, DataError, ModelError, nearest, sentence
@@ -107,9 +108,13 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Every option that the run was made with, or class paths and arguments if it was made from objects."""
+        """Every option that the run was made with, or class paths and arguments if it was made from objects.
+
+        The key ``record`` says that the options are a record: ``autotimm.fit(**run.config)`` then knows that they hold
+        what recipes and finders chose, beside what somebody asked for.
+        """
         config = self._config()
-        return config.as_dict() if isinstance(config, FitConfig) else config
+        return {RECORD: VERSION, **config.as_dict()} if isinstance(config, FitConfig) else config
 
     def _config(self) -> FitConfig | dict[str, Any]:
         return read_config(self.path)
