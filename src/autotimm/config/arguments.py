@@ -11,7 +11,7 @@ from functools import cache
 from typing import NamedTuple
 
 from autotimm.config.fit_config import options
-from autotimm.config.option import Option
+from autotimm.config.option import Option, To
 
 __all__ = [
     "Argument",
@@ -214,20 +214,20 @@ def _finds(argument: Argument) -> bool:
 
 @cache
 def _known() -> dict[tuple[str, str], Argument]:
-    known = {(one.part, one.name): one for one in _OTHERS}
+    # What a converter makes holds more than its option: the callbacks are not only those of `patience`.
+    made = [argument for argument, to in _declared() if to.converter]
+    passed_on = [argument for argument, to in _declared() if not to.converter]
+    # From the weakest to the strongest; of options that share an argument the first counts.
+    return {(argument.part, argument.name): argument for argument in (*reversed(made), *_OTHERS, *passed_on)}
+
+
+def _declared() -> Iterator[tuple[Argument, To]]:
     for name, declared in options().items():
-        for argument in arguments_of(name, declared):
-            known.setdefault((argument.part, argument.name), argument)
-    return known
+        yield from zip(arguments_of(name, declared), declared.to, strict=True)
 
 
 @cache
 def _by_name() -> dict[str, Argument]:
     """Arguments by their own names and by those of their options, where the part is not known."""
-    by_name: dict[str, Argument] = {}
-    for argument in _known().values():
-        by_name.setdefault(argument.name, argument)
-    for name, declared in options().items():
-        for argument in arguments_of(name, declared):
-            by_name.setdefault(name, argument)
-    return by_name
+    by_option = {argument.option: argument for argument, _ in reversed([*_declared()])}
+    return by_option | {argument.name: argument for argument in reversed(_known().values())}
