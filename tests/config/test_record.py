@@ -1,9 +1,12 @@
 """Records of runs: how they are known, and what they may hold that a file of somebody's own may not."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+import autotimm
 from autotimm.config import COMMAND_LINE, FitConfig, defaults, options, read_yaml, write_scalar
 from autotimm.config.record import completed
 from autotimm.errors import UsageError
@@ -94,3 +97,29 @@ def test_a_finished_record_is_the_begun_one_with_what_was_chosen():
     begun, finished = ((V1 / name / "config.yaml").read_text() for name in ("stopped", "finished"))
     chosen = {"weight_decay": 0.0001, "layer_decay": 1.0, "backbone_scale": 1.0, "clip": 1.0}
     assert completed(begun, chosen, "recipe") == finished.replace("name: finished ", "name: stopped  ")
+
+
+SMALL = {"backbone": "test_resnet", "pretrained": False, "image_size": 32, "batch_size": 8, "num_workers": 0,
+         "threads": 1, "accelerator": "cpu", "progress": False, "epochs": 1, "val_split": 0.25}  # fmt: skip
+
+
+def test_a_resumed_run_has_the_record_of_one_that_was_not_interrupted(toy_folder: Path, tmp_path: Path):
+    """Its sources too; only where the data is now is written anew."""
+    run = autotimm.fit(toy_folder, out=str(tmp_path), name="whole", **SMALL)
+    text = (run.path / "config.yaml").read_text()
+    assert text.startswith("record: 2 ")
+    begun = [f"{line.partition(':')[0]}: auto  # default" if line.endswith("# recipe") else line
+             for line in text.splitlines()]  # fmt: skip
+    assert begun != text.splitlines()
+    (run.path / "config.yaml").write_text("\n".join(begun) + "\n")
+    document = json.loads((run.path / "manifest.json").read_text())
+    document["results"]["status"] = "running"
+    (run.path / "manifest.json").write_text(json.dumps(document))
+    moved = tmp_path / "moved"
+    shutil.copytree(toy_folder, moved)
+    run.resume(data=moved)
+    before, after = (dict(line.split(": ", 1) for line in lines.splitlines())
+                     for lines in (text, (run.path / "config.yaml").read_text()))  # fmt: skip
+    assert after.pop("path").split() == [str(moved), "#", "moved", "data"]
+    assert before.pop("path").endswith("# argument")
+    assert {name: line.split() for name, line in after.items()} == {name: line.split() for name, line in before.items()}

@@ -52,7 +52,7 @@ def _other(part: str, name: str, *stages: str, recorded: str = "") -> Argument:
     return Argument(part, name, "", stages, f"the option `{name}`", recorded)
 
 
-# What a run made from objects can have been given, and no option stands for.
+# Arguments that a run made from objects can have, and that no option of `fit` becomes.
 _OTHERS = (
     _other("data", "train_transforms", "inputs"),
     _other("data", "eval_transforms", "validation"),
@@ -87,7 +87,7 @@ _OTHERS = (
     _other("trainer", "log_every_n_steps"),
     _other("trainer", "profiler"),
 )
-# The class of a part, which stands beside its arguments: another one starts with other weights, or reads other files.
+# The manifest names the class of a part beside its arguments.
 _CLASSES = {
     "model_class": Argument("model", "model_class", "task", ("start", "forward"), "the class of the task"),
     "data_class": Argument("data", "data_class", "task", ("start", "order", "inputs"), "the class of the data module"),
@@ -142,7 +142,8 @@ def decided_by_recipe() -> dict[str, str]:
 def names_of_recipe() -> set[str]:
     """Options and arguments that a recipe decides or is chosen by: where one of them is changed, it is chosen again."""
     of_recipe = {name: declared for name, declared in options().items() if declared.recipe}
-    return {*of_recipe} | {argument.name for name, one in of_recipe.items() for argument in arguments_of(name, one)}
+    becomes = [argument for name, declared in of_recipe.items() for argument in arguments_of(name, declared)]
+    return {*of_recipe, *(argument.name for argument in becomes)}
 
 
 def options_at(stage: str) -> list[str]:
@@ -188,7 +189,8 @@ def silent_arguments(part: str) -> set[str]:
 
     They can change no bit, or what came of them is recorded elsewhere, such as the digest of the data for its place.
     """
-    return {one.name for one in _known().values() if one.part == part and (not one.stages or one.recorded)}
+    arguments = [argument for argument in _known().values() if argument.part == part]
+    return {argument.name for argument in arguments if not argument.stages or argument.recorded}
 
 
 def silent_names(*, same_data: bool) -> set[str]:
@@ -201,11 +203,12 @@ def silent_names(*, same_data: bool) -> set[str]:
         same_data: Whether both runs have seen the same data, so that its place does not matter.
     """
 
-    def silent(stages: tuple[str, ...], recorded: str) -> bool:
-        return not stages or recorded.startswith("environment.") or (same_data and recorded == "data")
+    def silent(of: Option | Argument) -> bool:
+        elsewhere = of.recorded.startswith("environment.") or (same_data and of.recorded == "data")
+        return not of.stages or elsewhere
 
-    named = {name for name, one in options().items() if one.finds or silent(one.stages, one.recorded)}
-    return named | {one.name for one in _known().values() if silent(one.stages, one.recorded) or _finds(one)}
+    silent_options = {name for name, declared in options().items() if declared.finds or silent(declared)}
+    return silent_options | {argument.name for argument in _known().values() if silent(argument) or _finds(argument)}
 
 
 def _finds(argument: Argument) -> bool:
@@ -215,10 +218,10 @@ def _finds(argument: Argument) -> bool:
 @cache
 def _known() -> dict[tuple[str, str], Argument]:
     # What a converter makes holds more than its option: the callbacks are not only those of `patience`.
-    made = [argument for argument, to in _declared() if to.converter]
+    converted = [argument for argument, to in _declared() if to.converter]
     passed_on = [argument for argument, to in _declared() if not to.converter]
     # From the weakest to the strongest; of options that share an argument the first counts.
-    return {(argument.part, argument.name): argument for argument in (*reversed(made), *_OTHERS, *passed_on)}
+    return {(argument.part, argument.name): argument for argument in (*reversed(converted), *_OTHERS, *passed_on)}
 
 
 def _declared() -> Iterator[tuple[Argument, To]]:

@@ -1,8 +1,8 @@
-"""The options of ``fit``: what they are called, what they mean, and where each value came from.
+"""The options of ``fit``: names, meaning, defaults, what each becomes, and where each value came from.
 
-:class:`FitConfig` is the one list of them. The command line, YAML files, :func:`autotimm.fit` and the docs are all made
-from it. Values come in layers, the later wins: defaults, then a YAML file, then the command line or Python's arguments.
-No key is ever ignored. Nothing here imports torch.
+:class:`FitConfig` is the single list of options. The command line, YAML files, :func:`autotimm.fit`, replay and the
+docs are derived from it. Values come in layers, of which later ones win: defaults, then a YAML file, then the command
+line or arguments in Python. An unknown key is an error. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _output = partial(option, group="Output", to=(To("trainer"),))
 
 @dataclass(frozen=True)
 class FitConfig:
-    """The resolved options of one ``fit``: plain data, checked when it is made, never changed afterwards.
+    """The resolved options of one ``fit``: immutable plain data, validated when it is created.
 
     ``autotimm fit --help-all`` prints every field with its meaning and default; :func:`options` returns them as data.
     ``sources`` says for each field where its value came from: ``"default"``, ``"file photos.yaml"``,
@@ -81,7 +81,7 @@ class FitConfig:
         to=(To("data", "data_dir"),), stages=("order", "inputs"), recorded="data",
     )
     image_size: int = _data(
-        224, Whole(1), "side in pixels of the square that the network sees", common=True,
+        224, Whole(1), "side of the square input image in pixels", common=True,
         to=_DATA_AND_MODEL, stages=("inputs", "start", "forward"), by_task=dict.fromkeys(_DENSE, 512),
     )
     batch_size: int = _data(
@@ -89,28 +89,29 @@ class FitConfig:
         stages=("order", "length", "rate"), recipe="reads", by_task=dict.fromkeys(_DENSE, 8),
     )
     val_split: float = _data(
-        0.1, _SHARE, "share for validation, if there is no val/", cure=_NONE_SPLIT, common=True,
+        0.1, _SHARE, "fraction held out for validation if there is no val/", cure=_NONE_SPLIT, common=True,
         stages=("order", "validation"),
     )
     test_split: float = _data(
-        0.0, _SHARE, "share for testing, if there is no test/", cure=_NONE_SPLIT, common=True, stages=("order",)
+        0.0, _SHARE, "fraction held out for testing if there is no test/", cure=_NONE_SPLIT, common=True,
+        stages=("order",),
     )
     augmentation: str = _data(
-        "default", Choice(_AUGMENTATIONS), "how images are varied in training", common=True, stages=("inputs",)
+        "default", Choice(_AUGMENTATIONS), "augmentation of the training images", common=True, stages=("inputs",)
     )
     num_workers: int | None = _data(
-        None, Whole(), "processes that load images; never changes results", none="auto", common=True
+        None, Whole(), "data loading processes; never changes results", none="auto", common=True
     )
-    balanced_sampling: bool = _data(False, Flag(), "draw every class equally often", stages=("order",))
+    balanced_sampling: bool = _data(False, Flag(), "sample every class equally often", stages=("order",))
     eval_batch_size: int = _data(
         16, Whole(1), "images per batch in validation, test and prediction",
         to=_DATA_AND_MODEL, stages=("validation",), by_task=dict.fromkeys(_DENSE, 4),
     )
     format: str = _data(
-        "auto", Text(), "how boxes or masks are written: coco, voc, yolo, csv, masks, cityscapes",
+        "auto", Text(), "annotation format: coco, voc, yolo, csv, masks, cityscapes",
         stages=("order", "inputs"), tasks=_DENSE,
     )
-    strict: bool = _data(False, Flag(), "refuse a folder with unreadable images instead of leaving them out")
+    strict: bool = _data(False, Flag(), "refuse data with unreadable images instead of skipping them")
     train_csv: str | None = _tables(
         None, Path(), "table of training images", none="none", stages=("order", "inputs"), recorded="data"
     )
@@ -122,23 +123,23 @@ class FitConfig:
         None, Path(), "table of test images", none="none", needs="train_csv", stages=("order",), recorded="data"
     )
     image_dir: str | None = _tables(
-        None, Path(), "folder that the tables' paths start from", none="auto", needs="train_csv",
+        None, Path(), "folder that paths in the tables are relative to", none="auto", needs="train_csv",
         stages=("order", "inputs"), recorded="data",
     )
     image_column: str | None = _tables(
         None, Text(), "column with the image paths", none="auto", needs="train_csv", stages=("order", "inputs")
     )
     label_column: tuple[str, ...] | None = _tables(
-        None, Words(), "column with the class; several columns are several labels", none="auto", needs="train_csv",
+        None, Words(), "column with the class; several columns make it multi-label", none="auto", needs="train_csv",
         stages=("inputs", "start", "order"),
     )
     dataset_name: str | None = _tables(
-        None, Text(), "a data set of torchvision, like CIFAR10", none="none", stages=("order", "inputs")
+        None, Text(), "a torchvision data set, such as CIFAR10", none="none", stages=("order", "inputs")
     )
-    download: bool = _tables(False, Flag(), "fetch that data set if it is not there", needs="dataset_name")
+    download: bool = _tables(False, Flag(), "download that data set if it is missing", needs="dataset_name")
 
     task: str = _model(
-        "auto", Choice(("auto", *TASKS)), "what is learned; auto looks at the data", common=True,
+        "auto", Choice(("auto", *TASKS)), "task; auto detects it from the data", common=True,
         to=(), stages=("start", "inputs", "forward"), recipe="reads",
     )
     backbone: str = _model(
@@ -146,7 +147,7 @@ class FitConfig:
         stages=("start", "forward"), recipe="reads",
     )
     pretrained: bool | str | None = _model(
-        None, _WEIGHTS, "weights to start from; auto takes those that can be had", none="auto", common=True,
+        None, _WEIGHTS, "pretrained weights; auto uses them where they are available", none="auto", common=True,
         stages=("start",), recorded="decisions.weights", recipe="reads",
     )
     arch: str = _model(
@@ -158,11 +159,11 @@ class FitConfig:
         256, Whole(1), "channels of pyramid and heads; 64 is small and fast", stages=("start", "forward"), tasks=_DENSE
     )
     multi_label: bool | None = _model(
-        None, Flag(), "several classes may be right at once", none="auto",
+        None, Flag(), "an image may have several classes", none="auto",
         to=(To("model", converter="multi_label"),), stages=("forward", "validation"), tasks=_CLASSIFICATION,
     )
     threshold: float = _model(
-        0.5, Number(0, 1), "probability from which a label or an object counts, if several may",
+        0.5, Number(0, 1), "score from which labels (multi-label) or objects are reported",
         stages=("validation",), tasks=_WITH_SCORES, by_task={"detection": 0.3},
     )
     freeze_backbone: bool = _model(
@@ -176,7 +177,7 @@ class FitConfig:
     head_dropout: float = _model(
         0.0, _SHARE, "dropout before the head", stages=("forward", "start"), tasks=_CLASSIFICATION
     )
-    drop_path_rate: float = _model(0.0, _SHARE, "stochastic depth", stages=("forward", "start"))
+    drop_path_rate: float = _model(0.0, _SHARE, "stochastic depth rate", stages=("forward", "start"))
     compile: bool = _model(
         False, Flag(), "compile the network with torch.compile",
         to=(To("model", "compile_model"),), stages=("forward", "update"),
@@ -195,29 +196,29 @@ class FitConfig:
         to=(To("model", default_word="auto"),), stages=("update",), recipe="decides",
     )
     schedule: str = _training(
-        "auto", Choice(_SCHEDULES), "how the learning rate changes", common=True,
+        "auto", Choice(_SCHEDULES), "learning rate schedule", common=True,
         to=(To("model", default_word="auto"),), stages=("rate",), recipe="decides",
     )
     warmup_epochs: float | None = _training(
-        None, Number(), "epochs over which the rate rises first", none="auto", stages=("rate",), recipe="decides"
+        None, Number(), "epochs of learning rate warm-up", none="auto", stages=("rate",), recipe="decides"
     )
     weight_decay: float | None = _training(
-        None, Number(), "pull of the weights towards zero", none="auto", stages=("update",), recipe="decides"
+        None, Number(), "weight decay", none="auto", stages=("update",), recipe="decides"
     )
     layer_decay: float | None = _training(
-        None, Number(0, 1, low_open=True), "factor on the rate per layer downwards; 1 is off", none="auto",
+        None, Number(0, 1, low_open=True), "layer-wise decay of the learning rate; 1 is off", none="auto",
         stages=("update",), recipe="decides",
     )
     backbone_scale: float | None = _training(
-        None, Number(0, 1, low_open=True), "factor on the rate of the whole backbone; 1 is off", none="auto",
+        None, Number(0, 1, low_open=True), "factor on the backbone's learning rate; 1 is off", none="auto",
         stages=("update",), recipe="decides",
     )
     clip: float | None = _training(
-        None, Number(), "largest norm of the gradient; 0 is off", none="auto",
+        None, Number(), "norm that gradients are clipped to; 0 is off", none="auto",
         to=(To("model", "gradient_clip"),), stages=("update",), recipe="decides",
     )
     accumulate: int = _training(
-        1, Whole(1), "batches per optimizer step",
+        1, Whole(1), "batches accumulated per optimizer step",
         to=(To("trainer", "accumulate_grad_batches"),), stages=("update", "rate", "length"), recipe="reads",
     )
     loss: str = _training(
@@ -229,27 +230,28 @@ class FitConfig:
         to=(To("model", converter="class_weights"),), stages=("forward",), tasks=_WITH_LOSS,
     )
     label_smoothing: float = _training(
-        0.0, _SHARE, "share of the target spread over all classes", stages=("forward",), tasks=_CLASSIFICATION
+        0.0, _SHARE, "label smoothing factor", stages=("forward",), tasks=_CLASSIFICATION
     )
     mixup_alpha: float = _training(
-        0.0, Number(), "strength of mixup; 0 is off", stages=("inputs", "forward"), tasks=_CLASSIFICATION
+        0.0, Number(), "mixup alpha; 0 is off", stages=("inputs", "forward"), tasks=_CLASSIFICATION
     )
     cutmix_alpha: float = _training(
-        0.0, Number(), "strength of cutmix; 0 is off", stages=("inputs", "forward"), tasks=_CLASSIFICATION
+        0.0, Number(), "CutMix alpha; 0 is off", stages=("inputs", "forward"), tasks=_CLASSIFICATION
     )
     ema_decay: float | None = _training(
-        None, _SHARE, "keep a moving average of the weights, like 0.999", none="none", stages=("update", "validation")
+        None, _SHARE, "decay of a moving average of the weights, such as 0.999", none="none",
+        stages=("update", "validation"),
     )
     metrics: tuple[str, ...] | None = _training(
-        None, Words(), "metrics of torchmetrics, like Accuracy,CohenKappa", none="auto",
+        None, Words(), "torchmetrics metrics, such as Accuracy,CohenKappa", none="auto",
         to=(To("model", converter="metrics"),), stages=("validation",), tasks=_CLASSIFICATION,
     )
     monitor: str = _training(
-        "auto", Text(), "metric that picks the best checkpoint",
+        "auto", Text(), "metric that selects the best checkpoint",
         to=(To("trainer", default_word="auto"),), stages=("length",),
     )
     patience: int | None = _training(
-        None, Whole(1), "epochs without gain after which to stop", none="none",
+        None, Whole(1), "epochs without improvement before training stops", none="none",
         to=(To("trainer", "callbacks", converter="early_stopping"),), stages=("length",),
     )
     lr_find: bool = _training(
@@ -264,35 +266,36 @@ class FitConfig:
     )
 
     seed: int | None = _repro(
-        42, Whole(0, bits=32), "source of all randomness; none draws one and records it", none="none", common=True,
+        42, Whole(0, bits=32), "root seed; none draws one and records it", none="none", common=True,
         to=_SEED, stages=_DRAWS, recorded="seeds",
     )
     stream_seeds: tuple[str, ...] | None = _repro(
-        None, StreamSeeds(), "seeds of their own for single streams, to vary one source of chance", none="none",
+        None, StreamSeeds(), "seeds of single random streams, to vary one source of randomness", none="none",
         to=_SEED, stages=_DRAWS, recorded="seeds",
     )
     deterministic: bool = _repro(
-        True, Flag(), "bit-for-bit repeatable kernels; false may be faster", common=True,
+        True, Flag(), "deterministic kernels only; false may be faster", common=True,
         to=(To("model"), To("trainer")), stages=("forward", "update"),
     )
     threads: int | None = _repro(
-        None, Whole(1), "CPU threads of torch; part of the result's bits", none="auto", common=True,
+        None, Whole(1), "CPU threads of torch; can change the last bits of results", none="auto", common=True,
         to=(To("trainer"),), stages=("forward", "update"), recorded="environment.threads",
     )
     accelerator: str = _device(
-        "auto", Choice(("auto", "cpu", "gpu", "cuda", "mps", "tpu")), "what to train on", stages=("forward", "update")
+        "auto", Choice(("auto", "cpu", "gpu", "cuda", "mps", "tpu")), "type of device to train on",
+        stages=("forward", "update"),
     )
     # Not "auto": a result should not depend on how many devices the machine happens to have.
     devices: int = _device(
         1, Whole(1), "number of devices or processes", stages=("order", "forward", "update"), recipe="reads"
     )
-    precision: str = _device("32", Choice(_PRECISIONS), "number format of the arithmetic", stages=("forward", "update"))
-    out: str = _output("runs", Path(), "folder that run folders are made in", common=True, to=_RUN_DIR)
+    precision: str = _device("32", Choice(_PRECISIONS), "floating point precision", stages=("forward", "update"))
+    out: str = _output("runs", Path(), "folder in which run folders are created", common=True, to=_RUN_DIR)
     name: str | None = _output(None, Text(), "name of the run folder", none="auto", common=True, to=_RUN_DIR)
     checkpoint_every: int | str | None = _output(
-        None, _EVERY, "write a checkpoint within epochs too, every N steps or TIME", none="none"
+        None, _EVERY, "also write a checkpoint every N steps or TIME", none="none"
     )
-    keep: int | str = _output("auto", _KEEP, "checkpoints to keep; auto is every epoch's while they are under 2 GB")
+    keep: int | str = _output("auto", _KEEP, "checkpoints to keep; auto keeps every epoch's up to 2 GB")
     loggers: tuple[str, ...] | None = _output(
         None, Words(("tensorboard", "wandb", "mlflow")), "further loggers; a CSV file is always written", none="none",
         to=(To("trainer", "logger", converter="loggers"),),
@@ -310,8 +313,8 @@ class FitConfig:
     @classmethod
     def _read(cls, values: Mapping[str, object]) -> dict[str, Any]:
         """Convert and check values that Python code gives, each by itself."""
-        known, left = options(cls), defaults(cls)
-        return {name: known[name].read(value, name, "FitConfig", left[name], True) for name, value in values.items()}
+        known, default = options(cls), defaults(cls)
+        return {name: known[name].read(value, name, "FitConfig", default[name], True) for name, value in values.items()}
 
     def _set(self, values: Mapping[str, Any], sources: Mapping[str, str]) -> None:
         """Take over values that have been checked."""
@@ -328,14 +331,14 @@ class FitConfig:
         if is_table(self.path) and self.train_csv is not None:
             raise UsageError(f"fit takes one table to train on. Got {self.path} and `train_csv` instead. Give one.")
         has = {**self.as_dict(), "train_csv": self.path if is_table(self.path) else self.train_csv}
-        known, left = options(type(self)), defaults(type(self))
+        known, default = options(type(self)), defaults(type(self))
         for name, declared in known.items():
-            useless = declared.needs and has[declared.needs] == left[declared.needs]
-            if useless and getattr(self, name) != left[name]:
+            useless = declared.needs and has[declared.needs] == default[declared.needs]
+            if useless and getattr(self, name) != default[name]:
                 cure = "Give that too, or neither."
                 raise UsageError(f"The `{name}` of fit has no effect without `{declared.needs}`. {cure}")
-        shadows = ((by, shadow) for by, one in known.items() for shadow in one.shadows if getattr(self, by))
-        for by, shadow in shadows:
+        on = {name: declared.shadows for name, declared in known.items() if declared.shadows and getattr(self, name)}
+        for by, shadow in ((by, shadow) for by, shadows in on.items() for shadow in shadows):
             name = shadow.name
             if _is_asked(self.sources[name]) and getattr(self, name) not in shadow.harmless:
                 cure = f"Leave `{name}` or `{by}` at its default."
@@ -404,9 +407,9 @@ class FitConfig:
             >>> FitConfig(path="photos").for_task("detection").image_size
             512
         """
-        known, left = options(type(self)), defaults(type(self))
+        known, default = options(type(self)), defaults(type(self))
         for name in options_of_others(known, task):
-            if getattr(self, name) != left[name]:
+            if getattr(self, name) != default[name]:
                 raise UsageError(f"The `{name}` of fit has no effect on {task}. Leave it out.")
         own = {name: value for name, value in task_defaults(known, task).items() if self.sources[name] == "default"}
         decided = {} if self.task == task else {"task": task}
@@ -465,7 +468,7 @@ def _owner(source: str) -> str:
 def _read_layer(cls: type[FitConfig], source: str, given: Mapping[str, object]) -> dict[str, Any]:
     """Check the keys of one source and convert its values; errors name the key as it is written there."""
     values: dict[str, Any] = {}
-    known, left, owner = options(cls), defaults(cls), _owner(source)
+    known, default, owner = options(cls), defaults(cls), _owner(source)
     for key, value in given.items():
         name = key.replace("-", "_")
         if name not in known:
@@ -474,5 +477,5 @@ def _read_layer(cls: type[FitConfig], source: str, given: Mapping[str, object]) 
         if name in values:
             raise UsageError(f"{owner} gives `{name}` twice, with a dash and with an underscore. Keep one.")
         shown = f"--{key.replace('_', '-')}" if source == COMMAND_LINE and key != "path" else key
-        values[name] = known[name].read(value, shown, owner, left[name], python=source == "argument")
+        values[name] = known[name].read(value, shown, owner, default[name], python=source == "argument")
     return values

@@ -54,7 +54,7 @@ class Shadow:
     Attributes:
         name: The other option.
         why: Why it has no effect, as the end of a sentence.
-        harmless: Values of it that ask for nothing.
+        harmless: Its values that change nothing, and so contradict nothing.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Shadow:
 
 
 class _Bare(str):
-    """Text whose ``repr`` has no quotes: a number that was typed is shown as it was typed."""
+    """Text whose ``repr`` has no quotes."""
 
     def __repr__(self) -> str:
         return str(self)
@@ -71,15 +71,15 @@ class _Bare(str):
 
 @dataclass(frozen=True)
 class Option:
-    """Everything that is said about one option, once: for the command line, YAML, Python and the docs.
+    """The declaration of one option, from which everything else that concerns it is derived.
 
     Attributes:
         kind: What its value is.
         help: One line, without a full stop.
         group: The heading that it stands under.
-        none: The word that stands for Python's ``None``; ``None`` if the option always has a value.
-        cure: What to do about a wrong value, as a sentence.
-        needs: The option without which this one would be ignored.
+        none: The word for Python's ``None``; ``None`` if the option always has a value.
+        cure: What to do about a wrong value, as a sentence; by default the error names the default.
+        needs: Another option, without which this one has no effect.
         common: Whether the short help shows it.
         to: The constructor arguments that it becomes; empty if it decides something else, such as the class.
         stages: The stages of training it acts on, the one it acts on first in front, out of :data:`STAGES`. Empty if it
@@ -140,7 +140,7 @@ class Option:
         if self.is_switch and default is False:
             return ""
         word = self.word(default)
-        # In quotes it is seen to be a word to choose, and not the word for what stands there.
+        # In quotes, so that the word `default` reads as a choice.
         return "" if word is None else repr(word) if word == "default" else _plain(word)
 
     @property
@@ -179,7 +179,7 @@ class Option:
             return None
         word = self.word(default)
         if value is None and not python:
-            # Where none is the default, it is seldom what the line was meant to say.
+            # `none` as an example would rarely be what the line was meant to say.
             example = "" if word == "none" else f", such as `{name}: {_plain(word)}`"
             raise UsageError(f"The `{name}` of {owner} has no value. Write {self.must}{example}, or remove the line.")
         try:
@@ -201,7 +201,7 @@ def _plain(value: object) -> str:
 
 
 def _shown(value: object) -> object:
-    """A number that arrived as text is shown without quotes."""
+    """Show a number that was given as text without quotes."""
     return _Bare(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d[\d._eE+-]*", value) else value
 
 

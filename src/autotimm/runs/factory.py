@@ -31,7 +31,7 @@ from autotimm.train import AutoTrainer, TunerConfig
 __all__ = ["build_data", "build_task", "build_trainer", "settle"]
 
 
-# The classes of each task: an argument that a constructor does not take is refused by it.
+# An argument that a class does not take is refused by its constructor.
 _DATA: dict[str, Callable[..., DataModule]] = {
     "classification": ImageDataModule,
     "detection": DetectionDataModule,
@@ -82,16 +82,16 @@ def _default(constructor: Any, argument: str) -> Any:
 
 
 def settle(config: FitConfig) -> FitConfig:
-    """The configuration with its task settled, by looking at the data if it was left open.
+    """Resolve the task of a configuration, from the data if the task was left open.
 
     Raises:
         UsageError: If an option was given that has no effect on the task.
-        DataError: If nothing says what the data is for.
+        DataError: If the task cannot be detected from the data.
     """
     task = config.task
     if task == "auto":
         listed = config.train_csv or config.dataset_name
-        # What is not there is the data module's to say.
+        # The data module reports a missing folder.
         look = config.path is not None and not listed and Path(config.path).expanduser().exists()
         task = recognize(Path(str(config.path)).expanduser()).task if look else "classification"
     return config.for_task(task)
@@ -135,14 +135,14 @@ def _class_weights(config: FitConfig, data: DataModule) -> list[float] | None:
     if config.class_weights != "balanced":
         return None
     amounts = data.class_amounts("train")
-    # A class without a pixel weighs as much as the rarest: millions would drown the others in losses of one vs. all.
+    # A class without pixels gets the weight of the rarest class: a huge weight would dominate one-vs-all losses.
     rarest = min((amount for amount in amounts if amount), default=1)
     absent = rarest if config.task == "segmentation" else 0
     return balanced_weights([amount or absent for amount in amounts])
 
 
 def _seed(config: FitConfig) -> int | None:
-    """The seed, with those of single streams; each part of a run takes from it what it is the root of."""
+    """The seed, with the seeds of single streams; each part of a run uses those of its own streams."""
     own = stream_seeds(config.stream_seeds)
     return config.seed if config.seed is None or not own else RootSeed(config.seed, own)
 
@@ -164,14 +164,14 @@ def build_trainer(
         folder: Where it writes.
         task: What is trained.
         data: What it is trained on.
-        recorded: Arguments that a trainer was once given, for those that no option stands for: such as came from
-            variables of the environment.
+        recorded: Arguments of the recorded trainer. They hold where no option becomes the argument, as for those that
+            came from environment variables.
 
     Raises:
         UsageError: If a validation metric is to stop the training and there is no validation data.
     """
     monitor = None if config.monitor == "auto" else config.monitor
-    watched = choose_monitor(task.metric_configs, monitor)  # an unknown name is refused here, before the run begins
+    watched = choose_monitor(task.metric_configs, monitor)  # refuses an unknown name before the run begins
     converters: _Converters = {
         "seed": partial(_seed, config),
         "run_dir": lambda: folder.chosen,
@@ -199,7 +199,7 @@ def _early_stopping(config: FitConfig, watched: Monitor, data: DataModule) -> li
 
 
 def _loggers(names: Sequence[str], run: RunFolder) -> list[Logger]:
-    folder = run.chosen or run.root  # loggers write on the first process only, which has a folder
+    folder = run.chosen or run.root  # only the first process has a folder, and only its loggers write
     constructors = {
         "tensorboard": lambda: TensorBoardLogger(folder, name="tensorboard", version=""),
         "wandb": lambda: WandbLogger(save_dir=folder, name=folder.name),

@@ -1,4 +1,4 @@
-"""A recorded run as objects again: the same task, data and trainer, with what was decided then decided already."""
+"""Rebuild the objects of a recorded run: task, data and trainer, with the recorded decisions in place."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ __all__ = ["Rebuilt", "read_config", "read_manifest", "rebuild"]
 
 
 class Rebuilt(NamedTuple):
-    """A run that can be made again.
+    """The objects of a run that can be trained again.
 
     Attributes:
         task: The task, with its initial weights.
-        data: The data module, read.
+        data: The data module, set up.
         trainer: The trainer, writing to the folder that was asked for.
-        config: The options it was made from, if it was made from options.
+        config: Its options; ``None`` for a run that was made from objects.
     """
 
     task: Task
@@ -82,20 +82,20 @@ def rebuild(
     weights_needed: bool = True,
     changes: Mapping[str, Any] | None = None,
 ) -> Rebuilt:
-    """Make the objects of a recorded run.
+    """Rebuild the objects of a recorded run.
 
     Args:
         recorded: The run's folder.
         folder: Where the trainer writes.
         data: Where the data is now, if it was moved.
-        workers: Loading processes instead of the recorded number; they never change a result.
-        weights_needed: Whether pretrained weights must be had: not where a checkpoint replaces them at once.
-        changes: Options that are to be others than recorded, by their names on the command line; for a run of objects
-            also arguments of one part, as ``model.lr``.
+        workers: Number of loading processes in place of the recorded one; it never changes a result.
+        weights_needed: Whether pretrained weights must be available; not if a checkpoint replaces them anyway.
+        changes: Other values than the recorded ones, by the names of the options; for a run made from objects also
+            arguments of one part, such as ``model.lr``.
 
     Raises:
-        ModelError: If a class or an object of it cannot be had again.
-        DataError: If the data is not there.
+        ModelError: If a class or an object of the run cannot be created again.
+        DataError: If the data is missing.
     """
     config = read_config(recorded)
     manifest = read_manifest(recorded) if (recorded / "manifest.json").exists() else None
@@ -106,7 +106,7 @@ def rebuild(
         if weights := decided.get("weights"):
             stack.enter_context(as_recorded(Weights.from_dict(weights), file_needed=weights_needed))
         if isinstance(config, FitConfig):
-            # No option says what came from variables of the environment (PL_TRAINER_LIMIT_TRAIN_BATCHES).
+            # Arguments from environment variables (PL_TRAINER_LIMIT_TRAIN_BATCHES) are in no option.
             given = manifest.inputs.get("config", {}).get("trainer", {}) if manifest is not None else {}
             rebuilt = _from_options(config, decided, folder, data, workers, changes or {}, given)
         else:
@@ -119,7 +119,7 @@ def rebuild(
 
 
 def _as_asked(config: FitConfig, manifest: Manifest) -> FitConfig:
-    """Leave open again what a recipe has filled in: the run is known by what was asked."""
+    """Reset what a recipe filled in, since the id of a run depends on the options as they were given."""
     asked = manifest.inputs.get("config", {}).get("model", {})
     chosen = [name for name, argument in decided_by_recipe().items() if argument in asked and asked[argument] is None]
     return config.resolved({name: defaults()[name] for name in chosen}, "default")
@@ -175,7 +175,7 @@ def _from_classes(
     task = construct(task_class, arguments)
     settings = {**config["trainer"]}
     _require_plain(settings, "trainer")
-    # Most options of a trainer are not listed where they were left alone: what nobody else knows is one.
+    # Trainer arguments that were left at their defaults are not recorded: what no other part has is one of them.
     others = {name: value for name, value in changes.items() if "." not in name and name not in {*given, *arguments}}
     settings |= _changed("trainer", settings, changes)
     settings |= {argument_of("trainer", name) or name: value for name, value in others.items()}
@@ -185,7 +185,7 @@ def _from_classes(
 
 
 def _changed(part: str, given: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """What is to be another value in one part of a run."""
+    """The changes that concern one part of a run."""
     names = {name: (name, f"{part}.{name}") for name in given}
     return {name: changes[key] for name, keys in names.items() for key in keys if key in changes}
 
