@@ -1,20 +1,22 @@
-"""The options of ``fit``: what they are called, what they mean, and where each value came from.
+"""The options of ``fit``: names, meaning, defaults, what each becomes, and where each value came from.
 
-:class:`FitConfig` is the one list of them. The command line, YAML files, :func:`autotimm.fit` and the docs are all made
-from it. Values come in layers, the later wins: defaults, then a YAML file, then the command line or Python's arguments.
-No key is ever ignored. Nothing here imports torch.
+:class:`FitConfig` is the single list of options. The command line, YAML files, :func:`autotimm.fit`, replay and the
+docs are derived from it. Values come in layers, of which later ones win: defaults, then a YAML file, then the command
+line or arguments in Python. An unknown key is an error. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import Field, dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields
 from functools import partial
 from typing import Any
 
 from autotimm.config.aliases import meant
-from autotimm.config.conflicts import SHADOWED, is_table, options_of_others, task_defaults
-from autotimm.config.option import Option, option
+from autotimm.config.conflicts import is_table, options_of_others, task_defaults
+from autotimm.config.option import Option, Shadow, To, option
+from autotimm.config.record import header, split_record
 from autotimm.config.value_types import Choice, Either, Flag, Number, Path, StreamSeeds, Text, Whole, Words
 from autotimm.config.yaml import write_scalar
 from autotimm.constants import TASKS
@@ -33,18 +35,29 @@ _EVERY = Either((Whole(1), Text()), "a number of optimizer steps, or a time such
 _KEEP = Either((Whole(1), Choice(("auto", "last", "epochs"))), "auto, last, epochs or a number", "auto|last|epochs|N")
 _SHARE = Number(0, 1, high_open=True)
 
-_data = partial(option, group="Data")
-_tables = partial(option, group="Data from tables and torchvision")
-_model = partial(option, group="Model")
-_training = partial(option, group="Training")
+_CLASSIFICATION = ("classification",)
+_DENSE = ("detection", "instance", "segmentation")
+_WITH_LOSS = ("classification", "segmentation")
+_WITH_SCORES = ("classification", "detection", "instance")
+_DATA_AND_MODEL = (To("data"), To("model"))
+_SEED = tuple(To(part, "seed", converter="seed") for part in ("data", "model", "trainer"))
+_TUNER = (To("trainer", "tuner", converter="tuner"),)
+_RUN_DIR = (To("trainer", "run_dir", converter="run_dir"),)
+_DRAWS = ("start", "order", "inputs", "forward")
+_NO_RATES = "which leaves the backbone without a rate"
+
+_data = partial(option, group="Data", to=(To("data"),))
+_tables = partial(option, group="Data from tables and torchvision", to=(To("data"),), tasks=_CLASSIFICATION)
+_model = partial(option, group="Model", to=(To("model"),))
+_training = partial(option, group="Training", to=(To("model"),))
 _repro = partial(option, group="Reproducibility")
-_device = partial(option, group="Device")
-_output = partial(option, group="Output")
+_device = partial(option, group="Device", to=(To("trainer"),))
+_output = partial(option, group="Output", to=(To("trainer"),))
 
 
 @dataclass(frozen=True)
 class FitConfig:
-    """The resolved options of one ``fit``: plain data, checked when it is made, never changed afterwards.
+    """The resolved options of one ``fit``: immutable plain data, validated when it is created.
 
     ``autotimm fit --help-all`` prints every field with its meaning and default; :func:`options` returns them as data.
     ``sources`` says for each field where its value came from: ``"default"``, ``"file photos.yaml"``,
@@ -62,109 +75,252 @@ class FitConfig:
         ('argument', 'default')
     """
 
-    path: str | None = _data(None, Path(), "folder of class folders, or of train/ and val/; or a table", none="none")
-    image_size: int = _data(224, Whole(1), "side in pixels of the square that the network sees", common=True)
-    batch_size: int = _data(32, Whole(1), "images per training step", common=True)
-    val_split: float = _data(0.1, _SHARE, "share for validation, if there is no val/", cure=_NONE_SPLIT, common=True)
-    test_split: float = _data(0.0, _SHARE, "share for testing, if there is no test/", cure=_NONE_SPLIT, common=True)
-    augmentation: str = _data("default", Choice(_AUGMENTATIONS), "how images are varied in training", common=True)
+    # fmt: off
+    path: str | None = _data(
+        None, Path(), "folder of class folders, or of train/ and val/; or a table", none="none",
+        to=(To("data", "data_dir"),), stages=("order", "inputs"), recorded="data",
+    )
+    image_size: int = _data(
+        224, Whole(1), "side of the square input image in pixels", common=True,
+        to=_DATA_AND_MODEL, stages=("inputs", "start", "forward"), by_task=dict.fromkeys(_DENSE, 512),
+    )
+    batch_size: int = _data(
+        32, Whole(1), "images per training step", common=True,
+        stages=("order", "length", "rate"), recipe="reads", by_task=dict.fromkeys(_DENSE, 8),
+    )
+    val_split: float = _data(
+        0.1, _SHARE, "fraction held out for validation if there is no val/", cure=_NONE_SPLIT, common=True,
+        stages=("order", "validation"),
+    )
+    test_split: float = _data(
+        0.0, _SHARE, "fraction held out for testing if there is no test/", cure=_NONE_SPLIT, common=True,
+        stages=("order",),
+    )
+    augmentation: str = _data(
+        "default", Choice(_AUGMENTATIONS), "augmentation of the training images", common=True, stages=("inputs",)
+    )
     num_workers: int | None = _data(
-        None, Whole(), "processes that load images; never changes results", none="auto", common=True
+        None, Whole(), "data loading processes; never changes results", none="auto", common=True
     )
-    balanced_sampling: bool = _data(False, Flag(), "draw every class equally often")
-    eval_batch_size: int = _data(16, Whole(1), "images per batch in validation, test and prediction")
-    format: str = _data("auto", Text(), "how boxes or masks are written: coco, voc, yolo, csv, masks, cityscapes")
-    strict: bool = _data(False, Flag(), "refuse a folder with unreadable images instead of leaving them out")
-    train_csv: str | None = _tables(None, Path(), "table of training images", none="none")
-    val_csv: str | None = _tables(None, Path(), "table of validation images", none="none", needs="train_csv")
-    test_csv: str | None = _tables(None, Path(), "table of test images", none="none", needs="train_csv")
+    balanced_sampling: bool = _data(False, Flag(), "sample every class equally often", stages=("order",))
+    eval_batch_size: int = _data(
+        16, Whole(1), "images per batch in validation, test and prediction",
+        to=_DATA_AND_MODEL, stages=("validation",), by_task=dict.fromkeys(_DENSE, 4),
+    )
+    format: str = _data(
+        "auto", Text(), "annotation format: coco, voc, yolo, csv, masks, cityscapes",
+        stages=("order", "inputs"), tasks=_DENSE,
+    )
+    strict: bool = _data(False, Flag(), "refuse data with unreadable images instead of skipping them")
+    train_csv: str | None = _tables(
+        None, Path(), "table of training images", none="none", stages=("order", "inputs"), recorded="data"
+    )
+    val_csv: str | None = _tables(
+        None, Path(), "table of validation images", none="none", needs="train_csv",
+        stages=("order", "validation"), recorded="data",
+    )
+    test_csv: str | None = _tables(
+        None, Path(), "table of test images", none="none", needs="train_csv", stages=("order",), recorded="data"
+    )
     image_dir: str | None = _tables(
-        None, Path(), "folder that the tables' paths start from", none="auto", needs="train_csv"
+        None, Path(), "folder that paths in the tables are relative to", none="auto", needs="train_csv",
+        stages=("order", "inputs"), recorded="data",
     )
-    image_column: str | None = _tables(None, Text(), "column with the image paths", none="auto", needs="train_csv")
+    image_column: str | None = _tables(
+        None, Text(), "column with the image paths", none="auto", needs="train_csv", stages=("order", "inputs")
+    )
     label_column: tuple[str, ...] | None = _tables(
-        None, Words(), "column with the class; several columns are several labels", none="auto", needs="train_csv"
+        None, Words(), "column with the class; several columns make it multi-label", none="auto", needs="train_csv",
+        stages=("inputs", "start", "order"),
     )
-    dataset_name: str | None = _tables(None, Text(), "a data set of torchvision, like CIFAR10", none="none")
-    download: bool = _tables(False, Flag(), "fetch that data set if it is not there", needs="dataset_name")
+    dataset_name: str | None = _tables(
+        None, Text(), "a torchvision data set, such as CIFAR10", none="none", stages=("order", "inputs")
+    )
+    download: bool = _tables(False, Flag(), "download that data set if it is missing", needs="dataset_name")
 
-    task: str = _model("auto", Choice(("auto", *TASKS)), "what is learned; auto looks at the data", common=True)
-    backbone: str = _model("resnet18", Text(), "any timm model; see autotimm backbones", common=True)
+    task: str = _model(
+        "auto", Choice(("auto", *TASKS)), "task; auto detects it from the data", common=True,
+        to=(), stages=("start", "inputs", "forward"), recipe="reads",
+    )
+    backbone: str = _model(
+        "resnet18", Text(), "any timm model; see autotimm backbones", common=True,
+        stages=("start", "forward"), recipe="reads",
+    )
     pretrained: bool | str | None = _model(
-        None, _WEIGHTS, "weights to start from; auto takes those that can be had", none="auto", common=True
+        None, _WEIGHTS, "pretrained weights; auto uses them where they are available", none="auto", common=True,
+        stages=("start",), recorded="decisions.weights", recipe="reads",
     )
-    arch: str = _model("auto", Text(), "detector (fcos, retinanet, faster_rcnn), or decoder (fpn, unet, ..., a path)")
-    width: int = _model(256, Whole(1), "channels of pyramid and heads; 64 is small and fast")
-    multi_label: bool | None = _model(None, Flag(), "several classes may be right at once", none="auto")
-    threshold: float = _model(0.5, Number(0, 1), "probability from which a label or an object counts, if several may")
-    freeze_backbone: bool = _model(False, Flag(), "train the head only")
-    head_dropout: float = _model(0.0, _SHARE, "dropout before the head")
-    drop_path_rate: float = _model(0.0, _SHARE, "stochastic depth")
-    compile: bool = _model(False, Flag(), "compile the network with torch.compile")
+    arch: str = _model(
+        "auto", Text(), "detector (fcos, retinanet, faster_rcnn), or decoder (fpn, unet, ..., a path)",
+        stages=("start", "forward"), recipe="reads", tasks=_DENSE,
+        by_task={"detection": "fcos", "instance": "mask_rcnn", "segmentation": "fpn"},
+    )
+    width: int = _model(
+        256, Whole(1), "channels of pyramid and heads; 64 is small and fast", stages=("start", "forward"), tasks=_DENSE
+    )
+    multi_label: bool | None = _model(
+        None, Flag(), "an image may have several classes", none="auto",
+        to=(To("model", converter="multi_label"),), stages=("forward", "validation"), tasks=_CLASSIFICATION,
+    )
+    threshold: float = _model(
+        0.5, Number(0, 1), "score from which labels (multi-label) or objects are reported",
+        stages=("validation",), tasks=_WITH_SCORES, by_task={"detection": 0.3},
+    )
+    freeze_backbone: bool = _model(
+        False, Flag(), "train the head only", stages=("update", "forward"), recipe="reads",
+        shadows=(
+            Shadow("layer_decay", _NO_RATES, harmless=(None, 1.0)),
+            Shadow("backbone_scale", _NO_RATES, harmless=(None, 1.0)),
+            Shadow("drop_path_rate", "which keeps the backbone as it is in evaluation", harmless=(0.0,)),
+        ),
+    )
+    head_dropout: float = _model(
+        0.0, _SHARE, "dropout before the head", stages=("forward", "start"), tasks=_CLASSIFICATION
+    )
+    drop_path_rate: float = _model(0.0, _SHARE, "stochastic depth rate", stages=("forward", "start"))
+    compile: bool = _model(
+        False, Flag(), "compile the network with torch.compile",
+        to=(To("model", "compile_model"),), stages=("forward", "update"),
+    )
 
-    epochs: int = _training(10, Whole(1), "passes over the training images", common=True)
-    lr: float | None = _training(
-        None, Number(low_open=True), "learning rate; auto follows a recipe for the backbone", none="auto", common=True
+    epochs: int = _training(
+        10, Whole(1), "passes over the training images", common=True,
+        to=(To("trainer", "max_epochs"),), stages=("rate", "length"),
     )
-    optimizer: str = _training("auto", Text(), "any optimizer of timm or torch, or a class path", common=True)
-    schedule: str = _training("auto", Choice(_SCHEDULES), "how the learning rate changes", common=True)
-    warmup_epochs: float | None = _training(None, Number(), "epochs over which the rate rises first", none="auto")
-    weight_decay: float | None = _training(None, Number(), "pull of the weights towards zero", none="auto")
+    lr: float | None = _training(
+        None, Number(low_open=True), "learning rate; auto follows a recipe for the backbone", none="auto", common=True,
+        stages=("rate", "update"), recipe="decides", words="the learning rate",
+    )
+    optimizer: str = _training(
+        "auto", Text(), "any optimizer of timm or torch, or a class path", common=True,
+        to=(To("model", default_word="auto"),), stages=("update",), recipe="decides",
+    )
+    schedule: str = _training(
+        "auto", Choice(_SCHEDULES), "learning rate schedule", common=True,
+        to=(To("model", default_word="auto"),), stages=("rate",), recipe="decides",
+    )
+    warmup_epochs: float | None = _training(
+        None, Number(), "epochs of learning rate warm-up", none="auto", stages=("rate",), recipe="decides"
+    )
+    weight_decay: float | None = _training(
+        None, Number(), "weight decay", none="auto", stages=("update",), recipe="decides"
+    )
     layer_decay: float | None = _training(
-        None, Number(0, 1, low_open=True), "factor on the rate per layer downwards; 1 is off", none="auto"
+        None, Number(0, 1, low_open=True), "layer-wise decay of the learning rate; 1 is off", none="auto",
+        stages=("update",), recipe="decides",
     )
     backbone_scale: float | None = _training(
-        None, Number(0, 1, low_open=True), "factor on the rate of the whole backbone; 1 is off", none="auto"
+        None, Number(0, 1, low_open=True), "factor on the backbone's learning rate; 1 is off", none="auto",
+        stages=("update",), recipe="decides",
     )
-    clip: float | None = _training(None, Number(), "largest norm of the gradient; 0 is off", none="auto")
-    accumulate: int = _training(1, Whole(1), "batches per optimizer step")
-    loss: str = _training("auto", Text(), "a loss of torch, timm or torchvision, or a class path")
-    class_weights: str = _training("none", Choice(("none", "balanced")), "weight of each class in the loss")
-    label_smoothing: float = _training(0.0, _SHARE, "share of the target spread over all classes")
-    mixup_alpha: float = _training(0.0, Number(), "strength of mixup; 0 is off")
-    cutmix_alpha: float = _training(0.0, Number(), "strength of cutmix; 0 is off")
-    ema_decay: float | None = _training(None, _SHARE, "keep a moving average of the weights, like 0.999", none="none")
+    clip: float | None = _training(
+        None, Number(), "norm that gradients are clipped to; 0 is off", none="auto",
+        to=(To("model", "gradient_clip"),), stages=("update",), recipe="decides",
+    )
+    accumulate: int = _training(
+        1, Whole(1), "batches accumulated per optimizer step",
+        to=(To("trainer", "accumulate_grad_batches"),), stages=("update", "rate", "length"), recipe="reads",
+    )
+    loss: str = _training(
+        "auto", Text(), "a loss of torch, timm or torchvision, or a class path",
+        to=(To("model", default_word="auto"),), stages=("forward",), tasks=_WITH_LOSS,
+    )
+    class_weights: str = _training(
+        "none", Choice(("none", "balanced")), "weight of each class in the loss",
+        to=(To("model", converter="class_weights"),), stages=("forward",), tasks=_WITH_LOSS,
+    )
+    label_smoothing: float = _training(
+        0.0, _SHARE, "label smoothing factor", stages=("forward",), tasks=_CLASSIFICATION
+    )
+    mixup_alpha: float = _training(
+        0.0, Number(), "mixup alpha; 0 is off", stages=("inputs", "forward"), tasks=_CLASSIFICATION
+    )
+    cutmix_alpha: float = _training(
+        0.0, Number(), "CutMix alpha; 0 is off", stages=("inputs", "forward"), tasks=_CLASSIFICATION
+    )
+    ema_decay: float | None = _training(
+        None, _SHARE, "decay of a moving average of the weights, such as 0.999", none="none",
+        stages=("update", "validation"),
+    )
     metrics: tuple[str, ...] | None = _training(
-        None, Words(), "metrics of torchmetrics, like Accuracy,CohenKappa", none="auto"
+        None, Words(), "torchmetrics metrics, such as Accuracy,CohenKappa", none="auto",
+        to=(To("model", converter="metrics"),), stages=("validation",), tasks=_CLASSIFICATION,
     )
-    monitor: str = _training("auto", Text(), "metric that picks the best checkpoint")
-    patience: int | None = _training(None, Whole(1), "epochs without gain after which to stop", none="none")
-    lr_find: bool = _training(False, Flag(), "search for a learning rate first")
-    batch_size_find: bool = _training(False, Flag(), "search for the largest batch that fits first")
+    monitor: str = _training(
+        "auto", Text(), "metric that selects the best checkpoint",
+        to=(To("trainer", default_word="auto"),), stages=("length",),
+    )
+    patience: int | None = _training(
+        None, Whole(1), "epochs without improvement before training stops", none="none",
+        to=(To("trainer", "callbacks", converter="early_stopping"),), stages=("length",),
+    )
+    lr_find: bool = _training(
+        False, Flag(), "search for a learning rate first",
+        to=_TUNER, stages=("rate", "update"), finds="lr",
+        shadows=(Shadow("lr", "which searches for one", harmless=(None,)),),
+    )
+    batch_size_find: bool = _training(
+        False, Flag(), "search for the largest batch that fits first",
+        to=_TUNER, stages=("order", "length", "rate"), finds="batch_size",
+        shadows=(Shadow("batch_size", "which searches for one"),),
+    )
 
     seed: int | None = _repro(
-        42, Whole(0, bits=32), "source of all randomness; none draws one and records it", none="none", common=True
+        42, Whole(0, bits=32), "root seed; none draws one and records it", none="none", common=True,
+        to=_SEED, stages=_DRAWS, recorded="seeds",
     )
     stream_seeds: tuple[str, ...] | None = _repro(
-        None, StreamSeeds(), "seeds of their own for single streams, to vary one source of chance", none="none"
+        None, StreamSeeds(), "seeds of single random streams, to vary one source of randomness", none="none",
+        to=_SEED, stages=_DRAWS, recorded="seeds",
     )
-    deterministic: bool = _repro(True, Flag(), "bit-for-bit repeatable kernels; false may be faster", common=True)
+    deterministic: bool = _repro(
+        True, Flag(), "deterministic kernels only; false may be faster", common=True,
+        to=(To("model"), To("trainer")), stages=("forward", "update"),
+    )
     threads: int | None = _repro(
-        None, Whole(1), "CPU threads of torch; part of the result's bits", none="auto", common=True
+        None, Whole(1), "CPU threads of torch; can change the last bits of results", none="auto", common=True,
+        to=(To("trainer"),), stages=("forward", "update"), recorded="environment.threads",
     )
-    accelerator: str = _device("auto", Choice(("auto", "cpu", "gpu", "cuda", "mps", "tpu")), "what to train on")
+    accelerator: str = _device(
+        "auto", Choice(("auto", "cpu", "gpu", "cuda", "mps", "tpu")), "type of device to train on",
+        stages=("forward", "update"),
+    )
     # Not "auto": a result should not depend on how many devices the machine happens to have.
-    devices: int = _device(1, Whole(1), "number of devices or processes")
-    precision: str = _device("32", Choice(_PRECISIONS), "number format of the arithmetic")
-    out: str = _output("runs", Path(), "folder that run folders are made in", common=True)
-    name: str | None = _output(None, Text(), "name of the run folder", none="auto", common=True)
+    devices: int = _device(
+        1, Whole(1), "number of devices or processes", stages=("order", "forward", "update"), recipe="reads"
+    )
+    precision: str = _device("32", Choice(_PRECISIONS), "floating point precision", stages=("forward", "update"))
+    out: str = _output("runs", Path(), "folder in which run folders are created", common=True, to=_RUN_DIR)
+    name: str | None = _output(None, Text(), "name of the run folder", none="auto", common=True, to=_RUN_DIR)
     checkpoint_every: int | str | None = _output(
-        None, _EVERY, "write a checkpoint within epochs too, every N steps or TIME", none="none"
+        None, _EVERY, "also write a checkpoint every N steps or TIME", none="none"
     )
-    keep: int | str = _output("auto", _KEEP, "checkpoints to keep; auto is every epoch's while they are under 2 GB")
+    keep: int | str = _output("auto", _KEEP, "checkpoints to keep; auto keeps every epoch's up to 2 GB")
     loggers: tuple[str, ...] | None = _output(
-        None, Words(("tensorboard", "wandb", "mlflow")), "further loggers; a CSV file is always written", none="none"
+        None, Words(("tensorboard", "wandb", "mlflow")), "further loggers; a CSV file is always written", none="none",
+        to=(To("trainer", "logger", converter="loggers"),),
     )
-    progress: bool = _output(True, Flag(), "show progress")
+    progress: bool = _output(True, Flag(), "show progress", to=(To("trainer", "enable_progress_bar"),))
+    # fmt: on
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check each value by itself, then those that depend on each other."""
-        for name, one in options().items():
-            value = one.read(getattr(self, name), name, "FitConfig", defaults()[name], python=True)
-            object.__setattr__(self, name, value)
-        object.__setattr__(self, "sources", {name: self.sources.get(name, "default") for name in options()})
+        values = self._read({name: getattr(self, name) for name in options(type(self))})
+        self._set(values, self.sources)
         self._check_together()
+
+    @classmethod
+    def _read(cls, values: Mapping[str, object]) -> dict[str, Any]:
+        """Convert and check values that Python code gives, each by itself."""
+        known, default = options(cls), defaults(cls)
+        return {name: known[name].read(value, name, "FitConfig", default[name], True) for name, value in values.items()}
+
+    def _set(self, values: Mapping[str, Any], sources: Mapping[str, str]) -> None:
+        """Take over values that have been checked."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "sources", {name: sources.get(name, "default") for name in options(type(self))})
 
     def _check_together(self) -> None:
         if self.path is None and self.train_csv is None and self.dataset_name is None:
@@ -175,22 +331,23 @@ class FitConfig:
         if is_table(self.path) and self.train_csv is not None:
             raise UsageError(f"fit takes one table to train on. Got {self.path} and `train_csv` instead. Give one.")
         has = {**self.as_dict(), "train_csv": self.path if is_table(self.path) else self.train_csv}
-        for name, one in options().items():
-            useless = one.needs and has[one.needs] == defaults()[one.needs]
-            if useless and getattr(self, name) != defaults()[name]:
-                raise UsageError(f"The `{name}` of fit has no effect without `{one.needs}`. Give that too, or neither.")
-        for name, by, harmless, why in SHADOWED:
-            if getattr(self, by) and self._asked(name) and getattr(self, name) not in harmless:
+        known, default = options(type(self)), defaults(type(self))
+        for name, declared in known.items():
+            useless = declared.needs and has[declared.needs] == default[declared.needs]
+            if useless and getattr(self, name) != default[name]:
+                cure = "Give that too, or neither."
+                raise UsageError(f"The `{name}` of fit has no effect without `{declared.needs}`. {cure}")
+        on = {name: declared.shadows for name, declared in known.items() if declared.shadows and getattr(self, name)}
+        for by, shadow in ((by, shadow) for by, shadows in on.items() for shadow in shadows):
+            name = shadow.name
+            if _is_asked(self.sources[name]) and getattr(self, name) not in shadow.harmless:
                 cure = f"Leave `{name}` or `{by}` at its default."
-                raise UsageError(f"The `{name}` of fit has no effect with `{by}`, {why}. {cure}")
-
-    def _asked(self, name: str) -> bool:
-        return self.sources[name] in (COMMAND_LINE, "argument") or self.sources[name].startswith("file ")
+                raise UsageError(f"The `{name}` of fit has no effect with `{by}`, {shadow.why}. {cure}")
 
     def given(self, name: str) -> bool:
         """Whether somebody asked for the value; of a record, which has every option, for what is not the default."""
         recorded = self.sources[name].startswith("record ")
-        return self._asked(name) or (recorded and getattr(self, name) != defaults()[name])
+        return _is_asked(self.sources[name]) or (recorded and getattr(self, name) != defaults(type(self))[name])
 
     @classmethod
     def from_options(cls, path: object, options: Mapping[str, object], source: str = "argument") -> FitConfig:
@@ -214,16 +371,18 @@ class FitConfig:
         Raises:
             UsageError: If a key is unknown or given twice, or if a value is wrong; it names the source.
         """
-        values: dict[str, Any] = {}
+        values = defaults(cls)
         sources: dict[str, str] = {}
         for source, given in layers:
-            values |= _read_layer(source, given)
-            # The options of a run, from its file or `Run.config`, hold what recipes and finders chose too. Only their
-            # number tells them from those that somebody asked for.
-            if len(given) > len(_FIELDS) / 2:
-                source = f"record {source.removeprefix('file ')}"
-            sources |= dict.fromkeys((_underscored(key) for key in given), source)
-        return cls(**values, sources=sources)
+            # A record holds what recipes and finders chose too, which nobody asked for.
+            is_record, given = split_record(given, _owner(source))
+            read = _read_layer(cls, source, given)
+            values |= read
+            sources |= dict.fromkeys(read, f"record {source.removeprefix('file ')}" if is_record else source)
+        config = cls.__new__(cls)
+        config._set(values, sources)
+        config._check_together()
+        return config
 
     def resolved(self, values: Mapping[str, object], source: str) -> FitConfig:
         """Replace values that were left open, such as the learning rate that a recipe chose, and say who decided.
@@ -232,8 +391,11 @@ class FitConfig:
             >>> FitConfig(path="photos").resolved({"lr": 5e-4}, "recipe").sources["lr"]
             'recipe'
         """
-        changes: dict[str, Any] = {**values, "sources": {**self.sources, **dict.fromkeys(values, source)}}
-        return replace(self, **changes)
+        resolved = copy.copy(self)
+        resolved._set(self._read(values), {**self.sources, **dict.fromkeys(values, source)})
+        if _is_asked(source):
+            resolved._check_together()  # what the program decides contradicts nothing
+        return resolved
 
     def for_task(self, task: str) -> FitConfig:
         """Settle the task, with its own defaults for what was left open.
@@ -245,53 +407,75 @@ class FitConfig:
             >>> FitConfig(path="photos").for_task("detection").image_size
             512
         """
-        for name in options_of_others(task):
-            if getattr(self, name) != defaults()[name]:
+        known, default = options(type(self)), defaults(type(self))
+        for name in options_of_others(known, task):
+            if getattr(self, name) != default[name]:
                 raise UsageError(f"The `{name}` of fit has no effect on {task}. Leave it out.")
-        left = {name: one for name, one in task_defaults(task).items() if self.sources[name] == "default"}
+        own = {name: value for name, value in task_defaults(known, task).items() if self.sources[name] == "default"}
         decided = {} if self.task == task else {"task": task}
-        return self.resolved(left, f"task {task}").resolved(decided, "data")
+        return self.resolved(own, f"task {task}").resolved(decided, "data")
 
     def as_dict(self) -> dict[str, Any]:
         """Every option as plain data, ``None`` as itself; without the sources."""
-        return {name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in options()}
+        return {name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in options(type(self))}
 
     def to_yaml(self) -> str:
-        """Write every option with the source of its value as a comment; ``--config`` reads it back."""
-        lines = [f"{name}: {write_scalar(one.word(getattr(self, name)))}" for name, one in options().items()]
+        """Write the record of a run: every option, with the source of its value as a comment.
+
+        ``--config`` reads it back. Its first field, ``record``, says that it holds what nobody asked for too.
+        """
+        lines = [header(), *(f"{name}: {self._word(name)}" for name in options(type(self)))]
         width = min(max(map(len, lines)), 40)
-        said = zip(lines, self.sources.values(), strict=True)
+        said = zip(lines, ["every option of a run, and who decided it", *self.sources.values()], strict=True)
         return "".join(f"{line:<{width}}  # {source}\n" for line, source in said)
 
-
-_FIELDS: dict[str, Field[Any]] = {one.name: one for one in fields(FitConfig) if "option" in one.metadata}
-
-
-def options() -> dict[str, Option]:
-    """Every option of ``fit`` by name, in the order of the help."""
-    return {name: one.metadata["option"] for name, one in _FIELDS.items()}
+    def _word(self, name: str) -> str:
+        return write_scalar(options(type(self))[name].word(getattr(self, name)))
 
 
-def defaults() -> dict[str, Any]:
-    """The default of every option of ``fit`` by name."""
-    return {name: one.default for name, one in _FIELDS.items()}
+def options(of: type[FitConfig] = FitConfig) -> dict[str, Option]:
+    """Every option of ``fit`` by name, in the order of the help.
+
+    Args:
+        of: A subclass that declares more.
+    """
+    return {name: declared.metadata["option"] for name, declared in _fields(of).items()}
 
 
-def _underscored(key: str) -> str:
-    return key.replace("-", "_")
+def defaults(of: type[FitConfig] = FitConfig) -> dict[str, Any]:
+    """The default of every option of ``fit`` by name.
+
+    Args:
+        of: A subclass that declares more.
+    """
+    return {name: declared.default for name, declared in _fields(of).items()}
 
 
-def _read_layer(source: str, given: Mapping[str, object]) -> dict[str, Any]:
+def _fields(of: type[FitConfig]) -> dict[str, Field[Any]]:
+    return {declared.name: declared for declared in fields(of) if "option" in declared.metadata}
+
+
+def _is_asked(source: str) -> bool:
+    """Whether a source is somebody who asked for a value, rather than a default, a recipe or a record."""
+    return source in (COMMAND_LINE, "argument") or source.startswith("file ")
+
+
+def _owner(source: str) -> str:
+    """Whom an error about a value from a source names."""
+    return {COMMAND_LINE: "autotimm fit", "argument": "autotimm.fit"}.get(source, source.removeprefix("file "))
+
+
+def _read_layer(cls: type[FitConfig], source: str, given: Mapping[str, object]) -> dict[str, Any]:
     """Check the keys of one source and convert its values; errors name the key as it is written there."""
     values: dict[str, Any] = {}
-    owner = {COMMAND_LINE: "autotimm fit", "argument": "autotimm.fit"}.get(source, source.removeprefix("file "))
+    known, default, owner = options(cls), defaults(cls), _owner(source)
     for key, value in given.items():
-        name = _underscored(key)
-        if name not in _FIELDS:
-            hint = meant(name, _FIELDS) or "See autotimm fit --help-all."
+        name = key.replace("-", "_")
+        if name not in known:
+            hint = meant(name, known) or "See autotimm fit --help-all."
             raise UsageError(f"{owner} has no option `{key}`. {hint}")
         if name in values:
             raise UsageError(f"{owner} gives `{name}` twice, with a dash and with an underscore. Keep one.")
         shown = f"--{key.replace('_', '-')}" if source == COMMAND_LINE and key != "path" else key
-        values[name] = options()[name].read(value, shown, owner, defaults()[name], python=source == "argument")
+        values[name] = known[name].read(value, shown, owner, default[name], python=source == "argument")
     return values

@@ -1,5 +1,8 @@
 """One option: everything that is said about it, and the one rule by which its value is read.
 
+What an option is called, which constructor argument it becomes, which stage of training it acts on and what it replaces
+is declared here, once. Help, construction, replay, likely causes and the docs are derived from it.
+
 A value comes from a command line (always text), from a YAML file (read as text on purpose, see
 :mod:`autotimm.config.yaml`) or from Python. All three go through :meth:`Option.read`, so that ``--lr 1e-3``,
 ``lr: 1e-3`` and ``lr=1e-3`` mean the same and are refused with the same sentence.
@@ -10,16 +13,57 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from autotimm.config.value_types import Choice, Flag, Kind
+from autotimm.constants import TASKS
 from autotimm.errors import UsageError, sentence
 
-__all__ = ["Option", "option"]
+__all__ = ["PARTS", "STAGES", "Option", "Shadow", "To", "option"]
+
+PARTS = ("data", "model", "trainer")
+"""What a run is built from: the data module, the task and the trainer, as they are called in ``config.yaml``."""
+
+STAGES = ("start", "order", "inputs", "forward", "rate", "update", "validation", "length")
+"""Stages of training in which two runs can differ, as :class:`autotimm.records.ledger_diff.Difference` names them:
+initial weights, order of the samples, pixels and targets, loss, learning rate, weights, evaluation, number of steps."""
+
+
+@dataclass(frozen=True)
+class To:
+    """The constructor argument that an option becomes.
+
+    Attributes:
+        part: Which constructor: one of :data:`PARTS`.
+        name: The argument; empty if it is called as the option is.
+        converter: The function of :mod:`autotimm.runs.factory` that makes the argument, where it is not the value
+            itself. Options that share an argument name the same converter.
+        default_word: The value that stands for the constructor's own default.
+    """
+
+    part: str
+    name: str = ""
+    converter: str = ""
+    default_word: str = ""
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """Another option that has no effect while this one is on.
+
+    Attributes:
+        name: The other option.
+        why: Why it has no effect, as the end of a sentence.
+        harmless: Its values that change nothing, and so contradict nothing.
+    """
+
+    name: str
+    why: str
+    harmless: tuple[Any, ...] = ()
 
 
 class _Bare(str):
-    """Text whose ``repr`` has no quotes: a number that was typed is shown as it was typed."""
+    """Text whose ``repr`` has no quotes."""
 
     def __repr__(self) -> str:
         return str(self)
@@ -27,16 +71,27 @@ class _Bare(str):
 
 @dataclass(frozen=True)
 class Option:
-    """Everything that is said about one option, once: for the command line, YAML, Python and the docs.
+    """The declaration of one option, from which everything else that concerns it is derived.
 
     Attributes:
         kind: What its value is.
         help: One line, without a full stop.
         group: The heading that it stands under.
-        none: The word that stands for Python's ``None``; ``None`` if the option always has a value.
-        cure: What to do about a wrong value, as a sentence.
-        needs: The option without which this one would be ignored.
+        none: The word for Python's ``None``; ``None`` if the option always has a value.
+        cure: What to do about a wrong value, as a sentence; by default the error names the default.
+        needs: Another option, without which this one has no effect.
         common: Whether the short help shows it.
+        to: The constructor arguments that it becomes; empty if it decides something else, such as the class.
+        stages: The stages of training it acts on, the one it acts on first in front, out of :data:`STAGES`. Empty if it
+            can change no bit of a run.
+        recorded: Where the manifest records what came of it, in place of the value: ``data``, ``seeds``,
+            ``environment.threads``.
+        recipe: ``decides`` if a recipe sets it where it is left open, ``reads`` if a recipe is chosen by it.
+        finds: The option whose value it searches for before training.
+        shadows: Options that have no effect beside it.
+        tasks: The tasks on which it has an effect.
+        by_task: Defaults of single tasks, in place of the general one.
+        words: What it is called in a likely cause; empty for its name.
     """
 
     kind: Kind
@@ -46,6 +101,27 @@ class Option:
     cure: str = ""
     needs: str = ""
     common: bool = False
+    to: tuple[To, ...] = ()
+    stages: tuple[str, ...] = ()
+    recorded: str = ""
+    recipe: Literal["", "decides", "reads"] = ""
+    finds: str = ""
+    shadows: tuple[Shadow, ...] = ()
+    tasks: tuple[str, ...] = TASKS
+    by_task: Mapping[str, Any] = field(default_factory=dict)
+    words: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a declaration that names a part or a stage that there is not."""
+        wrong = [stage for stage in self.stages if stage not in STAGES]
+        wrong += [to.part for to in self.to if to.part not in PARTS]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} is no part and no stage; there are {', '.join(PARTS + STAGES)}")
+
+    @property
+    def changes_bits(self) -> bool:
+        """Whether another value can change a bit of a run."""
+        return bool(self.stages)
 
     @property
     def must(self) -> str:
@@ -64,7 +140,7 @@ class Option:
         if self.is_switch and default is False:
             return ""
         word = self.word(default)
-        # In quotes it is seen to be a word to choose, and not the word for what stands there.
+        # In quotes, so that the word `default` reads as a choice.
         return "" if word is None else repr(word) if word == "default" else _plain(word)
 
     @property
@@ -103,7 +179,7 @@ class Option:
             return None
         word = self.word(default)
         if value is None and not python:
-            # Where none is the default, it is seldom what the line was meant to say.
+            # `none` as an example would rarely be what the line was meant to say.
             example = "" if word == "none" else f", such as `{name}: {_plain(word)}`"
             raise UsageError(f"The `{name}` of {owner} has no value. Write {self.must}{example}, or remove the line.")
         try:
@@ -125,7 +201,7 @@ def _plain(value: object) -> str:
 
 
 def _shown(value: object) -> object:
-    """A number that arrived as text is shown without quotes."""
+    """Show a number that was given as text without quotes."""
     return _Bare(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d[\d._eE+-]*", value) else value
 
 

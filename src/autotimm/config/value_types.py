@@ -1,6 +1,6 @@
-"""The kinds of value that an option can have: how each is read from text, and how it is said in words.
+"""The types of option values: how each is parsed from text, checked and described.
 
-Seeds of single streams, as they are written: ``init=7,order=3``.
+Seeds of single streams are written ``init=7,order=3``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "of
 
 
 class Kind(ABC):
-    """A kind of value."""
+    """A type of value."""
 
     @property
     @abstractmethod
@@ -211,9 +211,10 @@ class Words(Kind):
         words = value.split(",") if isinstance(value, str) else value
         if not isinstance(words, (list, tuple)) or not words or not all(isinstance(word, str) for word in words):
             raise TypeError
-        found = tuple(word.strip() for word in words)
-        _refuse(not all(word and word in (self.options or found) for word in found) or len(set(found)) < len(found))
-        return found
+        stripped = tuple(word.strip() for word in words)
+        known = self.options or stripped
+        _refuse(not all(word and word in known for word in stripped) or len({*stripped}) < len(stripped))
+        return stripped
 
     def suggest(self, value: object) -> str:
         """Name the words nearest to the first wrong one."""
@@ -252,17 +253,17 @@ class StreamSeeds(Kind):
 
     def read(self, value: object) -> tuple[str, ...]:
         """Split, check and sort the pairs, so that equal choices are written alike."""
-        found: dict[str, int] = {}
+        seeds: dict[str, int] = {}
         for name, text in _pairs(value):
             number = int(text) if isinstance(text, str) else text
-            if name not in STREAMS or name in found or isinstance(number, bool) or not isinstance(number, int):
+            if name not in STREAMS or name in seeds or isinstance(number, bool) or not isinstance(number, int):
                 raise ValueError
             if number < 0 or number.bit_length() > _BITS:
                 raise ValueError
-            found[name] = number
-        if not found:
+            seeds[name] = number
+        if not seeds:
             raise ValueError
-        return tuple(f"{name}={found[name]}" for name in STREAMS if name in found)
+        return tuple(f"{name}={seeds[name]}" for name in STREAMS if name in seeds)
 
     def suggest(self, value: object) -> str:
         """Name the streams nearest to the first unknown one."""
@@ -282,8 +283,8 @@ class Seeds(Kind):
         if isinstance(value, str) and "," in value:
             value = [int(word) for word in value.split(",") if word.strip()]
         if isinstance(value, (list, tuple, range)):
-            one = Whole(bits=_BITS)
-            seeds = tuple(one.read(seed) for seed in value)
+            kind = Whole(bits=_BITS)
+            seeds = tuple(kind.read(seed) for seed in value)
             if len(seeds) < 2 or len({*seeds}) < len(seeds):
                 raise ValueError
             return seeds
@@ -295,7 +296,7 @@ def _pairs(value: object) -> list[tuple[str, Any]]:
         return [(str(name), number) for name, number in value.items()]
     words = value.split(",") if isinstance(value, str) else value
     if not isinstance(words, (list, tuple)) or not all(isinstance(word, str) for word in words):
-        return []  # no pairs at all, which is refused
+        return []  # refused by the caller
     parts = [word.partition("=") for word in words]
     return [(name.strip(), number.strip()) for name, _, number in parts]
 

@@ -1,28 +1,28 @@
-"""From a configuration to objects: which option goes to which constructor is said here and nowhere else."""
+"""From a configuration to objects: each option becomes the constructor argument that is declared beside it.
+
+What cannot be passed on as it is, such as balanced class weights, goes through a converter that the declaration names.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from autotimm.config import FitConfig, defaults
+from autotimm.config import FitConfig, defaults, options
 from autotimm.config.value_types import stream_seeds
-from autotimm.data.dense import (
-    DetectionDataModule,
-    InstanceSegmentationDataModule,
-    SegmentationDataModule,
-    SpatialDataModule,
-)
+from autotimm.data.dense import DetectionDataModule, InstanceSegmentationDataModule, SegmentationDataModule
 from autotimm.data.formats.recognize import recognize
 from autotimm.data.image import ImageDataModule
 from autotimm.data.module import DataModule
 from autotimm.errors import UsageError
 from autotimm.losses.image_losses import balanced_weights
-from autotimm.metrics import MetricConfig, choose_monitor, named_metric
+from autotimm.metrics import MetricConfig, Monitor, choose_monitor, named_metric
 from autotimm.records.run_folder import RunFolder
 from autotimm.repro.streams import RootSeed
 from autotimm.tasks import ImageClassifier, InstanceSegmentor, ObjectDetector, SemanticSegmentor, Task
@@ -31,28 +31,67 @@ from autotimm.train import AutoTrainer, TunerConfig
 __all__ = ["build_data", "build_task", "build_trainer", "settle"]
 
 
-_DATA: dict[str, type[SpatialDataModule]] = {
+# An argument that a class does not take is refused by its constructor.
+_DATA: dict[str, Callable[..., DataModule]] = {
+    "classification": ImageDataModule,
     "detection": DetectionDataModule,
     "instance": InstanceSegmentationDataModule,
     "segmentation": SegmentationDataModule,
 }
-_OBJECTS: dict[str, type[ObjectDetector] | type[InstanceSegmentor]] = {
+_TASKS: dict[str, Callable[..., Task]] = {
+    "classification": ImageClassifier,
     "detection": ObjectDetector,
     "instance": InstanceSegmentor,
+    "segmentation": SemanticSegmentor,
 }
+_Converters = Mapping[str, Callable[[], Any]]
+
+
+def _arguments(
+    part: str, config: FitConfig, constructor: Callable[..., Any], converters: _Converters
+) -> dict[str, Any]:
+    """The arguments of one part: what every option that has an effect on the task becomes there.
+
+    Args:
+        part: ``data``, ``model`` or ``trainer``.
+        config: The options, with the task settled.
+        constructor: The class that is given them.
+        converters: What makes an argument that is not the option's value itself, by the names in the declarations.
+    """
+    arguments: dict[str, Any] = {}
+    for name, option in options(type(config)).items():
+        for to in option.to if config.task in option.tasks else ():
+            argument, value = to.name or name, getattr(config, name)
+            if to.part != part or argument in arguments:
+                continue
+            if to.converter:
+                value = converters[to.converter]()
+            elif to.default_word and value == to.default_word:
+                value = _default(constructor, argument)
+            arguments[argument] = value
+    return arguments
+
+
+def _default(constructor: Any, argument: str) -> Any:
+    """The default of an argument, which a class may take from its bases as one of ``**options``."""
+    for base in inspect.getmro(constructor):
+        known = inspect.signature(vars(base)["__init__"]).parameters if "__init__" in vars(base) else {}
+        if argument in known:
+            return known[argument].default
+    raise TypeError(f"{constructor.__name__} has no argument {argument}")
 
 
 def settle(config: FitConfig) -> FitConfig:
-    """The configuration with its task settled, by looking at the data if it was left open.
+    """Resolve the task of a configuration, from the data if the task was left open.
 
     Raises:
         UsageError: If an option was given that has no effect on the task.
-        DataError: If nothing says what the data is for.
+        DataError: If the task cannot be detected from the data.
     """
     task = config.task
     if task == "auto":
         listed = config.train_csv or config.dataset_name
-        # What is not there is the data module's to say.
+        # The data module reports a missing folder.
         look = config.path is not None and not listed and Path(config.path).expanduser().exists()
         task = recognize(Path(str(config.path)).expanduser()).task if look else "classification"
     return config.for_task(task)
@@ -60,20 +99,8 @@ def settle(config: FitConfig) -> FitConfig:
 
 def build_data(config: FitConfig) -> DataModule:
     """The data module of a configuration whose task is settled."""
-    shared: dict[str, Any] = {
-        "image_size": config.image_size, "batch_size": config.batch_size, "eval_batch_size": config.eval_batch_size,
-        "num_workers": config.num_workers, "val_split": config.val_split, "test_split": config.test_split,
-        "seed": _seed(config), "augmentation": config.augmentation, "balanced_sampling": config.balanced_sampling,
-        "strict": config.strict,
-    }  # fmt: skip
-    if config.task in _DATA:
-        return _DATA[config.task](str(config.path), format=config.format, **shared)
-    return ImageDataModule(
-        config.path,
-        train_csv=config.train_csv, val_csv=config.val_csv, test_csv=config.test_csv,
-        image_dir=config.image_dir, image_column=config.image_column, label_column=config.label_column,
-        dataset_name=config.dataset_name, download=config.download, **shared,
-    )  # fmt: skip
+    constructor = _DATA[config.task]
+    return constructor(**_arguments("data", config, constructor, {"seed": partial(_seed, config)}))
 
 
 def build_task(config: FitConfig, data: DataModule) -> Task:
@@ -82,67 +109,40 @@ def build_task(config: FitConfig, data: DataModule) -> Task:
     Raises:
         UsageError: If the configuration says another kind of labels than the data has.
     """
-    if config.task in _OBJECTS:
-        return _OBJECTS[config.task](
-            config.backbone, data.num_classes, arch=config.arch, width=config.width, threshold=config.threshold,
-            **_shared(config),
-        )  # fmt: skip
-    if config.task == "segmentation":
-        return SemanticSegmentor(
-            config.backbone, data.num_classes, arch=config.arch, width=config.width,
-            loss=_open(config.loss) or "ce", class_weights=_class_weights(config, data), **_shared(config),
-        )  # fmt: skip
-    return _classifier(config, data)
+    if config.task == "classification":
+        _check_labels(config, data)
+    constructor = _TASKS[config.task]
+    converters: _Converters = {
+        "seed": partial(_seed, config),
+        "multi_label": lambda: data.multi_label,
+        "class_weights": partial(_class_weights, config, data),
+        "metrics": partial(_metrics, config, data),
+    }
+    return constructor(num_classes=data.num_classes, **_arguments("model", config, constructor, converters))
 
 
-def _classifier(config: FitConfig, data: DataModule) -> ImageClassifier:
-    spec = data.spec
-    if config.multi_label is not None and config.multi_label != spec.multi_label:
+def _check_labels(config: FitConfig, data: DataModule) -> None:
+    if config.multi_label is not None and config.multi_label != data.multi_label:
         raise UsageError(
-            f"The `multi_label` of fit must be {spec.multi_label}, as the data is. Got {config.multi_label} instead. "
+            f"The `multi_label` of fit must be {data.multi_label}, as the data is. Got {config.multi_label} instead. "
             "Leave it out."
         )
-    if not spec.multi_label and config.threshold != defaults()["threshold"]:
+    if not data.multi_label and config.threshold != defaults()["threshold"]:
         raise UsageError("The `threshold` of fit has no effect on images of one class each. Leave it out.")
-    return ImageClassifier(
-        config.backbone, len(spec.class_names),
-        multi_label=spec.multi_label, threshold=config.threshold, head_dropout=config.head_dropout,
-        label_smoothing=config.label_smoothing, mixup_alpha=config.mixup_alpha, cutmix_alpha=config.cutmix_alpha,
-        loss=_open(config.loss), class_weights=_class_weights(config, data), metrics=_metrics(config, data),
-        **_shared(config),
-    )  # fmt: skip
-
-
-def _shared(config: FitConfig) -> dict[str, Any]:
-    """What all tasks are given."""
-    return {
-        "pretrained": config.pretrained, "image_size": config.image_size, "drop_path_rate": config.drop_path_rate,
-        "seed": _seed(config), "deterministic": config.deterministic, "lr": config.lr,
-        "optimizer": _open(config.optimizer), "weight_decay": config.weight_decay, "layer_decay": config.layer_decay,
-        "backbone_scale": config.backbone_scale,
-        "schedule": _open(config.schedule), "warmup_epochs": config.warmup_epochs, "gradient_clip": config.clip,
-        "freeze_backbone": config.freeze_backbone, "ema_decay": config.ema_decay, "compile_model": config.compile,
-        "eval_batch_size": config.eval_batch_size,
-    }  # fmt: skip
-
-
-def _open(word: str) -> str | None:
-    """What the word for a value left open stands for."""
-    return None if word == "auto" else word
 
 
 def _class_weights(config: FitConfig, data: DataModule) -> list[float] | None:
     if config.class_weights != "balanced":
         return None
     amounts = data.class_amounts("train")
-    # A class without a pixel weighs as much as the rarest: millions would drown the others in losses of one vs. all.
+    # A class without pixels gets the weight of the rarest class: a huge weight would dominate one-vs-all losses.
     rarest = min((amount for amount in amounts if amount), default=1)
     absent = rarest if config.task == "segmentation" else 0
     return balanced_weights([amount or absent for amount in amounts])
 
 
 def _seed(config: FitConfig) -> int | None:
-    """The seed, with those of single streams; each part of a run takes from it what it is the root of."""
+    """The seed, with the seeds of single streams; each part of a run uses those of its own streams."""
     own = stream_seeds(config.stream_seeds)
     return config.seed if config.seed is None or not own else RootSeed(config.seed, own)
 
@@ -164,38 +164,43 @@ def build_trainer(
         folder: Where it writes.
         task: What is trained.
         data: What it is trained on.
-        recorded: Arguments that a trainer was once given, for those that no option stands for: such as came from
-            variables of the environment.
+        recorded: Arguments of the recorded trainer. They hold where no option becomes the argument, as for those that
+            came from environment variables.
 
     Raises:
         UsageError: If a validation metric is to stop the training and there is no validation data.
     """
-    callbacks = []
     monitor = None if config.monitor == "auto" else config.monitor
-    watched = choose_monitor(task.metric_configs, monitor)  # an unknown name is refused here, before the run begins
-    if config.patience is not None:
-        if watched.name.startswith("val/") and "val" not in data.tables:
-            raise UsageError(
-                f"The `patience` of fit must be left out without validation data, which {watched.name} needs. "
-                "Give a `val_split` above 0, or monitor train/loss."
-            )
-        callbacks.append(EarlyStopping(watched.name, mode=watched.mode, patience=config.patience))
+    watched = choose_monitor(task.metric_configs, monitor)  # refuses an unknown name before the run begins
+    converters: _Converters = {
+        "seed": partial(_seed, config),
+        "run_dir": lambda: folder.chosen,
+        "tuner": partial(_tuner, config),
+        "early_stopping": partial(_early_stopping, config, watched, data),
+        "loggers": lambda: _loggers(config.loggers or (), folder) or False,
+    }
+    return AutoTrainer(**{**(recorded or {}), **_arguments("trainer", config, AutoTrainer, converters)})
+
+
+def _tuner(config: FitConfig) -> TunerConfig | None:
     finder = TunerConfig(lr=config.lr_find, batch_size=config.batch_size_find)
-    own: dict[str, Any] = {
-        "max_epochs": config.epochs, "seed": _seed(config), "deterministic": config.deterministic,
-        "threads": config.threads, "run_dir": folder.chosen, "monitor": monitor,
-        "checkpoint_every": config.checkpoint_every, "keep": config.keep,
-        "tuner": finder if finder.lr or finder.batch_size else None,
-        "accelerator": config.accelerator, "devices": config.devices, "precision": config.precision,
-        "accumulate_grad_batches": config.accumulate, "logger": _loggers(config.loggers or (), folder) or False,
-        "callbacks": callbacks, "enable_progress_bar": config.progress,
-    }  # fmt: skip
-    return AutoTrainer(**{**(recorded or {}), **own})
+    return finder if finder.lr or finder.batch_size else None
+
+
+def _early_stopping(config: FitConfig, watched: Monitor, data: DataModule) -> list[Callback]:
+    if config.patience is None:
+        return []
+    if watched.name.startswith("val/") and "val" not in data.tables:
+        raise UsageError(
+            f"The `patience` of fit must be left out without validation data, which {watched.name} needs. "
+            "Give a `val_split` above 0, or monitor train/loss."
+        )
+    return [EarlyStopping(watched.name, mode=watched.mode, patience=config.patience)]
 
 
 def _loggers(names: Sequence[str], run: RunFolder) -> list[Logger]:
-    folder = run.chosen or run.root  # loggers write on the first process only, which has a folder
-    makers = {
+    folder = run.chosen or run.root  # only the first process has a folder, and only its loggers write
+    constructors = {
         "tensorboard": lambda: TensorBoardLogger(folder, name="tensorboard", version=""),
         "wandb": lambda: WandbLogger(save_dir=folder, name=folder.name),
         "mlflow": lambda: MLFlowLogger(
@@ -205,7 +210,7 @@ def _loggers(names: Sequence[str], run: RunFolder) -> list[Logger]:
     loggers: list[Logger] = []
     for name in names:
         try:
-            loggers.append(makers[name]())
+            loggers.append(constructors[name]())
         except ModuleNotFoundError as error:
             raise UsageError(f"The logger {name} needs a package that is not installed ({str(error).split('. ')[0]}). "
                              f"Install it with `pip install {name}`.") from None  # fmt: skip

@@ -1,4 +1,4 @@
-"""Training from a configuration, or from a run that was rebuilt: the folder, and what is written down at the end."""
+"""Train from a configuration or a rebuilt run: create the run folder, and complete its record at the end."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from pathlib import Path
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_only
 
-from autotimm.config import FitConfig
+from autotimm.config import FitConfig, decided_by_recipe, defaults, options
+from autotimm.config.record import completed
 from autotimm.data.module import DataModule
 from autotimm.data.table_checks import own_sides
 from autotimm.errors import UsageError, sentence
 from autotimm.records.run_folder import RunFolder
 from autotimm.repro.seed import default_threads
 from autotimm.runs.factory import build_data, build_task, build_trainer, settle
-from autotimm.runs.restore import Rebuilt
+from autotimm.runs.restore import Rebuilt, read_config
 from autotimm.tasks import Task
 from autotimm.train import AutoTrainer
 from autotimm.train.progress import say
@@ -24,15 +25,15 @@ __all__ = ["launch", "train", "train_objects"]
 
 
 def launch(config: FitConfig) -> Path:
-    """Train as a configuration says, in a run folder of its own."""
+    """Train from a configuration, in a new run folder."""
     if config.threads is None:
-        # Fixed now and not when it is needed: the bits of a replay on another machine depend on it.
+        # Recorded as a number, since a replay on another machine must use as many.
         config = config.resolved({"threads": default_threads()}, "this machine")
     if config.seed is None:
-        # Drawn here and recorded: the run's own data module must find the same split again.
+        # Drawn and recorded here: Run.data() must reproduce the same split.
         config = config.resolved({"seed": random.getrandbits(32)}, "drawn")
     if config.lr_find and config.lr is not None:
-        # That of a record, or it would have been refused: what is written down is the one that will be found.
+        # The rate of a record, which the search replaces; a rate that was given would have been refused.
         config = config.resolved({"lr": None}, "default")
     config = settle(config)
     _refuse_unused_path(config)
@@ -45,17 +46,17 @@ def launch(config: FitConfig) -> Path:
         task = build_task(config, data)
         trainer = build_trainer(config, folder, task, data)
     except BaseException:
-        folder.discard()  # nothing was trained: leave no empty run behind
+        folder.discard()  # nothing was trained
         raise
     return train(Rebuilt(task, data, trainer, config), folder)
 
 
 def _refuse_unused_path(config: FitConfig) -> None:
-    """Refuse a folder that neither images nor tables are looked for in, if it was asked for."""
-    tables = [one for one in (config.train_csv, config.val_csv, config.test_csv) if one is not None]
+    """Refuse a given path in which neither images nor tables are searched."""
+    tables = [table for table in (config.train_csv, config.val_csv, config.test_csv) if table is not None]
     if not (tables and config.image_dir is not None and config.path is not None and config.given("path")):
         return
-    if all(Path(one).expanduser().exists() for one in tables):
+    if all(Path(table).expanduser().exists() for table in tables):
         raise UsageError(
             f"The `path` of fit has no effect with `train_csv` and `image_dir`. Got {config.path} besides. "
             "Leave it out."
@@ -63,7 +64,7 @@ def _refuse_unused_path(config: FitConfig) -> None:
 
 
 def _refuse_unused_shares(config: FitConfig, data: DataModule) -> None:
-    """Refuse a share that was asked for of data with such a side of its own."""
+    """Refuse a given `val_split` or `test_split` if the data has such images of its own."""
     own = own_sides(data.tables)
     for name, side, images in (("val_split", "val", "validation"), ("test_split", "test", "test")):
         if side in own and getattr(config, name) and config.given(name):
@@ -73,47 +74,48 @@ def _refuse_unused_shares(config: FitConfig, data: DataModule) -> None:
             )
 
 
-def train(made: Rebuilt, folder: RunFolder, ckpt_path: str | None = None) -> Path:
-    """Train what was built, and write down what was chosen for the values left open."""
+def train(rebuilt: Rebuilt, folder: RunFolder, ckpt_path: str | None = None) -> Path:
+    """Train, then complete the record with the values that were chosen automatically."""
     try:
-        _require_folder(made.trainer)
-        made.trainer.fit(made.task, datamodule=made.data, ckpt_path=ckpt_path)
+        _require_folder(rebuilt.trainer)
+        rebuilt.trainer.fit(rebuilt.task, datamodule=rebuilt.data, ckpt_path=ckpt_path)
     except (KeyboardInterrupt, SystemExit):  # Ctrl-C, and SIGTERM
         removed = folder.discard()
         if folder.chosen is not None:
-            said = f"stopped; go on with: autotimm resume {folder.path}"
-            say("stopped before there was anything to keep" if removed else said)
+            said = f"interrupted; resume with: autotimm resume {folder.path}"
+            say("interrupted; nothing was saved" if removed else said)
         raise
     except BaseException as error:
         if ckpt_path is None and folder.unused_after(error):
-            folder.discard()  # half a folder would stand in the way of another try under its name
+            folder.discard()  # so that the next attempt can use the same name
         raise
-    if made.config is not None:
+    if rebuilt.config is not None and folder.chosen is not None:
         try:
-            folder.write_config(_with_recipe(made.config, made.task, made.data).to_yaml())
-        except OSError as error:  # a disk that is full by now: the run is whole without
+            _complete_record(rebuilt.config, rebuilt.task, rebuilt.data, folder)
+        except OSError as error:  # for example a full disk; the run is complete without
             say(f"config.yaml could not be written again, with what the recipe has chosen: {error.strerror}")
-    return Path(str(made.trainer.strategy.broadcast(folder.chosen)))
+    return Path(str(rebuilt.trainer.strategy.broadcast(folder.chosen)))
 
 
 def train_objects(task: pl.LightningModule, data: pl.LightningDataModule, trainer: pl.Trainer) -> Path:
     """Train objects that are already built, and return the run's folder.
 
     Raises:
-        UsageError: If the trainer is none that leaves a run.
+        UsageError: If the trainer leaves no run folder.
     """
-    made = _require_folder(trainer)
-    made.fit(task, datamodule=data)
-    return made.run_folder.path
+    auto_trainer = _require_folder(trainer)
+    auto_trainer.fit(task, datamodule=data)
+    return auto_trainer.run_folder.path
 
 
 def _require_folder(trainer: pl.Trainer) -> AutoTrainer:
-    """Refuse a trainer that leaves nothing before it trains: `fit` would have no run to name at the end."""
+    """Refuse a trainer that leaves no run folder, before it trains."""
     if not isinstance(trainer, AutoTrainer):
         must, cure = "an AutoTrainer or of a class below it, which leaves a run", "Leave the `class_path` out."
         raise UsageError(sentence("trainer", "fit", must, type(trainer).__name__, cure))
     if not trainer.run_folder.enabled:
-        name = next((one for one in ("fast_dev_run", "barebones") if trainer.arguments.get(one)), "run_dir")
+        switches = ("fast_dev_run", "barebones")
+        name = next((switch for switch in switches if trainer.arguments.get(switch)), "run_dir")
         cure = f"Leave it out of the file, and PL_TRAINER_{name.upper()} out of the environment."
         raise UsageError(sentence(name, "fit", "left as it is by default, since fit leaves a run",
                                   trainer.arguments.get(name, False), cure))  # fmt: skip
@@ -121,21 +123,33 @@ def _require_folder(trainer: pl.Trainer) -> AutoTrainer:
 
 
 def _open_folder(config: FitConfig, name: str) -> RunFolder:
-    """Make the run's folder; of several processes the first makes it, and tells the others when they train."""
+    """Create the run folder; of several processes the first creates it, and tells the others when they train."""
     if rank_zero_only.rank:  # type: ignore[attr-defined]  # set by Lightning when it is imported
         return RunFolder(None, Path(config.out))
     return RunFolder.create(config.out, config.name or name, exact=config.name is not None)
 
 
-def _with_recipe(config: FitConfig, task: Task, data: DataModule) -> FitConfig:
-    """The configuration with what was chosen for the values left open, and by whom."""
-    found = {"batch_size": data.batch_size} if config.batch_size_find else {}
+def _complete_record(config: FitConfig, task: Task, data: DataModule, folder: RunFolder) -> None:
+    """Write into ``config.yaml`` what was chosen for the values left open, and where the data is if it was moved.
+
+    All other lines stay as they are, so that a resumed run has the record of one that was never interrupted.
+    """
+    asked = read_config(folder.path)
+    if not isinstance(asked, FitConfig):
+        return
     recipe = task.recipe.as_dict() if task.recipe else {}
-    recipe["clip"] = recipe.pop("gradient_clip", None)
-    open_values = {
-        name: value
-        for name, value in recipe.items()
-        if name != "reason" and value is not None and getattr(config, name) in (None, "auto")
+    chosen = {
+        name: recipe[argument]
+        for name, argument in decided_by_recipe().items()
+        if recipe.get(argument) is not None and getattr(asked, name) == defaults()[name]
     }
-    resolved = config.resolved(open_values, "recipe")
-    return resolved.resolved(found, "batch-size finder") if found else resolved
+    found = {"batch_size": data.batch_size} if asked.batch_size_find else {}
+    moved = {
+        name: getattr(config, name)
+        for name, option in options().items()
+        if option.recorded == "data" and getattr(config, name) != getattr(asked, name)
+    }
+    text = (folder.path / "config.yaml").read_text(encoding="utf-8")
+    for values, source in ((chosen, "recipe"), (found, "batch-size finder"), (moved, "moved data")):
+        text = completed(text, values, source)
+    folder.write_config(text)

@@ -33,8 +33,8 @@ def predict(
         task: A task that knows its data, as one loaded from a checkpoint does.
         paths: An image file, a folder (with all below it), or any number of them.
         trainer: Who runs it; a default trainer if not given.
-        num_workers: Processes that load images; they never change results.
-        fast: Do not pad batches to one fixed shape. The last bits may then depend on the images beside.
+        num_workers: Number of data loading processes; it never changes a result.
+        fast: Do not pad batches to one fixed shape. The last bits of a result may then depend on the rest of its batch.
         threshold: Score in (0, 1) from which on labels or objects are reported, instead of the task's own.
 
     Returns:
@@ -52,15 +52,15 @@ def predict(
     trainer = trainer or AutoTrainer(run_dir=False, enable_checkpointing=False, devices=1)
     with task.padding(not fast), task.reporting_from(threshold):
         batches = trainer.predict(task, loader)
-    found: list[Any] = [prediction for batch in batches or [] for prediction in batch]
-    return found
+    predictions: list[Any] = [prediction for batch in batches or [] for prediction in batch]
+    return predictions
 
 
 def known_data(task: Task) -> DataSpec:
-    """What a task remembers of its data.
+    """The data specification that a task has stored.
 
     Raises:
-        ModelError: If it remembers nothing, since it was neither trained on a data module nor loaded.
+        ModelError: If it has none, since it was neither trained on a data module nor loaded.
     """
     if task.spec is None:
         raise ModelError(f"The {type(task).__name__} must know its data to read files. Load it from a checkpoint.")
@@ -68,10 +68,10 @@ def known_data(task: Task) -> DataSpec:
 
 
 def data_of_checkpoint(path: str | Path) -> DataSpec:
-    """What the task in a checkpoint remembers of its data, without building the task.
+    """The data specification of the task in a checkpoint, without building the task.
 
     Raises:
-        ModelError: If it remembers nothing, or the file is no checkpoint of a task.
+        ModelError: If it has none, or the file is not a checkpoint of a task.
     """
     spec = TaskRecord.of(read_checkpoint(path), path).spec
     if spec is None:

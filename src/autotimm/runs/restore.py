@@ -1,4 +1,4 @@
-"""A recorded run as objects again: the same task, data and trainer, with what was decided then decided already."""
+"""Rebuild the objects of a recorded run: task, data and trainer, with the recorded decisions in place."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autotimm.config import FitConfig, defaults, read_yaml
+from autotimm.config import (
+    FitConfig,
+    argument_of,
+    decided_by_recipe,
+    defaults,
+    names_of_recipe,
+    options,
+    read_yaml,
+)
 from autotimm.data.inference_loaders import recorded_data
 from autotimm.data.module import DataModule
 from autotimm.errors import ModelError
@@ -24,28 +32,15 @@ from autotimm.train import AutoTrainer
 
 __all__ = ["Rebuilt", "read_config", "read_manifest", "rebuild"]
 
-# What the command line calls the arguments of a trainer, and options that a recipe fills in.
-_TRAINER_NAMES = {"epochs": "max_epochs", "accumulate": "accumulate_grad_batches"}
-
-
-_RECIPE = {
-    "lr": "lr", "optimizer": "optimizer", "weight_decay": "weight_decay", "layer_decay": "layer_decay",
-    "backbone_scale": "backbone_scale", "schedule": "schedule", "warmup_epochs": "warmup_epochs",
-    "clip": "gradient_clip",
-}  # fmt: skip
-# What a recipe is chosen by, or replaced in it: where one of them is changed, it is chosen again.
-_OF_RECIPE = {*_RECIPE, *_RECIPE.values(), "batch_size", "accumulate", "accumulate_grad_batches", "devices", "backbone",
-              "pretrained", "freeze_backbone", "arch", "task"}  # fmt: skip
-
 
 class Rebuilt(NamedTuple):
-    """A run that can be made again.
+    """The objects of a run that can be trained again.
 
     Attributes:
         task: The task, with its initial weights.
-        data: The data module, read.
+        data: The data module, set up.
         trainer: The trainer, writing to the folder that was asked for.
-        config: The options it was made from, if it was made from options.
+        config: Its options; ``None`` for a run that was made from objects.
     """
 
     task: Task
@@ -87,20 +82,20 @@ def rebuild(
     weights_needed: bool = True,
     changes: Mapping[str, Any] | None = None,
 ) -> Rebuilt:
-    """Make the objects of a recorded run.
+    """Rebuild the objects of a recorded run.
 
     Args:
         recorded: The run's folder.
         folder: Where the trainer writes.
         data: Where the data is now, if it was moved.
-        workers: Loading processes instead of the recorded number; they never change a result.
-        weights_needed: Whether pretrained weights must be had: not where a checkpoint replaces them at once.
-        changes: Options that are to be others than recorded, by their names on the command line; for a run of objects
-            also arguments of one part, as ``model.lr``.
+        workers: Number of loading processes in place of the recorded one; it never changes a result.
+        weights_needed: Whether pretrained weights must be available; not if a checkpoint replaces them anyway.
+        changes: Other values than the recorded ones, by the names of the options; for a run made from objects also
+            arguments of one part, such as ``model.lr``.
 
     Raises:
-        ModelError: If a class or an object of it cannot be had again.
-        DataError: If the data is not there.
+        ModelError: If a class or an object of the run cannot be created again.
+        DataError: If the data is missing.
     """
     config = read_config(recorded)
     manifest = read_manifest(recorded) if (recorded / "manifest.json").exists() else None
@@ -108,28 +103,26 @@ def rebuild(
     if manifest is not None and isinstance(config, FitConfig):
         config = _as_asked(config, manifest)
     with ExitStack() as stack:
-        if found := decided.get("weights"):
-            stack.enter_context(as_recorded(Weights.from_dict(found), file_needed=weights_needed))
+        if weights := decided.get("weights"):
+            stack.enter_context(as_recorded(Weights.from_dict(weights), file_needed=weights_needed))
         if isinstance(config, FitConfig):
-            # No option says what came from variables of the environment (PL_TRAINER_LIMIT_TRAIN_BATCHES).
+            # Arguments from environment variables (PL_TRAINER_LIMIT_TRAIN_BATCHES) are in no option.
             given = manifest.inputs.get("config", {}).get("trainer", {}) if manifest is not None else {}
-            made = _from_options(config, decided, folder, data, workers, changes or {}, given)
+            rebuilt = _from_options(config, decided, folder, data, workers, changes or {}, given)
         else:
-            made = _from_classes(config, decided, folder, data, workers, changes or {})
-    found = decided.get("recipe") or {}
-    if found.keys() == {one.name for one in fields(Recipe)} and not _OF_RECIPE & {
-        name.rpartition(".")[-1] for name in changes or {}
-    }:
-        made.task.decided = Recipe(**found)
-    return made
+            rebuilt = _from_classes(config, decided, folder, data, workers, changes or {})
+    recipe = decided.get("recipe") or {}
+    changed = {name.rpartition(".")[-1] for name in changes or {}}
+    if recipe.keys() == {field.name for field in fields(Recipe)} and not names_of_recipe() & changed:
+        rebuilt.task.decided = Recipe(**recipe)
+    return rebuilt
 
 
 def _as_asked(config: FitConfig, manifest: Manifest) -> FitConfig:
-    """Leave open again what a recipe has filled in: the run is known by what was asked."""
+    """Reset what a recipe filled in, since the id of a run depends on the options as they were given."""
     asked = manifest.inputs.get("config", {}).get("model", {})
-    chosen = [name for name, argument in _RECIPE.items() if argument in asked and asked[argument] is None]
-    found = {name: defaults()[name] for name in chosen}
-    return config.resolved(found, "default")
+    chosen = [name for name, argument in decided_by_recipe().items() if argument in asked and asked[argument] is None]
+    return config.resolved({name: defaults()[name] for name in chosen}, "default")
 
 
 def _from_options(
@@ -141,10 +134,9 @@ def _from_options(
         values["image_dir" if config.train_csv else "path"] = str(data)
     if workers is not None:
         values["num_workers"] = workers
-    if config.lr_find and decided.get("lr") is not None:
-        values |= {"lr": decided["lr"], "lr_find": False}
-    if config.batch_size_find and decided.get("batch_size") is not None:
-        values |= {"batch_size": decided["batch_size"], "batch_size_find": False}
+    for name, option in options(type(config)).items():
+        if option.finds and getattr(config, name) and decided.get(option.finds) is not None:
+            values |= {option.finds: decided[option.finds], name: False}
     config = config.resolved(values | dict(changes), "recorded")
     config = settle(config)
     module = build_data(config)
@@ -174,26 +166,26 @@ def _from_classes(
     arguments = {**(config["model"].get("init_args") or {})}
     arguments |= _changed("model", arguments, changes)
     _require_plain(arguments, "model")
-    made = task_class_named(config["model"]["class_path"])
-    if not takes(made, arguments):
+    task_class = task_class_named(config["model"]["class_path"])
+    if not takes(task_class, arguments):
         raise ModelError(
-            f"The {made.__name__} of the run must call `self.save_hyperparameters()` in its constructor, so that its "
-            f"arguments are recorded. Recorded are {', '.join(arguments) or 'none'}. Add it, and train again."
+            f"The {task_class.__name__} of the run must call `self.save_hyperparameters()` in its constructor, so that "
+            f"its arguments are recorded. Recorded are {', '.join(arguments) or 'none'}. Add it, and train again."
         )
-    task = construct(made, arguments)
+    task = construct(task_class, arguments)
     settings = {**config["trainer"]}
     _require_plain(settings, "trainer")
-    # Most options of a trainer are not listed where they were left alone: what nobody else knows is one.
+    # Trainer arguments that were left at their defaults are not recorded: what no other part has is one of them.
     others = {name: value for name, value in changes.items() if "." not in name and name not in {*given, *arguments}}
     settings |= _changed("trainer", settings, changes)
-    settings |= {_TRAINER_NAMES.get(name, name): value for name, value in others.items()}
+    settings |= {argument_of("trainer", name) or name: value for name, value in others.items()}
     settings.pop("logger", None)
     trainer = AutoTrainer(**{**settings, "run_dir": folder.chosen})
     return Rebuilt(task, module, trainer, None)
 
 
 def _changed(part: str, given: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """What is to be another value in one part of a run."""
+    """The changes that concern one part of a run."""
     names = {name: (name, f"{part}.{name}") for name in given}
     return {name: changes[key] for name, keys in names.items() for key in keys if key in changes}
 

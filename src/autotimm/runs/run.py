@@ -1,4 +1,4 @@
-"""A run: making one with :func:`fit`, and what one can do with it afterwards."""
+"""A run: train one with :func:`fit`, then measure, predict, verify, compare, resume or reproduce it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autotimm.config import FitConfig
+from autotimm.config.record import RECORD, VERSION
 from autotimm.data.inference_loaders import labelled_loader, recorded_data
 from autotimm.data.module import DataModule
 from autotimm.errors import AutotimmError, DataError, ModelError, nearest, sentence
@@ -46,7 +47,7 @@ def fit(path: str | Path | None = None, **options: Any) -> Run:
 
 
 def fit_config(config: FitConfig) -> Run:
-    """Train as a configuration says, in a run folder of its own."""
+    """Train from a configuration, in a new run folder."""
     return Run(launch(config))
 
 
@@ -63,10 +64,10 @@ def diff(a: str | Path, b: str | Path, *, explain: bool = False) -> Comparison:
         ModelError: If one of them has no record of a run.
     """
     folders = Run(a).path, Run(b).path
-    found = compare(*folders)
-    if not explain or found.difference is None:
-        return found
-    return replace(found, confirmed=confirm_difference(*folders, found.difference))
+    comparison = compare(*folders)
+    if not explain or comparison.difference is None:
+        return comparison
+    return replace(comparison, confirmed=confirm_difference(*folders, comparison.difference))
 
 
 def fit_objects(task: Task, data: DataModule, trainer: AutoTrainer) -> Run:
@@ -81,7 +82,7 @@ class Run:
         path: A run folder, or a ``.ckpt`` file.
 
     Raises:
-        ModelError: If there is nothing of the kind at the path.
+        ModelError: If the path is neither.
 
     Attributes:
         path: The run folder, or the folder of a checkpoint that stands alone.
@@ -93,10 +94,10 @@ class Run:
         self._file = path if path.is_file() else None
         if self._file is None and not ((path / "checkpoints").is_dir() or (path / "config.yaml").is_file()):
             beside = path.parent.glob("*/checkpoints") if path.parent.is_dir() else []
-            hint = nearest(path.name, (one.parent.name for one in beside))
+            hint = nearest(path.name, (checkpoints.parent.name for checkpoints in beside))
             hint = hint or "Give the folder that the last line of `autotimm fit` names."
-            found = "The folder is none" if path.is_dir() else "There is none"
-            raise ModelError(f"{path} must be a run's folder or a checkpoint. {found}. {hint}")
+            problem = "is not a run folder" if path.is_dir() else "does not exist"
+            raise ModelError(f"{path} must be a run folder or a checkpoint. It {problem}. {hint}")
         inside = self._file is not None and self._file.parent.name == "checkpoints"
         self.path = path if self._file is None else path.parent.parent if inside else path.parent
         self._folder = RunFolder(self.path, self.path.parent)
@@ -107,9 +108,13 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Every option that the run was made with, or class paths and arguments if it was made from objects."""
+        """Every option that the run was made with, or class paths and arguments if it was made from objects.
+
+        The key ``record`` says that the options are a record: ``autotimm.fit(**run.config)`` then knows that they hold
+        what recipes and finders chose, beside what somebody asked for.
+        """
         config = self._config()
-        return config.as_dict() if isinstance(config, FitConfig) else config
+        return {RECORD: VERSION, **config.as_dict()} if isinstance(config, FitConfig) else config
 
     def _config(self) -> FitConfig | dict[str, Any]:
         return read_config(self.path)
@@ -187,7 +192,7 @@ class Run:
         if data is None and self._file is None and str(ckpt) == "best":
             try:
                 self._folder.add_results(test=results, per_class=self.per_class)
-            except OSError as error:  # somebody else's run, or a full disk: no reason to lose what was measured
+            except OSError as error:  # a read-only run or a full disk must not lose the metrics
                 say(f"the metrics are not kept with the run, which cannot be written to ({error.strerror})")
         return results
 
@@ -197,8 +202,8 @@ class Run:
         if isinstance(data, (str, Path)):
             notices: list[str] = []
             split, trained = verb.replace("validate", "val"), self._folder.samples.content_of("train")
-            made = self.config if (self.path / "config.yaml").exists() else None
-            loader = labelled_loader(data, known_data(task), split, notices=notices, trained=trained, made=made)
+            options = self.config if (self.path / "config.yaml").exists() else None
+            loader = labelled_loader(data, known_data(task), split, notices=notices, trained=trained, made=options)
             say(*notices, f"data: {len(loader.dataset)} images of {data}")
             results = measure(task, dataloaders=loader)
         else:
@@ -206,7 +211,7 @@ class Run:
         if not results:
             raise DataError(f"The run {self.path} has no validation data. It was made with val_split=0. Give a folder.")
         self._per_class = task.class_table
-        return {name: float(value) for one in results for name, value in one.items()}
+        return {name: float(value) for metrics in results for name, value in metrics.items()}
 
     def predict(
         self, paths: str | Path | Iterable[str | Path], *, ckpt: str | Path = "best", fast: bool = False,
@@ -237,26 +242,26 @@ class Run:
         workers: int | None = None,
         explain: bool = False,
     ) -> Verdict:
-        """Make the run again in a scratch folder and compare every step, see :func:`autotimm.runs.verify.verify`.
+        """Replay the run in a temporary folder and compare every step, see :func:`autotimm.runs.verify.verify`.
 
         With ``explain`` the cause of a difference is confirmed: the step is replayed with each factor set back, see
         ``confirmed`` of the verdict.
         """
-        found = verify(self.path, data=data, steps=steps, epochs=epochs, workers=workers)
-        if not explain or found.difference is None:
-            return found
-        return replace(found, confirmed=confirm_replay(self.path, found.difference, data=data, workers=workers))
+        verdict = verify(self.path, data=data, steps=steps, epochs=epochs, workers=workers)
+        if not explain or verdict.difference is None:
+            return verdict
+        return replace(verdict, confirmed=confirm_replay(self.path, verdict.difference, data=data, workers=workers))
 
     def level(self) -> dict[str, str]:
         """What the run may claim, for R0 to R7: ``checked``, ``expected`` or ``no, because ...``."""
         return read_manifest(self.path).levels
 
     def resume(self, *, data: str | Path | None = None, workers: int | None = None) -> Run:
-        """Go on where the run was stopped, to the same bits as if it never had been.
+        """Resume an interrupted run, bit for bit as if it had not been interrupted.
 
         Args:
             data: Where the data is now, if it was moved.
-            workers: Loading processes instead of the recorded number; they never change a result.
+            workers: Number of loading processes in place of the recorded one; it never changes a result.
 
         Raises:
             ModelError: If the run was made from objects that no file holds.
@@ -265,15 +270,15 @@ class Run:
         if self._folder.manifest.exists() and read_manifest(self.path).results.get("status") == "finished":
             say(f"{self.path} is finished: there is nothing to resume")
             return self
-        made = rebuild(self.path, self._folder, data=data, workers=workers, weights_needed=self._starts_over)
-        return Run(train(made, self._folder, ckpt_path="last"))
+        rebuilt = rebuild(self.path, self._folder, data=data, workers=workers, weights_needed=self._starts_over)
+        return Run(train(rebuilt, self._folder, ckpt_path="last"))
 
     @property
     def _starts_over(self) -> bool:
         return not [*self._folder.checkpoints.glob("*.ckpt")]
 
     def reproduce(self, out: str | Path | None = None, *, data: str | Path | None = None) -> Run:
-        """Make the run again as a run of its own.
+        """Train the run again, in a run folder of its own.
 
         Args:
             out: The new run's folder; by default the next free number beside this one.
@@ -282,13 +287,13 @@ class Run:
         place = Path(out) if out is not None else self.path.with_name(f"{self.path.name}-again")
         folder = RunFolder.create(place.parent, place.name, exact=out is not None)
         try:
-            made = rebuild(self.path, folder, data=data)
+            rebuilt = rebuild(self.path, folder, data=data)
         except AutotimmError:
-            folder.discard()  # nothing can be made again: leave no empty folder behind
+            folder.discard()
             raise
-        if made.config is not None:
-            folder.write_config(made.config.to_yaml())
-        return Run(train(made, folder))
+        if rebuilt.config is not None:
+            folder.write_config(rebuilt.config.to_yaml())
+        return Run(train(rebuilt, folder))
 
     def _trainer(self) -> AutoTrainer:
         """A trainer with the seed, switches and threads of the run."""

@@ -103,7 +103,8 @@ def compared_with(a: FitConfig, vs: str | Path | Mapping[str, object]) -> FitCon
         if nested:
             raise UsageError(f"A study needs options of fit. {vs} names classes instead. Write lines like `lr: 0.01`.")
     checked = FitConfig.layered([("default", {"path": "."}), (source, values)])
-    own = {key: getattr(checked, key) for key in (key.replace("-", "_") for key in values)}
+    own = {name: getattr(checked, name) for name, said in checked.sources.items() if said != "default"}
+    source = next((said for said in checked.sources.values() if said.startswith("record ")), source)
     return a.resolved({**own, "seed": a.seed, "stream_seeds": a.stream_seeds}, source)
 
 

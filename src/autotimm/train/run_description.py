@@ -7,6 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from autotimm.config import silent_arguments
 from autotimm.data.module import DataModule
 from autotimm.records.code_digest import code_digest, describe_code
 from autotimm.records.environment import code_state, environment, package_digest
@@ -17,19 +18,6 @@ from autotimm.tasks import Task
 __all__ = ["UNKEYED_WEIGHTS", "decisions", "describe", "inputs", "levels", "surroundings"]
 
 UNKEYED_WEIGHTS = "no, because the weights of a module of your own are drawn where no stream is set"
-
-# Arguments that change no number: places, speed of loading, and what is shown or kept.
-_SILENT = {
-    "data": {
-        "data_dir", "train_csv", "val_csv", "test_csv", "image_dir", "num_workers", "persistent_workers", "pin_memory",
-        "download", "strict", "seed",
-    },
-    "model": {"seed", "pretrained"},
-    "trainer": {
-        "seed", "checkpoint_every", "keep", "logger", "enable_progress_bar", "enable_model_summary", "profiler",
-        "default_root_dir", "enable_checkpointing", "log_every_n_steps", "run_dir", "callbacks", "threads",
-    },
-}  # fmt: skip
 
 
 def describe(model: pl.LightningModule, data: DataModule | None, trainer: Any) -> dict[str, Any]:
@@ -55,7 +43,7 @@ def inputs(
         initial: The digest of the initial weights.
     """
     parts = describe(model, data, trainer)
-    config = {name: _without(part.get("init_args", part), _SILENT[name]) for name, part in parts.items()}
+    config = {name: _without(part.get("init_args", part), silent_arguments(name)) for name, part in parts.items()}
     config |= {f"{name}_class": part["class_path"] for name, part in parts.items() if "class_path" in part}
     config = _first_paths(config)  # equal inputs have equal ids, also where a class has moved in between
     roots = {"data": data.data_seed} if data is not None else {}
