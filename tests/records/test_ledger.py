@@ -205,7 +205,7 @@ def test_a_path_that_cannot_be_written_is_one_sentence(tmp_path):
 def test_a_killed_process_leaves_whole_lines(path):
     code = """
 import os, signal, sys
-from autotimm.repro.ledger import Ledger
+from autotimm.records.ledger import Ledger
 ledger = Ledger(sys.argv[1])
 for number in range(100):
     ledger.add("step", step=number)

@@ -267,7 +267,7 @@ def test_values_of_another_type_differ(a, b):
          "Likely the switch torch.are_deterministic_algorithms_enabled: on was recorded, off is used."),
         ("start", "inputs", "config/model/backbone", "b", "Likely the option `backbone`: a was recorded, b was found."),
         ("length", "inputs", "config/trainer/max_epochs", 3,
-         "Likely the option `max_epochs`: 2 was recorded, 3 was found."),
+         "Likely the option `epochs` (`max_epochs`): 2 was recorded, 3 was found."),
     ],
 )  # fmt: skip
 def test_a_cause_in_plain_words(stage, section, path, value, said):

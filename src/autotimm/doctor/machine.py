@@ -10,18 +10,11 @@ import torch
 
 from autotimm.data.module import default_workers
 from autotimm.doctor.finding import Finding, note, ok, problem
+from autotimm.records.bit_factors import VARIABLES
 from autotimm.repro.seed import default_threads
 
 __all__ = ["check_machine", "check_memory", "check_switches"]
 
-# Variables that change bits, by whom they are read. PYTHONHASHSEED and CUBLAS_WORKSPACE_CONFIG have lines of their own.
-_VARIABLES = (
-    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_DYNAMIC", "MKL_DYNAMIC",  # how sums are cut up
-    "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY",  # kernels
-    "DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE",  # precision on the CPU
-    "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLASLT_WORKSPACE_SIZE", "CUDNN_CONV_WSCAP_DBG",
-    "TORCH_CUDNN_V8_API_DISABLED", "TIMM_FUSED_ATTN", "PYTORCH_CUDA_ALLOC_CONF",
-)  # fmt: skip
 # The two with which cuBLAS repeats; torch refuses to run with others under deterministic=True.
 _REPEATABLE = (":4096:8", ":16:8")
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
@@ -34,7 +27,8 @@ _SHARED = Path("/dev/shm")
 def check_switches() -> list[Finding]:
     """Variables of the environment and switches of torch that change numbers."""
     findings = [_cublas(), _hash_seed()]
-    given = [f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ]
+    own_lines = (_CUBLAS, "PYTHONHASHSEED")
+    given = [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ and name not in own_lines]
     if given:
         findings.append(
             note(f"variables that can change bits: {', '.join(given)}", "Set the same ones wherever you compare.")

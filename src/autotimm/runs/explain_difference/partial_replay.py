@@ -1,36 +1,30 @@
-"""What can be set back before a step is replayed: options, threads, and switches of torch.
-
-Replaying a run up to the line in which it differs from another one.
-"""
+"""Replay a run, with options, threads and switches set back, up to the line in which it differs from another run."""
 
 from __future__ import annotations
 
-import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback
 
-from autotimm.config import FitConfig
+from autotimm.config import FitConfig, silent_names
 from autotimm.errors import AutotimmError
+from autotimm.records.bit_factors import FACTORS, Place
 from autotimm.records.causes import ManifestDifference, differences
 from autotimm.records.checkpoint_store import CheckpointStore
 from autotimm.records.digest import state_digest
-from autotimm.records.environment import environment
 from autotimm.records.ledger import Line
 from autotimm.records.ledger_diff import Comparer, Difference
 from autotimm.records.manifest import Manifest
 from autotimm.records.run_folder import RunFolder
+from autotimm.records.versions import require_replayable
 from autotimm.runs.explain_difference.operators import Operator, OperatorLog
-from autotimm.runs.restore import Rebuilt, read_config, rebuild
+from autotimm.runs.restore import Rebuilt, read_config, read_manifest, rebuild
 from autotimm.runs.verify import EnoughError, changed_files, play
 from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.train.callbacks.recorder import Recorder, weight_digests
@@ -61,7 +55,7 @@ class Factor(NamedTuple):
         here: Its value in the run that is replayed.
         there: Its value in the other one.
         option: What :func:`autotimm.runs.restore.rebuild` calls it; empty for a switch.
-        switch: Where torch keeps it, below ``torch.``; empty for an option.
+        switch: Its name among the switches of the manifest; empty for an option.
     """
 
     name: str
@@ -79,7 +73,7 @@ class Setup(NamedTuple):
 
     Attributes:
         options: Options that are to be others than recorded.
-        switches: Switches of torch to set.
+        switches: Switches to set, by their names in the manifest.
     """
 
     options: Mapping[str, Any]
@@ -87,36 +81,29 @@ class Setup(NamedTuple):
 
     def with_(self, factors: Iterable[Factor]) -> Setup:
         """The same, with factors set back."""
-        options = {one.option: one.there for one in factors if one.option}
-        switches = {one.switch: one.there for one in factors if one.switch}
+        factors = list(factors)
+        options = {factor.option: factor.there for factor in factors if factor.option}
+        switches = {factor.switch: factor.there for factor in factors if factor.switch}
         return Setup({**self.options, **options}, {**self.switches, **switches})
-
-
-# Options that change no number. Threads and decisions are compared where they are recorded for certain.
-_SILENT = {
-    "out", "name", "progress", "loggers", "keep", "checkpoint_every", "num_workers", "download", "strict", "threads",
-    "lr_find", "batch_size_find", "logger", "enable_progress_bar", "enable_model_summary", "profiler", "run_dir",
-    "default_root_dir", "enable_checkpointing", "log_every_n_steps", "persistent_workers", "pin_memory", "tuner",
-}  # fmt: skip
-_PLACES = {"path", "data_dir", "train_csv", "val_csv", "test_csv", "image_dir"}  # no matter, while the images are equal
 
 
 def options_apart(replayed: Path, other: Path, manifests: tuple[Manifest, Manifest]) -> list[Factor]:
     """The options in which two runs differ; none if one was made from options and the other from objects."""
     here, there = (_options(read_config(folder)) for folder in (replayed, other))
     same_data = manifests[0].inputs.get("data") == manifests[1].inputs.get("data")
-    silent = _SILENT | (_PLACES if same_data else set())
-    found = []
+    silent = silent_names(same_data=same_data)
+    factors = []
     for key in here:
         name = key.rpartition(".")[2]
         if key in there and name not in silent and here[key] != there[key]:
-            found.append(Factor(_words("inputs", f"config.{name}", here[key], there[key]), here[key], there[key], key))
+            words = _words("inputs", f"config.{key}", here[key], there[key])
+            factors.append(Factor(words, here[key], there[key], key))
     for name in ("lr", "batch_size"):  # found by a search, which no option tells
-        a, b = (one.decisions.get(name) for one in manifests)
-        known = any(one.option.rpartition(".")[2] in (name, "data_dir", "path") for one in found)
+        a, b = (manifest.decisions.get(name) for manifest in manifests)
+        known = any(factor.option.rpartition(".")[2] in (name, "data_dir", "path") for factor in factors)
         if a != b and None not in (a, b) and not known:
-            found.append(Factor(_words("decisions", name, a, b), a, b, name))
-    return found
+            factors.append(Factor(_words("decisions", name, a, b), a, b, name))
+    return factors
 
 
 def _options(config: FitConfig | dict[str, Any]) -> dict[str, Any]:
@@ -141,76 +128,75 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _attribute(path: str, value: Any) -> None:
-    owner, _, name = path.rpartition(".")
-    setattr(attrgetter(owner)(torch), name, value)
-
-
 # The switches that a process may set at any time. Those of `deterministic` are not here: the option decides them.
-_SETTERS: dict[str, Callable[[Any], None]] = {
-    "get_float32_matmul_precision": torch.set_float32_matmul_precision,
-    "backends.cuda.cudnn_sdp_enabled": torch.backends.cuda.enable_cudnn_sdp,
-    "backends.cuda.flash_sdp_enabled": torch.backends.cuda.enable_flash_sdp,
-    "backends.cuda.math_sdp_enabled": torch.backends.cuda.enable_math_sdp,
-    "backends.cuda.mem_efficient_sdp_enabled": torch.backends.cuda.enable_mem_efficient_sdp,
-    **{
-        name: partial(_attribute, name)
-        for name in (
-            "backends.fp32_precision", "backends.cuda.matmul.fp32_precision", "backends.cudnn.conv.fp32_precision",
-            "backends.mkldnn.matmul.fp32_precision", "backends.mkldnn.conv.fp32_precision",
-            "backends.cuda.matmul.allow_bf16_reduced_precision_reduction",
-            "backends.cuda.matmul.allow_fp16_reduced_precision_reduction",
-            "backends.cudnn.enabled", "backends.mkldnn.enabled", "backends.mkldnn.deterministic",
-        )
-    },
-}  # fmt: skip
+_RESTORABLE = {factor.name: factor for factor in FACTORS if factor.section == "switches" and factor.restore is not None}
+_RESTORABLE_KEYS = {factor.key for factor in _RESTORABLE.values()}
 
 
 def recorded_switches(manifest: Manifest) -> dict[str, Any]:
     """The switches of a run that a replay can set."""
-    found: dict[str, Any] = manifest.environment.get("switches", {})
-    return {name: found[name] for name in _SETTERS if found.get(name) is not None}
+    recorded: dict[str, Any] = manifest.environment.get("switches", {})
+    return {name: recorded[name] for name in _RESTORABLE if recorded.get(name) is not None}
 
 
 def surroundings_apart(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[Factor]:
     """Threads and switches in which two recorded environments differ."""
-    found = []
+    factors = []
     a, b = here.get("threads"), there.get("threads")
     if a != b and b is not None:
-        found.append(Factor("the number of threads", a, b, "threads"))
-    for name in _SETTERS:
-        a, b = (one.get("switches", {}).get(name) for one in (here, there))
+        factors.append(Factor(_words("environment", "threads", a, b), a, b, "threads"))
+    for name, switch in _RESTORABLE.items():
+        a, b = (environment.get("switches", {}).get(name) for environment in (here, there))
         if a != b and None not in (a, b):
-            found.append(Factor(_words("environment", f"switches.{name}", a, b), a, b, switch=name))
-    return found
+            factors.append(Factor(switch.words, a, b, switch=name))
+    return factors
 
 
 @contextmanager
 def switched(values: Mapping[str, Any]) -> Iterator[None]:
-    """Set switches of torch inside, and give them back outside."""
-    before = environment(1, [])["switches"]
-    changed = [name for name, value in values.items() if before[name] is not None and before[name] != value]
+    """Set switches inside, and give them back outside."""
+    # In the order of the table: some switches set others, which come after them.
+    before = {name: _read(name) for name in _RESTORABLE}
     try:
-        for name in changed:
-            _SETTERS[name](values[name])
+        _restore({name: value for name, value in values.items() if before[name] is not None})
         yield
     finally:
-        for name in reversed(changed):
-            _SETTERS[name](before[name])
+        _restore({name: value for name, value in before.items() if value is not None})
 
 
-_FIXED = r"environment\.(versions|variables|hardware|package|git|callbacks)\b.*|inputs\.code\b.*"
+def _read(name: str) -> Any:
+    return _RESTORABLE[name].read(Place(1, []))
+
+
+def _restore(values: Mapping[str, Any]) -> None:
+    for name, factor in _RESTORABLE.items():
+        if factor.restore is not None and name in values and _read(name) != values[name]:
+            factor.restore(values[name])
+
+
+# Nor can code, callbacks and the rules of another version.
+_FIXED_SECTIONS = ("versions", "libraries", "variables", "hardware")
+_FIXED = (
+    "inputs.code",
+    "environment.package",
+    "environment.git",
+    "environment.callbacks",
+    "environment.replay_versions",
+)
 
 
 def unsettable(here: Manifest, there: Manifest) -> list[str]:
     """What differs and cannot be set back while Python runs: versions, variables, hardware and code."""
-    names = {}  # without doubles, in order
-    for one in differences(here, there):
-        if re.fullmatch(_FIXED, f"{one.section}.{one.name}"):
-            callback = one.name.removeprefix("callbacks.")
-            name = f"the callback {callback}" if callback != one.name else _words(one.section, one.name, one.a, one.b)
-            names[name] = one
-    return list(names)
+    names = []
+    for difference in differences(here, there):
+        factor = difference.factor
+        # A variable whose switch can be set back is as good as set back itself.
+        fixed = (
+            factor is not None and factor.section in _FIXED_SECTIONS and not _RESTORABLE_KEYS.intersection(factor.sets)
+        )
+        if fixed or difference.path.startswith(_FIXED):
+            names.append(difference.words.partition(": ")[0])
+    return list(dict.fromkeys(names))
 
 
 _Place = tuple[int, int]  # epoch and batch, both from 0
@@ -363,6 +349,7 @@ def replay_up_to(case: Case, setup: Setup, start: Start, traced: _Place | None =
 
 
 def _make(case: Case, setup: Setup, scratch: Path, start: Start) -> Rebuilt:
+    require_replayable(read_manifest(case.replayed).environment, case.replayed)
     place = RunFolder(scratch / "replay", scratch)
     return rebuild(
         case.replayed, place, data=case.data, workers=case.workers, weights_needed=start.checkpoint is None,
