@@ -18,6 +18,7 @@ from autotimm.records.ledger import Line, ReadLedger, read_ledger
 from autotimm.records.ledger_diff import Comparer, Difference, numbers
 from autotimm.records.manifest import Manifest
 from autotimm.records.run_folder import RunFolder
+from autotimm.records.versions import not_replayable
 from autotimm.runs.restore import Rebuilt, read_config, read_manifest, rebuild
 from autotimm.runs.verdict import Verdict, describe, worth_naming
 from autotimm.train.progress import say
@@ -117,6 +118,8 @@ def verify(
     manifest = read_manifest(folder)
     recorded, notes = read_run_ledger(folder, manifest)
     _check_stretch(recorded, epochs)
+    if reason := not_replayable(manifest.environment):
+        return Verdict("not comparable", ModelError.exit_code, reason, notes=tuple(notes))
     with tempfile.TemporaryDirectory(prefix="autotimm-verify-") as scratch:
         place = RunFolder(Path(scratch) / "replay", Path(scratch))
         try:
