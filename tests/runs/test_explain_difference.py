@@ -127,7 +127,7 @@ class TestRunsApart:
         assert f"{tmp_path / 'b'} cannot be made again here: " in found.confirmed
         assert "`callbacks` of the run's trainer, given as an object" in found.confirmed
         assert NONE in found.confirmed
-        assert "the callback tests.test_confirm.Touching" in found.confirmed
+        assert f"the callback {__name__}.Touching" in found.confirmed
 
     def test_neither_can_be_made_again(self, photos, tmp_path):
         for name, step in (("a", 1), ("b", 2)):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from autotimm.config import FitConfig, silent_names
+from autotimm.config import FitConfig, options, silent_names
 from autotimm.errors import AutotimmError
 from autotimm.records.bit_factors import FACTORS, Place
 from autotimm.records.causes import ManifestDifference, differences
@@ -96,7 +96,10 @@ def options_apart(replayed: Path, other: Path, manifests: tuple[Manifest, Manife
     for key in here:
         name = key.rpartition(".")[2]
         if key in there and name not in silent and here[key] != there[key]:
+            declared = options().get(key)
+            # An argument of an object is called what it is there, an option what it is on the command line.
             words = _words("inputs", f"config.{key}", here[key], there[key])
+            words = words if declared is None else declared.words or f"the option `{key}`"
             factors.append(Factor(words, here[key], there[key], key))
     for name in ("lr", "batch_size"):  # found by a search, which no option tells
         a, b = (manifest.decisions.get(name) for manifest in manifests)
