@@ -333,11 +333,22 @@ def test_without_a_difference_of_the_manifests_every_stage_has_its_words(stage):
 
 
 def test_an_unexpected_change_of_the_weights():
-    said = "something outside of the records changed the weights after step 2: a callback, another process, or a kernel"
+    said = (
+        "outside of the records changed the weights after step 2: a callback, another process, or a non-deterministic"
+    )
     assert said in likely_cause(difference("update", equal_until=2), recorded=BASE)
     assert said in likely_cause(difference("forward", equal_until=2), recorded=BASE)
     sure = likely_cause(difference("forward", equal_until=3), recorded=BASE)
     assert "the weights were equal before this step" in sure
+
+
+def test_what_an_older_version_did_not_record_is_named_beside_its_code():
+    later = other("environment", "package", "b" * 16)
+    older = likely_cause(difference("forward"), differences(BASE, later), recorded=BASE)
+    assert older.startswith("Likely the code of autotimm. The record is older and does not tell: the switch timm.")
+    known = replace(later, environment={**later.environment, "threads": 1})
+    said = likely_cause(difference("forward"), differences(BASE, known), recorded=BASE)
+    assert said == "Likely the number of threads: 2 was recorded, 1 is used; or the code of autotimm."
 
 
 def test_what_the_run_allowed_is_named_where_nothing_differs():

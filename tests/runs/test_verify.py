@@ -128,7 +128,7 @@ class TestIdentical:
             one.fit(classifier(), datamodule=toy_data(photos))
         verdict = Run(tmp_path / "run").verify()
         assert (verdict.verdict, verdict.steps) == ("identical", 3)
-        assert "did not come to its end" in verdict.notes[0]
+        assert "did not finish" in verdict.notes[0]
 
     def test_a_ledger_that_was_cut_in_a_line(self, copy):
         ledger, levels = copy.path / "ledger.jsonl", copy.level()
@@ -144,7 +144,7 @@ class TestIdentical:
         ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:lines]))
         verdict = copy.verify()
         assert verdict.identical
-        assert "not those that the manifest speaks of; compared up to there" in verdict.notes[0]
+        assert "not the ones that the manifest refers to; compared up to there" in verdict.notes[0]
         assert copy.level() == levels
         for one, other in ((copy, run), (run, copy)):
             found = diff(one.path, other.path)

@@ -234,9 +234,9 @@ def _attributes(*names: str, device: str = "") -> Iterable[BitFactor]:
 
 
 def _flushes_denormals() -> bool:
-    """Whether this thread rounds denormal numbers to zero. Torch has no getter, so one is computed with.
+    """Whether this thread rounds denormal numbers to zero: tested with one of them, since torch has no getter.
 
-    The state is the thread's own: worker processes, and threads that were started before, may have another.
+    The state belongs to the thread: worker processes, and threads that were started before, may have another.
     """
     denormal = torch.tensor(2e-39, dtype=torch.float32, device="cpu")
     return bool((denormal * 0.5).item() == 0)
@@ -404,13 +404,13 @@ _PACKAGES = (
 
 
 def _of_pillow(feature: str) -> str | None:
-    # Importing Pillow's list of features imports nothing else; but a run without Pillow decodes nothing with it.
+    # Not imported for it: a run that has not loaded Pillow does not depend on it.
     if "PIL.Image" not in sys.modules:
         return None
     from PIL import features
 
-    found = features.version(feature)
-    return None if found is None else str(found)
+    release = features.version(feature)
+    return None if release is None else str(release)
 
 
 def _of_torch(pattern: str) -> str | None:
@@ -513,8 +513,8 @@ _UNKNOWN_STAGES = {
 def factor_named(key: str) -> BitFactor | None:
     """The factor at a dotted name of the manifest's ``environment``; ``None`` if there is no factor.
 
-    A name that this version does not know, as of a record that another one wrote, is a factor too if its section is one
-    of factors: it is thought to act wherever numbers are computed.
+    A name that this version does not know, from a record of another version, is a factor too if its section is one of
+    factors: it is assumed to act wherever numbers are computed.
     """
     if key in _BY_KEY:
         return _BY_KEY[key]

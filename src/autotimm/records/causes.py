@@ -1,6 +1,9 @@
-"""What may have caused a difference of two runs, by what their manifests say.
+"""The likely causes of a difference of two runs, by the differences of their manifests.
 
-Likely, never certain: to be sure, one has to replay the step with each factor set back.
+Likely, never certain: to be sure, the step has to be replayed with each factor set back.
+
+What an option is called and which stages it acts on is declared beside the option, and what acts outside the options is
+declared in :mod:`autotimm.records.bit_factors`.
 """
 
 from __future__ import annotations
@@ -24,8 +27,8 @@ class ManifestDifference(NamedTuple):
 
     Attributes:
         section: ``inputs``, ``environment``, ``decisions``, ``results`` or ``levels``.
-        name: Where in the section, with dots: ``seeds.task``.
-        a: The value in the first; ``None`` if it is missing.
+        name: The dotted name in the section: ``seeds.task``.
+        a: The value in the first manifest; ``None`` if it is missing.
         b: The value in the second.
     """
 
@@ -37,13 +40,13 @@ class ManifestDifference(NamedTuple):
     @property
     def words(self) -> str:
         """The difference in words: ``the learning rate: 0.001 was recorded, 0.002 was found``."""
-        said = _called(self)
+        name = _called(self)
         if self.section == "inputs" and self.name.startswith("data."):
-            return said
+            return name
         if any(_is_digest(value) for value in (self.a, self.b)):
-            return said
-        found = "is used" if self.section == "environment" else "was found"
-        return f"{said}: {_shown(self.a)} was recorded, {_shown(self.b)} {found}"
+            return name
+        verb = "is used" if self.section == "environment" else "was found"
+        return f"{name}: {_shown(self.a)} was recorded, {_shown(self.b)} {verb}"
 
     @property
     def path(self) -> str:
@@ -106,6 +109,7 @@ def _within(path: str, name: str) -> bool:
 _OPTIONS = "what options declare"
 _FACTORS = "what the table of factors declares"
 _REPLAY = "environment.replay_versions"
+_AUTOTIMM = "environment.versions.autotimm"
 _CODE = ("inputs.code", "environment.package", "environment.git")
 _DATA = ("inputs.data", "inputs.splits")
 _SURROUNDINGS = ("environment.device", "environment.processes", "environment.precision")
@@ -128,37 +132,38 @@ _SUSPECTS = {
 
 _UNEXPECTED = {
     "start": "Nothing that is recorded differs. Likely weights are drawn outside of the stream `init`, as in a "
-             "constructor of one's own, or from a generator of their own: draw them inside of "
+             "constructor of your own, or from another generator: draw them inside of "
              "`repro.scope(seed, 'init', 'mine')`.",
     "order": "Nothing that is recorded differs. Likely the data set lists its samples in another order.",
     "inputs": "Nothing that is recorded differs. Likely a transform draws from a generator of its own, or files "
-              "changed while the run went on.",
+              "changed during the run.",
     "rate": "Nothing that is recorded differs. Likely a callback, or a schedule that reads the clock, sets the rate.",
     "validation": "Nothing that is recorded differs. Likely a metric keeps a state, or draws random numbers.",
     "length": "Nothing that is recorded differs. Likely one of the two was stopped early.",
     "ledger": "Nothing that is recorded differs. Likely another version of autotimm wrote one of the two ledgers.",
 }  # fmt: skip
-_OUTSIDE = "a callback, another process, or a kernel that is not deterministic"
+_OUTSIDE = "a callback, another process, or a non-deterministic kernel"
 
 
 def differences(a: Manifest, b: Manifest) -> list[ManifestDifference]:
     """All values in which two manifests differ, by sections and names; ``volatile`` is left out.
 
     Example:
-        >>> recorded, found = (Manifest({"seeds": {"task": seed}}, {}) for seed in (1, 2))
-        >>> differences(recorded, found)
+        >>> recorded, other = (Manifest({"seeds": {"task": seed}}, {}) for seed in (1, 2))
+        >>> differences(recorded, other)
         [ManifestDifference(section='inputs', name='seeds.task', a=1, b=2)]
     """
-    out = []
+    pairs: list[ManifestDifference] = []
     for section in SECTIONS:
         if section != "volatile":
             values, others = (_flat(_completed(manifest, section)) for manifest in (a, b))
-            pairs = [(name, values.get(name), others.get(name)) for name in sorted(values.keys() | others.keys())]
-            out += [ManifestDifference(section, *pair) for pair in pairs if not _same(*pair[1:])]
+            names = sorted(values.keys() | others.keys())
+            pairs += [ManifestDifference(section, name, values.get(name), others.get(name)) for name in names]
     return [
         difference
-        for difference in out
-        if difference.section != "environment" or known_to_both(difference.name, a.environment, b.environment)
+        for difference in pairs
+        if not _same(difference.a, difference.b)
+        and (difference.section != "environment" or known_to_both(difference.name, a.environment, b.environment))
     ]
 
 
@@ -175,35 +180,39 @@ def likely_cause(
     recorded: Manifest | None = None,
     files: Sequence[str] = (),
 ) -> str:
-    """Say in words what is likely behind a difference, the likeliest first.
+    """Name the likely causes of a difference in words, the likeliest first.
 
     Args:
         difference: The first difference of the ledgers.
-        manifests: In what the manifests differ, see :func:`differences`.
-        recorded: The first manifest: says what was allowed to vary where nothing differs.
-        files: Names of files that were added, removed or changed, where that is known.
+        manifests: The differences of the manifests, see :func:`differences`.
+        recorded: The first manifest: it tells which kernels were allowed, and on which device the run computed.
+        files: Names of files that were added, removed or changed, if they are known.
 
     Returns:
-        One sentence or a few. It claims no more than is known.
+        One sentence or a few.
 
     Example:
-        >>> found = Difference("rate", epoch=0, batch=0, step=1, field="lr", recorded="0x1p-10", found="0x1p-9")
-        >>> print(likely_cause(found, [ManifestDifference("inputs", "config.lr", 0.001, 0.002)]))
+        >>> difference = Difference("rate", epoch=0, batch=0, step=1, field="lr", recorded="0x1p-10", found="0x1p-9")
+        >>> print(likely_cause(difference, [ManifestDifference("inputs", "config.lr", 0.001, 0.002)]))
         Likely the learning rate: 0.001 was recorded, 0.002 was found.
     """
-    # Reasons and notes are sentences about the values beside them.
+    # Reasons and notes explain other values.
     texts = ("reason", "note")
     manifests = [value for value in manifests if value.section != "levels" and value.name.split(".")[-1] not in texts]
     device = recorded.environment.get("device") if recorded is not None else None
-    suspects = _suspects(difference.stage, manifests, files, device)
+    unrecorded = _unrecorded(difference.stage, recorded, device)
+    suspects = _suspects(difference.stage, manifests, device)
     if suspects:
-        shown, rest = suspects[:3], len(suspects) - 3
+        words = _words_of(suspects, files)
+        shown, rest = words[:3], len(words) - 3
         more = f"; {rest} more of what the manifests say differ{'s' if rest == 1 else ''}" if rest > 0 else ""
-        return f"Likely {'; or '.join(shown)}{more}."
+        # Between versions the code of autotimm always differs: what the older one did not record counts too.
+        only_code = {suspect.path for suspect in suspects} <= {_AUTOTIMM, "environment.package"}
+        return f"Likely {'; or '.join(shown)}{more}.{unrecorded if only_code else ''}"
     others = [value.words for value in manifests if value.section != "results"]
     if others:
         return f"Nothing that usually matters here differs. What does differ: {'; '.join(others[:3])}."
-    return f"{_unexpected(difference, recorded)}{_unrecorded(difference.stage, recorded, device)}"
+    return f"{_unexpected(difference, recorded)}{unrecorded}"
 
 
 def _unrecorded(stage: str, recorded: Manifest | None, device: str | None) -> str:
@@ -221,9 +230,8 @@ def _unrecorded(stage: str, recorded: Manifest | None, device: str | None) -> st
     return f" The record is older and does not tell: {', '.join(missing[:2])}{more}." if missing else ""
 
 
-def _suspects(
-    stage: str, manifests: Sequence[ManifestDifference], files: Sequence[str], device: str | None
-) -> list[str]:
+def _suspects(stage: str, manifests: Sequence[ManifestDifference], device: str | None) -> list[ManifestDifference]:
+    """The differences that can act on a stage, the likeliest first."""
     suspects = [
         difference for group in _SUSPECTS.get(stage, ()) for difference in _members(group, stage, manifests, device)
     ]
@@ -233,8 +241,12 @@ def _suspects(
         for difference in manifests
         if _within(difference.path, "inputs.config") and difference.argument is None
     ]
+    return _said_once(suspects)
+
+
+def _words_of(suspects: Sequence[ManifestDifference], files: Sequence[str]) -> list[str]:
     words: dict[str, None] = {}  # a set that keeps its order
-    for difference in _said_once(suspects):
+    for difference in suspects:
         other_files = files and _within(difference.path, "inputs.data")
         words[_files(files) if other_files else difference.words] = None
     return list(words)
@@ -264,7 +276,7 @@ def _members(
 def _said_once(suspects: list[ManifestDifference]) -> list[ManifestDifference]:
     """Without what says less: a factor that another one decides, and an option left open beside the decision on it."""
     decided = {key for difference in suspects if (factor := difference.factor) is not None for key in factor.sets}
-    if any(difference.path == "environment.versions.autotimm" for difference in suspects):
+    if any(difference.path == _AUTOTIMM for difference in suspects):
         decided.add("package")
     dropped = [
         difference for difference in suspects if difference.section == "environment" and difference.name in decided
@@ -289,30 +301,30 @@ def _files(files: Sequence[str]) -> str:
 
 
 def _unexpected(difference: Difference, recorded: Manifest | None) -> str:
-    """What is left where the manifests are equal."""
+    """The likely cause where the manifests are equal."""
     if recorded is not None and not recorded.inputs.get("keyed", True) and difference.stage in ("order", "inputs"):
         return "Likely the data loader: it is the caller's own, so that its order and augmentation are not keyed."
     switches = recorded.environment.get("switches", {}) if recorded is not None else {}
     if difference.stage not in ("forward", "update"):
         return _UNEXPECTED.get(difference.stage, _UNEXPECTED["ledger"])
     if switches.get("are_deterministic_algorithms_enabled") is False:
-        return ("Nothing that is recorded differs. Likely a kernel that is not deterministic: the run was made with "
+        return ("Nothing that is recorded differs. Likely a non-deterministic kernel: the run was made with "
                 "deterministic=False, which allows them.")  # fmt: skip
     since = difference.equal_until
     when = "at the start" if since is None else f"after step {since}"
     if difference.stage == "forward" and since is not None and since + 1 == difference.step:
-        return ("Nothing that is recorded differs, and the weights were equal before this step. Likely a kernel that "
-                "is not deterministic, or a layer that draws from a generator of its own.")  # fmt: skip
+        return ("Nothing that is recorded differs, and the weights were equal before this step. Likely a "
+                "non-deterministic kernel, or a layer that draws from a generator of its own.")  # fmt: skip
     what = f"something outside of the records changed the weights {when}: {_OUTSIDE}"
     return f"Nothing that is recorded differs. Likely {what}."
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted names."""
-    out: dict[str, Any] = {}
+    """Nested dictionaries as a flat one with dotted names."""
+    flat: dict[str, Any] = {}
     for name, item in value.items():
-        out |= _flat(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {f"{prefix}{name}": item}
-    return out
+        flat |= _flat(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {f"{prefix}{name}": item}
+    return flat
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What a run is made with: versions, hardware, switches and variables that change numbers, and the state of the code.
+"""The surroundings of a run: versions, hardware, switches and variables that change numbers, and the state of the code.
 
 What is recorded is listed in :mod:`autotimm.records.bit_factors`. Nothing is imported for its version, and no variable
 is recorded that is not listed there: an environment may hold keys and passwords.
@@ -26,16 +26,16 @@ __all__ = ["code_state", "environment", "package_digest", "volatile"]
 
 
 def environment(threads: int, devices: Iterable[str]) -> dict[str, Any]:
-    """Describe what a run is made with, as plain data.
+    """Describe the surroundings of a run as plain data.
 
     Args:
-        threads: How many CPU threads the run computes with.
-        devices: Where it computes, for example ``["cpu"]`` or ``["cuda:0", "cuda:1"]``.
+        threads: Number of CPU threads of the run.
+        devices: Its devices, for example ``["cpu"]`` or ``["cuda:0", "cuda:1"]``.
 
     Returns:
         ``versions``, ``hardware``, ``libraries``, ``threads``, ``switches``, ``variables`` and ``replay_versions``, as
-        in the manifest's schema. What cannot be found out is ``None``. It takes a few milliseconds, and loads no
-        library.
+        in the manifest's schema. What cannot be determined is ``None``. It takes some 20 ms, and imports no
+        package.
 
     Example:
         >>> environment(threads=2, devices=["cpu"])["hardware"]["devices"]
@@ -52,28 +52,28 @@ def environment(threads: int, devices: Iterable[str]) -> dict[str, Any]:
 
 
 def volatile() -> dict[str, str | None]:
-    """The names of this machine and its user: recorded for people, and left out of every digest."""
+    """The names of this machine and its user: recorded for people, excluded from every digest."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError, ImportError):  # a container's user need not have a name
+    except (KeyError, OSError, ImportError):  # a user of a container may have no name
         user = None
     return {"host": platform.node() or None, "user": user}
 
 
 def code_state(folder: str | Path) -> dict[str, Any] | None:
-    """The state of the git repository that a folder lies in.
+    """The state of the git repository that contains a folder.
 
     Returns:
         ``commit`` (``None`` before the first one), ``dirty``, and ``diff``: the digest of all changes since the commit
-        and of the names of new Python files, ``None`` if there are none. New files of other kinds do not count: a run's
-        own folder is one. ``None`` without a repository or without git.
+        and of the names of new Python files, ``None`` if there are none. Other new files do not count: a run's own
+        folder may be among them. ``None`` without a repository or without git.
     """
     root = _git(folder, "rev-parse", "--show-toplevel")
     if not root:
         return None
     top = Path(os.fsdecode(root.removesuffix(b"\n")))
     commit = _git(top, "rev-parse", "--verify", "--quiet", "HEAD")
-    # What a user's settings may change about a diff is fixed here: it must depend on the code alone.
+    # The user's git settings must not change the diff: it depends on the code alone.
     options = ("--no-ext-diff", "--no-textconv", "--no-color", "--full-index", "--binary", "--no-renames",
                "--src-prefix=a/", "--dst-prefix=b/", "--unified=3", "--diff-algorithm=myers")  # fmt: skip
     changes = _git(top, "diff", "HEAD", *options) if commit else b""
@@ -86,8 +86,8 @@ def code_state(folder: str | Path) -> dict[str, Any] | None:
 
 
 def _git(folder: str | Path, *arguments: str) -> bytes | None:
-    """What git says, or ``None`` if it fails, is not there, or takes more than 5 seconds."""
-    # A hook of git runs with variables that point to its own repository; and nothing here may lock one.
+    """The output of git, or ``None`` if it fails, is not installed, or takes more than 5 seconds."""
+    # In a git hook, variables point to the repository of the hook. Nothing here may lock a repository.
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(folder), "-c", "core.fsmonitor=false", *arguments]
     try:

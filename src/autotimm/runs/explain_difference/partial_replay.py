@@ -48,12 +48,12 @@ __all__ = [
 
 
 class Factor(NamedTuple):
-    """Something in which two runs differ, and which a replay can have either way.
+    """A difference of two runs that a replay can set to either value.
 
     Attributes:
-        name: What it is, in words.
-        here: Its value in the run that is replayed.
-        there: Its value in the other one.
+        name: Its name in words.
+        here: Its value in the replayed run.
+        there: Its value in the other run.
         option: What :func:`autotimm.runs.restore.rebuild` calls it; empty for a switch.
         switch: Its name among the switches of the manifest; empty for an option.
     """
@@ -72,7 +72,7 @@ class Setup(NamedTuple):
     """How a replay is made.
 
     Attributes:
-        options: Options that are to be others than recorded.
+        options: Options to replace by other values than recorded.
         switches: Switches to set, by their names in the manifest.
     """
 
@@ -80,7 +80,7 @@ class Setup(NamedTuple):
     switches: Mapping[str, Any]
 
     def with_(self, factors: Iterable[Factor]) -> Setup:
-        """The same, with factors set back."""
+        """This setup with factors set back."""
         factors = list(factors)
         options = {factor.option: factor.there for factor in factors if factor.option}
         switches = {factor.switch: factor.there for factor in factors if factor.switch}
@@ -88,7 +88,7 @@ class Setup(NamedTuple):
 
 
 def options_apart(replayed: Path, other: Path, manifests: tuple[Manifest, Manifest]) -> list[Factor]:
-    """The options in which two runs differ; none if one was made from options and the other from objects."""
+    """The options in which two runs differ; none if only one of them was made from options."""
     here, there = (_options(read_config(folder)) for folder in (replayed, other))
     same_data = manifests[0].inputs.get("data") == manifests[1].inputs.get("data")
     silent = silent_names(same_data=same_data)
@@ -110,7 +110,7 @@ def options_apart(replayed: Path, other: Path, manifests: tuple[Manifest, Manife
 
 
 def _options(config: FitConfig | dict[str, Any]) -> dict[str, Any]:
-    """Options by name; those of objects with the part that they belong to, as ``model.lr``."""
+    """Options by name; the arguments of objects with their part, as ``model.lr``."""
     if isinstance(config, FitConfig):
         return config.as_dict()
     parts = {name: config[name] for name in ("model", "data", "trainer") if name in config}
@@ -209,7 +209,7 @@ class Start(NamedTuple):
     """Where a replay begins.
 
     Attributes:
-        lines: How many lines of the ledger were written before.
+        lines: The number of lines of the ledger before it.
         checkpoint: The file; ``None`` for the start of the run.
     """
 
@@ -226,10 +226,10 @@ class Case:
 
     Attributes:
         replayed: The run's folder.
-        other: The folder of the run whose bits are to come back; the same one for a verification.
-        recorded: The ledger of the other one.
-        goal: The line of it that differs, from 0.
-        data: Where the data is now, if it was moved.
+        other: The folder of the run whose bits are to be restored; the same folder for a verification.
+        recorded: The ledger of the other run.
+        goal: The number of its line that differs, from 0.
+        data: The folder of the data, if it was moved.
         workers: Loading processes instead of the recorded number.
     """
 
@@ -243,13 +243,13 @@ class Case:
 
 @dataclass
 class Played:
-    """What came of a replay.
+    """The result of a replay.
 
     Attributes:
-        difference: Its first difference from the other run; ``None`` if it has the other's bits.
-        problem: Why it could not be made; empty if it was.
+        difference: Its first difference from the other run; ``None`` if it has the same bits.
+        problem: Why the replay failed; empty if it did not.
         states: The digest of weights and buffers before each step.
-        operators: The operators of the step that was asked for.
+        operators: The operators of the traced step.
     """
 
     difference: Difference | None = None
@@ -275,7 +275,7 @@ class _Listener:
         if self.over:
             return
         self.difference = self.comparer.take(line)
-        self.at += line["kind"] != "gap"  # with which a ledger begins that goes on from a checkpoint
+        self.at += line["kind"] != "gap"  # the first line of a ledger that continues from a checkpoint
         self.over = self.difference is not None or self.at > self.goal
         if self.over:
             raise EnoughError
@@ -285,7 +285,7 @@ class _Listener:
 
 
 class _Watch(Callback):
-    """Has every line written as soon as it can be, notes the weights, and records the operators of one step."""
+    """Lets every line be written at once, keeps digests of the weights, and records the operators of one step."""
 
     def __init__(self, played: Played, traced: _Place | None) -> None:
         self.played, self.traced = played, traced
@@ -295,9 +295,9 @@ class _Watch(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
-        for one in callbacks:
-            if isinstance(one, Recorder):
-                one.look()  # it waits for 32 steps otherwise; raises at the goal
+        for callback in callbacks:
+            if isinstance(callback, Recorder):
+                callback.look()  # it waits for 32 steps otherwise; raises at the goal
         place = trainer.current_epoch, batch_idx
         self.played.states[place] = state_digest(weight_digests(pl_module))
         if place == self.traced:
@@ -324,34 +324,34 @@ class _Watch(Callback):
 
 
 def replay_up_to(case: Case, setup: Setup, start: Start, traced: _Place | None = None) -> Played:
-    """Make a run again in a scratch folder, up to the goal or to its first difference from the other one.
+    """Replay a run in a temporary folder, up to the goal or to its first difference from the other run.
 
     Args:
-        case: Which run, and what to compare it with.
-        setup: With which options and switches.
+        case: The run, and what to compare it with.
+        setup: The options and switches to set.
         start: Where to begin.
-        traced: Epoch and batch of the step whose operators are recorded.
+        traced: Epoch and batch, from 0, of the step whose operators are recorded.
     """
     played = Played()
     with tempfile.TemporaryDirectory(prefix="autotimm-explain-") as scratch, switched(setup.switches):
         try:
-            made = _make(case, setup, Path(scratch), start)
+            rebuilt = _rebuild(case, setup, Path(scratch), start)
             moved = {"path", "data.data_dir"} & setup.options.keys()
-            if found := [] if moved else changed_files(case.replayed, made):
-                played.problem = f"The data is not what it was: {'; '.join(found[:3])}."
+            if changed := [] if moved else changed_files(case.replayed, rebuilt):
+                played.problem = f"The data is not what it was: {'; '.join(changed[:3])}."
                 return played
             listener = _Listener(case, start)
-            # The first of them: the step is over before others look at it, which is no part of it.
-            made.trainer.callbacks.insert(0, _Watch(played, traced))  # type: ignore[attr-defined]  # set at run time
-            play(made, listener, start.checkpoint)
-        except (AutotimmError, RuntimeError) as error:  # RuntimeError: torch, of a kernel that it lacks
+            # In front of the others: what they do after a step is no part of it.
+            rebuilt.trainer.callbacks.insert(0, _Watch(played, traced))  # type: ignore[attr-defined]  # set at run time
+            play(rebuilt, listener, start.checkpoint)
+        except (AutotimmError, RuntimeError) as error:  # RuntimeError: torch lacks a kernel
             played.problem = str(error)
             return played
     played.difference = listener.finish()
     return played
 
 
-def _make(case: Case, setup: Setup, scratch: Path, start: Start) -> Rebuilt:
+def _rebuild(case: Case, setup: Setup, scratch: Path, start: Start) -> Rebuilt:
     require_replayable(read_manifest(case.replayed).environment, case.replayed)
     place = RunFolder(scratch / "replay", scratch)
     return rebuild(
@@ -361,20 +361,20 @@ def _make(case: Case, setup: Setup, scratch: Path, start: Start) -> Rebuilt:
 
 
 def now(case: Case) -> dict[str, Any]:
-    """Versions, hardware, threads and switches that a replay of the run meets here.
+    """The surroundings of a replay of the run in this process.
 
     Raises:
         AutotimmError: If the run cannot be rebuilt.
     """
     with tempfile.TemporaryDirectory(prefix="autotimm-explain-") as scratch:
-        return surroundings(_make(case, Setup({}, {}), Path(scratch), Start(0, None)).trainer)
+        return surroundings(_rebuild(case, Setup({}, {}), Path(scratch), Start(0, None)).trainer)
 
 
 def nearest_start(case: Case) -> Start:
-    """The last checkpoint of the replayed run before which both runs were certainly equal, or the start.
+    """The last checkpoint of the replayed run up to which both runs were certainly equal, or the start.
 
-    At the end of an epoch the ledger has digests of all that a checkpoint holds. In the middle of one it has not: there
-    the checkpoints of both runs are compared.
+    At the end of an epoch the ledger has digests of everything in a checkpoint. In the middle of an epoch it has not:
+    there the checkpoints of both runs are compared.
     """
     store = CheckpointStore(case.replayed / "checkpoints")
     ends = {*store.epochs().values()}
@@ -392,5 +392,5 @@ def nearest_start(case: Case) -> Start:
 
 
 def _state(checkpoint: dict[str, Any]) -> str:
-    optimizers = {str(number): one for number, one in enumerate(checkpoint.get("optimizer_states", []))}
+    optimizers = {str(number): state for number, state in enumerate(checkpoint.get("optimizer_states", []))}
     return state_digest({"weights": checkpoint["state_dict"], "optimizers": optimizers})
