@@ -267,7 +267,7 @@ def test_values_of_another_type_differ(a, b):
          "Likely the switch torch.are_deterministic_algorithms_enabled: on was recorded, off is used."),
         ("start", "inputs", "config/model/backbone", "b", "Likely the option `backbone`: a was recorded, b was found."),
         ("length", "inputs", "config/trainer/max_epochs", 3,
-         "Likely the option `max_epochs`: 2 was recorded, 3 was found."),
+         "Likely the option `epochs` (`max_epochs`): 2 was recorded, 3 was found."),
     ],
 )  # fmt: skip
 def test_a_cause_in_plain_words(stage, section, path, value, said):
@@ -333,11 +333,22 @@ def test_without_a_difference_of_the_manifests_every_stage_has_its_words(stage):
 
 
 def test_an_unexpected_change_of_the_weights():
-    said = "something outside of the records changed the weights after step 2: a callback, another process, or a kernel"
+    said = (
+        "outside of the records changed the weights after step 2: a callback, another process, or a non-deterministic"
+    )
     assert said in likely_cause(difference("update", equal_until=2), recorded=BASE)
     assert said in likely_cause(difference("forward", equal_until=2), recorded=BASE)
     sure = likely_cause(difference("forward", equal_until=3), recorded=BASE)
     assert "the weights were equal before this step" in sure
+
+
+def test_what_an_older_version_did_not_record_is_named_beside_its_code():
+    later = other("environment", "package", "b" * 16)
+    older = likely_cause(difference("forward"), differences(BASE, later), recorded=BASE)
+    assert older.startswith("Likely the code of autotimm. The record is older and does not tell: the switch timm.")
+    known = replace(later, environment={**later.environment, "threads": 1})
+    said = likely_cause(difference("forward"), differences(BASE, known), recorded=BASE)
+    assert said == "Likely the number of threads: 2 was recorded, 1 is used; or the code of autotimm."
 
 
 def test_what_the_run_allowed_is_named_where_nothing_differs():

@@ -8,7 +8,8 @@ import jsonschema
 import pytest
 
 from autotimm.errors import ModelError
-from autotimm.records.environment import VARIABLES, code_state, environment, package_digest, volatile
+from autotimm.records.bit_factors import VARIABLES
+from autotimm.records.environment import code_state, environment, package_digest, volatile
 from autotimm.records.manifest import SECTIONS, Manifest
 from autotimm.repro import config_digest
 

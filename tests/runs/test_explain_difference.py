@@ -124,10 +124,10 @@ class TestRunsApart:
         touched = trainer(2, run_dir=tmp_path / "b", callbacks=[Touching(4)])
         touched.fit(classifier(), datamodule=toy_data(photos))
         found = diff(tmp_path / "a", tmp_path / "b", explain=True)
-        assert f"{tmp_path / 'b'} cannot be made again here: " in found.confirmed
+        assert f"{tmp_path / 'b'} cannot be replayed here: " in found.confirmed
         assert "`callbacks` of the run's trainer, given as an object" in found.confirmed
         assert NONE in found.confirmed
-        assert "the callback tests.runs.test_explain_difference.Touching" in found.confirmed
+        assert f"the callback {__name__}.Touching" in found.confirmed
 
     def test_neither_can_be_made_again(self, photos, tmp_path):
         for name, step in (("a", 1), ("b", 2)):
@@ -185,10 +185,10 @@ def operator(name="aten.mm", arguments="t", inputs="1", outputs="1"):
 @pytest.mark.parametrize(
     ("a", "b", "said"),
     [
-        ([operator(), operator("aten.add")], [operator(), operator("aten.mul")], "compute with other operators"),
-        ([operator(), operator()], [operator()], "One of the two computes more operators: 2 and 1"),
+        ([operator(), operator("aten.add")], [operator(), operator("aten.mul")], "call other operators"),
+        ([operator(), operator()], [operator()], "One of the two runs calls more operators: 2 and 1"),
         ([operator()], [operator()], "No operator of that step differs"),
-        ([operator()], [operator(inputs="2", outputs="2")], "What goes into it differs before the step begins"),
+        ([operator()], [operator(inputs="2", outputs="2")], "Its inputs differ before the step begins"),
     ],
 )
 def test_the_first_operator(a, b, said):

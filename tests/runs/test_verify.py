@@ -128,7 +128,7 @@ class TestIdentical:
             one.fit(classifier(), datamodule=toy_data(photos))
         verdict = Run(tmp_path / "run").verify()
         assert (verdict.verdict, verdict.steps) == ("identical", 3)
-        assert "did not come to its end" in verdict.notes[0]
+        assert "did not finish" in verdict.notes[0]
 
     def test_a_ledger_that_was_cut_in_a_line(self, copy):
         ledger, levels = copy.path / "ledger.jsonl", copy.level()
@@ -144,7 +144,7 @@ class TestIdentical:
         ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:lines]))
         verdict = copy.verify()
         assert verdict.identical
-        assert "not those that the manifest speaks of; compared up to there" in verdict.notes[0]
+        assert "not the ones that the manifest refers to; compared up to there" in verdict.notes[0]
         assert copy.level() == levels
         for one, other in ((copy, run), (run, copy)):
             found = diff(one.path, other.path)
@@ -242,6 +242,49 @@ class TestNotComparable:
         assert path.name in verdict.reason
         assert said in verdict.reason
 
+    def made_by_other_rules(self, run, **versions):
+        """As a run that another version of autotimm has recorded."""
+        file = run.path / "manifest.json"
+        manifest = Manifest.load(file)
+        environment = dict(manifest.environment)
+        if versions:
+            environment["replay_versions"] = {**environment["replay_versions"], **versions}
+            environment["versions"] = {**environment["versions"], "autotimm": "9.8.7"}
+        else:
+            del environment["replay_versions"]
+        results = {**manifest.results, "status": "interrupted"}
+        dataclasses.replace(manifest, environment=environment, results=results).save(file)
+
+    @pytest.mark.parametrize("name", ["streams", "pipeline", "ledger"])
+    def test_other_rules(self, copy, name):
+        self.made_by_other_rules(copy, **{name: 2})
+        verdict = copy.verify()
+        assert (verdict.verdict, verdict.exit_code) == ("not comparable", 4)
+        assert name in verdict.reason
+        assert "has version 2 there and 1 here" in verdict.reason
+        assert 'pip install "autotimm==9.8.7"' in verdict.reason
+        assert copy.verify(explain=True).confirmed == ""
+        assert copy.validate()  # it is read and measured as any other
+
+    def test_a_record_without_versions_is_compared(self, copy):
+        self.made_by_other_rules(copy)
+        assert copy.verify(steps=2).identical
+
+    def test_resuming_by_other_rules(self, copy, photos):
+        self.made_by_other_rules(copy, pipeline=2)
+        before = {path.name: path.read_bytes() for path in copy.path.iterdir() if path.is_file()}
+        with pytest.raises(ModelError, match="has version 2 there and 1 here"):
+            copy.resume()
+        with pytest.raises(ModelError, match="has version 2 there and 1 here"):
+            trainer(3, run_dir=copy.path).fit(classifier(), datamodule=toy_data(photos), ckpt_path="last")
+        assert {path.name: path.read_bytes() for path in copy.path.iterdir() if path.is_file()} == before
+
+    def test_other_rules_are_a_difference(self, copy, run):
+        self.made_by_other_rules(copy, pipeline=2)
+        found = diff(run.path, copy.path)
+        assert found.equal
+        assert "the version of the pipeline: 1 was recorded, 2 is used" in str(found)
+
     def test_resuming_with_other_data(self, photos, tmp_path):
         moved = shutil.copytree(photos, tmp_path / "moved")
         with pytest.raises(UsageError):
@@ -316,7 +359,7 @@ class TestCauses:
             ({"lr": 1e-3}, "rate", "the learning rate: 0.0005 was recorded, 0.001 was found."),
             ({"augmentation": "light"}, "inputs", "the option `augmentation`: default was recorded, light was found"),
             ({"weight_decay": 0.2}, "update", "the decision on `weight_decay`: 0.05 was recorded, 0.2 was found."),
-            ({"epochs": 3}, "rate", "the option `max_epochs`: 2 was recorded, 3 was found"),
+            ({"epochs": 3}, "rate", "the option `epochs` (`max_epochs`): 2 was recorded, 3 was found"),
         ],
         ids=["seed", "batch size", "learning rate", "augmentation", "decay", "epochs"],
     )  # fmt: skip
@@ -401,4 +444,4 @@ class TestCauses:
         touched.fit(classifier(), datamodule=toy_data(photos))
         found = diff(tmp_path / "a", tmp_path / "b")
         assert (found.difference.stage, found.difference.step) == ("forward", 5)
-        assert found.cause == "Likely the callback tests.runs.test_verify.Touching."
+        assert found.cause == f"Likely the callback {__name__}.Touching."

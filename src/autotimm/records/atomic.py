@@ -1,4 +1,4 @@
-"""Writing that leaves either the old file or the new one, never half of one."""
+"""Atomic writing: a file has either its old content or its new one, never a part of it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["atomic_path", "write_text"]
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` to write to; on success it is synced and renamed, on failure removed.
+    """Yield a temporary path beside ``path`` to write to; on success it is synced and renamed, on failure removed.
 
-    A reader, a crash or a full disk therefore never meets half a file, and what was there before survives a failure.
+    A reader therefore never sees a partial file, and after a crash or with a full disk the old file is still there.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

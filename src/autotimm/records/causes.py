@@ -1,6 +1,9 @@
-"""What may have caused a difference of two runs, by what their manifests say.
+"""The likely causes of a difference of two runs, by the differences of their manifests.
 
-Likely, never certain: to be sure, one has to replay the step with each factor set back.
+Likely, never certain: to be sure, the step has to be replayed with each factor set back.
+
+What an option is called and which stages it acts on is declared beside the option, and what acts outside the options is
+declared in :mod:`autotimm.records.bit_factors`.
 """
 
 from __future__ import annotations
@@ -9,8 +12,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from autotimm.config import Argument, recorded_argument
+from autotimm.records.bit_factors import FACTORS, BitFactor, factor_named, known_to_both, rank
 from autotimm.records.ledger_diff import Difference
 from autotimm.records.manifest import SECTIONS, Manifest
+from autotimm.records.versions import replay_versions
 from autotimm.serialization import current_path
 
 __all__ = ["ManifestDifference", "differences", "likely_cause"]
@@ -21,8 +27,8 @@ class ManifestDifference(NamedTuple):
 
     Attributes:
         section: ``inputs``, ``environment``, ``decisions``, ``results`` or ``levels``.
-        name: Where in the section, with dots: ``seeds.task``.
-        a: The value in the first; ``None`` if it is missing.
+        name: The dotted name in the section: ``seeds.task``.
+        a: The value in the first manifest; ``None`` if it is missing.
         b: The value in the second.
     """
 
@@ -34,115 +40,137 @@ class ManifestDifference(NamedTuple):
     @property
     def words(self) -> str:
         """The difference in words: ``the learning rate: 0.001 was recorded, 0.002 was found``."""
-        name = f"{self.section}.{self.name}"
-        matches = ((re.fullmatch(pattern, name), words) for pattern, words in _WORDS)
-        said = next((match.expand(words) for match, words in matches if match), name)
-        if name.startswith("inputs.data.") or any(_is_digest(one) for one in (self.a, self.b)):
-            return said
-        found = "is used" if self.section == "environment" else "was found"
-        return f"{said}: {_shown(self.a)} was recorded, {_shown(self.b)} {found}"
+        name = _called(self)
+        if self.section == "inputs" and self.name.startswith("data."):
+            return name
+        if any(_is_digest(value) for value in (self.a, self.b)):
+            return name
+        verb = "is used" if self.section == "environment" else "was found"
+        return f"{name}: {_shown(self.a)} was recorded, {_shown(self.b)} {verb}"
+
+    @property
+    def path(self) -> str:
+        """Section and name, with dots: ``inputs.seeds.task``."""
+        return f"{self.section}.{self.name}"
+
+    @property
+    def factor(self) -> BitFactor | None:
+        """The factor outside the options whose value it is, if it is one."""
+        return factor_named(self.name) if self.section == "environment" else None
+
+    @property
+    def argument(self) -> Argument | None:
+        """The constructor argument whose value it is, or the decision on one, if it is one that an option declares."""
+        return recorded_argument(self.path)
 
 
-# From a name in the manifest to words. The first pattern that matches the whole name counts.
-_WORDS = (
-    (r"(inputs\.config\.(.*\.)?|decisions\.(recipe\.)?)lr", "the learning rate"),
-    (r"inputs\.config\.(?:.*\.)?(\w+)", r"the option `\1`"),
-    (r"inputs\.seeds\.task", "another seed of the model"),
-    (r"inputs\.seeds\.data", "another seed of the data module"),
-    (r"inputs\.seeds\.trainer", "another seed of the trainer"),
-    (r"inputs\.seeds\.streams\.(\w+)", r"another seed of the stream `\1`"),
-    (r"inputs\.data\..*", "other files, or other contents of them"),
-    (r"inputs\.splits", "another split"),
-    (r"inputs\.transforms\.names", "other transforms"),
-    (r"inputs\.transforms\.(train|eval)", r"the settings or the code of a transform (\1)"),
-    (r"(inputs\.code|environment)\.package", "the code of autotimm"),
-    (r"(inputs\.code|environment)\.git\b.*", "the code of the project"),
-    (r"environment\.callbacks\.(.*)", r"the callback \1"),
-    (r"inputs\.code\.(task|model)", "the code of the task"),
-    (r"inputs\.weights\b.*|decisions\.(weights|pretrained)\b.*", "other pretrained weights"),
-    (r"inputs\.initial", "the initial weights"),
-    (r"inputs\.keyed", "a data loader with an order of its own"),
-    (r"environment\.threads", "the number of threads"),
-    (r"environment\.processes", "the number of processes"),
-    (r"environment\.precision", "the precision"),
-    (r"environment\.device", "the device"),
-    (r"environment\.versions\.(.*)", r"the version of \1"),
-    (r"environment\.hardware\.cpu", "the processor"),
-    (r"environment\.hardware\.instructions", "the instruction set"),
-    (r"environment\.hardware\.(.*)", r"the hardware (\1)"),
-    (r"environment\.switches\.(.*)", r"the switch torch.\1"),
-    (r"environment\.variables\.(.*)", r"the environment variable \1"),
-    (r"decisions\.(?:recipe\.)?(.*)", r"the decision on `\1`"),
-)
+# What the other values of a manifest are called. The longest name that a value's name begins with counts.
+_WORDS = {
+    "inputs.seeds.task": "another seed of the model",
+    "inputs.seeds.data": "another seed of the data module",
+    "inputs.seeds.trainer": "another seed of the trainer",
+    "inputs.seeds.streams": "another seed of the stream `{rest}`",
+    "inputs.config": "the option `{last}`",
+    "inputs.data": "other files, or other contents of them",
+    "inputs.splits": "another split",
+    "inputs.transforms": "the settings or the code of a transform ({rest})",
+    "inputs.code": "the code of the task",
+    "inputs.initial": "the initial weights",
+    "inputs.keyed": "a data loader with an order of its own",
+    "environment.replay_versions": "the version of the {rest}",
+    "environment.package": "the code of autotimm",
+    "environment.git": "the code of the project",
+    "environment.callbacks": "the callback {rest}",
+    "environment.processes": "the number of processes",
+    "environment.precision": "the precision",
+    "environment.device": "the device",
+    "decisions.weights": "other pretrained weights",
+    "decisions": "the decision on `{last}`",
+}
 
-_CODE = r"inputs\.code\..*|environment\.(package|git\b.*)"
-_DATA = r"inputs\.data\..*|inputs\.splits"
-_KERNELS = (
-    r"environment\.threads|environment\.hardware\.instructions",
-    r"environment\.(switches|variables)\..*",
-    r"environment\.(device|processes|precision)|environment\.hardware\.(devices|cudnn|cuda|driver|cpu|machine)",
-    r"environment\.versions\.torch",
-)
-_CALLBACKS = r"environment\.callbacks\..*"
-_OPTIONS = r"inputs\.config\.(.*\.)?"
+
+def _called(difference: ManifestDifference) -> str:
+    """What a value is called in a sentence."""
+    if (factor := difference.factor) is not None:
+        return factor.words
+    path = difference.path
+    if (argument := difference.argument) is not None and not _within(path, "decisions.weights"):
+        decided = difference.section == "decisions"
+        return argument.words.replace("the option", "the decision on", 1) if decided else argument.words
+    name = max((name for name in _WORDS if _within(path, name)), key=len, default="")
+    rest = path.removeprefix(f"{name}.")
+    return _WORDS[name].format(rest=rest, last=rest.rpartition(".")[2]) if name else path
+
+
+def _within(path: str, name: str) -> bool:
+    return path == name or path.startswith(f"{name}.")
+
+
+_OPTIONS = "what options declare"
+_FACTORS = "what the table of factors declares"
+_REPLAY = "environment.replay_versions"
+_AUTOTIMM = "environment.versions.autotimm"
+_CODE = ("inputs.code", "environment.package", "environment.git")
+_DATA = ("inputs.data", "inputs.splits")
+_SURROUNDINGS = ("environment.device", "environment.processes", "environment.precision")
+_CALLBACKS = "environment.callbacks"
 # What can cause a difference in a stage, the likeliest first.
 _SUSPECTS = {
-    "start": (r"environment\.processes", r"inputs\.seeds\.(task|streams\.init)",
-              r"inputs\.weights\b.*|decisions\.(weights|pretrained)\b.*",
-              _OPTIONS + r"(seed|backbone|pretrained|num_classes|drop\w*|head\w*|\w+_class)", _CODE,
-              r"environment\.versions\.(timm|torch)", r"inputs\.initial"),
-    "order": (r"inputs\.seeds\.(trainer|streams\.order)", _DATA, r"inputs\.keyed",
-              _OPTIONS + r"(batch_size|balanced?\w*|val_split)|decisions\.batch_size.*", r"inputs\.seeds\.data", _CODE),
-    "inputs": (r"inputs\.data\..*", r"inputs\.transforms\.(train|names)",
-               _OPTIONS + r"(image_size|aug\w*|mixup\w*|cutmix\w*|train_transforms)",
-               r"inputs\.seeds\.(trainer|streams\.augment)", r"inputs\.keyed",
-               r"environment\.versions\.(torchvision|pillow|torch|numpy)", _CODE, *_KERNELS),
-    "forward": (r"inputs\.seeds\.(trainer|streams\.step)", _CALLBACKS, *_KERNELS,
-                _OPTIONS + r"(precision|deterministic|compile\w*|drop\w*|head\w*|loss|class_weights|label_\w+)",
-                _OPTIONS + r"(mixup|cutmix)\w*", _CODE,
-                r"environment\.versions\.(timm|pytorch-lightning)"),
-    "rate": (_OPTIONS + r"(lr\w*|learning_rate|sched\w*|warmup\w*|recipe|epochs|max_epochs|steps|max_steps)",
-             r"decisions\.(lr|recipe|batch_size).*", r"inputs\.data\..*", _CALLBACKS, _CODE),
-    "update": (_OPTIONS + r"(optimizer\w*|weight_decay|momentum|ema\w*|(gradient_)?clip\w*|accumulat\w*|freeze\w*)",
-               _OPTIONS + r"(lr\w*|layer_decay|backbone_scale|recipe)|decisions\..*", _CALLBACKS, *_KERNELS, _CODE,
-               r"environment\.versions\.(timm|pytorch-lightning)"),
-    "validation": (_OPTIONS + r"(eval_batch_size|metrics\w*|val_\w+)", r"inputs\.transforms\.(eval|names)", _DATA,
-                   r"environment\.versions\.torchmetrics", *_KERNELS, _CODE),
-    "length": (_OPTIONS + r"(epochs|max_epochs|steps|max_steps|max_time|batch_size|patience|limit_\w+)",
-               r"decisions\.batch_size.*", _DATA, r"results\.status"),
+    "start": (_REPLAY, "environment.processes", "inputs.seeds.task", "inputs.seeds.streams.init", "decisions.weights",
+              _OPTIONS, _FACTORS, *_CODE, "inputs.initial"),
+    "order": (_REPLAY, "inputs.seeds.trainer", "inputs.seeds.streams.order", *_DATA, "inputs.keyed", _OPTIONS,
+              "inputs.seeds.data", _FACTORS, *_CODE),
+    "inputs": (_REPLAY, "inputs.data", "inputs.transforms.train", _OPTIONS, "inputs.seeds.trainer",
+               "inputs.seeds.streams.augment", "inputs.keyed", _FACTORS, *_SURROUNDINGS, *_CODE),
+    "forward": (_REPLAY, "inputs.seeds.trainer", "inputs.seeds.streams.step", _OPTIONS, _CALLBACKS, *_SURROUNDINGS,
+                _FACTORS, *_CODE),
+    "rate": (_REPLAY, _OPTIONS, "inputs.data", _CALLBACKS, _FACTORS, *_CODE),
+    "update": (_REPLAY, _OPTIONS, _CALLBACKS, *_SURROUNDINGS, _FACTORS, *_CODE),
+    "validation": (_REPLAY, _OPTIONS, "inputs.transforms.eval", *_DATA, *_SURROUNDINGS, _FACTORS, *_CODE),
+    "length": (_REPLAY, _OPTIONS, *_DATA, _CALLBACKS, "results.status"),
 }  # fmt: skip
 
 _UNEXPECTED = {
     "start": "Nothing that is recorded differs. Likely weights are drawn outside of the stream `init`, as in a "
-             "constructor of one's own, or from a generator of their own: draw them inside of "
+             "constructor of your own, or from another generator: draw them inside of "
              "`repro.scope(seed, 'init', 'mine')`.",
     "order": "Nothing that is recorded differs. Likely the data set lists its samples in another order.",
     "inputs": "Nothing that is recorded differs. Likely a transform draws from a generator of its own, or files "
-              "changed while the run went on.",
+              "changed during the run.",
     "rate": "Nothing that is recorded differs. Likely a callback, or a schedule that reads the clock, sets the rate.",
     "validation": "Nothing that is recorded differs. Likely a metric keeps a state, or draws random numbers.",
     "length": "Nothing that is recorded differs. Likely one of the two was stopped early.",
     "ledger": "Nothing that is recorded differs. Likely another version of autotimm wrote one of the two ledgers.",
 }  # fmt: skip
-_OUTSIDE = "a callback, another process, or a kernel that is not deterministic"
+_OUTSIDE = "a callback, another process, or a non-deterministic kernel"
 
 
 def differences(a: Manifest, b: Manifest) -> list[ManifestDifference]:
     """All values in which two manifests differ, by sections and names; ``volatile`` is left out.
 
     Example:
-        >>> recorded, found = (Manifest({"seeds": {"task": seed}}, {}) for seed in (1, 2))
-        >>> differences(recorded, found)
+        >>> recorded, other = (Manifest({"seeds": {"task": seed}}, {}) for seed in (1, 2))
+        >>> differences(recorded, other)
         [ManifestDifference(section='inputs', name='seeds.task', a=1, b=2)]
     """
-    out = []
+    pairs: list[ManifestDifference] = []
     for section in SECTIONS:
         if section != "volatile":
-            one, other = _flat(getattr(a, section)), _flat(getattr(b, section))
-            names = sorted(one.keys() | other.keys())
-            pairs = [(name, one.get(name), other.get(name)) for name in names]
-            out += [ManifestDifference(section, *pair) for pair in pairs if not _same(*pair[1:])]
-    return out
+            values, others = (_flat(_completed(manifest, section)) for manifest in (a, b))
+            names = sorted(values.keys() | others.keys())
+            pairs += [ManifestDifference(section, name, values.get(name), others.get(name)) for name in names]
+    return [
+        difference
+        for difference in pairs
+        if not _same(difference.a, difference.b)
+        and (difference.section != "environment" or known_to_both(difference.name, a.environment, b.environment))
+    ]
+
+
+def _completed(manifest: Manifest, section: str) -> Mapping[str, Any]:
+    """A section, with what a record of an earlier version leaves unsaid."""
+    values: Mapping[str, Any] = getattr(manifest, section)
+    return {**values, "replay_versions": replay_versions(values)} if section == "environment" else values
 
 
 def likely_cause(
@@ -152,63 +180,119 @@ def likely_cause(
     recorded: Manifest | None = None,
     files: Sequence[str] = (),
 ) -> str:
-    """Say in words what is likely behind a difference, the likeliest first.
+    """Name the likely causes of a difference in words, the likeliest first.
 
     Args:
         difference: The first difference of the ledgers.
-        manifests: In what the manifests differ, see :func:`differences`.
-        recorded: The first manifest: says what was allowed to vary where nothing differs.
-        files: Names of files that were added, removed or changed, where that is known.
+        manifests: The differences of the manifests, see :func:`differences`.
+        recorded: The first manifest: it tells which kernels were allowed, and on which device the run computed.
+        files: Names of files that were added, removed or changed, if they are known.
 
     Returns:
-        One sentence or a few. It claims no more than is known.
+        One sentence or a few.
 
     Example:
-        >>> found = Difference("rate", epoch=0, batch=0, step=1, field="lr", recorded="0x1p-10", found="0x1p-9")
-        >>> print(likely_cause(found, [ManifestDifference("inputs", "config.lr", 0.001, 0.002)]))
+        >>> difference = Difference("rate", epoch=0, batch=0, step=1, field="lr", recorded="0x1p-10", found="0x1p-9")
+        >>> print(likely_cause(difference, [ManifestDifference("inputs", "config.lr", 0.001, 0.002)]))
         Likely the learning rate: 0.001 was recorded, 0.002 was found.
     """
-    # Reasons and notes are sentences about the values beside them.
+    # Reasons and notes explain other values.
     texts = ("reason", "note")
-    manifests = [one for one in manifests if one.section != "levels" and one.name.split(".")[-1] not in texts]
-    suspects = _suspects(difference.stage, manifests, files)
+    manifests = [value for value in manifests if value.section != "levels" and value.name.split(".")[-1] not in texts]
+    device = recorded.environment.get("device") if recorded is not None else None
+    unrecorded = _unrecorded(difference.stage, recorded, device)
+    suspects = _suspects(difference.stage, manifests, device)
     if suspects:
-        shown, rest = suspects[:3], len(suspects) - 3
+        words = _words_of(suspects, files)
+        shown, rest = words[:3], len(words) - 3
         more = f"; {rest} more of what the manifests say differ{'s' if rest == 1 else ''}" if rest > 0 else ""
-        return f"Likely {'; or '.join(shown)}{more}."
-    others = [one.words for one in manifests if one.section != "results"]
+        # Between versions the code of autotimm always differs: what the older one did not record counts too.
+        only_code = {suspect.path for suspect in suspects} <= {_AUTOTIMM, "environment.package"}
+        return f"Likely {'; or '.join(shown)}{more}.{unrecorded if only_code else ''}"
+    others = [value.words for value in manifests if value.section != "results"]
     if others:
         return f"Nothing that usually matters here differs. What does differ: {'; '.join(others[:3])}."
-    return _unexpected(difference, recorded)
+    return f"{_unexpected(difference, recorded)}{unrecorded}"
 
 
-def _suspects(stage: str, manifests: Sequence[ManifestDifference], files: Sequence[str]) -> list[str]:
-    found = [
-        one
-        for pattern in _SUSPECTS.get(stage, ())
-        for one in manifests
-        if re.fullmatch(pattern, f"{one.section}.{one.name}")
+def _unrecorded(stage: str, recorded: Manifest | None, device: str | None) -> str:
+    """What may be the cause all the same, since the version that wrote the record did not know it."""
+    if recorded is None or "switches" not in recorded.environment:
+        return ""
+    missing = [
+        factor.words
+        for factor in FACTORS
+        if factor.section in ("switches", "libraries")
+        and factor.acts(stage, device)
+        and factor.name not in recorded.environment.get(factor.section, {})
     ]
+    more = f" and {len(missing) - 2} more" if len(missing) > 2 else ""
+    return f" The record is older and does not tell: {', '.join(missing[:2])}{more}." if missing else ""
+
+
+def _suspects(stage: str, manifests: Sequence[ManifestDifference], device: str | None) -> list[ManifestDifference]:
+    """The differences that can act on a stage, the likeliest first."""
+    suspects = [
+        difference for group in _SUSPECTS.get(stage, ()) for difference in _members(group, stage, manifests, device)
+    ]
+    # An argument that no option declares is one of a class of the user's own: it may do anything.
+    suspects += [
+        difference
+        for difference in manifests
+        if _within(difference.path, "inputs.config") and difference.argument is None
+    ]
+    return _said_once(suspects)
+
+
+def _words_of(suspects: Sequence[ManifestDifference], files: Sequence[str]) -> list[str]:
     words: dict[str, None] = {}  # a set that keeps its order
-    for one in _said_once(found):
-        other_files = files and one.section == "inputs" and one.name.startswith("data.")
-        words[_files(files) if other_files else one.words] = None
+    for difference in suspects:
+        other_files = files and _within(difference.path, "inputs.data")
+        words[_files(files) if other_files else difference.words] = None
     return list(words)
 
 
-def _said_once(found: list[ManifestDifference]) -> list[ManifestDifference]:
-    """Without what says less, where an option and the decisions on it differ: an option left open has no value."""
+def _members(
+    group: str, stage: str, manifests: Sequence[ManifestDifference], device: str | None
+) -> list[ManifestDifference]:
+    """The differences of a group that can act on a stage, the likeliest first."""
+    if group == _OPTIONS:
+        acting = [
+            (argument.stages.index(stage), difference)
+            for difference in manifests
+            if (argument := difference.argument) is not None and stage in argument.stages
+        ]
+        return [difference for _, difference in sorted(acting, key=lambda pair: pair[0])]
+    if group == _FACTORS:
+        factors = [
+            (rank(factor), difference)
+            for difference in manifests
+            if (factor := difference.factor) is not None and factor.acts(stage, device)
+        ]
+        return [difference for _, difference in sorted(factors, key=lambda pair: pair[0])]
+    return [difference for difference in manifests if _within(difference.path, group)]
+
+
+def _said_once(suspects: list[ManifestDifference]) -> list[ManifestDifference]:
+    """Without what says less: a factor that another one decides, and an option left open beside the decision on it."""
+    decided = {key for difference in suspects if (factor := difference.factor) is not None for key in factor.sets}
+    if any(difference.path == _AUTOTIMM for difference in suspects):
+        decided.add("package")
+    dropped = [
+        difference for difference in suspects if difference.section == "environment" and difference.name in decided
+    ]
+    # That the initial weights differ is what is to be explained.
+    dropped += [difference for difference in suspects if difference.path == "inputs.initial" and len(suspects) > 1]
     groups: dict[str, list[ManifestDifference]] = {}
-    for one in found:
-        if f"{one.section}.{one.name}".startswith(("inputs.config.", "decisions.")):
-            groups.setdefault(one.name.rpartition(".")[-1], []).append(one)
-    dropped: list[ManifestDifference] = []
+    for difference in suspects:
+        if difference.section in ("inputs", "decisions") and difference.argument is not None:
+            groups.setdefault(difference.name.rpartition(".")[-1], []).append(difference)
     for group in groups.values():
-        if any(one.section == "decisions" for one in group):
-            known = [one for one in group if None not in (one.a, one.b)] or group
-            kept = [one for one in known if one.section == "inputs"] or known[:1]
-            dropped += [one for one in group if one not in kept]
-    return [one for one in found if one not in dropped]
+        if any(difference.section == "decisions" for difference in group):
+            known = [difference for difference in group if None not in (difference.a, difference.b)] or group
+            kept = [difference for difference in known if difference.section == "inputs"] or known[:1]
+            dropped += [difference for difference in group if difference not in kept]
+    return [difference for difference in suspects if difference not in dropped]
 
 
 def _files(files: Sequence[str]) -> str:
@@ -217,30 +301,30 @@ def _files(files: Sequence[str]) -> str:
 
 
 def _unexpected(difference: Difference, recorded: Manifest | None) -> str:
-    """What is left where the manifests are equal."""
+    """The likely cause where the manifests are equal."""
     if recorded is not None and not recorded.inputs.get("keyed", True) and difference.stage in ("order", "inputs"):
         return "Likely the data loader: it is the caller's own, so that its order and augmentation are not keyed."
     switches = recorded.environment.get("switches", {}) if recorded is not None else {}
     if difference.stage not in ("forward", "update"):
         return _UNEXPECTED.get(difference.stage, _UNEXPECTED["ledger"])
     if switches.get("are_deterministic_algorithms_enabled") is False:
-        return ("Nothing that is recorded differs. Likely a kernel that is not deterministic: the run was made with "
+        return ("Nothing that is recorded differs. Likely a non-deterministic kernel: the run was made with "
                 "deterministic=False, which allows them.")  # fmt: skip
     since = difference.equal_until
     when = "at the start" if since is None else f"after step {since}"
     if difference.stage == "forward" and since is not None and since + 1 == difference.step:
-        return ("Nothing that is recorded differs, and the weights were equal before this step. Likely a kernel that "
-                "is not deterministic, or a layer that draws from a generator of its own.")  # fmt: skip
+        return ("Nothing that is recorded differs, and the weights were equal before this step. Likely a "
+                "non-deterministic kernel, or a layer that draws from a generator of its own.")  # fmt: skip
     what = f"something outside of the records changed the weights {when}: {_OUTSIDE}"
     return f"Nothing that is recorded differs. Likely {what}."
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted names."""
-    out: dict[str, Any] = {}
-    for name, one in value.items():
-        out |= _flat(one, f"{prefix}{name}.") if isinstance(one, Mapping) else {f"{prefix}{name}": one}
-    return out
+    """Nested dictionaries as a flat one with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        flat |= _flat(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {f"{prefix}{name}": item}
+    return flat
 
 
 def _same(a: Any, b: Any) -> bool:

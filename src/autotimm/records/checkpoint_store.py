@@ -1,10 +1,10 @@
-"""The checkpoints of a run as files: their names, their digests, which are kept and which is the newest that is whole.
+"""The checkpoints of a run as files: their names, their digests, which are kept and which is the newest intact one.
 
 ::
 
     checkpoints/
       epoch-0002-step-00000090.ckpt   the end of an epoch: after 2 epochs, 90 optimizer steps
-      step-00000120.ckpt              in the middle of one
+      step-00000120.ckpt              in the middle of an epoch
       last.ckpt, best.ckpt            second names of two of them
       sha256.txt                      a digest per file, in the format of `sha256sum`
 """
@@ -49,9 +49,9 @@ class CheckpointStore:
 
     Args:
         folder: The folder.
-        keep: ``"epochs"`` keeps the end of every epoch, a number that of the last so many, ``"last"`` none beside the
+        keep: ``"epochs"`` keeps the end of every epoch, a number N those of the last N epochs, ``"last"`` only the
             newest two; ``"auto"`` keeps every epoch while they take less than 2 GB, then every second, every fourth and
-            so on. The best and the newest two always stay.
+            so on. The best and the newest two are always kept.
     """
 
     def __init__(self, folder: Path, keep: str | int = "auto") -> None:
@@ -59,7 +59,7 @@ class CheckpointStore:
 
     @staticmethod
     def name(step: int, epochs: int | None = None) -> str:
-        """The name of a checkpoint after so many optimizer steps, and epochs if it is at the end of one.
+        """The name of a checkpoint by its number of optimizer steps, and of epochs at the end of an epoch.
 
         Example:
             >>> CheckpointStore.name(90, epochs=2), CheckpointStore.name(120)
@@ -69,15 +69,15 @@ class CheckpointStore:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """Give a path to write a checkpoint to; it gets its name when it is whole and its digest is noted.
+        """Yield a path to write a checkpoint to; it is renamed when it is complete and its digest is listed.
 
-        The digest is noted first: a file without one was not finished, a file with another one was damaged since.
+        The digest is listed first: a file without a digest was not finished, one with another digest is damaged.
         """
         with atomic_path(self.folder / name) as temporary:
             yield temporary
-            self._note(name, file_digest(temporary))
+            self._list_digest(name, file_digest(temporary))
 
-    def _note(self, name: str, digest: str) -> None:
+    def _list_digest(self, name: str, digest: str) -> None:
         lines = [line for line in self._lines() if (self.folder / line[66:]).exists()]
         write_text(self.folder / _DIGESTS, "".join(f"{line}\n" for line in [*lines, f"{digest}  {name}"]))
 
@@ -86,7 +86,7 @@ class CheckpointStore:
         return path.read_text().splitlines() if path.exists() else []
 
     def problem(self, path: Path) -> str | None:
-        """Why a file may not have the bytes it was written with, as a part of a sentence; ``None`` if it has them."""
+        """Why a file may differ from what was written, as a part of a sentence; ``None`` if it is intact."""
         if not self.lists_digests:
             return f"the list of digests {_DIGESTS} is missing"
         known = {line[:64] for line in self._lines() if line[66:] == path.name}
@@ -95,21 +95,21 @@ class CheckpointStore:
         return None if file_digest(path) in known else "it was damaged since it was written"
 
     def whole(self, path: Path) -> bool:
-        """Whether a file has the bytes it was written with."""
+        """Whether a file has exactly the bytes that were written."""
         return self.problem(path) is None
 
     @property
     def lists_digests(self) -> bool:
-        """Whether the list of digests is there: a copy of some files of a run may lack it."""
+        """Whether the list of digests exists: a partial copy of a run may lack it."""
         return (self.folder / _DIGESTS).exists()
 
     def sweep(self) -> None:
-        """Remove what a process that was killed while it wrote has left; only where nobody else can be writing."""
+        """Remove temporary files of a process that was killed while writing; only call it while no other can write."""
         for path in self.folder.glob(".*.tmp"):
             path.unlink(missing_ok=True)
 
     def link(self, name: str, second: str) -> None:
-        """Give a checkpoint a second name, at no cost where the file system can, else by a copy."""
+        """Give a checkpoint a second name: a hard link where the file system has them, else a copy."""
         with atomic_path(self.folder / second) as temporary:
             try:
                 os.link(self.folder / name, temporary)
@@ -117,17 +117,17 @@ class CheckpointStore:
                 shutil.copyfile(self.folder / name, temporary)
 
     def link_epoch(self, epochs: int, second: str) -> None:
-        """Give the end of an epoch a second name that a kill has kept it from getting; nothing if it is not there."""
+        """Give the end of an epoch its second name where a killed process did not; nothing if the file is missing."""
         path, other = self.epochs().get(epochs), self.folder / second
         if path is not None and not (other.exists() and path.samefile(other)):
             self.link(path.name, second)
 
     def files(self) -> list[Path]:
-        """All checkpoints by their own names, the oldest first."""
-        found = [(match, path) for path in self.folder.glob("*.ckpt") if (match := _NAME.fullmatch(path.name))]
+        """All checkpoints without second names, the oldest first."""
+        named = [(match, path) for path in self.folder.glob("*.ckpt") if (match := _NAME.fullmatch(path.name))]
         # At the same step the end of the epoch comes after its last batch.
-        found.sort(key=lambda one: (int(one[0]["step"]), one[0]["epoch"] or ""))
-        return [path for _, path in found]
+        named.sort(key=lambda pair: (int(pair[0]["step"]), pair[0]["epoch"] or ""))
+        return [path for _, path in named]
 
     def epochs(self) -> dict[int, Path]:
         """The checkpoints at the ends of epochs, by the number of epochs done."""
@@ -135,7 +135,7 @@ class CheckpointStore:
         return {int(match["epoch"]): path for match, path in matches if match and match["epoch"]}
 
     def newest(self) -> tuple[Path | None, list[Path]]:
-        """The newest checkpoint that is whole, or ``None``, and the damaged ones that are newer."""
+        """The newest intact checkpoint, or ``None``, and the damaged ones that are newer."""
         damaged: list[Path] = []
         for path in reversed(self.files()):
             if self.whole(path):
@@ -144,7 +144,7 @@ class CheckpointStore:
         return None, damaged
 
     def thin(self) -> None:
-        """Remove what is not to be kept."""
+        """Remove the checkpoints that ``keep`` does not ask for."""
         files, ends = self.files(), self.epochs()
         kept = {*files[-2:], *(path for number, path in ends.items() if number in self._chosen(ends))}
         for path in files:
@@ -160,6 +160,6 @@ class CheckpointStore:
         stride = 1
         if self.keep == "auto" and numbers:
             room = max(BUDGET // max(ends[numbers[-1]].stat().st_size, 1), 1)
-            while len([one for one in numbers if one % stride == 0]) > room:
+            while len([number for number in numbers if number % stride == 0]) > room:
                 stride *= 2
-        return {one for one in numbers if one % stride == 0}
+        return {number for number in numbers if number % stride == 0}

@@ -1,6 +1,6 @@
-"""What the code of a callable is, as plain data: so that a transform that was changed can be told from the one before.
+"""The code of a callable as plain data, so that a changed transform is detected.
 
-A library's own classes are named only, since their version stands beside; of anybody else's code the text is taken.
+Classes of libraries are named only, since the manifest holds the library's version; other code is included as text.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from autotimm.serialization import first_path
 
 __all__ = ["code_digest", "describe_code"]
 
-# Our own code counts as a library's too: a manifest holds the digest of the whole package.
+# Our own code counts as a library's: the manifest holds the digest of the whole package.
 _OURS = str(Path(__file__).parent.parent)
 _LIBRARIES = (_OURS, *{sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")})
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -28,7 +28,7 @@ _DEPTH = 8  # containers within containers
 
 
 def describe_code(value: Any, _depth: int = 0) -> Any:
-    """Describe a callable or an object by name, by its source where it is not a library's, and by what it holds.
+    """Describe a callable or an object by its name, its source unless a library owns it, and its attributes.
 
     Example:
         >>> describe_code(len)
@@ -43,11 +43,11 @@ def describe_code(value: Any, _depth: int = 0) -> Any:
     if _depth > _DEPTH:
         return type(value).__qualname__
     if isinstance(value, Mapping):
-        return {str(name): describe_code(one, _depth + 1) for name, one in value.items()}
+        return {str(name): describe_code(item, _depth + 1) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [describe_code(one, _depth + 1) for one in value]
+        return [describe_code(item, _depth + 1) for item in value]
     if isinstance(value, (set, frozenset)):
-        return sorted(str(describe_code(one, _depth + 1)) for one in value)
+        return sorted(str(describe_code(item, _depth + 1)) for item in value)
     if isinstance(value, functools.partial):
         held = {"args": value.args, "keywords": value.keywords}
         return {"partial": describe_code(value.func, _depth + 1), "held": describe_code(held, _depth + 1)}
@@ -69,15 +69,15 @@ def code_digest(value: Any) -> str:
 
 def _named(value: Any) -> dict[str, Any]:
     path = f"{getattr(value, '__module__', None)}.{getattr(value, '__qualname__', repr(value))}"
-    found = {"name": first_path(path)}
+    named = {"name": first_path(path)}
     try:
         file = inspect.getfile(value)
     except (TypeError, OSError):  # built into the interpreter
-        return found
+        return named
     if file.startswith(_LIBRARIES):
-        return found
+        return named
     try:
-        return found | {"source": inspect.getsource(value)}
-    except (OSError, TypeError):  # typed into an interpreter: the compiled code is what there is
+        return named | {"source": inspect.getsource(value)}
+    except (OSError, TypeError):  # typed into an interpreter: only the compiled code exists
         code = getattr(value, "__code__", None)
-        return found | ({"code": [code.co_code.hex(), _ADDRESS.sub("", repr(code.co_consts))]} if code else {})
+        return named | ({"code": [code.co_code.hex(), _ADDRESS.sub("", repr(code.co_consts))]} if code else {})

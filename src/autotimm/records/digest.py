@@ -1,7 +1,7 @@
 """Canonical digests: equal content gives an equal digest, on every machine and in every container.
 
-Digests are SHA-256 over names in sorted order, data types, shapes and raw bytes. The bytes of ``torch.save`` will not
-do: they depend on the file's name. Nor will ``torch.hash_tensor``: it does not see permutations.
+Digests are SHA-256 over names in sorted order, data types, shapes and raw bytes. The bytes of ``torch.save`` cannot be
+used: they depend on the file's name. Nor can ``torch.hash_tensor``: it ignores the order of the elements.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _update(digest: hashlib._Hash, tensor: Tensor) -> None:
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
     # A view as bytes works for every data type, bfloat16 included, which NumPy does not know.
-    # as_strided: a single element counts as contiguous with any stride, and a view as bytes wants a stride of 1.
+    # as_strided: a single element counts as contiguous with any stride, and a view as bytes needs a stride of 1.
     digest.update(tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy().data)
 
 

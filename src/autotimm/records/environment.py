@@ -1,7 +1,7 @@
-"""What a run is made with: versions, hardware, switches and variables that change numbers, and the state of the code.
+"""The surroundings of a run: versions, hardware, switches and variables that change numbers, and the state of the code.
 
-Nothing is imported for its version, and no variable is recorded that is not in the list below: an environment may hold
-keys and passwords.
+What is recorded is listed in :mod:`autotimm.records.bit_factors`. Nothing is imported for its version, and no variable
+is recorded that is not listed there: an environment may hold keys and passwords.
 """
 
 from __future__ import annotations
@@ -10,189 +10,70 @@ import getpass
 import hashlib
 import os
 import platform
-import re
 import subprocess
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import autotimm
+from autotimm.records.bit_factors import Place, factors_in
 from autotimm.records.digest import files_digest
+from autotimm.records.versions import CURRENT
 
-__all__ = ["VARIABLES", "code_state", "environment", "package_digest", "volatile"]
-
-_PACKAGES = ("torchvision", "timm", "pytorch-lightning", "torchmetrics", "numpy", "pillow")
-
-#: The environment variables that change numbers. Which GPUs are visible does not, nor do folders, caches and logs.
-VARIABLES = (
-    "ATEN_CPU_CAPABILITY",
-    "CUBLAS_WORKSPACE_CONFIG",
-    "DISABLE_ADDMM_CUDA_LT",
-    "DNNL_DEFAULT_FPMATH_MODE",
-    "DNNL_MAX_CPU_ISA",
-    "GLIBC_TUNABLES",
-    "MKL_CBWR",
-    "MKL_DYNAMIC",
-    "MKL_ENABLE_INSTRUCTIONS",
-    "MKL_NUM_THREADS",
-    "NCCL_ALGO",
-    "NCCL_PROTO",
-    "NPY_DISABLE_CPU_FEATURES",
-    "NVIDIA_TF32_OVERRIDE",
-    "OMP_DYNAMIC",
-    "OMP_NUM_THREADS",
-    "OMP_SCHEDULE",
-    "ONEDNN_DEFAULT_FPMATH_MODE",
-    "ONEDNN_MAX_CPU_ISA",
-    "OPENBLAS_CORETYPE",
-    "OPENBLAS_NUM_THREADS",
-    "PYTHONHASHSEED",
-    "PYTORCH_ENABLE_MPS_FALLBACK",
-    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
-    "TORCH_BLAS_PREFER_CUBLASLT",
-    "VECLIB_MAXIMUM_THREADS",
-)
-
-# Where torch keeps what changes numbers, below `torch.`; functions are called. One that a release lacks is recorded as
-# null. The older names of TF32 (`allow_tf32`) raise once a program has used the newer ones, which never do.
-_SWITCHES = (
-    "are_deterministic_algorithms_enabled",
-    "is_deterministic_algorithms_warn_only_enabled",
-    "utils.deterministic.fill_uninitialized_memory",
-    "get_default_dtype",
-    "get_float32_matmul_precision",
-    "backends.fp32_precision",
-    "backends.cuda.matmul.fp32_precision",
-    "backends.cuda.matmul.allow_bf16_reduced_precision_reduction",
-    "backends.cuda.matmul.allow_fp16_reduced_precision_reduction",
-    "backends.cuda.cudnn_sdp_enabled",
-    "backends.cuda.flash_sdp_enabled",
-    "backends.cuda.math_sdp_enabled",
-    "backends.cuda.mem_efficient_sdp_enabled",
-    "backends.cudnn.benchmark",
-    "backends.cudnn.conv.fp32_precision",
-    "backends.cudnn.deterministic",
-    "backends.cudnn.enabled",
-    "backends.mkl.is_available",
-    "backends.mkldnn.conv.fp32_precision",
-    "backends.mkldnn.deterministic",
-    "backends.mkldnn.enabled",
-    "backends.mkldnn.is_available",
-    "backends.mkldnn.matmul.fp32_precision",
-    "backends.openmp.is_available",
-)
+__all__ = ["code_state", "environment", "package_digest", "volatile"]
 
 
 def environment(threads: int, devices: Iterable[str]) -> dict[str, Any]:
-    """Describe what a run is made with, as plain data.
+    """Describe the surroundings of a run as plain data.
 
     Args:
-        threads: How many CPU threads the run computes with.
-        devices: Where it computes, for example ``["cpu"]`` or ``["cuda:0", "cuda:1"]``.
+        threads: Number of CPU threads of the run.
+        devices: Its devices, for example ``["cpu"]`` or ``["cuda:0", "cuda:1"]``.
 
     Returns:
-        ``versions``, ``hardware``, ``threads``, ``switches`` and ``variables``, as in the
-        manifest's schema. What cannot be found out is ``None``. A few milliseconds; no library is loaded for it.
+        ``versions``, ``hardware``, ``libraries``, ``threads``, ``switches``, ``variables`` and ``replay_versions``, as
+        in the manifest's schema. What cannot be determined is ``None``. It takes some 20 ms, and imports no
+        package.
 
     Example:
         >>> environment(threads=2, devices=["cpu"])["hardware"]["devices"]
         ['cpu']
     """
-    found = [torch.device(name) for name in devices]
-    cuda = any(one.type == "cuda" for one in found)
-    return {
-        "versions": {
-            "python": platform.python_version(),
-            "autotimm": autotimm.__version__,
-            "torch": str(torch.__version__),  # with the build, for example +cu130
-            **{name: _version(name) for name in _PACKAGES},
-        },
-        "hardware": {
-            "cpu": _processor(),
-            "instructions": torch.backends.cpu.get_cpu_capability(),
-            "machine": platform.machine(),
-            "system": platform.system(),
-            "devices": [_device_name(one) for one in found],
-            "driver": _driver() if cuda else None,
-            "cuda": torch.version.cuda if cuda else None,
-            "cudnn": torch.backends.cudnn.version() if cuda else None,  # loads cuDNN
-        },
-        "threads": threads,
-        "switches": {name: _switch(name) for name in _SWITCHES},
-        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    place = Place(threads, [torch.device(name) for name in devices])
+    sections: dict[str, dict[str, Any]] = {
+        name: {factor.name: factor.read(place) for factor in factors_in(name)}
+        for name in ("versions", "hardware", "libraries", "switches", "variables")
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _switch(path: str) -> bool | int | str | None:
-    value: Any = torch
-    try:
-        for name in path.split("."):
-            value = getattr(value, name)
-        value = value() if callable(value) else value
-    except (AttributeError, RuntimeError):
-        return None
-    return value if isinstance(value, (bool, int, str)) else str(value)
-
-
-def _first(path: str, pattern: str) -> str | None:
-    """The first group of the first line of a file that a pattern matches."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return next((match[1].strip() for line in file if (match := re.search(pattern, line))), None)
-    except OSError:
-        return None
-
-
-def _processor() -> str | None:
-    # On Linux platform.processor() is empty or says what platform.machine() says.
-    return _first("/proc/cpuinfo", r"^model name\s*:(.+)") or platform.processor() or None
-
-
-def _driver() -> str | None:
-    return _first("/proc/driver/nvidia/version", r"NVRM version:.*?\s(\d+\.\d[\d.]*)\s")
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
-    if device.type == "xpu":
-        return str(torch.xpu.get_device_name(device))
-    return device.type
+    # Which variables are not set would be the longest part of every manifest.
+    sections["variables"] = {name: value for name, value in sections["variables"].items() if value is not None}
+    return {**sections, "threads": threads, "replay_versions": dict(CURRENT)}
 
 
 def volatile() -> dict[str, str | None]:
-    """The names of this machine and its user: recorded for people, and left out of every digest."""
+    """The names of this machine and its user: recorded for people, excluded from every digest."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError, ImportError):  # a container's user need not have a name
+    except (KeyError, OSError, ImportError):  # a user of a container may have no name
         user = None
     return {"host": platform.node() or None, "user": user}
 
 
 def code_state(folder: str | Path) -> dict[str, Any] | None:
-    """The state of the git repository that a folder lies in.
+    """The state of the git repository that contains a folder.
 
     Returns:
         ``commit`` (``None`` before the first one), ``dirty``, and ``diff``: the digest of all changes since the commit
-        and of the names of new Python files, ``None`` if there are none. New files of other kinds do not count: a run's
-        own folder is one. ``None`` without a repository or without git.
+        and of the names of new Python files, ``None`` if there are none. Other new files do not count: a run's own
+        folder may be among them. ``None`` without a repository or without git.
     """
     root = _git(folder, "rev-parse", "--show-toplevel")
     if not root:
         return None
     top = Path(os.fsdecode(root.removesuffix(b"\n")))
     commit = _git(top, "rev-parse", "--verify", "--quiet", "HEAD")
-    # What a user's settings may change about a diff is fixed here: it must depend on the code alone.
+    # The user's git settings must not change the diff: it depends on the code alone.
     options = ("--no-ext-diff", "--no-textconv", "--no-color", "--full-index", "--binary", "--no-renames",
                "--src-prefix=a/", "--dst-prefix=b/", "--unified=3", "--diff-algorithm=myers")  # fmt: skip
     changes = _git(top, "diff", "HEAD", *options) if commit else b""
@@ -205,8 +86,8 @@ def code_state(folder: str | Path) -> dict[str, Any] | None:
 
 
 def _git(folder: str | Path, *arguments: str) -> bytes | None:
-    """What git says, or ``None`` if it fails, is not there, or takes more than 5 seconds."""
-    # A hook of git runs with variables that point to its own repository; and nothing here may lock one.
+    """The output of git, or ``None`` if it fails, is not installed, or takes more than 5 seconds."""
+    # In a git hook, variables point to the repository of the hook. Nothing here may lock a repository.
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(folder), "-c", "core.fsmonitor=false", *arguments]
     try:

@@ -1,13 +1,13 @@
-r"""The ledger of a run: what happened, a line per step, each line with the digest of the one before.
+r"""The ledger of a run: a line per step, each with the digest of the line before.
 
 A line is JSON with sorted keys and no spaces, in ASCII, and ends in ``\n``. Numbers with a fraction are written as
-``float.hex()``: a decimal would hide the last bits, and they are what two runs are compared by. ``prev`` is the digest
-of the line before, so that a cut or an edit shows::
+``float.hex()``: a decimal would hide the last bits, by which two runs are compared. ``prev`` is the digest of the line
+before, so that a cut or an edit is detected::
 
     {"kind":"start","prev":"","run":"4f1c…","weights":"9a0b…","world_size":1}
     {"batch":0,"epoch":0,"ids":"77de…","inputs":"c01f…","kind":"step","loss":"0x1.19…p+0","lr":"0x1.0…p-10","prev":…}
 
-The chain cannot see a change of the very last line, which has no successor: its digest stands in the manifest.
+The chain does not protect the last line, which has no successor: its digest is in the manifest.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ __all__ = ["Ledger", "Line", "ReadLedger", "digest16", "read_ledger"]
 
 Line = dict[str, Any]
 
-# One encoder for all lines: json.dumps with arguments would make a new one each time. A step calls this once.
+# One encoder for all lines: json.dumps with arguments would create one per call, once a step.
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
 def digest16(text: str | bytes) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of a text."""
-    # surrogatepass: ids are names of files, which need not be UTF-8.
+    # surrogatepass: ids are file names, which need not be UTF-8.
     return hashlib.sha256(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text).hexdigest()[:16]
 
 
@@ -40,20 +40,20 @@ def _exact(value: Any) -> Any:
     if isinstance(value, float):
         return float.hex(value)
     if isinstance(value, dict):
-        return {name: _exact(one) for name, one in value.items()}
-    return [_exact(one) for one in value] if isinstance(value, (list, tuple)) else value
+        return {name: _exact(item) for name, item in value.items()}
+    return [_exact(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 class Ledger:
     """Writes the ledger of a run, append only.
 
-    :meth:`add` touches no file, so that it costs microseconds; :meth:`flush` appends what was added in one go, and
-    opens the file for that moment only. A ledger that finds lines in its file, and is not told where to go on, goes on
-    after the last whole one.
+    :meth:`add` touches no file, so that it costs microseconds; :meth:`flush` appends all added lines at once, and keeps
+    the file open only for that moment. If the file already has lines, new ones are appended after the last complete
+    line, unless :meth:`rewind` is called.
 
     Args:
-        path: The file; with ``None`` nothing is written, and the chain is computed all the same.
-        listener: Is called with each line as it is added, without its ``prev``.
+        path: The file; with ``None`` nothing is written, but the chain is still computed.
+        listener: Called with each line as it is added, without its ``prev``.
 
     Raises:
         RunError: From any method but :meth:`rewind`, if the file cannot be read or written.
@@ -70,18 +70,18 @@ class Ledger:
         self.path = None if path is None else Path(path)
         self._listener = listener
         self._buffer: list[bytes] = []
-        self._found = self.path is None  # whether it is known what the file already holds
-        self._torn = False  # whether it ends in half a line, which a crash left
-        self._last = ""  # of the last line added
+        self._scanned = self.path is None  # whether the lines already in the file have been read
+        self._torn = False  # whether it ends in an incomplete line, left by a crash
+        self._last = ""  # digest of the last line added
         self._position: dict[str, Any] = {"bytes": 0, "last": "", "lines": 0}
 
     def add(self, kind: str, /, **fields: Any) -> None:
-        """Add a line: its kind and plain data, in which floats are turned into hexadecimal text.
+        """Add a line: its kind and plain data, in which floats become hexadecimal text.
 
         Raises:
-            TypeError: If a field is not plain data. Nothing is added then.
+            TypeError: If a field is not plain data; then nothing is added.
         """
-        self._find()
+        self._scan()
         line = {"kind": kind} | {name: _exact(value) for name, value in fields.items()}
         data = _encode({**line, "prev": self._last}).encode("ascii")
         self._last = digest16(data)
@@ -90,18 +90,18 @@ class Ledger:
             self._listener(line)
 
     def flush(self, sync: bool = False) -> None:
-        """Append what was added since; with ``sync`` wait for the disk, as before a checkpoint that refers to it."""
-        self._find()
+        """Append the added lines; with ``sync`` wait for the disk, as before a checkpoint that refers to them."""
+        self._scan()
         data = b"".join(self._buffer)
         if self.path is not None and (data or sync):
             try:
                 self._append(self.path, data, sync)
             except OSError as error:
                 raise _unusable(self.path, "writable", error) from error
-        self._stand(self._position["bytes"] + len(data), self._last, self._position["lines"] + len(self._buffer))
+        self._set_position(self._position["bytes"] + len(data), self._last, self._position["lines"] + len(self._buffer))
 
     def _append(self, path: Path, data: bytes, sync: bool) -> None:
-        # Unbuffered: a close after a failed write would otherwise write the rest once more.
+        # Unbuffered: else closing after a failed write would write the rest again.
         with open(path, "ab", buffering=0) as file:
             if self._torn:
                 file.truncate(self._position["bytes"])
@@ -114,30 +114,30 @@ class Ledger:
                 if sync:
                     os.fsync(file.fileno())
             except OSError:
-                file.truncate(end)  # half a line would hide all that are written after it
+                file.truncate(end)  # an incomplete line would hide all lines after it
                 raise
 
     @property
     def last(self) -> str:
-        """The digest of the last line that was added, flushed or not; empty where there is none."""
-        self._find()
+        """The digest of the last added line, flushed or not; empty without lines."""
+        self._scan()
         return self._last
 
     @property
     def position(self) -> dict[str, Any]:
-        """Where the ledger stood after the last :meth:`flush`: ``bytes``, ``lines``, and the digest of the ``last``."""
-        self._find()
+        """The size after the last :meth:`flush`: ``bytes``, ``lines``, and the digest of the ``last`` line."""
+        self._scan()
         return dict(self._position)
 
     def rewind(self, position: Mapping[str, Any]) -> bool:
-        """Cut the file back to an earlier :attr:`position`, and go on from there; what was not flushed is dropped.
+        """Truncate the file to an earlier :attr:`position` and continue from there; unflushed lines are dropped.
 
         Args:
-            position: What :attr:`position` was, for example when a checkpoint was written.
+            position: An earlier :attr:`position`, for example of when a checkpoint was written.
 
         Returns:
-            Whether it was done. If the file does not hold that position (it is shorter, or another line ends there),
-            it is left as it is, and the ledger goes on after its last whole line.
+            Whether it was done. If the file does not contain that position (it is shorter, or another line ends
+            there), it is left unchanged, and the ledger continues after its last complete line.
         """
         try:
             size, last, lines = int(position["bytes"]), str(position["last"]), int(position["lines"])
@@ -146,12 +146,12 @@ class Ledger:
         except (OSError, KeyError, TypeError, ValueError, OverflowError):  # no such file, or no such position
             return False
         self._torn = False
-        self._stand(size, last, lines)
+        self._set_position(size, last, lines)
         return True
 
-    def _find(self) -> None:
-        """Look once at what the file holds already."""
-        if self._found or self.path is None:
+    def _scan(self) -> None:
+        """Read once which lines the file already has."""
+        if self._scanned or self.path is None:
             return
         size, last, lines = 0, b"", 0
         try:
@@ -163,21 +163,21 @@ class Ledger:
                             size, last, lines = size + len(raw), raw[:-1], lines + 1
         except OSError as error:
             raise _unusable(self.path, "a file that can be read", error) from error
-        self._stand(size, digest16(last) if lines else "", lines)
+        self._set_position(size, digest16(last) if lines else "", lines)
 
-    def _stand(self, size: int, last: str, lines: int) -> None:
-        """Take the file to hold so much, and nothing to be waiting."""
-        self._found, self._last = True, last
+    def _set_position(self, size: int, last: str, lines: int) -> None:
+        """Take the file to have this size, and no line to be waiting."""
+        self._scanned, self._last = True, last
         self._position = {"bytes": size, "last": last, "lines": lines}
         self._buffer.clear()
 
 
 def _unusable(path: Path, must: str, error: OSError) -> RunError:
-    return RunError(f"The ledger {path} must be {must}. It is not ({error.strerror}). Free some space, or mend it.")
+    return RunError(f"The ledger {path} must be {must}. It is not ({error.strerror}). Free some space, or repair it.")
 
 
 def _cut(path: Path, size: int, last: str) -> bool:
-    """Cut a file at ``size`` if a line with this digest ends there."""
+    """Truncate a file to ``size`` if a line with this digest ends there."""
     if size == 0 and last == "" and not path.exists():
         return True
     with open(path, "rb+") as file:
@@ -192,7 +192,7 @@ def _last_before(file: BinaryIO, end: int) -> str | None:
     """The digest of the line that ends at ``end``: empty at the beginning, ``None`` where no line ends."""
     if end == 0:
         return ""
-    length = 1 << 12  # a line of a step has 250 bytes, one with many metrics more
+    length = 1 << 12  # a step's line has 250 bytes, a line with many metrics has more
     while True:
         start = max(0, end - length)
         file.seek(start)
@@ -204,12 +204,12 @@ def _last_before(file: BinaryIO, end: int) -> str | None:
 
 
 class ReadLedger(NamedTuple):
-    """What could be read of a ledger.
+    """The readable part of a ledger.
 
     Attributes:
         lines: The lines up to the first damage, each with its ``prev``.
-        problem: What is wrong, as a part of a sentence such as ``line 40 is cut off``; ``None`` if nothing is.
-        last: The digest of the last of ``lines``, for comparison with the one in the manifest; empty without lines.
+        problem: What is wrong with the file, such as ``line 40 is cut off``; ``None`` if nothing is.
+        last: The digest of the last of ``lines``, to compare with the manifest; empty without lines.
     """
 
     lines: list[Line]
@@ -218,9 +218,9 @@ class ReadLedger(NamedTuple):
 
 
 def read_ledger(path: str | Path) -> ReadLedger:
-    """Read a ledger and follow its chain; nothing in the file makes it fail.
+    """Read a ledger and check its chain; no content of the file raises an error.
 
-    Where the chain breaks, the line before the break is dropped too: which of the two was changed cannot be told.
+    Where the chain breaks, the line before the break is dropped too: either of the two may have been changed.
     """
     lines: list[Line] = []
     last = before = ""

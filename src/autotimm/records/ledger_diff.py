@@ -1,13 +1,13 @@
-"""Where two ledgers begin to differ, and how far their numbers are apart.
+"""The first difference of two ledgers, and the distance of their numbers.
 
-Lines are compared in order, and the first difference names the stage of training that it arose in::
+Lines are compared in order, and the first difference names the stage of training in which it arose::
 
     start        initial weights                       update      weights, buffers, optimizer, moving average
     order        which samples are in a batch          rate        learning rate
     inputs       their content, after augmentation     validation  metrics, with equal weights
     forward      loss, with equal inputs               length      one run is longer
 
-What may have caused it is said by :mod:`autotimm.records.causes`.
+The likely cause is named by :mod:`autotimm.records.causes`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ __all__ = ["Comparer", "Difference", "Distance", "first_difference", "numbers"]
 
 _Line = Mapping[str, Any]
 
-# What is compared of a line, in this order, and the stage that a difference belongs to. The loss comes before the rate,
-# which acts on the next step only.
+# The fields of a line in the order of comparison, with the stage of a difference. The loss comes before the rate, which
+# acts on the next step only.
 _UPDATE = (("weights", "update"), ("buffers", "update"), ("optimizer", "update"), ("averaged", "update"))
 _FIELDS = {
     "start": (("weights", "start"), ("world_size", "start")),
@@ -31,21 +31,21 @@ _FIELDS = {
     "epoch": (("epoch", "length"), ("step", "length"), *_UPDATE, ("metrics", "validation")),
     "end": (("step", "length"),),
 }
-_OPTIONAL = ("ids", "inputs")  # not known where a caller's own loader does not say
+_OPTIONAL = ("ids", "inputs")  # unknown with loaders of the caller's own
 
 
 class Difference(NamedTuple):
     """The first difference of two ledgers.
 
     Attributes:
-        stage: Where in training it arose, see the head of this module; ``ledger`` for a line of an unknown kind.
-        epoch: The epoch, from 0; ``None`` where a line has none.
-        batch: The batch in its epoch, from 0; ``None`` where a line has none.
-        step: Optimizer steps done; ``None`` where a line has none.
-        field: Which field differs; for metrics the metric's name.
+        stage: The stage of training, see the top of this module; ``ledger`` for a line of an unknown kind.
+        epoch: The epoch, from 0; ``None`` if the line has none.
+        batch: The batch in its epoch, from 0; ``None`` if the line has none.
+        step: Optimizer steps done; ``None`` if the line has none.
+        field: The field that differs; for metrics the metric's name.
         recorded: Its value in the first ledger; ``None`` if it is missing.
         found: Its value in the second.
-        equal_until: The last step after which the digests of the weights were compared and equal, or ``None``.
+        equal_until: The last step at which the digests of the weights were equal, or ``None``.
     """
 
     stage: str
@@ -59,7 +59,7 @@ class Difference(NamedTuple):
 
     @property
     def place(self) -> str:
-        """Where it is, in words: ``step 12 (epoch 1, batch 3)``."""
+        """The place in words: ``step 12 (epoch 1, batch 3)``."""
         inner = [
             f"{name} {value}" for name, value in (("epoch", self.epoch), ("batch", self.batch)) if value is not None
         ]
@@ -69,9 +69,9 @@ class Difference(NamedTuple):
 
 
 class Comparer:
-    """Compares a run with a recorded one while it goes on.
+    """Compares a run with a recorded one while it trains.
 
-    A difference of a metric is held back for one line, until it is known whether the weights differ too.
+    A difference of a metric is reported one line later, when it is known whether the weights differ too.
 
     Args:
         recorded: The lines of the recorded ledger.
@@ -88,11 +88,11 @@ class Comparer:
         self._pending: Difference | None = None
         self._equal_until: int | None = None
         self._places: dict[str, int] | None = None
-        self._hole = False  # lines of the other run were lost: look for the next place in common
+        self._after_gap = False  # lines of a ledger were lost: find the next place in common
 
     @property
     def remaining(self) -> int:
-        """How many recorded lines have not been reached."""
+        """The number of recorded lines not reached yet."""
         return len(self._recorded) - self._at
 
     def take(self, line: _Line) -> Difference | None:
@@ -102,62 +102,63 @@ class Comparer:
             The first difference, ``None`` so far.
         """
         while self.remaining and self._recorded[self._at]["kind"] == "gap":
-            self._at, self._hole = self._at + 1, True
+            self._at, self._after_gap = self._at + 1, True
         if line["kind"] == "gap":
-            self._hole = True
+            self._after_gap = True
             return None
-        if self._hole and not self._meet(line):
+        if self._after_gap and not self._meet(line):
             return None
         if not self.remaining:
             return self._pending or _at(line, "length", "lines", None, line["kind"], self._equal_until)
         recorded = self._recorded[self._at]
         self._at += 1
-        found = _compare(recorded, line, self._equal_until)
-        if found is None and "weights" in line:
+        difference = _compare(recorded, line, self._equal_until)
+        if difference is None and "weights" in line:
             self._equal_until = line.get("step", 0)
         if self._pending is not None:
             if line["kind"] == "val":
                 return None
-            return found if found is not None and found.stage in ("forward", "update") else self._pending
-        if found is not None and found.stage == "validation" and recorded["kind"] == line["kind"] == "val":
-            self._pending = found
+            earlier = difference is not None and difference.stage in ("forward", "update")
+            return difference if earlier else self._pending
+        if difference is not None and difference.stage == "validation" and recorded["kind"] == line["kind"] == "val":
+            self._pending = difference
             return None
-        return found
+        return difference
 
     def _meet(self, line: _Line) -> bool:
-        """After a gap in either ledger, find the place where both go on."""
+        """After a gap in either ledger, find the next place that both have."""
         if self._places is None:
-            self._places = {_place(one): at for at, one in enumerate(self._recorded)}
+            self._places = {_place(recorded): at for at, recorded in enumerate(self._recorded)}
         at = self._places.get(_place(line), -1)
         if at < self._at:
             return False
-        self._at, self._hole = at, False
+        self._at, self._after_gap = at, False
         return True
 
     def finish(self) -> Difference | None:
-        """Say that the run is over.
+        """Compare the ends: the run is over.
 
         Returns:
-            The first difference, among them that the recorded run is longer.
+            The first difference, which may be that the recorded run is longer.
         """
         while self.remaining and self._recorded[self._at]["kind"] == "gap":
-            self._at, self._hole = self._at + 1, True
-        if self._pending is None and self.remaining and not self._hole:
+            self._at, self._after_gap = self._at + 1, True
+        if self._pending is None and self.remaining and not self._after_gap:
             line = self._recorded[self._at]
             return _at(line, "length", "lines", line["kind"], None, self._equal_until)
         return self._pending
 
 
 def first_difference(recorded: Sequence[_Line], other: Iterable[_Line]) -> Difference | None:
-    """The first difference of two ledgers, or ``None`` if they say the same.
+    """The first difference of two ledgers, or ``None`` if they are equal.
 
-    The chain and the ids of the runs are not compared, nor are digests of samples and inputs that one of the two lacks.
+    The chain and the ids of the runs are not compared, nor are digests of samples and inputs that only one of them has.
     Around a ``gap`` the lines that both have are compared.
     """
     comparer = Comparer(recorded)
     for line in other:
-        if (found := comparer.take(line)) is not None:
-            return found
+        if (difference := comparer.take(line)) is not None:
+            return difference
     return comparer.finish()
 
 
@@ -174,15 +175,15 @@ def _compare(recorded: _Line, line: _Line, equal_until: int | None) -> Differenc
     """The first field in which two lines differ."""
     kinds = recorded["kind"], line["kind"]
     if kinds[0] != kinds[1]:
-        # One validated and the other did not; or one has ended, or its epoch has more batches.
+        # Only one of them validated; or one has ended, or its epoch has more batches.
         stage = "validation" if "val" in kinds else "length"
         return _at(line, stage, "kind", *kinds, equal_until)
     if kinds[0] == "step":
         for name in ("epoch", "batch"):
             if recorded.get(name) != line.get(name):
                 return _at(line, "length", name, recorded.get(name), line.get(name), equal_until)
-    every = sorted((recorded.keys() | line.keys()) - {"kind", "prev"})
-    for name, stage in _FIELDS.get(kinds[0], [(name, "ledger") for name in every]):
+    all_fields = sorted((recorded.keys() | line.keys()) - {"kind", "prev"})
+    for name, stage in _FIELDS.get(kinds[0], [(name, "ledger") for name in all_fields]):
         a, b = recorded.get(name), line.get(name)
         if a == b or (name in _OPTIONAL and (a is None or b is None)):
             continue
@@ -193,20 +194,20 @@ def _compare(recorded: _Line, line: _Line, equal_until: int | None) -> Differenc
 
 
 def _metric(a: _Line, b: _Line) -> tuple[str, Any, Any]:
-    """A metric that differs; one that both runs have, if possible."""
+    """A metric that differs, preferably one that both runs have."""
     differing = [name for name in a.keys() | b.keys() if name not in a or name not in b or a[name] != b[name]]
-    name = min(differing, key=lambda one: (one not in a or one not in b, one))
+    name = min(differing, key=lambda metric: (metric not in a or metric not in b, metric))
     return name, a.get(name), b.get(name)
 
 
 class Distance(NamedTuple):
-    """How far the losses of one step are apart.
+    """The distance of the losses of one step.
 
     Attributes:
-        step: Optimizer steps done after it.
+        step: Optimizer steps done after this one.
         recorded: The loss in the first ledger.
         found: The loss in the second.
-        relative: Their distance divided by the larger of the two; 0 for equal ones, infinite if one is no number.
+        relative: Their distance divided by the larger one; 0 if they are equal, infinite if only one is finite.
     """
 
     step: int
@@ -218,7 +219,7 @@ class Distance(NamedTuple):
 def numbers(recorded: Iterable[_Line], other: Iterable[_Line]) -> list[Distance]:
     """The numerical distance per step, for runs on different hardware, which cannot be equal bit for bit.
 
-    Steps that only one of the two has are left out, as are losses that cannot be read.
+    Steps that only one run has are left out, as are losses that cannot be parsed.
 
     Example:
         >>> line = {"kind": "step", "epoch": 0, "batch": 0, "step": 1}
@@ -226,12 +227,12 @@ def numbers(recorded: Iterable[_Line], other: Iterable[_Line]) -> list[Distance]
         [Distance(step=1, recorded=4.0, found=3.0, relative=0.25)]
     """
     losses = {_place(line): _number(line.get("loss")) for line in recorded if line["kind"] == "step"}
-    out = []
+    distances = []
     for line in other:
         a, b = losses.get(_place(line)), _number(line.get("loss"))
         if a is not None and b is not None:
-            out.append(Distance(line["step"], a, b, _relative(a, b)))
-    return out
+            distances.append(Distance(line["step"], a, b, _relative(a, b)))
+    return distances
 
 
 def _number(text: object) -> float | None:

@@ -1,8 +1,8 @@
-"""The manifest of a run: what goes into it, what it is made with, what was decided, and what came out.
+"""The manifest of a run: its inputs, its surroundings, what was decided, and the results.
 
 It is one JSON file with sorted keys, ``manifest.json`` in the run's folder, described for other programs by
 ``docs/reference/manifest.schema.json``. Everything but ``volatile`` (clock, names of machine, user and folder) is part
-of its digest, which stands in the file, so that an edit by hand shows.
+of its digest, which is in the file too, so that an edit by hand is detected.
 """
 
 from __future__ import annotations
@@ -29,21 +29,20 @@ SECTIONS = ("inputs", "environment", "decisions", "results", "levels", "volatile
 class Manifest:
     """The record of a run, as plain data.
 
-    What is given is copied, and brought to the form in which it comes back from a file: tuples become lists, and
-    numbers that are not finite, which JSON lacks, become text. A changed manifest is a new one, see
-    :func:`dataclasses.replace`.
+    Its values are copied, in the form in which a file returns them: tuples become lists, and numbers that are not
+    finite, which JSON lacks, become text. Use :func:`dataclasses.replace` to change one.
 
     Args:
-        inputs: What decides the numbers: configuration, seeds, data, split, transforms, code, initial weights.
-        environment: What it is made with, see :func:`autotimm.records.environment.environment`.
-        decisions: What was decided by measuring or looking: learning rate, batch size, recipe, pretrained weights.
+        inputs: All that decides the numbers: configuration, seeds, data, split, transforms, code, initial weights.
+        environment: Its surroundings, see :func:`autotimm.records.environment.environment`.
+        decisions: What was decided by a search or from the data: learning rate, batch size, recipe, pretrained weights.
         results: The last digest of the ledger, the digest of the final weights, metrics, steps and status.
-        levels: What the run may claim, for example ``{"R0": "checked"}``.
-        volatile: Whatever differs between equal runs: clock, names of machine, user and folder, resumes.
+        levels: The levels of reproducibility that the run claims, for example ``{"R0": "checked"}``.
+        volatile: What differs between equal runs: clock, names of machine, user and folder, resumes.
         schema: The version of the format.
 
     Raises:
-        TypeError: If something is not plain data.
+        TypeError: If a value is not plain data.
 
     Example:
         >>> manifest = Manifest(inputs={"config": {"lr": 0.1}}, environment={"threads": 2})
@@ -60,7 +59,7 @@ class Manifest:
     levels: dict[str, str] = field(default_factory=dict)
     volatile: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
-    # What the file said of itself; not passed on to a changed copy.
+    # Digest and id as the file has them; a changed copy has none.
     _stored: dict[str, Any] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -69,7 +68,7 @@ class Manifest:
 
     @property
     def run_id(self) -> str:
-        """What the run is known by: 16 digits of the digest of its inputs. Equal inputs have equal ids."""
+        """The first 16 digits of the digest of the inputs. Equal inputs have equal ids."""
         return config_digest(self.inputs)[:16]
 
     @property
@@ -85,7 +84,7 @@ class Manifest:
         """Write the manifest atomically, with its digest; equal manifests give equal bytes.
 
         Raises:
-            OSError: If it cannot be written. What was there before is kept.
+            OSError: If it cannot be written. The old file is kept.
         """
         # ASCII: a path need not be text that UTF-8 can hold.
         content = {**self._content(), "digest": self.digest}
@@ -93,7 +92,7 @@ class Manifest:
 
     @classmethod
     def load(cls, path: str | Path) -> Manifest:
-        """Read a manifest. One that was edited is read too: see :meth:`problem`.
+        """Read a manifest, also an edited one: see :meth:`problem`.
 
         Raises:
             ModelError: If it cannot be read, is damaged, or was written by a later version.
@@ -119,18 +118,18 @@ class Manifest:
     def problem(self) -> str | None:
         """What is wrong with the file that the manifest was read from, as a part of a sentence.
 
-        A change of ``volatile`` does not show. An edit by somebody who computes the digest anew does not either: the
-        digest protects against accidents, and is no signature.
+        A change of ``volatile`` is not detected. Nor is an edit that also updates the digest: the digest protects
+        against accidents, and is no signature.
 
         Returns:
-            ``it was edited after it was written``, or ``None`` if nothing is wrong or it was read from no file.
+            ``it was edited after it was written``; ``None`` if nothing is wrong or the manifest is not from a file.
         """
         wrong = self._stored is not None and self._stored != {"digest": self.digest, "run_id": self.run_id}
         return "it was edited after it was written" if wrong else None
 
 
 def _plain(value: Any, where: str) -> Any:
-    """A copy in the form in which JSON gives it back."""
+    """A copy in the form in which JSON returns it."""
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, int):
@@ -138,9 +137,9 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else str(float(value))
     if isinstance(value, Mapping):
-        return {str(name): _plain(one, f"{where}.{name}") for name, one in value.items()}
+        return {str(name): _plain(item, f"{where}.{name}") for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(one, f"{where}.{index}") for index, one in enumerate(value)]
+        return [_plain(item, f"{where}.{index}") for index, item in enumerate(value)]
     raise TypeError(sentence(where, "Manifest", "plain data", value, "Give numbers, text, lists and dictionaries."))
 
 
@@ -154,11 +153,9 @@ def _read(path: str | Path) -> dict[str, Any]:
         ) from None
     except (ValueError, RecursionError) as error:  # ValueError: not JSON, or not UTF-8
         why = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else "it is not text"
-        raise ModelError(
-            f"The manifest {path} must be JSON. It is damaged ({why}). Use a copy that is whole."
-        ) from None
+        raise ModelError(f"The manifest {path} must be JSON. It is damaged ({why}). Use an intact copy.") from None
     if not isinstance(content, dict):
-        raise ModelError(f"The manifest {path} must be a JSON object. It is something else. Use a copy that is whole.")
+        raise ModelError(f"The manifest {path} must be a JSON object. It is something else. Use an intact copy.")
     return content
 
 

@@ -1,19 +1,19 @@
-"""The run folder: where it is, and what lies in it.
+"""The run folder: its place and its files.
 
 ::
 
     runs/photos-001/
       config.yaml          every value the run was made with
-      manifest.json        seeds, digests, versions, hardware, decisions, results: what a replay is judged by
-      ledger.jsonl         what happened, a line per step
+      manifest.json        seeds, digests, versions, hardware, decisions, results: what a replay is compared with
+      ledger.jsonl         a line per step: digests of samples, inputs and weights, the loss
       files.csv            id and SHA-256 of every sample
       splits.csv           id, class, split of every sample
       metrics.csv          one line per epoch
       results.json         metrics of the best and the last epoch, and of the test if there was one, also per class
       checkpoints/         best.ckpt, last.ckpt, and those of earlier epochs
-      model.safetensors    the best weights, for any other program
+      model.safetensors    the best weights, for other programs
 
-Every file is written atomically, and names in it are relative, so that a moved run stays whole.
+Every file is written atomically, and paths in it are relative, so that a run can be moved.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ __all__ = ["PER_CLASS", "RunFolder", "read_results", "write_results"]
 PER_CLASS = "per_class"
 """The group of ``results.json`` with a row per class and a column per metric; the others hold one value per metric."""
 
-# What is written before the first checkpoint.
+# The files written before the first checkpoint.
 _EARLY = (".lock", "config.yaml", "splits.csv", "files.csv", "manifest.json", "ledger.jsonl")
 
 
 @dataclass
 class RunFolder:
-    """A run's folder; it comes into being when a run is opened in it.
+    """A run's folder; it is created when a run is opened in it.
 
     Attributes:
-        path: The folder, or ``None`` while it is not chosen yet.
-        root: Where folders are numbered if none was named.
-        enabled: Whether anything is to be left at all.
+        chosen: The folder, or ``None`` while it is not chosen yet.
+        root: Where folders are numbered if none is given.
+        enabled: Whether a run folder is written at all.
     """
 
     chosen: Path | None
     root: Path
     enabled: bool = True
     _lock: FileLock | None = field(default=None, repr=False)
-    _made: list[Path] = field(default_factory=list, repr=False)  # by `open`, in this order
+    _created: list[Path] = field(default_factory=list, repr=False)  # by `open`, in this order
     _numbered: bool = False  # whether `open` chose the folder
 
     @classmethod
@@ -70,12 +70,12 @@ class RunFolder:
             raise UsageError(
                 sentence("run_dir", "AutoTrainer", "a path, None or False", True, "Give None for runs/...")
             )
-        named = Path(run_dir) if run_dir else None
-        return cls(named, Path(root or ".") / "runs", enabled=run_dir is not False)
+        chosen = Path(run_dir) if run_dir else None
+        return cls(chosen, Path(root or ".") / "runs", enabled=run_dir is not False)
 
     @classmethod
     def create(cls, root: str | Path, name: str, exact: bool = False) -> RunFolder:
-        """Make the folder ``root/name``, or the next free ``root/name-NNN`` unless ``exact``.
+        """Create the folder ``root/name``, or the next free ``root/name-NNN`` unless ``exact``.
 
         Raises:
             UsageError: If ``exact`` and the folder exists and is not empty.
@@ -123,11 +123,11 @@ class RunFolder:
 
     @property
     def begun(self) -> bool:
-        """Whether a first step was about to be made here."""
+        """Whether a run in this folder has got as far as its first step."""
         return self.chosen is not None and self.manifest.exists()
 
     def unused_after(self, error: BaseException) -> bool:
-        """Whether an error came before a first step, or in it because of a wrong argument."""
+        """Whether an error came before the first step, or is a wrong argument found in that step."""
         kept = self.begun and [*self.checkpoints.glob("*.ckpt")]
         return not self.begun or (isinstance(error, UsageError) and not kept)
 
@@ -137,16 +137,16 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def write_config(self, text: str) -> None:
-        """Write ``config.yaml``; on processes that have no folder, nothing."""
+        """Write ``config.yaml``; nothing in a process that has no folder."""
         if self.chosen is not None:
             write_text(self.chosen / "config.yaml", text)
 
     def discard(self) -> bool:
-        """Remove the folder if no epoch has ended in it; say whether it was removed."""
+        """Remove the folder if it has no checkpoint; return whether it was removed."""
         if self.chosen is None:
             return False
-        found = {one.name for one in self.path.iterdir()}
-        unused = found <= {*_EARLY, "checkpoints"} and not [*self.path.glob("checkpoints/*")]
+        names = {path.name for path in self.path.iterdir()}
+        unused = names <= {*_EARLY, "checkpoints"} and not [*self.path.glob("checkpoints/*")]
         if unused:
             for name in _EARLY:
                 (self.path / name).unlink(missing_ok=True)
@@ -156,12 +156,12 @@ class RunFolder:
         return unused
 
     def open(self, name: str, config: str, *, resume: bool) -> None:
-        """Make the folder, take its lock and write ``config.yaml``.
+        """Create the folder, take its lock and write ``config.yaml``.
 
         Args:
             name: The stem of a numbered folder, if none was chosen.
-            config: The text of ``config.yaml``; one in the style of the command line stays.
-            resume: Whether a run may lie in the folder already.
+            config: The text of ``config.yaml``; one that the command line has written is kept.
+            resume: Whether the folder may already hold a run.
 
         Raises:
             UsageError: If the folder already holds a run, unless it is resumed.
@@ -174,46 +174,46 @@ class RunFolder:
             raise UsageError(sentence("run_dir", "AutoTrainer", "a folder without a run", str(self.path),
                                       "Give another folder, or resume the run with ckpt_path='last'."))  # fmt: skip
         places = (self.path, self.checkpoints, *(self.path / name for name in _EARLY))
-        self._made = [place for place in places if not place.exists() or (self._numbered and place == self.path)]
+        self._created = [place for place in places if not place.exists() or (self._numbered and place == self.path)]
         with self.writing():
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._acquire()
             present = self.path / "config.yaml"
-            # The command line has written its own, with a comment per value.
+            # The command line writes its own, with a comment per value.
             if not present.exists() or "class_path:" in present.read_text():
                 self.write_config(config)
 
     def close_unused(self) -> None:
-        """Give back and remove what :meth:`open` has made, and nothing that was there before."""
+        """Release the lock and remove what :meth:`open` has created, and nothing else."""
         self.release()
-        for one in reversed(self._made):
-            with suppress(OSError):  # not empty, or not there
-                one.rmdir() if one.is_dir() else one.unlink()
+        for path in reversed(self._created):
+            with suppress(OSError):  # not empty, or missing
+                path.rmdir() if path.is_dir() else path.unlink()
         if self._numbered:
             self.chosen = None
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Turn an operating system's error into a :class:`RunError` that names the folder."""
+        """Turn an ``OSError`` into a :class:`RunError` that names the folder."""
         try:
             yield
         except OSError as error:
             raise RunError(f"The run folder {self.path} must be writable. It is not ({error.strerror}).") from error
 
     def _acquire(self) -> None:
-        """Keep other processes from writing here; the system lets the lock of a dead process go."""
+        """Keep other processes from writing here; the system releases the lock of a process that died."""
         lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
             raise RunError(
                 f"The run folder {self.path} must have one writer. Another process is writing to it. "
-                "Wait until it is done, or give another folder."
+                "Wait until it has finished, or give another folder."
             ) from None
-        self._lock = lock  # not before: without it the files are another's to conclude or to remove
+        self._lock = lock  # only now: without the lock the files belong to another process
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy in a process that Lightning spawns writes under the lock of the one that spawned it."""
+        """Without the lock: a process that Lightning spawns writes under the lock of its parent."""
         return {**vars(self), "_lock": None}
 
     @property
@@ -222,7 +222,7 @@ class RunFolder:
         return self._lock is not None
 
     def release(self) -> None:
-        """Let others write."""
+        """Release the lock."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -252,27 +252,28 @@ class RunFolder:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """The groups of metrics in a file; none if it is not there."""
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if PER_CLASS in found:
-        found[PER_CLASS] = {
-            name: _replaced(row, lambda one: nan if one is None else one) for name, row in found[PER_CLASS].items()
+    """The groups of metrics in a file; none if there is no file."""
+    groups: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if PER_CLASS in groups:
+        groups[PER_CLASS] = {
+            name: _replaced(row, lambda metric: nan if metric is None else metric)
+            for name, row in groups[PER_CLASS].items()
         }
-    return found
+    return groups
 
 
 def write_results(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write groups of metrics, in the order of their names; classes stay in theirs.
+    """Write groups of metrics, sorted by name; classes keep their order.
 
     Values per class that are NaN, since nothing was measured, become ``null``: JSON has no NaN.
     """
     groups = {name: dict(sorted(results[name].items())) for name in sorted(results) if name != PER_CLASS}
     if table := results.get(PER_CLASS):
         groups[PER_CLASS] = {
-            name: _replaced(row, lambda one: None if isnan(one) else one) for name, row in table.items()
+            name: _replaced(row, lambda metric: None if isnan(metric) else metric) for name, row in table.items()
         }
     write_text(path, json.dumps(groups, indent=2) + "\n")
 
 
 def _replaced(row: Mapping[str, Any], value: Callable[[Any], Any]) -> dict[str, Any]:
-    return {title: value(one) for title, one in row.items()}
+    return {title: value(metric) for title, metric in row.items()}

@@ -1,4 +1,4 @@
-"""``files.csv`` and ``splits.csv``: the samples that a run was made with, their digests and their splits."""
+"""``files.csv`` and ``splits.csv``: the samples of a run, their digests and their splits."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ __all__ = ["Content", "SampleIndex", "seen_in_training"]
 class Content(dict[str, str]):
     """SHA-256 of every sample by id, in byte order of the ids.
 
-    That of the image file; with boxes and masks, which lie in other files, of its digest and theirs; and of image and
-    target where samples are not files.
+    It is the digest of the image file; with boxes or masks from other files, of the digests of all of them; and of
+    image and target where samples are not files.
     """
 
     @property
     def digest(self) -> str:
-        """One digest of them all."""
+        """One digest of all samples."""
         lines = "".join(f"{digest}  {name}\n" for name, digest in self.items())
         return hashlib.sha256(lines.encode("utf-8", "surrogatepass")).hexdigest()
 
     def changed(self, now: Content) -> list[str]:
-        """What is different ``now``, a line per sample: changed, missing or new.
+        """The samples that differ ``now``, a line each: changed, missing or new.
 
         Example:
             >>> Content(a="1", b="2").changed(Content(a="1", b="3", c="4"))
@@ -43,12 +43,12 @@ class Content(dict[str, str]):
 
 
 def seen_in_training(trained: Mapping[str, str], measured: Mapping[str, str], what: str) -> list[str]:
-    """Say which samples that a model is measured on were trained on too, byte for byte; no line if none was.
+    """Name the samples of an evaluation that were also trained on, byte for byte; no line if there are none.
 
     Args:
         trained: Digests of the training samples by id, as :class:`Content` has them.
-        measured: Those of the others.
-        what: What the others are called, such as ``"test images"``.
+        measured: Those of the samples of the evaluation.
+        what: What these are called, such as ``"test images"``.
 
     Example:
         >>> seen_in_training({"train/a": "1", "train/b": "2"}, {"test/c": "2", "test/d": "3"}, "test images")
@@ -75,7 +75,7 @@ class SampleIndex:
         self.folder = folder
 
     def require_same(self, now: Content) -> None:
-        """Refuse other data than the run began with: half of it would be of one set, and half of another.
+        """Refuse data that differs from what the run began with: the run would be trained on a mixture of both.
 
         Raises:
             DataError: If a sample was changed, removed or added since the tables were written.
@@ -84,7 +84,7 @@ class SampleIndex:
             some = "; ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
             raise DataError(
                 f"The data of {self.folder} must be what the run began with. It is not: {some}. "
-                "Put it back as it was, or begin another run."
+                "Restore it, or begin another run."
             )
 
     def write(self, assignments: Iterable[tuple[str, str, str]], content: Content) -> None:
@@ -98,7 +98,7 @@ class SampleIndex:
         write_text(self.folder / "files.csv", _table(("id", "sha256"), content.items()))
 
     def content(self) -> Content | None:
-        """The digests of the samples that the run was made with, or ``None`` if it was made from loaders."""
+        """The digests of the samples of the run, or ``None`` if it was made from loaders."""
         path = self.folder / "files.csv"
         if not path.exists():
             return None

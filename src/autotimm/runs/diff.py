@@ -1,4 +1,4 @@
-"""Two runs side by side: in what they were made differently, where they part, and what came out of each."""
+"""Compare two runs: their manifests, the first step that differs, and their metrics."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from autotimm.runs.verify import read_run_ledger
 
 __all__ = ["Comparison", "compare"]
 
-_SHOWN = 12  # differences of a kind; the rest is counted
+_SHOWN = 12  # differences of a kind; further ones are only counted
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What tells two runs apart.
+    """The differences of two runs.
 
     Attributes:
-        manifests: The values of the manifests that differ.
-        files: The samples that were changed, are missing or are new, a line each.
+        manifests: The values in which the manifests differ.
+        files: The samples that are changed, missing or new, a line each.
         difference: The first difference of the ledgers, or ``None``.
-        cause: What is likely behind it, in words.
-        metrics: Metrics of the best epochs, side by side; ``None`` where one has none.
-        notes: What is wrong with the records.
-        confirmed: What was found by setting factors back (`--explain`); empty if not asked for.
+        cause: The likely cause, in words.
+        metrics: Metrics of the best epochs, side by side; ``None`` for a run that has none.
+        notes: Problems of the records.
+        confirmed: The confirmed cause (`--explain`); empty if it was not asked for.
     """
 
     manifests: tuple[ManifestDifference, ...]
@@ -43,7 +43,7 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
-        """Whether the two have trained alike, bit for bit."""
+        """Whether both have trained alike, bit for bit."""
         return self.difference is None and not self.files
 
     @property
@@ -55,7 +55,7 @@ class Comparison:
         """Plain data, for other programs."""
         return {
             "equal": self.equal,
-            "manifests": [one._asdict() for one in self.manifests],
+            "manifests": [difference._asdict() for difference in self.manifests],
             "files": list(self.files),
             "difference": self.difference._asdict() if self.difference else None,
             "cause": self.cause,
@@ -67,17 +67,17 @@ class Comparison:
     def __str__(self) -> str:
         lines = list(self.notes)
         for section in ("inputs", "environment", "decisions"):
-            found = [one.words for one in self.manifests if one.section == section]
-            lines += [f"{section}: {one}" for one in found[:_SHOWN]]
-            lines += [f"{section}: and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
-        lines += [f"data: {one}" for one in self.files[:_SHOWN]]
+            words = [difference.words for difference in self.manifests if difference.section == section]
+            lines += [f"{section}: {text}" for text in words[:_SHOWN]]
+            lines += [f"{section}: and {len(words) - _SHOWN} more"] if len(words) > _SHOWN else []
+        lines += [f"data: {line}" for line in self.files[:_SHOWN]]
         lines += [f"data: and {len(self.files) - _SHOWN} more"] if len(self.files) > _SHOWN else []
         width = max(map(len, self.metrics), default=0)
         for name, pair in self.metrics.items():
-            a, b = ("-" if one is None else f"{one:.4f}" for one in pair)
+            a, b = ("-" if value is None else f"{value:.4f}" for value in pair)
             lines.append(f"{name:<{width}}  {a}  {b}" + ("" if pair[0] == pair[1] else "  differs"))
         if self.difference is not None:
-            lines += [one for one in (describe(self.difference), self.cause, self.confirmed) if one]
+            lines += [text for text in (describe(self.difference), self.cause, self.confirmed) if text]
         return "\n".join([*lines, "equal" if self.equal else "different"])
 
 
@@ -89,16 +89,16 @@ def compare(a: Path, b: Path) -> Comparison:
     """
     manifests = [read_manifest(folder) for folder in (a, b)]
     read = [read_run_ledger(folder, manifest) for folder, manifest in zip((a, b), manifests, strict=True)]
-    notes = [f"{folder}: {note}" for folder, (_, found) in zip((a, b), read, strict=True) for note in found]
+    notes = [f"{folder}: {note}" for folder, (_, problems) in zip((a, b), read, strict=True) for note in problems]
     contents = [RunFolder(folder, folder.parent).samples.content() for folder in (a, b)]
     files = contents[0].changed(contents[1]) if contents[0] is not None and contents[1] is not None else []
     difference = first_difference(read[0][0].lines, read[1][0].lines)
-    if difference is not None and difference.field == "lines":  # one of the two goes on: at which end was one cut?
+    if difference is not None and difference.field == "lines":  # one is longer: no difference if the other was cut
         shorter = read[0][0] if difference.recorded is None else read[1][0]
         difference = None if shorter.problem else difference
-    apart = worth_naming(differences(*manifests))
+    differing = worth_naming(differences(*manifests))
     names = [line.partition(": ")[2] for line in files]
-    cause = likely_cause(difference, apart, recorded=manifests[0], files=names) if difference else ""
-    found = [RunFolder(folder, folder.parent).results().get("best", {}) for folder in (a, b)]
-    metrics = {name: (found[0].get(name), found[1].get(name)) for name in dict.fromkeys([*found[0], *found[1]])}
-    return Comparison(tuple(apart), tuple(files), difference, cause, metrics, tuple(notes))
+    cause = likely_cause(difference, differing, recorded=manifests[0], files=names) if difference else ""
+    best, other = (RunFolder(folder, folder.parent).results().get("best", {}) for folder in (a, b))
+    metrics = {name: (best.get(name), other.get(name)) for name in dict.fromkeys([*best, *other])}
+    return Comparison(tuple(differing), tuple(files), difference, cause, metrics, tuple(notes))

@@ -1,4 +1,4 @@
-"""What a replay found, and how a difference of two runs is said."""
+"""The result of a verification, and the words for a difference of two runs."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["Verdict", "describe", "worth_naming"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a verification found.
+    """The result of a verification.
 
     Attributes:
         verdict: ``"identical"``, ``"different"`` or ``"not comparable"``.
-        exit_code: 0, 5, or 3 for data and 4 for anything else that cannot be compared.
+        exit_code: 0 for identical and 5 for different runs; 3 if the data, 4 if anything else cannot be compared.
         reason: One or a few sentences; empty if there is nothing to say.
         difference: The first difference of the ledgers.
-        steps: How many optimizer steps were compared.
-        notes: What else was noticed, a line each.
-        distances: On other hardware, how far the losses are apart per step.
+        steps: Number of optimizer steps compared.
+        notes: Other remarks, a line each.
+        distances: On other hardware, the distance of the losses per step.
         metrics: On other hardware, metrics side by side.
-        confirmed: What was found by setting factors back (`--explain`); empty if not asked for.
+        confirmed: The confirmed cause (`--explain`); empty if it was not asked for.
     """
 
     verdict: str
@@ -41,7 +41,7 @@ class Verdict:
 
     @property
     def identical(self) -> bool:
-        """Whether every bit that was compared is equal."""
+        """Whether all compared bits are equal."""
         return self.verdict == "identical"
 
     def require_identical(self) -> None:
@@ -61,16 +61,20 @@ class Verdict:
     def _side_by_side(self) -> list[str]:
         if not self.distances:
             return []
-        worst = max(self.distances, key=lambda one: one.relative)
+        worst = max(self.distances, key=lambda distance: distance.relative)
         lines = [f"other hardware: losses of {len(self.distances)} steps are apart by at most {worst.relative:.2e} of "
                  f"their size (step {worst.step}: {worst.recorded:.6g} and {worst.found:.6g})"]  # fmt: skip
         return lines + [f"  {name}: {a:.4f} recorded, {b:.4f} found" for name, (a, b) in self.metrics.items()]
 
 
-def worth_naming(found: list[ManifestDifference]) -> list[ManifestDifference]:
-    """Without results, and without words about values that stand beside them."""
-    words = ("reason", "note")
-    return [one for one in found if one.section not in ("results", "levels") and one.name.split(".")[-1] not in words]
+def worth_naming(manifests: list[ManifestDifference]) -> list[ManifestDifference]:
+    """The differences of two manifests without results, and without explanations of other values."""
+    texts = ("reason", "note")
+    return [
+        difference
+        for difference in manifests
+        if difference.section not in ("results", "levels") and difference.name.split(".")[-1] not in texts
+    ]
 
 
 _STAGES = {
@@ -80,14 +84,14 @@ _STAGES = {
     "forward": "The loss differs, for the same samples",
     "update": "The weights differ, after equal losses",
     "rate": "The learning rate differs",
-    "validation": "What validation measured differs",
+    "validation": "The validation metrics differ",
     "length": "One of the two is longer",
     "ledger": "The records differ",
 }
 
 
 def describe(difference: Difference) -> str:
-    """A first difference in words: where, and in which stage of training."""
+    """A difference in words: where, and in which stage of training."""
     values = f"{_shown(difference.recorded)} was recorded, {_shown(difference.found)} found"
     where = f"first at {difference.place}, stage {difference.stage}"
     return f"{_STAGES[difference.stage]}: {where} ({difference.field}: {values})."

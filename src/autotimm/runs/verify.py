@@ -1,4 +1,4 @@
-"""Making a recorded run again, and saying whether it is the same: bit for bit, or from which step on not."""
+"""Verify a recorded run: replay it and compare every step, bit for bit."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from autotimm.records.ledger import Line, ReadLedger, read_ledger
 from autotimm.records.ledger_diff import Comparer, Difference, numbers
 from autotimm.records.manifest import Manifest
 from autotimm.records.run_folder import RunFolder
+from autotimm.records.versions import not_replayable
 from autotimm.runs.restore import Rebuilt, read_config, read_manifest, rebuild
 from autotimm.runs.verdict import Verdict, describe, worth_naming
 from autotimm.train.progress import say
@@ -25,22 +26,22 @@ from autotimm.train.run_description import UNKEYED_WEIGHTS, surroundings
 
 __all__ = ["EnoughError", "Verdict", "changed_files", "describe", "play", "read_run_ledger", "verify", "worth_naming"]
 
-# What the bits of a CPU or GPU depend on, and no program can set back.
+# What decides the bits of a CPU or GPU and no program can set back.
 _HARDWARE = ("hardware.instructions", "hardware.machine", "hardware.devices", "device")
 
 
 class EnoughError(Exception):
-    """The replay has come as far as it was asked to."""
+    """Ends a replay that has come as far as it was asked to."""
 
 
 class _Listener:
-    """Compares lines as they are written, and ends the replay at the first difference."""
+    """Compares lines as they are written, and ends the replay at the first difference, unless it is to go on."""
 
     def __init__(
         self, recorded: ReadLedger, steps: int | None, last_epoch: int | None, *, go_on: bool, whole: bool
     ) -> None:
         self.comparer, self.lines = Comparer(recorded.lines), [*recorded.lines]
-        self.whole = whole  # whether the record reaches the run's end
+        self.whole = whole  # whether the record reaches the end of the run
         self.limit, self.last_epoch, self.go_on = steps, last_epoch, go_on
         self.taken: list[Line] = []
         self.steps = 0
@@ -65,14 +66,14 @@ class _Listener:
             raise EnoughError
 
     def finish(self) -> Difference | None:
-        """The first difference, once the replay is over."""
+        """The first difference, after the replay."""
         if not self._over:
             self.difference = self.comparer.finish()
         return self.difference
 
 
 def read_run_ledger(folder: Path, manifest: Manifest) -> tuple[ReadLedger, list[str]]:
-    """The ledger of a run, and what is wrong with its records; one that was cut between two lines has a problem too.
+    """The ledger of a run, and the problems of its records, also of a ledger that was cut between two lines.
 
     Raises:
         ModelError: If it has no line.
@@ -82,7 +83,7 @@ def read_run_ledger(folder: Path, manifest: Manifest) -> tuple[ReadLedger, list[
     if problem := manifest.problem():
         notes.append(f"manifest.json: {problem}")
     if not ledger.problem and manifest.results.get("ledger") not in (None, ledger.last):
-        ledger = ledger._replace(problem="its last lines are not those that the manifest speaks of")
+        ledger = ledger._replace(problem="its last lines are not the ones that the manifest refers to")
     if ledger.problem:
         notes.append(f"ledger.jsonl: {ledger.problem}; compared up to there")
     if not ledger.lines:
@@ -100,44 +101,46 @@ def verify(
     workers: int | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Verdict:
-    """Replay a run in a folder of its own, and compare as it goes.
+    """Replay a run in a temporary folder, and compare it with its record step by step.
 
     Args:
-        folder: The run's folder; nothing is written to it but what the verification found out about its level.
-        data: Where the data is now, if it was moved.
-        steps: Compare so many optimizer steps only, counted from where the comparison begins.
-        epochs: Compare only a stretch from one epoch to another, counted from 1; there must be a checkpoint before it.
+        folder: The run's folder; only the levels of its manifest are updated.
+        data: The folder of the data, if it was moved.
+        steps: Compare only this number of optimizer steps, from where the comparison begins.
+        epochs: Compare only the epochs from one to another, counted from 1; there must be a checkpoint before them.
         workers: Loading processes instead of the recorded number.
-        changes: Options that are to be others than recorded.
+        changes: Options to replace by other values than recorded.
 
     Raises:
-        UsageError: If there is no checkpoint where the stretch begins, or if it ends after what is recorded.
+        UsageError: If there is no checkpoint where the epochs begin, or if they end after what is recorded.
         ModelError: If the folder has no record of a run.
     """
     manifest = read_manifest(folder)
     recorded, notes = read_run_ledger(folder, manifest)
     _check_stretch(recorded, epochs)
+    if reason := not_replayable(manifest.environment):
+        return Verdict("not comparable", ModelError.exit_code, reason, notes=tuple(notes))
     with tempfile.TemporaryDirectory(prefix="autotimm-verify-") as scratch:
         place = RunFolder(Path(scratch) / "replay", Path(scratch))
         try:
             first = _first_checkpoint(folder, epochs)
-            made = rebuild(folder, place, data=data, workers=workers, weights_needed=first is None, changes=changes)
+            rebuilt = rebuild(folder, place, data=data, workers=workers, weights_needed=first is None, changes=changes)
         except AutotimmError as error:
             if isinstance(error, UsageError):
                 raise
             return Verdict("not comparable", error.exit_code, str(error), notes=tuple(notes))
-        if found := changed_files(folder, made):
-            shown = "; ".join(found[:5]) + (f"; and {len(found) - 5} more" if len(found) > 5 else "")
+        if changed := changed_files(folder, rebuilt):
+            shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
             return Verdict("not comparable", DataError.exit_code, f"The data is not what it was: {shown}.",
                            notes=tuple(notes))  # fmt: skip
         finished = manifest.results.get("status") == "finished"
         if not finished:
-            notes.append("the run did not come to its end; compared up to where it stopped")
-        whole, go_on = finished and not recorded.problem, _other_hardware(manifest, made)
+            notes.append("the run did not finish; compared up to where it stopped")
+        whole, go_on = finished and not recorded.problem, _other_hardware(manifest, rebuilt)
         limit = None if steps is None else steps + _steps_before(recorded, epochs)
         listener = _Listener(recorded, limit, epochs[1] if epochs else None, go_on=go_on, whole=whole)
         say(f"replaying {folder}")
-        play(made, listener, first)
+        play(rebuilt, listener, first)
         now = Manifest.load(place.manifest) if place.manifest.exists() else manifest
         verdict = _judge(manifest, now, listener, notes)
     if verdict.identical and not changes and steps is None and whole:
@@ -146,7 +149,7 @@ def verify(
 
 
 def _check_stretch(recorded: ReadLedger, epochs: tuple[int, int] | None) -> None:
-    """Nothing is known of epochs that the run did not begin: to say that they are identical would be wrong."""
+    """Refuse epochs that the run did not begin: nothing is known of them."""
     last = max((line["epoch"] + 1 for line in recorded.lines if line["kind"] == "step"), default=0)
     if epochs is not None and epochs[1] > last:
         raise UsageError(
@@ -156,7 +159,7 @@ def _check_stretch(recorded: ReadLedger, epochs: tuple[int, int] | None) -> None
 
 
 def _steps_before(recorded: ReadLedger, epochs: tuple[int, int] | None) -> int:
-    """The optimizer steps before a stretch."""
+    """The number of optimizer steps before the epochs to compare."""
     before = 0 if epochs is None else epochs[0] - 1
     return max(
         (line["step"] for line in recorded.lines if line["kind"] == "step" and line["epoch"] < before), default=0
@@ -169,8 +172,8 @@ def _first_checkpoint(folder: Path, epochs: tuple[int, int] | None) -> Path | No
     store = CheckpointStore(folder / "checkpoints")
     kept = store.epochs()
     if epochs[0] - 1 not in kept:
-        whole = [number for number in [*kept][:-1] if store.problem(kept[number]) is None]
-        starts = ", ".join(["1", *(str(number + 1) for number in whole)])
+        intact = [number for number in [*kept][:-1] if store.problem(kept[number]) is None]
+        starts = ", ".join(["1", *(str(number + 1) for number in intact)])
         raise UsageError(
             f"The `epochs` of verify must begin after a kept checkpoint, or at 1. Got {epochs[0]}:{epochs[1]} instead. "
             f"It can begin at epoch {starts}."
@@ -178,49 +181,48 @@ def _first_checkpoint(folder: Path, epochs: tuple[int, int] | None) -> Path | No
     path = kept[epochs[0] - 1]
     if problem := store.problem(path):
         raise ModelError(
-            f"The checkpoint {path} must be as it was written, to begin there. It cannot be told to be: {problem}. "
-            "Begin at another epoch."
+            f"The checkpoint {path} must be intact to begin there. It may not be: {problem}. Begin at another epoch."
         )
     return path
 
 
-def changed_files(folder: Path, made: Rebuilt) -> list[str]:
-    """The samples whose content is not what the run recorded."""
+def changed_files(folder: Path, rebuilt: Rebuilt) -> list[str]:
+    """The samples whose content differs from what the run recorded."""
     before = RunFolder(folder, folder.parent).samples.content()
-    return [] if before is None else before.changed(content([*made.data.tables.values()]))
+    return [] if before is None else before.changed(content([*rebuilt.data.tables.values()]))
 
 
-def _other_hardware(manifest: Manifest, made: Rebuilt) -> bool:
-    now = surroundings(made.trainer)
+def _other_hardware(manifest: Manifest, rebuilt: Rebuilt) -> bool:
+    now = surroundings(rebuilt.trainer)
     return any(_get(manifest.environment, name) != _get(now, name) for name in _HARDWARE)
 
 
 def _get(values: Mapping[str, Any], name: str) -> Any:
     head, _, rest = name.partition(".")
-    found = values.get(head)
-    return _get(found, rest) if rest and isinstance(found, Mapping) else found
+    value = values.get(head)
+    return _get(value, rest) if rest and isinstance(value, Mapping) else value
 
 
-def play(made: Rebuilt, listener: Callable[[Line], None], first: Path | None) -> None:
-    """Train what was rebuilt, until it ends or the listener has heard enough."""
-    made.trainer.listener = listener
+def play(rebuilt: Rebuilt, listener: Callable[[Line], None], first: Path | None) -> None:
+    """Train a rebuilt run to its end, or until the listener raises :class:`EnoughError`."""
+    rebuilt.trainer.listener = listener
     try:
-        made.trainer.fit(made.task, datamodule=made.data, ckpt_path=first)
+        rebuilt.trainer.fit(rebuilt.task, datamodule=rebuilt.data, ckpt_path=first)
     except EnoughError:
         return
 
 
 def _judge(manifest: Manifest, now: Manifest, listener: _Listener, notes: list[str]) -> Verdict:
-    found = listener.finish()
-    if found is None:
+    difference = listener.finish()
+    if difference is None:
         return Verdict("identical", 0, steps=listener.steps, notes=tuple(notes))
-    # That the initial weights differ is what the ledgers say; where a stretch begins, they are not the run's at all.
-    apart = [one for one in worth_naming(differences(manifest, now)) if one.name != "initial"]
-    reason = f"{describe(found)} {likely_cause(found, apart, recorded=manifest)}"
+    # Initial weights are compared by the ledgers; a replay that begins at a checkpoint has others.
+    differing = [value for value in worth_naming(differences(manifest, now)) if value.name != "initial"]
+    reason = f"{describe(difference)} {likely_cause(difference, differing, recorded=manifest)}"
     if not listener.go_on:
-        return Verdict("different", 5, reason, found, listener.steps, tuple(notes))
+        return Verdict("different", 5, reason, difference, listener.steps, tuple(notes))
     return Verdict(
-        "different", 5, reason, found, listener.steps, tuple(notes),
+        "different", 5, reason, difference, listener.steps, tuple(notes),
         tuple(numbers(listener.lines, listener.taken)), _metrics(listener.lines, listener.taken),
     )  # fmt: skip
 
@@ -237,7 +239,7 @@ def _metrics(recorded: list[Line], taken: list[Line]) -> dict[str, tuple[float, 
 
 
 def _note_level(folder: Path, manifest: Manifest, workers: int | None, epochs: tuple[int, int] | None) -> None:
-    """Write down what was checked, in the run's own manifest; a folder that cannot be written to stays as it is."""
+    """Record in the run's manifest what was checked; nothing is recorded in a folder that cannot be written to."""
     checked = {}
     if workers is not None and workers != _recorded_workers(folder):
         checked["R3"] = f"checked with {workers} workers" + (f" in epochs {epochs[0]} to {epochs[1]}" if epochs else "")
@@ -245,7 +247,7 @@ def _note_level(folder: Path, manifest: Manifest, workers: int | None, epochs: t
         checked["R1"] = "checked"
     elif epochs[0] > 1:
         checked["R2"] = f"checked from the checkpoint before epoch {epochs[0]} to epoch {epochs[1]}"
-    changed = {name: said for name, said in checked.items() if _says_more(said, manifest.levels.get(name, ""))}
+    changed = {name: claim for name, claim in checked.items() if _says_more(claim, manifest.levels.get(name, ""))}
     if changed and not manifest.problem():
         try:
             replace(manifest, levels=manifest.levels | changed).save(folder / "manifest.json")
@@ -253,9 +255,9 @@ def _note_level(folder: Path, manifest: Manifest, workers: int | None, epochs: t
             return
 
 
-def _says_more(said: str, before: str) -> bool:
-    """Whether a check may replace what a run has claimed so far: the whole of a run counts more than a stretch."""
-    return before in ("expected", UNKEYED_WEIGHTS) or (" in epochs " in before and " in epochs " not in said)
+def _says_more(claim: str, before: str) -> bool:
+    """Whether a new claim may replace an earlier one: one about the whole run counts more than one about epochs."""
+    return before in ("expected", UNKEYED_WEIGHTS) or (" in epochs " in before and " in epochs " not in claim)
 
 
 def _recorded_workers(folder: Path) -> int:

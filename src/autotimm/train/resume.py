@@ -6,6 +6,8 @@ from typing import Any
 
 from autotimm.errors import ModelError
 from autotimm.records.checkpoint_store import CheckpointStore
+from autotimm.records.manifest import Manifest
+from autotimm.records.versions import require_replayable
 from autotimm.train.callbacks.run_checkpoint import RunCheckpoint
 from autotimm.train.progress import say
 
@@ -38,7 +40,8 @@ def resume_from(trainer: Any, ckpt_path: Any) -> Any:
         The file, or ``None`` for a run that stopped before its first checkpoint: it starts over.
 
     Raises:
-        ModelError: If there is no such run, or if all of its checkpoints are damaged or cannot be checked.
+        ModelError: If there is no such run, if this version would continue it by other rules, or if all of its
+            checkpoints are damaged or cannot be checked.
     """
     folder = trainer.run_folder
     if ckpt_path != "last" or not folder.enabled or folder.chosen is None:
@@ -47,6 +50,8 @@ def resume_from(trainer: Any, ckpt_path: Any) -> Any:
         if trainer.is_global_zero:
             say("the run stopped before its first checkpoint: it starts over")
         return None
+    if folder.begun:
+        require_replayable(Manifest.load(folder.manifest).environment, folder.path)
     found = checkpoint_file(trainer, ckpt_path)
     store = CheckpointStore(folder.checkpoints)
     if store.files() and not store.lists_digests:

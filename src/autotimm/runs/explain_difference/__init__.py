@@ -1,4 +1,4 @@
-"""Confirm a cause: replay a run with one factor at a time set back, until the other run's bits come back.
+"""Confirm a cause: replay a run with one factor at a time set back, until it has the bits of the other run.
 
 ``partial_replay`` replays up to the line that differs, ``operators`` records the operators of one step, and ``confirm``
 judges.

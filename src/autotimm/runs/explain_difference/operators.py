@@ -1,4 +1,4 @@
-"""The operators of one training step, with digests of what went in and what came out."""
+"""The operators of one training step, with digests of their inputs and outputs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from autotimm.records.digest import state_digest
 
 __all__ = ["Operator", "OperatorLog", "first_operator", "missing"]
 
-# Operators that hand out memory as it was found: different every time, and overwritten before it is read.
+# Operators that return uninitialized memory: different every time, and overwritten before it is read.
 _MEMORY = ("empty", "resize", "set_.source")
-_MARKS = "profiler."  # no operator of a model
+_MARKS = "profiler."  # operators that only mark a place
 _PRIVATE = "torch.utils._debug_mode"
 
 
@@ -29,8 +29,8 @@ class Operator(NamedTuple):
         phase: ``forward``, ``backward`` or ``optimizer``.
         module: The module that called it in the forward pass, if that is known.
         arguments: Types and shapes of tensors, and other arguments as text.
-        inputs: The digest of the tensors that went in.
-        outputs: The digest of what came out, and of tensors that were changed in place.
+        inputs: The digest of the input tensors.
+        outputs: The digest of the results, and of tensors that were changed in place.
     """
 
     name: str
@@ -42,15 +42,15 @@ class Operator(NamedTuple):
 
 
 def _debug_mode() -> Any:
-    """Torch's ``DebugMode``, or ``None`` where this version has none that calls hooks before and after an operator."""
+    """Torch's ``DebugMode``, or ``None`` if this version has none with hooks before and after an operator."""
     try:
-        # Private to torch: it was renamed between releases, and may go any day.
-        found = getattr(importlib.import_module(_PRIVATE), "DebugMode", None)
+        # Private to torch: it was renamed between releases, and may be removed.
+        mode = getattr(importlib.import_module(_PRIVATE), "DebugMode", None)
     except ImportError:
         return None
-    hooks = getattr(found, "dispatch_hooks", None)
+    hooks = getattr(mode, "dispatch_hooks", None)
     fits = hooks is not None and {"log_hook", "pre_log_hook"} <= inspect.signature(hooks).parameters.keys()
-    return found if fits else None
+    return mode if fits else None
 
 
 def missing() -> str:
@@ -65,8 +65,8 @@ class OperatorLog:
     """Records operators while it is open.
 
     Attributes:
-        operators: What was recorded, in order.
-        phase: The part of the step that is going on; whoever opens the log sets it.
+        operators: The recorded operators, in order.
+        phase: The part of the step that is running; the caller sets it.
     """
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class OperatorLog:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Record every operator that runs inside, in this thread and in the backward passes that it starts."""
+        """Record every operator of the block, in this thread and in the backward passes that it starts."""
         kind = _debug_mode()
         assert kind is not None, missing()
         self._mode = kind(record_nn_module=True)
@@ -92,7 +92,7 @@ class OperatorLog:
         if str(func).startswith(_MARKS) or any(name in str(func) for name in _MEMORY):
             return
         changed = [args, kwargs] if func._schema.is_mutable else []
-        call = next((one for one in reversed(self._mode.operators) if getattr(one, "op", None) is func), None)
+        call = next((call for call in reversed(self._mode.operators) if getattr(call, "op", None) is func), None)
         modules = self._mode.current_nn_module_stack if self.phase == "forward" else []
         self.operators.append(
             Operator(
@@ -109,17 +109,17 @@ def _digest(value: Any) -> str:
 
 def _parts(value: Any) -> Iterator[Any]:
     if isinstance(value, Tensor):
-        # What holds no plain memory is known by its shape alone.
+        # Tensors without plain memory are described by their shapes.
         plain = value.layout is torch.strided and value.device.type != "meta"
         # Copied: a single element may have any stride, and then cannot be read as bytes.
         copy = value.detach().clone(memory_format=torch.contiguous_format) if plain else None
         yield copy if copy is not None else f"{value.layout}{tuple(value.shape)}"
     elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from _parts(one)
+        for item in value.values():
+            yield from _parts(item)
     elif isinstance(value, (list, tuple)):
-        for one in value:
-            yield from _parts(one)
+        for item in value:
+            yield from _parts(item)
     elif isinstance(value, (bool, int, float, str)):
         yield repr(value)
 
@@ -128,24 +128,24 @@ def first_operator(restored: Sequence[Operator], replayed: Sequence[Operator]) -
     """Name the first operator of a step that differs, in a sentence.
 
     Args:
-        restored: The operators with the factor set back.
-        replayed: Those without.
+        restored: The operators of the step with the factor set back.
+        replayed: Those without it.
     """
-    for one, other in zip(restored, replayed, strict=False):
-        if one.name != other.name:
-            return f"The two compute with other operators from here on: {_called(one)}, and {_called(other)}."
-        if one.outputs == other.outputs:
+    for operator, other in zip(restored, replayed, strict=False):
+        if operator.name != other.name:
+            return f"The two runs call other operators from here on: {_called(operator)}, and {_called(other)}."
+        if operator.outputs == other.outputs:
             continue
-        if one.arguments != other.arguments:
-            return f"The first operator that differs: {_called(one)}, called with other numbers."
-        if one.inputs != other.inputs:
-            return f"The first operator that differs: {_called(one)}. What goes into it differs before the step begins."
-        return f"The first operator that differs: {_called(one)}, with equal inputs."
+        if operator.arguments != other.arguments:
+            return f"The first operator that differs: {_called(operator)}, called with other numbers."
+        if operator.inputs != other.inputs:
+            return f"The first operator that differs: {_called(operator)}. Its inputs differ before the step begins."
+        return f"The first operator that differs: {_called(operator)}, with equal inputs."
     if len(restored) != len(replayed):
-        return f"One of the two computes more operators: {len(restored)} and {len(replayed)}."
+        return f"One of the two runs calls more operators: {len(restored)} and {len(replayed)}."
     return "No operator of that step differs: the difference arises outside of it."
 
 
-def _called(one: Operator) -> str:
-    where = f" of {one.module}" if one.module else ""
-    return f"{one.name}{where} ({one.phase})"
+def _called(operator: Operator) -> str:
+    where = f" of {operator.module}" if operator.module else ""
+    return f"{operator.name}{where} ({operator.phase})"

@@ -1,36 +1,30 @@
-"""What can be set back before a step is replayed: options, threads, and switches of torch.
-
-Replaying a run up to the line in which it differs from another one.
-"""
+"""Replay a run, with options, threads and switches set back, up to the line in which it differs from another run."""
 
 from __future__ import annotations
 
-import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback
 
-from autotimm.config import FitConfig
+from autotimm.config import FitConfig, options, silent_names
 from autotimm.errors import AutotimmError
+from autotimm.records.bit_factors import FACTORS, Place
 from autotimm.records.causes import ManifestDifference, differences
 from autotimm.records.checkpoint_store import CheckpointStore
 from autotimm.records.digest import state_digest
-from autotimm.records.environment import environment
 from autotimm.records.ledger import Line
 from autotimm.records.ledger_diff import Comparer, Difference
 from autotimm.records.manifest import Manifest
 from autotimm.records.run_folder import RunFolder
+from autotimm.records.versions import require_replayable
 from autotimm.runs.explain_difference.operators import Operator, OperatorLog
-from autotimm.runs.restore import Rebuilt, read_config, rebuild
+from autotimm.runs.restore import Rebuilt, read_config, read_manifest, rebuild
 from autotimm.runs.verify import EnoughError, changed_files, play
 from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.train.callbacks.recorder import Recorder, weight_digests
@@ -54,14 +48,14 @@ __all__ = [
 
 
 class Factor(NamedTuple):
-    """Something in which two runs differ, and which a replay can have either way.
+    """A difference of two runs that a replay can set to either value.
 
     Attributes:
-        name: What it is, in words.
-        here: Its value in the run that is replayed.
-        there: Its value in the other one.
+        name: Its name in words.
+        here: Its value in the replayed run.
+        there: Its value in the other run.
         option: What :func:`autotimm.runs.restore.rebuild` calls it; empty for a switch.
-        switch: Where torch keeps it, below ``torch.``; empty for an option.
+        switch: Its name among the switches of the manifest; empty for an option.
     """
 
     name: str
@@ -78,49 +72,45 @@ class Setup(NamedTuple):
     """How a replay is made.
 
     Attributes:
-        options: Options that are to be others than recorded.
-        switches: Switches of torch to set.
+        options: Options to replace by other values than recorded.
+        switches: Switches to set, by their names in the manifest.
     """
 
     options: Mapping[str, Any]
     switches: Mapping[str, Any]
 
     def with_(self, factors: Iterable[Factor]) -> Setup:
-        """The same, with factors set back."""
-        options = {one.option: one.there for one in factors if one.option}
-        switches = {one.switch: one.there for one in factors if one.switch}
+        """This setup with factors set back."""
+        factors = list(factors)
+        options = {factor.option: factor.there for factor in factors if factor.option}
+        switches = {factor.switch: factor.there for factor in factors if factor.switch}
         return Setup({**self.options, **options}, {**self.switches, **switches})
 
 
-# Options that change no number. Threads and decisions are compared where they are recorded for certain.
-_SILENT = {
-    "out", "name", "progress", "loggers", "keep", "checkpoint_every", "num_workers", "download", "strict", "threads",
-    "lr_find", "batch_size_find", "logger", "enable_progress_bar", "enable_model_summary", "profiler", "run_dir",
-    "default_root_dir", "enable_checkpointing", "log_every_n_steps", "persistent_workers", "pin_memory", "tuner",
-}  # fmt: skip
-_PLACES = {"path", "data_dir", "train_csv", "val_csv", "test_csv", "image_dir"}  # no matter, while the images are equal
-
-
 def options_apart(replayed: Path, other: Path, manifests: tuple[Manifest, Manifest]) -> list[Factor]:
-    """The options in which two runs differ; none if one was made from options and the other from objects."""
+    """The options in which two runs differ; none if only one of them was made from options."""
     here, there = (_options(read_config(folder)) for folder in (replayed, other))
     same_data = manifests[0].inputs.get("data") == manifests[1].inputs.get("data")
-    silent = _SILENT | (_PLACES if same_data else set())
-    found = []
+    silent = silent_names(same_data=same_data)
+    factors = []
     for key in here:
         name = key.rpartition(".")[2]
         if key in there and name not in silent and here[key] != there[key]:
-            found.append(Factor(_words("inputs", f"config.{name}", here[key], there[key]), here[key], there[key], key))
+            declared = options().get(key)
+            # An argument of an object is called what it is there, an option what it is on the command line.
+            words = _words("inputs", f"config.{key}", here[key], there[key])
+            words = words if declared is None else declared.words or f"the option `{key}`"
+            factors.append(Factor(words, here[key], there[key], key))
     for name in ("lr", "batch_size"):  # found by a search, which no option tells
-        a, b = (one.decisions.get(name) for one in manifests)
-        known = any(one.option.rpartition(".")[2] in (name, "data_dir", "path") for one in found)
+        a, b = (manifest.decisions.get(name) for manifest in manifests)
+        known = any(factor.option.rpartition(".")[2] in (name, "data_dir", "path") for factor in factors)
         if a != b and None not in (a, b) and not known:
-            found.append(Factor(_words("decisions", name, a, b), a, b, name))
-    return found
+            factors.append(Factor(_words("decisions", name, a, b), a, b, name))
+    return factors
 
 
 def _options(config: FitConfig | dict[str, Any]) -> dict[str, Any]:
-    """Options by name; those of objects with the part that they belong to, as ``model.lr``."""
+    """Options by name; the arguments of objects with their part, as ``model.lr``."""
     if isinstance(config, FitConfig):
         return config.as_dict()
     parts = {name: config[name] for name in ("model", "data", "trainer") if name in config}
@@ -141,76 +131,75 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _attribute(path: str, value: Any) -> None:
-    owner, _, name = path.rpartition(".")
-    setattr(attrgetter(owner)(torch), name, value)
-
-
 # The switches that a process may set at any time. Those of `deterministic` are not here: the option decides them.
-_SETTERS: dict[str, Callable[[Any], None]] = {
-    "get_float32_matmul_precision": torch.set_float32_matmul_precision,
-    "backends.cuda.cudnn_sdp_enabled": torch.backends.cuda.enable_cudnn_sdp,
-    "backends.cuda.flash_sdp_enabled": torch.backends.cuda.enable_flash_sdp,
-    "backends.cuda.math_sdp_enabled": torch.backends.cuda.enable_math_sdp,
-    "backends.cuda.mem_efficient_sdp_enabled": torch.backends.cuda.enable_mem_efficient_sdp,
-    **{
-        name: partial(_attribute, name)
-        for name in (
-            "backends.fp32_precision", "backends.cuda.matmul.fp32_precision", "backends.cudnn.conv.fp32_precision",
-            "backends.mkldnn.matmul.fp32_precision", "backends.mkldnn.conv.fp32_precision",
-            "backends.cuda.matmul.allow_bf16_reduced_precision_reduction",
-            "backends.cuda.matmul.allow_fp16_reduced_precision_reduction",
-            "backends.cudnn.enabled", "backends.mkldnn.enabled", "backends.mkldnn.deterministic",
-        )
-    },
-}  # fmt: skip
+_RESTORABLE = {factor.name: factor for factor in FACTORS if factor.section == "switches" and factor.restore is not None}
+_RESTORABLE_KEYS = {factor.key for factor in _RESTORABLE.values()}
 
 
 def recorded_switches(manifest: Manifest) -> dict[str, Any]:
     """The switches of a run that a replay can set."""
-    found: dict[str, Any] = manifest.environment.get("switches", {})
-    return {name: found[name] for name in _SETTERS if found.get(name) is not None}
+    recorded: dict[str, Any] = manifest.environment.get("switches", {})
+    return {name: recorded[name] for name in _RESTORABLE if recorded.get(name) is not None}
 
 
 def surroundings_apart(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[Factor]:
     """Threads and switches in which two recorded environments differ."""
-    found = []
+    factors = []
     a, b = here.get("threads"), there.get("threads")
     if a != b and b is not None:
-        found.append(Factor("the number of threads", a, b, "threads"))
-    for name in _SETTERS:
-        a, b = (one.get("switches", {}).get(name) for one in (here, there))
+        factors.append(Factor(_words("environment", "threads", a, b), a, b, "threads"))
+    for name, switch in _RESTORABLE.items():
+        a, b = (environment.get("switches", {}).get(name) for environment in (here, there))
         if a != b and None not in (a, b):
-            found.append(Factor(_words("environment", f"switches.{name}", a, b), a, b, switch=name))
-    return found
+            factors.append(Factor(switch.words, a, b, switch=name))
+    return factors
 
 
 @contextmanager
 def switched(values: Mapping[str, Any]) -> Iterator[None]:
-    """Set switches of torch inside, and give them back outside."""
-    before = environment(1, [])["switches"]
-    changed = [name for name, value in values.items() if before[name] is not None and before[name] != value]
+    """Set switches inside, and give them back outside."""
+    # In the order of the table: some switches set others, which come after them.
+    before = {name: _read(name) for name in _RESTORABLE}
     try:
-        for name in changed:
-            _SETTERS[name](values[name])
+        _restore({name: value for name, value in values.items() if before[name] is not None})
         yield
     finally:
-        for name in reversed(changed):
-            _SETTERS[name](before[name])
+        _restore({name: value for name, value in before.items() if value is not None})
 
 
-_FIXED = r"environment\.(versions|variables|hardware|package|git|callbacks)\b.*|inputs\.code\b.*"
+def _read(name: str) -> Any:
+    return _RESTORABLE[name].read(Place(1, []))
+
+
+def _restore(values: Mapping[str, Any]) -> None:
+    for name, factor in _RESTORABLE.items():
+        if factor.restore is not None and name in values and _read(name) != values[name]:
+            factor.restore(values[name])
+
+
+# Nor can code, callbacks and the rules of another version.
+_FIXED_SECTIONS = ("versions", "libraries", "variables", "hardware")
+_FIXED = (
+    "inputs.code",
+    "environment.package",
+    "environment.git",
+    "environment.callbacks",
+    "environment.replay_versions",
+)
 
 
 def unsettable(here: Manifest, there: Manifest) -> list[str]:
     """What differs and cannot be set back while Python runs: versions, variables, hardware and code."""
-    names = {}  # without doubles, in order
-    for one in differences(here, there):
-        if re.fullmatch(_FIXED, f"{one.section}.{one.name}"):
-            callback = one.name.removeprefix("callbacks.")
-            name = f"the callback {callback}" if callback != one.name else _words(one.section, one.name, one.a, one.b)
-            names[name] = one
-    return list(names)
+    names = []
+    for difference in differences(here, there):
+        factor = difference.factor
+        # A variable whose switch can be set back is as good as set back itself.
+        fixed = (
+            factor is not None and factor.section in _FIXED_SECTIONS and not _RESTORABLE_KEYS.intersection(factor.sets)
+        )
+        if fixed or difference.path.startswith(_FIXED):
+            names.append(difference.words.partition(": ")[0])
+    return list(dict.fromkeys(names))
 
 
 _Place = tuple[int, int]  # epoch and batch, both from 0
@@ -220,7 +209,7 @@ class Start(NamedTuple):
     """Where a replay begins.
 
     Attributes:
-        lines: How many lines of the ledger were written before.
+        lines: The number of lines of the ledger before it.
         checkpoint: The file; ``None`` for the start of the run.
     """
 
@@ -237,10 +226,10 @@ class Case:
 
     Attributes:
         replayed: The run's folder.
-        other: The folder of the run whose bits are to come back; the same one for a verification.
-        recorded: The ledger of the other one.
-        goal: The line of it that differs, from 0.
-        data: Where the data is now, if it was moved.
+        other: The folder of the run whose bits are to be restored; the same folder for a verification.
+        recorded: The ledger of the other run.
+        goal: The number of its line that differs, from 0.
+        data: The folder of the data, if it was moved.
         workers: Loading processes instead of the recorded number.
     """
 
@@ -254,13 +243,13 @@ class Case:
 
 @dataclass
 class Played:
-    """What came of a replay.
+    """The result of a replay.
 
     Attributes:
-        difference: Its first difference from the other run; ``None`` if it has the other's bits.
-        problem: Why it could not be made; empty if it was.
+        difference: Its first difference from the other run; ``None`` if it has the same bits.
+        problem: Why the replay failed; empty if it did not.
         states: The digest of weights and buffers before each step.
-        operators: The operators of the step that was asked for.
+        operators: The operators of the traced step.
     """
 
     difference: Difference | None = None
@@ -286,7 +275,7 @@ class _Listener:
         if self.over:
             return
         self.difference = self.comparer.take(line)
-        self.at += line["kind"] != "gap"  # with which a ledger begins that goes on from a checkpoint
+        self.at += line["kind"] != "gap"  # the first line of a ledger that continues from a checkpoint
         self.over = self.difference is not None or self.at > self.goal
         if self.over:
             raise EnoughError
@@ -296,7 +285,7 @@ class _Listener:
 
 
 class _Watch(Callback):
-    """Has every line written as soon as it can be, notes the weights, and records the operators of one step."""
+    """Lets every line be written at once, keeps digests of the weights, and records the operators of one step."""
 
     def __init__(self, played: Played, traced: _Place | None) -> None:
         self.played, self.traced = played, traced
@@ -306,9 +295,9 @@ class _Watch(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
-        for one in callbacks:
-            if isinstance(one, Recorder):
-                one.look()  # it waits for 32 steps otherwise; raises at the goal
+        for callback in callbacks:
+            if isinstance(callback, Recorder):
+                callback.look()  # it waits for 32 steps otherwise; raises at the goal
         place = trainer.current_epoch, batch_idx
         self.played.states[place] = state_digest(weight_digests(pl_module))
         if place == self.traced:
@@ -335,34 +324,35 @@ class _Watch(Callback):
 
 
 def replay_up_to(case: Case, setup: Setup, start: Start, traced: _Place | None = None) -> Played:
-    """Make a run again in a scratch folder, up to the goal or to its first difference from the other one.
+    """Replay a run in a temporary folder, up to the goal or to its first difference from the other run.
 
     Args:
-        case: Which run, and what to compare it with.
-        setup: With which options and switches.
+        case: The run, and what to compare it with.
+        setup: The options and switches to set.
         start: Where to begin.
-        traced: Epoch and batch of the step whose operators are recorded.
+        traced: Epoch and batch, from 0, of the step whose operators are recorded.
     """
     played = Played()
     with tempfile.TemporaryDirectory(prefix="autotimm-explain-") as scratch, switched(setup.switches):
         try:
-            made = _make(case, setup, Path(scratch), start)
+            rebuilt = _rebuild(case, setup, Path(scratch), start)
             moved = {"path", "data.data_dir"} & setup.options.keys()
-            if found := [] if moved else changed_files(case.replayed, made):
-                played.problem = f"The data is not what it was: {'; '.join(found[:3])}."
+            if changed := [] if moved else changed_files(case.replayed, rebuilt):
+                played.problem = f"The data is not what it was: {'; '.join(changed[:3])}."
                 return played
             listener = _Listener(case, start)
-            # The first of them: the step is over before others look at it, which is no part of it.
-            made.trainer.callbacks.insert(0, _Watch(played, traced))  # type: ignore[attr-defined]  # set at run time
-            play(made, listener, start.checkpoint)
-        except (AutotimmError, RuntimeError) as error:  # RuntimeError: torch, of a kernel that it lacks
+            # In front of the others: what they do after a step is no part of it.
+            rebuilt.trainer.callbacks.insert(0, _Watch(played, traced))  # type: ignore[attr-defined]  # set at run time
+            play(rebuilt, listener, start.checkpoint)
+        except (AutotimmError, RuntimeError) as error:  # RuntimeError: torch lacks a kernel
             played.problem = str(error)
             return played
     played.difference = listener.finish()
     return played
 
 
-def _make(case: Case, setup: Setup, scratch: Path, start: Start) -> Rebuilt:
+def _rebuild(case: Case, setup: Setup, scratch: Path, start: Start) -> Rebuilt:
+    require_replayable(read_manifest(case.replayed).environment, case.replayed)
     place = RunFolder(scratch / "replay", scratch)
     return rebuild(
         case.replayed, place, data=case.data, workers=case.workers, weights_needed=start.checkpoint is None,
@@ -371,20 +361,20 @@ def _make(case: Case, setup: Setup, scratch: Path, start: Start) -> Rebuilt:
 
 
 def now(case: Case) -> dict[str, Any]:
-    """Versions, hardware, threads and switches that a replay of the run meets here.
+    """The surroundings of a replay of the run in this process.
 
     Raises:
         AutotimmError: If the run cannot be rebuilt.
     """
     with tempfile.TemporaryDirectory(prefix="autotimm-explain-") as scratch:
-        return surroundings(_make(case, Setup({}, {}), Path(scratch), Start(0, None)).trainer)
+        return surroundings(_rebuild(case, Setup({}, {}), Path(scratch), Start(0, None)).trainer)
 
 
 def nearest_start(case: Case) -> Start:
-    """The last checkpoint of the replayed run before which both runs were certainly equal, or the start.
+    """The last checkpoint of the replayed run up to which both runs were certainly equal, or the start.
 
-    At the end of an epoch the ledger has digests of all that a checkpoint holds. In the middle of one it has not: there
-    the checkpoints of both runs are compared.
+    At the end of an epoch the ledger has digests of everything in a checkpoint. In the middle of an epoch it has not:
+    there the checkpoints of both runs are compared.
     """
     store = CheckpointStore(case.replayed / "checkpoints")
     ends = {*store.epochs().values()}
@@ -402,5 +392,5 @@ def nearest_start(case: Case) -> Start:
 
 
 def _state(checkpoint: dict[str, Any]) -> str:
-    optimizers = {str(number): one for number, one in enumerate(checkpoint.get("optimizer_states", []))}
+    optimizers = {str(number): state for number, state in enumerate(checkpoint.get("optimizer_states", []))}
     return state_digest({"weights": checkpoint["state_dict"], "optimizers": optimizers})
