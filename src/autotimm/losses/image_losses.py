@@ -162,6 +162,7 @@ def checked_weights(weights: Sequence[float] | None, num_classes: int) -> Tensor
         return None
     do = "Give one number per class, for example balanced_weights(counts)."
     must = f"{num_classes} numbers of at least 0, not all 0"
+    # A string such as "balanced" is a sequence too, and float() would raise another error.
     require(not isinstance(weights, str), "class_weights", "the loss", must, weights, do)
     values = [float(value) for value in weights]
     valid = len(values) == num_classes and any(values) and all(value >= 0 and math.isfinite(value) for value in values)
@@ -184,6 +185,7 @@ def _named_loss(
     if name == "cross_entropy":
         return nn.CrossEntropyLoss(weight=weights, label_smoothing=smoothing)
     if multi_label:
+        # Not `weight`, which would also scale the loss of negative labels.
         return nn.BCEWithLogitsLoss(pos_weight=weights)
     criterion: nn.Module = BinaryCrossEntropy(smoothing=smoothing, weight=weights)
     return criterion
@@ -195,7 +197,7 @@ def _asymmetric_loss(multi_label: bool, smoothing: float, weights: Tensor | None
     if multi_label:
         multi_label_criterion: nn.Module = AsymmetricLossMultiLabel()
         return multi_label_criterion
-    if soft_targets:
+    if soft_targets:  # timm's implementation takes class indices only
         raise UsageError(
             "The `loss` of a classifier with mixup or CutMix must take soft targets. Got 'asymmetric' instead. "
             "Use 'cross_entropy', 'bce' or 'focal', or switch mixup and CutMix off."

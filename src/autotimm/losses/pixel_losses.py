@@ -106,6 +106,7 @@ class _RegionLoss(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Compute the loss, a scalar; 0 without labeled pixels."""
+        # smp multiplies by the mask, which would keep NaN and infinite logits.
         labeled = (targets != self.ignore_index)[:, None]
         loss: Tensor = self.body(torch.where(labeled, logits, 0.0), targets.long())
         return loss

@@ -140,6 +140,7 @@ class KeyedBatchSampler(Sampler[list[Draw]]):
 
     def _share(self, first: int) -> range:
         """Return this process's positions in the global batch that begins at position ``first``."""
+        # Integer division spreads a remainder: the shares differ by one sample at most.
         length = min(self.batch_size * self.world_size, self._epoch_length() - first)
         return range(first + length * self.rank // self.world_size, first + length * (self.rank + 1) // self.world_size)
 
@@ -152,6 +153,7 @@ class KeyedBatchSampler(Sampler[list[Draw]]):
 
     def __iter__(self) -> Iterator[list[Draw]]:
         """Yield the batches of ``epoch`` from ``start`` on."""
+        # Read once: a loader prefetches, and the next epoch may be set before the last batch is delivered.
         epoch, global_batch = self.epoch, self.batch_size * self.world_size
         order = self.order(epoch)
         for first in range(self.start * global_batch, self._epoch_length(), global_batch):

@@ -71,6 +71,7 @@ class _Record(NamedTuple):
     file_needed: bool
 
 
+# A context variable, since a task resolves its weights in its constructor, which a replay calls with recorded options.
 _RECORDED: ContextVar[_Record | None] = ContextVar("recorded", default=None)
 
 

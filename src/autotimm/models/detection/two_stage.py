@@ -128,6 +128,7 @@ class TwoStageDetector(Detector):
 
     def losses(self, maps: list[Tensor], size: Size, targets: list[Targets]) -> dict[str, Tensor]:
         """Compute ``objectness`` and ``region`` of the proposals, and ``classification``, ``box`` and ``mask``."""
+        # torchvision's class 0 is the background.
         targets = [{**target, "labels": target["labels"] + 1} for target in targets]
         regions, proposal_losses = self._propose(maps, size, targets)
         regions, matches, labels, offsets = self.heads.select_training_samples(regions, targets)
