@@ -332,7 +332,7 @@ class TestEarly:
         ("words", "code", "message"),
         [
             (["--backbone", "resnett18"], 4, "Did you mean 'resnet18'"),
-            (["--pretrained", "missing.pth"], 4, "missing.pth must exist"),
+            (["--pretrained", "missing.pth"], 4, "There is no weights file missing.pth"),
             (["--lr", "-1"], 2, "lr"),
             (["--epochs", "0"], 2, "epochs"),
             (["--metrics", "Acuracy"], 2, "Did you mean 'Accuracy'"),
