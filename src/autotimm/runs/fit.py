@@ -14,7 +14,7 @@ from autotimm.data.table_checks import own_sides
 from autotimm.errors import UsageError, sentence
 from autotimm.records.run_folder import RunFolder
 from autotimm.repro.seed import default_threads
-from autotimm.runs.factory import build_data, build_task, build_trainer, settle
+from autotimm.runs.factory import build_task, build_trainer, settle_data
 from autotimm.runs.restore import Rebuilt
 from autotimm.tasks import Task
 from autotimm.train import AutoTrainer
@@ -34,9 +34,8 @@ def launch(config: FitConfig) -> Path:
     if config.lr_find and config.lr is not None:
         # That of a record, or it would have been refused: what is written down is the one that will be found.
         config = config.resolved({"lr": None}, "default")
-    config = settle(config)
     _refuse_unused_path(config)
-    data = build_data(config)
+    config, data = settle_data(config)
     folder = _open_folder(config, data.source_name)
     try:
         folder.write_config(config.to_yaml())

@@ -22,7 +22,7 @@ from pycocotools import mask as coco_mask
 from autotimm.data.image_io import BROKEN, reason
 from autotimm.errors import DataError
 
-__all__ = ["MaskFile", "Outline", "Outlines", "Polygons", "RunLengths", "object_pixels", "read_outline"]
+__all__ = ["Box", "MaskFile", "Outline", "Outlines", "Polygons", "RunLengths", "object_pixels", "read_outline"]
 
 
 Box = tuple[float, float, float, float]

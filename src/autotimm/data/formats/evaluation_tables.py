@@ -1,7 +1,4 @@
-"""Labelled images that a trained model is measured on: its classes in its order, whatever the folder holds.
-
-Data with boxes or masks that a trained model is measured on: its classes in its order, whatever the files say.
-"""
+"""Labelled data that a trained model is evaluated on, with the model's classes in the model's order."""
 
 from __future__ import annotations
 
@@ -14,9 +11,9 @@ import torch
 from torch import Tensor
 
 from autotimm.constants import IGNORE_INDEX
-from autotimm.data.formats.class_csv import IMAGE_NAMES, LABEL_NAMES, open_sheet, read_csv
+from autotimm.data.formats.class_csv import IMAGE_NAMES, LABEL_NAMES, open_table, read_csv
 from autotimm.data.formats.class_folders import read_folder
-from autotimm.data.formats.readers import read_spatial
+from autotimm.data.formats.recognize import read_spatial
 from autotimm.data.table import ImageTable, Table
 from autotimm.errors import DataError, join_names
 from autotimm.types import DataSpec, Sample
@@ -24,7 +21,7 @@ from autotimm.types import DataSpec, Sample
 __all__ = ["Relabelled", "read_labelled", "read_relabelled"]
 
 
-_TABLES = (".csv", ".tsv")
+_SUFFIXES = (".csv", ".tsv")
 _FOLDERS = {"val": ("val", "valid", "validation"), "test": ("test",)}
 
 
@@ -45,7 +42,7 @@ def read_labelled(
         DataError: If there are no such images, or they have classes that the model does not know.
     """
     path = Path(path)
-    if path.suffix.lower() in _TABLES:
+    if path.suffix.lower() in _SUFFIXES:
         table = _table(path.expanduser(), spec, split, notices, made or {})
     else:
         inside = [path / name for name in _FOLDERS[split] if (path / name).is_dir()]
@@ -57,7 +54,7 @@ def read_labelled(
 
 def _table(path: Path, spec: DataSpec, split: str, notices: list[str], made: Mapping[str, Any]) -> ImageTable:
     """Read a table as that of the training was read; whoever measures has no option to say how."""
-    sheet = open_sheet(path)
+    sheet = open_table(path)
     images = _column(path, sheet.columns, made.get("image_column"), IMAGE_NAMES, "image paths")
     if spec.multi_label:
         labels: str | list[str] = list(spec.class_names)
@@ -88,7 +85,7 @@ def _column(path: Path, columns: Sequence[str], recorded: str | None, usual: Seq
 def _folder(path: Path, names: Sequence[str], split: str, made: Mapping[str, Any]) -> Path:
     """Where the paths of a table start: beside it, or where those of the training's tables do."""
     given, table = made.get("path") or made.get("data_dir"), made.get("train_csv")
-    if given and Path(given).suffix.lower() in _TABLES:
+    if given and Path(given).suffix.lower() in _SUFFIXES:
         given, table = None, given
     recorded = made.get("image_dir") or (table and (given or Path(table).parent))
     roots = [path.parent, *([Path(recorded).expanduser()] if recorded else [])]
