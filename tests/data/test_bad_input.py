@@ -63,7 +63,7 @@ def test_images_without_class_folders(tmp_path: Path, picture: Picture) -> None:
 def test_one_class_only(tmp_path: Path, picture: Picture) -> None:
     picture(tmp_path / "cat" / "1.png")
     picture(tmp_path / "cat" / "2.png")
-    refused(r"one class only, 'cat'; telling apart takes two\. Add a second class", tmp_path)
+    refused(r"only one class, 'cat', and classification needs two\. Add a second class", tmp_path)
 
 
 def test_one_empty_class_folder(toy: Path) -> None:
@@ -75,7 +75,7 @@ def test_class_with_one_image_stays_in_training(toy: Path, picture: Picture) -> 
     picture(toy / "zebra" / "only.png")
     data = module(toy, val_split=0.5, test_split=0.2)
     assert "zebra/only.png" in data.tables["train"].ids
-    assert data.notices == ["Classes with one single image, which stays in training: zebra."]
+    assert data.notices == ["Classes with a single image, which stays in training: zebra."]
     assert "zebra/only.png" in load_everything(data)
 
 

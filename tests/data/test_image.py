@@ -130,7 +130,7 @@ def test_a_share_without_effect_is_pointed_out(tmp_path: Path) -> None:
     ):
         data = module(tmp_path, **shares)
         assert sizes(data) == {"train": 20, "val": 4, "test": 6}
-        lines = [f"`{side}_split` has no effect: there are {side} images already." for side in said]
+        lines = [f"`{side}_split` has no effect: the data have {side} images of their own." for side in said]
         assert [line for line in data.notices if "no effect" in line] == lines
 
 
@@ -270,7 +270,7 @@ def test_summary_of_many_classes(tmp_path: Path, picture: Callable[..., Path]) -
         picture(tmp_path / f"c{number:02d}" / "1.png")
     text = str(module(tmp_path).summary())
     assert "… 10 more" in text
-    assert "• Classes with one single image" in text
+    assert "• Classes with a single image" in text
 
 
 @pytest.mark.parametrize(
