@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from autotimm.constants import IGNORE_INDEX
-from autotimm.data.formats.readers import read_spatial
+from autotimm.data.formats.recognize import read_spatial
 from autotimm.data.module import DataModule
 from autotimm.data.table import Table
 from autotimm.data.transforms.image_transforms import SampleTransform
@@ -92,9 +92,11 @@ class SpatialDataModule(DataModule, ABC):
     def read(self, split: str) -> Table | None:
         """Return the samples of a split, or ``None``."""
         if split == "train":
+            recognized, self.recognized = self.recognized, None
             self._found = read_spatial(
-                self.data_dir, self.format, self.kind, self.notices, strict=self.strict, **self._reading
-            )
+                self.data_dir, self.format, self.kind, self.notices, strict=self.strict, recognized=recognized,
+                **self._reading,
+            )  # fmt: skip
         return self._found.get(split)
 
 

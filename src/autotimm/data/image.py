@@ -133,7 +133,8 @@ class ImageDataModule(DataModule):
                 image_column=self.image_column,
                 label_column=self.label_column,
             )
-        return read_folder(self.data_dir or "", self.notices)
+        recognized, self.recognized = self.recognized, None
+        return read_folder((self.data_dir or "") if recognized is None else recognized.listing, self.notices)
 
     def _resolve(self, file: Path) -> Path:
         """A table that is not where the path says may be in the data folder."""

@@ -18,6 +18,7 @@ import torch
 from autotimm.data.data_facts import Facts
 from autotimm.data.file_facts import Problem
 from autotimm.data.formats.image_paths import read_paths
+from autotimm.data.formats.recognize import Recognized
 from autotimm.data.loader import KeyedLoader, collate_samples, default_workers, transformed_loader
 from autotimm.data.split import check_shares
 from autotimm.data.table import Table
@@ -104,6 +105,9 @@ class DataModule(Called, pl.LightningDataModule, Facts, ABC):
 
     # With several processes a small validation set may leave one of them without a batch.
     allow_zero_length_dataloader_with_multiple_devices = True
+
+    recognized: Recognized | None = None
+    """What the data were recognized as, with the listing to read them from; ``None`` once they are read."""
 
     def __init__(
         self,

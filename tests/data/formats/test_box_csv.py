@@ -76,8 +76,8 @@ def test_traps(tmp_path: Path, picture: Picture) -> None:
     tables, notices = read(tmp_path)
     assert tables["train"].ids == ("a.png",)
     assert sorted(notices) == [
-        "1 images of another size than their annotations say, left out: b.png (20x16, annotated as 99x16).",
-        "1 images that are not there, left out: c.png.",
+        "1 images of another size than their annotations state, left out: b.png (20x16, annotated as 99x16).",
+        "1 missing images, left out: c.png.",
         "2 boxes without area in the image in 1, left out: a.png.",
         "2 lines that cannot be used, left out: train.csv, row 4 (no class), "
         "train.csv, row 5 (could not convert string to float: 'x').",
@@ -99,8 +99,8 @@ def test_a_missing_image_is_not_replaced_by_its_namesake_of_another_split(tmp_pa
     (tmp_path / "images" / "train" / "frame_0.png").unlink()
     tables, notices = read(tmp_path)
     assert tables["train"].ids == ("images/train/frame_1.png", "images/train/frame_2.png")
-    assert notices == ["1 images that are not there, left out: images/train/frame_0.png."]
-    with pytest.raises(DataError, match="1 images that are not there"):
+    assert notices == ["1 missing images, left out: images/train/frame_0.png."]
+    with pytest.raises(DataError, match="1 missing images"):
         read(tmp_path, strict=True)
     (tmp_path / "val.csv").unlink()  # alone it is read whole, and still is about train/
     assert read(tmp_path)[0]["train"].ids == tables["train"].ids

@@ -124,7 +124,7 @@ def test_cardamage_has_no_class_car(real: Callable[[str], Path]) -> None:
     names = ("airbag", "astar", "cam_catlagi", "cizik", "far_hasar", "gocuk", "kaput_hasar", "kirik-kayip")
     assert tables["train"].class_names == tables["test"].class_names == names
     assert tables["train"].object_counts() == (10, 9, 18, 82, 7, 33, 4, 47)
-    assert notices == ["Categories that head others and have no objects are no classes: car."]
+    assert notices == ["Parent categories without objects are not classes: car."]
     assert "masks" not in tables["train"].load(0).target
 
 
@@ -275,8 +275,8 @@ def test_missing_images_are_named(write: Callable[..., Path]) -> None:
     (root / "images" / "sub" / "b.png").unlink()
     tables, notices = read(root)
     assert tables["train"].ids == ("images/a.png",)
-    assert notices == ["1 images that are not there, left out: images/sub/b.png."]
-    with pytest.raises(DataError, match=r"1 images that are not there: images/sub/b.png"):
+    assert notices == ["1 missing images, left out: images/sub/b.png."]
+    with pytest.raises(DataError, match=r"1 missing images: images/sub/b.png"):
         read(root, strict=True)
     (root / "images" / "a.png").unlink()
     with pytest.raises(DataError, match="No image to train on is left"):
@@ -304,8 +304,8 @@ def test_a_missing_image_is_not_replaced_by_its_namesake_of_another_split(
         name: tuple(f"images/{name}/frame_{number}.png" for number in range(2 if name == split else 3))
         for name in ("train", "val")
     }
-    assert notices == [f"1 images that are not there, left out: images/{split}/frame_2.png."]
-    with pytest.raises(DataError, match=rf"1 images that are not there: images/{split}/frame_2\.png"):
+    assert notices == [f"1 missing images, left out: images/{split}/frame_2.png."]
+    with pytest.raises(DataError, match=rf"1 missing images: images/{split}/frame_2\.png"):
         read(tmp_path, strict=True)
     for path in (tmp_path / "images" / "train").iterdir():
         path.unlink()  # not one is left: those of val are no better
@@ -325,7 +325,7 @@ def test_a_name_with_folders_is_not_found_in_others(tmp_path: Path, picture: Pic
         (tmp_path / name).unlink()
     tables, notices = read(tmp_path)
     assert tables["train"].ids == ("train/dog/1.png", "val/dog/2.png")
-    assert notices == ["2 images that are not there, left out: train/cat/1.png, train/dog/img 3.png."]
+    assert notices == ["2 missing images, left out: train/cat/1.png, train/dog/img 3.png."]
 
 
 def test_one_file_for_all_finds_the_images_of_all_splits(tmp_path: Path, picture: Picture) -> None:
@@ -369,7 +369,7 @@ def test_heads_are_no_classes_and_names_join_splits(write: Callable[..., Path]) 
     tables, notices = read(root)
     assert tables["val"].class_names == tables["train"].class_names == ("zebra", "unused", "ant")
     assert tables["val"].load(0).target["labels"].tolist() == [2]
-    assert notices[0] == "Categories that head others and have no objects are no classes: animal."
+    assert notices[0] == "Parent categories without objects are not classes: animal."
     assert "in both train and val" in notices[1]
 
 
@@ -403,7 +403,7 @@ def test_nothing_to_learn_is_refused(write: Callable[..., Path], entries: list[A
     """The loss of a model that finds nothing would fall to 0, and nothing would look wrong."""
     root = write(annotations=entries)
     (root / "images" / "sub" / "b.png").unlink()
-    with pytest.raises(DataError, match="None of the 1 images to train on has an object that can be learned"):
+    with pytest.raises(DataError, match="None of the 1 training images has an object to learn from"):
         read(root, masks=masks)
 
 
@@ -429,8 +429,8 @@ def test_ids_may_be_whole_numbers_as_floats(write: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"images": [], "annotations": []}, "no list of 'categories'"),
-        ([1], "no list of 'images'"),
+        ({"images": [], "annotations": []}, "no list 'categories'"),
+        ([1], "no list 'images'"),
         ({"images": [{"id": 1}], "annotations": [], "categories": []}, "entry 0 of 'images' has no 'file_name'"),
         (sheet(categories=[{"id": [1], "name": "a"}]), "entry 0 of 'categories' has no 'id'"),
         (sheet(categories=[], annotations=[]), "There is no class"),
@@ -443,7 +443,7 @@ def test_what_is_not_coco_is_refused(write: Callable[..., Path], content: Any, m
 
 def test_a_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"images": [], "annotations": [], "categories": [')
-    with pytest.raises(DataError, match="is no valid JSON"):
+    with pytest.raises(DataError, match="is not valid JSON"):
         read(tmp_path)
 
 

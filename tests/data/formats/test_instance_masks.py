@@ -87,7 +87,7 @@ def test_a_report_names_the_files(tmp_path: Path, picture: Picture) -> None:
     assert notices[1:] == [
         "1 masks without an image, left out: masks/z/1.png.",
         "1 masks that cannot be read, left out: masks/a/broken.png (the file is empty).",
-        "1 masks that show nothing, left out: masks/a/empty.png.",
+        "1 empty masks, left out: masks/a/empty.png.",
         "1 masks of another size than their image, left out: masks/a/small.png (19x16).",
     ]
     with pytest.raises(DataError, match=r"1 masks that cannot be read: masks/a/broken.png"):

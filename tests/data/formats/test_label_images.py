@@ -112,7 +112,7 @@ def test_by_palette(folder: Callable[..., Path]) -> None:
     tables, notices = read(folder(mask=lambda path: save(path, values, palette={0: (0, 0, 0), 1: ROAD, 255: CAR})))
     assert tables["train"].class_names == ("0", "1")
     assert torch.equal(target(tables), torch.from_numpy(values))
-    assert notices == ["Pixels of value 255 are taken for unknown, since no file names the classes."]
+    assert notices == ["Pixels of value 255 are treated as unknown, since no file names the classes."]
 
 
 COLOR_TABLES = {
@@ -162,7 +162,7 @@ def test_tables_of_names(folder: Callable[..., Path], name: str, table: str) -> 
 
 def test_colors_can_be_given(folder: Callable[..., Path], tmp_path: Path) -> None:
     root = folder(mask=lambda path: save(path, painted((0, 0, 0), ROAD, CAR), "RGB"))
-    with pytest.raises(DataError, match=r"in colors, .* \(0, 0, 0\), \(0, 0, 142\), \(128, 64, 128\)\. Give `colors`"):
+    with pytest.raises(DataError, match=r"colored, .* \(0, 0, 0\), \(0, 0, 142\), \(128, 64, 128\)\. Give `colors`"):
         read(root)
     tables, notices = read(root, colors={"road": ROAD, "car": "#00008e", "void": (0, 0, 0)})
     assert tables["train"].class_names == ("road", "car")
@@ -194,7 +194,7 @@ def test_soft_edges_are_refused(folder: Callable[..., Path]) -> None:
     values = np.arange(320, dtype=np.uint8).reshape(16, 20)
     with pytest.raises(DataError, match="have 255 values, and no file says which are classes"):
         read(folder(mask=lambda path: save(path, values)))
-    with pytest.raises(DataError, match=r"hold nothing that .*_classes.csv names: 255"):
+    with pytest.raises(DataError, match=r"no value that .*_classes.csv names: they have 255"):
         read(folder("id,name\n3,road", mask=lambda path: save(path, np.full((16, 20), 255, np.uint8))))
 
 
@@ -246,11 +246,14 @@ def test_a_turned_photograph_has_an_upright_mask(tmp_path: Path, picture: Pictur
     ("table", "message"),
     [
         ("id,name\n0,a\n0,b\n", "gives two classes the same value"),
-        ("id\n0\n", "no column is called like"),
-        ("name,r,g,b\na,0,0,256\n", "'256' is no part of a color"),
-        ("id,name\nx,a\n", "is no table of classes"),
+        ("id\n0\n", "no column is named one of"),
+        ("name,r,g,b\na,0,0,256\n", "'256' is not a number from 0 to 255"),
+        ("id,name\nx,a\n", "is not a class table"),
         ("id,name\n", "names no class"),
-        ("id,name\n" + "".join(f"{value},{value}\n" for value in range(300)), "has 300 classes, and 255 is the most"),
+        (
+            "id,name\n" + "".join(f"{value},{value}\n" for value in range(300)),
+            "has 300 classes, and 255 is the maximum",
+        ),
     ],
 )
 def test_tables_that_are_wrong(folder: Callable[..., Path], table: str, message: str) -> None:
@@ -292,7 +295,7 @@ def test_jpeg_masks_of_two_values_are_background_and_foreground(tmp_path: Path, 
     assert tables["train"].class_names == ("background", "foreground")
     assert (target(tables, 3).as_subclass(torch.Tensor) != torch.from_numpy(disc)).float().mean() < 0.005
     assert notices == [
-        "Pixels of JPEG masks are taken for foreground from value 128 on, and below for background.",
+        "Pixels of JPEG masks count as foreground from value 128 on, and as background below.",
         "4 masks are JPEG files, which do not keep values exactly: 0.jpg, 1.jpg, 2.jpg, 3.jpg.",
     ]
 
@@ -359,8 +362,8 @@ def test_lists_say_the_split(tmp_path: Path, picture: Picture) -> None:
     assert tables["train"].ids == ("JPEGImages/c.png", "JPEGImages/b.png")
     assert tables["val"].ids == ("JPEGImages/a.png",)
     (lists / "val.txt").write_text("a\nzz\n")
-    assert "1 lines of the lists that name nothing that is there, left out: zz." in read(tmp_path)[1]
-    with pytest.raises(DataError, match="1 lines of the lists that name nothing that is there: zz"):
+    assert "1 split-list entries that match no file, left out: zz." in read(tmp_path)[1]
+    with pytest.raises(DataError, match="1 split-list entries that match no file: zz"):
         read(tmp_path, strict=True)
 
 
@@ -396,7 +399,7 @@ def test_cityscapes(tmp_path: Path, picture: Picture) -> None:
     assert tables["train"].labels(0) == ("road", "bicycle")
     assert torch.equal(target(tables), torch.tensor([0, 255, 18], dtype=torch.uint8)[torch.from_numpy(VALUES).long()])
     assert tables["train"].ids == ("leftImg8bit/train/bonn/bonn_000000_000019_leftImg8bit.png",)
-    assert notices == ["test: left out, since no mask of it has a pixel of a class."]
+    assert notices == ["test: left out, since none of its masks has a pixel of a class."]
     with pytest.raises(DataError, match="has no leftImg8bit/ and gtFine/"):
         read_cityscapes(tmp_path / "gtFine", [])
 

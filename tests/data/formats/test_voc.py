@@ -121,13 +121,13 @@ def test_lists_say_the_split(tmp_path: Path, picture: Picture) -> None:
     ids = {split: table.ids for split, table in tables.items()}
     assert ids == {"train": ("JPEGImages/b.png", "JPEGImages/a.png"), "val": ("JPEGImages/c.png",)}
     assert notices == [
-        "1 images are in no list and left out: JPEGImages/d.png.",
-        "1 lines of the lists that name nothing that is there, left out: zz.",
+        "1 images are in no split list and left out: JPEGImages/d.png.",
+        "1 split-list entries that match no file, left out: zz.",
     ]
-    with pytest.raises(DataError, match="1 lines of the lists that name nothing that is there: zz"):
+    with pytest.raises(DataError, match="1 split-list entries that match no file: zz"):
         read(tmp_path, strict=True)
     (lists / "val.txt").write_text("c\n")
-    assert read(tmp_path, strict=True)[1] == ["1 images are in no list and left out: JPEGImages/d.png."]
+    assert read(tmp_path, strict=True)[1] == ["1 images are in no split list and left out: JPEGImages/d.png."]
 
 
 def test_masks_of_other_tasks_are_no_images(tmp_path: Path, picture: Picture) -> None:

@@ -63,7 +63,7 @@ def test_polygons(write: Callable[..., Path]) -> None:
     boxes, notices = read(root)
     assert boxes["train"].load(0).target["crowd"].tolist() == [False, False]
     assert notices == []
-    with pytest.raises(DataError, match="boxes without outlines"):
+    with pytest.raises(DataError, match="boxes and no outlines"):
         read(write(), masks=True)
 
 
@@ -131,7 +131,7 @@ def test_the_folder_of_the_split_is_not_left_out(write: Callable[..., Path], pic
     assert tables["train"].ids == ("train/images/a.png", "b.png")
     (root / "list.txt").write_text("train/images/a.png\npets/b.png\n")
     tables, notices = read(root)
-    assert notices == ["1 images that are not there, left out: pets/b.png."]
+    assert notices == ["1 missing images, left out: pets/b.png."]
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -147,14 +147,14 @@ def test_a_split_that_leads_nowhere_is_reported(write: Callable[..., Path], spli
 def test_labels_where_nobody_looks_are_refused(write: Callable[..., Path]) -> None:
     root = write()
     (root / "train" / "labels").rename(root / "train" / "annotations")
-    message = "no image to train on has a label file. That of train/images/a.png would be train/labels/a.txt or"
+    message = "no training image has a label file. For train/images/a.png it would be train/labels/a.txt or"
     with pytest.raises(DataError, match=message):
         read(root)
     with pytest.raises(DataError, match=message):
         read(root, masks=True)
     (root / "train" / "labels").mkdir()
     (root / "train" / "labels" / "a.txt").touch()
-    with pytest.raises(DataError, match="None of the 2 images to train on has an object"):
+    with pytest.raises(DataError, match="None of the 2 training images has an object"):
         read(root)
 
 
@@ -171,8 +171,8 @@ def test_labels_beside_images(tmp_path: Path, picture: Picture) -> None:
         ("2 0.5 0.5 0.5 0.25", "class 2 of 2"),
         ("-1 0.5 0.5 0.5 0.25", "class -1 of 2"),
         ("0.5 0.5 0.5 0.5 0.25", "class 0.5 of 2"),
-        ("0 120 80 20 20", "coordinates that are no shares of the image"),
-        ("0 nan 0.5 0.5 0.5", "coordinates that are no shares of the image"),
+        ("0 120 80 20 20", "coordinates outside [0, 1]"),
+        ("0 nan 0.5 0.5 0.5", "coordinates outside [0, 1]"),
         ("0 0.5 0.5 0.5", "3 coordinates"),
         ("ant 0.5 0.5 0.5 0.5", "could not convert"),
     ],
@@ -192,8 +192,8 @@ def test_lines_that_cannot_be_used_are_named(write: Callable[..., Path], line: s
     [
         ({"names": []}, "`names` must be a list"),
         ({"names": {"a": 1}}, "`names` must be a list"),
-        ({"names": None}, "must have one YAML file of YOLO's kind. There is none"),
-        ({"train": "nowhere"}, "no image in what `train` names: 'nowhere'"),
+        ({"names": None}, "must have exactly one YAML file with YOLO's `names` and `train`. Got none"),
+        ({"train": "nowhere"}, "`train` leads to no image: 'nowhere'"),
         ({"train": {"a": 1}}, "must be a path or a list of paths"),
     ],
 )
@@ -226,4 +226,4 @@ def test_images_of_lists_that_are_missing(write: Callable[..., Path]) -> None:
     (root / "list.txt").write_text("train/images/a.png\ntrain/images/gone.png\n")
     tables, notices = read(root)
     assert tables["train"].ids == ("train/images/a.png",)
-    assert notices == ["1 images that are not there, left out: train/images/gone.png."]
+    assert notices == ["1 missing images, left out: train/images/gone.png."]
