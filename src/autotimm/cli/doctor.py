@@ -121,7 +121,7 @@ DOCTOR = Verb(
         "autotimm doctor --config photos.yaml",
     ),
     notes=(
-        "Without a GPU one training step is traced as it would run on one; with a GPU it is run.",
+        "Without a GPU one training step is traced as it would run on one (experimental); with a GPU it is run.",
         "Steps of detectors ask for numbers: they are calculated on the CPU for two drawn images, for some seconds.",
         "Exits with 0 if there is no problem, 4 if the step has operators that cannot repeat, 1 for other problems.",
     ),

@@ -3,7 +3,8 @@
 A detector asks how many anchors match a box, and a fake tensor does not know. So here each fake tensor keeps a tensor
 on the CPU with the numbers that it stands for. Whoever asks for its device is told CUDA, and torch chooses the
 operators of CUDA (``cudnn_batch_norm``, the way around of a deterministic backward pass), each calculated on the CPU.
-The few that the CPU does not have are calculated by its own operator for the same.
+The few that the CPU does not have are calculated by its own operator for the same. Experimental: it relies on torch's
+private switches, as :mod:`autotimm.doctor.backward` does.
 """
 
 from __future__ import annotations

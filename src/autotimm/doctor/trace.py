@@ -1,4 +1,4 @@
-"""The preflight: one training step with fake CUDA tensors, on any machine.
+"""The preflight: one training step with fake CUDA tensors, on any machine. Experimental, see autotimm.doctor.backward.
 
 Fake tensors have shapes, types and a device, and no numbers. A step on them runs the same Python and asks torch for the
 same operators as on a GPU; a trace on the CPU would not do, since torch chooses others there (``native_batch_norm`` in
@@ -38,8 +38,8 @@ from autotimm.types import Batch, Stage
 
 __all__ = ["Trace", "preflight", "quietly", "trace"]
 
-# What torch, timm and tasks raise where a step cannot be done, for want of numbers or at all.
-_FAILURES = (AssertionError, RuntimeError, TypeError, ValueError)
+# What torch, timm and tasks raise where a step cannot be done: for want of numbers, of a private name, or at all.
+_FAILURES = (AssertionError, AttributeError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ def preflight(task: Task, image_size: int = 224, batch_size: int = 32, *, batch:
 
     The task is copied, not changed. The step is made of forward pass, loss, backward pass and optimizer, under the
     switches of ``deterministic=True``, with which some operations choose a deterministic way around.
+
+    Experimental: the backward pass walks torch's graph by interfaces that are not public.
 
     Args:
         task: Any task.
