@@ -54,7 +54,7 @@ def test_a_table_of_labels_is_hinted_at(real: Callable[[str], Path]) -> None:
     )
     with pytest.raises(DataError, match=r"give a table of labels, such as train_labels_multihot.csv"):
         recognize(root, "classification")
-    with pytest.raises(DataError, match="no data for instance segmentation, but 100 VOC files with boxes"):
+    with pytest.raises(DataError, match="no data for instance segmentation; it has 100 VOC files with boxes"):
         recognize(root, "instance")
 
 
@@ -206,7 +206,7 @@ def test_a_new_format_needs_a_class_and_an_entry_in_the_tuple(points: Path, monk
     assert recognize(points).task == "classification"  # a guess by the folders of the images
     monkeypatch.setattr(MODULE, "FORMATS", (*FORMATS, Points()))
     assert recognize(points)[:3] == ("detection", "points", "points has 1 files of points: object detection.")
-    with pytest.raises(DataError, match="no data for instance segmentation, but 1 files of points"):
+    with pytest.raises(DataError, match="no data for instance segmentation; it has 1 files of points"):
         recognize(points, "instance")
     for name in ("auto", "points"):
         data = DetectionDataModule(points, format=name, image_size=32, val_split=0)
