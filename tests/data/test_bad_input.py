@@ -85,7 +85,7 @@ def test_extra_class_in_validation(tmp_path: Path, picture: Picture) -> None:
     refused(r"classes that train/ does not have: zebra\. Rename", tmp_path)
 
 
-def test_validation_may_lack_classes(tmp_path: Path) -> None:
+def test_classes_may_be_missing_in_validation(tmp_path: Path) -> None:
     write_toy_folder(tmp_path, num_classes=3, splits={"train": 9, "valid": 2})
     data = module(tmp_path)
     assert [len(data.tables[split]) for split in ("train", "val")] == [9, 2]
@@ -165,7 +165,7 @@ def test_linked_images_and_folders_are_read(tmp_path: Path, picture: Picture) ->
     assert load_everything(module(tmp_path / "data", val_split=0.0)) == ["cat/x.png", "dog/y.png"]
 
 
-def test_lone_folder_that_links_to_itself(tmp_path: Path) -> None:
+def test_single_folder_that_links_to_itself(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to(tmp_path)
     refused("holds no images", tmp_path)
 
@@ -427,7 +427,7 @@ def test_labels_of_several_must_be_bits(toy: Path) -> None:
 # Prediction
 
 
-def test_prediction_of_nothing(tmp_path: Path, toy: Path) -> None:
+def test_prediction_without_images(tmp_path: Path, toy: Path) -> None:
     data = module(toy)
     for paths, pattern in (
         (tmp_path / "nowhere.png", "There is no file or folder"),

@@ -14,7 +14,7 @@ def files(toy: Path) -> list[Path]:
     return sorted(toy.rglob("*.png"))
 
 
-def test_problems_come_in_the_order_of_the_files(toy: Path) -> None:
+def test_problems_are_in_the_order_of_the_files(toy: Path) -> None:
     bad = [files(toy)[i] for i in (20, 3)]
     for path in bad:
         path.write_bytes(b"broken")
@@ -66,7 +66,7 @@ def test_a_replaced_file_is_read_again(toy: Path) -> None:
     assert [problem.path for problem in scan(files(toy))] == [path]
 
 
-def test_a_cured_file_is_found_good(toy: Path) -> None:
+def test_a_repaired_file_is_good(toy: Path) -> None:
     path = files(toy)[0]
     good = path.read_bytes()
     path.write_bytes(b"")
@@ -82,7 +82,7 @@ def test_cache_is_below_the_users_cache_folder(toy: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file in the way", "broken", "read-only"])
-def test_a_cache_that_cannot_be_used_is_no_cache(
+def test_an_unusable_cache_is_ignored(
     toy: Path, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     home = tmp_path / "cache"

@@ -1,4 +1,4 @@
-"""Label images by index, by palette and by color, and where they lie."""
+"""Label images by index, by palette and by color, and their layouts."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -84,10 +84,10 @@ def test_dhcn(real: Callable[[str], Path]) -> None:
     shares = [2.62, 2.1, 0.5, 3.22, 13.72, 0.07, 4.9, 52.17, 0.71, 1.54, 18.46]
     pixels = torch.zeros(256, dtype=torch.int64)
     for row in range(90):
-        found = target(tables, row)
-        pixels += torch.bincount(found.flatten(), minlength=256)
+        classes = target(tables, row)
+        pixels += torch.bincount(classes.flatten(), minlength=256)
         by_hand = torch.from_numpy(np.array(Image.open(tables["train"].mask_paths[row])))
-        assert torch.equal(found.as_subclass(torch.Tensor), by_hand)
+        assert torch.equal(classes.as_subclass(torch.Tensor), by_hand)
         present = tuple(names[index] for index in by_hand.unique().tolist())
         assert tables["train"].labels(row) == present
     assert (pixels[:11] / pixels.sum() * 100).tolist() == pytest.approx(shares, abs=0.006)
@@ -201,7 +201,7 @@ def test_soft_edges_are_refused(folder: Callable[..., Path]) -> None:
 # What is wrong
 
 
-def test_a_report_names_the_files(tmp_path: Path, picture: Picture) -> None:
+def test_problems_are_reported_with_file_names(tmp_path: Path, picture: Picture) -> None:
     for name in "abcdefg":
         picture(tmp_path / "train" / f"{name}.png")
         save(tmp_path / "train" / f"{name}_mask.png")
@@ -231,7 +231,7 @@ def test_a_report_names_the_files(tmp_path: Path, picture: Picture) -> None:
     assert read(tmp_path)[1] == notices  # what is wrong is not remembered
 
 
-def test_a_turned_photograph_has_an_upright_mask(tmp_path: Path, picture: Picture) -> None:
+def test_a_rotated_photograph_has_an_upright_mask(tmp_path: Path, picture: Picture) -> None:
     path = picture(tmp_path / "a.jpg", size=(20, 16))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -256,12 +256,12 @@ def test_a_turned_photograph_has_an_upright_mask(tmp_path: Path, picture: Pictur
         ),
     ],
 )
-def test_tables_that_are_wrong(folder: Callable[..., Path], table: str, message: str) -> None:
+def test_invalid_class_tables_are_refused(folder: Callable[..., Path], table: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(folder(table))
 
 
-def test_tables_must_agree(tmp_path: Path, picture: Picture) -> None:
+def test_contradicting_class_tables_are_refused(tmp_path: Path, picture: Picture) -> None:
     for split, name in {"train": "road", "valid": "lane"}.items():
         picture(tmp_path / split / "a.png")
         save(tmp_path / split / "a_mask.png")
@@ -270,7 +270,7 @@ def test_tables_must_agree(tmp_path: Path, picture: Picture) -> None:
         read(tmp_path)
 
 
-def test_masks_as_jpeg_are_pointed_out(tmp_path: Path, picture: Picture) -> None:
+def test_jpeg_masks_are_reported(tmp_path: Path, picture: Picture) -> None:
     picture(tmp_path / "images" / "a.png")
     save(tmp_path / "masks" / "a.jpg", np.zeros((16, 20), np.uint8))
     assert "1 masks are JPEG files, which do not keep values exactly: a.jpg." in read(tmp_path)[1]
@@ -350,7 +350,7 @@ def test_layouts(tmp_path: Path, picture: Picture, image: str, mask: str) -> Non
     assert notices == []
 
 
-def test_lists_say_the_split(tmp_path: Path, picture: Picture) -> None:
+def test_split_lists(tmp_path: Path, picture: Picture) -> None:
     for name in "abc":
         picture(tmp_path / "JPEGImages" / f"{name}.png")
         save(tmp_path / "SegmentationClass" / f"{name}.png")
@@ -375,7 +375,7 @@ def test_two_masks_for_one_image_are_refused(tmp_path: Path, picture: Picture) -
         read(tmp_path)
 
 
-def test_nothing_to_pair(tmp_path: Path, picture: Picture) -> None:
+def test_images_without_masks_are_refused(tmp_path: Path, picture: Picture) -> None:
     picture(tmp_path / "cats" / "a.png")
     with pytest.raises(DataError, match="no images with masks"):
         read(tmp_path)

@@ -1,4 +1,4 @@
-"""What a folder is taken for, and what is said about it."""
+"""Detecting task and format of a folder, and the sentence or error about it."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def test_real_data(real: Callable[[str], Path], name: str, task: str, format: st
     assert recognize(real(root).joinpath(*rest))[:2] == (task, format)
 
 
-def test_cards_can_be_classified_too(real: Callable[[str], Path]) -> None:
+def test_a_table_of_labels_is_hinted_at(real: Callable[[str], Path]) -> None:
     root = real("multilabel_cards")
     sentence = recognize(root).sentence
     assert sentence == (
@@ -54,7 +54,7 @@ def test_cards_can_be_classified_too(real: Callable[[str], Path]) -> None:
     )
     with pytest.raises(DataError, match=r"give a table of labels, such as train_labels_multihot.csv"):
         recognize(root, "classification")
-    with pytest.raises(DataError, match="no data for instance segmentation, but 100 VOC files with boxes"):
+    with pytest.raises(DataError, match="no data for instance segmentation; it has 100 VOC files with boxes"):
         recognize(root, "instance")
 
 
@@ -137,7 +137,7 @@ def test_class_folders(toy: Path) -> None:
     )  # fmt: skip
 
 
-def test_several_formats_are_an_error_that_says_what_to_give(tmp_path: Path) -> None:
+def test_several_formats_are_refused(tmp_path: Path) -> None:
     root = write_toy_objects(tmp_path, splits=FEW, image_size=32)
     (root / "data.yaml").write_text("names: [a]\ntrain: train\n")
     (root / "train" / "00000.txt").write_text("0 0.5 0.5 0.1 0.1\n")
@@ -149,7 +149,7 @@ def test_several_formats_are_an_error_that_says_what_to_give(tmp_path: Path) -> 
         recognize(root)
 
 
-def test_boxes_and_masks_are_an_error_that_says_what_to_give(tmp_path: Path, picture: Picture) -> None:
+def test_boxes_and_masks_are_refused(tmp_path: Path, picture: Picture) -> None:
     picture(tmp_path / "JPEGImages" / "a.png")
     (tmp_path / "Annotations").mkdir()
     (tmp_path / "Annotations" / "a.xml").write_text("<annotation></annotation>")
@@ -160,7 +160,7 @@ def test_boxes_and_masks_are_an_error_that_says_what_to_give(tmp_path: Path, pic
     assert recognize(tmp_path, "segmentation").format == "masks"
 
 
-def test_nothing_known(tmp_path: Path, picture: Picture) -> None:
+def test_unknown_data_are_refused(tmp_path: Path, picture: Picture) -> None:
     with pytest.raises(DataError, match=r"not recognized. There are no images. Make a folder per class"):
         recognize(tmp_path)
     picture(tmp_path / "images" / "train" / "a.png")
@@ -202,11 +202,11 @@ def points(tmp_path: Path, picture: Picture) -> Path:
     return tmp_path / "points"
 
 
-def test_a_new_format_takes_a_class_and_a_place_in_the_tuple(points: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_format_needs_a_class_and_an_entry_in_the_tuple(points: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert recognize(points).task == "classification"  # a guess by the folders of the images
     monkeypatch.setattr(MODULE, "FORMATS", (*FORMATS, Points()))
     assert recognize(points)[:3] == ("detection", "points", "points has 1 files of points: object detection.")
-    with pytest.raises(DataError, match="no data for instance segmentation, but 1 files of points"):
+    with pytest.raises(DataError, match="no data for instance segmentation; it has 1 files of points"):
         recognize(points, "instance")
     for name in ("auto", "points"):
         data = DetectionDataModule(points, format=name, image_size=32, val_split=0)
@@ -216,7 +216,7 @@ def test_a_new_format_takes_a_class_and_a_place_in_the_tuple(points: Path, monke
     assert run.config["task"] == "detection"
 
 
-def test_a_format_covers_others(points: Path, picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_covered_format_is_not_seen(points: Path, picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
     picture(points / "shots" / "0_mask.png")
 
     class Covering(Points):
@@ -229,7 +229,7 @@ def test_a_format_covers_others(points: Path, picture: Picture, monkeypatch: pyt
     assert recognize(points).format == "points"
 
 
-def test_names_are_told_where_they_are_asked_for(points: Path) -> None:
+def test_help_and_error_name_all_formats(points: Path) -> None:
     names = dict.fromkeys(name for task in ("detection", "instance", "segmentation") for name in format_names(task))
     assert options()["format"].help.endswith(f": {', '.join(names)}")
     with pytest.raises(UsageError, match=rf"must be one of {', '.join(format_names('detection'))}\. Got 'cocoa'"):

@@ -1,4 +1,4 @@
-"""YOLO's text files, with all the ways to say where images are."""
+"""YOLO's text files, with all the ways to name the images."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,9 @@ def write(tmp_path: Path, picture: Picture) -> Callable[..., Path]:
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).write_text(lines)
         given = {"train": "train/images", "val": "valid/images", "names": ["zebra", "ant"], "nc": 2} | content
-        (tmp_path / "data.yaml").write_text(yaml.safe_dump({key: one for key, one in given.items() if one is not None}))
+        (tmp_path / "data.yaml").write_text(
+            yaml.safe_dump({key: value for key, value in given.items() if value is not None})
+        )
         return tmp_path
 
     return written
@@ -36,7 +38,7 @@ def read(root: Path, **options: bool) -> tuple[dict[str, ObjectTable], list[str]
     return read_yolo(root, notices, **options), notices  # type: ignore[return-value]
 
 
-def test_boxes_are_shares_of_the_image(write: Callable[..., Path]) -> None:
+def test_boxes_are_fractions_of_the_image(write: Callable[..., Path]) -> None:
     tables, notices = read(write())
     assert {split: table.ids for split, table in tables.items()} == {
         "train": ("train/images/a.png", "train/images/b.png"),
@@ -67,7 +69,7 @@ def test_polygons(write: Callable[..., Path]) -> None:
         read(write(), masks=True)
 
 
-def test_corners_of_a_pose_are_no_polygon(write: Callable[..., Path]) -> None:
+def test_corners_of_a_pose_are_not_a_polygon(write: Callable[..., Path]) -> None:
     root = write("0 0.5 0.5 0.5 0.25 0.1 0.1 0.2 0.2\n", kpt_shape=[2, 2])
     assert read(root)[0]["train"].load(0).target["boxes"].tolist() == [[5, 6, 15, 10]]
 
@@ -82,7 +84,7 @@ def test_corners_of_a_pose_are_no_polygon(write: Callable[..., Path]) -> None:
         ({"names": {1: "ant", 0: "zebra"}}, 2),
     ],
 )
-def test_ways_to_say_where_images_are(write: Callable[..., Path], changes: dict[str, Any], ids: int) -> None:
+def test_ways_to_name_the_images(write: Callable[..., Path], changes: dict[str, Any], ids: int) -> None:
     root = write(**changes)
     (root / "list.txt").write_text("./train/images/a.png\ntrain/images/b.png\n\n./valid/images/c.png\n")
     tables, _ = read(root)
@@ -115,7 +117,7 @@ def test_paths_of_another_computer(write: Callable[..., Path], train: str, val: 
     assert notices == []
 
 
-def test_the_folder_of_the_split_is_not_left_out(write: Callable[..., Path], picture: Picture) -> None:
+def test_the_folder_of_the_split_is_kept(write: Callable[..., Path], picture: Picture) -> None:
     """``valid/images`` is not ``images``, and one line of a list is not read in another way than its neighbors."""
     root = write(val="pets/valid/photos", test="pets/test/images")
     for name in ("images/x.png", "photos/x.png", "b.png"):
@@ -144,7 +146,7 @@ def test_a_split_that_leads_nowhere_is_reported(write: Callable[..., Path], spli
         read(root, strict=True)
 
 
-def test_labels_where_nobody_looks_are_refused(write: Callable[..., Path]) -> None:
+def test_labels_in_the_wrong_place_are_refused(write: Callable[..., Path]) -> None:
     root = write()
     (root / "train" / "labels").rename(root / "train" / "annotations")
     message = "no training image has a label file. For train/images/a.png it would be train/labels/a.txt or"
@@ -177,7 +179,7 @@ def test_labels_beside_images(tmp_path: Path, picture: Picture) -> None:
         ("ant 0.5 0.5 0.5 0.5", "could not convert"),
     ],
 )
-def test_lines_that_cannot_be_used_are_named(write: Callable[..., Path], line: str, reason: str) -> None:
+def test_invalid_lines_are_reported(write: Callable[..., Path], line: str, reason: str) -> None:
     root = write(f"1 0.5 0.5 0.5 0.25\n{line}\n")
     tables, notices = read(root)
     assert len(tables["train"].load(0).target["boxes"]) == 1
@@ -197,12 +199,12 @@ def test_lines_that_cannot_be_used_are_named(write: Callable[..., Path], line: s
         ({"train": {"a": 1}}, "must be a path or a list of paths"),
     ],
 )
-def test_what_cannot_be_read_is_refused(write: Callable[..., Path], changes: dict[str, Any], message: str) -> None:
+def test_invalid_data_are_refused(write: Callable[..., Path], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(write(**changes))
 
 
-def test_a_yaml_file_that_is_none(write: Callable[..., Path]) -> None:
+def test_invalid_yaml_is_refused(write: Callable[..., Path]) -> None:
     root = write()
     (root / "data.yaml").write_text("names: [a\n")
     with pytest.raises(DataError, match="cannot be read as YAML"):

@@ -88,7 +88,7 @@ class MaskFacts(NamedTuple):
 
 
 def read_pixels(path: str | Path) -> Pixels:
-    """Read a mask without changing a value; turned as its EXIF tag says, like its image.
+    """Read a mask without changing a value; rotated by its EXIF tag, like its image.
 
     Raises:
         OSError: Or another of :data:`autotimm.data.image_io.BROKEN`, if it cannot be read, or holds fractions.

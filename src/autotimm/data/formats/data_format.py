@@ -35,7 +35,7 @@ class ReadOptions(NamedTuple):
     Attributes:
         masks: Whether samples have a mask for each object.
         strict: Refuse what is wrong instead of leaving it out.
-        colors: What the values of label images mean, where no file says it.
+        colors: What the values of label images mean, where no file gives it.
     """
 
     masks: bool = False

@@ -56,7 +56,7 @@ class ImageSearch(NamedTuple):
 
 
 class Listing:
-    """What lies in a folder, or beside a file.
+    """The contents of a folder, or of the folder of a file.
 
     Nothing is read before it is asked for, and no directory is read twice: a listing is a snapshot, made for one
     recognition and the reading after it.

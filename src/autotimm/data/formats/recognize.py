@@ -113,7 +113,7 @@ def recognize_listing(listing: Listing, task: str | None = None) -> Recognized:
         return _choose(listing, offers, task, "")
     listing.images_below()  # an error of listing comes before what formats say
     offers = _offers(listing, [format for format in FORMATS if _may_be_for(format, task)])
-    hint = "".join(f" {said}" for format in FORMATS if (said := format.hint(listing)))
+    hint = "".join(f" {sentence}" for format in FORMATS if (sentence := format.hint(listing)))
     complete = [offer for offer in offers if not offer.sighting.missing]
     certain = [offer for offer in complete if offer.sighting.certain]
     if not certain and len(complete) < len(offers):
@@ -153,9 +153,9 @@ def _choose(listing: Listing, offers: Sequence[_Offer], task: str | None, hint: 
     sightings = [offer.sighting for offer in offers]
     fitting = [offer for offer in offers if task is None or task in offer.sighting.tasks]
     if not fitting:
-        seen = join_names([sighting.what for sighting in sightings]) or "nothing that says where objects are"
+        seen = join_names([sighting.what for sighting in sightings]) or "no annotations"
         raise DataError(
-            f"{listing.path} has no data for {_TASK_WORDS[str(task)]}, but {seen}.{hint} Give another path or task."
+            f"{listing.path} has no data for {_TASK_WORDS[str(task)]}; it has {seen}.{hint} Give another path or task."
         )
     # A format that is made for the task goes before one that can be used for it.
     best = [offer for offer in fitting if task is None or offer.sighting.tasks[0] == task] or fitting

@@ -1,6 +1,6 @@
 """Data sets of torchvision, by name.
 
-They are no :class:`~autotimm.data.formats.data_format.Format`: nothing in a folder is looked at, a name is given.
+They are not a :class:`~autotimm.data.formats.data_format.Format`: they are read by name, not recognized in a folder.
 """
 
 from __future__ import annotations
