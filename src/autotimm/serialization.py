@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -217,7 +217,7 @@ class CapturesArguments:
     Example:
         >>> class Base(CapturesArguments):
         ...     def __init__(self, *, seed=42, lr=0.1):
-        ...         self.arguments = self.captured_arguments()
+        ...         self.arguments = self.captured_arguments(["seed", "lr"])
         >>> class Net(Base):
         ...     def __init__(self, width, **options):
         ...         super().__init__(lr=0.5, **options)
@@ -235,16 +235,18 @@ class CapturesArguments:
             cls.__init__ = _capturing(cls.__init__)  # type: ignore[method-assign]
         cls.__signature__ = _full_signature(cls)  # type: ignore[attr-defined]
 
-    def captured_arguments(self) -> dict[str, Any]:
+    def captured_arguments(self, options: Iterable[str]) -> dict[str, Any]:
         """Return the arguments of the outermost constructor call by name; only while that constructor runs.
 
-        Options of the bases that nobody gave are included with their defaults, unless a subclass in between fixes them:
-        giving such an option again would be an error.
+        Args:
+            options: Options of the bases. Those that were not given are included with their defaults, unless a subclass
+                in between fixes them: giving such an option again would be an error.
         """
         call: _Call = vars(self)[_CALL]
         given = constructor_arguments(type(self), call.args, call.kwargs)
         shown = inspect.signature(type(self)).parameters
-        return given | {name: value for name, value in call.defaults.items() if name in shown and name not in given}
+        left_out = call.defaults.keys() & shown.keys() - given.keys()
+        return given | {name: call.defaults[name] for name in options if name in left_out}
 
     def _constructed(self) -> None:
         """Called once, when the outermost constructor has returned: the place for methods that subclasses override."""

@@ -27,7 +27,7 @@ def calls() -> None:
     SemanticSegmentor("resnet18", num_classes=3, sede=4)
     ImageDataModule("photos", sede=4)
     DetectionDataModule("photos", sede=4)
-    SegmentationDataModule("photos", formt="masks")
+    SegmentationDataModule("photos", sede=4)
     Plain(sede=4)
     AutoTrainer(3, accelrator="cpu")
     AutoTrainer(3, sede=4)

@@ -131,7 +131,12 @@ def test_a_data_module_shows_every_argument_and_records_it(module):
     assert set(get_type_hints(DataOptions)) < set(shown)
     assert all(one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY) for one in shown.values())
     data = module("photos")
-    assert data.arguments == {name: one.default for name, one in shown.items()} | {"data_dir": "photos"}
+    recorded = {name: one.default for name, one in shown.items()} | {"data_dir": "photos"}
+    if module is SegmentationDataModule:
+        del recorded[
+            "format"
+        ]  # as in records of earlier versions; only options of all data modules have defaults there
+    assert data.arguments == recorded
     assert (data.image_size, data.batch_size) == (shown["image_size"].default, shown["batch_size"].default)
     assert construct(module, plain_value(data.arguments)).arguments == data.arguments
 
@@ -182,7 +187,7 @@ class Noted(Noting, ImageClassifier):
 def test_options_that_a_data_module_fixes_are_not_recorded():
     data = SmallSegments("photos", batch_size=2)
     assert not {"image_size", "seed"} & data.arguments.keys()
-    assert (data.arguments["folder"], data.arguments["batch_size"], data.arguments["format"]) == ("photos", 2, "auto")
+    assert (data.arguments["folder"], data.arguments["batch_size"], data.arguments["strict"]) == ("photos", 2, False)
     again = construct(SmallSegments, yaml.safe_load(yaml.safe_dump(plain_value(data.arguments))))
     assert (again.arguments, again.image_size) == (data.arguments, 64)
 

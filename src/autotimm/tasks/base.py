@@ -101,6 +101,7 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
     threshold: float | None = None
     """Score from which on a label or an object is predicted; ``None`` where the likeliest class alone is predicted."""
 
+    _shared_options: ClassVar[type] = TaskOptions  # the options that are recorded with their defaults
     metrics: nn.ModuleDict
     by_class: dict[str, Any]
     details: set[str]
@@ -139,7 +140,7 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         self.optimizer_options = OptimizerOptions(
             lr, optimizer, weight_decay, layer_decay, schedule, warmup_epochs, gradient_clip, backbone_scale
         )
-        self._save_arguments(self.captured_arguments())
+        self._save_arguments(self.captured_arguments(self._shared_options.__annotations__))
         if self.is_loading:
             seed = None  # weights and root seed come from the file, and no global generator is seeded
         self.root_seed = root_seed(seed, owner)

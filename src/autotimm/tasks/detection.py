@@ -52,6 +52,7 @@ class ObjectTask(Task, ABC):
     archs: ClassVar[tuple[str, ...]]
     """The detectors to choose from."""
 
+    _shared_options: ClassVar[type] = ObjectOptions
     threshold: float
 
     def __init__(
