@@ -217,7 +217,7 @@ class CapturesArguments:
     Example:
         >>> class Base(CapturesArguments):
         ...     def __init__(self, *, seed=42, lr=0.1):
-        ...         self.arguments = self.captured_arguments(["seed", "lr"])
+        ...         self.arguments = self._captured_arguments(["seed", "lr"])
         >>> class Net(Base):
         ...     def __init__(self, width, **options):
         ...         super().__init__(lr=0.5, **options)
@@ -235,7 +235,7 @@ class CapturesArguments:
             cls.__init__ = _capturing(cls.__init__)  # type: ignore[method-assign]
         cls.__signature__ = _full_signature(cls)  # type: ignore[attr-defined]
 
-    def captured_arguments(self, options: Iterable[str]) -> dict[str, Any]:
+    def _captured_arguments(self, options: Iterable[str]) -> dict[str, Any]:
         """Return the arguments of the outermost constructor call by name; only while that constructor runs.
 
         Args:

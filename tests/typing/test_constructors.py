@@ -241,7 +241,7 @@ def guarded(base: type) -> type:
 
     ours = [above for above in base.__mro__ if above.__module__.startswith("autotimm.")]
     names = {name for above in ours for name, value in vars(above).items() if inspect.isfunction(value)}
-    public = {name for name in names if not name.startswith("_")} - {"captured_arguments"}
+    public = {name for name in names if not name.startswith("_")}
     sub = type(base.__name__, (base,), {**{name: guard(name) for name in public}, "__init__": init})
     return sub
 

@@ -147,7 +147,7 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         self.augmentation, self.balanced_sampling = augmentation, balanced_sampling
         self.strict, self.drop_last, self.crop_pct, self.interpolation = strict, drop_last, crop_pct, interpolation
         self.data_seed = self.run_seed = root_seed(seed, owner)
-        self.arguments = self.captured_arguments(DataOptions.__annotations__)
+        self.arguments = self._captured_arguments(DataOptions.__annotations__)
         self._given_transforms = {"train_transforms": train_transforms, "eval_transforms": eval_transforms}
         self.notices: list[str] = []
         self.problems: list[Problem] = []

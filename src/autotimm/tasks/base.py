@@ -140,7 +140,7 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         self.optimizer_options = OptimizerOptions(
             lr, optimizer, weight_decay, layer_decay, schedule, warmup_epochs, gradient_clip, backbone_scale
         )
-        self._save_arguments(self.captured_arguments(self._shared_options.__annotations__))
+        self._save_arguments(self._captured_arguments(self._shared_options.__annotations__))
         if self.is_loading:
             seed = None  # weights and root seed come from the file, and no global generator is seeded
         self.root_seed = root_seed(seed, owner)
