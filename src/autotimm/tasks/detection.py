@@ -139,22 +139,6 @@ class ObjectTask(Task, ABC):
         check_spec(spec, self.kinds, self._num_classes, type(self).__name__)
 
 
-def _without_crowds(target: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The objects that a detector learns from: all but crowds."""
-    keep = ~target["crowd"] if "crowd" in target else torch.ones_like(target["labels"], dtype=torch.bool)
-    return {name: value[keep] for name, value in target.items() if name != "crowd"}
-
-
-def _true(target: dict[str, Tensor], place: Placement) -> dict[str, Tensor]:
-    """The true objects under the names that torchmetrics expects."""
-    true = {"boxes": to_original(target["boxes"], place), "labels": target["labels"]}
-    if "crowd" in target:
-        true["iscrowd"] = target["crowd"].to(torch.int64)
-    if "masks" in target:
-        true["masks"] = target["masks"].to(torch.uint8)
-    return true
-
-
 class ObjectDetector(ObjectTask):
     """Detect objects with FCOS, RetinaNet or Faster R-CNN on any timm backbone with feature maps.
 
@@ -260,3 +244,19 @@ class InstanceSegmentor(ObjectTask):
     def default_metrics(self) -> list[MetricConfig]:
         """COCO's mean average precision of masks, and that of boxes."""
         return [mean_ap("mask_mAP", self._num_classes, "segm"), mean_ap("mAP", self._num_classes, "bbox")]
+
+
+def _without_crowds(target: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The objects that a detector learns from: all but crowds."""
+    keep = ~target["crowd"] if "crowd" in target else torch.ones_like(target["labels"], dtype=torch.bool)
+    return {name: value[keep] for name, value in target.items() if name != "crowd"}
+
+
+def _true(target: dict[str, Tensor], place: Placement) -> dict[str, Tensor]:
+    """The true objects under the names that torchmetrics expects."""
+    true = {"boxes": to_original(target["boxes"], place), "labels": target["labels"]}
+    if "crowd" in target:
+        true["iscrowd"] = target["crowd"].to(torch.int64)
+    if "masks" in target:
+        true["masks"] = target["masks"].to(torch.uint8)
+    return true

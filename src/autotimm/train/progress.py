@@ -158,7 +158,7 @@ class LiveBar(_Progress, RichProgressBar):
         """Print lines, above the bar while there is one."""
         console = self.console if self.progress is None else self.progress.console
         for line in lines:
-            console.print(line, markup=False, highlight=False)
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _init_progress(self, trainer: pl.Trainer) -> None:
         super()._init_progress(trainer)
