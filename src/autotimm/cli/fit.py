@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from autotimm.cli.loading import loading_torch
 from autotimm.cli.parser import Given, parse
+from autotimm.cli.run_args import print_run
 from autotimm.cli.verb import Positional, Verb
 from autotimm.config import COMMAND_LINE, FitConfig, Option, defaults, options, read_yaml
 from autotimm.config.value_types import Path
@@ -26,7 +27,7 @@ def run(argv: Sequence[str]) -> int:
     """Train; the last line printed is the run's folder."""
     finished = train(argv)
     if finished is not None:
-        print(f"run: {finished.path}")
+        print_run(finished)
     return 0
 
 

@@ -13,6 +13,7 @@ from autotimm.cli.diff import DIFF
 from autotimm.cli.doctor import DOCTOR
 from autotimm.cli.fit import FIT
 from autotimm.cli.help import Page
+from autotimm.cli.levels import LEVELS
 from autotimm.cli.predict import PREDICT
 from autotimm.cli.reproduce import REPRODUCE
 from autotimm.cli.resume import RESUME
@@ -26,7 +27,9 @@ from autotimm.errors import AutotimmError, UsageError, nearest
 
 __all__ = ["VERBS", "entry", "main"]
 
-_ALL = (FIT, RESUME, VALIDATE, TEST, PREDICT, VERIFY, DIFF, REPRODUCE, STUDY, BACKBONES, DOCTOR, SELFCHECK, DEMO)
+_ALL = (
+    FIT, RESUME, VALIDATE, TEST, PREDICT, VERIFY, DIFF, LEVELS, REPRODUCE, STUDY, BACKBONES, DOCTOR, SELFCHECK, DEMO
+)  # fmt: skip
 VERBS: dict[str, Verb] = {verb.name: verb for verb in _ALL}
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autotimm.cli.parser import parse
-from autotimm.cli.run_args import DATA, FOLDER, open_folder
+from autotimm.cli.run_args import DATA, FOLDER, open_folder, print_run
 from autotimm.cli.verb import Verb
 from autotimm.config import Option
 from autotimm.config.value_types import Path
@@ -24,7 +24,7 @@ def run(argv: Sequence[str]) -> int:
     again = opened.reproduce(given.value("out"), data=given.value("data"))
     found = diff(opened.path, again.path)
     print(found)
-    print(f"run: {again.path}")
+    print_run(again)
     return found.exit_code
 
 

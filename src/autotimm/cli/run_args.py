@@ -19,7 +19,9 @@ from autotimm.errors import UsageError
 if TYPE_CHECKING:
     from autotimm.runs.run import Run
 
-__all__ = ["CKPT", "DATA", "FOLDER", "RUN", "WORKERS", "class_lines", "measuring", "open_folder", "open_run"]
+__all__ = [
+    "CKPT", "DATA", "FOLDER", "RUN", "WORKERS", "class_lines", "measuring", "open_folder", "open_run", "print_run",
+]  # fmt: skip
 
 _LONGEST = 40  # letters of a class name
 _BLOCK = 20  # classes below each other, before a second block is begun beside them
@@ -49,6 +51,14 @@ def open_run(given: Given) -> tuple[Run, str]:
     if "ckpt" in given.options and where.endswith(".ckpt"):
         raise UsageError(f"{where} is a checkpoint already. Leave out --ckpt, or give the run's folder.")
     return open_folder(where), ckpt
+
+
+def print_run(run: Run) -> None:
+    """Print the line that scripts read, the last on standard output; of several processes the first prints it."""
+    from pytorch_lightning.utilities import rank_zero_only  # by now it is loaded
+
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # set by Lightning when it is imported
+        print(f"run: {run.path}")
 
 
 def measuring(name: str, images: str, measure: Callable[[Run, str | None, str], Mapping[str, float]]) -> Verb:
