@@ -1,9 +1,8 @@
-"""A backward pass in Python, for fake tensors of a device that is not there.
+"""A backward pass in Python, for fake CUDA tensors on a machine without a GPU.
 
-torch's own engine asks the device for its context and its stream before it runs anything, and fails on a machine
-without a GPU ("hasPrimaryContext expects a valid device index"). The nodes of the graph do not ask: called one by one
-they compute, or on fake tensors pretend to compute, what the engine would have them compute. On CPU tensors the
-gradients are those of the engine, bit for bit, which the tests check.
+torch's autograd engine asks the device for its context and its stream first, and fails without a GPU
+("hasPrimaryContext expects a valid device index"). The nodes of the graph do not ask the device, so they are called one
+by one here. On CPU tensors the gradients equal those of the engine bit for bit, as the tests check.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _LEAF = "torch::autograd::AccumulateGrad"
 
 
 def backward(loss: Tensor, before: Callable[[Node], None] = lambda node: None) -> None:
-    """Fill the ``grad`` of every leaf, as ``loss.backward()`` does. Hooks on tensors are not called.
+    """Set the ``grad`` of every leaf, as ``loss.backward()`` does. Hooks on tensors are not called.
 
     Args:
         loss: A scalar.
@@ -50,7 +49,7 @@ def backward(loss: Tensor, before: Callable[[Node], None] = lambda node: None) -
 
 
 def _consumers(start: Node) -> dict[Node, int]:
-    """How many edges lead to each node."""
+    """The number of edges that lead to each node."""
     edges: dict[Node, int] = defaultdict(int)
     seen, stack = {start}, [start]
     while stack:
@@ -64,7 +63,7 @@ def _consumers(start: Node) -> dict[Node, int]:
 
 
 def _run(node: Node, gradients: dict[int, Tensor]) -> tuple[Tensor | None, ...]:
-    """Call a node with what has arrived; one that nothing has arrived at passes nothing on."""
+    """Call a node with the gradients that have arrived; without any, it passes none on."""
     unchecked: Any = node
     if node.name() == _LEAF:
         if gradients:
@@ -74,7 +73,7 @@ def _run(node: Node, gradients: dict[int, Tensor]) -> tuple[Tensor | None, ...]:
     if not gradients:
         return (None,) * len(node.next_functions)
     arguments = [gradients.get(slot) for slot in range(len(unchecked._input_metadata))]
-    # A torch.autograd.Function is no callable; its `apply` is the one of the backward direction.
+    # The node of a torch.autograd.Function is not callable; its `apply` runs the backward function.
     outputs = unchecked.apply(*arguments) if isinstance(unchecked, BackwardCFunction) else unchecked(*arguments)
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
