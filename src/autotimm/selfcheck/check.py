@@ -64,7 +64,7 @@ def check(setup: Setup, say: Callable[[str], None] = lambda line: None) -> Repor
         return _Checker(TrainingProcesses(Path(folder).resolve(), setup, say)).report()
 
 
-# Their trainings vary one thing only, and it cannot be varied in a process of its own.
+# A second training in one process, and a resumed one, cannot be repeated in a process of their own.
 _NOT_ISOLATED = ("again", "resumed")
 
 

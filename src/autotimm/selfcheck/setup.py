@@ -14,7 +14,7 @@ import autotimm
 from autotimm.config import FitConfig
 from autotimm.data.module import DataModule
 from autotimm.errors import UsageError, sentence
-from autotimm.runs.factory import build_data, build_task
+from autotimm.runs.factory import build_data, build_task, settle
 from autotimm.selfcheck.variations import Variation
 from autotimm.serialization import import_object
 from autotimm.tasks import Task
@@ -69,7 +69,7 @@ class Setup:
         """
         small: dict[str, Any] = {**_MODEL, **_DATA} if not self.options else {}
         path = {"path": str(toy)} if self.toy else {}
-        config = FitConfig.layered([("selfcheck", {**path, **small}), (f"file {self.file}", self.options)])
+        config = settle(FitConfig.layered([("selfcheck", {**path, **small}), (f"file {self.file}", self.options)]))
         seed = 42 if config.seed is None else config.seed
         return config.resolved({"batch_size": _small_even(config.batch_size), "seed": seed}, "selfcheck")
 
@@ -178,7 +178,7 @@ def _construct(chosen: type[Any], offered: Mapping[str, Any], flag: str) -> Any:
         taken |= {name: value for name, value in offered.items() if name in shared | named}
     if missing := [name for name in known if _needs(chosen, name) and name not in {*taken} | rest]:
         raise UsageError(
-            f"The class {chosen.__name__} of `{flag}` needs the argument `{missing[0]}`, which selfcheck does not know. "
+            f"The class {chosen.__name__} of `{flag}` needs the argument `{missing[0]}`, which selfcheck cannot give. "
             "Write it into a file in Lightning's style, and give that as --config."
         )
     return chosen(**taken)

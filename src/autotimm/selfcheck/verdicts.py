@@ -153,8 +153,8 @@ class TrainingRecord:
 
 
 _UNSTABLE_READ = (
-    "The files are equal, but reading a sample gives other pixels each time: the data set draws from a generator of its "
-    "own. Draw from torch, numpy.random or random in `load`: they are seeded for each sample there."
+    "The files are equal, but a sample has other pixels each time it is read: the data set draws from a generator of "
+    "its own. Draw from torch, numpy.random or random in `load`: they are seeded for each sample there."
 )
 
 
