@@ -31,44 +31,44 @@ EXIT_CODES = {
 
 
 @pytest.mark.parametrize(("error", "code"), EXIT_CODES.items())
-def test_each_error_has_its_exit_code_and_one_root(error, code):
+def test_each_error_has_its_exit_code_and_base_class(error, code):
     assert error.exit_code == code
     assert error("why").exit_code == code
     assert issubclass(error, AutotimmError)
 
 
-def test_the_table_above_holds_every_error():
-    found = {value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, AutotimmError)}
-    assert found == set(EXIT_CODES)
-    assert {error.__name__ for error in found} <= set(errors.__all__)
+def test_exit_codes_of_all_errors_are_listed():
+    defined = {value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, AutotimmError)}
+    assert defined == set(EXIT_CODES)
+    assert {error.__name__ for error in defined} <= set(errors.__all__)
 
 
-def test_a_usage_error_is_a_value_error_and_the_others_are_not():
+def test_only_usage_error_is_a_value_error():
     assert issubclass(UsageError, ValueError)
     assert not any(issubclass(error, ValueError) for error in EXIT_CODES if error is not UsageError)
     assert issubclass(WeightsError, ModelError)
 
 
 @pytest.mark.parametrize("error", EXIT_CODES)
-def test_errors_travel_between_processes(error):
-    # A data loader's worker sends what it raised to the main process.
-    back = pickle.loads(pickle.dumps(error("the `x` of y")))
-    assert type(back) is error
-    assert str(back) == "the `x` of y"
+def test_errors_can_be_pickled(error):
+    # Workers of data loaders send their errors to the main process.
+    unpickled = pickle.loads(pickle.dumps(error("the `x` of y")))
+    assert type(unpickled) is error
+    assert str(unpickled) == "the `x` of y"
 
 
-def test_sentence_is_the_one_of_the_design():
+def test_sentence():
     assert sentence("val_split", "ImageDataModule", "a number in [0, 1)", 1.5, "Give 0 to train on everything.") == (
         "The `val_split` of ImageDataModule must be a number in [0, 1). Got 1.5 instead. Give 0 to train on everything."
     )
 
 
-def test_sentence_shows_the_repr_so_that_a_string_is_told_from_a_number():
+def test_sentence_shows_the_repr():
     assert "Got '42' instead." in sentence("seed", "Task", "an integer", "42", "Give 42.")
 
 
 @pytest.mark.parametrize(
-    ("word", "options", "said"),
+    ("word", "options", "suggestion"),
     [
         ("resnet81", ["resnet18", "vit_tiny"], "Did you mean 'resnet18'?"),
         ("RESNET18", ["resnet18"], "Did you mean 'resnet18'?"),
@@ -92,28 +92,28 @@ def test_sentence_shows_the_repr_so_that_a_string_is_told_from_a_number():
         ("", ["resnet18"], ""),
     ],
 )
-def test_nearest(word, options, said):
-    assert nearest(word, options) == said
+def test_nearest(word, options, suggestion):
+    assert nearest(word, options) == suggestion
 
 
-def test_nearest_names_the_closest_first_and_at_most_n():
+def test_nearest_names_at_most_n_closest_first():
     names = ["resnet50", "resnet26", "resnet18", "skresnet18", "resnet18d"]
     assert nearest("resnet1", iter(names), n=2) == "Did you mean 'resnet18' or 'resnet18d'?"  # an iterator is enough
     assert nearest("resnet2", names) == "Did you mean 'resnet26'?"
     assert nearest("resnet", names, n=2) == "Did you mean 'resnet18' or 'resnet26'?"
 
 
-def test_require_is_silent_when_it_holds():
+def test_require_accepts_a_true_condition():
     require(True, "size", "Sampler", "at least 1", 1, "Give more.")
 
 
-def test_require_speaks_the_sentence():
+def test_require_raises_with_sentence():
     with pytest.raises(UsageError) as caught:
         require(False, "size", "Sampler", "at least 1", 0, "Give more.")
     assert str(caught.value) == "The `size` of Sampler must be at least 1. Got 0 instead. Give more."
 
 
-def test_require_choice_takes_each_option_from_an_iterator():
+def test_require_choice_accepts_an_iterator():
     for option in ("none", "light"):
         require_choice("augmentation", "ImageDataModule", option, iter(["none", "light"]))
 
@@ -122,14 +122,14 @@ def test_require_choice_takes_each_option_from_an_iterator():
     ("value", "cure"),
     [("ligth", "Did you mean 'light'?"), ("xyzzy", "Choose one of these."), (None, "Did you mean 'none'?")],
 )
-def test_require_choice_names_all_options_and_the_nearest(value, cure):
+def test_require_choice_error_lists_all_options_and_the_nearest(value, cure):
     with pytest.raises(UsageError) as caught:
         require_choice("augmentation", "ImageDataModule", value, iter(["none", "light"]))
     expected = f"The `augmentation` of ImageDataModule must be one of none, light. Got {value!r} instead. {cure}"
     assert str(caught.value) == expected
 
 
-def test_errors_load_without_torch():
+def test_errors_import_without_torch():
     code = "import sys, autotimm.errors; print(*{'torch', 'numpy', 'timm', 'pytorch_lightning'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

@@ -1,4 +1,4 @@
-"""The exceptions of autotimm and the one sentence that they all speak.
+"""The exceptions of autotimm, and helpers that word their messages.
 
 ::
 
@@ -6,9 +6,9 @@
     ├── UsageError (ValueError)   2   an argument, option or key is wrong
     ├── DataError                 3   the data on disk is wrong
     ├── ModelError                4   a backbone or checkpoint is wrong
-    │   └── WeightsError          4   pretrained weights cannot be had, or do not fit
+    │   └── WeightsError          4   pretrained weights are unavailable or do not fit
     ├── DifferentError            5   two runs that should be equal are not
-    └── RunError                  1   a run failed while it ran
+    └── RunError                  1   a run failed
 
 Example:
     >>> print(sentence("val_split", "ImageDataModule", "a number in [0, 1)", 1.5, "Give 0 to train on everything."))
@@ -43,10 +43,10 @@ __all__ = [
 
 
 class AutotimmError(Exception):
-    """Root of every error that autotimm raises on purpose.
+    """Base class of all errors that autotimm raises on purpose.
 
     Attributes:
-        exit_code: What the command line exits with.
+        exit_code: The exit code of the command line.
     """
 
     exit_code: ClassVar[int] = 1
@@ -71,11 +71,11 @@ class ModelError(AutotimmError):
 
 
 class WeightsError(ModelError):
-    """Pretrained weights cannot be had, or do not fit the backbone."""
+    """Pretrained weights are unavailable, or do not fit the backbone."""
 
 
 class RunError(AutotimmError):
-    """A run failed while it ran: a loss that is not a number, a full disk, a device out of memory."""
+    """A run failed, for example because of a NaN loss, a full disk or too little memory."""
 
 
 class DifferentError(AutotimmError):
@@ -85,14 +85,14 @@ class DifferentError(AutotimmError):
 
 
 def sentence(name: str, owner: str, must: str, got: object, do: str) -> str:
-    """Say what of whom must be which, what was given, and what to do.
+    """The standard message for an invalid value: what it must be, what was given, and what to do.
 
     Args:
         name: The argument or field.
         owner: The class, function or file that it belongs to.
         must: What it must be, without the words "must be".
-        got: The offending value; its ``repr`` is shown.
-        do: The cure, as a sentence.
+        got: The invalid value; its ``repr`` is shown.
+        do: What to do, as a sentence.
     """
     return f"The `{name}` of {owner} must be {must}. Got {got!r} instead. {do}"
 
@@ -100,7 +100,7 @@ def sentence(name: str, owner: str, must: str, got: object, do: str) -> str:
 def nearest(word: str, options: Iterable[str], n: int = 3) -> str:
     """Suggest the options that are spelled most like ``word``; an empty string if none is close.
 
-    Case, dashes and underscores do not count. Beside the closest only those are named that are about as close.
+    Case, dashes and underscores are ignored. Other options are named only if they are about as close as the closest.
 
     Example:
         >>> nearest("resnet81", ["resnet18", "vit_tiny"])
@@ -109,22 +109,22 @@ def nearest(word: str, options: Iterable[str], n: int = 3) -> str:
     by_lower = {option.lower(): option for option in options}
     likeness = {option: _likeness(word, option) for option in by_lower.values()}
     best = max(likeness.values(), default=0.0)
-    close = [option for option, score in likeness.items() if score > 0 and score >= best - _AS_CLOSE]
+    close = [option for option, score in likeness.items() if score > 0 and score >= best - _TOLERANCE]
     close.sort(key=lambda option: (-likeness[option], option))
     return f"Did you mean {' or '.join(map(repr, close[:n]))}?" if close else ""
 
 
-_AS_CLOSE = 0.05
+_TOLERANCE = 0.05
 
 
 def _likeness(word: str, option: str) -> float:
-    """How much like a slip for ``option`` a word looks, in [0, 1]; 0 if nobody would have meant it.
+    """How likely ``word`` is a misspelt ``option``, in [0, 1]; 0 if it is too different.
 
-    By the ratio of difflib alone, dashes that all options begin with count as common letters, and a short option like
-    ``lr`` is near to nothing that contains it.
+    The ratio of difflib alone would count the leading dashes of options as common letters, and would find no word that
+    contains a short option like ``lr`` similar to it.
     """
-    # Not difflib.get_close_matches: at its best cutoff it answers 5 of the 20 slips in tests/test_errors.py otherwise,
-    # without case and dashes: "val" finds no validate, "f1" no val/f1, and "metric" finds strict.
+    # Not difflib.get_close_matches: at its best cutoff it gets 5 of the 20 cases in tests/test_errors.py wrong, even
+    # without case and dashes: "val" does not find validate, "f1" does not find val/f1, and "metric" finds strict.
     given, known = (re.findall(r"[^\W_]+", text.lower()) for text in (word, option))
     typed, meant = "".join(given), "".join(known)
     short, long = sorted((typed, meant), key=len)
@@ -136,12 +136,12 @@ def _likeness(word: str, option: str) -> float:
         return 0.75 + 0.25 * ratio  # workers for num_workers, max_epochs for epochs
     if len(short) >= 5 and short in long:
         return 0.7 + 0.2 * ratio  # kappa for CohenKappa
-    # Two letters of three may be a slip of the fingers; two thirds of a long word are another word.
+    # In words of three or four letters, one wrong letter is a large part of the ratio.
     return ratio if ratio >= (0.66 if len(typed) in (3, 4) else 0.72) else 0.0
 
 
 def join_names(names: Sequence[str], limit: int = 5) -> str:
-    """Join the first names by commas, and count the others.
+    """Join the first names by commas, and give the number of the others.
 
     Example:
         >>> join_names(["a", "b", "c"], limit=2)
@@ -152,19 +152,19 @@ def join_names(names: Sequence[str], limit: int = 5) -> str:
 
 
 def refuse_unknown(unknown: Iterable[str], owner: str, known: Iterable[str]) -> None:
-    """Raise a :class:`UsageError` with the nearest names if there are arguments that nobody knows."""
+    """Raise a :class:`UsageError` for the first unknown argument, with the nearest known names."""
     for name in unknown:
         raise UsageError(f"{owner} takes no argument `{name}`. {nearest(name, known)}".rstrip())
 
 
 def require(condition: bool, name: str, owner: str, must: str, got: object, do: str) -> None:
-    """Raise a :class:`UsageError` in the words of :func:`sentence` unless ``condition`` holds."""
+    """Raise a :class:`UsageError` with the message of :func:`sentence` unless ``condition`` holds."""
     if not condition:
         raise UsageError(sentence(name, owner, must, got, do))
 
 
 def number(value: object) -> float:
-    """The value if it is a finite number, else nan, which fails every comparison that it is put to.
+    """The value if it is a finite number, otherwise NaN, with which every comparison is false.
 
     Example:
         >>> [0 <= number(value) < 1 for value in (0.5, 1, "0.5", None, True)]
@@ -176,12 +176,12 @@ def number(value: object) -> float:
 
 
 def is_whole(value: object, least: int) -> bool:
-    """Whether the value is an integer of at least ``least``; ``True`` and 2.0 are none."""
+    """Whether the value is an integer of at least ``least``; ``True`` and 2.0 are not integers."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def require_flags(owner: str, **flags: object) -> None:
-    """Raise a :class:`UsageError` unless all values are bools: "no" and "false" would count as true."""
+    """Raise a :class:`UsageError` unless all values are bools; the strings "no" and "false" would count as true."""
     for name, value in flags.items():
         require(isinstance(value, bool), name, owner, "True or False", value, "Give one of them.")
 

@@ -1,6 +1,6 @@
-"""Objects as plain data, and back: what checkpoints and configuration files say of classes and functions.
+"""Convert constructor arguments, classes and functions to plain data and back, for checkpoints and configuration files.
 
-Checkpoints load with ``weights_only=True``, so that nothing but plain data may enter them.
+Checkpoints load with ``weights_only=True``, so they may contain plain data only.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ __all__ = [
 
 _OBJECT = "<object> "
 
-# Modules as records of version 1 of the pipeline name them, and where their classes and functions are now. Import paths
-# stand in configuration files, checkpoints and manifests: a module that moves gets a line here and never loses it.
+# Modules in records of version 1 of the pipeline, and their present names. Import paths are stored in configuration
+# files, checkpoints and manifests, so a module that moves needs a line here, which must never be removed.
 _MOVED = {
     "autotimm.data.detection": "autotimm.data.dense",
     "autotimm.data.formats.boxes_csv": "autotimm.data.formats.box_csv",
@@ -86,7 +86,7 @@ _MOVED = {
     "autotimm.train.unfinished": "autotimm.train.callbacks.logged_values",
     "autotimm.train.watched": "autotimm.train.callbacks.logged_values",
 }
-# Where several modules became one, the class tells from which it came.
+# For modules that were merged: the original path of each class.
 _MOVED_CLASSES = {
     "autotimm.data.dense.DetectionDataModule": "autotimm.data.detection.DetectionDataModule",
     "autotimm.data.dense.InstanceSegmentationDataModule": "autotimm.data.instance.InstanceSegmentationDataModule",
@@ -96,7 +96,7 @@ _MOVED_CLASSES = {
 
 
 def current_path(path: str) -> str:
-    """The import path today of a class or function that an older version of autotimm may have recorded.
+    """The present import path of a class or function, given the path that an older version of autotimm recorded.
 
     Example:
         >>> current_path("autotimm.tasks.instance.InstanceSegmentor")
@@ -107,7 +107,7 @@ def current_path(path: str) -> str:
 
 
 def first_path(path: str) -> str:
-    """The import path by which records of version 1 name a class or function: a digest of it outlives moves.
+    """The import path of a class or function in records of version 1; digests use it, so that moves do not change them.
 
     Example:
         >>> first_path("autotimm.tasks.detection.InstanceSegmentor")
@@ -134,7 +134,7 @@ def import_object(path: str) -> Any:
     """Import ``package.module.Name``, or ``package.module.Class.method``.
 
     Raises:
-        ImportError: If there is no such module or name; whoever asked knows how to say so.
+        ImportError: If there is no such module or name. Callers turn it into an error for the user.
 
     Example:
         >>> import_object("pathlib.Path") is Path
@@ -152,15 +152,15 @@ def import_object(path: str) -> Any:
 def plain_value(value: Any) -> Any:
     """A constructor argument as plain data.
 
-    Classes and functions become their import path. Any other object becomes a note that :func:`is_object` knows: it has
-    to be given again by whoever wants it back.
+    Classes and functions become their import path. Any other object becomes a placeholder that :func:`is_object`
+    recognizes, and must be given again when the arguments are used.
 
     Example:
         >>> plain_value({"size": (1, 2), "path": Path("a/b")})
         {'size': [1, 2], 'path': 'a/b'}
     """
     if isinstance(value, int) and not isinstance(value, bool):
-        return int(value)  # a seed may be of a class of its own, which no checkpoint can hold
+        return int(value)  # a seed may be a subclass of int, which a checkpoint cannot hold
     if value is None or isinstance(value, (bool, float, str)):
         return value
     if isinstance(value, Mapping):
@@ -179,7 +179,7 @@ def plain_value(value: Any) -> Any:
 
 
 def is_object(value: Any) -> bool:
-    """Whether a value stands for an object that :func:`plain_value` could not write down.
+    """Whether a value is the placeholder of an object that :func:`plain_value` could not convert.
 
     Example:
         >>> is_object(plain_value(object())), is_object("cross_entropy")
@@ -189,7 +189,7 @@ def is_object(value: Any) -> bool:
 
 
 def lost_objects(arguments: Mapping[str, Any]) -> list[str]:
-    """Names of the recorded arguments that were objects, or held one, and so must be given again.
+    """Names of the recorded arguments that were objects, or contained one, and must be given again.
 
     Example:
         >>> lost_objects(plain_value({"lr": 0.1, "loss": object(), "parts": [1, object()]}))
@@ -307,10 +307,10 @@ def _full_signature(cls: type[Any]) -> inspect.Signature:
     return inspect.Signature([*full.values()])
 
 
-def constructor_arguments(made: type[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """What a class was called with, by name, with the defaults of its own constructor; undone by :func:`construct`.
+def constructor_arguments(cls: type[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a constructor call by name, including defaults; the inverse of :func:`construct`.
 
-    Arguments taken as ``**options`` have their own names; those taken as ``*args`` are one list of that name.
+    Arguments taken by ``**options`` keep their own names; those taken by ``*args`` become one list of that name.
 
     Example:
         >>> class Line:
@@ -318,38 +318,38 @@ def constructor_arguments(made: type[Any], args: Sequence[Any], kwargs: Mapping[
         >>> constructor_arguments(Line, (2, "a", "b"), {"dashed": True})
         {'width': 2, 'points': ['a', 'b'], 'color': 'black', 'dashed': True}
     """
-    signature = _signature(made)
+    signature = _signature(cls)
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for name, value in bound.arguments.items():
         kind = signature.parameters[name].kind
         if kind is inspect.Parameter.VAR_KEYWORD:
-            found.update(value)
+            arguments.update(value)
         elif kind is not inspect.Parameter.VAR_POSITIONAL:
-            found[name] = value
+            arguments[name] = value
         elif value:
-            found[name] = list(value)
-    return found
+            arguments[name] = list(value)
+    return arguments
 
 
-def construct(made: type[Any], arguments: Mapping[str, Any]) -> Any:
-    """Call a class with arguments as :func:`constructor_arguments` names them.
+def construct(cls: type[Any], arguments: Mapping[str, Any]) -> Any:
+    """Call a class with arguments in the form of :func:`constructor_arguments`.
 
     Example:
         >>> construct(dict, {"a": 1})
         {'a': 1}
     """
-    signature = _signature(made)
-    rest = {one.name for one in signature.parameters.values() if one.kind is one.VAR_KEYWORD}
-    named = {name: value for name, value in arguments.items() if name in {*signature.parameters} - rest}
+    signature = _signature(cls)
+    var_keyword = {name for name, parameter in signature.parameters.items() if parameter.kind is parameter.VAR_KEYWORD}
+    named = {name: value for name, value in arguments.items() if name in {*signature.parameters} - var_keyword}
     bound = inspect.BoundArguments(signature, named)
     others = {name: value for name, value in arguments.items() if name not in named}
-    return made(*bound.args, **bound.kwargs, **others)
+    return cls(*bound.args, **bound.kwargs, **others)
 
 
-def takes(made: type[Any], arguments: Mapping[str, Any]) -> bool:
-    """Whether a class can be called with arguments as :func:`constructor_arguments` names them.
+def takes(cls: type[Any], arguments: Mapping[str, Any]) -> bool:
+    """Whether a class can be called with arguments in the form of :func:`constructor_arguments`.
 
     Example:
         >>> class Line:
@@ -357,15 +357,19 @@ def takes(made: type[Any], arguments: Mapping[str, Any]) -> bool:
         >>> takes(Line, {"width": 2, "points": [1]}), takes(Line, {})
         (True, False)
     """
-    parameters = _signature(made).parameters.values()
-    free = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    needed = {one.name for one in parameters if one.default is one.empty and one.kind not in free}
-    known = {one.name for one in parameters if one.kind is not one.VAR_KEYWORD}
-    anything = any(one.kind is one.VAR_KEYWORD for one in parameters)
-    return needed <= arguments.keys() and (anything or arguments.keys() <= known)
+    parameters = _signature(cls).parameters.values()
+    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    required = {
+        parameter.name
+        for parameter in parameters
+        if parameter.default is parameter.empty and parameter.kind not in variadic
+    }
+    known = {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    return required <= arguments.keys() and (takes_any or arguments.keys() <= known)
 
 
-def _signature(made: type[Any]) -> inspect.Signature:
-    """That of the constructor as it is written; one that is set on the class may show more."""
-    signature = inspect.signature(made.__init__)
+def _signature(cls: type[Any]) -> inspect.Signature:
+    """The signature of the constructor as written in the source; the class may show another one."""
+    signature = inspect.signature(cls.__init__)
     return signature.replace(parameters=[*signature.parameters.values()][1:])

@@ -1,4 +1,4 @@
-"""The demo: real digits, written the same everywhere, then three ordinary commands."""
+"""The demo on digits: the same images on every machine, then three ordinary commands."""
 
 import hashlib
 import subprocess
@@ -15,20 +15,20 @@ pytest.importorskip("sklearn", reason="the extra `demo` is not installed")
 
 def digest(folder: Path) -> str:
     files = sorted(folder.rglob("*.png"))
-    return hashlib.sha256("".join(f"{f.relative_to(folder)}" for f in files).encode()).hexdigest()
+    return hashlib.sha256("".join(f"{file.relative_to(folder)}" for file in files).encode()).hexdigest()
 
 
-def test_the_digits_are_split_by_name_and_class(tmp_path: Path):
+def test_split_is_keyed_by_name_and_stratified_by_class(tmp_path: Path):
     counts = demo.write_digits(tmp_path / "a")
     assert sum(counts.values()) == 1797
     assert counts["test"] == pytest.approx(0.2 * 1797, rel=0.1)
-    for side in ("train", "test"):
-        assert [folder.name for folder in sorted((tmp_path / "a" / side).iterdir())] == list("0123456789")
+    for split in ("train", "test"):
+        assert [folder.name for folder in sorted((tmp_path / "a" / split).iterdir())] == list("0123456789")
     demo.write_digits(tmp_path / "b")
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
 
 
-def test_it_shows_and_runs_three_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_demo_prints_and_runs_three_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["demo", "--out", str(tmp_path), "--epochs", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[2] for line in lines if line.startswith("$ autotimm ")] == ["fit", "test", "predict"]
@@ -38,13 +38,13 @@ def test_it_shows_and_runs_three_commands(tmp_path: Path, capsys: pytest.Capture
     assert (tmp_path / "predictions.csv").read_text().count("\n") == counts + 1
 
 
-def test_a_folder_that_cannot_be_written_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_unwritable_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "file").write_text("")
     assert main(["demo", "--out", str(tmp_path / "file")]) == 1
     assert "cannot be written to" in capsys.readouterr().err
 
 
-def test_a_missing_extra_names_its_cure(tmp_path: Path):
+def test_missing_scikit_learn_names_the_extra(tmp_path: Path):
     hide = "import sys; sys.modules['sklearn'] = None; from autotimm.cli.main import main; sys.exit(main(['demo']))"
     done = subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 2
@@ -52,7 +52,7 @@ def test_a_missing_extra_names_its_cure(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_it_reads_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_demo_classifies_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["demo", "--out", str(tmp_path)]) == 0
     accuracy = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("test/accuracy")]
     assert float(accuracy[-1]) >= 0.985

@@ -1,4 +1,4 @@
-"""The verbs on boxes, outlines and regions: one small run of each, and what is said, written and drawn of it."""
+"""The verbs on detection, instance and semantic segmentation: a small run of each, its metrics, files and pictures."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ SIZE = (48, 72)
 SPLITS = {"train": 8, "val": 4, "test": 4}
 SMALL = {"backbone": "test_resnet", "pretrained": False, "image_size": 64, "width": 64, "batch_size": 4, "epochs": 1,
          "num_workers": 0, "threads": 1, "accelerator": "cpu", "progress": False, "lr": 1e-2}  # fmt: skip
-# One epoch teaches little: low thresholds, and a Mask R-CNN that has not yet learned to call everything background.
+# One epoch teaches little, so thresholds are low, and the Mask R-CNN learns slowly: it would call all of it background.
 TASKS = {"detection": {"threshold": 0.05}, "instance": {"threshold": 0.06, "lr": 1e-5}, "segmentation": {}}
 
 
@@ -60,25 +60,25 @@ each_task = pytest.mark.parametrize("task", TASKS)
 
 class TestPerClass:
     @each_task
-    def test_it_is_kept_with_the_run_and_read_again(self, task, runs, tmp_path):
+    def test_values_are_saved_with_the_run(self, task, runs, tmp_path):
         shutil.copytree(runs[task].path, tmp_path / "copy")
         run = Run(tmp_path / "copy")
         assert run.per_class == {}
-        found = run.test()
-        assert all(type(value) is float for value in found.values())
+        metrics = run.test()
+        assert all(type(value) is float for value in metrics.values())
         names = run.model().class_names
         assert tuple(run.per_class) == names
         titles = {"detection": ["AP"], "instance": ["mask_mAP AP", "mAP AP"], "segmentation": ["IoU"]}[task]
         assert all(list(row) == titles for row in run.per_class.values())
         again = Run(tmp_path / "copy").per_class
         assert list(again) == list(names)
-        assert str(again) == str(run.per_class)  # NaN is not NaN
+        assert str(again) == str(run.per_class)  # as text, since NaN is not equal to NaN
         assert "NaN" not in (tmp_path / "copy" / "results.json").read_text()
-        mean = found["test/mIoU" if task == "segmentation" else "test/mAP"]
-        known = [one for row in again.values() if not math.isnan(one := [*row.values()][-1])]
+        mean = metrics["test/mIoU" if task == "segmentation" else "test/mAP"]
+        known = [value for row in again.values() if not math.isnan(value := [*row.values()][-1])]
         assert sum(known) / len(known) == pytest.approx(mean, abs=1e-6)
 
-    def test_it_is_printed_below_the_metrics(self, runs, capsys):
+    def test_values_are_printed_below_the_metrics(self, runs, capsys):
         for verb in ("test", "validate"):
             assert main([verb, str(runs["segmentation"].path)]) == 0
             above, below = capsys.readouterr().out.split("\n\n")
@@ -88,12 +88,12 @@ class TestPerClass:
                 *runs["segmentation"].model().class_names,
             ]
 
-    def test_eighty_classes_are_a_line_each_or_as_many_blocks_as_fit(self):
+    def test_eighty_classes_take_a_line_each_or_as_many_blocks_as_fit(self):
         table = {f"class {number}": {"AP": number / 80} for number in range(80)}
         assert len(class_lines(table)) == 81
-        for width, high in ((60, 27), (80, 20), (200, 20)):
+        for width, height in ((60, 27), (80, 20), (200, 20)):
             lines = class_lines(table, width)
-            assert len(lines) == 1 + high
+            assert len(lines) == 1 + height
             assert all(len(line) <= width for line in lines)
             text = "\n".join(lines[1:]).split()
             assert sorted(map(int, text[1::3])) == [*range(80)]
@@ -101,27 +101,27 @@ class TestPerClass:
 
 
 class TestPredictions:
-    def test_of_objects_in_pixels_of_the_original(self, runs, photos):
+    def test_objects_are_in_pixels_of_the_original(self, runs, photos):
         for task in ("detection", "instance"):
-            found = runs[task].predict(photos)
-            assert [one.id for one in found] == ["2.png", "a/1.png", "b/1.png"]
-            assert any(one.labels for one in found), "nothing to test with"
-            for one in found:
-                assert isinstance(one, ObjectPrediction)
-                assert one.size == SIZE
-                assert list(one.scores) == sorted(one.scores, reverse=True)
-                for x1, y1, x2, y2 in one.boxes:
+            predictions = runs[task].predict(photos)
+            assert [prediction.id for prediction in predictions] == ["2.png", "a/1.png", "b/1.png"]
+            assert any(prediction.labels for prediction in predictions), "nothing to test with"
+            for prediction in predictions:
+                assert isinstance(prediction, ObjectPrediction)
+                assert prediction.size == SIZE
+                assert list(prediction.scores) == sorted(prediction.scores, reverse=True)
+                for x1, y1, x2, y2 in prediction.boxes:
                     assert 0 <= x1 <= x2 <= SIZE[1]
                     assert 0 <= y1 <= y2 <= SIZE[0]
-                assert len(one.masks) == (len(one.boxes) if task == "instance" else 0)
-                assert all(one.mask(index).shape == SIZE for index in range(len(one.masks)))
+                assert len(prediction.masks) == (len(prediction.boxes) if task == "instance" else 0)
+                assert all(prediction.mask(index).shape == SIZE for index in range(len(prediction.masks)))
 
-    def test_of_regions_in_pixels_of_the_original(self, runs, photos):
-        for one in runs["segmentation"].predict(photos):
-            assert isinstance(one, PixelPrediction)
-            assert one.mask().shape == SIZE
-            shares = torch.bincount(one.mask().flatten().long(), minlength=4) / one.mask().numel()
-            assert list(one.scores.values()) == pytest.approx(shares.tolist())
+    def test_masks_are_in_pixels_of_the_original(self, runs, photos):
+        for prediction in runs["segmentation"].predict(photos):
+            assert isinstance(prediction, PixelPrediction)
+            assert prediction.mask().shape == SIZE
+            shares = torch.bincount(prediction.mask().flatten().long(), minlength=4) / prediction.mask().numel()
+            assert list(prediction.scores.values()) == pytest.approx(shares.tolist())
 
 
 class TestPredictVerb:
@@ -130,19 +130,17 @@ class TestPredictVerb:
         words = ["predict", str(runs["instance"].path), str(photos), "--out", str(out), "--draw", str(pictures)]
         assert main(words) == 0
         assert capsys.readouterr().out == f"predictions: {out} (3 images)\npictures: {pictures} (3 images)\n"
-        read = COCO(str(out))
-        assert [one["file_name"] for one in read.dataset["images"]] == [str(photos / name) for name in
-                                                                        ("2.png", "a/1.png", "b/1.png")]  # fmt: skip
-        assert {one["name"] for one in read.dataset["categories"]} == set(runs["instance"].model().class_names)
-        found = runs["instance"].predict(photos)
-        assert len(read.dataset["annotations"]) == sum(len(one.labels) for one in found)
-        assert sorted(one.relative_to(pictures).as_posix() for one in pictures.rglob("*.*")) == [
-            "2.png", "a/1.png", "b/1.png",
-        ]  # fmt: skip
-        for name, one in zip(("2.png", "a/1.png", "b/1.png"), found, strict=True):
+        names = ["2.png", "a/1.png", "b/1.png"]
+        coco = COCO(str(out)).dataset
+        assert [image["file_name"] for image in coco["images"]] == [str(photos / name) for name in names]
+        assert {category["name"] for category in coco["categories"]} == set(runs["instance"].model().class_names)
+        predictions = runs["instance"].predict(photos)
+        assert len(coco["annotations"]) == sum(len(prediction.labels) for prediction in predictions)
+        assert sorted(path.relative_to(pictures).as_posix() for path in pictures.rglob("*.*")) == names
+        for name, prediction in zip(names, predictions, strict=True):
             with Image.open(photos / name) as old, Image.open(pictures / name) as new:
                 assert new.size == old.size
-                assert np.array_equal(np.array(new), np.array(old)) == (not one.labels)
+                assert np.array_equal(np.array(new), np.array(old)) == (not prediction.labels)
         assert main(words) == 2
         assert "must be a file that is not there yet" in capsys.readouterr().err
 
@@ -154,37 +152,37 @@ class TestPredictVerb:
         assert main(["predict", str(runs["detection"].path), str(photos), "--out", str(tmp_path / "t.csv")]) == 0
         assert (tmp_path / "t.csv").read_text() == text
 
-    def test_objects_from_another_score_on(self, runs, photos, capsys):
+    def test_objects_with_another_threshold(self, runs, photos, capsys):
         run = runs["detection"]
-        known = [score for one in run.predict(photos) for score in one.scores]
+        known = [score for prediction in run.predict(photos) for score in prediction.scores]
         middle = sorted(known)[len(known) // 2]
-        fewer = [score for one in run.predict(photos, threshold=middle) for score in one.scores]
+        fewer = [score for prediction in run.predict(photos, threshold=middle) for score in prediction.scores]
         assert fewer == [score for score in known if score >= middle]
         assert 0 < len(fewer) < len(known)
         high = max(known) - 1e-6
         assert main(["predict", str(run.path), str(photos), "--threshold", f"{high:.9f}"]) == 0
-        assert len(capsys.readouterr().out.splitlines()) == 2  # the titles, and one object
+        assert len(capsys.readouterr().out.splitlines()) == 2  # the header and one object
         assert main(["predict", str(run.path), str(photos), "--threshold", "1"]) == 2
         assert "must be a number in (0, 1)" in capsys.readouterr().err
 
-    def test_regions_have_no_threshold(self, runs, photos, capsys):
+    def test_segmentation_has_no_threshold(self, runs, photos, capsys):
         assert main(["predict", str(runs["segmentation"].path), str(photos), "--threshold", "0.5"]) == 2
         assert "The `threshold` of SemanticSegmentor must be left out. Got 0.5" in capsys.readouterr().err
 
-    def test_regions_as_label_images_and_pictures(self, runs, photos, tmp_path, capsys):
+    def test_segmentation_as_label_images_and_pictures(self, runs, photos, tmp_path, capsys):
         labels, pictures = tmp_path / "labels", tmp_path / "pictures"
         words = ["predict", str(runs["segmentation"].path), str(photos), "--out", str(labels), "--draw", str(pictures)]
         assert main(words) == 0
         names = ("2.png", "a/1.png", "b/1.png")
-        for name, found in zip(names, runs["segmentation"].predict(photos), strict=True):
+        for name, prediction in zip(names, runs["segmentation"].predict(photos), strict=True):
             with Image.open(labels / name) as image:
                 assert image.mode == "P"
-                assert np.array_equal(np.array(image), found.mask().numpy())
+                assert np.array_equal(np.array(image), prediction.mask().numpy())
             assert (pictures / name).is_file()
         lines = (labels / "_classes.csv").read_text().splitlines()[1:]
         assert [line.split(", ")[1] for line in lines] == list(runs["segmentation"].model().class_names)
 
-    def test_regions_as_a_table_of_shares(self, runs, photos, capsys):
+    def test_segmentation_as_a_table_of_class_shares(self, runs, photos, capsys):
         assert main(["predict", str(runs["segmentation"].path), str(photos)]) == 0
         rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
         names = runs["segmentation"].model().class_names
@@ -200,7 +198,7 @@ class TestPredictVerb:
             ("detection", ["--draw", "photos/2.png/x"], "must be a folder that can be made"),
         ],
     )
-    def test_what_does_not_go_is_said_before_the_work(self, task, words, must, runs, photos, monkeypatch, capsys):
+    def test_impossible_outputs_are_refused_first(self, task, words, must, runs, photos, monkeypatch, capsys):
         monkeypatch.chdir(photos.parent)
         before = sorted(photos.parent.rglob("*"))
         assert main(["predict", str(runs[task].path), "photos", *words]) == 2
@@ -208,20 +206,20 @@ class TestPredictVerb:
         assert sorted(photos.parent.rglob("*")) == before
 
 
-def renamed_objects(source: Path, target: Path) -> None:
-    """The same objects by other numbers: categories are listed the other way round, with one more in the file."""
+def renumbered_objects(source: Path, target: Path) -> None:
+    """Copy a data set with other category ids, in reverse order."""
     shutil.copytree(source, target)
     for file in (target / "annotations").iterdir():
-        sheet = json.loads(file.read_text())
-        number = {one["id"]: 100 - one["id"] for one in sheet["categories"]}
-        sheet["categories"] = [{**one, "id": number[one["id"]]} for one in sheet["categories"]][::-1]
-        for one in sheet["annotations"]:
-            one["category_id"] = number[one["category_id"]]
-        file.write_text(json.dumps(sheet))
+        coco = json.loads(file.read_text())
+        new_ids = {category["id"]: 100 - category["id"] for category in coco["categories"]}
+        coco["categories"] = [{**category, "id": new_ids[category["id"]]} for category in coco["categories"]][::-1]
+        for annotation in coco["annotations"]:
+            annotation["category_id"] = new_ids[annotation["category_id"]]
+        file.write_text(json.dumps(coco))
 
 
 def renumbered_regions(source: Path, target: Path) -> None:
-    """The same regions by other numbers."""
+    """Copy a data set with other class indices."""
     shutil.copytree(source, target)
     new = np.array([2, 0, 3, 1], np.uint8)
     names = [line.split(", ")[1] for line in (source / "test" / "_classes.csv").read_text().splitlines()[1:]]
@@ -234,12 +232,12 @@ def renumbered_regions(source: Path, target: Path) -> None:
 
 class TestOtherData:
     @each_task
-    def test_the_run_s_own_data_gives_the_same(self, task, runs, toys):
+    def test_path_of_the_own_data_gives_equal_metrics(self, task, runs, toys):
         assert runs[task].validate(toys[task]) == runs[task].validate()
 
     @each_task
-    def test_classes_are_found_by_their_names(self, task, runs, toys, tmp_path):
-        write = renumbered_regions if task == "segmentation" else renamed_objects
+    def test_classes_are_matched_by_name(self, task, runs, toys, tmp_path):
+        write = renumbered_regions if task == "segmentation" else renumbered_objects
         write(toys[task], tmp_path / "other")
         expected = runs[task].validate(toys[task])
         rows = runs[task].per_class
@@ -249,23 +247,23 @@ class TestOtherData:
     def test_a_class_may_be_missing(self, runs, toys, tmp_path):
         shutil.copytree(toys["detection"], tmp_path / "fewer")
         file = tmp_path / "fewer" / "annotations" / "instances_val.json"
-        sheet = json.loads(file.read_text())
-        gone = sheet["categories"].pop(0)["id"]
-        sheet["annotations"] = [one for one in sheet["annotations"] if one["category_id"] != gone]
-        file.write_text(json.dumps(sheet))
+        coco = json.loads(file.read_text())
+        removed = coco["categories"].pop(0)["id"]
+        coco["annotations"] = [annotation for annotation in coco["annotations"] if annotation["category_id"] != removed]
+        file.write_text(json.dumps(coco))
         run = Run(runs["detection"].path)
         run.validate(tmp_path / "fewer")
         assert tuple(run.per_class) == run.model().class_names
 
     @each_task
-    def test_a_class_that_the_model_does_not_know_is_refused(self, task, runs, tmp_path):
+    def test_unknown_class_is_refused(self, task, runs, tmp_path):
         write = write_toy_segmentation if task == "segmentation" else write_toy_objects
         write(tmp_path / "more", splits={"train": 6, "test": 6}, image_size=SIZE, num_classes=6)
         with pytest.raises(DataError, match="has classes that the model does not know"):
             runs[task].test(tmp_path / "more")
 
     @each_task
-    def test_a_split_that_is_not_there_is_not_replaced(self, task, runs, toys, tmp_path):
+    def test_missing_split_is_not_replaced_by_another(self, task, runs, toys, tmp_path):
         shutil.copytree(toys[task], tmp_path / "some")
         shutil.rmtree(tmp_path / "some" / "test")
         (tmp_path / "some" / "annotations" / "instances_test.json").unlink(missing_ok=True)

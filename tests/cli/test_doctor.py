@@ -1,4 +1,4 @@
-"""``autotimm doctor`` at work."""
+"""``autotimm doctor`` on tasks, files and mistakes."""
 
 import subprocess
 import sys
@@ -26,11 +26,11 @@ def pixels(logits, targets):
 
 
 class Other(ImageClassifier):
-    """A class of one's own."""
+    """A user's own class."""
 
 
 class Blurred(ObjectDetector):
-    """A detector that looks at enlarged images."""
+    """A detector with a loss on enlarged feature maps."""
 
     def step(self, batch, stage):
         large = F.interpolate(self.network.maps(batch.images)[0], scale_factor=2, mode="bicubic")
@@ -40,14 +40,14 @@ class Blurred(ObjectDetector):
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somewhere to find a loss of one's own, with no variable that is a problem."""
+    """Work in a folder with a module of the user's own, and without environment variables that are a problem."""
     (tmp_path / "doctors_loss.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
-def test_a_process_of_its_own_says_that_all_is_well(tmp_path: Path):
+def test_report_of_a_new_process_without_problems(tmp_path: Path):
     command = [sys.executable, "-m", "autotimm", "doctor", *SMALL]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout
@@ -63,7 +63,7 @@ def test_a_process_of_its_own_says_that_all_is_well(tmp_path: Path):
     assert not list(tmp_path.glob("runs"))
 
 
-def listed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+def report(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
     code = main(["doctor", *words])
     return code, " ".join(capsys.readouterr().out.split())
 
@@ -79,25 +79,25 @@ def listed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
     ],
 )
 def test_dense_tasks(capsys, words: list[str], how: str):
-    code, text = listed(capsys, *SMALL, "--width", "64", *words)
+    code, text = report(capsys, *SMALL, "--width", "64", *words)
     assert code == 0
     assert f"a step of 2 x 3 x 64 x 64, {how}" in text
-    assert "has a deterministic implementation throughout" in text
+    assert "calls only deterministic operators" in text
 
 
-def test_the_size_of_images_is_that_of_the_task(capsys):
-    _, text = listed(capsys, "--task", "segmentation", "--backbone", "test_resnet", "--width", "64")
+def test_image_size_defaults_to_that_of_the_task(capsys):
+    _, text = report(capsys, "--task", "segmentation", "--backbone", "test_resnet", "--width", "64")
     assert "a step of 8 x 3 x 512 x 512" in text
 
 
-def test_a_loss_of_pixels_that_cannot_repeat(capsys, tmp_path: Path):
+def test_non_deterministic_pixel_loss(capsys, tmp_path: Path):
     (tmp_path / "a.yaml").write_text("path: missing\ntask: segmentation\nwidth: 64\nloss: doctors_loss.pixels\n")
-    code, text = listed(capsys, "--config", "a.yaml", *SMALL)
+    code, text = report(capsys, "--config", "a.yaml", *SMALL)
     assert code == 4
     assert "problem aten::nll_loss2d_forward has no deterministic CUDA implementation, torch's nn.NLLLoss, in" in text
 
 
-def test_a_detector_of_ones_own(capsys, tmp_path: Path):
+def test_own_detector(capsys, tmp_path: Path):
     (tmp_path / "a.yaml").write_text(
         """
 model:
@@ -106,7 +106,7 @@ model:
 data: {class_path: DetectionDataModule, init_args: {data_dir: missing, image_size: 64, batch_size: 5}}
 """
     )
-    code, text = listed(capsys, "--config", "a.yaml")
+    code, text = report(capsys, "--config", "a.yaml")
     assert code == 4
     assert "problem aten::upsample_bicubic2d_backward has no deterministic CUDA implementation" in text
     assert main(["doctor", "--config", "a.yaml", "--arch", "fcos"]) == 2
@@ -114,25 +114,25 @@ data: {class_path: DetectionDataModule, init_args: {data_dir: missing, image_siz
 
 
 @pytest.mark.parametrize(("deterministic", "code", "level"), [("true", 4, "problem"), ("false", 0, "note")])
-def test_an_operator_that_cannot_repeat(capsys, tmp_path: Path, deterministic: str, code: int, level: str):
+def test_non_deterministic_operator(capsys, tmp_path: Path, deterministic: str, code: int, level: str):
     (tmp_path / "a.yaml").write_text(f"path: missing\nloss: doctors_loss.blurred\ndeterministic: {deterministic}\n")
-    exit_code, text = listed(capsys, "--config", "a.yaml", *SMALL)
+    exit_code, text = report(capsys, "--config", "a.yaml", *SMALL)
     assert exit_code == code
     assert f"{level} aten::upsample_bicubic2d_backward has no deterministic CUDA implementation" in text
     assert "torch's nn.functional.interpolate, in criterion (FunctionLoss)" in text
 
 
-def test_options_of_the_file_count(capsys, tmp_path: Path):
+def test_options_of_a_file_are_used(capsys, tmp_path: Path):
     (tmp_path / "a.yaml").write_text(
         "path: missing\nbackbone: test_vit\nimage-size: 160\nbatch_size: 3\nmulti_label: true\nthreshold: 0.3\n"
         "mixup_alpha: 0.2\ncutmix_alpha: 1\ncompile: true\npretrained: true\nema_decay: 0.9\nclass_weights: balanced\n"
     )
-    code, text = listed(capsys, "--config", "a.yaml", "--batch-size", "2")
+    code, text = report(capsys, "--config", "a.yaml", "--batch-size", "2")
     assert code == 0
     assert "2 x 3 x 160 x 160" in text
 
 
-def test_a_file_in_lightnings_style(capsys, tmp_path: Path):
+def test_lightning_style_file(capsys, tmp_path: Path):
     (tmp_path / "a.yaml").write_text(
         """
 model:
@@ -142,7 +142,7 @@ data: {class_path: ImageDataModule, init_args: {data_dir: missing, image_size: 4
 trainer: {deterministic: true}
 """
     )
-    code, text = listed(capsys, "--config", "a.yaml")
+    code, text = report(capsys, "--config", "a.yaml")
     assert code == 4
     assert "aten::upsample_bicubic2d_backward" in text
     assert main(["doctor", "--config", "a.yaml", "--backbone", "resnet18"]) == 2
@@ -174,8 +174,8 @@ def test_the_help_says_that_the_trace_is_experimental(capsys: pytest.CaptureFixt
     assert "traced as it would run on one (experimental)" in capsys.readouterr().out
 
 
-def test_a_variable_that_lets_results_vary_is_a_problem(capsys, monkeypatch: pytest.MonkeyPatch):
+def test_non_deterministic_cublas_workspace_is_a_problem(capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
-    code, text = listed(capsys, *SMALL)
+    code, text = report(capsys, *SMALL)
     assert code == 1
     assert "problem CUBLAS_WORKSPACE_CONFIG=:0:0" in text

@@ -1,4 +1,4 @@
-"""Files in Lightning's style."""
+"""Configuration files in Lightning's style."""
 
 import sys
 from pathlib import Path
@@ -57,12 +57,12 @@ def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def nested(**sections: Any) -> dict[str, Any]:
-    usual = {
+    default = {
         "model": {"class_path": "users_own.Model", "init_args": {"width": 3}},
         "data": {"class_path": "users_own.Data"},
         "trainer": {"class_path": "users_own.Trainer"},
     }
-    return {**usual, **sections}
+    return {**default, **sections}
 
 
 def model(**arguments: object) -> dict[str, Any]:
@@ -75,38 +75,38 @@ def refusal(**sections: Any) -> str:
     return str(caught.value)
 
 
-def test_arguments_arrive_and_those_left_out_stay_out():
+def test_only_given_arguments_are_passed():
     parts = [{"name": "x"}]
-    made = build(
+    objects = build(
         nested(
             model=model(width=4, lr="1e-3", parts=parts),
             trainer={"class_path": "users_own.Trainer", "init_args": {"limit_train_batches": 2}},
         ),
         "n.yaml",
     )
-    assert made[0].given[:3] == (4, 1e-3, "a")
-    assert made[0].given[3][0].name == "x"
-    assert made[1].given == "here"
-    assert made[2].given == (10, {"limit_train_batches": 2})
+    assert objects[0].given[:3] == (4, 1e-3, "a")
+    assert objects[0].given[3][0].name == "x"
+    assert objects[1].given == "here"
+    assert objects[2].given == (10, {"limit_train_batches": 2})
 
 
-def test_null_is_none_and_not_a_word():
-    made = build(
+def test_null_becomes_none():
+    objects = build(
         nested(model=model(width=1, lr=None), data={"class_path": "users_own.Data", "init_args": {"data_dir": None}}),
         "n",
     )
-    assert made[0].given[1] is None
-    assert made[1].given is None
+    assert objects[0].given[1] is None
+    assert objects[1].given is None
 
 
 @pytest.mark.parametrize("name", ["ImageClassifier", "autotimm.ImageClassifier", "autotimm.tasks.ImageClassifier"])
-def test_our_classes_by_short_or_full_name(name: str):
+def test_autotimm_classes_by_short_or_full_name(name: str):
     arguments = {"backbone": "test_resnet", "num_classes": 2, "pretrained": False}
-    made, *_ = build(nested(model={"class_path": name, "init_args": arguments}), "n.yaml")
-    assert type(made).__name__ == "ImageClassifier"
+    classifier, *_ = build(nested(model={"class_path": name, "init_args": arguments}), "n.yaml")
+    assert type(classifier).__name__ == "ImageClassifier"
 
 
-def test_the_trainer_is_ours_unless_another_is_named():
+def test_default_trainer_is_autotrainer():
     *_, trainer = build(nested(trainer={"max_epochs": 3, "accelerator": "cpu"}), "n.yaml")
     assert (type(trainer).__name__, trainer.max_epochs) == ("AutoTrainer", 3)
 

@@ -1,4 +1,4 @@
-"""The command line before any work: help, mistakes, and what must not be imported for them."""
+"""The command line before any work: help, mistakes, and modules that must not be imported for them."""
 
 import contextlib
 import os
@@ -25,13 +25,13 @@ sys.exit(code)
 """
 
 
-def light(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in a process of its own that fails if anything heavy was imported."""
+def run_light(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a new process that fails if a heavy library was imported."""
     return subprocess.run([sys.executable, "-c", LIGHT, *words], capture_output=True, text=True, check=False)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """The one line that a wrong command prints."""
+    """The single line that a wrong command prints."""
     assert main(words) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -53,27 +53,27 @@ def configured(*words: str) -> FitConfig:
     [[], ["--help"], ["--version"], ["fit", "--help"], ["fit", "--help-all"], *([verb, "-h"] for verb in VERBS)],
     ids=" ".join,
 )
-def test_help_is_quick_and_says_nothing_on_stderr(words: list[str]):
-    done = light(*words)
+def test_help_imports_nothing_heavy_and_leaves_stderr_empty(words: list[str]):
+    done = run_light(*words)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.strip()
 
 
-def test_help_costs_less_than_half_a_second_of_cpu():
+def test_help_takes_less_than_half_a_second_of_cpu():
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-m", "autotimm", "--help"], check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
-def test_the_first_page_names_every_verb(capsys: pytest.CaptureFixture[str]):
+def test_main_help_lists_every_verb(capsys: pytest.CaptureFixture[str]):
     assert main([]) == 0
     page = capsys.readouterr().out
     assert all(f"  {verb.usage}" in page for verb in VERBS.values())
     assert "Exit codes" in page
 
 
-def test_the_short_help_is_short_and_the_long_one_complete(capsys: pytest.CaptureFixture[str], monkeypatch):
+def test_short_help_is_short_and_long_help_is_complete(capsys: pytest.CaptureFixture[str], monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     main(["fit", "--help"])
     short = capsys.readouterr().out
@@ -94,7 +94,7 @@ def test_no_control_characters_outside_a_terminal(capsys: pytest.CaptureFixture[
     ("words", "message"),
     [
         (["fti", "photos"], "no verb 'fti'. Did you mean 'fit'?"),
-        (["xyzzy"], "There are fit, resume"),
+        (["xyzzy"], "The verbs are fit, resume"),
         (["train", "photos"], "no verb 'train'. Did you mean 'fit'?"),
         (["trian", "photos"], "no verb 'trian'. Did you mean 'fit'?"),
         (["segmnt", "photos"], "no verb 'segmnt'. Did you mean 'predict'?"),
@@ -108,12 +108,12 @@ def test_no_control_characters_outside_a_terminal(capsys: pytest.CaptureFixture[
         (["fit", "photos", "--epochs", "--seed", "1"], "`--epochs` of autotimm fit needs a value"),
         (["fit", "photos", "--epochs", "3", "--epochs", "4"], "got --epochs twice"),
         (["fit", "photos", "--batch-size", "3", "--batch_size", "3"], "got --batch-size twice"),
-        (["fit", "photos", "more"], "takes [PATH]. Got more besides"),
+        (["fit", "photos", "more"], "takes [PATH]. Got more as well"),
         (["fit", "photos", "--strict", "maybe"], "`--strict` of autotimm fit must be true or false. Got 'maybe'"),
         (["fit", "--strict", "1", "photos"], "`--strict` of autotimm fit must be true or false. Got 1"),
         (["fit", "photos", "--multi-label", "maybe"], "must be true or false, or the word auto. Got 'maybe'"),
         (["fit", "photos", "--strict=maybe"], "`--strict` of autotimm fit must be true or false. Got 'maybe'"),
-        (["fit", "photos", "--strict", "--seed", "1", "more"], "takes [PATH]. Got more besides"),
+        (["fit", "photos", "--strict", "--seed", "1", "more"], "takes [PATH]. Got more as well"),
         (["fit", "--data", "photos"], "no option --data. Did you mean 'autotimm fit PATH'?"),
         (["fit", "photos", "--learning-rate", "1"], "no option --learning-rate. Did you mean '--lr'?"),
         (["fit"], "needs data"),
@@ -130,11 +130,11 @@ def test_no_control_characters_outside_a_terminal(capsys: pytest.CaptureFixture[
         (["fit", "photos", "--epoch=3"], "no option --epoch. Did you mean '--epochs'"),
         (["fit", "photos", "-e=3"], "no option -e. See"),
         (["fit", "photos", "--name", "--"], "`--name` of autotimm fit needs a value"),
-        (["fit", "--", "photos", "-x"], "takes [PATH]. Got -x besides"),
+        (["fit", "--", "photos", "-x"], "takes [PATH]. Got -x as well"),
         (["fit", "photos", "--seed=4294967296"], "The `--seed` of autotimm fit must be a whole number in [0, 2**32)"),
         (["fit", "photos", "--val-split", "1"], "Give 0 to train on everything."),
         (["fit", "photos", "--config", "missing.yaml"], "missing.yaml cannot be read"),
-        (["test"], "autotimm test needs RUN|CKPT: a run's folder"),
+        (["test"], "autotimm test needs RUN|CKPT: a run folder"),
         (["predict", "runs/a"], "autotimm predict needs PATH: images"),
         (["test", "a.ckpt", "--ckpt", "last"], "a.ckpt is a checkpoint already"),
         (["demo", "photos"], "takes no arguments"),
@@ -150,20 +150,20 @@ def test_mistakes_get_one_sentence(capsys: pytest.CaptureFixture[str], words: li
 @pytest.mark.parametrize(
     "words", [["fti"], ["fit", "photos", "--epoch", "3"], ["fit", "photos", "--epochs", "ten"], ["test"]], ids=" ".join
 )
-def test_mistakes_are_found_without_torch(words: list[str]):
-    done = light(*words)
+def test_mistakes_are_reported_without_importing_torch(words: list[str]):
+    done = run_light(*words)
     assert done.returncode == 2
     assert re.fullmatch(r"error: .*\n", done.stderr)
 
 
-def test_wrong_files_are_found_without_torch(tmp_path: Path):
+def test_invalid_files_are_reported_without_importing_torch(tmp_path: Path):
     (tmp_path / "a.yaml").write_text("path: photos\nepochs: 3\nepochs: 4\n")
-    done = light("fit", "--config", str(tmp_path / "a.yaml"))
+    done = run_light("fit", "--config", str(tmp_path / "a.yaml"))
     assert done.returncode == 2
     assert "gives `epochs` twice" in done.stderr
 
 
-def test_the_command_line_wins_over_the_file(tmp_path: Path):
+def test_command_line_overrides_file(tmp_path: Path):
     (tmp_path / "a.yaml").write_text("path: photos\nepochs: 3\nbatch-size: 8\n")
     config = configured("--epochs", "5", "--config", str(tmp_path / "a.yaml"), "other")
     assert (config.path, config.epochs, config.batch_size) == ("other", 5, 8)
@@ -171,13 +171,13 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path):
     assert config.sources["epochs"] == config.sources["path"] == "command line"
 
 
-def test_spellings_that_mean_the_same():
+def test_equivalent_spellings():
     assert configured("photos", "--batch_size=8") == configured("--batch-size", "8", "photos")
     assert configured("--strict", "photos") == configured("photos", "--strict", "true")
     assert configured("photos", "--strict=false").strict is False
     assert configured("--strict", "yes", "photos") == configured("photos", "--strict=yes")
     assert configured("photos", "--deterministic", "No").deterministic is False
-    assert configured("--strict", "maybe").path == "maybe"  # a folder may be called so
+    assert configured("--strict", "maybe").path == "maybe"  # a folder may have this name
     assert configured("photos", "--deterministic", "false").deterministic is False
     assert configured("photos", "--multi-label", "auto").multi_label is None
     assert configured("photos", "--seed", "none").seed is None
@@ -187,7 +187,7 @@ def test_spellings_that_mean_the_same():
     assert configured("--name=a=b", "photos").name == "a=b"
 
 
-def test_help_wins_over_mistakes(capsys: pytest.CaptureFixture[str]):
+def test_help_takes_precedence_over_mistakes(capsys: pytest.CaptureFixture[str]):
     assert main(["fit", "--epoch", "3", "--help"]) == 0
     assert "passes over the training images" in capsys.readouterr().out
     assert main(["fit", "--strict", "--help_all"]) == 0
@@ -201,14 +201,14 @@ def test_positionals_and_options_in_any_order():
     assert (given.value("out"), given.value("fast"), given.value("ckpt")) == ("p.csv", True, "best")
 
 
-def test_environment_variables_are_no_hidden_options(monkeypatch):
+def test_environment_variables_set_no_options(monkeypatch):
     monkeypatch.setenv("JSONARGPARSE_DEFAULT_ENV", "true")
     monkeypatch.setenv("AUTOTIMM_FIT__EPOCHS", "99")
     monkeypatch.setenv("AUTOTIMM_EPOCHS", "99")
     assert configured("photos").epochs == 10
 
 
-def test_a_file_with_model_data_and_trainer_stands_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_lightning_style_file_excludes_other_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "n.yaml").write_text("model: {class_path: A}\ndata: {class_path: B}\n")
     for words, named in ((["photos"], "PATH"), (["--epochs", "3"], "--epochs")):
         assert f"so that {named} would have no effect" in refusal(
@@ -217,21 +217,21 @@ def test_a_file_with_model_data_and_trainer_stands_alone(tmp_path: Path, capsys:
 
 
 def stderr_on_a_terminal(*words: str) -> str:
-    """What a command that fails after torch is loaded writes to a terminal."""
-    ours, theirs = os.openpty()
-    with os.fdopen(ours, "rb", buffering=0) as reader:
+    """The terminal output of a command that fails after loading torch."""
+    parent_end, child_end = os.openpty()
+    with os.fdopen(parent_end, "rb", buffering=0) as reader:
         command = [sys.executable, "-m", "autotimm", "fit", "no-such-folder", *words]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, check=False)
-        os.close(theirs)
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=child_end, check=False)
+        os.close(child_end)
         assert (done.returncode, done.stdout) == (3, b"")
         shown = b""
-        with contextlib.suppress(OSError):  # Linux says so when nobody has the other end any more
+        with contextlib.suppress(OSError):  # raised on Linux once the other end is closed
             while piece := reader.read(4096):
                 shown += piece
     return shown.decode()
 
 
-def test_a_terminal_is_told_that_torch_is_loading(tmp_path: Path, monkeypatch):
+def test_loading_line_on_a_terminal(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = "loading torch ..."
     assert stderr_on_a_terminal().startswith(f"{line}\r{' ' * len(line)}\rerror: ")
@@ -239,13 +239,13 @@ def test_a_terminal_is_told_that_torch_is_loading(tmp_path: Path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_elsewhere_nothing_is_said_about_loading(tmp_path: Path):
+def test_no_loading_line_outside_a_terminal(tmp_path: Path):
     command = [sys.executable, "-m", "autotimm", "fit", "no-such-folder"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.stderr.startswith("error: ")
 
 
-def test_a_reader_that_leaves_early_is_no_error():
+def test_closed_pipe_is_no_error():
     command = f"{sys.executable} -m autotimm fit --help-all | head -n 1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", command], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}

@@ -1,4 +1,4 @@
-"""The verbs at work: one small run through real processes, and what the others make of it."""
+"""The verbs on one small run, in part as processes."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def fitted(photos: Path) -> subprocess.CompletedProcess[str]:
-    """One run, made by a process of its own from a file and two options."""
+    """A run of a new process, configured by a file and two options."""
     (photos.parent / "small.yaml").write_text(
         f"path: {photos}\nbackbone: test_resnet\npretrained: false\nimage-size: 32\nepochs: 7\n"
         "num_workers: 0\nthreads: 1\n"
@@ -39,7 +39,7 @@ def run(fitted: subprocess.CompletedProcess[str]) -> Path:
     return Path(fitted.stdout.splitlines()[-1].removeprefix("run: "))
 
 
-def test_the_last_line_of_fit_is_the_folder(fitted: subprocess.CompletedProcess[str], run: Path):
+def test_last_line_of_fit_is_the_run_folder(fitted: subprocess.CompletedProcess[str], run: Path):
     assert fitted.stdout.splitlines()[-1] == f"run: {run}"
     assert run.is_dir()
     assert "Traceback" not in fitted.stderr
@@ -59,7 +59,7 @@ def test_levels_are_a_table_with_reasons(run: Path, capsys: pytest.CaptureFixtur
     assert lines[9].startswith("    no, because sums over processes")
 
 
-def test_the_run_keeps_its_configuration_and_the_sources(run: Path):
+def test_run_records_its_configuration_and_sources(run: Path):
     text = (run / "config.yaml").read_text()
     lines = dict(line.split(": ", 1) for line in text.splitlines())
     assert lines["epochs"].endswith("# command line")
@@ -77,7 +77,7 @@ def test_test_and_validate_print_metrics(run: Path, capsys: pytest.CaptureFixtur
         assert {name for name, _ in rows} >= {f"{stage}loss", f"{stage}accuracy"}
 
 
-def test_a_checkpoint_does_as_well_as_its_run(run: Path, capsys: pytest.CaptureFixture[str]):
+def test_checkpoint_path_equals_run_folder(run: Path, capsys: pytest.CaptureFixture[str]):
     outputs = []
     for words in ([str(run)], [str(run / "checkpoints" / "best.ckpt")], [str(run), "--ckpt", "best"]):
         assert main(["test", *words]) == 0
@@ -85,7 +85,7 @@ def test_a_checkpoint_does_as_well_as_its_run(run: Path, capsys: pytest.CaptureF
     assert len(set(outputs)) == 1
 
 
-def test_predict_prints_csv_and_nothing_else(run: Path, photos: Path):
+def test_predict_prints_only_csv(run: Path, photos: Path):
     done = autotimm("predict", run, photos / "test")
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
@@ -99,7 +99,7 @@ def test_predict_prints_csv_and_nothing_else(run: Path, photos: Path):
         assert sum(scores.values()) == pytest.approx(1, abs=1e-5)
 
 
-def test_predict_saves_a_table_and_says_where(run: Path, photos: Path, tmp_path: Path, capsys):
+def test_predict_saves_a_table_and_prints_its_path(run: Path, photos: Path, tmp_path: Path, capsys):
     out = tmp_path / "predictions.csv"
     assert main(["predict", str(run), str(photos / "test"), "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"predictions: {out} (8 images)\n"
@@ -115,8 +115,8 @@ def test_predict_saves_a_table_and_says_where(run: Path, photos: Path, tmp_path:
         (["--draw", "old.csv"], "`--draw` of autotimm predict must be a new or empty folder"),
     ],
 )
-def test_a_place_that_cannot_take_the_results_is_refused_first(words: list[str], must: str, tmp_path: Path, capsys,
-                                                               monkeypatch):  # fmt: skip
+def test_unusable_output_path_is_refused_before_predicting(words: list[str], must: str, tmp_path: Path, capsys,
+                                                           monkeypatch):  # fmt: skip
     monkeypatch.chdir(tmp_path)
     (tmp_path / "old.csv").write_text("mine")
     assert main(["predict", "no-run", "photos", *words]) == 2
@@ -132,15 +132,15 @@ def test_a_place_that_cannot_take_the_results_is_refused_first(words: list[str],
         (["--draw", "pictures"], "`--draw` of autotimm predict must be left out for classification"),
     ],
 )
-def test_what_classification_does_not_give_is_refused(words: list[str], must: str, run: Path, tmp_path: Path, capsys,
-                                                      monkeypatch):  # fmt: skip
+def test_outputs_that_classification_lacks_are_refused(words: list[str], must: str, run: Path, tmp_path: Path, capsys,
+                                                       monkeypatch):  # fmt: skip
     monkeypatch.chdir(tmp_path)
     assert main(["predict", str(run), "photos", *words]) == 2
     assert must in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_without_test_data_test_refuses(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_test_without_test_data_is_refused(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     words = ["--backbone", "test_resnet", "--pretrained", "false", "--image-size", "32", "--epochs", "1"]
     words += ["--num-workers", "0", "--threads", "1", "--name", "plain", "--out", str(tmp_path)]
     assert main(["fit", str(photos / "train"), *words]) == 0
@@ -165,7 +165,7 @@ def test_exit_codes(words: list[str], code: int, tmp_path: Path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     assert main(words) == code
     assert capsys.readouterr().err.startswith("error: ")
-    assert not list(tmp_path.glob("runs/*")), "a failed start left a run behind"
+    assert not list(tmp_path.glob("runs/*")), "a failed start must leave no run folder"
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_exit_codes(words: list[str], code: int, tmp_path: Path, monkeypatch, ca
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_an_error_says_everything_once(words: list[str], once: str, photos: Path, tmp_path: Path, monkeypatch, capsys):
+def test_error_messages_repeat_nothing(words: list[str], once: str, photos: Path, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = [str(photos) if word == "PHOTOS" else word for word in words]
     small = ["--backbone", "test_resnet", "--pretrained", "false", "--num-workers", "0"]
@@ -185,7 +185,7 @@ def test_an_error_says_everything_once(words: list[str], once: str, photos: Path
     assert capsys.readouterr().err.count(once) == 1
 
 
-def test_a_table_without_a_label_column_is_asked_about(tmp_path: Path, monkeypatch, capsys):
+def test_table_without_label_column_is_refused(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "t.csv").write_text("image,cat,dog\na.png,1,0\n")
     assert main(["fit", "--train-csv", "t.csv"]) == 3
@@ -195,7 +195,7 @@ def test_a_table_without_a_label_column_is_asked_about(tmp_path: Path, monkeypat
     )
 
 
-def test_a_file_in_lightnings_style_trains_the_same(photos: Path, run: Path, tmp_path: Path):
+def test_lightning_style_file_trains_the_same_model(photos: Path, run: Path, tmp_path: Path):
     (tmp_path / "nested.yaml").write_text(
         f"""
 model:
@@ -213,10 +213,10 @@ trainer: {{max_epochs: 1, threads: 1, seed: 42}}
     assert (folder / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
 
 
-def test_python_and_the_command_line_agree(photos: Path, run: Path, tmp_path: Path):
+def test_python_and_command_line_train_the_same_model(photos: Path, run: Path, tmp_path: Path):
     import autotimm as package
 
-    made = package.fit(
+    python_run = package.fit(
         photos,
         backbone="test_resnet",
         pretrained=False,
@@ -226,7 +226,7 @@ def test_python_and_the_command_line_agree(photos: Path, run: Path, tmp_path: Pa
         threads=1,
         out=tmp_path,
     )
-    assert (made.path / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+    assert (python_run.path / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
 
 
 def test_backbones(capsys: pytest.CaptureFixture[str]):

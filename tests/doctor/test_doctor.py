@@ -1,4 +1,4 @@
-"""The doctor: what torch documents, what a trace shows of it, and what it says of versions and machines."""
+"""The doctor: documented operators, traces of a training step, and checks of versions and machine."""
 
 import copy
 from collections.abc import Callable
@@ -13,11 +13,10 @@ from autotimm import Batch, ImageClassifier, MetricConfig, Prediction, RunError,
 from autotimm.doctor import Finding, Operator, judge, preflight
 from autotimm.doctor.backward import backward
 from autotimm.doctor.documented import IRRELEVANT, TABLE, VISION, entries, unknown
-from autotimm.doctor.example import example_batch
 from autotimm.doctor.machine import check_machine, check_memory, check_switches
 from autotimm.doctor.numbers import Numbers
-from autotimm.doctor.trace import trace
-from autotimm.doctor.versions import _dependencies, _pair, _python, check_versions
+from autotimm.doctor.package_versions import _dependencies, _pair, _python, check_versions
+from autotimm.doctor.trace import example_batch, trace
 from autotimm.models.layers.normalize import Normalize
 
 needs_cuda_build = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="this torch is built without CUDA")
@@ -62,8 +61,8 @@ class OddTask(Task):
         return []
 
 
-def found(operation: Callable[[Tensor], Tensor]) -> list[tuple[str, str]]:
-    return [(one.name, one.documented) for one in preflight(OddTask(operation, lr=0.1), 18, 2)]
+def listed(operation: Callable[[Tensor], Tensor]) -> list[tuple[str, str]]:
+    return [(operator.name, operator.documented) for operator in preflight(OddTask(operation, lr=0.1), 18, 2)]
 
 
 def pixel_loss(features: Tensor, reduction: str) -> Tensor:
@@ -72,8 +71,8 @@ def pixel_loss(features: Tensor, reduction: str) -> Tensor:
 
 
 def bags(features: Tensor, mode: str) -> Tensor:
-    numbers = torch.zeros(2, 3, dtype=torch.int64, device=features.device)
-    return F.embedding_bag(numbers, features.flatten(1), mode=mode)
+    indices = torch.zeros(2, 3, dtype=torch.int64, device=features.device)
+    return F.embedding_bag(indices, features.flatten(1), mode=mode)
 
 
 def scattered(features: Tensor, reduce: str) -> Tensor:
@@ -165,19 +164,19 @@ LISTED = {
 
 @needs_cuda_build
 @pytest.mark.parametrize("case", LISTED)
-def test_what_has_no_deterministic_implementation_is_listed(case: str):
+def test_non_deterministic_operator_is_listed(case: str):
     operation, operator, documented = LISTED[case]
-    assert (f"aten::{operator}", f"torch.{documented}") in found(operation)
-    assert {name for name, _ in found(operation)} == {f"aten::{operator}"}
+    assert (f"aten::{operator}", f"torch.{documented}") in listed(operation)
+    assert {name for name, _ in listed(operation)} == {f"aten::{operator}"}
 
 
 NOT_LISTED = {
     "adaptive average of one value": lambda x: F.adaptive_avg_pool2d(x, 1),
-    "adaptive average that is a plain one": lambda x: F.avg_pool2d(x, 2),
+    "average without adaptive pooling": lambda x: F.avg_pool2d(x, 2),
     "nearest": lambda x: F.interpolate(x, scale_factor=2),
-    "bilinear, which takes a deterministic way around": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
-    "trilinear, which does too": lambda x: F.interpolate(x[None], size=(2, 7, 7), mode="trilinear"),
-    "loss of pixels, not summed up": lambda x: pixel_loss(x, "none"),
+    "bilinear, which has a deterministic alternative": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+    "trilinear, which has one too": lambda x: F.interpolate(x[None], size=(2, 7, 7), mode="trilinear"),
+    "loss of pixels, not reduced": lambda x: pixel_loss(x, "none"),
     "loss of classes": lambda x: F.cross_entropy(x.mean((2, 3)), x.new_zeros(len(x), dtype=torch.int64)),
     "bags by mean": lambda x: bags(x, "mean"),
     "scattered sum": lambda x: scattered(x, "sum"),
@@ -190,8 +189,8 @@ NOT_LISTED = {
 
 @needs_cuda_build
 @pytest.mark.parametrize("case", NOT_LISTED)
-def test_what_is_deterministic_is_not_listed(case: str):
-    assert found(NOT_LISTED[case]) == []
+def test_deterministic_operator_is_not_listed(case: str):
+    assert listed(NOT_LISTED[case]) == []
 
 
 @needs_cuda_build
@@ -201,15 +200,15 @@ def test_common_backbones_list_nothing(backbone: str):
 
 
 @needs_cuda_build
-def test_a_backbone_that_blurs_is_found_out():
+def test_backbone_with_blur_pooling_lists_its_padding():
     """timm's BlurPool pads by reflection."""
-    (found,) = preflight(ImageClassifier("resnetblur18", 10, pretrained=False), 64, 2)
-    assert found.documented == "torch.nn.ReflectionPad2d"
-    assert found.modules[0] == "network.backbone.layer4.0.aa (BlurPool2d)"
+    (operator,) = preflight(ImageClassifier("resnetblur18", 10, pretrained=False), 64, 2)
+    assert operator.documented == "torch.nn.ReflectionPad2d"
+    assert operator.modules[0] == "network.backbone.layer4.0.aa (BlurPool2d)"
 
 
 @needs_cuda_build
-def test_the_operators_are_those_of_cuda():
+def test_trace_shows_operators_of_cuda():
     task = ImageClassifier("test_resnet", 3, pretrained=False)
     traced = trace(task, example_batch(task, 64, 2))
     assert {"aten::cudnn_batch_norm", "aten::cudnn_batch_norm_backward", "aten::convolution_backward"} <= traced.seen
@@ -219,7 +218,7 @@ def test_the_operators_are_those_of_cuda():
 
 
 @needs_cuda_build
-def test_the_module_is_named_for_forward_and_backward_operators():
+def test_module_is_named_for_forward_and_backward_operators():
     (pooled,) = preflight(OddTask(lambda x: F.adaptive_avg_pool2d(x, 7), lr=0.1), 18, 2)
     (loss,) = preflight(OddTask(lambda x: pixel_loss(x, "mean"), lr=0.1), 18, 2)
     assert pooled == Operator(
@@ -229,14 +228,14 @@ def test_the_module_is_named_for_forward_and_backward_operators():
 
 
 @needs_cuda_build
-def test_a_batch_of_the_caller_is_taken_as_it_is():
+def test_own_batch():
     classifier = ImageClassifier("test_resnet", 3, pretrained=False, multi_label=True)
     batch = Batch(torch.rand(2, 3, 40, 48), torch.ones(2, 3), ("a", "b"))
     assert preflight(classifier, batch=batch) == preflight(classifier, 64, 2) == []
 
 
 @needs_cuda_build
-def test_the_task_stays_as_it_was():
+def test_task_is_not_changed():
     task = ImageClassifier("test_resnet", 3, pretrained=False, deterministic=False).eval()
     before = copy.deepcopy(task.state_dict())
     generator = torch.get_rng_state()
@@ -249,9 +248,9 @@ def test_the_task_stays_as_it_was():
     assert all(parameter.grad is None for parameter in task.parameters())
 
 
-# ---- steps that ask for numbers
+# ---- steps that depend on values
 
-ASKING = {
+VALUE_DEPENDENT = {
     "a number": lambda x: x * float(x.detach().sum()),
     "a truth": lambda x: x if bool((x.detach() > 0).any()) else x.flatten(),
     "a list": lambda x: x * sum(x.detach().flatten().tolist()),
@@ -265,18 +264,20 @@ ASKING = {
 
 
 @needs_cuda_build
-@pytest.mark.parametrize("case", ASKING)
-def test_a_step_that_asks_for_numbers_is_calculated(case: str):
+@pytest.mark.parametrize("case", VALUE_DEPENDENT)
+def test_value_dependent_step_is_calculated(case: str):
     batch = Batch(torch.rand(2, 3, 18, 18), None)
-    fine = trace(OddTask(ASKING[case], lr=0.1), batch)
+    fine = trace(OddTask(VALUE_DEPENDENT[case], lr=0.1), batch)
     assert fine.operators == []
     assert fine.calculated
-    odd = trace(OddTask(lambda x: F.pad(ASKING[case](x).flatten()[None, :], (1, 1), mode="reflect"), lr=0.1), batch)
-    assert [one.name for one in odd.operators] == ["aten::reflection_pad1d_backward"]
+    odd = trace(
+        OddTask(lambda x: F.pad(VALUE_DEPENDENT[case](x).flatten()[None, :], (1, 1), mode="reflect"), lr=0.1), batch
+    )
+    assert [operator.name for operator in odd.operators] == ["aten::reflection_pad1d_backward"]
 
 
 @needs_cuda_build
-def test_branches_are_those_of_the_numbers():
+def test_branches_follow_the_values():
     def branching(x: Tensor) -> Tensor:
         return F.interpolate(x, size=7, mode="bicubic") if float(x.detach().std((2, 3)).max()) > 1e-3 else x
 
@@ -287,19 +288,19 @@ def test_branches_are_those_of_the_numbers():
 
 @needs_cuda_build
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"])
-def test_a_calculated_step_asks_for_the_operators_of_a_traced_one(backbone: str):
+def test_calculated_step_calls_the_operators_of_a_traced_step(backbone: str):
     task = ImageClassifier(backbone, 3, pretrained=False, image_size=64)
     batch = example_batch(task, 64, 2)
-    asking = copy.deepcopy(task)
-    asking.criterion = Asks(task.criterion)
-    traced, calculated = trace(task, batch), trace(asking, batch)
+    value_dependent = copy.deepcopy(task)
+    value_dependent.criterion = ValueDependentLoss(task.criterion)
+    traced, calculated = trace(task, batch), trace(value_dependent, batch)
     assert (traced.calculated, calculated.calculated) == (False, True)
     assert calculated.seen - traced.seen <= {"aten::_local_scalar_dense", "aten::detach", "aten::empty", "aten::mul"}
     assert traced.seen - calculated.seen <= {"aten::empty_strided"}
 
 
-class Asks(nn.Module):
-    """A loss that asks for its value."""
+class ValueDependentLoss(nn.Module):
+    """A loss that branches on its value."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -311,28 +312,28 @@ class Asks(nn.Module):
 
 
 @needs_cuda_build
-def test_what_is_calculated_has_the_numbers_of_the_cpu():
-    """Batch normalization, whose operator is another on CUDA, and changes in place included."""
+def test_calculated_values_equal_those_of_the_cpu():
+    """Including batch normalization, which is another operator on CUDA, and changes in place."""
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 3))
     images = torch.rand(2, 3, 9, 9)
     fakes = Numbers()
     with fakes.mode():
-        memo = {id(one): nn.Parameter(fakes.stand_in(one)) for one in network.parameters()}
-        memo |= {id(one): fakes.stand_in(one) for one in network.buffers()}
-    other = copy.deepcopy(network, memo)
+        memo = {id(parameter): nn.Parameter(fakes.stand_in(parameter)) for parameter in network.parameters()}
+        memo |= {id(buffer): fakes.stand_in(buffer) for buffer in network.buffers()}
+    fake_network = copy.deepcopy(network, memo)
     with fakes.mode():
-        loss = other(fakes.stand_in(images)).square().mean()
+        loss = fake_network(fakes.stand_in(images)).square().mean()
         assert (loss.device.type, loss.is_cuda) == ("cuda", True)
         backward(loss)
     network(images).square().mean().backward()
-    for mine, theirs in zip(network.parameters(), other.parameters(), strict=True):
-        assert torch.equal(mine.grad, fakes.behind(theirs.grad))
-    for mine, theirs in zip(network.buffers(), other.buffers(), strict=True):
-        assert torch.equal(mine, fakes.behind(theirs))
+    for parameter, fake in zip(network.parameters(), fake_network.parameters(), strict=True):
+        assert torch.equal(parameter.grad, fakes.behind(fake.grad))
+    for buffer, fake in zip(network.buffers(), fake_network.buffers(), strict=True):
+        assert torch.equal(buffer, fakes.behind(fake))
 
 
 @needs_cuda_build
-def test_a_step_that_fails_is_an_error_in_one_sentence():
+def test_failing_step_raises_run_error():
     with pytest.raises(RunError, match=r"The training step of OddTask fails while it is traced \(shape '\[7\]'"):
         preflight(OddTask(lambda x: x.view(7), lr=0.1), 18, 2)
 
@@ -340,15 +341,15 @@ def test_a_step_that_fails_is_an_error_in_one_sentence():
 # ---- what torch documents
 
 
-def test_every_documented_operation_is_translated_or_known_to_be_irrelevant():
-    """If this fails on a new release of torch: translate the new names, see documented.py."""
+def test_every_documented_operation_is_in_a_table():
+    """If this fails with a new release of torch, add the new names to documented.py."""
     names = {entry.name for entry in entries()}
     assert len(names) >= 20
     assert unknown(entries()) == []
     assert set(IRRELEVANT) <= names
 
 
-def test_every_translated_operator_exists():
+def test_every_operator_of_the_tables_exists():
     for rule in [rule for rules in TABLE.values() for rule in rules]:
         name, _, overload = rule.operator.removeprefix("aten::").partition(".")
         packet = getattr(torch.ops.aten, name)
@@ -358,7 +359,7 @@ def test_every_translated_operator_exists():
         assert hasattr(torchvision.ops, entry.name.removeprefix("torchvision.ops."))
 
 
-def test_the_docstring_is_read_as_written():
+def test_entries_are_parsed_from_the_docstring():
     text = """Sets.
 
     they will throw a
@@ -383,14 +384,14 @@ def test_the_docstring_is_read_as_written():
 
         * :func:`torch.empty` fill
     """
-    read = entries(text)
-    assert [entry.name for entry in read] == [
+    documented = entries(text)
+    assert [entry.name for entry in documented] == [
         "torch.nn.AvgPool3d",
         "torch.nn.functional.interpolate",
         "torch.new_thing",
     ]
-    assert "``bicubic``" in read[1].text
-    assert unknown(read) == ["torch.new_thing"]
+    assert "``bicubic``" in documented[1].text
+    assert unknown(documented) == ["torch.new_thing"]
     assert entries("nothing of the kind") == []
 
 
@@ -398,17 +399,17 @@ def test_the_docstring_is_read_as_written():
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"])
-def test_the_backward_pass_gives_the_bits_of_torchs_engine(backbone: str):
+def test_backward_pass_equals_that_of_torch(backbone: str):
     task = ImageClassifier(backbone, 3, pretrained=False)
-    other = copy.deepcopy(task)
+    copied = copy.deepcopy(task)
     batch = Batch(torch.rand(2, 3, 160, 160), torch.tensor([0, 2]))
     task.train().step(batch, Stage.TRAIN).loss.backward()
-    backward(other.train().step(batch, Stage.TRAIN).loss)
-    for mine, theirs in zip(other.parameters(), task.parameters(), strict=True):
-        assert torch.equal(mine.grad, theirs.grad)
+    backward(copied.train().step(batch, Stage.TRAIN).loss)
+    for parameter, expected in zip(copied.parameters(), task.parameters(), strict=True):
+        assert torch.equal(parameter.grad, expected.grad)
 
 
-def test_the_backward_pass_takes_functions_with_a_gradient_of_their_own():
+def test_backward_pass_of_custom_autograd_functions():
     class Twice(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
@@ -424,18 +425,18 @@ def test_the_backward_pass_takes_functions_with_a_gradient_of_their_own():
     assert x.grad.tolist() == [7.0, 7.0]
 
 
-# ---- the real step
+# ---- the step on a real device
 
 
-def test_the_judge_names_what_torch_complains_about():
-    """On the CPU, where the same machinery complains of `put_`."""
+def test_judge_names_the_operators_that_torch_reports():
+    """On the CPU, where torch reports `put_` in the same way."""
     task = OddTask(put, lr=0.1)
-    assert [one.name for one in judge(task, example_batch(task, 18, 2), "cpu")] == ["put_"]
+    assert [operator.name for operator in judge(task, example_batch(task, 18, 2), "cpu")] == ["put_"]
     fine = ImageClassifier("test_resnet", 3, pretrained=False)
     assert judge(fine, example_batch(fine, 64, 2), "cpu") == []
 
 
-def test_the_judge_says_what_else_went_wrong():
+def test_judge_raises_for_other_errors():
     task = OddTask(lambda x: x.view(7), lr=0.1)
     with pytest.raises(RunError, match=r"The training step of OddTask fails \(shape"):
         judge(task, example_batch(task, 18, 2), "cpu")
@@ -443,7 +444,7 @@ def test_the_judge_says_what_else_went_wrong():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("case", ["adaptive average of 7 x 7", "bicubic", "reflection", "loss of pixels"])
-def test_a_gpu_agrees_with_the_trace(case: str):
+def test_gpu_agrees_with_trace(case: str):
     task = OddTask(LISTED[case][0], lr=0.1)
     assert judge(task, example_batch(task, 18, 2))
 
@@ -455,7 +456,7 @@ def levels(findings: list[Finding]) -> list[str]:
     return [finding.level for finding in findings]
 
 
-def test_what_is_installed_here_fits():
+def test_installed_versions_are_ok():
     assert set(levels(check_versions())) == {"ok"}
 
 
@@ -474,9 +475,9 @@ def test_pairs_of_releases(torch_version: str, torchvision_version: str, needs: 
     assert _pair(torch_version, torchvision_version, needs).level == level
 
 
-def test_missing_and_old_packages_have_a_cure():
+def test_missing_and_outdated_packages_have_a_cure():
     findings = _dependencies({"timm": "1.0.30", "rich": "13.7", "numpy": "2.0"}, {"timm": "1.0.9", "numpy": "2.0.1rc1"})
-    assert [(one.level, one.cure) for one in findings] == [
+    assert [(finding.level, finding.cure) for finding in findings] == [
         ("problem", 'Install it with: pip install "timm>=1.0.30"'),
         ("problem", 'Install it with: pip install "rich>=13.7"'),
         ("ok", ""),
@@ -486,7 +487,7 @@ def test_missing_and_old_packages_have_a_cure():
     assert _python(">=3.10", (3, 10, 0)).level == "ok"
 
 
-def test_variables_that_change_numbers_are_shown(monkeypatch: pytest.MonkeyPatch):
+def test_environment_variables_that_change_results_are_shown(monkeypatch: pytest.MonkeyPatch):
     for name in ("MKL_CBWR", "NVIDIA_TF32_OVERRIDE", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -497,14 +498,14 @@ def test_variables_that_change_numbers_are_shown(monkeypatch: pytest.MonkeyPatch
     assert "problem" not in levels(check_switches())
 
 
-def test_a_cublas_workspace_that_varies_is_a_problem(monkeypatch: pytest.MonkeyPatch):
+def test_non_deterministic_cublas_workspace_is_a_problem(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
-    (found,) = [finding for finding in check_switches() if finding.level == "problem"]
-    assert "CUBLAS_WORKSPACE_CONFIG" in found.text
-    assert ":4096:8" in found.cure
+    (problem,) = [finding for finding in check_switches() if finding.level == "problem"]
+    assert "CUBLAS_WORKSPACE_CONFIG" in problem.text
+    assert ":4096:8" in problem.cure
 
 
-def test_tf32_is_worth_a_note(monkeypatch: pytest.MonkeyPatch):
+def test_tf32_is_noted(monkeypatch: pytest.MonkeyPatch):
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("high")
@@ -513,7 +514,7 @@ def test_tf32_is_worth_a_note(monkeypatch: pytest.MonkeyPatch):
         torch.set_float32_matmul_precision(before)
 
 
-def test_the_machine_is_described():
+def test_machine_is_described():
     text = "\n".join(finding.text for finding in check_machine(".", 64, 8, None))
     assert torch.backends.cpu.get_cpu_capability() in text
     assert "free" in text

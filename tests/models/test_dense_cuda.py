@@ -13,8 +13,7 @@ from torch.nn import functional as F
 
 from autotimm import Batch, InstanceSegmentor, ObjectDetector, SemanticSegmentor, Stage, Step
 from autotimm.doctor import preflight
-from autotimm.doctor.example import example_batch
-from autotimm.doctor.trace import trace
+from autotimm.doctor.trace import example_batch, trace
 from autotimm.models import DETECTORS, SEGMENTERS
 from autotimm.models.layers.deterministic import RegionPool
 from autotimm.models.segmentation.decoders import DECODERS

@@ -1,4 +1,4 @@
-"""The check of a set-up passes what repeats, and catches what does not. Every training is a real one."""
+"""The self-check passes reproducible setups and reports others. Every training is a real one."""
 
 import json
 from pathlib import Path
@@ -34,15 +34,15 @@ class Noisy(Wrapped):
     own = np.random.default_rng()
 
     def load(self, index):
-        found = self.table.load(index)
-        return Sample(found.image ^ int(self.own.integers(256)), found.target, found.id)
+        sample = self.table.load(index)
+        return Sample(sample.image ^ int(self.own.integers(256)), sample.target, sample.id)
 
 
 class Unordered(Wrapped):
     def __init__(self, table):
         super().__init__(table)
-        self.class_names = tuple({table.class_names[one] for one in table.strata})
-        self.strata = [self.class_names.index(table.class_names[one]) for one in table.strata]
+        self.class_names = tuple({table.class_names[label] for label in table.strata})
+        self.strata = [self.class_names.index(table.class_names[label]) for label in table.strata]
 
     def load(self, index):
         return Sample(self.table.load(index).image, self.strata[index], self.ids[index])
@@ -50,14 +50,14 @@ class Unordered(Wrapped):
 
 class OwnGenerator(ImageDataModule):
     def read(self, split):
-        found = super().read(split)
-        return None if found is None else Noisy(found)
+        table = super().read(split)
+        return None if table is None else Noisy(table)
 
 
 class SetOfClasses(ImageDataModule):
     def read(self, split):
-        found = super().read(split)
-        return None if found is None else Unordered(found)
+        table = super().read(split)
+        return None if table is None else Unordered(table)
 
 
 class Rolled:
@@ -89,7 +89,7 @@ class NeedsAWidth(ImageClassifier):
 
 @pytest.fixture(autouse=True)
 def _classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder with classes of a user's own, which is where the check is started."""
+    """Start the check in a folder with a module of the user's own."""
     (tmp_path / "odd_classes.py").write_text(CLASSES)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -97,10 +97,10 @@ def _classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def plan(monkeypatch: pytest.MonkeyPatch):
-    """Leave out the processes and checks that a test does not need."""
+    """Run only the processes and checks that a test needs."""
 
     def shorten(checks: tuple[str, ...], children: tuple[Child, ...]) -> None:
-        chosen = tuple(one for one in CHECKS if one.name in ("another process", *checks))
+        chosen = tuple(check for check in CHECKS if check.name in ("another process", *checks))
         monkeypatch.setattr(check_module, "CHECKS", chosen)
         monkeypatch.setattr(check_module, "PLAN", children)
         monkeypatch.setattr(check_module, "STREAMS", ())
@@ -111,8 +111,8 @@ def plan(monkeypatch: pytest.MonkeyPatch):
 PLAIN = Child("plain", {"reference": Variation()})
 
 
-def found(report: Report, name: str) -> Result:
-    return next(one for one in report.results if one.name == name)
+def result_of(report: Report, name: str) -> Result:
+    return next(result for result in report.results if result.name == name)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def found(report: Report, name: str) -> Result:
         ),
     ],
 )
-def test_what_differs_from_process_to_process_ends_the_check(classes, said, cause, plan):
+def test_difference_between_processes_ends_the_check(classes, said, cause, plan):
     plan((), (PLAIN, Child("again", {"restart": Variation()})))
     report = check_module.selfcheck(**classes)
     assert report.exit_code == 5
@@ -143,32 +143,32 @@ def test_what_differs_from_process_to_process_ends_the_check(classes, said, caus
 
 
 @pytest.mark.slow
-def test_a_transform_with_a_fixed_generator_is_caught_by_workers(plan):
-    by_name = {one.trained: one.variation for one in CHECKS}
+def test_transform_with_a_fixed_generator_fails_with_workers(plan):
+    by_name = {check.trained: check.variation for check in CHECKS}
     plan(("2 workers",), (PLAIN, Child("workers", {"restart": Variation(), "workers2": by_name["workers2"]})))
     report = check_module.selfcheck(data="odd_classes.FixedGenerator")
-    assert found(report, "another process").verdict == "ok"
-    assert found(report, "2 workers").cause.startswith("A data set or a transform keeps a generator")
+    assert result_of(report, "another process").verdict == "ok"
+    assert result_of(report, "2 workers").cause.startswith("A data set or a transform keeps a generator")
     assert report.levels["R1"] == "checked"
     assert report.levels["R3"] == "no, because this changes the result: 2 workers"
 
 
 @pytest.mark.slow
-def test_classes_from_a_set_are_caught_by_the_hash_seed(plan):
+def test_classes_from_a_set_fail_with_another_hash_seed(plan):
     children = (PLAIN, Child("again", {"restart": Variation()}))
     surrounded = Child("surrounded", {"surrounded": Variation()}, World(1, zone=True))
     plan(("PYTHONHASHSEED 1", "another time zone"), (*children, surrounded))
     report = check_module.selfcheck(data="odd_classes.SetOfClasses")
-    assert [one.name for one in report.problems] == ["PYTHONHASHSEED 1"]
+    assert [result.name for result in report.problems] == ["PYTHONHASHSEED 1"]
     assert "sort what you iterate over" in report.problems[0].cause
 
 
 @pytest.mark.slow
-def test_a_set_up_that_repeats(capsys):
+def test_reproducible_setup(capsys):
     assert main(["selfcheck", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert {one["verdict"] for one in report["results"]} == {"ok", "skipped"}
-    skipped = [one["name"] for one in report["results"] if one["verdict"] == "skipped"]
+    assert {result["verdict"] for result in report["results"]} == {"ok", "skipped"}
+    skipped = [result["name"] for result in report["results"] if result["verdict"] == "skipped"]
     assert set(skipped) <= {"another seed of `eval`", "one free core, 2 threads"}
     assert {name: text for name, text in report["levels"].items() if name < "R4"} == dict.fromkeys(
         ("R0", "R1", "R2", "R3"), "checked"
@@ -176,7 +176,7 @@ def test_a_set_up_that_repeats(capsys):
 
 
 @pytest.mark.slow
-def test_a_file_in_lightnings_style_and_images_of_ones_own(toy_folder, tmp_path, capsys):
+def test_lightning_style_file_with_own_images(toy_folder, tmp_path, capsys):
     (tmp_path / "own.yaml").write_text(
         f"""
 model:
@@ -196,16 +196,16 @@ trainer: {{accelerator: cpu, max_epochs: 7}}
         (["--model", "odd_classes.Missing"], "The `--model` of selfcheck must be importable"),
         (["--model", "autotimm.ImageDataModule"], "must be a subclass of Task"),
         (["--data", "autotimm.DataModule"], "must be a subclass of DataModule"),
-        pytest.param(["--model", "odd_classes.NeedsAWidth"], "It needs `width`", marks=pytest.mark.slow),
+        pytest.param(["--model", "odd_classes.NeedsAWidth"], "needs the argument `width`", marks=pytest.mark.slow),
         (["--config", "missing.yaml"], "cannot be read"),
     ],
 )
-def test_what_cannot_be_checked_is_said(words, said, capsys):
+def test_unusable_classes_and_files_are_refused(words, said, capsys):
     assert main(["selfcheck", *words]) == 2
     assert said in capsys.readouterr().err
 
 
-def test_options_of_a_file_count(toy_folder, tmp_path):
+def test_options_of_a_file_are_used(toy_folder, tmp_path):
     options = {"path": str(toy_folder), "backbone": "test_resnet", "image_size": "48", "seed": "none", "epochs": "9"}
     options |= {"batch_size": "5", "pretrained": "false", "precision": "bf16-mixed"}
     setup = Setup(options=options, file="a.yaml")
@@ -218,13 +218,13 @@ def test_options_of_a_file_count(toy_folder, tmp_path):
     assert (pair[1].batch_size, pair[2].world_size) == (2, 2)
 
 
-def test_every_check_is_trained_somewhere():
-    chains = [child for one in PLAN for child in (one, one.then) if child is not None]
-    trained = {name for child in chains for name in child.trainings}
-    assert {name for one in CHECKS for name in (one.trained, one.against)} <= trained
+def test_every_check_has_its_trainings_in_the_plan():
+    children = [child for first in PLAN for child in (first, first.then) if child is not None]
+    trained = {name for child in children for name in child.trainings}
+    assert {name for check in CHECKS for name in (check.trained, check.against)} <= trained
 
 
-def test_a_report_groups_causes():
+def test_report_groups_results_by_cause():
     report = Report(tuple(Result(name, "R3", "problem", "differs", "Sort it.") for name in "ab"), {"R0": "checked"})
     assert report.causes == {"Sort it.": ["a", "b"]}
     assert str(report).splitlines()[-3:] == ["R0  checked", "", "not reproducible"]

@@ -1,4 +1,4 @@
-"""Studies made for real, by processes: their numbers, going on after a kill, and what is refused."""
+"""Studies of real runs in processes: results, resuming after a kill, and refused arguments."""
 
 import csv
 import importlib.util
@@ -39,61 +39,67 @@ def words(**options: object) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def made(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> autotimm.Study:
+def finished_study(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> autotimm.Study:
     out = tmp_path_factory.mktemp("studies")
     return autotimm.study(toy_folder, seeds=[42, 44], jobs=2, out=out, vs={"lr": 0.02, "seed": 5}, **OPTIONS)
 
 
 class TestResults:
-    def test_a_run_of_a_study_is_the_run_that_fit_makes(self, made, toy_folder, tmp_path):
+    def test_run_of_a_study_equals_a_run_of_fit(self, finished_study, toy_folder, tmp_path):
         alone = autotimm.fit(toy_folder, out=tmp_path, seed=44, progress=False, **OPTIONS)
-        of_study = next(run for run in made.runs if run.path.name == "seed-44")
+        of_study = next(run for run in finished_study.runs if run.path.name == "seed-44")
         for name in ("model.safetensors", "metrics.csv", "splits.csv"):
             assert file_digest(alone.path / name) == file_digest(of_study.path / name)
 
-    def test_the_numbers_are_those_of_the_runs(self, made):
-        ours = [run.metrics["val/loss"] for run in made.runs if run.path.name.startswith("seed-")]
-        others = [run.metrics["val/loss"] for run in made.runs if run.path.name.startswith("vs-")]
-        assert made.results.summaries["a"]["val/loss"] == summarize(ours)
-        assert made.results.summaries["b"]["val/loss"] == summarize(others)
-        gaps = [b - a for a, b in zip(ours, others, strict=True)]
-        assert made.results.paired["val/loss"].difference == summarize(gaps)
-        assert made.results.paired["val/loss"].least_p == 0.5
+    def test_numbers_are_those_of_the_runs(self, finished_study):
+        a_losses = [run.metrics["val/loss"] for run in finished_study.runs if run.path.name.startswith("seed-")]
+        b_losses = [run.metrics["val/loss"] for run in finished_study.runs if run.path.name.startswith("vs-")]
+        assert finished_study.results.summaries["a"]["val/loss"] == summarize(a_losses)
+        assert finished_study.results.summaries["b"]["val/loss"] == summarize(b_losses)
+        gaps = [b - a for a, b in zip(a_losses, b_losses, strict=True)]
+        assert finished_study.results.paired["val/loss"].difference == summarize(gaps)
+        assert finished_study.results.paired["val/loss"].least_p == 0.5
 
-    def test_the_files(self, made):
-        data = json.loads((made.path / "study.json").read_text())
+    def test_the_files(self, finished_study):
+        data = json.loads((finished_study.path / "study.json").read_text())
         assert (data["status"], data["seeds"], data["vary"]) == ("finished", [42, 44], "all")
         assert data["changed"] == {"lr": {"a": None, "b": 0.02}}
-        with (made.path / "study.csv").open() as file:
+        with (finished_study.path / "study.csv").open() as file:
             rows = list(csv.DictReader(file))
         assert [(row["config"], row["seed"], row["run"]) for row in rows] == [
             ("a", "42", "seed-42"), ("a", "44", "seed-44"), ("b", "42", "vs-seed-42"), ("b", "44", "vs-seed-44"),
         ]  # fmt: skip
         assert float(rows[0]["val/loss"]) == data["metrics"]["seed-42"]["val/loss"]
-        assert (made.path / "plot.png").read_bytes().startswith(b"\x89PNG")
-        assert not [path for path in made.path.rglob("*.log") if "Warning" in path.read_text()]
+        assert (finished_study.path / "plot.png").read_bytes().startswith(b"\x89PNG")
+        assert not [path for path in finished_study.path.rglob("*.log") if "Warning" in path.read_text()]
 
-    def test_the_table(self, made):
-        text = str(made)
+    def test_the_table(self, finished_study):
+        text = str(finished_study)
         assert "2 seeds of everything" in text
         assert "B has lr 0.02 instead of auto" in text
         assert "gives 0.5 at best" in text
         assert "The split varies with the seed" in text
         assert max(map(len, text.splitlines())) <= 110
 
-    def test_what_is_finished_is_not_made_again(self, made, toy_folder, capsys):
-        before = {path: path.stat().st_mtime_ns for path in made.path.glob("runs/*/*")}
+    def test_finished_runs_are_not_trained_again(self, finished_study, toy_folder, capsys):
+        before = {path: path.stat().st_mtime_ns for path in finished_study.path.glob("runs/*/*")}
         again = autotimm.study(
-            toy_folder, seeds=[42, 44], jobs=1, out=made.path.parent, vs={"lr": 0.02}, name=made.path.name, **OPTIONS
+            toy_folder,
+            seeds=[42, 44],
+            jobs=1,
+            out=finished_study.path.parent,
+            vs={"lr": 0.02},
+            name=finished_study.path.name,
+            **OPTIONS,
         )
-        assert {path: path.stat().st_mtime_ns for path in made.path.glob("runs/*/*")} == before
-        assert again == made
-        assert "4 runs, 4 of them are finished" in capsys.readouterr().err
+        assert {path: path.stat().st_mtime_ns for path in finished_study.path.glob("runs/*/*")} == before
+        assert again == finished_study
+        assert "4 runs, 4 of them finished" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_a_killed_study_goes_on(toy_folder, tmp_path):
-    """SIGKILL between two runs and in the middle of one; the outcome is that of a run that was left alone."""
+def test_killed_study_is_resumed(toy_folder, tmp_path):
+    """After SIGKILL in the middle of the second run, the results equal those of an uninterrupted run."""
     command = [sys.executable, "-m", "autotimm", "study", str(toy_folder), "--seeds", "2", "--vary", "init"]
     command += words(**{**OPTIONS, "epochs": 6})
     study = subprocess.Popen([*command, "--name", "killed"], cwd=tmp_path, stderr=subprocess.DEVNULL)
@@ -103,13 +109,13 @@ def test_a_killed_study_goes_on(toy_folder, tmp_path):
     os.kill(study.pid, signal.SIGKILL)
     assert study.wait() == -signal.SIGKILL
     with FileLock(second / ".lock", timeout=120):
-        pass  # its process has noticed
+        pass  # the process of the run has ended
     assert finished(first)
     assert not finished(second)
     before = (first / "manifest.json").stat().st_mtime_ns
     again = subprocess.run([*command, "--name", "killed"], cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    assert "2 runs, 1 of them are finished" in again.stderr
+    assert "2 runs, 1 of them finished" in again.stderr
     assert again.stdout.splitlines()[-1] == "study: studies/killed"
     assert (first / "manifest.json").stat().st_mtime_ns == before
     options = {**OPTIONS, "epochs": 6, "stream_seeds": "init=43", "progress": False}
@@ -118,28 +124,33 @@ def test_a_killed_study_goes_on(toy_folder, tmp_path):
         assert file_digest(second / name) == file_digest(whole.path / name)
 
 
-def test_a_run_that_fails_is_named(toy_folder, tmp_path):
+def test_failed_run_is_named(toy_folder, tmp_path):
     options = {**OPTIONS, "loss": "no.such.loss"}
     with pytest.raises(RunError, match=r"The run seed-42 of the study failed: .*no\.such.* is in .*seed-42\.log"):
         autotimm.study(toy_folder, seeds=2, jobs=1, out=tmp_path, **options)
 
 
-def test_changed_data_is_refused(made, toy_folder, tmp_path):
-    manifest = made.path / "runs" / "seed-42" / "manifest.json"
+def test_changed_data_is_refused(finished_study, toy_folder, tmp_path):
+    manifest = finished_study.path / "runs" / "seed-42" / "manifest.json"
     before = manifest.read_text()
     manifest.write_text(before.replace('"samples": 24', '"samples": 25'))
     try:
         with pytest.raises(DataError, match=r"same data. seed-42 and seed-44 of"):
             autotimm.study(
-                toy_folder, seeds=[42, 44], out=made.path.parent, vs={"lr": 0.02}, name=made.path.name, **OPTIONS
+                toy_folder,
+                seeds=[42, 44],
+                out=finished_study.path.parent,
+                vs={"lr": 0.02},
+                name=finished_study.path.name,
+                **OPTIONS,
             )
     finally:
         manifest.write_text(before)
 
 
-def test_a_study_has_one_maker(made, toy_folder):
-    with FileLock(made.path / ".lock"), pytest.raises(RunError, match="being made by another process"):
-        autotimm.study(toy_folder, out=made.path.parent, name=made.path.name, **OPTIONS)
+def test_study_is_run_by_one_process_at_a_time(finished_study, toy_folder):
+    with FileLock(finished_study.path / ".lock"), pytest.raises(RunError, match="Another process is running"):
+        autotimm.study(toy_folder, out=finished_study.path.parent, name=finished_study.path.name, **OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -178,6 +189,6 @@ def test_without_ray(toy_folder, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
-def test_with_ray(made, toy_folder, tmp_path):
-    found = autotimm.study(toy_folder, seeds=[42, 44], launcher="ray", out=tmp_path, **OPTIONS)
-    assert found.results.summaries["a"] == made.results.summaries["a"]
+def test_with_ray(finished_study, toy_folder, tmp_path):
+    on_ray = autotimm.study(toy_folder, seeds=[42, 44], launcher="ray", out=tmp_path, **OPTIONS)
+    assert on_ray.results.summaries["a"] == finished_study.results.summaries["a"]

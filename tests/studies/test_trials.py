@@ -1,4 +1,4 @@
-"""Which runs a study consists of."""
+"""The plan of a study: its runs, their seeds and their folders."""
 
 import pytest
 
@@ -16,36 +16,36 @@ def seeds_of(trial):
     return trial.config.seed, trial.config.stream_seeds
 
 
-def test_seeds_are_counted_from_the_configurations_own_on(tmp_path):
+def test_seeds_are_counted_from_the_configured_seed(tmp_path):
     assert plan(tmp_path, seeds=3).seeds == (42, 43, 44)
     assert plan(tmp_path, {"seed": 7}, seeds="2").seeds == (7, 8)
     assert plan(tmp_path, {"seed": 2**32 - 1}).seeds == (2**32 - 1, 0)
     assert plan(tmp_path, seeds="3,1,2").seeds == plan(tmp_path, seeds=[3, 1, 2]).seeds == (3, 1, 2)
 
 
-def test_all_is_another_seed(tmp_path):
-    made = plan(tmp_path, {"stream_seeds": "init=5"})
-    assert [trial.name for trial in made.trials] == ["seed-42", "seed-43"]
-    assert [seeds_of(trial) for trial in made.trials] == [(42, None), (43, None)]
+def test_vary_all_changes_the_root_seed(tmp_path):
+    planned = plan(tmp_path, {"stream_seeds": "init=5"})
+    assert [trial.name for trial in planned.trials] == ["seed-42", "seed-43"]
+    assert [seeds_of(trial) for trial in planned.trials] == [(42, None), (43, None)]
 
 
-def test_a_stream_varies_while_the_others_stay(tmp_path):
-    made = plan(tmp_path, {"stream_seeds": "order=5"}, vary=("init",))
-    assert [trial.name for trial in made.trials] == ["seed-42-order-5", "seed-42-init-43-order-5"]
-    assert [seeds_of(trial) for trial in made.trials] == [(42, ("order=5",)), (42, ("init=43", "order=5"))]
+def test_one_stream_varies_while_the_others_stay(tmp_path):
+    planned = plan(tmp_path, {"stream_seeds": "order=5"}, vary=("init",))
+    assert [trial.name for trial in planned.trials] == ["seed-42-order-5", "seed-42-init-43-order-5"]
+    assert [seeds_of(trial) for trial in planned.trials] == [(42, ("order=5",)), (42, ("init=43", "order=5"))]
 
 
-def test_decomposing_shares_the_run_with_which_all_begin(tmp_path):
-    made = plan(tmp_path, vary=("init", "order"), decompose=True)
-    assert [trial.name for trial in made.trials] == [
+def test_decompose_shares_the_first_run(tmp_path):
+    planned = plan(tmp_path, vary=("init", "order"), decompose=True)
+    assert [trial.name for trial in planned.trials] == [
         "seed-42", "seed-42-init-43", "seed-42-order-43", "seed-42-init-order-43",
     ]  # fmt: skip
-    assert (made.single, made.whole) == (["init", "order"], "init+order")
+    assert (planned.single, planned.whole) == (["init", "order"], "init+order")
     whole = plan(tmp_path, decompose=True)
     assert whole.single == ["split", "init", "order", "augment", "step"]
 
 
-def test_equal_commands_have_one_folder_and_others_another(tmp_path):
+def test_folder_depends_on_the_configuration_only(tmp_path):
     b = FitConfig(path="photos", lr=0.1)
     folders = {plan(tmp_path).folder, plan(tmp_path, {"epochs": 3}).folder, plan(tmp_path, b=b).folder}
     assert len(folders) == 3
@@ -55,18 +55,18 @@ def test_equal_commands_have_one_folder_and_others_another(tmp_path):
 
 def test_cores_are_shared_and_the_threads_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("autotimm.studies.trials.default_threads", lambda: 8)
-    made = plan(tmp_path, jobs=4, name="mine")
-    assert made.threads == made.trials[0].config.threads == 2
-    made.folder.mkdir()
-    (made.folder / "study.json").write_text('{"threads": 2}')
+    planned = plan(tmp_path, jobs=4, name="mine")
+    assert planned.threads == planned.trials[0].config.threads == 2
+    planned.folder.mkdir()
+    (planned.folder / "study.json").write_text('{"threads": 2}')
     assert plan(tmp_path, jobs=1, name="mine").threads == 2
     assert plan(tmp_path, {"threads": 3}, jobs=4).threads == 3
 
 
-def test_a_folder_is_of_one_configuration(tmp_path):
+def test_folder_belongs_to_one_configuration(tmp_path):
     keep_config(plan(tmp_path, name="mine").trials[0], tmp_path / "mine")
     keep_config(plan(tmp_path, {"num_workers": 2}, name="mine").trials[0], tmp_path / "mine")
-    with pytest.raises(UsageError, match=r"was made with epochs: 10\. Got 3 instead"):
+    with pytest.raises(UsageError, match=r"was started with epochs: 10\. Got 3 instead"):
         keep_config(plan(tmp_path, {"epochs": 3}, name="mine").trials[0], tmp_path / "mine")
 
 

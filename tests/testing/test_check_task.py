@@ -1,4 +1,4 @@
-"""The contract suite notices a task that breaks it."""
+"""The contract suite reports tasks that break it."""
 
 import random
 
@@ -18,13 +18,13 @@ ARGUMENTS = {"backbone": "test_resnet", "num_classes": 3, "pretrained": False, "
 
 
 class DrawsFromPython(ImageClassifier):
-    """Adds noise of a generator of its own, which nobody keys."""
+    """Adds noise from a generator of its own, which is not seeded."""
 
     own = random.SystemRandom()
 
     def step(self, batch, stage):
-        found = super().step(batch, stage)
-        return Step({"loss": found.loss * (1 + self.own.random())}, found.predictions, found.targets)
+        step = super().step(batch, stage)
+        return Step({"loss": step.loss * (1 + self.own.random())}, step.predictions, step.targets)
 
 
 class DependsOnTheBatch(ImageClassifier):
@@ -40,8 +40,8 @@ class ForgetsItsWeights(ImageClassifier):
 
 class DoesNotLearn(ImageClassifier):
     def step(self, batch, stage):
-        found = super().step(batch, stage)
-        return Step({"loss": found.loss * 0 + 1 if stage is Stage.TRAIN else found.loss}, found.predictions)
+        step = super().step(batch, stage)
+        return Step({"loss": step.loss * 0 + 1 if stage is Stage.TRAIN else step.loss}, step.predictions)
 
 
 class UnseededWeights(ImageClassifier):
@@ -63,18 +63,18 @@ class PredictsOtherwise(ImageClassifier):
 
 
 class RemembersOutsideOfCheckpoints(ImageClassifier):
-    """Its loss grows with the steps it has seen since it was made."""
+    """Its loss grows with the number of steps since it was constructed."""
 
     steps = 0
 
     def step(self, batch, stage):
-        found = super().step(batch, stage)
+        step = super().step(batch, stage)
         self.steps += stage is Stage.TRAIN
-        return Step({"loss": found.loss * (1 + self.steps)}, found.predictions, found.targets)
+        return Step({"loss": step.loss * (1 + self.steps)}, step.predictions, step.targets)
 
 
 class ArrayTable(Table):
-    """Images that are no files."""
+    """Images in memory, without files."""
 
     class_names = ("0", "1", "2")
 
@@ -108,19 +108,19 @@ def array_data(**options):
         (SameForEverySeed, "check_same_seed_same_weights"),
     ],
 )
-def test_it_notices(task, check, tmp_path):
+def test_broken_task_fails(task, check, tmp_path):
     with pytest.raises(AssertionError):
         NAMED[check](TaskCase.of(task, folder=tmp_path, **ARGUMENTS))
 
 
-def test_data_that_are_no_files_are_predicted_from_their_loader(tmp_path):
+def test_data_without_files_is_predicted_from_its_loader(tmp_path):
     check = NAMED["check_predict_equals_validate"]
     check(TaskCase.of(ImageClassifier, folder=tmp_path, data=array_data, **ARGUMENTS))
     with pytest.raises(AssertionError, match="predictions differ"):
         check(TaskCase.of(PredictsOtherwise, folder=tmp_path, data=array_data, **ARGUMENTS))
 
 
-def test_learning_is_judged_on_16_images(tmp_path):
+def test_learning_is_checked_on_16_images(tmp_path):
     seen = set()
 
     class Watching(ImageClassifier):
@@ -132,16 +132,16 @@ def test_learning_is_judged_on_16_images(tmp_path):
     assert len(seen) == 16
 
 
-def test_the_first_failure_says_which_part_is_broken():
-    with pytest.raises(AssertionError, match="one seed must give one set of weights"):
+def test_error_message_names_the_broken_part():
+    with pytest.raises(AssertionError, match="equal seeds must give equal weights"):
         check_task(UnseededWeights, **ARGUMENTS)
 
 
-def test_a_training_leaves_the_callers_generators(tmp_path):
+def test_training_leaves_global_generators_unchanged(tmp_path):
     case = TaskCase.of(ImageClassifier, folder=tmp_path, **ARGUMENTS)
     state = torch.get_rng_state()
     random_state = random.getstate()
-    model = case.task  # a task's constructor seeds by design; its training must not draw
+    model = case.task  # the constructor of a task seeds by design; its training must not draw
     assert callable(model)
     case.train(epochs=1, task={"seed": None})
     assert torch.equal(torch.get_rng_state(), state)

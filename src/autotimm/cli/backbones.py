@@ -1,4 +1,4 @@
-"""``autotimm backbones``: list what can be trained."""
+"""``autotimm backbones``: list the available backbones."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ def run(argv: Sequence[str]) -> int:
     from autotimm.models.backbone.pooled import list_backbones
 
     pattern = given.positionals["pattern"] or "*"
-    # People type `vit` and mean `*vit*`.
+    # A bare `vit` means `*vit*`.
     names = list_backbones(pattern if set("*?[") & set(pattern) else f"*{pattern}*", pretrained=pretrained)
     if not names:
         hint = nearest(pattern, list_backbones("*")) or "Try a shorter part of the name, like autotimm backbones vit."
-        raise ModelError(f"No backbone has a name like '{pattern}'. {hint}")
+        raise ModelError(f"No backbone name matches '{pattern}'. {hint}")
     print("\n".join(names))
     return 0
 
 
 BACKBONES = Verb(
     name="backbones",
-    summary="list the backbones that can be trained",
+    summary="list the available backbones",
     run=run,
     positionals=(Positional("pattern", "PATTERN", "part of a name, or a pattern with * and ?", required=False),),
-    options={"pretrained": Option(Flag(), "only those with pretrained weights", "Options")},
+    options={"pretrained": Option(Flag(), "only backbones with pretrained weights", "Options")},
     defaults={"pretrained": False},
     examples=("autotimm backbones resnet", 'autotimm backbones "vit_*_patch16_224" --pretrained'),
 )

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from autotimm.cli.loading import loading_torch
 from autotimm.cli.parser import parse
-from autotimm.cli.verb import Positional, Verb
+from autotimm.cli.verb import Positional, Verb, loading_torch
 from autotimm.config import Option
 from autotimm.config.value_types import Flag
 
@@ -15,25 +14,25 @@ __all__ = ["DIFF"]
 
 
 def run(argv: Sequence[str]) -> int:
-    """Print in what they differ."""
+    """Print the differences; return 0 for equal and 5 for different runs."""
     given = parse(DIFF, argv)
     if given is None:
         return 0
     with loading_torch():
         from autotimm.runs.run import diff
-    found = diff(given.positionals["a"], given.positionals["b"], explain=given.value("explain"))
-    print(json.dumps(found.as_dict(), indent=2, sort_keys=True) if given.value("json") else found)
-    return found.exit_code
+    comparison = diff(given.positionals["a"], given.positionals["b"], explain=given.value("explain"))
+    print(json.dumps(comparison.as_dict(), indent=2, sort_keys=True) if given.value("json") else comparison)
+    return comparison.exit_code
 
 
 DIFF = Verb(
     name="diff",
     summary="compare two runs: settings, data, first differing step, metrics",
     run=run,
-    positionals=(Positional("a", "RUN_A", "a run's folder"), Positional("b", "RUN_B", "another one")),
+    positionals=(Positional("a", "RUN_A", "a run folder"), Positional("b", "RUN_B", "another run folder")),
     options={
-        "explain": Option(Flag(), "confirm the cause: replay the step with each factor set back", "Options"),
-        "json": Option(Flag(), "print JSON, for other programs", "Options"),
+        "explain": Option(Flag(), "confirm the cause: replay the step with each factor restored", "Options"),
+        "json": Option(Flag(), "print JSON instead of text", "Options"),
     },
     defaults={"explain": False, "json": False},
     examples=(

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from autotimm.cli.loading import loading_torch
 from autotimm.cli.parser import Given, parse
 from autotimm.cli.run_args import print_run
-from autotimm.cli.verb import Positional, Verb
+from autotimm.cli.verb import Positional, Verb, loading_torch
 from autotimm.config import COMMAND_LINE, FitConfig, Option, defaults, options, read_yaml
 from autotimm.config.value_types import Path
 from autotimm.errors import UsageError
@@ -24,20 +23,20 @@ _CONFIG = Option(
 
 
 def run(argv: Sequence[str]) -> int:
-    """Train; the last line printed is the run's folder."""
-    finished = train(argv)
-    if finished is not None:
-        print_run(finished)
+    """Train; the last line printed is the run folder."""
+    finished_run = train(argv)
+    if finished_run is not None:
+        print_run(finished_run)
     return 0
 
 
 def train(argv: Sequence[str]) -> Run | None:
-    """Train as the words say; ``None`` if they ask for help."""
+    """Train with command-line arguments; return ``None`` if they ask for help."""
     given = parse(FIT, argv)
     if given is None:
         return None
     resolved = configure(given)
-    # Lazy on purpose: everything above answers without torch, a mistake in the command included.
+    # Imported late on purpose: help and mistakes in the command are answered without loading torch.
     if isinstance(resolved, FitConfig):
         with loading_torch(resolved.progress):
             from autotimm.runs.run import fit_config
@@ -49,10 +48,10 @@ def train(argv: Sequence[str]) -> Run | None:
 
 
 def configure(given: Given) -> FitConfig | dict[str, object]:
-    """Put the file and the command line together; a file in Lightning's style is returned as it is.
+    """Merge the file and the command line, which wins; a file in Lightning's style is returned as it is.
 
     Raises:
-        UsageError: If a key or a value is wrong, or if a file in Lightning's style stands beside other options.
+        UsageError: If a key or a value is wrong, or if a file in Lightning's style is combined with other options.
     """
     typed = {name: value for name, value in given.options.items() if name != "config"}
     if given.positionals["path"] is not None:
@@ -67,8 +66,8 @@ def configure(given: Given) -> FitConfig | dict[str, object]:
         first = next(iter(typed))
         shown = "PATH" if first == "path" else f"--{first.replace('_', '-')}"
         raise UsageError(
-            f"{file} sets model, data and trainer, so that {shown} would have no effect. Write it into the file: every "
-            "setting is an argument of one of the three classes."
+            f"{file} sets model, data and trainer, so that {shown} would have no effect. Write it into the file as an "
+            "argument of one of the three classes."
         )
     return values
 
@@ -78,7 +77,7 @@ FIT = Verb(
     summary="train a model on a folder of images",
     run=run,
     positionals=(Positional("path", "PATH", options()["path"].help, required=False),),
-    options={"config": _CONFIG, **{name: one for name, one in options().items() if name != "path"}},
+    options={"config": _CONFIG, **{name: option for name, option in options().items() if name != "path"}},
     defaults=defaults(),
     examples=(
         "autotimm fit photos/ --backbone resnet18 --epochs 10",
@@ -86,8 +85,8 @@ FIT = Verb(
         "autotimm fit --config photos.yaml --epochs 3",
     ),
     notes=(
-        "Every option is also a key of the file, as in `batch_size: 64`. The command line wins over the file.",
-        "The last line printed is the run's folder.",
+        "Every option can also be set in the file, as in `batch_size: 64`. The command line overrides the file.",
+        "The last line printed is the run folder.",
     ),
     elsewhere=("train",),
 )

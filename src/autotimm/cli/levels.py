@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autotimm.cli.loading import loading_torch
 from autotimm.cli.parser import parse
 from autotimm.cli.run_args import FOLDER, open_folder
-from autotimm.cli.verb import Verb
+from autotimm.cli.verb import Verb, loading_torch
 
 __all__ = ["LEVELS"]
 

@@ -1,6 +1,7 @@
 """Files in Lightning's style: ``model``, ``data`` and ``trainer``, each with ``class_path`` and ``init_args``.
 
-A second parser, made of the classes' own signatures. Unlike the rest of the command line it imports torch.
+They are parsed by jsonargparse from the signatures of the classes. Unlike the rest of the command line, this module
+imports torch.
 """
 
 from __future__ import annotations
@@ -18,63 +19,63 @@ from autotimm.serialization import import_object
 
 __all__ = ["build"]
 
-# A LightningModule or data module of the user's own is as welcome as ours; the trainer is what makes a run of them.
-_BASES: dict[str, tuple[type, str]] = {
+# Section: (required base class, usual class). Any LightningModule or data module will do, not only a Task.
+_SECTIONS: dict[str, tuple[type, str]] = {
     "model": (pl.LightningModule, "ImageClassifier"),
     "data": (pl.LightningDataModule, "ImageDataModule"),
     "trainer": (pl.Trainer, "AutoTrainer"),
 }
 
 
-class _Engine(ArgumentParser):
-    """jsonargparse's parser, whose complaints become a :class:`UsageError`."""
+class _RaisingParser(ArgumentParser):
+    """jsonargparse's parser with :class:`UsageError` for its errors."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise instead of printing and leaving."""
+        """Raise instead of printing the message and exiting."""
         raise UsageError(message) from ex
 
 
 def build(nested: Mapping[str, object], file: str) -> tuple[Any, Any, Any]:
-    """Make the three objects that a file describes.
+    """Build the model, the data module and the trainer that a file describes.
 
     Args:
         nested: The file's content.
-        file: Its name, for the errors.
+        file: Its name, for error messages.
 
     Returns:
         The model, the data module and the trainer.
 
     Raises:
-        UsageError: If a class cannot be found, or if an argument is unknown or of a wrong type.
+        UsageError: If a class cannot be found, or if an argument is unknown or has the wrong type.
     """
-    parser = _Engine(prog="autotimm fit", default_env=False)
+    parser = _RaisingParser(prog="autotimm fit", default_env=False)
     arguments: dict[str, list[str]] = {}
     given: dict[str, object] = {}
-    for key, (base, usual) in _BASES.items():
-        chosen, given[key] = _section(key, nested.get(key, {} if key == "trainer" else None), base, usual, file)
-        # The class is known by now. As a subclass argument it would be a union with None, in whose report an error that
-        # the class itself raises gets lost.
-        arguments[key] = parser.add_class_arguments(chosen, key)
+    for key, (base, usual) in _SECTIONS.items():
+        section_class, given[key] = _section(key, nested.get(key, {} if key == "trainer" else None), base, usual, file)
+        # Not add_subclass_arguments: jsonargparse makes that a union with None, and its report then hides an error
+        # that the class itself raises.
+        arguments[key] = parser.add_class_arguments(section_class, key)
     try:
-        # Without defaults: an argument that the file leaves out must reach the class as left out.
+        # Without jsonargparse's defaults: an argument that the file leaves out must not be passed to the class.
         parsed = parser.parse_object(given, defaults=False)
     except UsageError as error:
         raise UsageError(_explain(str(error), arguments, file)) from None
-    made = parser.instantiate(parsed)
-    return made.model, made.data, made.trainer
+    objects = parser.instantiate(parsed)
+    return objects.model, objects.data, objects.trainer
 
 
 def _section(key: str, value: object, base: type, usual: str, file: str) -> tuple[type, dict[str, Any]]:
-    """Check one of the three sections, and return its class and arguments."""
+    """Check one of the three sections; return its class and arguments."""
     if not isinstance(value, Mapping) or (key != "trainer" and "class_path" not in value):
         raise UsageError(f"The `{key}` of {file} needs a class. Write `class_path: {usual}` under it.")
     if key == "trainer" and "class_path" not in value:
         value = {"class_path": usual, "init_args": dict(value)}
-    for strange in value.keys() - {"class_path", "init_args"}:
-        hint = nearest(str(strange), ["class_path", "init_args"]) or "Move it under `init_args`."
-        raise UsageError(f"The `{key}` of {file} has no key `{strange}`. {hint}")
-    found = _find(str(value["class_path"]), key, file)
-    if not isinstance(found, type) or not issubclass(found, base):
+    for unknown in value.keys() - {"class_path", "init_args"}:
+        hint = nearest(str(unknown), ["class_path", "init_args"]) or "Move it under `init_args`."
+        raise UsageError(f"The `{key}` of {file} has no key `{unknown}`. {hint}")
+    section_class = _find(str(value["class_path"]), key, file)
+    if not isinstance(section_class, type) or not issubclass(section_class, base):
         raise UsageError(
             f"The `{key}` of {file} must be a {base.__name__}. Got {value['class_path']} instead. Name a "
             f"subclass, such as {usual}."
@@ -84,11 +85,11 @@ def _section(key: str, value: object, base: type, usual: str, file: str) -> tupl
         raise UsageError(
             f"The `init_args` under `{key}` of {file} must be lines `argument: value`. Write one per line."
         )
-    return found, dict(arguments)
+    return section_class, dict(arguments)
 
 
 def _find(path: str, key: str, file: str) -> object:
-    """Import a class by its dotted path, or by its name alone if it is a public one of autotimm."""
+    """Import a class by its dotted path; a public class of autotimm also by its name alone."""
     module, _, name = path.rpartition(".")
     if not module or module == "autotimm":
         if name in dir(autotimm):
@@ -102,7 +103,7 @@ def _find(path: str, key: str, file: str) -> object:
 
 
 def _explain(message: str, arguments: Mapping[str, list[str]], file: str) -> str:
-    """Turn jsonargparse's report, which may be long and nested, into one sentence."""
+    """Turn jsonargparse's error message, which may be long and nested, into one sentence."""
     if unknown := re.search(r"Group '(\w+)' does not accept option '([^']+)'", message):
         key, name = unknown.groups()
         known = [argument.partition(".")[2] for argument in arguments[key]]
@@ -111,17 +112,17 @@ def _explain(message: str, arguments: Mapping[str, list[str]], file: str) -> str
     if missing := re.search(r"required: (\w+)\.(.*)", message):
         return f"The class of `{missing[1]}` in {file} needs the argument `{missing[2]}`. Write it under `init_args`."
     if wrong := re.match(r'Parser key "([^"]+)":(.*)', message, re.DOTALL):
-        must = [_type_word(word) for word in re.findall(r"Expected an? (.+?)(?:\. Got|\n|$)", wrong[2])]
+        types = [_type_name(text) for text in re.findall(r"Expected an? (.+?)(?:\. Got|\n|$)", wrong[2])]
         if inner := re.search(r"Option '([^']+)' is not accepted", wrong[2]):
             return f"The `{wrong[1]}` of {file} has no argument `{inner[1]}`. Correct that line."
         got = re.search(r"(?:Got|Given) value: (.*)", wrong[2])
         shown = got[1] if got else "something else"
         return (
-            f"The `{wrong[1]}` of {file} must be of type {' or '.join(must)}. Got {shown} instead. Correct that line."
+            f"The `{wrong[1]}` of {file} must be of type {' or '.join(types)}. Got {shown} instead. Correct that line."
         )
     return f"{file} cannot be used: {' '.join(message.split())}"
 
 
-def _type_word(text: str) -> str:
-    """Name a type as it is written in a file."""
+def _type_name(text: str) -> str:
+    """A type in the notation of YAML: ``null`` for ``NoneType``."""
     return re.sub(r"<class '([\w.]+)'>", r"\1", text).replace("typing.", "").replace("NoneType", "null")

@@ -1,4 +1,4 @@
-"""``autotimm VERB ...``: finds the verb, and turns its outcome into an exit code."""
+"""``autotimm VERB ...``: run a verb, and turn its outcome into an exit code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from autotimm.cli.demo import DEMO
 from autotimm.cli.diff import DIFF
 from autotimm.cli.doctor import DOCTOR
 from autotimm.cli.fit import FIT
-from autotimm.cli.help import Page
 from autotimm.cli.levels import LEVELS
 from autotimm.cli.predict import PREDICT
 from autotimm.cli.reproduce import REPRODUCE
@@ -21,7 +20,7 @@ from autotimm.cli.selfcheck import SELFCHECK
 from autotimm.cli.study import STUDY
 from autotimm.cli.test import TEST
 from autotimm.cli.validate import VALIDATE
-from autotimm.cli.verb import Verb
+from autotimm.cli.verb import HelpPage, Verb
 from autotimm.cli.verify import VERIFY
 from autotimm.errors import AutotimmError, UsageError, nearest
 
@@ -35,9 +34,9 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 def entry() -> None:
-    """Run as the program ``autotimm``."""
-    # A console script does not see the current folder, where people keep the classes that their files name. It comes
-    # last, so that it hides nothing that is installed.
+    """Entry point of the console script ``autotimm``."""
+    # Unlike `python -m`, a console script cannot import from the working directory, where users keep the classes that
+    # their configuration files name. It comes last, so that it cannot shadow an installed package.
     sys.path.append(os.getcwd())
     sys.exit(main())
 
@@ -46,15 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: The words after ``autotimm``; by default those of the process.
+        argv: The arguments after ``autotimm``; by default those of the process.
 
     Returns:
         The exit code: 0 ok, 1 the run failed, 2 usage, 3 data, 4 model or weights, 5 different, 130 interrupted.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _dispatch(words)
-        sys.stdout.flush()  # a reader that has left is noticed here, not while the interpreter shuts down
+        code = _dispatch(arguments)
+        sys.stdout.flush()  # raise BrokenPipeError here, not while the interpreter shuts down
         return code
     except AutotimmError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -63,38 +62,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:
-        # `autotimm backbones | head`: the reader has what it wanted. What is still buffered goes nowhere.
+        # `autotimm backbones | head` closes the pipe early, which is no error. What is still buffered is discarded.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
-def _dispatch(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
         return 0
-    if words[0] == "--version":
+    name = arguments[0]
+    if name == "--version":
         print(f"autotimm {autotimm.__version__}")
         return 0
-    if words[0].startswith("-"):
-        hint = nearest(words[0], ["--help", "--version"]) or "Options follow a verb: autotimm fit PATH --epochs 10."
-        raise UsageError(f"autotimm has no option {words[0]}. {hint}")
-    if words[0] not in VERBS:
-        hint = _meant(words[0]) or f"There are {', '.join(VERBS)}."
-        raise UsageError(f"autotimm has no verb '{words[0]}'. {hint}")
-    return VERBS[words[0]].run(words[1:])
+    if name.startswith("-"):
+        hint = nearest(name, ["--help", "--version"]) or "Options follow a verb: autotimm fit PATH --epochs 10."
+        raise UsageError(f"autotimm has no option {name}. {hint}")
+    if name not in VERBS:
+        hint = _suggestion(name) or f"The verbs are {', '.join(VERBS)}."
+        raise UsageError(f"autotimm has no verb '{name}'. {hint}")
+    return VERBS[name].run(arguments[1:])
 
 
-def _meant(word: str) -> str:
-    """Suggest the verb that was meant; it may have been the word of other tools for it, or a slip for that."""
-    same = {other: verb.name for verb in VERBS.values() for other in verb.elsewhere}
-    closest = nearest(word, [*VERBS, *same], n=1)
-    other = next((other for other in same if repr(other) in closest), None)
-    return nearest(word, VERBS) if other is None else f"Did you mean '{same[other]}'?"
+def _suggestion(word: str) -> str:
+    """Suggest a verb for a misspelt one, or for the name that another tool has for it, which may be misspelt too."""
+    by_other_name = {other: verb.name for verb in VERBS.values() for other in verb.elsewhere}
+    closest = nearest(word, [*VERBS, *by_other_name], n=1)
+    other = next((other for other in by_other_name if repr(other) in closest), None)
+    return nearest(word, VERBS) if other is None else f"Did you mean '{by_other_name[other]}'?"
 
 
 def _help() -> str:
-    page = Page()
-    page.lines(["Train vision models on timm backbones, and be able to show that a run repeats."])
+    page = HelpPage()
+    page.lines(["Train vision models on timm backbones, with runs that can be verified bit for bit."])
     page.lines(["autotimm VERB [ARGUMENTS] [OPTIONS]"], heading="Usage")
     page.table("Verbs", [(verb.usage, verb.summary) for verb in VERBS.values()])
     page.lines(["autotimm demo", *(verb.examples[0] for verb in (FIT, TEST, PREDICT))], heading="Examples")

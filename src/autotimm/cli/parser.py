@@ -1,4 +1,4 @@
-"""What every verb shares: a strict parser on :mod:`argparse`."""
+"""The strict argument parser of all verbs, on top of :mod:`argparse`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HELP = ("-h", "--help", "--help-all")
 
 @dataclass(frozen=True)
 class Given:
-    """What the user typed, still as text: only what was given, nothing that was left to its default."""
+    """The arguments of a command, still as text. Options that were not given are absent."""
 
     verb: Verb
     positionals: dict[str, Any]
@@ -29,7 +29,7 @@ class Given:
         """The converted value of an option, or its default.
 
         Raises:
-            UsageError: If it is wrong.
+            UsageError: If the value is invalid.
         """
         default = self.verb.defaults.get(name)
         if name not in self.options:
@@ -39,10 +39,10 @@ class Given:
 
 
 class _Once(argparse.Action):
-    """Keeps the value of an option, and refuses a second one, which argparse would let win."""
+    """Stores the value of an option, and refuses a second one; argparse would silently take the last."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        """Take the value."""
+        """Store the value."""
         if self.dest in namespace:
             raise UsageError(f"{parser.prog} got {_flag(self.dest)} twice. Keep one.")
         setattr(namespace, self.dest, values)
@@ -51,21 +51,21 @@ class _Once(argparse.Action):
 def parse(verb: Verb, argv: Sequence[str]) -> Given | None:
     """Parse the arguments of a verb, or print its help.
 
-    Dashes and underscores in the name of an option are the same. Nothing is ignored: an unknown or repeated option, one
-    without its value, and one argument too many are errors. Values stay text; :class:`Option` converts them.
+    Dashes and underscores in option names are equivalent. Nothing is ignored: an unknown or repeated option, an option
+    without its value, and a superfluous argument are errors. Values stay text; :class:`Option` converts them.
 
     Returns:
-        What was given, or ``None`` if the help was asked for and has been printed.
+        The arguments, or ``None`` if help was requested and has been printed.
 
     Raises:
-        UsageError: If the command is wrong.
+        UsageError: If the command is invalid.
     """
-    # argparse treats "--" and flags between positionals differently from one Python to the next. So it is given neither
-    # and only picks the options out; what it leaves over are positionals, in order.
+    # The handling of "--" and of flags between positionals varies between versions of argparse. So argparse sees
+    # neither: it only picks out the options, and what it leaves over are the positionals, in order.
     end = argv.index("--") if "--" in argv else len(argv)
-    words, doubtful = _spelled_out(verb, argv[:end])
-    if asked := [word for word in words if word in _HELP]:
-        print(verb.help(everything="--help-all" in asked))
+    words, after_switch = _normalize(verb, argv[:end])
+    if help_flags := [word for word in words if word in _HELP]:
+        print(verb.help(everything="--help-all" in help_flags))
         return None
     parser = argparse.ArgumentParser(
         prog=f"autotimm {verb.name}",
@@ -77,19 +77,19 @@ def parse(verb: Verb, argv: Sequence[str]) -> Given | None:
     for name in verb.options:
         parser.add_argument(_flag(name), dest=name, action=_Once)
     try:
-        options, plain = parser.parse_known_args(words)
-    except argparse.ArgumentError as error:  # "expected one argument", the only one that is left
+        options, values = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:  # "expected one argument": the only error that is possible here
         flag = error.argument_name or ""
         must = verb.options[_name(flag)].must
         raise UsageError(f"The `{flag}` of autotimm {verb.name} needs a value: {must}.") from None
-    for word in plain:
-        if word.startswith("-") and word != "-":
-            raise UsageError(_unknown(verb, word.partition("=")[0]))
-    plain += argv[end + 1 :]
-    _check_plain(verb, plain, doubtful)
+    for value in values:
+        if value.startswith("-") and value != "-":
+            raise UsageError(_unknown(verb, value.partition("=")[0]))
+    values += argv[end + 1 :]
+    _check_positionals(verb, values, after_switch)
     positionals = {
-        one.name: plain[index:] if one.many else next(iter(plain[index:]), None)
-        for index, one in enumerate(verb.positionals)
+        positional.name: values[index:] if positional.many else next(iter(values[index:]), None)
+        for index, positional in enumerate(verb.positionals)
     }
     return Given(verb, positionals, vars(options))
 
@@ -102,21 +102,21 @@ def _name(flag: str) -> str:
     return flag.removeprefix("--").replace("-", "_")
 
 
-def _spelled_out(verb: Verb, words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Write flags with dashes, and with ``=`` what argparse would read otherwise.
+def _normalize(verb: Verb, words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Write flags with dashes, and join value and flag by ``=`` where argparse would misread them.
 
-    It would take any word for the value of a bare switch, and a value such as ``-1e-3`` for a flag.
+    argparse would take any word after a bare switch as its value, and a value such as ``-1e-3`` as a flag.
 
     Returns:
-        The words, and those that follow a bare switch, with its name: they may have been meant as its value.
+        The words, and the words that follow a bare switch, with its name: one may have been meant as its value.
     """
-    spelled: list[str] = []
-    doubtful: dict[str, str] = {}
+    normalized: list[str] = []
+    after_switch: dict[str, str] = {}
     rest = list(words)
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
-            spelled.append(word)
+            normalized.append(word)
             continue
         following = rest[0] if rest else ""
         flag, equals, value = word.partition("=")
@@ -126,30 +126,39 @@ def _spelled_out(verb: Verb, words: Sequence[str]) -> tuple[list[str], dict[str,
         elif option.is_switch:
             if following.lower() not in {*TRUTH, option.none}:
                 equals, value = "=", "true"
-                doubtful.setdefault(following, name)
+                after_switch.setdefault(following, name)
         elif following.startswith("-") and not following.startswith("--"):
             equals, value = "=", rest.pop(0)
-        spelled.append(f"{_flag(name)}{equals}{value}")
-    return spelled, doubtful
+        normalized.append(f"{_flag(name)}{equals}{value}")
+    return normalized, after_switch
 
 
 def _unknown(verb: Verb, flag: str) -> str:
-    """Say that a verb has no such option, and which was meant."""
-    plain = {one.name: f"autotimm {verb.name} {one.metavar}" for one in verb.positionals}
-    hint = meant(flag[2:].replace("-", "_"), [*verb.options, *plain], lambda known: plain.get(known) or _flag(known))
+    """The error for an unknown option, with the option that was probably meant."""
+    positionals = {positional.name: f"autotimm {verb.name} {positional.metavar}" for positional in verb.positionals}
+    hint = meant(
+        flag[2:].replace("-", "_"),
+        [*verb.options, *positionals],
+        lambda known: positionals.get(known) or _flag(known),
+    )
     return f"autotimm {verb.name} has no option {flag}. {hint or f'See autotimm {verb.name} --help.'}"
 
 
-def _check_plain(verb: Verb, plain: list[str], doubtful: Mapping[str, str]) -> None:
-    """Check the number of words that are no flags; of too many, one may have been meant as the value of a switch."""
-    needed = [one for one in verb.positionals if one.required]
-    if len(plain) < len(needed):
-        one = needed[len(plain)]
-        raise UsageError(f"autotimm {verb.name} needs {one.metavar}: {one.help}. See autotimm {verb.name} --help.")
-    if len(plain) > len(verb.positionals) and not any(one.many for one in verb.positionals):
-        for word in (word for word in plain if word in doubtful):
-            name = doubtful[word]
-            verb.options[name].read(word, _flag(name), f"autotimm {verb.name}", verb.defaults.get(name))
-        takes = f"takes {' '.join(one.usage for one in verb.positionals)}" if verb.positionals else "takes no arguments"
-        extra = " ".join(plain[len(verb.positionals) :])
-        raise UsageError(f"autotimm {verb.name} {takes}. Got {extra} besides. Put quotes around a name with blanks.")
+def _check_positionals(verb: Verb, values: list[str], after_switch: Mapping[str, str]) -> None:
+    """Check the number of positional arguments; one too many may have been meant as the value of a switch."""
+    required = [positional for positional in verb.positionals if positional.required]
+    if len(values) < len(required):
+        missing = required[len(values)]
+        raise UsageError(
+            f"autotimm {verb.name} needs {missing.metavar}: {missing.help}. See autotimm {verb.name} --help."
+        )
+    if len(values) > len(verb.positionals) and not any(positional.many for positional in verb.positionals):
+        for value in (value for value in values if value in after_switch):
+            name = after_switch[value]
+            verb.options[name].read(value, _flag(name), f"autotimm {verb.name}", verb.defaults.get(name))
+        usage = " ".join(positional.usage for positional in verb.positionals)
+        takes = f"takes {usage}" if usage else "takes no arguments"
+        extra = " ".join(values[len(verb.positionals) :])
+        raise UsageError(
+            f"autotimm {verb.name} {takes}. Got {extra} as well. Put quotes around a name that contains spaces."
+        )

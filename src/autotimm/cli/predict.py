@@ -1,4 +1,4 @@
-"""``autotimm predict``: label images, find objects, tell regions apart."""
+"""``autotimm predict``: classify images, detect objects, or segment."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["PREDICT"]
 _OWNER = "autotimm predict"
 _ROWS_SHOWN = 40
 _FILES = (".csv", ".json")
-# What --out may be for each kind of data, see DataSpec.
+# Allowed --out for each kind of data (see DataSpec): endings, description, reason.
 _OUT = {
     "classes": ((".csv",), "a file that ends in .csv", "The table is CSV."),
     "boxes": (_FILES, "a file that ends in .json or .csv", "COCO results are JSON, a table is CSV."),
@@ -32,39 +32,39 @@ _OUT = {
 
 
 def run(argv: Sequence[str]) -> int:
-    """Predict, then save what was found, show a table of it, or print it as CSV."""
+    """Predict; save the predictions, show a table of them, or print them as CSV."""
     given = parse(PREDICT, argv)
     if given is None:
         return 0
     fast, out, draw, paths = (given.value("fast"), given.value("out"), given.value("draw"), given.positionals["paths"])
-    _check_places(out, draw)
+    _check_outputs(out, draw)
     run, ckpt = open_run(given)
     from autotimm.runs.predict import data_of_checkpoint, image_files
 
     data = data_of_checkpoint(run.checkpoint(ckpt))
     _check_kind(data.kind, out, draw)
-    found = run.predict(paths, fast=fast, ckpt=ckpt, threshold=given.value("threshold"))
+    predictions = run.predict(paths, fast=fast, ckpt=ckpt, threshold=given.value("threshold"))
     if out is not None:
-        _save(out, found, data)
-        print(f"predictions: {out} ({len(found)} images)")
+        _save(out, predictions, data)
+        print(f"predictions: {out} ({len(predictions)} images)")
     if draw is not None:
         from autotimm.runs.prediction_files import write_pictures
 
-        drawn: Any = found  # of objects or pixels, as was checked
-        write_pictures(draw, drawn, data.class_names, image_files(paths))
-        print(f"pictures: {draw} ({len(found)} images)")
+        drawable: Any = predictions  # objects or pixels: _check_kind has refused classes
+        write_pictures(draw, drawable, data.class_names, image_files(paths))
+        print(f"pictures: {draw} ({len(predictions)} images)")
     if out is None and draw is None:
-        _show(found)
+        _show(predictions)
     return 0
 
 
 def _ending(path: str) -> str:
-    """Which kind of file a path names; nothing for a folder."""
+    """The ending of a file name; empty for a folder."""
     return next((ending for ending in _FILES if path.lower().endswith(ending)), "")
 
 
-def _check_places(out: str | None, draw: str | None) -> None:
-    """Refuse places that cannot take the results before the work is done, not after it."""
+def _check_outputs(out: str | None, draw: str | None) -> None:
+    """Refuse output paths that cannot be written to, before anything is predicted."""
     if out is not None:
         (require_new_file if _ending(out) else require_new_folder)(out, "--out", _OWNER)
     if draw is not None:
@@ -75,7 +75,7 @@ def _check_places(out: str | None, draw: str | None) -> None:
 
 
 def _check_kind(kind: str, out: str | None, draw: str | None) -> None:
-    """Refuse what a task does not give."""
+    """Refuse outputs that the task does not have."""
     endings, must, why = _OUT[kind]
     if out is not None and _ending(out) not in endings:
         raise UsageError(sentence("--out", _OWNER, must, out, why))
@@ -84,49 +84,49 @@ def _check_kind(kind: str, out: str | None, draw: str | None) -> None:
         raise UsageError(sentence("--draw", _OWNER, "left out for classification", draw, cure))
 
 
-def _save(out: str, found: Any, data: DataSpec) -> None:
+def _save(out: str, predictions: Any, data: DataSpec) -> None:
     from autotimm.runs.prediction_files import as_csv, coco_results, write_json, write_labels, write_table
 
     ending = _ending(out)
     if ending == ".csv":
-        write_table(out, as_csv(found))
+        write_table(out, as_csv(predictions))
     elif ending == ".json":
-        write_json(out, coco_results(found, data.class_names))
+        write_json(out, coco_results(predictions, data.class_names))
     else:
-        write_labels(out, found, data.class_names)
+        write_labels(out, predictions, data.class_names)
 
 
-def _show(found: Any) -> None:
+def _show(predictions: Any) -> None:
     from autotimm.runs.prediction_files import as_csv, as_rows
 
     if not sys.stdout.isatty():
-        print(as_csv(found), end="")
+        print(as_csv(predictions), end="")
         return
-    from rich.console import Console  # lazy: a terminal is the only place that needs it
+    from rich.console import Console  # lazy: needed on a terminal only
     from rich.table import Table
     from rich.text import Text
 
-    titles, rows = as_rows(found)
+    titles, rows = as_rows(predictions)
     table = Table(*titles, box=None, pad_edge=False)
     for row in rows[:_ROWS_SHOWN]:
         table.add_row(*map(Text, row))
     Console().print(table)
     if len(rows) > _ROWS_SHOWN:
-        print(f"... and {len(rows) - _ROWS_SHOWN} more; --out predictions.csv saves them all.")
+        print(f"... and {len(rows) - _ROWS_SHOWN} more; --out predictions.csv saves all of them.")
 
 
 PREDICT = Verb(
     name="predict",
-    summary="label images, find objects in them, or tell their regions apart",
+    summary="classify images, detect objects, or segment",
     run=run,
     positionals=(RUN, Positional("paths", "PATH", "images, or folders of images", many=True)),
     options={
-        "out": Option(Path(metavar="FILE|DIR"), "save: a table .csv, COCO results .json, label images DIR", "Options"),
-        "draw": Option(Path(metavar="DIR"), "save pictures with boxes, masks, names and scores", "Options"),
+        "out": Option(Path(metavar="FILE|DIR"), "save a .csv table, COCO .json, or label images in DIR", "Options"),
+        "draw": Option(Path(metavar="DIR"), "save pictures with boxes, masks, class names and scores", "Options"),
         "ckpt": CKPT,
         "threshold": Option(
             Number(0, 1, low_open=True, high_open=True),
-            "score from which labels and objects are reported",
+            "minimum score of reported labels and objects",
             "Options",
             none="the run's",
         ),
@@ -139,9 +139,9 @@ PREDICT = Verb(
         "autotimm predict runs/cars-001 new/ --out found.json --draw pictures/ --threshold 0.5",
     ),
     notes=(
-        "Without --out and --draw the table is shown on a terminal, and is CSV for any other reader.",
-        "Objects: a table has a line per object, found.json COCO's images, categories and results.",
-        "Regions: DIR gets a PNG file of class indices per image, and _classes.csv. Nothing is written over.",
+        "Without --out and --draw, prints a table on a terminal and CSV to a pipe or file.",
+        "Objects: the table has a row per object; the .json file has COCO's images, categories and results.",
+        "Segmentation: DIR gets a PNG file of class indices per image, and _classes.csv. No file is overwritten.",
     ),
     elsewhere=("infer", "classify", "detect", "segment"),
 )

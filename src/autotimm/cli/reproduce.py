@@ -1,4 +1,4 @@
-"""``autotimm reproduce``: make a run again, as a run of its own."""
+"""``autotimm reproduce``: train a run again as a new run, and compare the two."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ __all__ = ["REPRODUCE"]
 
 
 def run(argv: Sequence[str]) -> int:
-    """Train again, and end with the comparison."""
+    """Train again, and print the comparison and the new run folder."""
     given = parse(REPRODUCE, argv)
     if given is None:
         return 0
-    opened = open_folder(given.positionals["run"])
+    original = open_folder(given.positionals["run"])
     from autotimm.runs.run import diff
 
-    again = opened.reproduce(given.value("out"), data=given.value("data"))
-    found = diff(opened.path, again.path)
-    print(found)
-    print_run(again)
-    return found.exit_code
+    reproduced = original.reproduce(given.value("out"), data=given.value("data"))
+    comparison = diff(original.path, reproduced.path)
+    print(comparison)
+    print_run(reproduced)
+    return comparison.exit_code
 
 
 REPRODUCE = Verb(
     name="reproduce",
-    summary="make a run again as a new one, and compare the two",
+    summary="train a run again as a new run, and compare the two",
     run=run,
     positionals=(FOLDER,),
-    options={"out": Option(Path(), "the new run's folder", "Options", none="auto"), "data": DATA},
+    options={"out": Option(Path(), "folder of the new run", "Options", none="auto"), "data": DATA},
     defaults={"out": None, "data": None},
     examples=("autotimm reproduce runs/photos-001",),
     notes=("Exit codes: 0 the runs are equal, 5 they differ.",),

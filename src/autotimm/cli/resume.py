@@ -1,4 +1,4 @@
-"""``autotimm resume``: go on with a run that was stopped."""
+"""``autotimm resume``: resume an interrupted run."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ __all__ = ["RESUME"]
 
 
 def run(argv: Sequence[str]) -> int:
-    """Go on, and print the run's folder last, as ``fit`` does."""
+    """Resume; the last line printed is the run folder, as with ``fit``."""
     given = parse(RESUME, argv)
     if given is None:
         return 0
-    finished = open_folder(given.positionals["run"]).resume(data=given.value("data"), workers=given.value("workers"))
-    print_run(finished)
+    run = open_folder(given.positionals["run"]).resume(data=given.value("data"), workers=given.value("workers"))
+    print_run(run)
     return 0
 
 
 RESUME = Verb(
     name="resume",
-    summary="go on with a run that was stopped, to the same bits",
+    summary="resume an interrupted run, bit for bit",
     run=run,
     positionals=(FOLDER,),
     options={"data": DATA, "workers": WORKERS},

@@ -1,4 +1,4 @@
-"""What ``validate`` and ``test`` share."""
+"""Arguments of the verbs that take a run, and the common part of ``validate`` and ``test``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from itertools import zip_longest
 from math import isnan
 from typing import TYPE_CHECKING
 
-from autotimm.cli.loading import loading_torch
 from autotimm.cli.parser import Given, parse
-from autotimm.cli.verb import Positional, Verb
+from autotimm.cli.verb import Positional, Verb, loading_torch
 from autotimm.config import Option
 from autotimm.config.value_types import Path, Whole
 from autotimm.errors import UsageError
@@ -23,34 +22,34 @@ __all__ = [
     "CKPT", "DATA", "FOLDER", "RUN", "WORKERS", "class_lines", "measuring", "open_folder", "open_run", "print_run",
 ]  # fmt: skip
 
-_LONGEST = 40  # letters of a class name
-_BLOCK = 20  # classes below each other, before a second block is begun beside them
+_MAX_NAME = 40  # characters of a class name
+_BLOCK_ROWS = 20  # with more classes, a second block begins beside the first
 _GAP = 4
 
-RUN = Positional("run", "RUN|CKPT", "a run's folder, or one of its checkpoints")
-FOLDER = Positional("run", "RUN", "a run's folder")
-DATA = Option(Path(), "where the data is now, if it was moved", "Options", none="as recorded")
-WORKERS = Option(Whole(), "processes that load images; never changes results", "Options", none="as recorded")
+RUN = Positional("run", "RUN|CKPT", "a run folder, or one of its checkpoints")
+FOLDER = Positional("run", "RUN", "a run folder")
+DATA = Option(Path(), "new path of the data, if it was moved", "Options", none="as recorded")
+WORKERS = Option(Whole(), "data loading processes; never changes results", "Options", none="as recorded")
 CKPT = Option(Path(metavar="best|last|FILE"), "which checkpoint of the run", "Options", cure="Give best or last.")
 
 
-def open_folder(where: str) -> Run:
-    """Open a run's folder."""
+def open_folder(path: str) -> Run:
+    """Open a run folder."""
     with loading_torch():
         from autotimm.runs.run import Run
-    return Run(where)
+    return Run(path)
 
 
 def open_run(given: Given) -> tuple[Run, str]:
-    """Open the run that was named; return it and the checkpoint to use.
+    """Open the run given as ``RUN|CKPT``; return it and the checkpoint to use.
 
     Raises:
-        UsageError: If a checkpoint is named twice.
+        UsageError: If a checkpoint is given as ``RUN|CKPT`` and as ``--ckpt``.
     """
-    where, ckpt = given.positionals["run"], given.value("ckpt")
-    if "ckpt" in given.options and where.endswith(".ckpt"):
-        raise UsageError(f"{where} is a checkpoint already. Leave out --ckpt, or give the run's folder.")
-    return open_folder(where), ckpt
+    path, ckpt = given.positionals["run"], given.value("ckpt")
+    if "ckpt" in given.options and path.endswith(".ckpt"):
+        raise UsageError(f"{path} is a checkpoint already. Leave out --ckpt, or give the run folder.")
+    return open_folder(path), ckpt
 
 
 def print_run(run: Run) -> None:
@@ -62,28 +61,28 @@ def print_run(run: Run) -> None:
 
 
 def measuring(name: str, images: str, measure: Callable[[Run, str | None, str], Mapping[str, float]]) -> Verb:
-    """Make a verb that measures a run.
+    """Make a verb that evaluates a run.
 
     Args:
         name: The verb.
-        images: On which of the run's images, in a word.
-        measure: What measures, given the run, other images or ``None``, and the checkpoint.
+        images: The split, in words.
+        measure: Returns the metrics of a run, on other images or ``None``, with a checkpoint.
     """
 
     def run(argv: Sequence[str]) -> int:
         given = parse(verb, argv)
         if given is None:
             return 0
-        opened, ckpt = open_run(given)
-        print_metrics(measure(opened, given.positionals["path"], ckpt))
-        if opened.per_class:
+        evaluated, ckpt = open_run(given)
+        print_metrics(measure(evaluated, given.positionals["path"], ckpt))
+        if evaluated.per_class:
             print()
-            print("\n".join(class_lines(opened.per_class, _wide())))
+            print("\n".join(class_lines(evaluated.per_class, _terminal_columns())))
         return 0
 
     verb = Verb(
         name=name,
-        summary=f"measure a run on its {images} images",
+        summary=f"evaluate a run on its {images} images",
         run=run,
         positionals=(RUN, Positional("path", "PATH", "other labelled images: a folder or a CSV file", required=False)),
         options={"ckpt": CKPT},
@@ -94,23 +93,23 @@ def measuring(name: str, images: str, measure: Callable[[Run, str | None, str], 
 
 
 def print_metrics(metrics: Mapping[str, float]) -> None:
-    """One metric per line, aligned."""
+    """Print one metric per line, aligned."""
     width = max(map(len, metrics), default=0)
     for name, value in metrics.items():
         print(f"{name:<{width}}  {value:.4f}")
 
 
-def _wide() -> int:
-    """Columns of a terminal; 0 for other readers, which get a class per line."""
+def _terminal_columns() -> int:
+    """Width of the terminal; 0 if the output goes elsewhere, where every class gets a line."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
 
 
 def class_lines(table: Mapping[str, Mapping[str, float]], width: int = 0) -> list[str]:
-    r"""The values per class as lines of text, aligned; many classes in blocks side by side where there is room.
+    r"""Format the values per class as aligned lines; many classes are set in blocks side by side.
 
     Args:
-        table: A row per class, a column per metric; NaN, shown as ``-``, where nothing was measured.
-        width: Columns that there are; 0 for a class per line, however many.
+        table: A row per class, a column per metric; NaN, shown as ``-``, for values that are undefined.
+        width: Available columns; 0 for one class per line.
 
     Example:
         >>> print("\n".join(class_lines({"cat": {"AP": 0.5}, "dog": {"AP": float("nan")}})))
@@ -119,16 +118,17 @@ def class_lines(table: Mapping[str, Mapping[str, float]], width: int = 0) -> lis
         dog         -
     """
     titles = list(next(iter(table.values())))
-    names = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in table]
-    cells = [["-" if isnan(one) else f"{one:.4f}" for one in row.values()] for row in table.values()]
+    names = [name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…" for name in table]
+    rows = [["-" if isnan(value) else f"{value:.4f}" for value in row.values()] for row in table.values()]
     widths = [max(6, len(title)) for title in titles]
-    left = max(map(len, ["class", *names]))
+    name_width = max(map(len, ["class", *names]))
 
-    def line(first: str, others: Sequence[str]) -> str:
-        return "  ".join([f"{first:<{left}}", *(f"{one:>{wide}}" for one, wide in zip(others, widths, strict=True))])
+    def line(name: str, cells: Sequence[str]) -> str:
+        padded = (f"{cell:>{cell_width}}" for cell, cell_width in zip(cells, widths, strict=True))
+        return "  ".join([f"{name:<{name_width}}", *padded])
 
-    head, lines = line("class", titles), [line(name, row) for name, row in zip(names, cells, strict=True)]
-    blocks = max(1, min((width + _GAP) // (len(head) + _GAP), -(-len(lines) // _BLOCK)))
-    high = -(-len(lines) // blocks)
-    columns = [[head, *lines[start : start + high]] for start in range(0, len(lines), high)]
-    return [(" " * _GAP).join(parts).rstrip() for parts in zip_longest(*columns, fillvalue="")]
+    head, lines = line("class", titles), [line(name, row) for name, row in zip(names, rows, strict=True)]
+    blocks = max(1, min((width + _GAP) // (len(head) + _GAP), -(-len(lines) // _BLOCK_ROWS)))
+    height = -(-len(lines) // blocks)
+    columns = [[head, *lines[start : start + height]] for start in range(0, len(lines), height)]
+    return [(" " * _GAP).join(line_parts).rstrip() for line_parts in zip_longest(*columns, fillvalue="")]

@@ -1,4 +1,4 @@
-"""``autotimm selfcheck``: whether a set-up is reproducible, the user's own classes included."""
+"""``autotimm selfcheck``: check that a setup is reproducible, including the user's own classes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from autotimm.cli.loading import loading_torch
 from autotimm.cli.parser import Given, parse
-from autotimm.cli.verb import Verb
+from autotimm.cli.verb import Verb, loading_torch
 from autotimm.config import FitConfig, Option, read_yaml
 from autotimm.config.value_types import Flag, Path, Text
 from autotimm.errors import UsageError
@@ -24,25 +23,27 @@ _STYLES = {"ok": "green", "skipped": "yellow", "problem": "bold red"}
 
 
 def run(argv: Sequence[str]) -> int:
-    """Train, compare and print a table; exit with 5 if something differs."""
+    """Train, compare and print a table; return 5 if something differs."""
     given = parse(SELFCHECK, argv)
     if given is None:
         return 0
     file = given.options.get("config", "")
     values, nested = read_yaml(file) if file else ({}, False)
-    named = [name for name in ("model", "data") if name in given.options]
-    if nested and named:
-        raise UsageError(f"{file} names the classes, so that --{named[0]} would have no effect. Leave it out.")
+    without_effect = [name for name in ("model", "data") if name in given.options]
+    if nested and without_effect:
+        raise UsageError(f"{file} sets the classes, so that --{without_effect[0]} would have no effect. Leave it out.")
     if not nested:
-        FitConfig.layered([("default", {"path": "."}), (f"file {file}", values)])  # a mistake is answered without torch
+        FitConfig.layered(
+            [("default", {"path": "."}), (f"file {file}", values)]
+        )  # report mistakes before loading torch
     with loading_torch():
         from autotimm.selfcheck.check import check
-    found = check(_setup(given, values, nested), lambda line: print(line, file=sys.stderr, flush=True))
+    report = check(_setup(given, values, nested), lambda line: print(line, file=sys.stderr, flush=True))
     if given.value("json"):
-        print(json.dumps(found.as_dict(), indent=2, sort_keys=True))
+        print(json.dumps(report.as_dict(), indent=2, sort_keys=True))
     else:
-        _show(found)
-    return found.exit_code
+        _show(report)
+    return report.exit_code
 
 
 def _setup(given: Given, values: dict[str, object], nested: bool) -> Setup:
@@ -57,17 +58,17 @@ def _setup(given: Given, values: dict[str, object], nested: bool) -> Setup:
 
 
 def _show(report: Report) -> None:
-    """Print a line per check, then the causes of what differs, then the levels; on a terminal as wide as that."""
+    """Print a line per check, the causes of differences, and the levels, wrapped to the terminal."""
     if not sys.stdout.isatty():
         print(report)
         return
-    from rich.console import Console  # lazy, as above
+    from rich.console import Console  # lazy: needed on a terminal only
     from rich.table import Table
     from rich.text import Text
 
     table, levels = Table.grid(padding=(0, 2)), Table.grid(padding=(0, 2))
-    for one in report.results:
-        table.add_row(one.name, Text(one.text, _STYLES[one.verdict]))
+    for result in report.results:
+        table.add_row(result.name, Text(result.text, _STYLES[result.verdict]))
     for level, text in report.levels.items():
         levels.add_row(level, Text(text))
     console = Console(file=sys.stdout, highlight=False)
@@ -79,13 +80,13 @@ def _show(report: Report) -> None:
 
 SELFCHECK = Verb(
     name="selfcheck",
-    summary="check whether a set-up repeats, your own classes included, by short trainings",
+    summary="check by short trainings that a setup is reproducible, including your own classes",
     run=run,
     options={
-        "config": Option(Path(metavar="FILE"), "options of fit, or a file in Lightning's style", "Options"),
-        "model": Option(Text(metavar="pkg.Class"), "a task of your own, in place of the model", "Options"),
-        "data": Option(Text(metavar="pkg.Class"), "a data module of your own; it is given toy images", "Options"),
-        "json": Option(Flag(), "print JSON, for other programs", "Options"),
+        "config": Option(Path(metavar="FILE"), "YAML file with options of fit, or in Lightning's style", "Options"),
+        "model": Option(Text(metavar="pkg.Class"), "your own task class, instead of the default model", "Options"),
+        "data": Option(Text(metavar="pkg.Class"), "your own data module class, given toy images", "Options"),
+        "json": Option(Flag(), "print JSON instead of text", "Options"),
     },
     defaults={"json": False},
     examples=(
@@ -94,7 +95,7 @@ SELFCHECK = Verb(
         "autotimm selfcheck --config photos.yaml",
     ),
     notes=(
-        "Trains about thirty times for 6 steps, two at a time: a minute or two on two cores.",
-        "Exit codes: 0 everything repeats, 5 something differs; the last lines say what a run may claim.",
+        "Trains about thirty times for 6 steps, two trainings at a time: a minute or two on two cores.",
+        "Exit codes: 0 reproducible, 5 something differs. The last lines list the reproducibility levels.",
     ),
 )

@@ -1,4 +1,4 @@
-"""``autotimm study``: several seeds, and what can be said of them."""
+"""``autotimm study``: train with several seeds, and report the spread and a paired comparison."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from autotimm.cli.fit import FIT, configure
-from autotimm.cli.loading import loading_torch
 from autotimm.cli.parser import Given, parse
-from autotimm.cli.verb import Verb
+from autotimm.cli.verb import Verb, loading_torch
 from autotimm.config import FitConfig, Option
 from autotimm.config.value_types import Choice, Flag, Path, Seeds, Text, Whole, Words
 from autotimm.constants import STREAMS
@@ -18,49 +17,51 @@ __all__ = ["STUDY"]
 
 
 def run(argv: Sequence[str]) -> int:
-    """Make the study, print its table; the last line is its folder."""
+    """Run the study and print its tables; the last line printed is its folder."""
     given = parse(STUDY, argv)
     if given is None:
         return 0
-    asked = {name: given.value(name) for name in _OWN}
-    theirs = {name: value for name, value in given.options.items() if name not in _OWN}
-    config = configure(Given(FIT, given.positionals, theirs))
+    study_options = {name: given.value(name) for name in _STUDY}
+    fit_options = {name: value for name, value in given.options.items() if name not in _STUDY}
+    config = configure(Given(FIT, given.positionals, fit_options))
     if not isinstance(config, FitConfig):
         raise UsageError(
-            f"A study needs options of fit. {theirs['config']} names classes instead. Write lines like `lr: 0.01`."
+            f"A study needs options of fit. {fit_options['config']} names classes instead. Write lines like `lr: 0.01`."
         )
     with loading_torch(config.progress):
         from autotimm.studies.run_study import compared_with, study_configs
-    vs = asked.pop("vs")
-    made = study_configs(config, None if vs is None else compared_with(config, vs), **asked)
-    print(made)
-    print(f"study: {made.path}")
+    vs = study_options.pop("vs")
+    study = study_configs(config, None if vs is None else compared_with(config, vs), **study_options)
+    print(study)
+    print(f"study: {study.path}")
     return 0
 
 
 _GROUP = "Study"
-_OWN = {
-    "seeds": Option(Seeds(), "how many seeds, from --seed on, or which", _GROUP, common=True),
-    "vary": Option(Words(("all", *STREAMS[:-1])), "what they are given to; all else keeps --seed", _GROUP, common=True),
-    "vs": Option(Path(metavar="FILE"), "what is different in a configuration to compare with", _GROUP, common=True),
-    "decompose": Option(Flag(), "vary each stream alone too, for its share of the variance", _GROUP, common=True),
-    "jobs": Option(Whole(1), "runs at a time; they share the cores", _GROUP, common=True),
-    "launcher": Option(Choice(("local", "ray")), "processes of this machine, or a Ray cluster", _GROUP),
-    "out": Option(Path(metavar="DIR"), "folder that studies are made in", _GROUP),
+_STUDY = {
+    "seeds": Option(Seeds(), "number of seeds, counted from --seed, or a list of seeds", _GROUP, common=True),
+    "vary": Option(
+        Words(("all", *STREAMS[:-1])), "random streams that get the seeds; the others keep --seed", _GROUP, common=True
+    ),
+    "vs": Option(Path(metavar="FILE"), "compare with this configuration, on the same seeds", _GROUP, common=True),
+    "decompose": Option(Flag(), "also vary each stream alone, for its share of the variance", _GROUP, common=True),
+    "jobs": Option(Whole(1), "parallel runs; they share the CPU cores", _GROUP, common=True),
+    "launcher": Option(Choice(("local", "ray")), "processes on this machine, or a Ray cluster", _GROUP),
+    "out": Option(Path(metavar="DIR"), "parent folder of studies", _GROUP),
     "name": Option(Text(), "name of the study's folder", _GROUP, none="auto", common=True),
 }
 _FIT = {
-    name: replace(one, common=name in ("config", "backbone", "epochs", "seed"))
-    for name, one in FIT.options.items()
-    if name not in _OWN
+    name: replace(option, common=name in ("config", "backbone", "epochs", "seed"))
+    for name, option in FIT.options.items()
+    if name not in _STUDY
 }
 
 STUDY = Verb(
     name="study",
-    summary="train with several seeds: mean, spread, and whether a difference is one",
+    summary="train with several seeds: mean, spread, and a paired test of two configurations",
     run=run,
     positionals=FIT.positionals,
-    options={**_OWN, **_FIT},
+    options={**_STUDY, **_FIT},
     defaults={
         **FIT.defaults, "seeds": 5, "vary": ("all",), "vs": None, "decompose": False, "jobs": 1,
         "launcher": "local", "out": "studies", "name": None,
@@ -72,8 +73,8 @@ STUDY = Verb(
         "autotimm study photos/ --decompose",
     ),
     notes=(
-        "The same command goes on with a study that was stopped. All options of fit are options of every run.",
-        "The file of --vs needs to hold only what is different.",
+        "Repeat the command to resume an interrupted study. Every run takes the options of fit.",
+        "The file of --vs lists only the options that differ.",
     ),
     elsewhere=("seeds", "sweep"),
 )  # fmt: skip

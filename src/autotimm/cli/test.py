@@ -1,4 +1,4 @@
-"""``autotimm test``: measure a run on its test images."""
+"""``autotimm test``: evaluate a run on its test images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``autotimm validate``: measure a run on its validation images."""
+"""``autotimm validate``: evaluate a run on its validation images."""
 
 from __future__ import annotations
 

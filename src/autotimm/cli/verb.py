@@ -1,24 +1,28 @@
-"""The description of a verb: what it takes, what it prints as help, and what it runs."""
+"""One verb of the command line: its declaration, its help page, and the line shown while it loads torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from autotimm.cli.help import Page
 from autotimm.config import Option
 
-__all__ = ["Positional", "Verb"]
+__all__ = ["HelpPage", "Positional", "Verb", "loading_torch"]
 
 
 @dataclass(frozen=True)
 class Positional:
-    """An argument without a flag.
+    """A positional argument.
 
     Attributes:
-        name: What the parsed value is called.
-        metavar: The word for it in the usage line.
+        name: Key of the parsed value.
+        metavar: Placeholder in the usage line.
         help: One line, without a full stop.
         required: Whether it must be given.
         many: Whether it may be given several times.
@@ -32,25 +36,25 @@ class Positional:
 
     @property
     def usage(self) -> str:
-        """How it stands in the usage line."""
-        word = f"{self.metavar}..." if self.many else self.metavar
-        return word if self.required else f"[{word}]"
+        """Its part of the usage line."""
+        placeholder = f"{self.metavar}..." if self.many else self.metavar
+        return placeholder if self.required else f"[{placeholder}]"
 
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb of the command line.
+    """A verb of the command line, such as ``fit``.
 
     Attributes:
         name: The verb.
         summary: One line for the list of verbs.
-        run: What does the work: takes the arguments after the verb and returns the exit code.
-        positionals: Its arguments without a flag.
-        options: Its options by name, with underscores.
+        run: The implementation: takes the arguments after the verb and returns the exit code.
+        positionals: Positional arguments.
+        options: Options by name, with underscores.
         defaults: The default of each option.
         examples: Commands worth copying.
-        notes: Lines at the foot of its help.
-        elsewhere: What other tools call it; typed here, it is pointed to.
+        notes: Lines at the end of the help page.
+        elsewhere: Names of this verb in other tools; whoever types one is pointed to this verb.
     """
 
     name: str
@@ -65,27 +69,99 @@ class Verb:
 
     @property
     def usage(self) -> str:
-        """The verb and its arguments."""
-        return " ".join([self.name, *(one.usage for one in self.positionals)])
+        """The verb and its positional arguments."""
+        return " ".join([self.name, *(positional.usage for positional in self.positionals)])
 
     def help(self, everything: bool = False) -> str:
-        """Its help page; the short one shows the common options of a verb that has many."""
-        short = not everything and any(one.common for one in self.options.values())
-        shown = {name: one for name, one in self.options.items() if one.common or not short}
-        page = Page()
+        """The help page. The short page of a verb with many options shows only the common ones."""
+        short = not everything and any(option.common for option in self.options.values())
+        shown = {name: option for name, option in self.options.items() if option.common or not short}
+        page = HelpPage()
         page.lines([f"{self.summary[0].upper()}{self.summary[1:]}."])
         page.lines([f"autotimm {self.usage}{' [OPTIONS]' if self.options else ''}"], heading="Usage")
         if self.positionals:
-            page.table("Arguments", [(one.metavar, one.help) for one in self.positionals])
-        for group in dict.fromkeys(one.group for one in shown.values()):
-            page.table(group, [self._row(name, one) for name, one in shown.items() if one.group == group])
+            page.table("Arguments", [(positional.metavar, positional.help) for positional in self.positionals])
+        for group in dict.fromkeys(option.group for option in shown.values()):
+            page.table(group, [self._row(name, option) for name, option in shown.items() if option.group == group])
         page.lines(list(self.examples), heading="Examples")
         more = [f"autotimm {self.name} --help-all lists all {len(self.options)} options."] if short else []
         page.lines([*self.notes, *more])
         return str(page)
 
-    def _row(self, name: str, one: Option) -> tuple[str, str]:
+    def _row(self, name: str, option: Option) -> tuple[str, str]:
         default = self.defaults.get(name)
-        left = f"--{name.replace('_', '-')} {one.metavar(default)}".rstrip()
-        shown = one.shown(default)
-        return left, f"{one.explained} [{shown}]" if shown else one.explained
+        left = f"--{name.replace('_', '-')} {option.metavar(default)}".rstrip()
+        shown = option.shown(default)
+        return left, f"{option.explained} [{shown}]" if shown else option.explained
+
+
+_MAX_WIDTH = 110
+_INDENT = 2
+
+
+class HelpPage:
+    """Text for a terminal that is built section by section. All its tables share one left column."""
+
+    def __init__(self) -> None:
+        """Start an empty page, as wide as the terminal."""
+        self._sections: list[tuple[str, list[tuple[str, str]]]] = []
+        self._width = min(shutil.get_terminal_size().columns, _MAX_WIDTH)
+
+    def lines(self, lines: list[str], heading: str = "") -> None:
+        """Add lines, with or without a heading."""
+        self._sections.append((heading, [(line, "") for line in lines]))
+
+    def table(self, heading: str, rows: list[tuple[str, str]]) -> None:
+        """Add rows of two columns: what to type, and what it means."""
+        self._sections.append((heading, rows))
+
+    def __str__(self) -> str:
+        """Lay out all sections that are not empty."""
+        column = _INDENT + max((len(left) for _, rows in self._sections for left, right in rows if right), default=0)
+        blocks = []
+        for heading, rows in self._sections:
+            indent = _INDENT if heading else 0
+            lines = [f"{_bold(heading)}:"] if heading else []
+            lines += [self._row(left, right, indent, column) for left, right in rows]
+            blocks.append("\n".join(lines))
+        return "\n\n".join(block for block in blocks if block)
+
+    def _row(self, left: str, right: str, indent: int, column: int) -> str:
+        margin = " " * indent
+        if not right:
+            # Commands are not wrapped, so that they can be copied.
+            return f"{margin}{left}" if indent else textwrap.fill(left, self._width)
+        hanging = " " * (indent + column)
+        return textwrap.fill(
+            right,
+            max(self._width, len(hanging) + 30),
+            initial_indent=f"{margin}{left:<{column}}",
+            subsequent_indent=hanging,
+            break_on_hyphens=False,
+        )
+
+
+def _bold(text: str) -> str:
+    no_color = not sys.stdout.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
+    return text if no_color else f"\033[1m{text}\033[0m"
+
+
+_LOADING = "loading torch ..."
+
+
+@contextmanager
+def loading_torch(progress: bool = True) -> Iterator[None]:
+    """Show a line on a terminal during the imports in its body, which take seconds, and erase it afterwards.
+
+    Args:
+        progress: Whether the user wants to see progress.
+    """
+    shown = progress and "torch" not in sys.modules and sys.stderr.isatty()
+    if shown:
+        print(_LOADING, end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            # Overwritten with spaces: escape sequences are not understood by every terminal.
+            print(f"\r{' ' * len(_LOADING)}\r", end="", file=sys.stderr, flush=True)

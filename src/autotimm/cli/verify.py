@@ -1,4 +1,4 @@
-"""``autotimm verify``: replay a run and say whether it is the same, bit for bit."""
+"""``autotimm verify``: replay a run and check that it is identical to its record, bit for bit."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["VERIFY"]
 
 
 def run(argv: Sequence[str]) -> int:
-    """Replay, and print the verdict last."""
+    """Replay the run; the last line printed is the verdict."""
     given = parse(VERIFY, argv)
     if given is None:
         return 0
-    epochs = _stretch(given.value("epochs"))
-    opened = open_folder(given.positionals["run"])
-    verdict = opened.verify(
+    epochs = _epoch_range(given.value("epochs"))
+    recorded_run = open_folder(given.positionals["run"])
+    verdict = recorded_run.verify(
         data=given.value("data"), steps=given.value("steps"), epochs=epochs, workers=given.value("workers"),
         explain=given.value("explain"),
     )  # fmt: skip
@@ -30,31 +30,32 @@ def run(argv: Sequence[str]) -> int:
     return verdict.exit_code
 
 
-def _stretch(text: str | None) -> tuple[int, int] | None:
+def _epoch_range(text: str | None) -> tuple[int, int] | None:
+    """Parse ``3:4``, the first and the last epoch, counted from 1."""
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+):(\d+)", text)
-    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
         must = "two epochs with a colon between them, counted from 1"
         raise UsageError(sentence("--epochs", "autotimm verify", must, text, "Give for example 3:4."))
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 VERIFY = Verb(
     name="verify",
-    summary="replay a run and say whether it is the same, bit for bit",
+    summary="replay a run and check that it is identical, bit for bit",
     run=run,
     positionals=(FOLDER,),
     options={
         "data": DATA,
-        "steps": Option(Whole(1), "compare so many optimizer steps only", "Options", none="all"),
+        "steps": Option(Whole(1), "number of optimizer steps to compare", "Options", none="all"),
         "epochs": Option(
-            Text(metavar="A:B"), "replay a stretch of epochs only, from a checkpoint", "Options", none="all"
+            Text(metavar="A:B"), "replay epochs A to B only, from a checkpoint; counted from 1", "Options", none="all"
         ),
         "workers": WORKERS,
-        "explain": Option(Flag(), "confirm the cause: replay the step with each factor set back", "Options"),
+        "explain": Option(Flag(), "confirm the cause: replay the step with each factor restored", "Options"),
     },
     defaults={"data": None, "steps": None, "epochs": None, "workers": None, "explain": False},
     examples=("autotimm verify runs/photos-001", "autotimm verify runs/photos-001 --epochs 3:4 --workers 2"),
-    notes=("Exit codes: 0 identical, 5 different, 3 the data has changed, 4 it cannot be replayed here.",),
+    notes=("Exit codes: 0 identical, 5 different, 3 the data has changed, 4 the run cannot be replayed here.",),
 )

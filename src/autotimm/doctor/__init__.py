@@ -1,7 +1,7 @@
-"""What could go wrong on this machine, before it does: versions, switches, and operators without a repeatable kernel.
+"""Checks of this machine before training: versions, switches, and operators without a deterministic implementation.
 
-Its parts are loaded late: where torch and torchvision do not fit each other, whatever imports torchvision fails, and
-the doctor must still be able to say so.
+The modules are loaded lazily: with incompatible versions of torch and torchvision, importing torchvision fails, and the
+doctor must still be able to report that.
 
 Example:
     >>> from autotimm import ImageClassifier

@@ -2,5 +2,5 @@
 
 from .documented import Operator as Operator
 from .finding import Finding as Finding
-from .real import judge as judge
 from .trace import preflight as preflight
+from .training_step import judge as judge

@@ -1,16 +1,15 @@
-"""A backward pass in Python, for fake tensors of a device that is not there.
+"""A backward pass in Python, for fake CUDA tensors on a machine without a GPU.
 
-torch's own engine asks the device for its context and its stream before it runs anything, and fails on a machine
-without a GPU ("hasPrimaryContext expects a valid device index"). The nodes of the graph do not ask: called one by one
-they compute, or on fake tensors pretend to compute, what the engine would have them compute. On CPU tensors the
-gradients are those of the engine, bit for bit, which the tests check.
+torch's autograd engine asks the device for its context and its stream first, and fails without a GPU
+("hasPrimaryContext expects a valid device index"). The nodes of the graph do not ask the device, so they are called one
+by one here. On CPU tensors the gradients equal those of the engine bit for bit, as the tests check.
 
 Experimental: nodes, their metadata and their order are no public interface of torch, and a new release may change them.
 torch's own tracer of both passes, AOTAutograd's joint graph, does not reach as far (torch 2.14, tried on every
 architecture of the tests). It calls the same engine, so that fake CUDA tensors fail without a GPU. On fake CPU tensors
-it shows the operators of the CPU, writes the backward pass of bicubic and linear interpolation as other operators, so
-that two of the sixteen raising operations in ``tests/test_doctor.py`` are missed, and fails in each step that branches
-on numbers, as those of all detectors do.
+it shows the operators of the CPU, decomposes the backward pass of bicubic and linear interpolation, so that two of the
+sixteen raising operations in the tests are missed, and fails in each step that branches on values, as those of all
+detectors do.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _LEAF = "torch::autograd::AccumulateGrad"
 
 
 def backward(loss: Tensor, before: Callable[[Node], None] = lambda node: None) -> None:
-    """Fill the ``grad`` of every leaf, as ``loss.backward()`` does. Hooks on tensors are not called.
+    """Set the ``grad`` of every leaf, as ``loss.backward()`` does. Hooks on tensors are not called.
 
     Args:
         loss: A scalar.
@@ -57,7 +56,7 @@ def backward(loss: Tensor, before: Callable[[Node], None] = lambda node: None) -
 
 
 def _consumers(start: Node) -> dict[Node, int]:
-    """How many edges lead to each node."""
+    """The number of edges that lead to each node."""
     edges: dict[Node, int] = defaultdict(int)
     seen, stack = {start}, [start]
     while stack:
@@ -71,7 +70,7 @@ def _consumers(start: Node) -> dict[Node, int]:
 
 
 def _run(node: Node, gradients: dict[int, Tensor]) -> tuple[Tensor | None, ...]:
-    """Call a node with what has arrived; one that nothing has arrived at passes nothing on."""
+    """Call a node with the gradients that have arrived; without any, it passes none on."""
     unchecked: Any = node
     if node.name() == _LEAF:
         if gradients:
@@ -81,7 +80,7 @@ def _run(node: Node, gradients: dict[int, Tensor]) -> tuple[Tensor | None, ...]:
     if not gradients:
         return (None,) * len(node.next_functions)
     arguments = [gradients.get(slot) for slot in range(len(unchecked._input_metadata))]
-    # A torch.autograd.Function is no callable; its `apply` is the one of the backward direction.
+    # The node of a torch.autograd.Function is not callable; its `apply` runs the backward function.
     outputs = unchecked.apply(*arguments) if isinstance(unchecked, BackwardCFunction) else unchecked(*arguments)
     return outputs if isinstance(outputs, tuple) else (outputs,)
 

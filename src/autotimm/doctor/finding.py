@@ -10,13 +10,13 @@ __all__ = ["Finding", "note", "ok", "problem"]
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that was looked at.
+    """The outcome of one check.
 
     Attributes:
-        level: ``ok``; ``note`` for what is worth knowing and can stay as it is; ``problem`` for what should not.
-        text: What was found, without a full stop.
-        cure: What to do about it, as a sentence; empty where there is nothing to do.
-        exit_code: What the command line exits with on account of it; 0 unless it is a problem.
+        level: ``ok``; ``note`` for what is worth knowing and needs no action; ``problem`` for what should be fixed.
+        text: The finding, without a full stop.
+        cure: What to do about it, as a sentence; empty if there is nothing to do.
+        exit_code: The exit code of the command line; 0 unless it is a problem.
     """
 
     level: Literal["ok", "note", "problem"]
@@ -26,15 +26,15 @@ class Finding:
 
 
 def ok(text: str) -> Finding:
-    """Something is as it should be."""
+    """Make a finding without a problem."""
     return Finding("ok", text)
 
 
 def note(text: str, cure: str = "") -> Finding:
-    """Something is worth knowing."""
+    """Make a finding that is worth knowing."""
     return Finding("note", text, cure)
 
 
 def problem(text: str, cure: str, exit_code: int = 1) -> Finding:
-    """Something should not stay as it is."""
+    """Make a finding that should be fixed."""
     return Finding("problem", text, cure, exit_code)

@@ -1,10 +1,11 @@
-"""Fake CUDA tensors that carry numbers: for steps that branch on what they have calculated.
+"""Fake CUDA tensors with values, for steps that branch on values.
 
-A detector asks how many anchors match a box, and a fake tensor does not know. So here each fake tensor keeps a tensor
-on the CPU with the numbers that it stands for. Whoever asks for its device is told CUDA, and torch chooses the
-operators of CUDA (``cudnn_batch_norm``, the way around of a deterministic backward pass), each calculated on the CPU.
-The few that the CPU does not have are calculated by its own operator for the same. Experimental: it relies on torch's
-private switches, as :mod:`autotimm.doctor.backward` does.
+A detector needs to know how many anchors match a box, which a fake tensor cannot tell. So each fake tensor here keeps a
+CPU tensor with its values. Its device is CUDA, so that torch chooses the operators of CUDA (``cudnn_batch_norm``, the
+alternatives for a deterministic backward pass), and each operator is calculated on the CPU. Operators that the CPU
+lacks are replaced by the equivalent one of the CPU.
+
+Experimental: it relies on private switches of torch, as :mod:`autotimm.doctor.backward` does.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ _CPU, _CUDA = torch.device("cpu"), torch.device("cuda", 0)
 def _batch_norm(
     x: Tensor, weight: Tensor, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float
 ) -> tuple[Tensor, ...]:
-    found = torch.ops.aten.native_batch_norm(x, weight, bias, mean, var, training, momentum, eps)
-    return (*found, x.new_empty(0, dtype=torch.uint8))  # what cuDNN sets aside for the way back
+    outputs = torch.ops.aten.native_batch_norm(x, weight, bias, mean, var, training, momentum, eps)
+    return (*outputs, x.new_empty(0, dtype=torch.uint8))  # cuDNN's workspace for the backward pass
 
 
 def _batch_norm_backward(
@@ -38,26 +39,26 @@ def _batch_norm_backward(
     return torch.ops.aten.native_batch_norm_backward(grad, x, weight, mean, var, saved, inverse, True, eps, mask)
 
 
-# By the CUDA operator's name.
-_INSTEAD: dict[str, Callable[..., Any]] = {
+# CPU replacements, by the name of the CUDA operator.
+_REPLACEMENTS: dict[str, Callable[..., Any]] = {
     "aten::cudnn_batch_norm": _batch_norm,
     "aten::cudnn_batch_norm_backward": _batch_norm_backward,
-    "aten::_fused_sdp_choice": lambda *args, **kwargs: 0,  # which is "by matrix products"; see trace.py
+    "aten::_fused_sdp_choice": lambda *args, **kwargs: 0,  # 0 is plain matrix products, see trace.py
 }
 
 
 class Numbers:
-    """Fake CUDA tensors that carry numbers."""
+    """Fake CUDA tensors with values on the CPU."""
 
     def __init__(self) -> None:
         self._fake = FakeTensorMode()
 
     @contextmanager
     def mode(self) -> Iterator[None]:
-        """Where they can be calculated with."""
+        """Context in which they can be used."""
         before = torch._C._only_lift_cpu_tensors()
-        with self._fake, _Calculator(self):  # the former keeps torch from looking for a GPU
-            # Where there is one, `torch.tensor(..., device="cuda")` would make a real tensor on it.
+        with self._fake, _Calculator(self):  # FakeTensorMode keeps torch from looking for a GPU
+            # On a machine with a GPU, `torch.tensor(..., device="cuda")` would make a real tensor on it.
             torch._C._set_only_lift_cpu_tensors(True)
             try:
                 yield
@@ -65,21 +66,21 @@ class Numbers:
                 torch._C._set_only_lift_cpu_tensors(before)
 
     def stand_in(self, tensor: Tensor) -> Tensor:
-        """One for a tensor on the CPU, which is left alone."""
+        """A fake tensor with a copy of a CPU tensor's values."""
         return self.around(tensor.detach().clone())
 
     def around(self, numbers: Tensor) -> Tensor:
-        """One that takes a tensor's memory for its own."""
+        """A fake tensor that shares a CPU tensor's memory."""
         with torch._C._DisableTorchDispatch():
             shape = torch.empty_strided(numbers.shape, numbers.stride(), dtype=numbers.dtype, device="meta")
-            # Not at the tensor, of which `as_subclass` and the like make another around the same storage.
+            # Attached to the storage: `as_subclass` and the like make another tensor object of the same storage.
             storage: Any = shape.untyped_storage()
             storage.numbers = numbers
         return FakeTensor(self._fake, shape, _CUDA)
 
     @staticmethod
     def behind(fake: Tensor) -> Tensor:
-        """The numbers of one, on the CPU."""
+        """The values of a fake tensor, on the CPU."""
         with torch._C._DisableTorchDispatch():
             storage: Any = fake.untyped_storage()
         numbers: Tensor = storage.numbers
@@ -87,16 +88,16 @@ class Numbers:
 
 
 class _Calculator(TorchDispatchMode):
-    """Calculates on the CPU what is asked of fake CUDA tensors."""
+    """Runs operators on fake CUDA tensors with their values on the CPU."""
 
     def __init__(self, owner: Numbers) -> None:
         super().__init__()
         self._owner = owner
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.prim.device.default:  # torch's own code asks so
+        if func is torch.ops.prim.device.default:  # called by torch's own code
             return args[0].device
-        given: dict[int, Tensor] = {}  # by the identity of their numbers
+        given: dict[int, Tensor] = {}  # fake tensors by the identity of their values
         kwargs = kwargs or {}
 
         def numbers(value: Any) -> Any:
@@ -117,5 +118,5 @@ class _Calculator(TorchDispatchMode):
             return self._owner.around(value) if on_cuda else value
 
         with torch._C._DisableTorchDispatch():
-            found = _INSTEAD.get(func._schema.name, func)(*there, **named)
-        return tree_map(stand_in, found)
+            outputs = _REPLACEMENTS.get(func._schema.name, func)(*there, **named)
+        return tree_map(stand_in, outputs)

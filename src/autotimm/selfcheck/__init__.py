@@ -1,8 +1,8 @@
-"""Is this set-up reproducible, the user's own code included? Short trainings that vary one thing each are compared.
+"""Check that a setup is reproducible, including the user's own code, by short trainings that vary one thing each.
 
-What must not matter (workers, validation, hash seed, a killed process) has to leave the same ledger, line by line. What
-must matter (the seed of a stream) has to change what it is there for and nothing else. Each training runs in a process
-of its own or in one that several share, see :mod:`autotimm.selfcheck.variations`.
+Variations that must not matter (workers, validation, hash seed, a killed process) must leave the same ledger, line by
+line. Another seed of a random stream must change what the stream decides, and nothing else. Trainings run in several
+processes, see :mod:`autotimm.selfcheck.processes`.
 
 Example:
     >>> from autotimm.selfcheck import selfcheck

@@ -1,4 +1,4 @@
-"""The check itself: trainings, comparisons, and one more training for each thing that made a difference."""
+"""Run the trainings, compare them, and train once more for each variation that made a difference."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from autotimm.constants import STREAMS
 from autotimm.data.module import DataModule
 from autotimm.errors import UsageError
 from autotimm.runs.verdict import describe
-from autotimm.selfcheck.processes import PLAN, Child, Workshop
+from autotimm.selfcheck.processes import PLAN, Child, TrainingProcesses
 from autotimm.selfcheck.setup import Setup, import_class
 from autotimm.selfcheck.variations import CHECKS, Check, available_cores
-from autotimm.selfcheck.verdicts import Report, Result, Trained, apart, judge_next_epoch, judge_pairs, judge_stream
+from autotimm.selfcheck.verdicts import (
+    Report,
+    Result,
+    TrainingRecord,
+    compare_trainings,
+    judge_next_epoch,
+    judge_pairs,
+    judge_stream,
+)
 from autotimm.tasks import Task
 
 __all__ = ["check", "selfcheck"]
-
-_BY_THEMSELVES = ("again", "resumed")  # what these vary cannot come from a training beside them
-
-
-def _alone(one: Check) -> str:
-    """The name of the training that varies this by itself."""
-    return f"alone {CHECKS.index(one)}"
 
 
 def selfcheck(
@@ -34,119 +35,139 @@ def selfcheck(
     data: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Report:
-    """Check whether a set-up is reproducible, by about thirty short trainings in processes of their own.
+    """Check that a setup is reproducible, by about thirty short trainings in separate processes.
 
     Args:
-        config: A file of options of ``fit``.
-        model: Import path of a task class, in place of the model.
-        data: Import path of a data module, in place of the data. If it takes ``data_dir``, it gets a folder of toy
-            images: 28 of 32 pixels, in four class folders.
-        say: Called with a line whenever a process is done.
+        config: A YAML file with options of ``fit``; by default a small network.
+        model: Import path of a task class, instead of the model.
+        data: Import path of a data module, instead of the data. If it takes ``data_dir``, it gets a folder of toy
+            images: 28 images of 32 x 32 pixels in four class folders.
+        say: Called with a line of text whenever a process has finished.
 
     Raises:
         UsageError: If a class or the file cannot be used.
-        RunError: If the plain training fails.
+        RunError: If the training without variations fails.
     """
     values, nested = ({}, False) if config is None else read_yaml(str(config))
     if nested:
-        raise UsageError(f"The `config` of selfcheck must be a file of options of fit. {config} names classes. "
+        raise UsageError(f"The `config` of selfcheck must be a file with options of fit. {config} names classes. "
                          "Give it to `autotimm selfcheck --config`.")  # fmt: skip
     return check(Setup(options=values, file=str(config or ""), model=model or "", data=data or ""), say)
 
 
 def check(setup: Setup, say: Callable[[str], None] = lambda line: None) -> Report:
-    """Check a set-up; see :func:`selfcheck`."""
+    """Check a setup; see :func:`selfcheck`."""
     for path, flag, base in ((setup.model, "--model", Task), (setup.data, "--data", DataModule)):
         if path:
-            import_class(path, flag, base)  # a slip is answered before anything is trained
+            import_class(path, flag, base)  # report mistakes before anything is trained
     with tempfile.TemporaryDirectory(prefix="autotimm-selfcheck-", ignore_cleanup_errors=True) as folder:
-        return _Checking(Workshop(Path(folder).resolve(), setup, say)).report()
+        return _Checker(TrainingProcesses(Path(folder).resolve(), setup, say)).report()
 
 
-class _Checking:
-    def __init__(self, workshop: Workshop) -> None:
-        self.workshop = workshop
+# A second training in one process, and a resumed one, cannot be repeated in a process of their own.
+_NOT_ISOLATED = ("again", "resumed")
+
+
+def _isolated_name(check: Check) -> str:
+    """The name of the training that varies only what this check varies."""
+    return f"alone {CHECKS.index(check)}"
+
+
+class _Checker:
+    def __init__(self, processes: TrainingProcesses) -> None:
+        self.processes = processes
 
     def report(self) -> Report:
-        self.workshop.run(PLAN[:2])
+        self.processes.run(PLAN[:2])
         first = self._compare(CHECKS[0], CHECKS[0].trained)
         if first.verdict == "problem":
-            # Two equal trainings differ: what the others differ by would say nothing of what was varied.
+            # Two equal trainings differ, so that a difference of others could not be attributed to what they vary.
             text = "not checked: equal trainings differ already"
-            results = [first, *(Result(one.name, one.level, "skipped", text) for one in CHECKS[1:])]
+            results = [first, *(Result(check.name, check.level, "skipped", text) for check in CHECKS[1:])]
         else:
-            self.workshop.run(PLAN[2:])
-            results = [first, *self._same(CHECKS[1:]), *self._pairs(), *self._seeds()]
+            self.processes.run(PLAN[2:])
+            results = [first, *self._compare_all(CHECKS[1:]), *self._compare_pairs(), *self._compare_seeds()]
         return Report(tuple(results), self._levels(results))
 
-    def _trained(self, name: str) -> Trained:
-        return Trained(self.workshop.run_dir(name))
+    def _training(self, name: str) -> TrainingRecord:
+        return TrainingRecord(self.processes.run_dir(name))
 
-    def _same(self, checks: Sequence[Check]) -> list[Result]:
-        """Compare trainings; where two differ, train once more with the one thing varied by itself."""
-        found = {one: self._possible(one) or self._compare(one, one.trained) for one in checks}
-        doubtful = [
-            one for one, result in found.items() if result.verdict == "problem" and one.trained not in _BY_THEMSELVES
+    def _compare_all(self, checks: Sequence[Check]) -> list[Result]:
+        """Compare trainings; for each difference, train once more with only this variation."""
+        results = {check: self._skip(check) or self._compare(check, check.trained) for check in checks}
+        suspects = [
+            check
+            for check, result in results.items()
+            if result.verdict == "problem" and check.trained not in _NOT_ISOLATED
         ]
-        alone = {one: Child(f"{one.name}, alone", {_alone(one): one.variation}, one.world) for one in doubtful}
-        # Times are changed in place, where others would see them.
-        self.workshop.run([child for one, child in alone.items() if not one.world.touched])
-        self.workshop.run([child for one, child in alone.items() if one.world.touched])
-        return [self._compare(one, _alone(one)) if one in alone else result for one, result in found.items()]
+        isolated = {
+            check: Child(f"{check.name}, alone", {_isolated_name(check): check.variation}, check.world)
+            for check in suspects
+        }
+        # Separately, since file times are changed in place, where the other processes would see them.
+        self.processes.run([child for check, child in isolated.items() if not check.world.touched])
+        self.processes.run([child for check, child in isolated.items() if check.world.touched])
+        return [
+            self._compare(check, _isolated_name(check)) if check in isolated else result
+            for check, result in results.items()
+        ]
 
-    def _possible(self, one: Check) -> Result | None:
-        """Why something cannot be checked, or ``None``."""
-        if (one.world.moved or one.world.touched) and not self.workshop.setup.toy:
-            return Result(one.name, one.level, "skipped", "not checked: the images are your own")
-        if one.world.one_core and available_cores() == 1:
-            return Result(one.name, one.level, "skipped", "not checked: there is one core only")
+    def _skip(self, check: Check) -> Result | None:
+        """The result of a check that is impossible here, or ``None``."""
+        if (check.world.moved or check.world.touched) and not self.processes.setup.toy:
+            return Result(check.name, check.level, "skipped", "not checked: the images are your own")
+        if check.world.one_core and available_cores() == 1:
+            return Result(check.name, check.level, "skipped", "not checked: only one core is available")
         return None
 
-    def _compare(self, one: Check, training: str) -> Result:
-        for name in (one.against, training):
-            if name in self.workshop.failures:
-                cause = f"The training fails: {self.workshop.failures[name]}"
-                return Result(one.name, one.level, "problem", "fails", cause)
+    def _compare(self, check: Check, training: str) -> Result:
+        for name in (check.against, training):
+            if name in self.processes.failures:
+                cause = f"The training fails: {self.processes.failures[name]}"
+                return Result(check.name, check.level, "problem", "fails", cause)
         if not self._finished(training):
-            return Result(one.name, one.level, "problem", "fails", "The training before it in its process failed.")
-        found = apart(self._trained(one.against), self._trained(training), one.metrics)
-        if found is None:
-            return Result(one.name, one.level, "ok", "same")
-        hint = (one.unread if found[0].stage == "inputs" else "") or one.hint
-        return Result(one.name, one.level, "problem", describe(found[0]), hint or found[1])
+            cause = "An earlier training in the same process failed."
+            return Result(check.name, check.level, "problem", "fails", cause)
+        difference = compare_trainings(self._training(check.against), self._training(training), check.metrics)
+        if difference is None:
+            return Result(check.name, check.level, "ok", "same")
+        where, cause = difference
+        hint = (check.unread if where.stage == "inputs" else "") or check.hint
+        return Result(check.name, check.level, "problem", describe(where), hint or cause)
 
     def _finished(self, training: str) -> bool:
-        return self.workshop.run_dir(training).with_suffix(".json").exists()
+        return self.processes.run_dir(training).with_suffix(".json").exists()
 
-    def _pairs(self) -> list[Result]:
+    def _compare_pairs(self) -> list[Result]:
         names = ("pair", "other_pair")
         if all(map(self._finished, names)):
-            alone = "hash" if self._finished("hash") else "reference"  # the former had the same surroundings
-            return judge_pairs(*map(self._trained, (alone, *names)))
-        why = next((self.workshop.failures[name] for name in names if name in self.workshop.failures), "")
-        # Not every model can be trained by several processes; that alone is no fault.
+            single = "hash" if self._finished("hash") else "reference"  # "hash" ran in the same environment
+            return judge_pairs(*map(self._training, (single, *names)))
+        why = next((self.processes.failures[name] for name in names if name in self.processes.failures), "")
+        # Not every model can be trained by several processes, which is no problem by itself.
         return [Result("2 processes, twice", "R1", "skipped", f"not checked: training fails there ({why})")]
 
-    def _seeds(self) -> list[Result]:
-        plain, results = self._trained("reference"), []
+    def _compare_seeds(self) -> list[Result]:
+        reference, results = self._training("reference"), []
         for stream in STREAMS:
             name = f"seed_{stream}"
             if self._finished(name):
-                results.append(judge_stream(stream, plain, self._trained(name)))
+                results.append(judge_stream(stream, reference, self._training(name)))
             else:
-                why = self.workshop.failures.get(name, "the training before it in its process failed")
-                results.append(Result(f"another seed of `{stream}`", "", "problem", "fails", f"It fails: {why}"))
+                why = self.processes.failures.get(name, "an earlier training in the same process failed")
+                cause = f"The training fails: {why}"
+                results.append(Result(f"another seed of `{stream}`", "", "problem", "fails", cause))
         if self._finished("seed_augment"):
-            results.append(judge_next_epoch(plain, self._trained("seed_augment")))
+            results.append(judge_next_epoch(reference, self._training("seed_augment")))
         return results
 
     def _levels(self, results: list[Result]) -> dict[str, str]:
-        """What the manifest expects, with what was found in place of expectations."""
-        levels = dict(self._trained("reference").manifest.levels)
+        """The levels of the manifest, with the results of the checks for R1 to R3."""
+        levels = dict(self._training("reference").manifest.levels)
         reason = ""
-        for level in ("R1", "R2", "R3"):  # each contains the one before
-            own = [one for one in results if one.level == level]
-            if broken := next((one for one in own if one.verdict == "problem"), None):
+        for level in ("R1", "R2", "R3"):  # each level includes the one before
+            own = [result for result in results if result.level == level]
+            if broken := next((result for result in own if result.verdict == "problem"), None):
                 reason = reason or f"no, because this changes the result: {broken.name}"
             levels[level] = reason or "checked"
         return levels

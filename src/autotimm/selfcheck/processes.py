@@ -1,4 +1,4 @@
-"""The processes of the check: which trainings each of them makes, and in what surroundings."""
+"""The processes of the check: the trainings that each of them runs, and its environment."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from autotimm.errors import AutotimmError, DataError, ModelError, RunError, Usag
 from autotimm.selfcheck.setup import TOY, Setup
 from autotimm.selfcheck.variations import CHECKS, Variation, World, available_cores
 
-__all__ = ["PLAN", "Child", "Workshop"]
+__all__ = ["PLAN", "Child", "TrainingProcesses"]
 
-_AT_ONCE = 2  # processes, of one thread each
-_KINDS: dict[int, type[AutotimmError]] = {one.exit_code: one for one in (UsageError, DataError, ModelError)}
+_PARALLEL = 2  # processes, with one thread each
+_ERRORS: dict[int, type[AutotimmError]] = {error.exit_code: error for error in (UsageError, DataError, ModelError)}
 
 
 @dataclass(frozen=True)
 class Child:
-    """One process.
+    """One child process.
 
     Attributes:
-        name: What to call it.
-        trainings: Variations by name, in order.
-        world: Its surroundings.
-        then: The process that follows it.
+        name: Its name, for messages.
+        trainings: Variations by name of the training, in order.
+        world: Its environment.
+        then: The process to start after it.
     """
 
     name: str
@@ -42,36 +42,39 @@ class Child:
     then: Child | None = None
 
 
-_BY_NAME = {one.trained: one.variation for one in CHECKS}
+_BY_NAME = {check.trained: check.variation for check in CHECKS}
 _PLAIN, _TWO_THREADS = Variation(), Variation(trainer={"threads": 2})
 
 
-def _shared(*names: str) -> dict[str, Variation]:
+def _variations(*names: str) -> dict[str, Variation]:
     return {name: _BY_NAME[name] for name in names}
 
 
-_RESUMED = Child("resumed after SIGKILL", _shared("resumed"))
+_RESUMED = Child("resumed after SIGKILL", _variations("resumed"))
 _KILLED = Child("killed with SIGKILL", {"resumed": Variation(killed=True)}, then=_RESUMED)
-_HERE = _shared("again", "polluted", "callback", "metric", "unvalidated")
+_SAME_PROCESS = _variations("again", "polluted", "callback", "metric", "unvalidated")
 PLAN: tuple[Child, ...] = (
-    Child("the plain training", {"reference": _PLAIN, **_HERE}),
-    Child("workers", _shared("restart", "workers1", "workers2", "leaving", "prefetch")),
-    # The pairs come first: a process that has trained cannot be forked.
+    Child("reference training", {"reference": _PLAIN, **_SAME_PROCESS}),
+    Child("workers", _variations("restart", "workers1", "workers2", "leaving", "prefetch")),
+    # The pairs come first: a process that has trained already cannot be forked.
     Child("two processes", {**dict.fromkeys(("pair", "other_pair"), Variation(processes=2)), "hash": _PLAIN}, World(2)),
     _KILLED,
-    Child("other surroundings", {"surrounded": _PLAIN, "cores": _TWO_THREADS}, World(1, *[True] * 6)),
+    Child("other environment", {"surrounded": _PLAIN, "cores": _TWO_THREADS}, World(1, *[True] * 6)),
     Child("other seeds", {**{f"seed_{name}": Variation(stream=name) for name in STREAMS}, "threads": _TWO_THREADS}),
 )
-"""What is run when all goes well; without the first two being equal the rest says nothing."""
+"""All processes. The first two must give equal trainings; otherwise the others are not run."""
 
 
-class Workshop:
-    """Runs children in a folder.
+class TrainingProcesses:
+    """Runs child processes in a folder.
 
     Args:
         folder: Where they write.
-        setup: What is checked.
-        say: Called with a line for people.
+        setup: The setup to check.
+        say: Called with progress messages.
+
+    Attributes:
+        failures: Error messages by name of the training.
     """
 
     def __init__(self, folder: Path, setup: Setup, say: Callable[[str], None]) -> None:
@@ -81,53 +84,53 @@ class Workshop:
         self._elsewhere = folder / "another working directory"
 
     def run_dir(self, training: str) -> Path:
-        """Where a training leaves its records."""
+        """The run folder of a training."""
         return self.folder / "runs" / training
 
     def run(self, children: Sequence[Child]) -> None:
-        """Run children, two at a time."""
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            # list(): an error in a thread is raised here
-            list(pool.map(self._chain, children))
+        """Run child processes, two at a time."""
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            list(pool.map(self._run_chain, children))  # list() raises the errors of the threads
 
-    def _chain(self, child: Child | None) -> None:
+    def _run_chain(self, child: Child | None) -> None:
         while child is not None:
-            self._one(child)
+            self._run_child(child)
             child = child.then
 
-    def _one(self, child: Child) -> None:
-        place = self.folder / "jobs" / child.name
-        place.mkdir(parents=True)
+    def _run_child(self, child: Child) -> None:
+        job_folder = self.folder / "jobs" / child.name
+        job_folder.mkdir(parents=True)
         trainings = [
-            {"variation": asdict(one), "run_dir": str(self.run_dir(name))} for name, one in child.trainings.items()
+            {"variation": asdict(variation), "run_dir": str(self.run_dir(name))}
+            for name, variation in child.trainings.items()
         ]
         toy = self._images(child.world)
-        here = [os.path.abspath(one) for one in sys.path]
-        job = {"setup": asdict(self.setup), "toy": str(toy), "path": here, "trainings": trainings}
-        (place / "job.json").write_text(json.dumps(job), encoding="utf-8")
-        command = [sys.executable, "-m", "autotimm.selfcheck.training_process", str(place / "job.json")]
-        with open(place / "out.txt", "wb") as out, open(place / "err.txt", "wb") as err:
-            # Files and no pipes: loading processes of one that was killed keep what they have open for a while.
+        search_path = [os.path.abspath(entry) for entry in sys.path]
+        job = {"setup": asdict(self.setup), "toy": str(toy), "path": search_path, "trainings": trainings}
+        (job_folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+        command = [sys.executable, "-m", "autotimm.selfcheck.training_process", str(job_folder / "job.json")]
+        with open(job_folder / "out.txt", "wb") as out, open(job_folder / "err.txt", "wb") as err:
+            # Files, not pipes: the data loading workers of a killed process keep a pipe open for a while.
             code = subprocess.run(
                 _on_one_core(command) if child.world.one_core else command,
                 stdin=subprocess.DEVNULL, stdout=out, stderr=err, check=False,
-                cwd=self._working_directory(child.world), env=_variables(child.world),
+                cwd=self._working_directory(child.world), env=_environment(child.world),
             ).returncode  # fmt: skip
-        self._note(child, code, (place / "err.txt").read_text(encoding="utf-8", errors="replace"))
+        self._record_failure(child, code, (job_folder / "err.txt").read_text(encoding="utf-8", errors="replace"))
 
-    def _note(self, child: Child, code: int, errors: str) -> None:
-        """Remember which trainings were not made, and why."""
+    def _record_failure(self, child: Child, code: int, errors: str) -> None:
+        """Store why a training did not finish; raise if it is the reference training."""
         missing = [name for name in child.trainings if not self.run_dir(name).with_suffix(".json").exists()]
         was_killed = code == -signal.SIGKILL and [*child.trainings.values()][-1].killed
         if missing and not (was_killed and missing == [[*child.trainings][-1]]):
-            last = next((line for line in reversed(errors.splitlines()) if line.strip()), f"it ended with {code}")
+            last = next((line for line in reversed(errors.splitlines()) if line.strip()), f"exit code {code}")
             self.failures[missing[0]] = last.strip()
             if missing[0] == "reference":
-                raise _KINDS.get(code, RunError)(
+                raise _ERRORS.get(code, RunError)(
                     last
-                    if code in _KINDS
-                    else f"The short training of the check must run. It fails ({last.strip()}). "
-                    "Train with `autotimm fit` first, or with a script of your own."
+                    if code in _ERRORS
+                    else f"The short training of the self-check fails ({last.strip()}). "
+                    "Make it work with `autotimm fit` or a script of your own first."
                 )
         self.say(f"trained: {child.name}")
 
@@ -136,7 +139,7 @@ class Workshop:
             return self.toy
         copied = self.folder / "in another place" / "toy" if world.moved else self.toy
         if world.moved and not copied.exists():
-            shutil.copytree(self.toy, copied)  # with the times of the files
+            shutil.copytree(self.toy, copied)  # keeps the file times
         if world.touched:
             for number, path in enumerate(sorted(copied.rglob("*"), reverse=True)):
                 os.utime(path, (1_000_000_000 + number, 1_000_000_000 + number))
@@ -147,13 +150,13 @@ class Workshop:
             return Path.cwd()
         if not self._elsewhere.exists():
             self._elsewhere.mkdir()
-            for one in Path.cwd().iterdir():
-                (self._elsewhere / one.name).symlink_to(one)
+            for path in Path.cwd().iterdir():
+                (self._elsewhere / path.name).symlink_to(path)
         return self._elsewhere
 
 
 def _on_one_core(command: list[str]) -> list[str]:
-    """Start a program so that it never sees another core: libraries count them when they are loaded."""
+    """Bind a command to one core before it starts: libraries count the cores when they are loaded."""
     if available_cores() == 1:
         return command
     code = (
@@ -162,10 +165,10 @@ def _on_one_core(command: list[str]) -> list[str]:
     return [sys.executable, "-c", code, *command]
 
 
-def _variables(world: World) -> dict[str, str]:
-    found = dict(os.environ) | {"PYTHONHASHSEED": str(world.hash_seed)}
+def _environment(world: World) -> dict[str, str]:
+    variables = dict(os.environ) | {"PYTHONHASHSEED": str(world.hash_seed)}
     if world.locale:
-        found |= {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+        variables |= {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     if world.zone:
-        found["TZ"] = "Asia/Kathmandu"  # a quarter of an hour beside all others
-    return found
+        variables["TZ"] = "Asia/Kathmandu"  # UTC+5:45: differs from nearly every local time, even in the minutes
+    return variables

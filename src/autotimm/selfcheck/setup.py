@@ -1,4 +1,4 @@
-"""What is checked, as plain data that a child can be given, and how a child makes objects of it."""
+"""The setup to check, as plain data for a child process, and how the child builds objects from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import autotimm
 from autotimm.config import FitConfig
 from autotimm.data.module import DataModule
 from autotimm.errors import UsageError, sentence
-from autotimm.runs.factory import build_data, build_task
+from autotimm.runs.factory import build_data, build_task, settle
 from autotimm.selfcheck.variations import Variation
 from autotimm.serialization import import_object
 from autotimm.tasks import Task
@@ -22,30 +22,30 @@ from autotimm.train import AutoTrainer
 
 __all__ = ["TOY", "Objects", "Setup", "import_class", "make"]
 
-# 7 images of each of 4 classes, of which 2 validate: 3 global batches for one process of 8 and for two of 4 alike.
+# 7 images per class, 2 of them for validation: 3 batches, both for one process (8 images) and for two (4 each).
 TOY = (28, 4, 32)  # images, classes, pixels
 _BATCH, _BATCHES, _EPOCHS = 8, 3, 2
 _DATA = {"image_size": 32, "eval_batch_size": 4, "val_split": 0.25}
-# Something to draw in every stream: dropout for `step`.
+# Dropout, so that the stream `step` draws random numbers too.
 _MODEL = {"backbone": "test_resnet", "pretrained": False, "head_dropout": 0.1}
 _TRAINER = {"max_epochs": _EPOCHS, "limit_train_batches": _BATCHES, "limit_val_batches": 2, "threads": 1, "devices": 1}
 _TRAINER |= {"enable_progress_bar": False, "logger": False, "checkpoint_every": 1}
-_OTHER = 1_000_003  # added to a seed that is to be another one
+_SEED_OFFSET = 1_000_003  # added to a seed to get another one
 
 Objects = tuple[Any, Any, AutoTrainer]
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is checked.
+    """The setup to check.
 
     Attributes:
         options: Options of ``fit`` from a file.
-        nested: A file in Lightning's style instead.
-        builder: Import path of what makes model, data and trainer of such a file and its name.
-        file: The name of the file, for errors.
-        model: Import path of a task class that takes the place of the model.
-        data: Import path of a data module that takes the place of the data.
+        nested: The content of a file in Lightning's style instead.
+        builder: Import path of the function that builds model, data and trainer from ``nested`` and ``file``.
+        file: The name of the file, for error messages.
+        model: Import path of a task class, instead of the model.
+        data: Import path of a data module class, instead of the data.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class Setup:
 
     @property
     def toy(self) -> bool:
-        """Whether it is checked on toy images."""
+        """Whether the check uses toy images."""
         own = any(self.options.get(name) for name in ("path", "train_csv", "dataset_name"))
         return bool(self.data) or not (self.nested or own)
 
@@ -69,21 +69,21 @@ class Setup:
         """
         small: dict[str, Any] = {**_MODEL, **_DATA} if not self.options else {}
         path = {"path": str(toy)} if self.toy else {}
-        found = FitConfig.layered([("selfcheck", {**path, **small}), (f"file {self.file}", self.options)])
-        seed = 42 if found.seed is None else found.seed
-        return found.resolved({"batch_size": _even(found.batch_size), "seed": seed}, "selfcheck")
+        config = settle(FitConfig.layered([("selfcheck", {**path, **small}), (f"file {self.file}", self.options)]))
+        seed = 42 if config.seed is None else config.seed
+        return config.resolved({"batch_size": _small_even(config.batch_size), "seed": seed}, "selfcheck")
 
 
 def make(setup: Setup, variation: Variation, toy: Path, run_dir: Path) -> Objects:
     """Make the model, the data module and the trainer of one short training.
 
     Raises:
-        UsageError: If a class cannot be found, is of a wrong kind, or needs what is not known here.
+        UsageError: If a class cannot be found, has the wrong base class, or needs an argument that is not available.
     """
     loading = {"num_workers": 0, **variation.data}
     training = {**_TRAINER, "run_dir": str(run_dir), **variation.trainer}
     if variation.processes > 1:
-        # Forked where that is possible: the libraries are loaded already. On the CPU, which every machine has.
+        # Forking where possible saves loading the libraries again. On the CPU, which every machine has.
         strategy = "ddp_fork" if "fork" in multiprocessing.get_all_start_methods() else "ddp_spawn"
         training |= {"devices": variation.processes, "accelerator": "cpu", "strategy": strategy}
     seeded = {name for name, stream in (("model", "init"), ("data", "split")) if variation.stream == stream}
@@ -98,13 +98,13 @@ def make(setup: Setup, variation: Variation, toy: Path, run_dir: Path) -> Object
     return task, data, AutoTrainer(**{**options, **training})
 
 
-def _even(batch: int) -> int:
-    """A small batch that two processes can share."""
+def _small_even(batch: int) -> int:
+    """A small batch size that two processes can share."""
     return max(2, min(int(batch), _BATCH) // 2 * 2)
 
 
 def _another(seed: int | None) -> int:
-    return int((42 if seed is None else seed) + _OTHER) % 2**32
+    return int((42 if seed is None else seed) + _SEED_OFFSET) % 2**32
 
 
 def _make_data(setup: Setup, config: FitConfig, loading: Mapping[str, Any], processes: int, toy: Path) -> DataModule:
@@ -115,8 +115,8 @@ def _make_data(setup: Setup, config: FitConfig, loading: Mapping[str, Any], proc
         return data
     chosen = import_class(setup.data, "--data", DataModule)
     offered = {**_DATA, **loading, "batch_size": batch, "seed": config.seed, "data_dir": toy}
-    made: DataModule = _construct(chosen, offered, "--data")
-    return made
+    module: DataModule = _construct(chosen, offered, "--data")
+    return module
 
 
 def _make_task(setup: Setup, config: FitConfig, data: DataModule) -> Task:
@@ -131,29 +131,29 @@ def _make_task(setup: Setup, config: FitConfig, data: DataModule) -> Task:
     offered |= {"seed": config.seed, "deterministic": config.deterministic}
     if _needs(chosen, "backbone") or setup.options:
         offered["backbone"] = config.backbone
-    made: Task = _construct(chosen, offered, "--model")
-    return made
+    task: Task = _construct(chosen, offered, "--model")
+    return task
 
 
 def import_class(path: str, flag: str, base: type) -> type[Any]:
     """Import a class that was named on the command line.
 
     Raises:
-        UsageError: If there is none, or it is of another kind.
+        UsageError: If it cannot be imported, or is no concrete subclass of ``base``.
     """
     try:
-        found = _find(path)
+        imported = _find(path)
     except ImportError as error:
-        do = "Write package.module.Class, and start in the folder of the package."
+        do = "Write package.module.Class, and run the command in the folder that contains the package."
         raise UsageError(f"The `{flag}` of selfcheck must be importable. {path} is not ({error}). {do}") from None
-    if not isinstance(found, type) or not issubclass(found, base) or inspect.isabstract(found):
+    if not isinstance(imported, type) or not issubclass(imported, base) or inspect.isabstract(imported):
         do = f"Name a class that inherits from autotimm.{base.__name__}."
         raise UsageError(sentence(flag, "selfcheck", f"a subclass of {base.__name__}", path, do))
-    return found
+    return imported
 
 
 def _find(path: str) -> Any:
-    """Import a class by its path, or by its name alone if it is a public one of autotimm."""
+    """Import a class by its dotted path; a public class of autotimm also by its name alone."""
     module, _, name = path.rpartition(".")
     return getattr(autotimm, name) if module in ("", "autotimm") and name in dir(autotimm) else import_object(path)
 
@@ -163,12 +163,12 @@ def _parameters(chosen: type[Any]) -> Mapping[str, inspect.Parameter]:
 
 
 def _needs(chosen: type[Any], name: str) -> bool:
-    found = _parameters(chosen).get(name)
-    return found is not None and found.default is inspect.Parameter.empty
+    parameter = _parameters(chosen).get(name)
+    return parameter is not None and parameter.default is inspect.Parameter.empty
 
 
 def _construct(chosen: type[Any], offered: Mapping[str, Any], flag: str) -> Any:
-    """Call a class with as much of what is offered as it takes."""
+    """Call a class with those of the offered arguments that it takes."""
     known = _parameters(chosen)
     rest = {name for name, one in known.items() if one.kind in (one.VAR_KEYWORD, one.VAR_POSITIONAL)}
     taken = {name: value for name, value in offered.items() if name in known}
@@ -178,8 +178,8 @@ def _construct(chosen: type[Any], offered: Mapping[str, Any], flag: str) -> Any:
         taken["data_dir"] = offered["data_dir"]
     if missing := [name for name in known if _needs(chosen, name) and name not in {*taken} | rest]:
         raise UsageError(
-            f"The class {chosen.__name__} of `{flag}` must need no more than selfcheck can give. It needs "
-            f"`{missing[0]}`. Write it into a file in Lightning's style, and give that as --config."
+            f"The class {chosen.__name__} of `{flag}` needs the argument `{missing[0]}`, which selfcheck cannot give. "
+            "Write it into a file in Lightning's style, and give that as --config."
         )
     return chosen(**taken)
 
@@ -187,36 +187,36 @@ def _construct(chosen: type[Any], offered: Mapping[str, Any], flag: str) -> Any:
 def _from_file(
     setup: Setup, loading: Mapping[str, Any], training: Mapping[str, Any], seeded: set[str], processes: int
 ) -> Objects:
-    """Objects of a file in Lightning's style, with what makes a training short written into it."""
+    """The objects of a file in Lightning's style, with the arguments that make a training short."""
     nested: dict[str, Any] = copy.deepcopy(dict(setup.nested))
     trainer = nested.get("trainer") or {}
     trainer = trainer if "class_path" in trainer else {"class_path": "AutoTrainer", "init_args": trainer}
     kept = {
         name: value for name, value in (trainer.get("init_args") or {}).items() if name not in ("tuner", "max_steps")
     }
-    nested["trainer"] = {**trainer, "init_args": _numbered({**kept, **training})}
+    nested["trainer"] = {**trainer, "init_args": _with_seed({**kept, **training})}
     for key in ("model", "data"):
         section = nested.get(key)
         if not isinstance(section, dict) or "class_path" not in section:
-            continue  # the builder says so
-        arguments = _numbered(dict(section.get("init_args") or {}))
+            continue  # the builder reports it
+        arguments = _with_seed(dict(section.get("init_args") or {}))
         if key == "data":
-            known = {**loading, "batch_size": _even(arguments.get("batch_size", _BATCH)) // processes}
+            known = {**loading, "batch_size": _small_even(arguments.get("batch_size", _BATCH)) // processes}
             arguments |= {name: value for name, value in known.items() if _takes(str(section["class_path"]), name)}
         if key in seeded and _takes(str(section["class_path"]), "seed"):
             arguments["seed"] = _another(arguments.get("seed"))
         nested[key] = {**section, "init_args": arguments}
-    model, data, made = import_object(setup.builder)(nested, setup.file)
-    if not isinstance(made, AutoTrainer):
+    model, data, built_trainer = import_object(setup.builder)(nested, setup.file)
+    if not isinstance(built_trainer, AutoTrainer):
         do = "Leave its `class_path` out."
         raise UsageError(
-            sentence("trainer", setup.file, "an AutoTrainer, which keeps records", type(made).__name__, do)
+            sentence("trainer", setup.file, "an AutoTrainer, which keeps records", type(built_trainer).__name__, do)
         )
-    return model, data, made
+    return model, data, built_trainer
 
 
-def _numbered(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments with a seed where they wish for none: trainings with seeds that are drawn are not to be equal."""
+def _with_seed(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Replace ``seed: null``: trainings with seeds drawn at random would differ by design."""
     return {**arguments, "seed": 42} if "seed" in arguments and arguments["seed"] is None else arguments
 
 

@@ -1,8 +1,8 @@
-"""A child of the check: makes the trainings that a file of plain data describes, one after the other.
+"""A child process of the check: ``python -m autotimm.selfcheck.training_process JOB.json``.
 
-``python -m autotimm.selfcheck.training_process JOB.json``. Each training leaves a run folder, and
-``notes.json`` beside it when it is done. What fails ends the process; the parent
-finds the last line of its standard error.
+It runs the trainings that the file describes, one after the other. Each training writes a run folder and, once it has
+finished, a JSON file of the same name beside it. An error ends the process; the parent reads the last line of its
+standard error.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ __all__ = ["main"]
 _FINGERPRINT = 16  # hexadecimal digits per sample
 
 
-class _Notes(Callback):
-    """Notes what each sample looked like in each epoch."""
+class _SampleFingerprints(Callback):
+    """Records a fingerprint of each sample's pixels in each epoch."""
 
     def __init__(self) -> None:
         self.samples: list[tuple[int, str, str]] = []
@@ -49,29 +49,29 @@ class _Notes(Callback):
 
 
 class _Kill(Callback):
-    """Ends the process in the middle of the second epoch, as a power cut would."""
+    """Kills the process in the middle of the second epoch, as a power cut would."""
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Kill in the second batch, or in the only one."""
+        """Kill in the second batch, or in the first if there is no other."""
         if trainer.current_epoch == 1 and batch_idx == min(1, int(trainer.num_training_batches) - 1):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 class _Prefetch(Callback):
-    """Lets the workers of training prepare more batches."""
+    """Sets the number of batches that training workers prepare in advance."""
 
     def __init__(self, batches: int) -> None:
         self.batches = batches
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Change torch's loader, before it starts its workers: no option of ours says how many batches wait."""
+        """Change torch's loader before it starts its workers; autotimm has no option for the number."""
         loader = trainer.train_dataloader
         if isinstance(loader, KeyedLoader) and loader.num_workers:
             loader._torch_loader().prefetch_factor = self.batches
 
 
 def _measure_twice(task: Task) -> None:
-    """Add the first metric under another name."""
+    """Add the first metric again under another name."""
     extra = MetricConfig.of({**task.metric_configs[0].to_dict(), "name": "selfcheck"})
     task.metric_configs = [*task.metric_configs, extra]
     for stage in Stage:
@@ -89,26 +89,26 @@ def _train(setup: Setup, variation: Variation, toy: Path, run_dir: Path) -> None
         _measure_twice(model)
     if variation.stream in ("order", "augment", "step", "eval"):
         trainer.root_seed = RootSeed(trainer.root_seed, {variation.stream: trainer.root_seed + 1})
-    notes = _Notes()
-    added: list[Callback] = [notes]
+    fingerprints = _SampleFingerprints()
+    added: list[Callback] = [fingerprints]
     added += [DrawsEverywhere()] * variation.draws + [_Kill()] * variation.killed
     added += [_Prefetch(variation.prefetch)] * bool(variation.prefetch)
     trainer.callbacks[:0] = added  # type: ignore[attr-defined]  # set at run time
     trainer.fit(model, datamodule=data, ckpt_path="last" if variation.resumed else None)
     if trainer.is_global_zero:
-        write_text(run_dir.with_suffix(".json"), json.dumps({"samples": notes.samples}))
+        write_text(run_dir.with_suffix(".json"), json.dumps({"samples": fingerprints.samples}))
 
 
 def _run(job: Mapping[str, Any]) -> None:
-    # After ours, so that files of the user's do not hide what is installed.
-    sys.path += [one for one in job["path"] if one not in sys.path]
+    # At the end, so that the user's files cannot shadow installed packages.
+    sys.path += [entry for entry in job["path"] if entry not in sys.path]
     setup = Setup(**job["setup"])
     for training in job["trainings"]:
         _train(setup, Variation(**training["variation"]), Path(job["toy"]), Path(training["run_dir"]))
 
 
 def main(file: str) -> int:
-    """Make the trainings of a file; an error of ours is one line, and its exit code says of which kind."""
+    """Run the trainings of a job file; an error of autotimm becomes one line and an exit code."""
     try:
         _run(json.loads(Path(file).read_text(encoding="utf-8")))
     except AutotimmError as error:

@@ -1,7 +1,4 @@
-"""What a check found, as data and as a table.
-
-What the records of the trainings say.
-"""
+"""The report of a check, and the comparisons of trainings that it consists of."""
 
 from __future__ import annotations
 
@@ -18,19 +15,79 @@ from autotimm.records.ledger_diff import Difference, first_difference
 from autotimm.records.manifest import Manifest
 from autotimm.runs.verdict import describe, worth_naming
 
-__all__ = ["Report", "Result", "Trained", "apart", "judge_next_epoch", "judge_pairs", "judge_stream"]
+__all__ = [
+    "Report",
+    "Result",
+    "TrainingRecord",
+    "compare_trainings",
+    "judge_next_epoch",
+    "judge_pairs",
+    "judge_stream",
+]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of a check. Printed, it is a table.
+
+    Attributes:
+        results: A line for each variation.
+        levels: The reproducibility levels of the setup, ``R0`` to ``R7``: ``checked``, or ``no, because ...``.
+    """
+
+    results: tuple[Result, ...]
+    levels: Mapping[str, str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether there is no problem."""
+        return not self.problems
+
+    @property
+    def problems(self) -> tuple[Result, ...]:
+        """The lines that are problems."""
+        return tuple(result for result in self.results if result.verdict == "problem")
+
+    @property
+    def causes(self) -> dict[str, list[str]]:
+        """The likely causes of the problems, each with the names of the lines it explains."""
+        names: dict[str, list[str]] = {}
+        for result in self.problems:
+            names.setdefault(result.cause, []).append(result.name)
+        return names
+
+    @property
+    def exit_code(self) -> int:
+        """0 without problems, 5 if something differs."""
+        return 0 if self.passed else 5
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain data, for JSON."""
+        return {
+            "passed": self.passed,
+            "results": [asdict(result) for result in self.results],
+            "levels": dict(self.levels),
+        }
+
+    def __str__(self) -> str:
+        width = max(len(result.name) for result in self.results)
+        lines = [f"{result.name:<{width}}  {result.text}" for result in self.results]
+        if self.problems:
+            lines += ["", *(f"{', '.join(names)}: {cause}" for cause, names in self.causes.items())]
+        lines += ["", *(f"{level}  {text}" for level, text in self.levels.items())]
+        return "\n".join([*lines, "", "reproducible" if self.passed else "not reproducible"])
 
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the table.
+    """One line of the report.
 
     Attributes:
         name: What was varied.
-        level: The level of reproducibility that it belongs to; empty for what must change something.
-        verdict: ``ok``; ``problem``; ``skipped`` for what could not be checked.
-        text: What was found: ``same``, or where the two trainings part.
-        cause: What is likely behind a problem, as a sentence.
+        level: The reproducibility level that it belongs to; empty for what must change the result.
+        verdict: ``ok``; ``problem``; ``skipped`` if it could not be checked.
+        text: The outcome: ``same``, or the first difference of the two trainings.
+        cause: The likely cause of a problem, as a sentence.
     """
 
     name: str
@@ -41,59 +98,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a check found.
-
-    Attributes:
-        results: A line for each thing that was varied.
-        levels: What the set-up may claim, ``R0`` to ``R7``: ``checked``, or ``no, because ...``.
-    """
-
-    results: tuple[Result, ...]
-    levels: Mapping[str, str]
-
-    @property
-    def passed(self) -> bool:
-        """Whether no line is a problem."""
-        return not self.problems
-
-    @property
-    def problems(self) -> tuple[Result, ...]:
-        """The lines that are problems."""
-        return tuple(one for one in self.results if one.verdict == "problem")
-
-    @property
-    def causes(self) -> dict[str, list[str]]:
-        """What is likely behind the problems, each with the lines that point to it."""
-        found: dict[str, list[str]] = {}
-        for one in self.problems:
-            found.setdefault(one.cause, []).append(one.name)
-        return found
-
-    @property
-    def exit_code(self) -> int:
-        """0 if all is well, 5 if something differs."""
-        return 0 if self.passed else 5
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data, for other programs."""
-        return {
-            "passed": self.passed,
-            "results": [asdict(one) for one in self.results],
-            "levels": dict(self.levels),
-        }
-
-    def __str__(self) -> str:
-        width = max(len(one.name) for one in self.results)
-        lines = [f"{one.name:<{width}}  {one.text}" for one in self.results]
-        if self.problems:
-            lines += ["", *(f"{', '.join(names)}: {cause}" for cause, names in self.causes.items())]
-        lines += ["", *(f"{level}  {text}" for level, text in self.levels.items())]
-        return "\n".join([*lines, "", "reproducible" if self.passed else "not reproducible"])
-
-
-@dataclass(frozen=True)
-class Trained:
+class TrainingRecord:
     """The records of one training.
 
     Attributes:
@@ -104,7 +109,7 @@ class Trained:
 
     @cached_property
     def lines(self) -> list[Line]:
-        """Its ledger, as far as it is whole."""
+        """The intact lines of its ledger."""
         return read_ledger(self.folder / "ledger.jsonl").lines
 
     @cached_property
@@ -113,7 +118,7 @@ class Trained:
         return Manifest.load(self.folder / "manifest.json")
 
     def content(self, metrics: bool = True) -> list[Line]:
-        """The ledger without its chain and the run's id; without ``metrics`` also without what was measured."""
+        """The ledger without chain digests and run id; without ``metrics`` also without metrics and validation."""
         left_out = {"prev", "run"} if metrics else {"prev", "run", "metrics"}
         return [
             {name: value for name, value in line.items() if name not in left_out}
@@ -123,7 +128,7 @@ class Trained:
 
     @property
     def split(self) -> str:
-        """Which samples validate."""
+        """The table of samples and splits, as text."""
         path = self.folder / "splits.csv"
         return path.read_text(encoding="utf-8") if path.exists() else ""
 
@@ -133,90 +138,92 @@ class Trained:
         return next((line["weights"] for line in self.lines if line["kind"] == "start"), None)
 
     def steps(self, *names: str) -> dict[tuple[int, int], tuple[Any, ...]]:
-        """Fields of the steps, by epoch and batch."""
-        found = [line for line in self.lines if line["kind"] == "step"]
-        return {(line["epoch"], line["batch"]): tuple(line[name] for name in names) for line in found}
+        """Fields of the steps, by epoch and batch, both counted from 0."""
+        steps = [line for line in self.lines if line["kind"] == "step"]
+        return {(line["epoch"], line["batch"]): tuple(line[name] for name in names) for line in steps}
 
     @cached_property
     def samples(self) -> dict[int, dict[str, str]]:
-        """What the samples looked like: digests by epoch and id; nothing where a loader does not say."""
-        out: dict[int, dict[str, str]] = {}
-        notes = json.loads(self.folder.with_suffix(".json").read_text(encoding="utf-8"))
-        for epoch, name, digest in notes["samples"]:
-            out.setdefault(epoch, {})[name] = digest
-        return out
+        """Digests of the samples' pixels by epoch and id; empty if the data loader does not record them."""
+        by_epoch: dict[int, dict[str, str]] = {}
+        recorded = json.loads(self.folder.with_suffix(".json").read_text(encoding="utf-8"))
+        for epoch, name, digest in recorded["samples"]:
+            by_epoch.setdefault(epoch, {})[name] = digest
+        return by_epoch
 
 
-def apart(recorded: Trained, found: Trained, metrics: bool) -> tuple[Difference, str] | None:
-    """The first difference of two trainings and its likely cause, or ``None`` if they are the same.
-
-    Args:
-        recorded: The one that is compared with.
-        found: The other.
-        metrics: Whether metrics count.
-    """
-    difference = first_difference(recorded.content(metrics), found.content(metrics))
-    if difference is None:
-        return None
-    named = worth_naming(differences(recorded.manifest, found.manifest))
-    files = [one for one in named if one.section == "inputs" and one.name.startswith("data.")]
-    if files and difference.stage == "inputs":
-        return difference, _READ  # the files are the same ones
-    # That the initial weights differ is what the ledgers say, and no cause of it.
-    rest = [one for one in named if one not in files and one.name != "initial"]
-    return difference, likely_cause(difference, rest, recorded=recorded.manifest)
-
-
-_READ = (
-    "The files are the same, and reading a sample gives something else each time: the data set draws from a generator "
-    "of its own. Draw from torch, numpy.random or random in `load`: there they stand on the stream of the sample."
+_UNSTABLE_READ = (
+    "The files are equal, but a sample has other pixels each time it is read: the data set draws from a generator of "
+    "its own. Draw from torch, numpy.random or random in `load`: they are seeded for each sample there."
 )
 
 
-def judge_pairs(one: Trained, pair: Trained, other: Trained) -> list[Result]:
-    """Two trainings of two processes each: equal to each other, and on the samples that one process sees."""
-    name, found = "2 processes, twice", apart(pair, other, metrics=True)
+def compare_trainings(
+    reference: TrainingRecord, training: TrainingRecord, metrics: bool
+) -> tuple[Difference, str] | None:
+    """The first difference of two trainings and its likely cause, or ``None`` if they are equal.
+
+    Args:
+        reference: The training to compare with.
+        training: The other training.
+        metrics: Whether metrics are compared.
+    """
+    difference = first_difference(reference.content(metrics), training.content(metrics))
+    if difference is None:
+        return None
+    candidates = worth_naming(differences(reference.manifest, training.manifest))
+    data = [change for change in candidates if change.section == "inputs" and change.name.startswith("data.")]
+    if data and difference.stage == "inputs":
+        return difference, _UNSTABLE_READ  # both trainings read the same files
+    # Other initial weights are a part of the difference, not its cause.
+    candidates = [change for change in candidates if change not in data and change.name != "initial"]
+    return difference, likely_cause(difference, candidates, recorded=reference.manifest)
+
+
+def judge_pairs(single: TrainingRecord, pair: TrainingRecord, other: TrainingRecord) -> list[Result]:
+    """Check two trainings by two processes each: equal to each other, with the samples that one process sees."""
+    name, difference = "2 processes, twice", compare_trainings(pair, other, metrics=True)
     results = [
         Result(name, "R1", "ok", "same")
-        if found is None
-        else Result(name, "R1", "problem", describe(found[0]), found[1])
+        if difference is None
+        else Result(name, "R1", "problem", describe(difference[0]), difference[1])
     ]
     name = "2 processes see what 1 sees"
-    alone, together = (trained.steps("ids", "inputs") for trained in (one, pair))
-    common = [place for place in alone if place in together]
-    differing = next((place for place in common if alone[place] != together[place]), None)
-    if not common or None in alone[common[0]]:
-        return [*results, Result(name, "", "skipped", "not checked: the data loader does not name its samples")]
+    by_one, by_two = (training.steps("ids", "inputs") for training in (single, pair))
+    common = [step for step in by_one if step in by_two]
+    differing = next((step for step in common if by_one[step] != by_two[step]), None)
+    if not common or None in by_one[common[0]]:
+        return [*results, Result(name, "", "skipped", "not checked: the data loader does not record its samples")]
     if differing is None:
         return [*results, Result(name, "", "ok", f"same samples and pixels in {len(common)} global batches")]
-    what = "order" if alone[differing][0] != together[differing][0] else "inputs"
-    text = f"different at epoch {differing[0]}, batch {differing[1]}: {what}"
+    what = "order" if by_one[differing][0] != by_two[differing][0] else "inputs"
+    text = f"different at epoch {differing[0] + 1}, batch {differing[1] + 1}: {what}"
     cause = "Something depends on the process: draw order and augmentation from the streams, by the sample's id."
     return [*results, Result(name, "", "problem", text, cause)]
 
 
-def judge_next_epoch(plain: Trained, reseeded: Trained) -> Result:
-    """Whether a sample is augmented differently in the next epoch."""
+def judge_next_epoch(reference: TrainingRecord, reseeded: TrainingRecord) -> Result:
+    """Check that a sample is augmented differently in the next epoch."""
     name = "the next epoch"
-    changed, both = _changed(plain)
-    if not both:
-        return Result(name, "", "skipped", "not checked: the data loader does not name its samples")
+    changed, common = _changed_samples(reference)
+    if not common:
+        return Result(name, "", "skipped", "not checked: the data loader does not record its samples")
     if changed:
-        return Result(name, "", "ok", f"augments {changed} of {both} samples differently")
-    if plain.steps("inputs") == reseeded.steps("inputs"):
+        return Result(name, "", "ok", f"augments {changed} of {common} samples differently")
+    if reference.steps("inputs") == reseeded.steps("inputs"):
         return Result(name, "", "skipped", "not checked: images are not augmented")
-    cause = "The augmentation reads the seed and not the epoch: draw inside of the transform, from a global generator."
+    cause = "The augmentation depends on the seed but not on the epoch: draw in the transform, from a global generator."
     return Result(name, "", "problem", "every sample is augmented as in the epoch before", cause)
 
 
-def _changed(trained: Trained) -> tuple[int, int]:
-    """How many samples looked different in the second epoch, of how many that both epochs had."""
-    first, second = (trained.samples.get(epoch, {}) for epoch in (0, 1))
-    common = [one for one in first if one in second]
-    return sum(first[one] != second[one] for one in common), len(common)
+def _changed_samples(training: TrainingRecord) -> tuple[int, int]:
+    """The number of samples with other pixels in the second epoch, and the number of samples in both epochs."""
+    first, second = (training.samples.get(epoch, {}) for epoch in (0, 1))
+    common = [sample for sample in first if sample in second]
+    return sum(first[sample] != second[sample] for sample in common), len(common)
 
 
-_CHANGES = {
+_DECIDES = {
     "init": "the initial weights",
     "split": "the split",
     "order": "the order",
@@ -224,39 +231,41 @@ _CHANGES = {
     "step": "the steps",
     "eval": "the validation",
 }
-_NEEDED = ("init", "order")  # there are always weights to draw, and an order
+# What may change too, since it comes later in training.
+_MAY_CHANGE = {
+    "init": ("the steps", "the validation"),
+    "split": ("the order", "the augmentation", "the steps", "the validation"),
+    "order": ("the augmentation", "the steps", "the validation"),
+    "augment": ("the steps", "the validation"),
+    "step": ("the validation",),
+    "eval": (),
+}
+_ALWAYS_USED = ("init", "order")  # every training draws weights and an order
 
 
-def judge_stream(stream: str, plain: Trained, other: Trained) -> Result:
-    """Whether another seed of a stream changes what the stream is for, and nothing else."""
-    name, what = f"another seed of `{stream}`", _CHANGES[stream]
+def judge_stream(stream: str, reference: TrainingRecord, reseeded: TrainingRecord) -> Result:
+    """Check that another seed of a stream changes what the stream decides, and nothing else."""
+    name, decided = f"another seed of `{stream}`", _DECIDES[stream]
     differs = {
-        "the initial weights": plain.initial != other.initial,
-        "the split": plain.split != other.split,
-        "the order": plain.steps("ids") != other.steps("ids"),
-        "the augmentation": plain.steps("ids", "inputs") != other.steps("ids", "inputs"),
-        "the steps": plain.content(metrics=False) != other.content(metrics=False),
-        "the validation": plain.content() != other.content(),
+        "the initial weights": reference.initial != reseeded.initial,
+        "the split": reference.split != reseeded.split,
+        "the order": reference.steps("ids") != reseeded.steps("ids"),
+        "the augmentation": reference.steps("ids", "inputs") != reseeded.steps("ids", "inputs"),
+        "the steps": reference.content(metrics=False) != reseeded.content(metrics=False),
+        "the validation": reference.content() != reseeded.content(),
     }
-    # What comes later in a training follows from what comes before.
-    follows = {
-        "init": ("the steps", "the validation"),
-        "split": ("the order", "the augmentation", "the steps", "the validation"),
-        "order": ("the augmentation", "the steps", "the validation"),
-        "augment": ("the steps", "the validation"),
-        "step": ("the validation",),
-        "eval": (),
-    }
-    wrong = [one for one, yes in differs.items() if yes and one != what and one not in follows[stream]]
+    allowed = {decided, *_MAY_CHANGE[stream]}
+    wrong = [part for part, different in differs.items() if different and part not in allowed]
     if wrong:
         cause = f"{wrong[0].capitalize()} must not depend on the seed of `{stream}`: draw it from a stream of its own."
         return Result(name, "", "problem", f"changes {' and '.join(wrong)} too", cause)
-    if differs[what]:
-        return Result(name, "", "ok", f"changes {what}, and nothing before it")
-    unkeyed = stream == "augment" and _changed(plain)[0]  # augmented in another way each time, but not by the seed
-    if stream not in _NEEDED and not unkeyed:
-        return Result(name, "", "skipped", "changes nothing: nothing is drawn there")
+    if differs[decided]:
+        return Result(name, "", "ok", f"changes {decided}, and nothing before it")
+    # Samples that change from epoch to epoch, but not with the seed, are augmented from an unseeded generator.
+    unseeded = stream == "augment" and _changed_samples(reference)[0]
+    if stream not in _ALWAYS_USED and not unseeded:
+        return Result(name, "", "skipped", "changes nothing: no random numbers are drawn there")
     cause = (
-        f"{what.capitalize()} must follow the seed: draw from torch, numpy.random or random while the stream is set."
+        f"{decided.capitalize()} must follow the seed: draw from torch, numpy.random or random while the stream is set."
     )
     return Result(name, "", "problem", "changes nothing", cause)

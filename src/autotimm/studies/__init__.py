@@ -1,4 +1,4 @@
-"""Studies: one configuration, or two, trained with several seeds, and what can be said of the results.
+"""Studies: train one or two configurations with several seeds, and report the spread and their difference.
 
 Example:
     >>> from autotimm.studies.statistics import summarize

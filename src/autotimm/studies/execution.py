@@ -1,7 +1,4 @@
-"""Runs as processes on this machine, a few at a time.
-
-Runs as tasks of a Ray cluster, for which Ray is needed: an optional extra.
-"""
+"""Execute the runs of a study: as processes on this machine, or as tasks of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from autotimm.errors import RunError, UsageError
 from autotimm.studies.trial_process import command
 from autotimm.studies.trials import Trial
 
-__all__ = ["failure", "run_local", "run_on_ray"]
+__all__ = ["run_local", "run_on_ray"]
 
 
 def run_local(configs: Mapping[str, Path], jobs: int, logs: Path) -> Iterator[str]:
@@ -24,21 +21,22 @@ def run_local(configs: Mapping[str, Path], jobs: int, logs: Path) -> Iterator[st
 
     Args:
         configs: The configuration file of each run.
-        jobs: How many run at a time.
-        logs: Folder for what they print.
+        jobs: The number of parallel runs.
+        logs: Folder for the output of the processes.
 
     Raises:
-        RunError: If one of them fails. Those that are running are finished first, no other is started.
+        RunError: If a run fails. Other runs that have started are finished first, and no more are started.
     """
     logs.mkdir(parents=True, exist_ok=True)
     processes = _Processes()
     with ThreadPoolExecutor(jobs) as pool:
-        waiting = {pool.submit(processes.run, file, logs / f"{name}.log"): name for name, file in configs.items()}
+        names = {pool.submit(processes.run, file, logs / f"{name}.log"): name for name, file in configs.items()}
         try:
-            for done in as_completed(waiting):
-                if code := done.result():
-                    raise failure(waiting[done], code, logs / f"{waiting[done]}.log")
-                yield waiting[done]
+            for future in as_completed(names):
+                name = names[future]
+                if code := future.result():
+                    raise _failure(name, code, logs / f"{name}.log")
+                yield name
         except RunError:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
@@ -48,16 +46,8 @@ def run_local(configs: Mapping[str, Path], jobs: int, logs: Path) -> Iterator[st
             raise
 
 
-def failure(name: str, code: int, log: Path) -> RunError:
-    """The error for a run that failed, with what it said last."""
-    said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    last = said[-1].removeprefix("error: ") if said else f"It ended with code {code} without a word"
-    return RunError(f"The run {name} of the study failed: {last.rstrip('.')}. All that it printed is in {log}. "
-                    "The same command goes on with the others once that is mended.")  # fmt: skip
-
-
 class _Processes:
-    """The processes that are running."""
+    """The running processes."""
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[bytes]] = set()
@@ -65,7 +55,7 @@ class _Processes:
         self._ended = False
 
     def run(self, config: Path, log: Path) -> int:
-        """Run one process to its end; its standard input ends when this process dies."""
+        """Run one process, and return its exit code. Its standard input is closed when this process dies."""
         with self._lock:
             if self._ended:
                 return 130
@@ -81,7 +71,7 @@ class _Processes:
         return code
 
     def end(self) -> None:
-        """Ask all of them to stop after their step, and wait for that."""
+        """Ask all processes to stop after their current step, and wait for them."""
         with self._lock:
             self._ended = True
             running = [*self._running]
@@ -92,22 +82,22 @@ class _Processes:
 
 
 def run_on_ray(trials: Mapping[str, Trial], configs: Mapping[str, Path], logs: Path) -> Iterator[str]:
-    """Give each run to a Ray cluster, and yield the names of runs as they finish.
+    """Run each trial as a task of a Ray cluster, and yield the names of runs as they finish.
 
     The cluster is the one that ``RAY_ADDRESS`` names, or that this machine belongs to; without either, Ray starts one
     on this machine. Its machines need autotimm, and the data and the study's folder under the same paths.
 
     Args:
         trials: The runs by name.
-        configs: The configuration file of each.
-        logs: Folder for what they print.
+        configs: The configuration file of each run.
+        logs: Folder for the output of the runs.
 
     Raises:
-        UsageError: If Ray is not installed.
+        UsageError: If Ray, an optional extra, is not installed.
         RunError: If a run fails.
     """
     try:
-        import ray  # an optional extra
+        import ray
     except ImportError:
         raise UsageError("The launcher ray needs Ray. Install it with: pip install 'autotimm[ray]'") from None
     logs.mkdir(parents=True, exist_ok=True)
@@ -115,32 +105,41 @@ def run_on_ray(trials: Mapping[str, Trial], configs: Mapping[str, Path], logs: P
     if started:
         ray.init(log_to_driver=False)
     try:
-        # Ray hides GPUs from whoever did not ask for them, and the run would be trained on a CPU without a word.
+        # Ray hides the GPUs from tasks that do not request one: these would train on the CPU without a warning.
         has_gpus = bool(ray.cluster_resources().get("GPU"))
-        remote = ray.remote(max_retries=3)(_run)
-        waiting = {}
+        remote = ray.remote(max_retries=3)(_run_on_node)
+        names = {}
         for name, file in configs.items():
             config = trials[name].config
             gpus = config.devices if has_gpus and config.accelerator != "cpu" else 0
             task = remote.options(num_cpus=config.threads or 1, num_gpus=gpus, name=name)
-            waiting[task.remote(str(file.resolve()), str((logs / f"{name}.log").resolve()), os.getcwd())] = name
-        while waiting:
-            (done, *_), _ = ray.wait([*waiting], num_returns=1)
-            name = waiting.pop(done)
-            if code := ray.get(done):
-                raise failure(name, code, logs / f"{name}.log")
+            names[task.remote(str(file.resolve()), str((logs / f"{name}.log").resolve()), os.getcwd())] = name
+        while names:
+            (reference, *_), _ = ray.wait([*names], num_returns=1)
+            name = names.pop(reference)
+            if code := ray.get(reference):
+                raise _failure(name, code, logs / f"{name}.log")
             yield name
     finally:
         if started:
             ray.shutdown()
 
 
-def _run(config: str, log: str, folder: str) -> int:
-    """On a machine of the cluster: a process for the run, since the task's own was started with other settings."""
-    words = command(config)
-    # Its input is a pipe of this process, so that it ends with it; see the worker.
+def _run_on_node(config: str, log: str, folder: str) -> int:
+    """Run one process on a machine of the cluster: the Ray worker itself was started with other settings."""
+    # The pipe closes when the Ray worker dies, which ends the process; see trial_process.
     with (
         open(log, "wb") as output,
-        subprocess.Popen(words, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=folder) as process,
+        subprocess.Popen(
+            command(config), stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=folder
+        ) as process,
     ):
         return process.wait()
+
+
+def _failure(name: str, code: int, log: Path) -> RunError:
+    """The error for a failed run, with the last line of its output."""
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    last = lines[-1].removeprefix("error: ") if lines else f"It ended with exit code {code} and no output"
+    return RunError(f"The run {name} of the study failed: {last.rstrip('.')}. Its output is in {log}. "
+                    "Repeat the command to continue the study once the cause is fixed.")  # fmt: skip

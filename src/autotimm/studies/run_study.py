@@ -1,4 +1,4 @@
-"""Making a study: its runs, one after the other or side by side, and what comes out."""
+"""Run a study: train all of its runs, and collect the results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LAUNCHERS = ("local", "ray")
 
 @dataclass(frozen=True)
 class Study:
-    """A finished study. Printed, it is the table of results.
+    """A finished study. Printed, it is a table of the results.
 
     Attributes:
         path: Its folder, with ``study.json``, ``study.csv``, ``plot.png`` and ``runs/``.
@@ -43,7 +43,7 @@ class Study:
 
     @property
     def runs(self) -> list[Run]:
-        """Every run, in the order in which they were planned."""
+        """All runs, in the order of the plan."""
         return [Run(trial.folder) for trial in self.results.plan.trials]
 
 
@@ -60,27 +60,27 @@ def study(
     name: str | None = None,
     **options: Any,
 ) -> Study:
-    """Train with several seeds, and say how far the results scatter.
+    """Train with several seeds, and report the spread of the results.
 
-    A study that was stopped goes on when the same call is made again; what is finished is not trained again.
+    To resume an interrupted study, repeat the call; finished runs are not trained again.
 
     Args:
         path: A folder of images, as for :func:`autotimm.fit`.
-        seeds: How many, counted from the configuration's own on, or which.
-        vary: What the seeds are given to: ``"all"``, or some of ``split``, ``init``, ``order``, ``augment``, ``step``.
-            All other streams keep the configuration's ``seed``.
-        vs: A YAML file, or options, with what is different in a configuration B, to compare with the same seeds.
-        decompose: Vary each stream alone too, to find its share of the variance.
-        jobs: Runs at a time on this machine; they share its cores.
+        seeds: The number of seeds, counted from the configuration's ``seed``, or the seeds themselves.
+        vary: The random streams that get the seeds: ``"all"``, or some of ``split``, ``init``, ``order``, ``augment``,
+            ``step``. The others keep the configuration's ``seed``.
+        vs: A configuration B to compare with on the same seeds: the options that differ, or a YAML file of them.
+        decompose: Also vary each stream alone, to find its share of the variance.
+        jobs: Number of parallel runs on this machine; they share its cores.
         launcher: ``"local"`` or ``"ray"``.
-        out: Where studies are.
-        name: The study's folder there; ``None`` names it after data and configuration.
+        out: Parent folder of studies.
+        name: Name of the study's folder; ``None`` names it after data and configuration.
         options: Any field of :class:`autotimm.FitConfig`.
 
     Raises:
         UsageError: If an argument is wrong.
         RunError: If a run fails.
-        DataError: If the data or the code were changed between runs.
+        DataError: If the data or the code changed between runs.
     """
     a = FitConfig.from_options(path, options)
     b = None if vs is None else compared_with(a, vs)
@@ -90,7 +90,7 @@ def study(
 
 
 def compared_with(a: FitConfig, vs: str | Path | Mapping[str, object]) -> FitConfig:
-    """The configuration B: what ``vs`` says, and for the rest what A says.
+    """The configuration B: A with the options of ``vs``.
 
     Raises:
         UsageError: If the file or an option is wrong.
@@ -112,16 +112,16 @@ def study_configs(
     a: FitConfig, b: FitConfig | None, *, seeds: object, vary: object, decompose: bool, jobs: int,
     launcher: str, out: str | Path, name: str | None,
 ) -> Study:  # fmt: skip
-    """Make a study of configurations; see :func:`study`."""
+    """Run a study of configurations; see :func:`study`."""
     require_choice("launcher", "a study", launcher, LAUNCHERS)
-    jobs, words = _read("jobs", Whole(1), jobs), _read("vary", Words(VARIED), vary)
-    plan = make_plan(a, b, seeds=seeds, vary=words, decompose=decompose, jobs=jobs, out=out, name=name)
+    jobs, streams = _read("jobs", Whole(1), jobs), _read("vary", Words(VARIED), vary)
+    plan = make_plan(a, b, seeds=seeds, vary=streams, decompose=decompose, jobs=jobs, out=out, name=name)
     plan.folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(plan.folder / ".lock", timeout=0):
-            return _make(plan, jobs, launcher)
+            return _run(plan, jobs, launcher)
     except Timeout:
-        raise RunError(f"The study {plan.folder} is being made by another process. Wait until it is done.") from None
+        raise RunError(f"Another process is running the study {plan.folder}. Wait until it has finished.") from None
 
 
 def _read(name: str, kind: Kind, value: object) -> Any:
@@ -132,43 +132,43 @@ def _read(name: str, kind: Kind, value: object) -> Any:
         raise UsageError(sentence(name, "a study", kind.must, value, cure)) from None
 
 
-def _make(plan: Plan, jobs: int, launcher: str) -> Study:
+def _run(plan: Plan, jobs: int, launcher: str) -> Study:
     files = {trial.name: keep_config(trial, plan.folder) for trial in plan.trials}
-    write_json(plan.folder / "study.json", Results(plan))  # the threads are fixed from now on
+    write_json(plan.folder / "study.json", Results(plan))  # records the number of threads
     trials = {trial.name: trial for trial in plan.trials if not finished(trial.folder)}
-    waiting = {name: files[name] for name in trials}
-    done = len(files) - len(waiting)
-    say(f"study: {plan.folder}, {len(files)} runs{f', {done} of them are finished' if done else ''}")
+    remaining = {name: files[name] for name in trials}
+    done = len(files) - len(remaining)
+    say(f"study: {plan.folder}, {len(files)} runs{f', {done} of them finished' if done else ''}")
     logs = plan.folder / "logs"
-    making = run_local(waiting, jobs, logs) if launcher == "local" else run_on_ray(trials, waiting, logs)
-    for name in making if waiting else ():
+    completed = run_local(remaining, jobs, logs) if launcher == "local" else run_on_ray(trials, remaining, logs)
+    for name in completed if remaining else ():
         done += 1
-        say(f"  {done}/{len(files)}  {name}  {_shown(Run(trials[name].folder).metrics)}")
+        say(f"  {done}/{len(files)}  {name}  {_metrics_text(Run(trials[name].folder).metrics)}")
     _check_inputs(plan)
     results = Results.read(plan)
     write_json(plan.folder / "study.json", results)
     write_csv(plan.folder / "study.csv", results)
     if not draw(plan.folder / "plot.png", results):
-        say("There is no plot.png without matplotlib. Install it with: pip install 'autotimm[plot]'")
+        say("plot.png needs matplotlib. Install it with: pip install 'autotimm[plot]'")
     return Study(plan.folder, results)
 
 
-def _shown(metrics: Mapping[str, float]) -> str:
+def _metrics_text(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if not name.startswith("train/"))
 
 
 def _check_inputs(plan: Plan) -> None:
-    """Refuse to compare runs that were made from other data or by other code."""
+    """Refuse to compare runs with other data or other code."""
     for what in ("data", "transforms", "code"):
         for arm in ("a", "b"):
-            found = {str(inputs[what]): name for name, inputs in _inputs(plan, arm)}
-            if len(found) > 1:
-                first, second = sorted(found.values())[:2]
-                raise DataError(f"The runs of a study must be made from the same {what}. {first} and {second} of "
-                                f"{plan.folder} are not. Give another `name` to make all of them again.")  # fmt: skip
+            runs = {str(inputs[what]): name for name, inputs in _inputs(plan, arm)}
+            if len(runs) > 1:
+                first, second = sorted(runs.values())[:2]
+                raise DataError(f"The runs of a study must have the same {what}. {first} and {second} of "
+                                f"{plan.folder} differ. Give another `name` to train all of them again.")  # fmt: skip
 
 
 def _inputs(plan: Plan, arm: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for (one, _), trials in plan.groups.items():
-        for trial in trials if one == arm else ():
+    for (group_arm, _), trials in plan.groups.items():
+        for trial in trials if group_arm == arm else ():
             yield trial.name, Manifest.load(trial.folder / "manifest.json").inputs

@@ -1,7 +1,7 @@
-"""What can be said of a few numbers: their spread, a paired difference, and where the spread comes from.
+"""Statistics of a few values: their spread, a paired comparison, and shares of the variance.
 
-SciPy has the distributions and the permutation test; it is imported when something is computed, because it takes a
-quarter of a second that a command with a mistake in it should not cost.
+SciPy provides the distributions and the permutation test. It is imported only when something is computed, since the
+import takes a quarter of a second that a mistyped command should not cost.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ __all__ = ["Paired", "Share", "Summary", "compare_pairs", "least_p", "seeds_need
 CONFIDENCE = 0.95
 POWER = 0.8
 _ALPHA = 1 - CONFIDENCE
-_MOST_EXACT = 17  # 2**17 choices of signs take half a second
-_DRAWN = 100_000
+_MOST_EXACT = 17  # seeds; 2**17 choices of signs take half a second
+_RANDOM_SIGNS = 100_000
 _MOST_SEEDS = 100_000
 
 
@@ -31,8 +31,8 @@ class Summary:
     Attributes:
         n: Number of seeds.
         mean: Their mean.
-        sd: Their standard deviation, with n - 1.
-        low: Lower end of the 95 % interval of the mean, by Student's t.
+        sd: Their standard deviation, with n - 1 degrees of freedom.
+        low: Lower end of the 95 % interval of the mean, by Student's t distribution.
         high: Its upper end.
         min: The smallest value.
         max: The largest.
@@ -48,10 +48,10 @@ class Summary:
 
 
 def summarize(values: Sequence[float]) -> Summary:
-    """Mean, standard deviation, 95 % interval of the mean, and the ends.
+    """Mean, standard deviation, 95 % interval of the mean, minimum and maximum.
 
-    The interval (Student, "The probable error of a mean", Biometrika 1908) holds for values that scatter roughly like a
-    normal distribution. It is one of the mean, and says little about where the next single value will lie.
+    The interval (Student, "The probable error of a mean", Biometrika 1908) assumes roughly normally distributed values.
+    It is the interval of the mean, and says little about the next single value.
 
     Args:
         values: The values of a metric, one per seed, in any unit; at least two.
@@ -60,35 +60,36 @@ def summarize(values: Sequence[float]) -> Summary:
         UsageError: If there are fewer than two.
 
     Example:
-        >>> found = summarize([0.80, 0.82, 0.84])
-        >>> f"{found.mean:.3f} ± {found.sd:.3f}, {found.low:.3f} to {found.high:.3f}"
+        >>> summary = summarize([0.80, 0.82, 0.84])
+        >>> f"{summary.mean:.3f} ± {summary.sd:.3f}, {summary.low:.3f} to {summary.high:.3f}"
         '0.820 ± 0.020, 0.770 to 0.870'
     """
     from scipy import stats  # lazy, see above
 
     require(len(values) > 1, "values", "summarize", "at least two", len(values), "Train with another seed.")
-    found = np.asarray(values, dtype=np.float64)
-    mean, sd = float(found.mean()), _sd(found)
-    margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(found) - 1)) * sd / math.sqrt(len(found))
-    return Summary(len(found), mean, sd, mean - margin, mean + margin, float(found.min()), float(found.max()))
+    array = np.asarray(values, dtype=np.float64)
+    mean, sd = float(array.mean()), _sd(array)
+    margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(array) - 1)) * sd / math.sqrt(len(array))
+    return Summary(len(array), mean, sd, mean - margin, mean + margin, float(array.min()), float(array.max()))
 
 
 def _sd(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float:
-    """The standard deviation; 0 for equal values, whose mean may be off by a rounding."""
+    """The standard deviation; exactly 0 for equal values, whose mean may have a rounding error."""
     return 0.0 if (values == values[0]).all() else float(values.std(ddof=1))
 
 
 @dataclass(frozen=True)
 class Paired:
-    """What B does differently from A, seed by seed.
+    """The comparison of B with A, seed by seed.
 
     Attributes:
         difference: The spread of B - A.
-        p: The two-sided probability of a mean difference at least as large, if A and B were interchangeable.
-        exact: Whether all signs were tried, and not a sample of them.
-        least_p: The smallest probability that so few seeds can give.
-        needed: Seeds with which a difference of this size, in this spread, would be seen four times out of five;
-            ``None`` if there is no difference to see, or if they are more than 100,000.
+        p: The two-sided p-value: the probability of a mean difference at least as large if A and B were
+            interchangeable.
+        exact: Whether all choices of signs were counted, not a random sample of them.
+        least_p: The smallest p-value that is possible with this number of seeds.
+        needed: The number of seeds with which a difference of this size and spread would be detected four times out of
+            five; ``None`` if the difference is 0, or if the number exceeds 100,000.
     """
 
     difference: Summary
@@ -103,19 +104,19 @@ def compare_pairs(a: Sequence[float], b: Sequence[float]) -> Paired:
 
     If A and B were interchangeable, each difference could as well have had the other sign. The test (Fisher, "The
     design of experiments", 1935, chapter 3) counts how many of the 2**n choices of signs give a mean at least as far
-    from zero. It assumes nothing about the distribution. With n seeds it cannot give less than 2 / 2**n: five seeds
-    never reach 0.05. Above 17 seeds 100,000 of the choices are drawn, always the same.
+    from zero. It assumes nothing about the distribution. With n seeds, p is at least 2 / 2**n: five seeds never reach
+    0.05. With more than 17 seeds, 100,000 choices are drawn with a fixed seed.
 
     Args:
         a: The values of a metric with A, one per seed.
-        b: Those with B, for the same seeds in the same order.
+        b: The values with B, for the same seeds in the same order.
 
     Raises:
-        UsageError: If they are not equally many, or fewer than two.
+        UsageError: If the numbers of values differ, or are less than two.
 
     Example:
-        >>> found = compare_pairs([0.80, 0.81, 0.79, 0.80], [0.82, 0.83, 0.82, 0.81])
-        >>> f"{found.difference.mean:+.3f}, p = {found.p:g}, at best {found.least_p:g}"
+        >>> comparison = compare_pairs([0.80, 0.81, 0.79, 0.80], [0.82, 0.83, 0.82, 0.81])
+        >>> f"{comparison.difference.mean:+.3f}, p = {comparison.p:g}, at best {comparison.least_p:g}"
         '+0.020, p = 0.125, at best 0.125'
     """
     from scipy import stats  # lazy, see above
@@ -124,37 +125,37 @@ def compare_pairs(a: Sequence[float], b: Sequence[float]) -> Paired:
     gaps = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
     difference = summarize(gaps.tolist())
     exact = len(gaps) <= _MOST_EXACT
-    found = stats.permutation_test(
+    test = stats.permutation_test(
         (gaps,), np.mean, permutation_type="samples", vectorized=True, batch=2**14,
-        n_resamples=np.inf if exact else _DRAWN, rng=np.random.default_rng(0),
+        n_resamples=np.inf if exact else _RANDOM_SIGNS, rng=np.random.default_rng(0),
     )  # fmt: skip
     needed = seeds_needed(difference.mean, difference.sd)
-    return Paired(difference, float(found.pvalue), exact, least_p(len(gaps)), needed)
+    return Paired(difference, float(test.pvalue), exact, least_p(len(gaps)), needed)
 
 
 def least_p(n: int) -> float:
-    """The smallest probability that the permutation test of n differences can give.
+    """The smallest p-value of the permutation test of n differences.
 
     Example:
         >>> least_p(5), least_p(6)
         (0.0625, 0.03125)
     """
-    return max(2.0 ** (1 - n), 0.0 if n <= _MOST_EXACT else 1 / (_DRAWN + 1))
+    return max(2.0 ** (1 - n), 0.0 if n <= _MOST_EXACT else 1 / (_RANDOM_SIGNS + 1))
 
 
 def seeds_needed(difference: float, sd: float) -> int | None:
-    """How many seeds would show a paired difference four times out of five, with a 5 % chance of a false alarm.
+    """The number of seeds that detect a paired difference with a power of 80 % at a significance level of 5 %.
 
     From the power of the paired t test (Cohen, "Statistical power analysis for the behavioral sciences", 1988). The
-    answer is as uncertain as ``sd``, which a few seeds tell only roughly. It is at least 6: fewer never reach 0.05 in
-    the permutation test.
+    result is as uncertain as ``sd``, which a few seeds estimate only roughly. It is at least 6: with fewer seeds the
+    permutation test never reaches 0.05.
 
     Args:
         difference: The mean difference.
         sd: The standard deviation of the differences, in the same unit.
 
     Returns:
-        The number of seeds; ``None`` if the difference is 0, or if it takes more than 100,000.
+        The number of seeds; ``None`` if the difference is 0, or if the number exceeds 100,000.
 
     Example:
         >>> seeds_needed(0.5, 1.0), seeds_needed(0.8, 1.0)
@@ -176,24 +177,24 @@ def seeds_needed(difference: float, sd: float) -> int | None:
 
 
 def _power(n: int, effect: float) -> float:
-    """The chance that the two-sided paired t test of n differences sees an effect, in standard deviations."""
+    """The power of the two-sided paired t test of n differences, for an effect in standard deviations."""
     from scipy import stats  # lazy, see above
 
     if effect * math.sqrt(n) > 30:
-        return 1.0  # where SciPy's noncentral t is not computed reliably, and 1 to all digits
+        return 1.0  # to all digits; SciPy's noncentral t is not reliable here
     bound, shift = stats.t.ppf(1 - _ALPHA / 2, n - 1), effect * math.sqrt(n)
-    # The chance to see it with the wrong sign is left out, as it is far below the first for all that matters here.
+    # The other tail, a significant difference of the wrong sign, is negligible.
     return float(stats.nct.sf(bound, n - 1, shift))
 
 
 @dataclass(frozen=True)
 class Share:
-    """How much of the variance of a metric one stream makes alone.
+    """The share of a metric's variance that one stream causes alone.
 
     Attributes:
-        n: Number of seeds that were tried for this stream.
-        sd: The standard deviation while only this stream varied.
-        share: Its variance divided by that with all streams varied together; ``None`` if that is 0.
+        n: Number of seeds for this stream.
+        sd: The standard deviation with only this stream varied.
+        share: Its variance divided by the variance with all streams varied together; ``None`` if that is 0.
         low: Lower end of the 95 % interval of the share.
         high: Its upper end.
     """
@@ -206,11 +207,11 @@ class Share:
 
 
 def share_variance(alone: Mapping[str, Sequence[float]], together: Sequence[float]) -> dict[str, Share]:
-    """The variance with one stream varied, as a share of that with all of them varied together.
+    """The variance with each stream varied alone, as a share of the variance with all of them varied together.
 
-    The interval is that of a ratio of two variances of normal values (Snedecor's F). With few seeds it is wide: with
-    five of them, from a tenth of the share to ten times the share. The shares need not sum to 1, since streams can
-    strengthen or cancel each other.
+    The interval is that of the ratio of two variances of normally distributed values (Snedecor's F). With few seeds it
+    is wide: with five seeds, from a tenth of the share to ten times the share. The shares need not sum to 1, since
+    streams can strengthen or cancel each other.
 
     Args:
         alone: By stream, the values of a metric with only that stream varied.
@@ -220,20 +221,20 @@ def share_variance(alone: Mapping[str, Sequence[float]], together: Sequence[floa
         UsageError: If there are fewer than two values of one of them.
 
     Example:
-        >>> found = share_variance({"init": [1.0, 2.0, 3.0]}, [0.0, 2.0, 4.0])["init"]
-        >>> f"{found.share:.0%}, {found.low:.1%} to {found.high:.0%}"
+        >>> share = share_variance({"init": [1.0, 2.0, 3.0]}, [0.0, 2.0, 4.0])["init"]
+        >>> f"{share.share:.0%}, {share.low:.1%} to {share.high:.0%}"
         '25%, 0.6% to 975%'
     """
     from scipy import stats  # lazy, see above
 
     whole = summarize(together).sd ** 2
-    found: dict[str, Share] = {}
+    shares: dict[str, Share] = {}
     for name, values in alone.items():
         n, sd = len(values), summarize(values).sd
         if whole == 0:
-            found[name] = Share(n, sd, None, None, None)
+            shares[name] = Share(n, sd, None, None, None)
             continue
         share, freedoms = sd**2 / whole, (n - 1, len(together) - 1)
         low, high = (float(stats.f.ppf(q, *freedoms)) for q in (_ALPHA / 2, 1 - _ALPHA / 2))
-        found[name] = Share(n, sd, share, share / high, share / low)
-    return found
+        shares[name] = Share(n, sd, share, share / high, share / low)
+    return shares

@@ -1,9 +1,4 @@
-"""The numbers of a study: the metrics of its runs, and what follows from them.
-
-The results of a study as a picture: every seed a dot, with mean and interval.
-
-The results of a study as a table for people, and as files for programs.
-"""
+"""The results of a study: its statistics, the tables and the plot for people, and the files for programs."""
 
 from __future__ import annotations
 
@@ -30,16 +25,16 @@ __all__ = ["Results", "as_data", "as_text", "draw", "write_csv", "write_json"]
 
 @dataclass(frozen=True)
 class Results:
-    """What came out.
+    """The results of a study.
 
     Attributes:
         plan: The study's runs.
         metrics: The metrics of each run, by its name: those of its best epoch on validation data, and those on test
-            data if there is any; without either those of training.
-        summaries: By configuration (``a``, ``b``) and metric, how it scatters.
-        paired: By metric, what B does differently.
-        shares: By metric and stream, how much of the variance it makes alone.
-        splits: How many different splits the runs were measured on.
+            data if there is any; without either, those of training.
+        summaries: The spread by configuration (``a``, ``b``) and metric.
+        paired: The comparison of B with A, by metric.
+        shares: The share of the variance, by metric and stream.
+        splits: The number of different splits that the runs were evaluated on.
     """
 
     plan: Plan
@@ -51,25 +46,27 @@ class Results:
 
     @classmethod
     def read(cls, plan: Plan) -> Results:
-        """Read the results of runs that are all finished.
+        """Read the results of a plan whose runs have all finished.
 
         Raises:
-            DataError: If they were not measured with the same metrics.
+            DataError: If the runs have different metrics.
         """
-        metrics = {trial.name: _measured(trial) for trial in plan.trials}
-        named = {tuple(sorted(one)) for one in metrics.values()}
-        if len(named) > 1:
-            raise DataError(f"The runs of {plan.folder} must have the same metrics. They have not. Use one list.")
-        found = cls(plan, metrics)
-        arms = {arm: {name: summarize(found.values(arm, name)) for name in found.names} for arm in found.arms}
+        metrics = {trial.name: _trial_metrics(trial) for trial in plan.trials}
+        if len({tuple(sorted(values)) for values in metrics.values()}) > 1:
+            raise DataError(
+                f"The runs of {plan.folder} must have the same metrics, but some have others. Use one list of metrics."
+            )
+        results = cls(plan, metrics)
+        names = results.names
+        summaries = {arm: {name: summarize(results.values(arm, name)) for name in names} for arm in results.arms}
         paired, shares = {}, {}
-        for name in found.names:
-            if "b" in arms:
-                paired[name] = compare_pairs(found.values("a", name), found.values("b", name))
+        for name in names:
+            if "b" in summaries:
+                paired[name] = compare_pairs(results.values("a", name), results.values("b", name))
             if plan.single:
-                alone = {stream: found.values("a", name, stream) for stream in plan.single}
-                shares[name] = share_variance(alone, found.values("a", name))
-        return cls(plan, metrics, arms, paired, shares, _splits(plan))
+                alone = {stream: results.values("a", name, stream) for stream in plan.single}
+                shares[name] = share_variance(alone, results.values("a", name))
+        return cls(plan, metrics, summaries, paired, shares, _count_splits(plan))
 
     @property
     def arms(self) -> list[str]:
@@ -79,66 +76,149 @@ class Results:
     @property
     def names(self) -> list[str]:
         """The names of the metrics: test before validation, and losses last."""
-        found = next(iter(self.metrics.values()), {})
-        return sorted(found, key=lambda name: (not name.startswith("test/"), name.endswith("loss"), name))
+        metrics = next(iter(self.metrics.values()), {})
+        return sorted(metrics, key=lambda name: (not name.startswith("test/"), name.endswith("loss"), name))
 
     def values(self, arm: str, name: str, vary: str = "") -> list[float]:
-        """The values of a metric, one per seed in the order of the seeds."""
+        """The values of a metric, one per seed, in the order of the seeds."""
         return [self.metrics[trial.name][name] for trial in self.plan.groups[arm, vary or self.plan.whole]]
 
     @property
     def notes(self) -> list[str]:
-        """What a reader must know to read the numbers rightly."""
+        """Sentences that explain how to read the numbers."""
         n = len(self.plan.seeds)
-        lines = ["The interval is that of the mean; single runs scatter as far as minimum and maximum say."]
+        lines = ["The interval is that of the mean; single runs scatter between minimum and maximum."]
         if self.splits > 1:
-            lines.append("The split varies with the seed: each run was measured on images of its own.")
+            lines.append("The split varies with the seed: each run was evaluated on other images.")
         if self.paired:
             lines.append(f"p is that of an exact permutation test, which with {n} seeds gives {least_p(n):.2g} at best."
-                         if all(one.exact for one in self.paired.values()) else
-                         "p is that of a permutation test of 100,000 choices of signs.")  # fmt: skip
-            lines.append("Seeds needed: to see such a difference four times out of five at p = 0.05, if it is real.")
+                         if all(comparison.exact for comparison in self.paired.values()) else
+                         "p is that of a permutation test with 100,000 random choices of signs.")  # fmt: skip
+            lines.append("Seeds needed: to detect such a difference four times out of five at p = 0.05, if it is real.")
         if self.shares:
-            lines.append(f"With {n} seeds per stream a share is a rough guess, as its interval says. Shares need not "
-                         "sum to 100 %. Another order also pairs images with other augmentations.")  # fmt: skip
+            lines.append(f"With {n} seeds per stream a share is a rough estimate, as its interval shows. Shares need "
+                         "not sum to 100 %. Another order also pairs images with other augmentations.")  # fmt: skip
         return lines
 
 
-def _splits(plan: Plan) -> int:
+def _trial_metrics(trial: Trial) -> dict[str, float]:
+    metrics = Run(trial.folder).metrics
+    measured = {name: float(value) for name, value in metrics.items() if name.startswith(("val/", "test/"))}
+    return measured or {name: float(value) for name, value in metrics.items()}
+
+
+def _count_splits(plan: Plan) -> int:
     trials = plan.groups["a", plan.whole]
     return len({Manifest.load(trial.folder / "manifest.json").inputs["splits"] for trial in trials})
 
 
-def _measured(trial: Trial) -> dict[str, float]:
-    found = Run(trial.folder).metrics
-    kept = {name: float(value) for name, value in found.items() if name.startswith(("val/", "test/"))}
-    return kept or {name: float(value) for name, value in found.items()}
+# Tables for people
+
+_TEXT_WIDTH = 110
 
 
-_A, _B, _GRAY = "#1f77b4", "#d95f02", "#9a9a9a"  # told apart by people who see no red or green, too
-_COLUMNS = 4
-_SPREAD = 0.16  # how far apart dots of one column may lie
+def as_text(results: Results) -> str:
+    """The tables, and the notes that explain them."""
+    text = io.StringIO()
+    console = Console(file=text, width=_TEXT_WIDTH, highlight=False, color_system=None)
+    console.print(_spread_table(results))
+    if results.paired:
+        changed = ", ".join(
+            f"{name} {_as_option(name, b)} instead of {_as_option(name, a)}"
+            for name, (a, b) in results.plan.changed.items()
+        )
+        console.print(f"\nB has {changed}", soft_wrap=True, markup=False)
+        console.print(_difference_table(results))
+    if results.shares:
+        console.print()
+        console.print(_share_table(results))
+    console.print()
+    for note in results.notes:
+        console.print(note)
+    lines = [line.rstrip() for line in text.getvalue().splitlines()]
+    return "\n".join(lines).strip("\n")
+
+
+def _spread_table(results: Results) -> Table:
+    several = len(results.arms) > 1
+    plan = results.plan
+    varied = "everything" if plan.whole == "all" else plan.whole.replace("+", ", ")
+    table = _table(f"{len(plan.seeds)} seeds of {varied}", "mean ± sd", "95 % interval", "minimum", "maximum")
+    for name in results.names:
+        for arm in results.arms:
+            summary = results.summaries[arm][name]
+            label = f"{name}  {arm.upper()}" if several else name
+            table.add_row(label, *_mean_cells(summary), f"{summary.min:.4f}", f"{summary.max:.4f}")
+    return table
+
+
+def _difference_table(results: Results) -> Table:
+    table = _table("B minus A, seed by seed", "mean ± sd", "95 % interval", "p", "seeds needed")
+    for name, comparison in results.paired.items():
+        unknown = "-" if comparison.difference.mean == 0 else "> 100,000"
+        needed = unknown if comparison.needed is None else f"{comparison.needed:,}"
+        table.add_row(name, *_mean_cells(comparison.difference, "+"), f"{comparison.p:.3g}", needed)
+    return table
+
+
+def _share_table(results: Results) -> Table:
+    table = _table("Varied alone", "stream", "sd", "share of the variance", "95 % interval")
+    for name, streams in results.shares.items():
+        for stream, share in streams.items():
+            if share.share is None or share.low is None or share.high is None:
+                table.add_row(name, stream, f"{share.sd:.4f}", "-", "-")
+            else:
+                interval = f"{_percent(share.low)} to {_percent(share.high)}"
+                table.add_row(name, stream, f"{share.sd:.4f}", _percent(share.share), interval)
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+    return table
+
+
+def _mean_cells(summary: Summary, sign: str = "") -> tuple[str, str]:
+    return f"{summary.mean:{sign}.4f} ± {summary.sd:.4f}", f"{summary.low:{sign}.4f} to {summary.high:{sign}.4f}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share < 10 else f"{share:.0f} times"
+
+
+def _as_option(name: str, value: object) -> object:
+    """A value as it is written in a file: ``auto`` rather than ``None``."""
+    return options()[name].word(value)
+
+
+# The plot
+
+_COLOR_A, _COLOR_B, _GRAY = "#1f77b4", "#d95f02", "#9a9a9a"  # distinguishable with color vision deficiency
+_PLOT_COLUMNS = 4
+_MAX_OFFSET = 0.16  # of dots from the middle of their column
 
 
 def draw(path: Path, results: Results) -> bool:
-    """Draw every metric in a panel of its own: dots for seeds, a bar for the 95 % interval of the mean.
+    """Plot each metric in a panel of its own: dots for runs, a bar for the 95 % interval of the mean.
 
-    With two configurations a line joins the two runs of a seed. With single streams varied each has a column.
+    With two configurations, a line joins the two runs of a seed. Streams that were varied alone have a column each.
 
     Args:
         path: The PNG file.
-        results: What to draw.
+        results: The results to plot.
 
     Returns:
-        Whether it was drawn; not without matplotlib, which is an optional extra.
+        Whether it was drawn: ``False`` without matplotlib, which is an optional extra.
     """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg  # optional; without pyplot, whose state is global
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # not pyplot, which has global state
         from matplotlib.figure import Figure
     except ImportError:
         return False
     names = results.names
-    rows = -(-len(names) // _COLUMNS)
+    rows = -(-len(names) // _PLOT_COLUMNS)
     columns = -(-len(names) // rows)
     groups = len(results.plan.groups)
     figure = Figure(figsize=(columns * (1.9 + 0.55 * groups), 0.4 + rows * 3.4), layout="constrained")
@@ -147,7 +227,7 @@ def draw(path: Path, results: Results) -> bool:
         _panel(figure.add_subplot(rows, columns, number + 1), results, name)
     figure.suptitle(f"{len(results.plan.seeds)} seeds; dots are runs, bars the 95 % interval of the mean", fontsize=9)
     with atomic_path(path) as temporary:
-        # Without the version of matplotlib: equal results give equal files.
+        # matplotlib would write its version into the file; without it, equal results give equal files.
         figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
     return True
 
@@ -158,12 +238,14 @@ def _panel(axes: Any, results: Results, name: str) -> None:
     if results.paired:
         for pair in zip(*values, strict=True):
             axes.plot((0.0, 1.0), pair, color=_GRAY, linewidth=0.9, zorder=1)
-    for place, ((arm, _), found) in enumerate(zip(groups, values, strict=True)):
-        offsets = [0.0] * len(found) if results.paired else _offsets(found)
-        color = _B if arm == "b" else _A
-        axes.scatter([place + x for x in offsets], found, s=26, color=color, alpha=0.75, linewidths=0, zorder=3)
-        _interval(axes, place + (0.3 if arm == "b" or not results.paired else -0.3), summarize(found), color)
-    labels = [_label(results, arm, vary) for arm, vary in groups]
+    for column, ((arm, _), group_values) in enumerate(zip(groups, values, strict=True)):
+        offsets = [0.0] * len(group_values) if results.paired else _offsets(group_values)
+        color = _COLOR_B if arm == "b" else _COLOR_A
+        axes.scatter([column + x for x in offsets], group_values, s=26, color=color, alpha=0.75, linewidths=0, zorder=3)
+        _draw_interval(
+            axes, column + (0.3 if arm == "b" or not results.paired else -0.3), summarize(group_values), color
+        )
+    labels = [_group_label(results, arm, vary) for arm, vary in groups]
     axes.set_xticks(range(len(groups)), labels, fontsize=8)
     axes.set_xlim(-0.6, len(groups) - 0.4)
     title = f"{name}\nB − A, p = {results.paired[name].p:.2g}" if results.paired else name
@@ -175,25 +257,25 @@ def _panel(axes: Any, results: Results, name: str) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _interval(axes: Any, place: float, one: Summary, color: str) -> None:
-    axes.vlines(place, one.low, one.high, color=color, linewidth=2.2, zorder=2)
-    axes.plot([place], [one.mean], marker="_", color=color, markersize=11, markeredgewidth=2.2, zorder=4)
+def _draw_interval(axes: Any, x: float, summary: Summary, color: str) -> None:
+    axes.vlines(x, summary.low, summary.high, color=color, linewidth=2.2, zorder=2)
+    axes.plot([x], [summary.mean], marker="_", color=color, markersize=11, markeredgewidth=2.2, zorder=4)
 
 
 def _offsets(values: list[float]) -> list[float]:
-    """Sideways steps that keep dots of nearly equal values from covering each other; no random numbers."""
+    """Horizontal offsets that keep dots of nearly equal values apart; computed without random numbers."""
     width = (max(values) - min(values)) / 12 or 1.0
-    seen: dict[int, int] = {}
+    counts: dict[int, int] = {}
     steps = []
     for value in values:
         bin_ = round(value / width)
-        seen[bin_] = count = seen.get(bin_, 0) + 1
+        counts[bin_] = count = counts.get(bin_, 0) + 1
         steps.append(count // 2 * (1 if count % 2 else -1))
     most = max(map(abs, steps)) or 1
-    return [-0.1 + step * min(0.07, _SPREAD / most) for step in steps]
+    return [-0.1 + step * min(0.07, _MAX_OFFSET / most) for step in steps]
 
 
-def _label(results: Results, arm: str, vary: str) -> str:
+def _group_label(results: Results, arm: str, vary: str) -> str:
     if results.paired:
         return arm.upper()
     if results.plan.single and vary == results.plan.whole:
@@ -201,86 +283,11 @@ def _label(results: Results, arm: str, vary: str) -> str:
     return vary.replace("+", "\n")
 
 
-_WIDTH = 110
-
-
-def as_text(results: Results) -> str:
-    """The tables, and what to know when reading them."""
-    text = io.StringIO()
-    console = Console(file=text, width=_WIDTH, highlight=False, color_system=None)
-    console.print(_spread(results))
-    if results.paired:
-        changed = ", ".join(
-            f"{name} {_word(name, b)} instead of {_word(name, a)}" for name, (a, b) in results.plan.changed.items()
-        )
-        console.print(f"\nB has {changed}", soft_wrap=True, markup=False)
-        console.print(_differences(results))
-    if results.shares:
-        console.print()
-        console.print(_shares(results))
-    console.print()
-    for note in results.notes:
-        console.print(note)
-    lines = [line.rstrip() for line in text.getvalue().splitlines()]
-    return "\n".join(lines).strip("\n")
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
-    return table
-
-
-def _spread(results: Results) -> Table:
-    several = len(results.arms) > 1
-    plan = results.plan
-    varied = "everything" if plan.whole == "all" else plan.whole.replace("+", ", ")
-    table = _table(f"{len(plan.seeds)} seeds of {varied}", "mean ± sd", "95 % interval", "minimum", "maximum")
-    for name in results.names:
-        for arm in results.arms:
-            one = results.summaries[arm][name]
-            label = f"{name}  {arm.upper()}" if several else name
-            table.add_row(label, *_cells(one), f"{one.min:.4f}", f"{one.max:.4f}")
-    return table
-
-
-def _word(name: str, value: object) -> object:
-    """A value as it is written in a file: ``auto`` rather than ``None``."""
-    return options()[name].word(value)
-
-
-def _cells(one: Summary, sign: str = "") -> tuple[str, str]:
-    return f"{one.mean:{sign}.4f} ± {one.sd:.4f}", f"{one.low:{sign}.4f} to {one.high:{sign}.4f}"
-
-
-def _differences(results: Results) -> Table:
-    table = _table("B minus A, seed by seed", "mean ± sd", "95 % interval", "p", "seeds needed")
-    for name, one in results.paired.items():
-        none = "-" if one.difference.mean == 0 else "> 100,000"
-        needed = none if one.needed is None else f"{one.needed:,}"
-        table.add_row(name, *_cells(one.difference, "+"), f"{one.p:.3g}", needed)
-    return table
-
-
-def _shares(results: Results) -> Table:
-    table = _table("Varied alone", "stream", "sd", "share of the variance", "95 % interval")
-    for name, streams in results.shares.items():
-        for stream, one in streams.items():
-            if one.share is None or one.low is None or one.high is None:
-                table.add_row(name, stream, f"{one.sd:.4f}", "-", "-")
-            else:
-                interval = f"{_percent(one.low)} to {_percent(one.high)}"
-                table.add_row(name, stream, f"{one.sd:.4f}", _percent(one.share), interval)
-    return table
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share < 10 else f"{share:.0f} times"
+# Files for programs
 
 
 def as_data(results: Results) -> dict[str, Any]:
-    """Everything as plain data, as it stands in ``study.json``."""
+    """Everything as plain data, as in ``study.json``."""
     plan = results.plan
     return {
         "schema": 1,
@@ -294,9 +301,14 @@ def as_data(results: Results) -> dict[str, Any]:
             for (arm, vary), trials in plan.groups.items()
         ],
         "metrics": results.metrics,
-        "summaries": {arm: {n: asdict(one) for n, one in found.items()} for arm, found in results.summaries.items()},
-        "paired": {name: asdict(one) for name, one in results.paired.items()},
-        "shares": {n: {stream: asdict(one) for stream, one in found.items()} for n, found in results.shares.items()},
+        "summaries": {
+            arm: {name: asdict(summary) for name, summary in summaries.items()}
+            for arm, summaries in results.summaries.items()
+        },
+        "paired": {name: asdict(comparison) for name, comparison in results.paired.items()},
+        "shares": {
+            name: {stream: asdict(share) for stream, share in shares.items()} for name, shares in results.shares.items()
+        },
         "notes": results.notes if results.metrics else [],
     }
 
@@ -307,12 +319,12 @@ def write_json(path: Path, results: Results) -> None:
 
 
 def write_csv(path: Path, results: Results) -> None:
-    """Write ``study.csv``: one line per configuration, what varies, and seed, with every metric."""
+    """Write ``study.csv``: a row per configuration, varied streams and seed, with every metric."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["config", "vary", "seed", "run", *results.names])
     for (arm, vary), trials in results.plan.groups.items():
         for seed, trial in zip(results.plan.seeds, trials, strict=True):
-            found = results.metrics[trial.name]
-            writer.writerow([arm, vary, seed, trial.name, *(repr(found[name]) for name in results.names)])
+            metrics = results.metrics[trial.name]
+            writer.writerow([arm, vary, seed, trial.name, *(repr(metrics[name]) for name in results.names)])
     write_text(path, text.getvalue())

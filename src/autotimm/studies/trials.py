@@ -1,4 +1,4 @@
-"""What a study consists of: which runs, with which seeds of which streams, in which folder."""
+"""The plan of a study: its runs, the seeds of their random streams, and their folders."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from autotimm.repro.seed import default_threads
 __all__ = ["ALL", "VARIED", "Plan", "Trial", "make_plan"]
 
 ALL = "all"
-VARIED = (ALL, *STREAMS[:-1])  # the last, `eval`, decides nothing of a run but random layers in its evaluation
+VARIED = (ALL, *STREAMS[:-1])  # without `eval`, which affects only layers that are random in evaluation
 _TRAINING = ("init", "order", "augment", "step")
-# What runs of one study may differ in, or what is the study's own: it is no part of what is studied.
-_OUTSIDE = {"out", "name", "progress", "num_workers", "seed", "stream_seeds", "keep", "checkpoint_every", "loggers"}
+# Options that are not part of the studied configuration: runs may differ in them, or the study sets them itself.
+_NOT_STUDIED = {"out", "name", "progress", "num_workers", "seed", "stream_seeds", "keep", "checkpoint_every", "loggers"}
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Trial:
     """One run of a study.
 
     Attributes:
-        name: The name of its folder; equal names are one run.
-        config: What it is trained with.
+        name: The name of its folder; equal names are the same run.
+        config: Its configuration.
     """
 
     name: str
@@ -49,11 +49,11 @@ class Plan:
 
     Attributes:
         folder: The study's folder.
-        seeds: The seeds that are tried, in their order.
+        seeds: The seeds, in order.
         threads: CPU threads per run.
-        groups: The runs by configuration (``a`` or ``b``) and by what varies in them, one run per seed. A run may
-            belong to several groups.
-        changed: What B has in other ways than A, as ``name: (A's value, B's value)``.
+        groups: The runs by configuration (``a`` or ``b``) and varied streams, one run per seed. A run may belong to
+            several groups.
+        changed: The options that differ between A and B, as ``name: (A's value, B's value)``.
     """
 
     folder: Path
@@ -69,12 +69,12 @@ class Plan:
 
     @property
     def whole(self) -> str:
-        """What varies in the runs that the table is about."""
+        """The varied streams of the main group, which the table shows."""
         return [vary for arm, vary in self.groups if arm == "a"][-1]
 
     @property
     def single(self) -> list[str]:
-        """The streams that were varied alone, to find their shares."""
+        """The streams that are varied alone, to find their shares of the variance."""
         return [vary for arm, vary in self.groups if arm == "a"][:-1]
 
 
@@ -82,60 +82,62 @@ def make_plan(
     a: FitConfig, b: FitConfig | None, *, seeds: object, vary: Sequence[str], decompose: bool, jobs: int,
     out: str | Path, name: str | None,
 ) -> Plan:  # fmt: skip
-    """Lay out a study.
+    """Plan the runs of a study.
 
     Args:
         a: The configuration.
-        b: Another one to compare it with.
-        seeds: How many, or which; see :class:`autotimm.config.value_types.Seeds`.
-        vary: Streams that the seeds are given to, or ``all``.
-        decompose: Vary each of the streams alone too.
-        jobs: How many runs share the CPU.
-        out: Where studies are.
-        name: The study's folder there; ``None`` makes one from the data's name and the configurations.
+        b: Another configuration to compare with.
+        seeds: Their number, or the seeds themselves; see :class:`autotimm.config.value_types.Seeds`.
+        vary: Random streams that get the seeds, or ``all``.
+        decompose: Also vary each of the streams alone.
+        jobs: Number of runs that share the CPU.
+        out: Parent folder of studies.
+        name: Name of the study's folder; ``None`` derives it from the data's name and the configurations.
 
     Raises:
         UsageError: If there is nothing to vary, or nothing to compare.
     """
     require(a.seed is not None, "seed", "a study", "a whole number", "none", "Leave it out: a study gives the seeds.")
     require(not (decompose and b), "vs", "a study", "left out with decompose", "a file", "Make two studies.")
-    groups = _streams(vary, decompose)
+    groups = _varied_groups(vary, decompose)
     changed = {} if b is None else _changes(a, b)
     require(b is None or bool(changed), "vs", "a study", "another configuration", "an equal one", "Change an option.")
     configs = {"a": a} if b is None else {"a": a, "b": b}
     folder = Path(out) / (name or f"{_source(a)}-{_digest(configs.values())}")
     require(folder.name == (name or folder.name), "name", "a study", "a folder's name", name, "Give `out` for a path.")
     threads = a.threads or _recorded_threads(folder) or max(1, default_threads() // jobs)
-    numbers = _numbers(seeds, a.seed or 0)
-    made = {
-        (arm, "+".join(streams)): tuple(_trial(arm, config, streams, seed, folder, threads) for seed in numbers)
+    seed_list = _seed_list(seeds, a.seed or 0)
+    trials = {
+        (arm, "+".join(streams)): tuple(_trial(arm, config, streams, seed, folder, threads) for seed in seed_list)
         for arm, config in configs.items()
         for streams in groups
     }
-    return Plan(folder, numbers, threads, made, changed)
+    return Plan(folder, seed_list, threads, trials, changed)
 
 
-def _numbers(seeds: object, first: int) -> tuple[int, ...]:
-    """The seeds themselves: those given, or so many from the configuration's own on."""
+def _seed_list(seeds: object, first: int) -> tuple[int, ...]:
+    """The seeds that are given, or that are counted from the configuration's seed."""
     kind = Seeds()
     try:
-        found = kind.read(seeds)
+        count_or_seeds = kind.read(seeds)
     except (TypeError, ValueError):
         raise UsageError(sentence("seeds", "a study", kind.must, seeds, "Give for example 5.")) from None
-    return found if isinstance(found, tuple) else tuple((first + index) % 2**32 for index in range(found))
+    if isinstance(count_or_seeds, tuple):
+        return count_or_seeds
+    return tuple((first + index) % 2**32 for index in range(count_or_seeds))
 
 
-def _streams(vary: Sequence[str], decompose: bool) -> list[tuple[str, ...]]:
-    """What varies in each group of runs; the last group is that of the table."""
-    for one in vary:
-        require_choice("vary", "a study", one, VARIED)
+def _varied_groups(vary: Sequence[str], decompose: bool) -> list[tuple[str, ...]]:
+    """The varied streams of each group of runs; the last group is the main one."""
+    for stream in vary:
+        require_choice("vary", "a study", stream, VARIED)
     require(vary == (ALL,) or ALL not in vary, "vary", "a study", "all, or single streams", vary, "Leave out `all`.")
     if not decompose:
         return [tuple(vary)]
     streams = VARIED[1:] if vary == (ALL,) else tuple(vary)
-    fine = len(streams) > 1
-    require(fine, "vary", "a study", "several streams to decompose", vary[0], f"Give {','.join(_TRAINING)}.")
-    return [*((one,) for one in streams), streams]
+    several = len(streams) > 1
+    require(several, "vary", "a study", "several streams to decompose", vary[0], f"Give {','.join(_TRAINING)}.")
+    return [*((stream,) for stream in streams), streams]
 
 
 def _trial(arm: str, config: FitConfig, streams: tuple[str, ...], seed: int, folder: Path, threads: int) -> Trial:
@@ -144,7 +146,7 @@ def _trial(arm: str, config: FitConfig, streams: tuple[str, ...], seed: int, fol
         root, own = seed, {}
     else:
         own |= dict.fromkeys(streams, seed)
-    # A stream whose seed is the root seed needs no word: it is the same run by another name.
+    # Streams with the root seed are left out: the run is the same, and must have the same name.
     own = {stream: own[stream] for stream in STREAMS if own.get(stream, root) != root}
     by_seed: dict[int, list[str]] = {}
     for stream, number in own.items():
@@ -164,7 +166,9 @@ def _trial(arm: str, config: FitConfig, streams: tuple[str, ...], seed: int, fol
 
 def _changes(a: FitConfig, b: FitConfig) -> dict[str, tuple[Any, Any]]:
     ours, others = a.as_dict(), b.as_dict()
-    return {name: (ours[name], others[name]) for name in ours if ours[name] != others[name] and name not in _OUTSIDE}
+    return {
+        name: (ours[name], others[name]) for name in ours if ours[name] != others[name] and name not in _NOT_STUDIED
+    }
 
 
 def _source(config: FitConfig) -> str:
@@ -173,22 +177,24 @@ def _source(config: FitConfig) -> str:
 
 
 def _digest(configs: Iterable[FitConfig]) -> str:
-    """A few digits for a folder's name: the same command finds its study again."""
-    plain = [{name: value for name, value in one.as_dict().items() if name not in _OUTSIDE} for one in configs]
-    return config_digest(plain)[:6]
+    """A short digest for the folder's name, so that the same command resumes its study."""
+    studied = [
+        {name: value for name, value in config.as_dict().items() if name not in _NOT_STUDIED} for config in configs
+    ]
+    return config_digest(studied)[:6]
 
 
 def _recorded_threads(folder: Path) -> int | None:
-    """The threads of a study that goes on: bits depend on them, and must not on the number of jobs or the machine."""
+    """The threads of a resumed study: they change bits, so they must not follow the number of jobs or the machine."""
     file = folder / "study.json"
     return int(json.loads(file.read_text())["threads"]) if file.exists() else None
 
 
 def keep_config(trial: Trial, folder: Path) -> Path:
-    """Write the file that a run is made from; return it.
+    """Write the configuration file of a run; return its path.
 
     Raises:
-        UsageError: If the study has a run of that name with another configuration.
+        UsageError: If the study has a run of this name with another configuration.
     """
     file = folder / "configs" / f"{trial.name}.yaml"
     if file.exists():
@@ -196,7 +202,7 @@ def keep_config(trial: Trial, folder: Path) -> Path:
         changed = _changes(before, trial.config)
         if changed:
             first, (recorded, wanted) = next(iter(changed.items()))
-            raise UsageError(f"The study {folder} was made with {first}: {recorded}. Got {wanted} instead. "
+            raise UsageError(f"The study {folder} was started with {first}: {recorded}. Got {wanted} instead. "
                              "Give another `name`, or none.")  # fmt: skip
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, trial.config.to_yaml())

@@ -1,6 +1,6 @@
-"""The contract that every task keeps, as a suite of checks: for ours and for those that you write.
+"""The contract of a task as a suite of checks, for the tasks of autotimm and for your own.
 
-In the manner of scikit-learn's ``check_estimator``: a new task passes these before its author writes a test::
+Like scikit-learn's ``check_estimator``: a new task should pass these checks before you write tests of its own::
 
     from autotimm.testing import CHECKS, TaskCase
 
@@ -34,7 +34,7 @@ def check_task(task: type[Task], *, data: Callable[..., DataModule] | None = Non
         arguments: What the constructor needs, such as ``backbone="test_resnet"``.
 
     Raises:
-        AssertionError: If the task breaks its contract; the message says which part.
+        AssertionError: If the task breaks its contract; the message names the broken part.
     """
     with tempfile.TemporaryDirectory() as folder:
         case = TaskCase.of(task, folder=folder, data=data, **arguments)

@@ -1,4 +1,4 @@
-"""A task, its data, and a short training of it: what the checks of the contract work on."""
+"""The subject of the contract checks: a task, its data, and a short training."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ QUIET: dict[str, Any] = {"threads": 1, "accelerator": "cpu", "run_dir": False, "
 
 @dataclass(frozen=True)
 class Trained:
-    """A task after training, with what its contract is judged by."""
+    """A trained task with its data, trainer and training losses per epoch."""
 
     task: Task
     data: DataModule
@@ -69,6 +69,7 @@ class TaskCase:
         task: Builds the task from options.
         data: Builds the data module from options.
         folder: Where trainings may write.
+        trainer_options: Further options of the trainer.
     """
 
     task: Callable[..., Task]
@@ -80,14 +81,14 @@ class TaskCase:
     def of(
         cls, task: type[Task], *, folder: str | Path, data: Callable[..., DataModule] | None = None, **arguments: Any
     ) -> TaskCase:
-        """A case from a task class and its constructor's arguments.
+        """Make a case from a task class and the arguments of its constructor.
 
         Args:
             task: The class.
             folder: Where toy images and trainings may be written.
-            data: Builds a data module from options; by default toy images of three classes, with the kind of targets
-                that the task's ``kinds`` begin with (four classes for pixels, one of them the background).
-            arguments: What the constructor needs.
+            data: Builds a data module from options; by default toy images of three classes, with targets of the first
+                of the task's ``kinds`` (for pixels four classes, one of them the background).
+            arguments: Arguments of the constructor.
         """
         folder = Path(folder)
 
@@ -114,21 +115,30 @@ class TaskCase:
         ckpt_path: str | Path | None = None,
         **trainer: Any,
     ) -> Trained:
-        """Train for a few epochs on one thread, or go on from a checkpoint; options by who they are for."""
+        """Train for a few epochs on one thread, or resume from a checkpoint.
+
+        Args:
+            task: Options of the task.
+            data: Options of the data module.
+            epochs: Number of epochs.
+            pollute: Whether to change the state of the global generators before and after building the objects.
+            watched: Whether to add callbacks, which a run record cannot restore.
+            ckpt_path: Checkpoint to resume from.
+            trainer: Options of the trainer.
+        """
         if pollute:
             pollute_generators()
         module, model = self.data(**(data or {})), self.task(**(task or {}))
         if pollute:
             pollute_generators()
         losses = _Losses()
-        # A callback is an object, which no record of a run can make again.
         callbacks = [losses, *trainer.pop("callbacks", [])] if watched else None
-        chosen = AutoTrainer(epochs, callbacks=callbacks, **{**self.trainer_options, **QUIET, **trainer})
+        auto_trainer = AutoTrainer(epochs, callbacks=callbacks, **{**self.trainer_options, **QUIET, **trainer})
         with preserve_generators():
-            chosen.fit(model, datamodule=module, ckpt_path=ckpt_path)
-        return Trained(model, module, chosen, tuple(losses.losses))
+            auto_trainer.fit(model, datamodule=module, ckpt_path=ckpt_path)
+        return Trained(model, module, auto_trainer, tuple(losses.losses))
 
     @cached_property
     def reference(self) -> Trained:
-        """The training that others are compared with."""
+        """The training that the others are compared with."""
         return self.train()

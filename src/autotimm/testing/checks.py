@@ -1,4 +1,4 @@
-"""The checks of the contract that every task keeps."""
+"""The checks of the contract of a task."""
 
 from __future__ import annotations
 
@@ -27,34 +27,34 @@ __all__ = ["CHECKS"]
 
 
 def _expect(case: TaskCase, what: str, **options: Any) -> None:
-    found = case.train(**options).digest
-    assert found == case.reference.digest, f"{what} must not change the trained weights, but does"
+    digest = case.train(**options).digest
+    assert digest == case.reference.digest, f"{what} must not change the trained weights, but does"
 
 
 def check_same_seed_same_weights(case: TaskCase) -> None:
-    """Initial weights are a function of the seed, whatever was drawn before."""
+    """Initial weights depend on the seed only, not on the state of the global generators."""
     first = state_digest(case.task(seed=1).network.state_dict())
     pollute_generators()
-    assert first == state_digest(case.task(seed=1).network.state_dict()), "one seed must give one set of weights"
+    assert first == state_digest(case.task(seed=1).network.state_dict()), "equal seeds must give equal weights"
     assert first != state_digest(case.task(seed=2).network.state_dict()), "another seed must give other weights"
 
 
 def check_repeatable(case: TaskCase) -> None:
-    """A second training in the same process gives the same bits; one with another seed does not."""
+    """A second training in the same process gives the same bits, and another seed gives other bits."""
     _expect(case, "Training again")
     other = case.train(seed=43).digest
     assert other != case.reference.digest, "another trainer seed must give other weights: order or steps are not seeded"
 
 
 def check_workers(case: TaskCase) -> None:
-    """Processes that load images, and whether they stay alive, change nothing."""
+    """The number of data loading workers, and whether they persist, change nothing."""
     for workers in (2, 3):
         _expect(case, f"Loading with {workers} workers", data={"num_workers": workers})
-    _expect(case, "Workers that do not persist", data={"num_workers": 2, "persistent_workers": False})
+    _expect(case, "Using non-persistent workers", data={"num_workers": 2, "persistent_workers": False})
 
 
 def check_polluted_generators(case: TaskCase) -> None:
-    """Whoever drew from the global generators before, or draws meanwhile, changes nothing."""
+    """Other code that draws from the global generators, before or during training, changes nothing."""
     _expect(case, "A polluted global generator", pollute=True)
     _expect(case, "A callback that draws random numbers", callbacks=[DrawsEverywhere()])
 
@@ -81,11 +81,11 @@ def check_validation_frequency(case: TaskCase) -> None:
 
 
 def check_learns(case: TaskCase) -> None:
-    """The loss falls on 16 images."""
+    """The training loss on 16 images decreases by at least 10 % in 8 epochs."""
     losses = case.train(epochs=8, data={"batch_size": 8}, overfit_batches=2).losses
     assert losses[-1] < 0.9 * losses[0], (
-        f"the training loss must fall by a tenth in 8 epochs; it went from {losses[0]:.4g} to {losses[-1]:.4g}. If it "
-        "falls slowly, give a larger `lr`"
+        f"the training loss must decrease by 10 % in 8 epochs; it went from {losses[0]:.4g} to {losses[-1]:.4g}. If it "
+        "decreases slowly, give a larger `lr`"
     )
 
 
@@ -104,63 +104,64 @@ def check_checkpoint(case: TaskCase) -> None:
 
 
 def _tensors(output: Any, name: str = "") -> dict[str, Tensor]:
-    """Every tensor of a network's output, by its place in it."""
+    """All tensors of a nested output, by their path in it."""
     if isinstance(output, Tensor):
         return {name: output}
     items = output.items() if isinstance(output, Mapping) else enumerate(output)
-    return {key: value for at, one in items for key, value in _tensors(one, f"{name}.{at}").items()}
+    return {path: tensor for key, item in items for path, tensor in _tensors(item, f"{name}.{key}").items()}
 
 
-class _StopAfter(Callback):
-    """Stops a training after its first epoch, as somebody does who goes on tomorrow."""
+class _StopAfterEpoch(Callback):
+    """Stops a training after its first epoch, as a user does who resumes it later."""
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         trainer.should_stop = True
 
 
 def check_resume(case: TaskCase) -> None:
-    """A training that was stopped after an epoch, and goes on, ends with the weights of one that never was."""
+    """A training that is stopped after an epoch and resumed ends with the weights of an uninterrupted one."""
     with tempfile.TemporaryDirectory(dir=case.folder) as folder:
         run, moved = Path(folder) / "run", Path(folder) / "elsewhere"
-        case.train(run_dir=run, callbacks=[_StopAfter()])
+        case.train(run_dir=run, callbacks=[_StopAfterEpoch()])
         shutil.copytree(run, moved)
-        _expect(case, "Going on from the last checkpoint", run_dir=run, ckpt_path="last")
+        _expect(case, "Resuming from the last checkpoint", run_dir=run, ckpt_path="last")
         loading = {"num_workers": 2}
-        _expect(case, "Moving a run and going on with workers", run_dir=moved, ckpt_path="last", data=loading)
+        _expect(case, "Moving a run and resuming it with workers", run_dir=moved, ckpt_path="last", data=loading)
 
 
-class _BrokenOffError(Exception):
-    """What ends a training in the middle of an epoch."""
+class _InterruptedError(Exception):
+    """Ends a training in the middle of an epoch."""
 
 
-class _BreakAt(Callback):
-    """Breaks a training off after some optimizer steps, as a lost connection or a full disk does."""
+class _InterruptAt(Callback):
+    """Interrupts a training after some optimizer steps, as a lost connection or a full disk does."""
 
     def __init__(self, step: int) -> None:
         self.step = step
 
     def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
         if trainer.global_step == self.step:
-            raise _BrokenOffError
+            raise _InterruptedError
 
 
 def check_resume_within_epoch(case: TaskCase) -> None:
-    """A training that broke off in the middle of an epoch goes on to the weights of one that never did."""
+    """A training that is interrupted within an epoch and resumed ends with the weights of an uninterrupted one."""
     steps = len(case.reference.data.train_dataloader())
-    at = steps + max(1, steps // 2)
+    interrupted_at = steps + max(1, steps // 2)
     with tempfile.TemporaryDirectory(dir=case.folder) as folder:
         run = Path(folder) / "run"
         try:
-            case.train(run_dir=run, checkpoint_every=1, callbacks=[_BreakAt(at)])
-        except _BrokenOffError:
+            case.train(run_dir=run, checkpoint_every=1, callbacks=[_InterruptAt(interrupted_at)])
+        except _InterruptedError:
             pass
         else:
-            raise AssertionError(f"the training must have a step {at} to break off at")
-        _expect(case, f"Breaking off at step {at} of {2 * steps}", run_dir=run, ckpt_path="last", checkpoint_every=1)
+            raise AssertionError(f"the training has no step {interrupted_at} to interrupt it at")
+        what = f"Interrupting at step {interrupted_at} of {2 * steps} and resuming"
+        _expect(case, what, run_dir=run, ckpt_path="last", checkpoint_every=1)
 
 
 def check_verify(case: TaskCase) -> None:
-    """A run can be made again from its record alone, bit for bit."""
+    """A run can be replayed from its record alone, bit for bit."""
     with tempfile.TemporaryDirectory(dir=case.folder) as folder:
         run = Path(folder) / "run"
         case.train(run_dir=run, watched=False)
@@ -168,20 +169,21 @@ def check_verify(case: TaskCase) -> None:
 
 
 def check_predict_equals_validate(case: TaskCase) -> None:
-    """Prediction says of an image what validation saw, alone, in a folder, and whichever images stand beside it.
+    """The prediction of an image equals that in validation: alone, in a folder, and in any batch.
 
-    Data that are not files are predicted from the loader that validation uses.
+    Data without files is predicted from the data loader of validation.
     """
     task, data = case.reference.task, case.reference.data
-    expected = _seen_by_validation(task, data)
+    expected = _validation_predictions(task, data)
     table = data.tables["val"]
     files = dict(zip(table.ids, table.files(), strict=True)) if table.files() else {}
     trainer = AutoTrainer(**{**case.trainer_options, **QUIET})
 
     def compare(ids: list[str], how: str) -> None:
-        found = predict(task, [files[id] for id in ids], trainer=trainer)
-        for id, one in zip(ids, found, strict=True):
-            assert one._replace(id=id) == expected[id], f"the prediction of {id} {how} differs from what validation saw"
+        predictions = predict(task, [files[id] for id in ids], trainer=trainer)
+        for id, prediction in zip(ids, predictions, strict=True):
+            same = prediction._replace(id=id) == expected[id]
+            assert same, f"the prediction of {id} {how} differs from that in validation"
 
     if files:
         compare([*files], "in order")
@@ -189,33 +191,34 @@ def check_predict_equals_validate(case: TaskCase) -> None:
         for id in [*files][:3]:
             compare([id], "alone")
     else:
-        found = [one for batch in trainer.predict(task, data.val_dataloader()) for one in batch]
-        assert {one.id: one for one in found} == expected, "predictions differ from what validation saw"
+        predictions = [prediction for batch in trainer.predict(task, data.val_dataloader()) for prediction in batch]
+        by_id = {prediction.id: prediction for prediction in predictions}
+        assert by_id == expected, "predictions differ from those in validation"
 
 
-def _seen_by_validation(task: Task, data: DataModule) -> dict[str, Any]:
-    """What the outputs that validation measured say, by sample."""
-    seen: dict[str, Any] = {}
+def _validation_predictions(task: Task, data: DataModule) -> dict[str, Any]:
+    """Predictions decoded from the outputs of validation, by sample id."""
+    predictions: dict[str, Any] = {}
     outputs: list[Any] = []
     step, infer = task.step, task.infer
 
-    def listening(batch: Batch, stage: Stage) -> Step:
+    def recording_step(batch: Batch, stage: Stage) -> Step:
         outputs.clear()
-        found = step(batch, stage)
-        seen.update((one.id, one) for one in task.decode(outputs[-1], batch))
-        return found
+        result = step(batch, stage)
+        predictions.update((prediction.id, prediction) for prediction in task.decode(outputs[-1], batch))
+        return result
 
-    def remembering(images: Tensor) -> Any:
+    def recording_infer(images: Tensor) -> Any:
         outputs.append(infer(images))
         return outputs[-1]
 
-    task.__dict__.update(step=listening, infer=remembering)  # where Python looks before the class
+    task.__dict__.update(step=recording_step, infer=recording_infer)  # instance attributes hide the methods
     try:
         AutoTrainer(**QUIET).validate(task, datamodule=data)
     finally:
         del task.__dict__["step"], task.__dict__["infer"]
-    assert set(seen) == set(data.tables["val"].ids), "validation must see each sample once"
-    return seen
+    assert set(predictions) == set(data.tables["val"].ids), "validation must see each sample once"
+    return predictions
 
 
 CHECKS: tuple[Callable[[TaskCase], None], ...] = (
@@ -233,4 +236,4 @@ CHECKS: tuple[Callable[[TaskCase], None], ...] = (
     check_verify,
     check_predict_equals_validate,
 )
-"""Every check, in the order in which they are run."""
+"""All checks, in the order in which they run."""
