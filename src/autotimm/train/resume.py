@@ -7,7 +7,7 @@ from typing import Any
 from autotimm.errors import ModelError
 from autotimm.records.checkpoint_store import CheckpointStore
 from autotimm.records.manifest import Manifest
-from autotimm.records.versions import require_replayable
+from autotimm.records.replay_versions import require_replayable
 from autotimm.train.callbacks.run_checkpoint import RunCheckpoint
 from autotimm.train.progress import say
 
