@@ -12,10 +12,8 @@ from autotimm.cli.main import main
 from autotimm.confirm.operators import Operator, first_operator
 from autotimm.data.toy import write_toy_folder
 from autotimm.run import Run, diff
-from training import classifier, toy_data, trainer
+from training import classifier, small_fit, toy_data, trainer
 
-SMALL = {"backbone": "test_resnet", "image_size": 32, "batch_size": 8, "epochs": 2, "pretrained": False, "threads": 1,
-         "num_workers": 0, "progress": False, "val_split": 0.25}  # fmt: skip
 NONE = "no recorded factor restores the bits"
 
 
@@ -25,7 +23,7 @@ def photos(tmp_path_factory):
 
 
 def fit(photos, out, name="one", **options):
-    return autotimm.fit(photos, **{**SMALL, "out": str(out), "name": name, **options})
+    return small_fit(photos, out, **{"name": name, "epochs": 2, **options})
 
 
 @pytest.fixture(scope="module")

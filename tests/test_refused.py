@@ -6,14 +6,10 @@ import yaml
 from filelock import FileLock
 from pytorch_lightning.callbacks import Callback
 
-import autotimm
 from autotimm.cli.main import main
 from autotimm.errors import RunError, UsageError
 from autotimm.run import fit_objects
-from training import classifier, toy_data, trained, trainer
-
-SMALL = {"backbone": "test_resnet", "pretrained": False, "image_size": 32, "batch_size": 8, "num_workers": 0,
-         "threads": 1, "accelerator": "cpu", "progress": False, "epochs": 1}  # fmt: skip
+from training import classifier, small_fit, toy_data, trained, trainer
 
 
 class Never(Callback):
@@ -75,7 +71,7 @@ class TestTrainersThatLeaveNoRun:
     def test_a_variable(self, toy_folder, tmp_path, monkeypatch):
         monkeypatch.setenv("PL_TRAINER_FAST_DEV_RUN", "1")
         with pytest.raises(UsageError, match="PL_TRAINER_FAST_DEV_RUN out of the environment"):
-            autotimm.fit(toy_folder, out=str(tmp_path), name="one", **SMALL)
+            small_fit(toy_folder, tmp_path, name="one", val_split=None)
         assert not list(tmp_path.iterdir())
 
 
@@ -83,10 +79,10 @@ class TestNothingIsLeft:
     def test_a_second_try_under_the_same_name(self, toy_folder, tmp_path, monkeypatch):
         monkeypatch.setenv("PL_TRAINER_VAL_CHECK_INTERVAL", "1000")  # more batches than there are
         with pytest.raises(ValueError, match="val_check_interval"):
-            autotimm.fit(toy_folder, out=str(tmp_path), name="one", **SMALL)
+            small_fit(toy_folder, tmp_path, name="one", val_split=None)
         assert not list(tmp_path.iterdir())
         monkeypatch.undo()
-        assert autotimm.fit(toy_folder, out=str(tmp_path), name="one", **SMALL).path == tmp_path / "one"
+        assert small_fit(toy_folder, tmp_path, name="one", val_split=None).path == tmp_path / "one"
 
     @pytest.mark.parametrize("hook", ["setup", "on_sanity_check_start"])
     def test_of_objects(self, toy_folder, tmp_path, hook):

@@ -22,10 +22,7 @@ from autotimm.repro.manifest import Manifest
 from autotimm.run import Run, diff
 from autotimm.train.declare import UNKEYED_WEIGHTS
 from autotimm.train.folder import RunFolder
-from training import classifier, toy_data, trainer
-
-SMALL = {"backbone": "test_resnet", "image_size": 32, "batch_size": 8, "epochs": 2, "pretrained": False, "threads": 1,
-         "num_workers": 0, "progress": False, "val_split": 0.25}  # fmt: skip
+from training import classifier, small_fit, toy_data, trainer
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +31,7 @@ def photos(tmp_path_factory):
 
 
 def fit(photos, out, name="one", **options):
-    return autotimm.fit(photos, **{**SMALL, "out": str(out), "name": name, **options})
+    return small_fit(photos, out, **{"name": name, "epochs": 2, **options})
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +98,10 @@ class TestIdentical:
 
     @pytest.mark.slow
     def test_what_was_searched_for_is_read_back(self, photos, tmp_path):
-        options = {name: value for name, value in SMALL.items() if name != "batch_size"}
-        found = autotimm.fit(photos, **options, out=str(tmp_path), lr_find=True, batch_size_find=True)
+        found = fit(photos, tmp_path, name=None, batch_size=None, lr_find=True, batch_size_find=True)
         decided = Manifest.load(found.path / "manifest.json").decisions
         assert 0 < decided["lr"] < 1
-        assert decided["batch_size"] != SMALL["batch_size"]
+        assert decided["batch_size"] != 8
         assert found.verify().identical
 
     def test_made_again(self, run, tmp_path):

@@ -12,14 +12,11 @@ from autotimm import ImageDataModule, Run, Task
 from autotimm.data.toy import write_toy_folder
 from autotimm.errors import DataError, ModelError, UsageError
 from autotimm.run import fit_objects
-from training import classifier, digest, toy_data, trained, trainer
-
-SMALL = {"backbone": "test_resnet", "pretrained": False, "image_size": 32, "batch_size": 8, "num_workers": 0,
-         "threads": 1, "accelerator": "cpu", "progress": False}  # fmt: skip
+from training import classifier, digest, small_fit, toy_data, trained, trainer
 
 
 def fit(folder, out, **options):
-    return autotimm.fit(folder, **{**SMALL, "epochs": 1, "out": str(out), **options})
+    return small_fit(folder, out, **{"val_split": None, **options})
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +98,7 @@ class TestFit:
         assert "val images were" not in said
 
     def test_a_finder_is_recorded(self, photos, tmp_path):
-        options = {name: value for name, value in SMALL.items() if name != "batch_size"}
-        run = autotimm.fit(photos, **options, epochs=1, out=tmp_path, batch_size_find=True)
+        run = fit(photos, tmp_path, batch_size=None, batch_size_find=True)
         assert "# batch-size finder" in (run.path / "config.yaml").read_text()
         assert run.data().batch_size == run.config["batch_size"]
 

@@ -13,18 +13,17 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-import autotimm
 from autotimm import Run
 from autotimm.cli.main import main
 from autotimm.cli.measure import class_lines
 from autotimm.data.toy_objects import write_toy_objects, write_toy_segmentation
 from autotimm.errors import DataError
 from autotimm.types import ObjectPrediction, PixelPrediction
+from training import small_fit
 
 SIZE = (48, 72)
 SPLITS = {"train": 8, "val": 4, "test": 4}
-SMALL = {"backbone": "test_resnet", "pretrained": False, "image_size": 64, "width": 64, "batch_size": 4, "epochs": 1,
-         "num_workers": 0, "threads": 1, "accelerator": "cpu", "progress": False, "lr": 1e-2}  # fmt: skip
+DENSE = {"image_size": 64, "width": 64, "batch_size": 4, "lr": 1e-2, "val_split": None}
 # One epoch teaches little: low thresholds, and a Mask R-CNN that has not yet learned to call everything background.
 TASKS = {"detection": {"threshold": 0.05}, "instance": {"threshold": 0.06, "lr": 1e-5}, "segmentation": {}}
 
@@ -41,8 +40,7 @@ def toys(tmp_path_factory) -> dict[str, Path]:
 def runs(toys, tmp_path_factory) -> dict[str, Run]:
     out = tmp_path_factory.mktemp("runs")
     return {
-        task: autotimm.fit(toys[task], task=task, name=task, out=str(out), **(SMALL | options))
-        for task, options in TASKS.items()
+        task: small_fit(toys[task], out, **(DENSE | options), task=task, name=task) for task, options in TASKS.items()
     }
 
 

@@ -10,7 +10,7 @@ import torch
 from autotimm.cli.main import main
 
 pytestmark = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="this torch is built without CUDA")
-SMALL = ["--backbone", "test_resnet", "--image-size", "64", "--batch-size", "2"]
+WORDS = ["--backbone", "test_resnet", "--image-size", "64", "--batch-size", "2"]
 MODULE = '''
 from torch.nn import functional as F
 from autotimm import ImageClassifier, ObjectDetector, Step
@@ -48,7 +48,7 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_process_of_its_own_says_that_all_is_well(tmp_path: Path):
-    command = [sys.executable, "-m", "autotimm", "doctor", *SMALL]
+    command = [sys.executable, "-m", "autotimm", "doctor", *WORDS]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout
     assert done.stderr == ""
@@ -79,7 +79,7 @@ def listed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
     ],
 )
 def test_dense_tasks(capsys, words: list[str], how: str):
-    code, text = listed(capsys, *SMALL, "--width", "64", *words)
+    code, text = listed(capsys, *WORDS, "--width", "64", *words)
     assert code == 0
     assert f"a step of 2 x 3 x 64 x 64, {how}" in text
     assert "has a deterministic implementation throughout" in text
@@ -92,7 +92,7 @@ def test_the_size_of_images_is_that_of_the_task(capsys):
 
 def test_a_loss_of_pixels_that_cannot_repeat(capsys, tmp_path: Path):
     (tmp_path / "a.yaml").write_text("path: missing\ntask: segmentation\nwidth: 64\nloss: doctors_loss.pixels\n")
-    code, text = listed(capsys, "--config", "a.yaml", *SMALL)
+    code, text = listed(capsys, "--config", "a.yaml", *WORDS)
     assert code == 4
     assert "problem aten::nll_loss2d_forward has no deterministic CUDA implementation, torch's nn.NLLLoss, in" in text
 
@@ -116,7 +116,7 @@ data: {class_path: DetectionDataModule, init_args: {data_dir: missing, image_siz
 @pytest.mark.parametrize(("deterministic", "code", "level"), [("true", 4, "problem"), ("false", 0, "note")])
 def test_an_operator_that_cannot_repeat(capsys, tmp_path: Path, deterministic: str, code: int, level: str):
     (tmp_path / "a.yaml").write_text(f"path: missing\nloss: doctors_loss.blurred\ndeterministic: {deterministic}\n")
-    exit_code, text = listed(capsys, "--config", "a.yaml", *SMALL)
+    exit_code, text = listed(capsys, "--config", "a.yaml", *WORDS)
     assert exit_code == code
     assert f"{level} aten::upsample_bicubic2d_backward has no deterministic CUDA implementation" in text
     assert "torch's nn.functional.interpolate, in criterion (FunctionLoss)" in text
@@ -171,6 +171,6 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], words: list[str], code: in
 
 def test_a_variable_that_lets_results_vary_is_a_problem(capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
-    code, text = listed(capsys, *SMALL)
+    code, text = listed(capsys, *WORDS)
     assert code == 1
     assert "problem CUBLAS_WORKSPACE_CONFIG=:0:0" in text

@@ -21,12 +21,12 @@ pytestmark = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="this
 
 LATER = [pytest.param(one, marks=pytest.mark.slow) for one in ("test_convnext", "test_efficientnet")]
 BACKBONES = ["test_resnet", "test_vit", *LATER]
-SMALL = {"pretrained": False, "image_size": 64, "width": 64, "lr": 0.1}
+OPTIONS = {"pretrained": False, "image_size": 64, "width": 64, "lr": 0.1}
 
 
 def detector(arch: str, backbone: str, **options) -> ObjectDetector | InstanceSegmentor:
     kind = InstanceSegmentor if arch == "mask_rcnn" else ObjectDetector
-    return kind(backbone, 3, arch=arch, **{**SMALL, **options})
+    return kind(backbone, 3, arch=arch, **{**OPTIONS, **options})
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -35,7 +35,7 @@ def test_a_step_of_a_segmenter(arch: str, backbone: str) -> None:
     if (arch, backbone) == ("deeplabv3plus", "test_vit"):
         pytest.skip("refused")
     losses = {"loss": "ce+dice+focal+jaccard", "class_weights": [1, 2, 3]}
-    task = SemanticSegmentor(backbone, 3, arch=arch, **SMALL, **losses)
+    task = SemanticSegmentor(backbone, 3, arch=arch, **OPTIONS, **losses)
     found = trace(task, example_batch(task, 64, 2))
     assert found.operators == []
     assert found.optimizer == ""
@@ -123,7 +123,7 @@ RAISING: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 @pytest.mark.parametrize("case", RAISING)
 def test_what_raises_in_a_detector_of_ones_own_is_named(case: str) -> None:
     extra, operator = RAISING[case]
-    assert [one.name for one in preflight(Own("test_resnet", 3, extra=extra, **SMALL), 64)] == [operator]
+    assert [one.name for one in preflight(Own("test_resnet", 3, extra=extra, **OPTIONS), 64)] == [operator]
 
 
 def test_a_decoder_of_ones_own() -> None:
@@ -137,13 +137,13 @@ def test_a_decoder_of_ones_own() -> None:
         def forward(self, maps: list[Tensor]) -> Tensor:
             return self.decoder([maps[0], maps[0], *maps])
 
-    task = SemanticSegmentor("test_resnet", 3, arch=Pools, **SMALL)
+    task = SemanticSegmentor("test_resnet", 3, arch=Pools, **OPTIONS)
     (found,) = preflight(task, 64, 2)
     assert found.name == "aten::_adaptive_avg_pool2d_backward"
     assert found.modules[0].startswith("network.decoder.decoder.")
 
 
 def test_a_loss_of_ones_own() -> None:
-    task = SemanticSegmentor("test_resnet", 3, loss=nn.CrossEntropyLoss(), **SMALL)
+    task = SemanticSegmentor("test_resnet", 3, loss=nn.CrossEntropyLoss(), **OPTIONS)
     (found,) = preflight(task, 64, 2)
     assert (found.name, found.modules) == ("aten::nll_loss2d_forward", ("criterion (CrossEntropyLoss)",))
