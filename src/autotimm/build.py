@@ -18,7 +18,7 @@ from autotimm.data.instance import InstanceSegmentationDataModule
 from autotimm.data.module import DataModule
 from autotimm.data.segmentation import SegmentationDataModule
 from autotimm.data.spatial_module import SpatialDataModule
-from autotimm.errors import UsageError
+from autotimm.errors import UsageError, missing_extra
 from autotimm.losses import balanced_weights
 from autotimm.metrics import MetricConfig, choose_monitor, named_metric
 from autotimm.repro.streams import RootSeed
@@ -204,7 +204,6 @@ def _loggers(names: Sequence[str], run: RunFolder) -> list[Logger]:
     for name in names:
         try:
             loggers.append(makers[name]())
-        except ModuleNotFoundError as error:
-            raise UsageError(f"The logger {name} needs a package that is not installed ({str(error).split('. ')[0]}). "
-                             f"Install it with `pip install {name}`.") from None  # fmt: skip
+        except ModuleNotFoundError:
+            raise missing_extra(f"The logger {name}", name) from None
     return loggers

@@ -1,8 +1,6 @@
 """The demo: real digits, written the same everywhere, then three ordinary commands."""
 
 import hashlib
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -42,13 +40,6 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "file").write_text("")
     assert main(["demo", "--out", str(tmp_path / "file")]) == 1
     assert "cannot be written to" in capsys.readouterr().err
-
-
-def test_a_missing_extra_names_its_cure(tmp_path: Path):
-    hide = "import sys; sys.modules['sklearn'] = None; from autotimm.cli.main import main; sys.exit(main(['demo']))"
-    done = subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 2
-    assert done.stderr.endswith("pip install 'autotimm[demo]'\n")
 
 
 @pytest.mark.slow

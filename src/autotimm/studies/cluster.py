@@ -5,14 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
-from autotimm.errors import UsageError
+from autotimm.errors import missing_extra
 from autotimm.studies.local import failure
 from autotimm.studies.one import command
 from autotimm.studies.plan import Trial
 
-__all__ = ["run_on_ray"]
+__all__ = ["require_ray", "run_on_ray"]
+
+
+def require_ray() -> None:
+    """Raise a :class:`UsageError` if Ray is not installed, before a study leaves a folder."""
+    if find_spec("ray") is None:
+        raise missing_extra("The launcher ray", "ray")
 
 
 def run_on_ray(trials: Mapping[str, Trial], configs: Mapping[str, Path], logs: Path) -> Iterator[str]:
@@ -27,13 +34,10 @@ def run_on_ray(trials: Mapping[str, Trial], configs: Mapping[str, Path], logs: P
         logs: Folder for what they print.
 
     Raises:
-        UsageError: If Ray is not installed.
         RunError: If a run fails.
     """
-    try:
-        import ray  # an optional extra
-    except ImportError:
-        raise UsageError("The launcher ray needs Ray. Install it with: pip install 'autotimm[ray]'") from None
+    import ray  # an optional extra
+
     logs.mkdir(parents=True, exist_ok=True)
     started = not ray.is_initialized()
     if started:

@@ -11,10 +11,10 @@ from filelock import FileLock, Timeout
 
 from autotimm.config import FitConfig, read_yaml
 from autotimm.config.kinds import Kind, Whole, Words
-from autotimm.errors import DataError, RunError, UsageError, require_choice, sentence
+from autotimm.errors import DataError, RunError, UsageError, missing_extra, require_choice, sentence
 from autotimm.repro.manifest import Manifest
 from autotimm.run import Run
-from autotimm.studies.cluster import run_on_ray
+from autotimm.studies.cluster import require_ray, run_on_ray
 from autotimm.studies.local import run_local
 from autotimm.studies.one import finished
 from autotimm.studies.plan import VARIED, Plan, keep_config, make_plan
@@ -116,6 +116,8 @@ def study_configs(
 ) -> Study:  # fmt: skip
     """Make a study of configurations; see :func:`study`."""
     require_choice("launcher", "a study", launcher, LAUNCHERS)
+    if launcher == "ray":
+        require_ray()
     jobs, words = _read("jobs", Whole(1), jobs), _read("vary", Words(VARIED), vary)
     plan = make_plan(a, b, seeds=seeds, vary=words, decompose=decompose, jobs=jobs, out=out, name=name)
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -151,7 +153,7 @@ def _make(plan: Plan, jobs: int, launcher: str) -> Study:
     write_json(plan.folder / "study.json", results)
     write_csv(plan.folder / "study.csv", results)
     if not draw(plan.folder / "plot.png", results):
-        say("There is no plot.png without matplotlib. Install it with: pip install 'autotimm[plot]'")
+        say(str(missing_extra("The picture plot.png", "plot")))
     return Study(plan.folder, results)
 
 
