@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 WORKERS ?= 2
 
-.PHONY: help install demo test test-slow check format docs docs-links constraints clean
+.PHONY: help install demo test coverage test-slow test-oldest check format docs docs-links wheel constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -42,6 +42,24 @@ test: $(STAMP) ## run the test suite
 test-slow: $(STAMP) ## run everything, the long tests too
 	$(TEST_ENV) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'slow or not slow'
 
+coverage: $(STAMP) ## run the test suite and measure what it reaches
+	rm -f .coverage .coverage.*
+	$(TEST_ENV) $(BIN)/coverage run -m pytest -q -n $(WORKERS) --dist worksteal
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
+
+# Removed afterwards: it takes about 5 GB, and is made again in some minutes.
+test-oldest: ## run the test suite with the oldest versions that pyproject.toml allows
+	rm -rf .venv-oldest
+	$(PYTHON) -m venv .venv-oldest
+	$(PYTHON) tools/oldest.py > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install --quiet -c .venv-oldest/constraints.txt -e '.[dev]'
+	$(TEST_ENV) .venv-oldest/bin/python -m pytest -q -n $(WORKERS) --dist worksteal
+	rm -rf .venv-oldest
+
+wheel: $(STAMP) ## build a wheel in dist/
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
 check: $(STAMP) ## lint, format, types, floors and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -65,4 +83,6 @@ constraints: $(STAMP) ## pin the versions that are installed now
 
 clean: ## remove caches and builds (.venv and runs/ stay)
 	rm -rf build dist site docs/api/generated .mypy_cache .ruff_cache .pytest_cache .import_linter_cache constraints.tmp
+	rm -rf .venv-oldest
+	rm -f .coverage .coverage.*
 	find src tests examples docs tools -name __pycache__ -type d -prune -exec rm -rf {} +

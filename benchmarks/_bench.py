@@ -13,8 +13,10 @@ import math
 import os
 import platform
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -137,6 +139,29 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smoke run, whose figures mean nothing")
     return parser
+
+
+@contextmanager
+def data_folder(options: argparse.Namespace, usual: Path, draw: Callable[[Path], None]) -> Iterator[Path]:
+    """The folder to measure on: that of ``--data``, else the usual one, but a drawn one for ``--quick``.
+
+    Args:
+        options: Parsed arguments, with ``data`` (None if it was not given) and ``quick``.
+        usual: The real data set.
+        draw: Writes a small stand-in for it into an empty folder.
+
+    Raises:
+        SystemExit: If there is no such folder.
+    """
+    if options.quick and options.data is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            draw(Path(scratch))
+            yield Path(scratch)
+        return
+    folder = options.data or usual
+    if not folder.is_dir():
+        raise SystemExit(f"There is no folder {folder}. Name one with --data, or try a drawn one with --quick.")
+    yield folder
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

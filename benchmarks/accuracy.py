@@ -34,7 +34,8 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
-from _bench import PHOTOS, Outcome, arguments, median, report
+from _bench import PHOTOS, Outcome, arguments, data_folder, median, report
+from _drawn import draw_photos
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import default_loader
@@ -210,21 +211,19 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--dataset", nargs="+", choices=DATASETS, default=list(DATASETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--data", type=Path, default=PHOTOS, help="the folder that holds the data sets")
+    parser.add_argument("--data", type=Path, help="the folder that holds the data sets")
     parser.add_argument("--threads", type=int, default=default_threads(), help="CPU threads of both sides")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    if not options.data.is_dir():
-        print(f"skipped: there is no folder {options.data}; give the one of the data sets with --data")
-        return
     rows, figures = [], {}
-    for dataset in options.dataset:
-        seeds, epochs = (options.seeds[:1], 1) if options.quick else (options.seeds, EPOCHS)
-        outcomes = compare(dataset, options.data, seeds, epochs)
-        ours, theirs = outcomes["autotimm"], outcomes["by hand"]
-        verdict = ours.against(theirs)
-        rows.append((dataset, epochs, ours, theirs, verdict, f"{ours.seconds:.0f} / {theirs.seconds:.0f}"))
-        figures[dataset] = {name: outcome._asdict() for name, outcome in outcomes.items()} | {"target": verdict}
+    seeds, epochs = (options.seeds[:1], 1) if options.quick else (options.seeds, EPOCHS)
+    with data_folder(options, PHOTOS, draw_photos) as folder:
+        for dataset in options.dataset:
+            outcomes = compare(dataset, folder, seeds, epochs)
+            ours, theirs = outcomes["autotimm"], outcomes["by hand"]
+            verdict = ours.against(theirs)
+            rows.append((dataset, epochs, ours, theirs, verdict, f"{ours.seconds:.0f} / {theirs.seconds:.0f}"))
+            figures[dataset] = {name: outcome._asdict() for name, outcome in outcomes.items()} | {"target": verdict}
     columns = ("data", "epochs", "autotimm, %", "by hand, %", "target", "seconds")
     report(
         "accuracy", columns, rows, backbone=BACKBONE, image_size=IMAGE_SIZE, threads=options.threads, figures=figures

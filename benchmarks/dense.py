@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _bench import PHOTOS, Outcome, arguments, median, report
+from _bench import PHOTOS, Outcome, arguments, data_folder, median, report
 from _dense_loops import LOOPS, Budget, cards
+from _drawn import draw_dense
 
 import autotimm
 from autotimm.repro.seed import default_threads
@@ -110,23 +111,20 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--set", nargs="+", choices=BUDGETS, default=list(BUDGETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--data", type=Path, default=PHOTOS, help="the folder that holds the data sets")
+    parser.add_argument("--data", type=Path, help="the folder that holds the data sets")
     parser.add_argument("--threads", type=int, default=default_threads(), help="CPU threads of both sides")
     parser.add_argument("--side", nargs="+", choices=SIDES, default=list(SIDES), help="one side alone has no target")
     parser.add_argument("--keep", type=Path, help="a folder to leave the runs in, to look at what they predict")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    if not options.data.is_dir():
-        print(f"skipped: there is no folder {options.data}; give the one of the data sets with --data")
-        return
     rows, figures = [], {}
     for name in options.set:
         budget = BUDGETS[name]._replace(epochs=1) if options.quick else BUDGETS[name]
         seeds = options.seeds[:1] if options.quick else options.seeds
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory() as scratch, data_folder(options, PHOTOS, draw_dense) as folder:
             out = options.keep or Path(scratch)
             out.mkdir(parents=True, exist_ok=True)
-            found, verified = compare(name, options.data.resolve(), seeds, budget, out, options.side)
+            found, verified = compare(name, folder.resolve(), seeds, budget, out, options.side)
         both = len(found) == len(SIDES)
         target = found["autotimm"].against(found["by hand"]) if both else "-"
         reached_by = [str(found.get(side, "-")) for side in SIDES]

@@ -60,26 +60,26 @@ def training_step(backbone: str, device: torch.device, batch_size: int, image_si
     return step
 
 
-def cost_of_determinism(step: Callable[[], None], turns: int, clock: str) -> Turns:
+def cost_of_determinism(step: Callable[[], None], turns: int, clock: str, warm_up: int) -> Turns:
     """Time a step with and without deterministic mode, in turns."""
 
     def timed(deterministic: bool) -> float:
         set_deterministic(deterministic)
         return seconds(step, clock)
 
-    return take_turns(lambda: timed(True), lambda: timed(False), turns, warm_up=3)
+    return take_turns(lambda: timed(True), lambda: timed(False), turns, warm_up)
 
 
 def families(device: torch.device, quick: bool, clock: str) -> list[tuple[str, dict[str, Any]]]:
     """The cost of deterministic mode for each family on a device."""
     on_gpu = device.type == "cuda"
-    batch_size, image_size, turns = (64, 224, 60) if on_gpu else (8, 224, 15)
+    batch_size, image_size, turns, warm_up = (64, 224, 60, 3) if on_gpu else (8, 224, 15, 3)
     if quick:
-        batch_size, image_size, turns = 2, 224, 2
+        batch_size, turns, warm_up = 2, 1, 0
     clock = "wall" if on_gpu else clock
     found = []
     for family, backbone in FAMILIES.items():
-        took = cost_of_determinism(training_step(backbone, device, batch_size, image_size), turns, clock)
+        took = cost_of_determinism(training_step(backbone, device, batch_size, image_size), turns, clock, warm_up)
         figures = {
             "batch": batch_size,
             "off_ms": round(median(took.theirs) * 1e3, 1),

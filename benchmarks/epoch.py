@@ -91,8 +91,8 @@ class HandWritten:
     def epoch(self) -> float:
         """Train on every batch once; return the mean loss."""
         total = torch.zeros(())
-        for images, targets, _ in self.batches:
-            loss = self.criterion(self.network(images), targets)
+        for batch in self.batches:
+            loss = self.criterion(self.network(batch.images), batch.targets)
             self.optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.parameters, 1.0)

@@ -21,7 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _bench import PHOTOS, arguments, report
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from _bench import PHOTOS, arguments, data_folder, report
+from _drawn import draw_classes
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from autotimm import AutoTrainer, ImageClassifier, ImageDataModule, MetricConfig
+from autotimm.metrics import default_metrics
+from autotimm.repro import state_digest
 
 BACKBONE, IMAGE_SIZE = "test_resnet", 32
 
@@ -61,12 +70,6 @@ QUICK = ("0 workers", "2 workers, not persistent", "2 workers and all of it")
 
 def train(folder: Path, setting: Setting, epochs: int, out: Path) -> str:
     """Train in this process; return the digest of the final weights."""
-    import pytorch_lightning as pl  # here, since the parent process has no need of torch
-    from pytorch_lightning.loggers import TensorBoardLogger
-
-    from autotimm import AutoTrainer, ImageClassifier, ImageDataModule, MetricConfig
-    from autotimm.metrics import default_metrics
-    from autotimm.repro import state_digest
 
     class Polluter(pl.Callback):
         """Draws from the global generators between the steps."""
@@ -101,40 +104,34 @@ def train(folder: Path, setting: Setting, epochs: int, out: Path) -> str:
 
 def pollute() -> None:
     """Move every global generator on by a number of draws that is another each time."""
-    import numpy as np
-    import torch
-
     draws = random.SystemRandom().randint(1, 1000)
     torch.rand(draws)
     np.random.rand(draws)
     random.randbytes(draws)
 
 
-def in_a_fresh_process(name: str, options: Sequence[str]) -> str:
+def in_a_fresh_process(name: str, folder: Path, options: Sequence[str]) -> str:
     """Train in a process of its own; return the digest that it prints last."""
     done = subprocess.run(
-        [sys.executable, __file__, *options, "--setting", name], stdout=subprocess.PIPE, text=True, check=True
-    )
+        [sys.executable, __file__, *options, "--data", str(folder), "--setting", name],
+        stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
     return str(json.loads(done.stdout.splitlines()[-1])["digest"])
 
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument(
-        "--data", type=Path, default=PHOTOS / "cls_sign_digits" / "Dataset", help="a folder of class folders"
-    )
+    parser.add_argument("--data", type=Path, help="a folder of class folders")
     parser.add_argument("--setting", choices=SETTINGS, help="train only this one, in this process")
     options = parser.parse_args()
-    if not options.data.is_dir():
-        print(f"skipped: there is no folder {options.data}; give one of class folders with --data")
-        return
     epochs = 1 if options.quick else 3
     if options.setting:
         with tempfile.TemporaryDirectory() as out:
             print(json.dumps({"digest": train(options.data, SETTINGS[options.setting], epochs, Path(out))}))
         return
     names = QUICK if options.quick else tuple(SETTINGS)
-    digests = {name: in_a_fresh_process(name, sys.argv[1:]) for name in names}
+    with data_folder(options, PHOTOS / "cls_sign_digits" / "Dataset", draw_classes) as folder:
+        digests = {name: in_a_fresh_process(name, folder, sys.argv[1:]) for name in names}
     distinct = len(set(digests.values()))
     rows = [(name, digest[:16]) for name, digest in digests.items()]
     report("invariance", ("setting", "weights, sha256"), rows, epochs=epochs, distinct=distinct, digests=digests)

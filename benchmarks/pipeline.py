@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _bench import CLOCKS, PHOTOS, Turns, arguments, median, report, seconds, take_turns
+from _bench import CLOCKS, PHOTOS, Turns, arguments, data_folder, median, report, seconds, take_turns
+from _drawn import draw_classes
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
@@ -86,30 +87,28 @@ def compare(folder: Path, image_size: int, workers: int, normalize: bool, turns:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--data", type=Path, default=PHOTOS / "cls_clothing", help="a folder of class folders")
+    parser.add_argument("--data", type=Path, help="a folder of class folders")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="numbers of loading processes")
     parser.add_argument("--threads", type=int, default=default_threads(), help="CPU threads of the main process")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="CPU time counts the main process alone")
     options = parser.parse_args()
-    if not options.data.is_dir():
-        print(f"skipped: there is no folder {options.data}; give one of class folders with --data")
-        return
-    folder = options.data / "train" if (options.data / "train").is_dir() else options.data
     image_size, turns = (32, 1) if options.quick else (224, 11)
     torch.set_num_threads(options.threads)
     figures: list[dict[str, Any]] = []
-    for workers, normalize in product(options.workers, (True, False)):
-        speeds = compare(folder, image_size, workers, normalize, turns, options.clock)
-        figures.append(
-            {
-                "workers": workers,
-                "normalized": "yes" if normalize else "no",
-                "torchvision": round(median(speeds.theirs)),
-                "autotimm": round(median(speeds.ours)),
-                "ratio": round(speeds.ratio, 2),
-                "quartiles": speeds.quartiles,
-            }
-        )
+    with data_folder(options, PHOTOS / "cls_clothing", draw_classes) as root:
+        folder = root / "train" if (root / "train").is_dir() else root
+        for workers, normalize in product(options.workers, (True, False)):
+            speeds = compare(folder, image_size, workers, normalize, turns, options.clock)
+            figures.append(
+                {
+                    "workers": workers,
+                    "normalized": "yes" if normalize else "no",
+                    "torchvision": round(median(speeds.theirs)),
+                    "autotimm": round(median(speeds.ours)),
+                    "ratio": round(speeds.ratio, 2),
+                    "quartiles": speeds.quartiles,
+                }
+            )
     columns = ("workers", "normalized", "torchvision, images/s", "autotimm, images/s", "ratio", "quartiles")
     rows = [tuple(found.values()) for found in figures]
     report(

@@ -1,12 +1,20 @@
 """What tests in several folders start from."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from autotimm.data.toy import write_toy_folder
+from shared_data import shared, without_shared
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    count = without_shared(terminalreporter.stats.get("skipped", []))
+    if count:
+        tests = "1 test was" if count == 1 else f"{count} tests were"
+        terminalreporter.write_line(f"{tests} skipped for want of real data in ../shared.")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,3 +36,9 @@ def _ctrl_c_is_heard() -> None:
 def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 images of 32 pixels in three class folders; only to be read."""
     return write_toy_folder(tmp_path_factory.mktemp("toy") / "shapes", n=24, num_classes=3, seed=7)
+
+
+@pytest.fixture
+def real() -> Callable[[str], Path]:
+    """Path of a real data set by name; skips the test where ``../shared/data`` lacks it."""
+    return lambda name: shared(f"data/{name}")

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from blocks import assert_ran, python_blocks, run_blocks
+from shared_data import SHARED, WANT
 
 ROOT = Path(__file__).parents[1]
-GUIDE = ROOT.parent / "shared" / "guide.md"
-pytestmark = pytest.mark.skipif(not GUIDE.exists(), reason="the user's guide lies beside the checkout and is not here")
+GUIDE = SHARED / "guide.md"
+pytestmark = pytest.mark.skipif(not GUIDE.exists(), reason=f"{WANT}guide.md")
 
 
 def filled(code: str) -> str:

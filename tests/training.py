@@ -7,11 +7,22 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from autotimm import AutoTrainer, ImageClassifier, ImageDataModule, Task
+import autotimm
+from autotimm import AutoTrainer, ImageClassifier, ImageDataModule, Run, Task
 from autotimm.data.toy import toy_classes
 from autotimm.records.digest import state_digest
 
+SMALL: dict[str, Any] = {"backbone": "test_resnet", "pretrained": False, "image_size": 32, "batch_size": 8,
+                         "num_workers": 0, "threads": 1, "accelerator": "cpu", "progress": False, "val_split": 0.25,
+                         "epochs": 1}  # fmt: skip
+"""Options of ``autotimm.fit`` for a training of about a second."""
 _LOADING = {"image_size": 32, "batch_size": 8, "eval_batch_size": 4, "num_workers": 0, "val_split": 0.25}
+
+
+def small_fit(root: str | Path, out: str | Path, **options: Any) -> Run:
+    """Fit with the options of :data:`SMALL` unless others are given; None takes one out."""
+    given = {name: value for name, value in (SMALL | options).items() if value is not None}
+    return autotimm.fit(root, **given, out=out)
 
 
 def classifier(backbone: str = "test_resnet", num_classes: int = 3, **options: Any) -> ImageClassifier:

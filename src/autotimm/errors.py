@@ -32,6 +32,7 @@ __all__ = [
     "WeightsError",
     "is_whole",
     "join_names",
+    "missing_extra",
     "nearest",
     "number",
     "refuse_unknown",
@@ -95,6 +96,20 @@ def sentence(name: str, owner: str, must: str, got: object, do: str) -> str:
         do: What to do, as a sentence.
     """
     return f"The `{name}` of {owner} must be {must}. Got {got!r} instead. {do}"
+
+
+def missing_extra(what: str, extra: str) -> UsageError:
+    """The error that optional packages are not installed, with the line that installs them.
+
+    Args:
+        what: What needs them.
+        extra: Their name in ``project.optional-dependencies`` of pyproject.toml.
+
+    Example:
+        >>> print(missing_extra("The launcher ray", "ray"))
+        The launcher ray needs optional packages: pip install 'autotimm[ray]'
+    """
+    return UsageError(f"{what} needs optional packages: pip install 'autotimm[{extra}]'")
 
 
 def nearest(word: str, options: Iterable[str], n: int = 3) -> str:

@@ -1,8 +1,6 @@
 """The demo on digits: the same images on every machine, then three ordinary commands."""
 
 import hashlib
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -42,13 +40,6 @@ def test_unwritable_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "file").write_text("")
     assert main(["demo", "--out", str(tmp_path / "file")]) == 1
     assert "cannot be written to" in capsys.readouterr().err
-
-
-def test_missing_scikit_learn_names_the_extra(tmp_path: Path):
-    hide = "import sys; sys.modules['sklearn'] = None; from autotimm.cli.main import main; sys.exit(main(['demo']))"
-    done = subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 2
-    assert done.stderr.endswith("pip install 'autotimm[demo]'\n")
 
 
 @pytest.mark.slow

@@ -20,11 +20,12 @@ from autotimm.cli.run_args import class_lines
 from autotimm.data.toy import write_toy_objects, write_toy_segmentation
 from autotimm.errors import DataError
 from autotimm.types import ObjectPrediction, PixelPrediction
+from training import SMALL as SMALL_FIT
 
 SIZE = (48, 72)
 SPLITS = {"train": 8, "val": 4, "test": 4}
-SMALL = {"backbone": "test_resnet", "pretrained": False, "image_size": 64, "width": 64, "batch_size": 4, "epochs": 1,
-         "num_workers": 0, "threads": 1, "accelerator": "cpu", "progress": False, "lr": 1e-2}  # fmt: skip
+SMALL = {**SMALL_FIT, "image_size": 64, "width": 64, "batch_size": 4, "lr": 1e-2}
+del SMALL["val_split"]  # the scenes have a validation split
 # One epoch teaches little, so thresholds are low, and the Mask R-CNN learns slowly: it would call all of it background.
 TASKS = {"detection": {"threshold": 0.05}, "instance": {"threshold": 0.06, "lr": 1e-5}, "segmentation": {}}
 

@@ -10,10 +10,10 @@ import autotimm
 from autotimm.cli.main import main
 from autotimm.errors import RunError, UsageError
 from autotimm.runs.run import fit_objects
+from training import SMALL as SMALL_FIT
 from training import classifier, toy_data, trained, trainer
 
-SMALL = {"backbone": "test_resnet", "pretrained": False, "image_size": 32, "batch_size": 8, "num_workers": 0,
-         "threads": 1, "accelerator": "cpu", "progress": False, "epochs": 1}  # fmt: skip
+SMALL = {name: value for name, value in SMALL_FIT.items() if name != "val_split"}
 
 
 class Never(Callback):

@@ -10,6 +10,7 @@ import autotimm
 from autotimm.config import COMMAND_LINE, FitConfig, defaults, options, read_yaml, write_scalar
 from autotimm.config.record import completed
 from autotimm.errors import UsageError
+from training import SMALL
 
 V1 = Path(__file__).parents[1] / "fixtures" / "runs" / "v1" / "classification"
 FOUND = {"lr": 0.01}  # as a search for a rate leaves it
@@ -97,10 +98,6 @@ def test_a_finished_record_is_the_begun_one_with_what_was_chosen():
     begun, finished = ((V1 / name / "config.yaml").read_text() for name in ("stopped", "finished"))
     chosen = {"weight_decay": 0.0001, "layer_decay": 1.0, "backbone_scale": 1.0, "clip": 1.0}
     assert completed(begun, chosen, "recipe") == finished.replace("name: finished ", "name: stopped  ")
-
-
-SMALL = {"backbone": "test_resnet", "pretrained": False, "image_size": 32, "batch_size": 8, "num_workers": 0,
-         "threads": 1, "accelerator": "cpu", "progress": False, "epochs": 1, "val_split": 0.25}  # fmt: skip
 
 
 def test_a_resumed_run_has_the_record_of_one_that_was_not_interrupted(toy_folder: Path, tmp_path: Path):

@@ -10,23 +10,10 @@ import torch
 import autotimm
 from autotimm.errors import UsageError
 from autotimm.repro import Manifest, RootSeed, read_ledger
-from training import classifier, toy_data, trainer
+from training import classifier, small_fit, toy_data, trainer
 
-SMALL = {
-    "backbone": "test_resnet",
-    "pretrained": False,
-    "image_size": 32,
-    "batch_size": 8,
-    "val_split": 0.25,
-    "epochs": 1,
-    "num_workers": 0,
-    "threads": 1,
-    "accelerator": "cpu",
-    "progress": False,
-    "head_dropout": 0.3,
-    "mixup_alpha": 0.2,
-    "warmup_epochs": 0,
-}
+# Each stream has something to decide.
+RANDOM = {"head_dropout": 0.3, "mixup_alpha": 0.2, "warmup_epochs": 0}
 
 
 class Found:
@@ -50,7 +37,7 @@ def fitted(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory):
     root = tmp_path_factory.mktemp("streams")
 
     def fit(**options: object) -> Found:
-        return Found(autotimm.fit(toy_folder, out=root, **{**SMALL, **options}).path)
+        return Found(small_fit(toy_folder, root, **{**RANDOM, **options}).path)
 
     return fit
 
@@ -87,7 +74,7 @@ def test_without_them_nothing_is_recorded(plain):
 
 
 def test_they_come_back_from_the_run_folder(toy_folder, tmp_path):
-    run = autotimm.fit(toy_folder, out=tmp_path, stream_seeds="order=3, init=7", **SMALL)
+    run = small_fit(toy_folder, tmp_path, **RANDOM, stream_seeds="order=3, init=7")
     assert "stream_seeds: [init=7, order=3]" in (run.path / "config.yaml").read_text()
     again = autotimm.FitConfig.layered([("file", autotimm.config.read_yaml(str(run.path / "config.yaml"))[0])])
     assert again.stream_seeds == ("init=7", "order=3")

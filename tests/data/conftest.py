@@ -1,4 +1,4 @@
-"""Fixtures of the data tests: real photographs where they are at hand, toy folders, and a cache of their own."""
+"""Fixtures of the data tests: toy folders, and a cache of their own."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,24 +9,10 @@ from PIL import Image
 
 from autotimm.data.toy import write_toy_folder
 
-REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
-
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-
-
-@pytest.fixture
-def real() -> Callable[[str], Path]:
-    """Path of a real data set by name; skips where the data sets are not beside the repository."""
-
-    def find(name: str) -> Path:
-        if not (REAL / name).is_dir():
-            pytest.skip(f"needs the real data set {name} in ../shared/data")
-        return REAL / name
-
-    return find
 
 
 @pytest.fixture

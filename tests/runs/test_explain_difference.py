@@ -12,10 +12,10 @@ from autotimm.cli.main import main
 from autotimm.data.toy import write_toy_folder
 from autotimm.runs.explain_difference.operators import Operator, first_operator
 from autotimm.runs.run import Run, diff
+from training import SMALL as SMALL_FIT
 from training import classifier, toy_data, trainer
 
-SMALL = {"backbone": "test_resnet", "image_size": 32, "batch_size": 8, "epochs": 2, "pretrained": False, "threads": 1,
-         "num_workers": 0, "progress": False, "val_split": 0.25}  # fmt: skip
+SMALL = {**SMALL_FIT, "epochs": 2}
 NONE = "no recorded factor restores the bits"
 
 

@@ -3,16 +3,13 @@
 import pytest
 import torch
 
-import autotimm
 from autotimm import Run
-
-SMALL = {"backbone": "test_resnet", "pretrained": False, "image_size": 32, "batch_size": 8, "num_workers": 0,
-         "threads": 1, "accelerator": "cpu", "progress": False, "val_split": 0.25, "epochs": 1}  # fmt: skip
+from training import small_fit
 
 
 @pytest.fixture(scope="module")
 def run(toy_folder, tmp_path_factory):
-    return autotimm.fit(toy_folder, out=str(tmp_path_factory.mktemp("out")), **SMALL)
+    return small_fit(toy_folder, tmp_path_factory.mktemp("out"))
 
 
 def recorded_as(run: Run, accelerator: str) -> None:

@@ -12,10 +12,10 @@ from autotimm import ImageDataModule, Run, Task
 from autotimm.data.toy import write_toy_folder
 from autotimm.errors import DataError, ModelError, UsageError
 from autotimm.runs.run import fit_objects
+from training import SMALL as SMALL_FIT
 from training import classifier, digest, toy_data, trained, trainer
 
-SMALL = {"backbone": "test_resnet", "pretrained": False, "image_size": 32, "batch_size": 8, "num_workers": 0,
-         "threads": 1, "accelerator": "cpu", "progress": False}  # fmt: skip
+SMALL = {name: value for name, value in SMALL_FIT.items() if name not in ("epochs", "val_split")}
 
 
 def fit(folder, out, **options):

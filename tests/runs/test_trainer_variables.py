@@ -8,12 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import autotimm
 from autotimm import Run
-from training import digest
-
-SMALL = {"backbone": "test_resnet", "pretrained": False, "image_size": 32, "batch_size": 8, "num_workers": 0,
-         "threads": 1, "accelerator": "cpu", "progress": False, "val_split": 0.25}  # fmt: skip
+from training import digest, small_fit
 
 
 def interrupt_after(path: Path) -> None:
@@ -24,9 +20,9 @@ def interrupt_after(path: Path) -> None:
 
 
 def test_a_replay_is_identical_without_the_variable(toy_folder, tmp_path, monkeypatch):
-    whole = autotimm.fit(toy_folder, out=str(tmp_path), name="whole", epochs=2, **SMALL)
+    whole = small_fit(toy_folder, tmp_path, name="whole", epochs=2)
     monkeypatch.setenv("PL_TRAINER_LIMIT_TRAIN_BATCHES", "1")
-    run = autotimm.fit(toy_folder, out=str(tmp_path), name="short", epochs=2, **SMALL)
+    run = small_fit(toy_folder, tmp_path, name="short", epochs=2)
     monkeypatch.delenv("PL_TRAINER_LIMIT_TRAIN_BATCHES")
     verdict = run.verify()
     assert (verdict.verdict, verdict.exit_code, verdict.steps) == ("identical", 0, 2)
@@ -37,11 +33,11 @@ def test_a_replay_is_identical_without_the_variable(toy_folder, tmp_path, monkey
 
 def test_a_run_goes_on_without_the_variable(toy_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("PL_TRAINER_LIMIT_TRAIN_BATCHES", "1")
-    whole = autotimm.fit(toy_folder, out=str(tmp_path), name="whole", epochs=12, **SMALL)
+    whole = small_fit(toy_folder, tmp_path, name="whole", epochs=12)
     watching = threading.Thread(target=interrupt_after, args=[tmp_path / "half" / "checkpoints" / "last.ckpt"])
     watching.start()
     with pytest.raises(KeyboardInterrupt):
-        autotimm.fit(toy_folder, out=str(tmp_path), name="half", epochs=12, **SMALL)
+        small_fit(toy_folder, tmp_path, name="half", epochs=12)
     watching.join()
     monkeypatch.delenv("PL_TRAINER_LIMIT_TRAIN_BATCHES")
     assert not (tmp_path / "half" / "model.safetensors").exists()

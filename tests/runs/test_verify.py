@@ -22,10 +22,10 @@ from autotimm.runs.restore import rebuild
 from autotimm.runs.run import Run, diff
 from autotimm.runs.verify import _says_more
 from autotimm.train.run_description import UNKEYED_WEIGHTS
+from training import SMALL as SMALL_FIT
 from training import classifier, toy_data, trainer
 
-SMALL = {"backbone": "test_resnet", "image_size": 32, "batch_size": 8, "epochs": 2, "pretrained": False, "threads": 1,
-         "num_workers": 0, "progress": False, "val_split": 0.25}  # fmt: skip
+SMALL = {**SMALL_FIT, "epochs": 2}
 
 
 @pytest.fixture(scope="module")

@@ -181,12 +181,6 @@ def test_mistakes_on_the_command_line(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
-def test_without_ray(toy_folder, tmp_path):
-    with pytest.raises(UsageError, match=r"pip install 'autotimm\[ray\]'"):
-        autotimm.study(toy_folder, launcher="ray", out=tmp_path, **OPTIONS)
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 def test_with_ray(finished_study, toy_folder, tmp_path):

@@ -5,13 +5,9 @@ import csv
 import pytest
 import torch
 
-import autotimm
 from autotimm import Batch, ImageClassifier, Stage, Step
 from autotimm.errors import UsageError
-from training import toy_data, trained, trainer
-
-SMALL = {"backbone": "test_resnet", "pretrained": False, "image_size": 32, "batch_size": 8, "num_workers": 0,
-         "threads": 1, "accelerator": "cpu", "progress": False, "val_split": 0.25, "epochs": 1}  # fmt: skip
+from training import small_fit, toy_data, trained, trainer
 
 
 class Named(ImageClassifier):
@@ -37,7 +33,7 @@ def named(kind=Named):
 @pytest.mark.parametrize("name", ["val/lossy", "train/lossy", "loss", "val/train_loss"])
 def test_a_slip_leaves_nothing(toy_folder, tmp_path, name):
     with pytest.raises(UsageError, match=r"`monitor` of a task must be one of .*/loss.* Got") as found:
-        autotimm.fit(toy_folder, out=str(tmp_path), name="one", monitor=name, **SMALL)
+        small_fit(toy_folder, tmp_path, name="one", monitor=name)
     assert "Did you mean" in str(found.value) or "Give one of these" in str(found.value)
     assert not list(tmp_path.iterdir())
 

@@ -15,7 +15,7 @@ from autotimm.cli.verb import Verb
 from autotimm.config import Option
 from autotimm.config.value_types import Choice, Path, Whole
 from autotimm.constants import TASKS
-from autotimm.errors import RunError, UsageError
+from autotimm.errors import RunError, missing_extra
 
 if TYPE_CHECKING:
     import numpy as np
@@ -187,9 +187,7 @@ def _load_digits() -> tuple[np.ndarray[Any, Any], list[int]]:
     try:
         from sklearn.datasets import load_digits  # an optional extra
     except ImportError:
-        raise UsageError(
-            "autotimm demo needs scikit-learn for its digits. Install it with: pip install 'autotimm[demo]'"
-        ) from None
+        raise missing_extra("autotimm demo", "demo") from None
     bunch = load_digits()
     return (bunch.images * (255 / 16)).round().astype("uint8"), [int(label) for label in bunch.target]
 

@@ -20,7 +20,7 @@ from autotimm.data.dense import DetectionDataModule, InstanceSegmentationDataMod
 from autotimm.data.formats.recognize import Recognized, recognize
 from autotimm.data.image import ImageDataModule
 from autotimm.data.module import DataModule
-from autotimm.errors import UsageError
+from autotimm.errors import UsageError, missing_extra
 from autotimm.losses.image_losses import balanced_weights
 from autotimm.metrics import MetricConfig, Monitor, choose_monitor, named_metric
 from autotimm.records.run_folder import RunFolder
@@ -234,7 +234,6 @@ def _loggers(names: Sequence[str], run: RunFolder) -> list[Logger]:
     for name in names:
         try:
             loggers.append(constructors[name]())
-        except ModuleNotFoundError as error:
-            raise UsageError(f"The logger {name} needs a package that is not installed ({str(error).split('. ')[0]}). "
-                             f"Install it with `pip install {name}`.") from None  # fmt: skip
+        except ModuleNotFoundError:
+            raise missing_extra(f"The logger {name}", name) from None
     return loggers

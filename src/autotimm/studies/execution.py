@@ -7,13 +7,14 @@ import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from importlib.util import find_spec
 from pathlib import Path
 
-from autotimm.errors import RunError, UsageError
+from autotimm.errors import RunError, missing_extra
 from autotimm.studies.trial_process import command
 from autotimm.studies.trials import Trial
 
-__all__ = ["run_local", "run_on_ray"]
+__all__ = ["require_ray", "run_local", "run_on_ray"]
 
 
 def run_local(configs: Mapping[str, Path], jobs: int, logs: Path) -> Iterator[str]:
@@ -81,6 +82,12 @@ class _Processes:
             process.wait()
 
 
+def require_ray() -> None:
+    """Raise a :class:`UsageError` if Ray is not installed, before a study creates its folder."""
+    if find_spec("ray") is None:
+        raise missing_extra("The launcher ray", "ray")
+
+
 def run_on_ray(trials: Mapping[str, Trial], configs: Mapping[str, Path], logs: Path) -> Iterator[str]:
     """Run each trial as a task of a Ray cluster, and yield the names of runs as they finish.
 
@@ -96,10 +103,8 @@ def run_on_ray(trials: Mapping[str, Trial], configs: Mapping[str, Path], logs: P
         UsageError: If Ray, an optional extra, is not installed.
         RunError: If a run fails.
     """
-    try:
-        import ray
-    except ImportError:
-        raise UsageError("The launcher ray needs Ray. Install it with: pip install 'autotimm[ray]'") from None
+    import ray  # an optional extra
+
     logs.mkdir(parents=True, exist_ok=True)
     started = not ray.is_initialized()
     if started:

@@ -11,10 +11,10 @@ from filelock import FileLock, Timeout
 
 from autotimm.config import FitConfig, read_yaml
 from autotimm.config.value_types import Kind, Whole, Words
-from autotimm.errors import DataError, RunError, UsageError, require_choice, sentence
+from autotimm.errors import DataError, RunError, UsageError, missing_extra, require_choice, sentence
 from autotimm.records.manifest import Manifest
 from autotimm.runs.run import Run
-from autotimm.studies.execution import run_local, run_on_ray
+from autotimm.studies.execution import require_ray, run_local, run_on_ray
 from autotimm.studies.study_report import Results, as_text, draw, write_csv, write_json
 from autotimm.studies.trial_process import finished
 from autotimm.studies.trials import VARIED, Plan, keep_config, make_plan
@@ -114,6 +114,8 @@ def study_configs(
 ) -> Study:  # fmt: skip
     """Run a study of configurations; see :func:`study`."""
     require_choice("launcher", "a study", launcher, LAUNCHERS)
+    if launcher == "ray":
+        require_ray()
     jobs, streams = _read("jobs", Whole(1), jobs), _read("vary", Words(VARIED), vary)
     plan = make_plan(a, b, seeds=seeds, vary=streams, decompose=decompose, jobs=jobs, out=out, name=name)
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -149,7 +151,7 @@ def _run(plan: Plan, jobs: int, launcher: str) -> Study:
     write_json(plan.folder / "study.json", results)
     write_csv(plan.folder / "study.csv", results)
     if not draw(plan.folder / "plot.png", results):
-        say("plot.png needs matplotlib. Install it with: pip install 'autotimm[plot]'")
+        say(str(missing_extra("The picture plot.png", "plot")))
     return Study(plan.folder, results)
 
 

@@ -6,15 +6,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import autotimm
 from autotimm import ImageDataModule
 from autotimm.data.formats import read_builtin
 from autotimm.data.toy import write_toy_folder
 from autotimm.errors import DataError
-from training import classifier, trainer
-
-SMALL = {"backbone": "test_resnet", "pretrained": False, "image_size": 32, "batch_size": 8, "num_workers": 0,
-         "threads": 1, "accelerator": "cpu", "progress": False, "epochs": 1}  # fmt: skip
+from training import classifier, small_fit, trainer
 
 
 @pytest.fixture
@@ -33,7 +29,7 @@ def test_broken_images_are_left_out_and_named(eurosat: Path, tmp_path: Path) -> 
     cut.write_bytes(cut.read_bytes()[:60])
     empty.write_bytes(b"")
     text.write_text("no image")
-    run = autotimm.fit(str(eurosat), dataset_name="EuroSAT", out=str(tmp_path / "runs"), **SMALL)
+    run = small_fit(eurosat, tmp_path / "runs", dataset_name="EuroSAT", val_split=None)
     assert len((run.path / "files.csv").read_text().splitlines()) == 1 + 21
     data = run.data()
     data.setup()
@@ -44,7 +40,7 @@ def test_broken_images_are_left_out_and_named(eurosat: Path, tmp_path: Path) -> 
 def test_broken_images_are_refused_with_strict(eurosat: Path, tmp_path: Path) -> None:
     some_files(eurosat, 1)[0].write_bytes(b"")
     with pytest.raises(DataError, match=r"1 of 24 images cannot be read: train/0000000 \(the file is empty\)"):
-        autotimm.fit(str(eurosat), dataset_name="EuroSAT", strict=True, out=str(tmp_path / "runs"), **SMALL)
+        small_fit(eurosat, tmp_path / "runs", dataset_name="EuroSAT", strict=True, val_split=None)
     assert not list((tmp_path / "runs").iterdir())
 
 

@@ -1,0 +1,90 @@
+"""Optional packages that are not installed: the exit code is 2 and the error names the line that installs them."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from environments import ROOT, linked_environment, run
+
+FIT = ["--backbone", "test_resnet", "--pretrained", "false", "--image-size", "32", "--batch-size", "8", "--epochs", "1",
+       "--num-workers", "0", "--threads", "1", "--accelerator", "cpu", "--val-split", "0.25"]  # fmt: skip
+OPTIONAL = ["scikit-learn", "tensorboard", "wandb", "mlflow", "matplotlib", "faster-coco-eval", "ray"]
+# Extras of features to come. Whoever writes the feature moves its extra to the table of the README.
+PLANNED = {"explain", "inspect", "lance", "litdata", "onnx", "openvino", "proof", "serve"}
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment without optional packages."""
+    return linked_environment(tmp_path_factory.mktemp("bare") / "environment", OPTIONAL)
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ("demo", ["demo"]),
+        ("tensorboard", ["fit", "PHOTOS", *FIT, "--loggers", "tensorboard"]),
+        ("wandb", ["fit", "PHOTOS", *FIT, "--loggers", "wandb"]),
+        ("mlflow", ["fit", "PHOTOS", *FIT, "--loggers", "mlflow"]),
+        ("ray", ["study", "PHOTOS", *FIT, "--launcher", "ray"]),
+    ],
+)
+def test_missing_extra_is_a_usage_error(extra: str, words: list[str], bare: Path, toy_folder: Path, tmp_path: Path):
+    words = [str(toy_folder) if word == "PHOTOS" else word for word in words]
+    done = run(bare, "-m", "autotimm", *words, cwd=tmp_path, sources=True)
+    assert done.returncode == 2, done.stderr
+    assert re.fullmatch(rf"error: [^.]+: pip install 'autotimm\[{extra}\]'", done.stderr.splitlines()[-1])
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()], "a failed start left files behind"
+
+
+FALL_BACK = """
+from pathlib import Path
+import torch
+from autotimm.metrics.scores import MeanAP
+from autotimm.studies.plot import draw
+
+boxes, labels = torch.tensor([[2.0, 2.0, 20.0, 20.0]]), torch.tensor([0])
+metric = MeanAP(1)
+metric.update([{"boxes": boxes, "labels": labels, "scores": torch.ones(1)}], [{"boxes": boxes, "labels": labels}])
+print(float(metric.compute()["mean"]), draw(Path("plot.png"), None))
+"""
+
+
+def test_what_can_do_without_its_extra_does(bare: Path, tmp_path: Path) -> None:
+    """Without ``coco`` pycocotools computes the same (see test_scores.py); without ``plot`` a study has no picture.
+
+    Hours of training must not end in an error because of a picture.
+    """
+    done = run(bare, "-c", FALL_BACK, cwd=tmp_path, sources=True)
+    assert done.stdout.split() == ["1.0", "False"], done.stderr
+
+
+def declared_extras() -> dict[str, str]:
+    """The lines of ``project.optional-dependencies``, by name."""
+    text = (ROOT / "pyproject.toml").read_text()
+    block = re.search(r"^\[project\.optional-dependencies\]\n(.*?)^\[", text, flags=re.MULTILINE | re.DOTALL)
+    assert block
+    return dict(re.findall(r"^(\w+) = (.*?)(?=^\w+ = |\Z)", block[1], flags=re.MULTILINE | re.DOTALL))
+
+
+def test_the_readme_lists_the_extras() -> None:
+    section = re.search(r"^## Install\n(.*?)^## ", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert section
+    listed = set(re.findall(r"^\| `(\w+)` \|", section[1], flags=re.MULTILINE))
+    assert listed | PLANNED == declared_extras().keys() - {"dev"}
+    assert not listed & PLANNED
+
+
+def test_errors_name_extras_that_there_are() -> None:
+    sources = "\n".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    named = set(re.findall(r'missing_extra\([^)]*"(\w+)"\)', sources))
+    assert {"demo", "plot", "ray"} <= named <= declared_extras().keys() - PLANNED
+
+
+def test_the_extras_have_lower_bounds_and_reasons() -> None:
+    for extra, packages in declared_extras().items():
+        if extra != "dev":
+            for line in packages.strip().splitlines():
+                if '"' in line:
+                    assert re.search(r'"[\w.\-\[\]]+>=[\d.]+"\]?,? +# \w+', line), f"{extra}: {line}"
