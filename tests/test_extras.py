@@ -42,7 +42,7 @@ FALL_BACK = """
 from pathlib import Path
 import torch
 from autotimm.metrics.scores import MeanAP
-from autotimm.studies.plot import draw
+from autotimm.studies.study_report import draw
 
 boxes, labels = torch.tensor([[2.0, 2.0, 20.0, 20.0]]), torch.tensor([0])
 metric = MeanAP(1)
