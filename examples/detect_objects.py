@@ -1,9 +1,9 @@
-"""Train a detector on images with boxes, test it, and find objects in new images.
+"""Train a detector, test it, and detect objects in new images.
 
     python examples/detect_objects.py path/to/data path/to/new/images
 
-The data may be in COCO's, VOC's or YOLO's format, or a table of boxes: what lies in the folder is recognized. Without a
-path it draws a small set of scenes first.
+The data can be in COCO, VOC or YOLO format, or a table of boxes; the format is detected. Without a path, the program
+generates a small data set first.
 """
 
 import sys
@@ -15,7 +15,7 @@ from autotimm.data.toy import write_toy_objects
 
 
 def main(data: Path, new: Path, out: Path, **options) -> None:
-    # The task is said, since data with outlines would be taken for instance segmentation.
+    # Without `task`, data with polygons would be used for instance segmentation.
     run = autotimm.fit(data, task="detection", out=out, test_split=0.2, **options)
     print("test:", {name: round(value, 3) for name, value in run.test().items()})
     for image in run.predict(new)[:3]:

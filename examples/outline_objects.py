@@ -1,9 +1,9 @@
-"""Train Mask R-CNN on images with outlined objects, test it, and measure objects in new images.
+"""Train Mask R-CNN for instance segmentation, test it, and measure objects in new images.
 
     python examples/outline_objects.py path/to/data path/to/new/images
 
-The data may be a COCO file with polygons or run lengths, YOLO's polygons, or one picture per object. Without a path it
-draws a small set of scenes first.
+The data can be a COCO file with polygons or run lengths, polygons in YOLO format, or one mask image per object. Without
+a path, the program generates a small data set first.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""Train a segmenter on images with a class for each pixel, test it, and write label images of new images.
+"""Train a semantic segmenter, test it, and write label images for new images.
 
     python examples/segment_images.py path/to/data path/to/new/images
 
-The data may be images with label images (by index, palette or color), or Cityscapes. Without a path it draws a small
-set of scenes first.
+The data can be images with mask images (by index, palette or color), or Cityscapes. Without a path, the program
+generates a small data set first.
 """
 
 import sys

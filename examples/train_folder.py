@@ -1,8 +1,8 @@
-"""Train on a folder of class folders, test, and predict.
+"""Train a classifier on one folder of images per class, test it, and predict.
 
     python examples/train_folder.py path/to/photos
 
-Without a path it draws a small set of images first.
+Without a path, the program generates a small data set first.
 """
 
 import sys

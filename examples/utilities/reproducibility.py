@@ -1,9 +1,9 @@
-"""Nine ways to seed, each one trained for real and checked.
+"""Nine patterns of seeding, each checked by real training.
 
     python examples/utilities/reproducibility.py
 
-Every function below shows one pattern on a few small images that are drawn from a seed, and asserts what it claims.
-Copy the pattern that you need; with your own data, replace `toy_data` by `ImageDataModule("path/to/photos")`.
+Each function shows one pattern on a few small generated images, and asserts its claim. Copy the pattern that you need;
+with your own data, replace `toy_data` by `ImageDataModule("path/to/photos")`.
 """
 
 import random
@@ -22,7 +22,7 @@ SMALL = {"backbone": "test_resnet", "num_classes": CLASSES}  # a backbone that t
 
 
 def toy_data(folder: Path, **options) -> ImageDataModule:
-    """48 small images in class folders; they are drawn once."""
+    """48 small images in class folders, generated once."""
     photos = folder / "photos"
     if not photos.exists():
         write_toy_folder(photos, n=48, num_classes=CLASSES, image_size=32, seed=0)
@@ -30,13 +30,13 @@ def toy_data(folder: Path, **options) -> ImageDataModule:
 
 
 def quiet_trainer(folder: Path, **options) -> AutoTrainer:
-    """One epoch on the CPU; it leaves no run folder and draws no progress bar."""
+    """One epoch on the CPU, without a run folder and without a progress bar."""
     quiet = {"run_dir": False, "enable_checkpointing": False, "enable_progress_bar": False}
     return AutoTrainer(max_epochs=1, accelerator="cpu", default_root_dir=folder, **quiet, **options)
 
 
 def weights(model: ImageClassifier) -> str:
-    """One digest for all weights and buffers: equal digests mean equal bits."""
+    """One digest of all weights and buffers: equal digests mean equal bits."""
     return state_digest(model.state_dict())
 
 
@@ -46,48 +46,48 @@ def train(folder: Path, model: ImageClassifier, **trainer_options) -> str:
 
 
 def default_behavior(folder: Path) -> str:
-    """Say nothing about seeds: model, data and trainer use 42, and the run repeats."""
+    """Without any seed given, model, data and trainer use 42, and the run is reproducible."""
     first = train(folder, ImageClassifier(**SMALL))
-    torch.rand(1000), random.random()  # whatever else happens in the process makes no difference
+    torch.rand(1000), random.random()  # random numbers drawn elsewhere in the process have no effect
     second = train(folder, ImageClassifier(**SMALL))
     assert first == second
     return "two runs without any argument gave the same weights, bit for bit"
 
 
 def model_seed(folder: Path) -> str:
-    """The model's seed decides its initial weights."""
+    """The model's seed determines its initial weights."""
     again = [weights(ImageClassifier(**SMALL, pretrained=False, seed=seed)) for seed in (42, 42, 7)]
     assert again[0] == again[1] != again[2]
-    return "the model's seed decides the initial weights"
+    return "the model's seed determines the initial weights"
 
 
 def trainer_seed(folder: Path) -> str:
-    """The trainer's seed decides the order of the images, their augmentation and dropout."""
+    """The trainer's seed determines the order of the images, augmentation and dropout."""
     runs = [train(folder, ImageClassifier(**SMALL, seed=42), seed=seed) for seed in (1, 1, 2)]
     assert runs[0] == runs[1] != runs[2]
-    return "the trainer's seed decides order, augmentation and dropout"
+    return "the trainer's seed determines order, augmentation and dropout"
 
 
 def manual_seed(folder: Path) -> str:
-    """Seed the process by hand; with `seed=None` model and trainer take their seeds from it."""
+    """Call `seed_everything`; with `seed=None`, model and trainer derive their seeds from it."""
     runs = []
     for seed in (42, 42, 7):
         seed_everything(seed, deterministic=True)
         runs.append(train(folder, ImageClassifier(**SMALL, seed=None), seed=None))
     assert runs[0] == runs[1] != runs[2]
-    return "seed_everything decides where model and trainer have seed=None"
+    return "seed_everything determines the result if model and trainer have seed=None"
 
 
 def custom_seeds(folder: Path) -> str:
-    """One seed per experiment: equal seeds repeat, different seeds are different experiments."""
+    """One seed per experiment: equal seeds give equal models, different seeds different ones."""
     runs = {seed: train(folder, ImageClassifier(**SMALL, seed=seed), seed=seed) for seed in (42, 123)}
     assert runs[42] != runs[123]
     assert runs[123] == train(folder, ImageClassifier(**SMALL, seed=123), seed=123)
-    return "seeds 42 and 123 gave two models, and each one repeats"
+    return "seeds 42 and 123 gave two models, and each is reproducible"
 
 
 def deterministic_or_fast(folder: Path) -> str:
-    """`deterministic` chooses between reproducible and fast kernels; the seeds count in both modes."""
+    """`deterministic` selects deterministic or fast kernels; seeds apply in both modes."""
     strict = ImageClassifier(**SMALL, seed=42, deterministic=True)
     assert torch.are_deterministic_algorithms_enabled()
     assert not torch.backends.cudnn.benchmark
@@ -96,18 +96,18 @@ def deterministic_or_fast(folder: Path) -> str:
     assert torch.backends.cudnn.benchmark
     assert weights(strict) == weights(fast)
     train(folder, fast, deterministic=False)
-    return "deterministic=False frees the kernels and keeps the seeds"
+    return "deterministic=False allows fast kernels, and the seeds still apply"
 
 
 def seeding_options(folder: Path) -> str:
-    """Lightning's or autotimm's global seeding: your choice, since training reads named streams."""
+    """Lightning's or autotimm's global seeding: training uses named streams, so both give the same result."""
     runs = [train(folder, ImageClassifier(**SMALL), use_autotimm_seeding=choice) for choice in (False, True)]
     assert runs[0] == runs[1]
     return "both kinds of global seeding gave the same weights"
 
 
 def complete_workflow(folder: Path) -> str:
-    """Seed, data, model and trainer together, and predictions that repeat."""
+    """Seed, data, model and trainer together, with reproducible predictions."""
     seed = 42
     accuracy = MetricConfig(
         name="accuracy",
@@ -127,12 +127,12 @@ def complete_workflow(folder: Path) -> str:
             logits = model.eval()(torch.zeros(1, 3, 32, 32))
         results.append((weights(model), float(trainer.callback_metrics["val/accuracy"]), logits.tolist()))
     assert results[0] == results[1]
-    return f"weights, predictions and accuracy ({results[0][1]:.3f}) repeat"
+    return f"weights, predictions and accuracy ({results[0][1]:.3f}) are reproducible"
 
 
 def no_seed(folder: Path) -> str:
-    """`seed=None` explores the variance: each run differs, and each one remembers the seed that it drew."""
-    random.seed()  # as in a process that nobody has seeded
+    """`seed=None` shows the variance: each run differs, and records the seed that it drew."""
+    random.seed()  # as in a process without a seed
     free = ImageClassifier(**SMALL, seed=None), ImageClassifier(**SMALL, seed=None)
     assert free[0].root_seed != free[1].root_seed
     assert train(folder, free[0], seed=None) != train(folder, free[1], seed=None)

@@ -1,12 +1,12 @@
-"""Names and numbers that several parts share. Nothing is imported here."""
+"""Constants that several packages share. This module imports nothing."""
 
 __all__ = ["IGNORE_INDEX", "STREAMS", "TASKS"]
 
 STREAMS = ("split", "init", "order", "augment", "step", "eval")
-"""Every named random stream that decides something of a run, in the order in which a run first draws from it."""
+"""The named random streams, in the order in which a run first draws from them; see :mod:`autotimm.repro.streams`."""
 
 TASKS = ("classification", "detection", "instance", "segmentation")
-"""What can be learned, as ``--task`` names it."""
+"""The values of ``--task``."""
 
 IGNORE_INDEX = 255
-"""The value of unknown pixels in masks, which are neither learned from nor measured."""
+"""The value of unlabeled pixels in segmentation masks. Losses and metrics ignore them."""

@@ -8,13 +8,15 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 __all__ = [
+    "CapturesArguments",
     "current_path",
     "first_path",
     "construct",
@@ -38,7 +40,8 @@ _MOVED = {
     "autotimm.data.formats.coco_outline": "autotimm.data.annotations.outlines",
     "autotimm.data.formats.csv": "autotimm.data.formats.class_csv",
     "autotimm.data.formats.folder": "autotimm.data.formats.class_folders",
-    "autotimm.data.formats.spatial": "autotimm.data.formats.readers",
+    "autotimm.data.formats.recognize": "autotimm.data.formats.recognize",
+    "autotimm.data.formats.spatial": "autotimm.data.formats.recognize",
     "autotimm.data.instance": "autotimm.data.dense",
     "autotimm.data.jitter": "autotimm.data.transforms.image_transforms",
     "autotimm.data.masks": "autotimm.data.annotations.masks",
@@ -199,6 +202,109 @@ def lost_objects(arguments: Mapping[str, Any]) -> list[str]:
         return any(map(lost, value)) if isinstance(value, list) else is_object(value)
 
     return [name for name, value in arguments.items() if lost(value)]
+
+
+class CapturesArguments:
+    """Mixin: an abstract base learns the arguments that its subclass was constructed with, by name.
+
+    A base constructor sees only what subclasses pass on to it. This mixin wraps the constructor of each subclass once,
+    when the class is defined, and notes the outermost call. It also sets ``__signature__``, so that ``help()``, editors
+    and :func:`inspect.signature` show the options of the base in place of a subclass's ``**options``. Copies, pickles
+    and spawned processes are not affected, since they call no constructor.
+
+    Lightning's ``save_hyperparameters`` would collect the arguments of every constructor on the way, also those that a
+    subclass fixes and its caller cannot give.
+
+    Example:
+        >>> class Base(CapturesArguments):
+        ...     def __init__(self, *, seed=42, lr=0.1):
+        ...         self.arguments = self._captured_arguments(["seed", "lr"])
+        >>> class Net(Base):
+        ...     def __init__(self, width, **options):
+        ...         super().__init__(lr=0.5, **options)
+        >>> Net(3).arguments
+        {'width': 3, 'seed': 42}
+        >>> inspect.signature(Net)
+        <Signature (width, *, seed=42, lr=0.1)>
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Wrap the constructor of a subclass, and show all of its arguments."""
+        super().__init_subclass__(**kwargs)
+        definer = next(base for base in cls.__mro__ if "__init__" in vars(base))
+        if definer is cls or not issubclass(definer, CapturesArguments):  # else it is wrapped already
+            cls.__init__ = _capturing(cls.__init__)  # type: ignore[method-assign]
+        cls.__signature__ = _full_signature(cls)  # type: ignore[attr-defined]
+
+    def _captured_arguments(self, options: Iterable[str]) -> dict[str, Any]:
+        """Return the arguments of the outermost constructor call by name; only while that constructor runs.
+
+        Args:
+            options: Options of the bases. Those that were not given are included with their defaults, unless a subclass
+                in between fixes them: giving such an option again would be an error.
+        """
+        call: _Call = vars(self)[_CALL]
+        given = constructor_arguments(type(self), call.args, call.kwargs)
+        shown = inspect.signature(type(self)).parameters
+        left_out = call.defaults.keys() & shown.keys() - given.keys()
+        return given | {name: call.defaults[name] for name in options if name in left_out}
+
+    def _constructed(self) -> None:
+        """Called once, when the outermost constructor has returned: the place for methods that subclasses override."""
+
+
+_CALL = "_constructor_call"
+
+
+@dataclass
+class _Call:
+    """The outermost constructor call, and the options that reached none of the constructors below it."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+
+def _capturing(init: Callable[..., None]) -> Callable[..., None]:
+    options = {
+        name: parameter.default
+        for name, parameter in inspect.signature(init).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
+    }
+
+    @functools.wraps(init)
+    def capturing(self: Any, *args: Any, **kwargs: Any) -> None:
+        attributes = vars(self)  # a torch module accepts no attribute before its own constructor has run
+        if _CALL in attributes:
+            for name, default in options.items():
+                if name not in kwargs:
+                    attributes[_CALL].defaults.setdefault(name, default)
+            init(self, *args, **kwargs)
+            return
+        attributes[_CALL] = _Call(args, kwargs)
+        try:
+            init(self, *args, **kwargs)
+        finally:
+            del attributes[_CALL]
+        self._constructed()
+
+    return capturing
+
+
+def _full_signature(cls: type[Any]) -> inspect.Signature:
+    """The arguments of a class, with those that the class above takes by name in place of ``**options``."""
+    own = _signature(cls).parameters
+    full = {name: parameter for name, parameter in own.items() if parameter.kind is not parameter.VAR_KEYWORD}
+    if len(full) < len(own):
+        above = next((vars(base)["__signature__"] for base in cls.__mro__[1:] if "__signature__" in vars(base)), None)
+        options = above.parameters if above else {}
+        # Only what can be given by name alone is an option: a subclass gives the rest itself.
+        full |= {
+            name: parameter
+            for name, parameter in options.items()
+            if parameter.kind is parameter.KEYWORD_ONLY and name not in full
+        }
+    return inspect.Signature([*full.values()])
 
 
 def constructor_arguments(cls: type[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

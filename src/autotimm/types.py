@@ -1,4 +1,4 @@
-"""The words that data, models, tasks and trainer share, with their shapes and units said once."""
+"""Shared data types: stages, samples, batches, steps, predictions and the description of a data set."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ __all__ = [
 
 
 class Stage(str, Enum):
-    """What a step is for. The value is the prefix of logged names (``val/accuracy``)."""
+    """The stage of a run that a step belongs to. The value is the prefix of logged names (``val/accuracy``)."""
 
     TRAIN = "train"
     VAL = "val"
     TEST = "test"
     PREDICT = "predict"
 
-    # Python 3.10 would print "train" in an f-string, 3.12 "Stage.TRAIN".
+    # In an f-string, Python 3.10 prints "train" and Python 3.12 "Stage.TRAIN" without this line.
     __str__ = str.__str__
 
 
 class Placement(NamedTuple):
-    """Where an image lies in the square that the network sees, so that what is found there can be mapped back.
+    """Position of a letterboxed image within the square network input, to map predictions back.
 
     Attributes:
-        height: Of the original image in pixels, transposed as its EXIF tag says.
-        width: The same.
-        top: First row of the square that the image fills.
-        left: First column.
-        shown_height: Rows of the square that it fills.
-        shown_width: Columns.
+        height: Height of the original image in pixels, after its EXIF orientation is applied.
+        width: Width of the original image in pixels, after its EXIF orientation is applied.
+        top: First row of the input that the image covers.
+        left: First column of the input that the image covers.
+        shown_height: Number of rows of the input that the image covers.
+        shown_width: Number of columns of the input that the image covers.
     """
 
     height: int
@@ -62,15 +62,16 @@ class Placement(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One image and what is known about it.
+    """One image with its target and its id.
 
     Attributes:
-        image: RGB ``uint8`` of shape (3, H, W), a ``torchvision.tv_tensors.Image``; transposed as its EXIF tag says.
-        target: What the task learns, or ``None`` if unknown: a class index; a vector of zeros and ones; for objects a
-            dictionary of ``boxes`` (K, 4) in pixels as x1, y1, x2, y2, ``labels`` (K,), ``crowd`` (K,) and, for
-            instances, ``masks`` (K, H, W); for semantic segmentation class indices (H, W), 255 where unknown.
-        id: Stable name of the sample within its data set, ``/``-separated; the position in every per-sample stream.
-        placement: Where the original image lies in ``image``, if it was letterboxed.
+        image: RGB ``uint8`` of shape (3, H, W), a ``torchvision.tv_tensors.Image``, with its EXIF orientation applied.
+        target: The target, or ``None`` if there is none. For classification a class index, or a vector of zeros and
+            ones; for detection a dictionary of ``boxes`` (K, 4) in pixels as x1, y1, x2, y2, ``labels`` (K,), ``crowd``
+            (K,) and, for instance segmentation, ``masks`` (K, H, W); for semantic segmentation class indices (H, W),
+            255 where unlabeled.
+        id: Stable name of the sample within its data set, ``/``-separated; its position in every per-sample stream.
+        placement: Position of the original image within ``image`` if it was letterboxed, otherwise ``None``.
     """
 
     image: Tensor
@@ -80,16 +81,17 @@ class Sample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Several samples of one size.
+    """A batch of samples with images of equal size.
 
     Attributes:
-        images: RGB of shape (N, 3, H, W), ``uint8`` in [0, 255] or float in [0, 1]; the network normalizes.
-        targets: ``int64`` (N,) class indices, ``float32`` (N, C) of zeros and ones for multi-label, ``int64`` (N, H, W)
-            for semantic segmentation, a list of N dictionaries for objects (see :class:`Sample`), or ``None``.
-        ids: The ids of the N samples, or nothing where a caller's own loader does not give them.
-        fingerprints: 16 hexadecimal digits per sample, its image and target as they enter the network; written by the
-            process that loaded them, so that the ledger of a run need not wait for a device.
-        placements: ``int64`` (N, 6), one :class:`Placement` per image, or ``None`` if images were not letterboxed.
+        images: RGB of shape (N, 3, H, W), ``uint8`` in [0, 255] or float in [0, 1]. The network normalizes them.
+        targets: ``int64`` (N,) class indices; ``float32`` (N, C) of zeros and ones for multi-label classification;
+            ``int64`` (N, H, W) for semantic segmentation; a list of N dictionaries for detection (see
+            :class:`Sample`); or ``None``.
+        ids: The ids of the N samples; empty if a user's own loader does not provide them.
+        fingerprints: 16 hexadecimal digits per sample, a digest of its image and target as they enter the network. It
+            is computed by the process that loads them, so that the ledger need not wait for a device.
+        placements: ``int64`` (N, 6), one :class:`Placement` per image, or ``None`` if images are not letterboxed.
     """
 
     images: Tensor
@@ -100,7 +102,10 @@ class Batch(NamedTuple):
 
     @classmethod
     def of(cls, batch: Any) -> Batch:
-        """Read a batch of ours, the ``(images, targets)`` of a caller's own loader, or images alone.
+        """Convert what a data loader returns to a batch.
+
+        Args:
+            batch: A :class:`Batch`, which is returned as it is, a pair ``(images, targets)``, or images alone.
 
         Raises:
             UsageError: If it is none of these.
@@ -119,14 +124,14 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """What a task makes of one batch.
+    """The result of a task's step on one batch.
 
     Attributes:
-        losses: Named scalar losses; their sum is minimized. Empty where there are no targets.
-        predictions: What metrics and :meth:`Task.decode` read, first dimension N.
-        targets: What metrics compare with, or ``None`` where metrics make no sense (mixed-up targets).
-        weight: What the losses are a mean over, if not over the N samples: the sum of their weights. The mean over all
-            batches is right only with it.
+        losses: Named scalar losses, whose sum is minimized. Empty for a batch without targets.
+        predictions: Input of the metrics and of :meth:`Task.decode`, first dimension N.
+        targets: Targets of the metrics, or ``None`` if metrics are not meaningful, as with mixup.
+        weight: The divisor of the losses if it is not N: the sum of the samples' weights, a scalar. The mean over all
+            batches is computed with it.
     """
 
     losses: Mapping[str, Tensor]
@@ -136,18 +141,18 @@ class Step:
 
     @property
     def loss(self) -> Tensor:
-        """The sum of all losses, a scalar."""
+        """Sum of all losses, a scalar."""
         return torch.stack(list(self.losses.values())).sum()
 
 
 class Prediction(NamedTuple):
-    """What a trained model says about one image.
+    """Classification of one image.
 
-    A tuple and not a frozen dataclass, since Lightning takes results apart and puts them together again.
+    A named tuple rather than a frozen dataclass, since Lightning rebuilds the collections that it moves.
 
     Attributes:
         id: Path or id of the image.
-        labels: The predicted classes: one, or any number for multi-label.
+        labels: Names of the predicted classes: one, or any number for multi-label classification.
         scores: Probability in [0, 1] per class name, in class order.
     """
 
@@ -157,15 +162,16 @@ class Prediction(NamedTuple):
 
 
 class ObjectPrediction(NamedTuple):
-    """The objects that a trained model finds in one image, best first. Plain data.
+    """Objects detected in one image, highest score first.
 
     Attributes:
         id: Path or id of the image.
-        labels: The class of each of the K objects.
-        scores: How sure the model is of each, in [0, 1].
-        boxes: x1, y1, x2, y2 of each, in pixels of the original image.
+        labels: Class name of each of the K objects.
+        scores: Score of each object, in [0, 1].
+        boxes: x1, y1, x2, y2 of each object, in pixels of the original image.
         size: Height and width of the original image in pixels.
-        masks: The mask of each as COCO's compressed run lengths, which :meth:`mask` decodes; nothing for boxes alone.
+        masks: Mask of each object as COCO compressed run-length encoding, which :meth:`mask` decodes. Empty for models
+            that predict boxes alone.
     """
 
     id: str
@@ -176,18 +182,25 @@ class ObjectPrediction(NamedTuple):
     masks: tuple[str, ...] = ()
 
     def mask(self, index: int) -> Tensor:
-        """The mask of one object: bool (H, W) of the original image."""
+        """Decode the mask of one object.
+
+        Args:
+            index: Index of the object, from 0.
+
+        Returns:
+            bool (H, W), in the size of the original image.
+        """
         return torch.from_numpy(coco_mask.decode({"size": list(self.size), "counts": self.masks[index]})).bool()
 
 
 class PixelPrediction(NamedTuple):
-    """The class that a trained model gives to each pixel of one image.
+    """Semantic segmentation of one image.
 
     Attributes:
         id: Path or id of the image.
-        labels: The classes that occur, the largest area first.
+        labels: Names of the classes that occur, largest area first.
         scores: Share of the pixels in [0, 1] per class name, in class order.
-        png: The class indices as a PNG file of 8 bits, in pixels of the original image; :meth:`mask` decodes it.
+        png: Class indices as an 8-bit PNG file in the size of the original image, which :meth:`mask` decodes.
     """
 
     id: str
@@ -196,27 +209,31 @@ class PixelPrediction(NamedTuple):
     png: bytes
 
     def mask(self) -> Tensor:
-        """Class indices: ``uint8`` (H, W) of the original image."""
+        """Decode the class indices.
+
+        Returns:
+            ``uint8`` (H, W), in the size of the original image.
+        """
         with Image.open(BytesIO(self.png)) as image:
             return torch.from_numpy(np.array(image))
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a model must remember of the data it was trained on. Plain data: it travels in the checkpoint.
+    """The properties of the training data that a model needs for prediction. They are stored in its checkpoint.
 
     Attributes:
         class_names: Names of the classes, in the order of the logits.
-        multi_label: Whether several classes may be right at once.
-        image_size: Side in pixels of the square that the network sees.
+        multi_label: Whether an image may have several classes.
+        image_size: Side of the square network input in pixels.
         eval_batch_size: Images per batch in evaluation and prediction. Batches are padded to it, since logits depend on
             the batch size in the last bits.
-        crop_pct: Share of the resized image that the central crop keeps in evaluation.
-        interpolation: How images are resized, a name of ``torchvision.transforms.InterpolationMode``.
-        eval_transforms: Transforms of the caller's own in place of resize and crop, as written by
+        crop_pct: Side of the central crop in evaluation, as a share in (0, 1] of the resized shorter side.
+        interpolation: Interpolation of the resize, a value of ``torchvision.transforms.InterpolationMode``.
+        eval_transforms: The user's own transforms in place of resize and crop, serialized by
             :func:`autotimm.serialization.plain_value`; ``None`` for the built-in ones.
-        kind: What the targets are: ``classes`` of whole images, ``boxes`` of objects, ``instances`` (boxes and masks of
-            objects) or ``pixels`` (a class for each). All but the first are letterboxed, never cropped in evaluation.
+        kind: Kind of the targets: ``classes`` (of whole images), ``boxes``, ``instances`` (boxes and masks) or
+            ``pixels`` (a class per pixel). Images are letterboxed in evaluation for all kinds but ``classes``.
     """
 
     class_names: tuple[str, ...]
@@ -229,10 +246,10 @@ class DataSpec:
     kind: str = "classes"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for a checkpoint or a manifest."""
+        """Convert to a dictionary of built-in types, for a checkpoint or a manifest."""
         return asdict(self) | {"class_names": list(self.class_names)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DataSpec:
-        """Undo :meth:`as_dict`."""
+        """Create a spec from the result of :meth:`as_dict`. Missing entries get their defaults."""
         return cls(**{**data, "class_names": tuple(data["class_names"])})

@@ -169,6 +169,11 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], words: list[str], code: in
     assert error.count("\n") == 1
 
 
+def test_the_help_says_that_the_trace_is_experimental(capsys: pytest.CaptureFixture[str]):
+    assert main(["doctor", "--help"]) == 0
+    assert "traced as it would run on one (experimental)" in capsys.readouterr().out
+
+
 def test_non_deterministic_cublas_workspace_is_a_problem(capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
     code, text = report(capsys, *SMALL)

@@ -46,6 +46,19 @@ def test_last_line_of_fit_is_the_run_folder(fitted: subprocess.CompletedProcess[
     assert "Warning" not in fitted.stderr
 
 
+def test_levels_are_a_table_with_reasons(run: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["levels", str(run)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines[::2]] == [f"R{number}" for number in range(8)]
+    assert lines[:4] == [
+        "R0  seeded",
+        "    checked",
+        "R1  the same bits from run to run on one machine",
+        "    expected",
+    ]
+    assert lines[9].startswith("    no, because sums over processes")
+
+
 def test_run_records_its_configuration_and_sources(run: Path):
     text = (run / "config.yaml").read_text()
     lines = dict(line.split(": ", 1) for line in text.splitlines())

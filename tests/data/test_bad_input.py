@@ -63,7 +63,7 @@ def test_images_without_class_folders(tmp_path: Path, picture: Picture) -> None:
 def test_one_class_only(tmp_path: Path, picture: Picture) -> None:
     picture(tmp_path / "cat" / "1.png")
     picture(tmp_path / "cat" / "2.png")
-    refused(r"one class only, 'cat'; telling apart takes two\. Add a second class", tmp_path)
+    refused(r"only one class, 'cat', and classification needs two\. Add a second class", tmp_path)
 
 
 def test_one_empty_class_folder(toy: Path) -> None:
@@ -75,7 +75,7 @@ def test_class_with_one_image_stays_in_training(toy: Path, picture: Picture) -> 
     picture(toy / "zebra" / "only.png")
     data = module(toy, val_split=0.5, test_split=0.2)
     assert "zebra/only.png" in data.tables["train"].ids
-    assert data.notices == ["Classes with one single image, which stays in training: zebra."]
+    assert data.notices == ["Classes with a single image, which stays in training: zebra."]
     assert "zebra/only.png" in load_everything(data)
 
 
@@ -85,7 +85,7 @@ def test_extra_class_in_validation(tmp_path: Path, picture: Picture) -> None:
     refused(r"classes that train/ does not have: zebra\. Rename", tmp_path)
 
 
-def test_validation_may_lack_classes(tmp_path: Path) -> None:
+def test_classes_may_be_missing_in_validation(tmp_path: Path) -> None:
     write_toy_folder(tmp_path, num_classes=3, splits={"train": 9, "valid": 2})
     data = module(tmp_path)
     assert [len(data.tables[split]) for split in ("train", "val")] == [9, 2]
@@ -151,7 +151,7 @@ def test_symlink_loops_end_and_give_no_file_twice(toy: Path) -> None:
     ids = [name for table in data.tables.values() for name in table.ids]
     assert sorted(ids) == sorted(before)
     assert len(data.notices) == 2
-    assert "left out 4 links to what is there already" in data.notices[0]
+    assert "left out 4 links to files listed already" in data.notices[0]
     assert "2 of 26 images cannot be read" in data.notices[1]
     assert "dangling.png (there is no such file)" in data.notices[1]
 
@@ -165,7 +165,7 @@ def test_linked_images_and_folders_are_read(tmp_path: Path, picture: Picture) ->
     assert load_everything(module(tmp_path / "data", val_split=0.0)) == ["cat/x.png", "dog/y.png"]
 
 
-def test_lone_folder_that_links_to_itself(tmp_path: Path) -> None:
+def test_single_folder_that_links_to_itself(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to(tmp_path)
     refused("holds no images", tmp_path)
 
@@ -335,7 +335,7 @@ def test_missing_columns(table: Callable[..., Path]) -> None:
 
 
 def test_same_column_twice(table: Callable[..., Path]) -> None:
-    refused("columns that are there twice: image", train_csv=table(header="image,image"))
+    refused("columns that occur twice: image", train_csv=table(header="image,image"))
 
 
 def test_uneven_lines(table: Callable[..., Path]) -> None:
@@ -375,7 +375,7 @@ def test_paths_that_leave_the_image_folder(table: Callable[..., Path], toy: Path
         "x/../../outside.png",
         "/etc/passwd",
     ):
-        refused(r"line 26 leads out of the image folder", train_csv=table([f"{cell},blue_circle"]))
+        refused(r"line 26 leads outside of the image folder", train_csv=table([f"{cell},blue_circle"]))
 
 
 def test_absolute_paths_inside_are_fine(table: Callable[..., Path], toy: Path) -> None:
@@ -427,11 +427,11 @@ def test_labels_of_several_must_be_bits(toy: Path) -> None:
 # Prediction
 
 
-def test_prediction_of_nothing(tmp_path: Path, toy: Path) -> None:
+def test_prediction_without_images(tmp_path: Path, toy: Path) -> None:
     data = module(toy)
     for paths, pattern in (
         (tmp_path / "nowhere.png", "There is no file or folder"),
-        ([], "No paths to predict"),
+        ([], "No images to predict"),
     ):
         with pytest.raises(DataError, match=pattern):
             data.predict_table(paths)

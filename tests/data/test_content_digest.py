@@ -19,14 +19,14 @@ def changed(data, root, change):
     return before.changed(content([*data(root).tables.values()]))
 
 
-def test_one_changed_box_shows(tmp_path):
+def test_a_changed_box_changes_the_digest(tmp_path):
     write_toy_objects(tmp_path, splits=SPLITS, image_size=64)
     file = tmp_path / "annotations" / "instances_train.json"
 
     def move():
         read = json.loads(file.read_text())
-        one = next(each for each in read["annotations"] if each["image_id"] == read["images"][1]["id"])
-        one["bbox"][0] += 1
+        annotation = next(entry for entry in read["annotations"] if entry["image_id"] == read["images"][1]["id"])
+        annotation["bbox"][0] += 1
         file.write_text(json.dumps(read))
 
     (line,) = changed(DetectionDataModule, tmp_path, move)
@@ -34,16 +34,16 @@ def test_one_changed_box_shows(tmp_path):
     assert "00001" in line
 
 
-def test_one_changed_outline_shows_where_masks_are_read(tmp_path):
+def test_a_changed_outline_changes_the_digest_if_masks_are_read(tmp_path):
     write_toy_objects(tmp_path, splits=SPLITS, image_size=64)
     file = tmp_path / "annotations" / "instances_train.json"
     before = content([*DetectionDataModule(tmp_path).tables.values()])
 
     def grow():
         read = json.loads(file.read_text())
-        one = next(each for each in read["annotations"] if each["image_id"] == read["images"][2]["id"])
-        box = one["bbox"]
-        one["segmentation"] = [[box[0], box[1], box[0] + box[2], box[1], box[0], box[1] + box[3]]]
+        annotation = next(entry for entry in read["annotations"] if entry["image_id"] == read["images"][2]["id"])
+        box = annotation["bbox"]
+        annotation["segmentation"] = [[box[0], box[1], box[0] + box[2], box[1], box[0], box[1] + box[3]]]
         file.write_text(json.dumps(read))
 
     (line,) = changed(InstanceSegmentationDataModule, tmp_path, grow)
@@ -51,7 +51,7 @@ def test_one_changed_outline_shows_where_masks_are_read(tmp_path):
     assert not before.changed(content([*DetectionDataModule(tmp_path).tables.values()]))
 
 
-def test_one_changed_pixel_of_a_mask_shows(tmp_path):
+def test_a_changed_pixel_of_a_mask_changes_the_digest(tmp_path):
     write_toy_segmentation(tmp_path, splits=SPLITS, image_size=64)
     file = tmp_path / "val" / "00000_mask.png"
 
@@ -65,7 +65,7 @@ def test_one_changed_pixel_of_a_mask_shows(tmp_path):
     assert "val/00000" in line
 
 
-def test_a_part_of_a_table_and_other_numbers_of_classes_keep_the_digest(tmp_path):
+def test_subsets_and_renumbered_classes_keep_the_digest(tmp_path):
     write_toy_objects(tmp_path, splits={"train": 4}, image_size=64)
     whole = DetectionDataModule(tmp_path, val_split=0).tables["train"]
     parts = DetectionDataModule(tmp_path, val_split=0.5).tables

@@ -58,7 +58,7 @@ def test_sign_digits_in_a_lone_folder(real: Real) -> None:
     assert data.class_names == tuple("0123456789")
     assert sizes(data) == {"train": 450, "val": 50}
     assert data.class_counts("val") == (5,) * 10
-    assert data.notices == ["The folder cls_sign_digits/ holds nothing but Dataset/: the images are read from there."]
+    assert data.notices == ["The folder cls_sign_digits/ holds only Dataset/: the images are read from there."]
     inside = module(root / "Dataset")
     assert inside.tables["val"].ids == data.tables["val"].ids
 
@@ -130,7 +130,7 @@ def test_a_share_without_effect_is_pointed_out(tmp_path: Path) -> None:
     ):
         data = module(tmp_path, **shares)
         assert sizes(data) == {"train": 20, "val": 4, "test": 6}
-        lines = [f"`{side}_split` has no effect: there are {side} images already." for side in said]
+        lines = [f"`{side}_split` has no effect: the data have {side} images of their own." for side in said]
         assert [line for line in data.notices if "no effect" in line] == lines
 
 
@@ -158,7 +158,7 @@ def test_byte_order_and_deep_folders(tmp_path: Path, picture: Callable[..., Path
     data = module(tmp_path, val_split=0)
     assert data.class_names == ("B", "a", "b")
     assert data.tables["train"].ids == ("B/a.png", "B/x/1.PNG", "a/1.png", "b/10.png", "b/2.png")
-    assert any("left out 1 files that do not end like images: readme.txt" in notice for notice in data.notices)
+    assert any("left out 1 files without an image extension: readme.txt" in notice for notice in data.notices)
 
 
 def test_split_does_not_depend_on_what_was_added(tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_summary_of_many_classes(tmp_path: Path, picture: Callable[..., Path]) -
         picture(tmp_path / f"c{number:02d}" / "1.png")
     text = str(module(tmp_path).summary())
     assert "… 10 more" in text
-    assert "• Classes with one single image" in text
+    assert "• Classes with a single image" in text
 
 
 @pytest.mark.parametrize(

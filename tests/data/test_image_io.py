@@ -56,8 +56,8 @@ def test_rgb_with_a_transparent_color(tmp_path: Path) -> None:
     image = Image.new("RGB", (2, 1), (1, 2, 3))
     image.putpixel((1, 0), (9, 9, 9))
     image.save(tmp_path / "a.png", transparency=(1, 2, 3))
-    found = read_image(tmp_path / "a.png")
-    assert (pixel(found), pixel(found, x=1)) == ([255, 255, 255], [9, 9, 9])
+    image = read_image(tmp_path / "a.png")
+    assert (pixel(image), pixel(image, x=1)) == ([255, 255, 255], [9, 9, 9])
 
 
 def test_cmyk_jpeg(tmp_path: Path) -> None:

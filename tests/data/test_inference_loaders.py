@@ -30,7 +30,7 @@ def record(data: ImageDataModule) -> dict[str, object]:
     return {"class_path": import_name(type(data)), "init_args": plain_value(data.arguments)}
 
 
-def test_a_data_module_is_made_again(toy: Path) -> None:
+def test_a_data_module_is_built_from_its_record(toy: Path) -> None:
     data = ImageDataModule(toy, image_size=32, batch_size=5, val_split=0.25)
     again = recorded_data(record(data))
     assert type(again) is ImageDataModule
@@ -44,7 +44,7 @@ def test_an_object_must_be_given_again(toy: Path, name: str) -> None:
         recorded_data(record(data))
 
 
-def test_a_class_that_is_gone() -> None:
+def test_a_class_that_cannot_be_imported() -> None:
     with pytest.raises(DataError, match=r"data module not_installed\.Data must be importable"):
         recorded_data({"class_path": "not_installed.Data", "init_args": {}})
 

@@ -21,7 +21,8 @@ def test_golden() -> None:
     """The scenes of the first release with them: recorded runs in the documentation were trained on them."""
     scenes = [draw_objects(f"train/{number:05d}", 64, seed=1) for number in range(8)]
     state = {
-        str(n): {"image": one.image, "masks": one.masks, "labels": list(one.labels)} for n, one in enumerate(scenes)
+        str(n): {"image": scene.image, "masks": scene.masks, "labels": list(scene.labels)}
+        for n, scene in enumerate(scenes)
     }
     assert state_digest(state)[:16] == GOLDEN
 
@@ -40,7 +41,7 @@ def test_boxes_bound_masks_that_do_not_overlap() -> None:
             assert 0 <= y1 < y2 <= 64
 
 
-def test_objects_can_be_seen() -> None:
+def test_objects_are_visible() -> None:
     for number in range(30):
         scene = draw_objects(str(number), 96, num_classes=4)
         for label, mask in zip(scene.labels, scene.masks, strict=True):
@@ -50,7 +51,7 @@ def test_objects_can_be_seen() -> None:
             assert (rest - color).abs().max() > 40
 
 
-def test_every_scene_is_another_one() -> None:
+def test_every_scene_is_different() -> None:
     digests = {state_digest({"image": draw_objects(f"{split}/{n}").image}) for split in FEW for n in range(8)}
     assert len(digests) == 24
     assert torch.equal(draw_objects("a", seed=3).image, draw_objects("a", seed=3).image)
@@ -63,7 +64,7 @@ def test_equal_seeds_write_equal_files(tmp_path: Path, write: object) -> None:
     roots = [
         write(tmp_path / name, splits=FEW, image_size=32, seed=seed) for name, seed in (("a", 1), ("b", 1), ("c", 2))
     ]  # type: ignore[operator]
-    first, second, third = (files_digest((one for one in root.rglob("*") if one.is_file()), root) for root in roots)
+    first, second, third = (files_digest((path for path in root.rglob("*") if path.is_file()), root) for root in roots)
     assert first == second != third
     more = write(tmp_path / "d", splits={"train": 9}, image_size=32, seed=1)  # type: ignore[operator]
     for path in sorted((roots[0] / "train").glob("*.png")):

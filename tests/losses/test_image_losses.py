@@ -24,19 +24,19 @@ class NeedsAnArgument(nn.Module):
         super().__init__()
 
 
-def test_cross_entropy_is_what_the_formula_says() -> None:
-    wanted = -sum(math.log(row.softmax(0)[target]) for row, target in zip(LOGITS, TARGETS, strict=True)) / len(LOGITS)
-    assert build_loss(num_classes=3)(LOGITS, TARGETS).item() == pytest.approx(wanted)
+def test_cross_entropy_matches_the_formula() -> None:
+    expected = -sum(math.log(row.softmax(0)[target]) for row, target in zip(LOGITS, TARGETS, strict=True)) / len(LOGITS)
+    assert build_loss(num_classes=3)(LOGITS, TARGETS).item() == pytest.approx(expected)
 
 
-def test_focal_loss_without_focus_on_sure_samples_is_small() -> None:
+def test_focal_loss_matches_the_formula_and_discounts_easy_samples() -> None:
     focal, bce = build_loss("focal", num_classes=3), build_loss("bce", num_classes=3)
-    sure = 20 * F.one_hot(TARGETS, 3).float() - 10
-    assert focal(sure, TARGETS) < bce(sure, TARGETS)
+    confident = 20 * F.one_hot(TARGETS, 3).float() - 10
+    assert focal(confident, TARGETS) < bce(confident, TARGETS)
     p = LOGITS.sigmoid()
     hot = F.one_hot(TARGETS, 3)
-    wanted = -(hot * (1 - p) ** 2 * p.log() + (1 - hot) * p**2 * (1 - p).log()).sum(1).mean()
-    torch.testing.assert_close(focal(LOGITS, TARGETS), wanted)
+    expected = -(hot * (1 - p) ** 2 * p.log() + (1 - hot) * p**2 * (1 - p).log()).sum(1).mean()
+    torch.testing.assert_close(focal(LOGITS, TARGETS), expected)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -60,59 +60,59 @@ def test_multi_label_losses_learn(name: str | None) -> None:
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "bce", "focal"])
-def test_soft_targets_of_one_class_are_that_class(name: str) -> None:
+def test_one_hot_soft_targets_match_class_indices(name: str) -> None:
     loss = build_loss(name, num_classes=3, soft_targets=True)
     torch.testing.assert_close(loss(LOGITS, F.one_hot(TARGETS, 3).float()), loss(LOGITS, TARGETS))
     mixed = torch.tensor([[0.7, 0.3, 0.0]] * 4)
     assert loss(LOGITS, mixed).isfinite()
 
 
-def test_smoothing_mixes_with_all_classes() -> None:
+def test_label_smoothing_mixes_in_the_uniform_distribution() -> None:
     smooth, hot = build_loss(num_classes=3, label_smoothing=0.3), build_loss(num_classes=3)
     torch.testing.assert_close(smooth(LOGITS, TARGETS), hot(LOGITS, 0.7 * F.one_hot(TARGETS, 3) + 0.1))
 
 
-def test_class_weights_weigh_classes() -> None:
+def test_class_weights_scale_the_loss_of_their_class() -> None:
     weights = [1.0, 2.0, 4.0]
-    each = F.cross_entropy(LOGITS, TARGETS, reduction="none")
+    losses = F.cross_entropy(LOGITS, TARGETS, reduction="none")
     factors = torch.tensor(weights)[TARGETS]
-    weighted = build_loss(num_classes=3, class_weights=weights)(LOGITS, TARGETS)
-    torch.testing.assert_close(weighted, (each * factors).sum() / factors.sum())
+    loss = build_loss(num_classes=3, class_weights=weights)(LOGITS, TARGETS)
+    torch.testing.assert_close(loss, (losses * factors).sum() / factors.sum())
     for name in ("bce", "focal"):
         for multi_label, targets in ((False, TARGETS), (True, LABELS)):
-            plain = build_loss(name, multi_label=multi_label, num_classes=3)
-            heavy = build_loss(name, multi_label=multi_label, num_classes=3, class_weights=weights)
-            assert heavy(LOGITS, targets) > plain(LOGITS, targets)
+            unweighted = build_loss(name, multi_label=multi_label, num_classes=3)
+            weighted = build_loss(name, multi_label=multi_label, num_classes=3, class_weights=weights)
+            assert weighted(LOGITS, targets) > unweighted(LOGITS, targets)
 
 
-def test_weights_move_with_the_module_and_are_part_of_its_state() -> None:
+def test_class_weights_are_in_the_state_dict() -> None:
     for name in ("cross_entropy", "bce", "focal"):
         assert "weight" in build_loss(name, num_classes=2, class_weights=[1, 2]).state_dict()
 
 
-def test_balanced_weights_are_those_of_scikit_learn() -> None:
+def test_balanced_weights_match_scikit_learn() -> None:
     y = [0] * 30 + [1] * 10 + [2] * 5
     assert balanced_weights([30, 10, 5]) == pytest.approx(compute_class_weight("balanced", classes=np.arange(3), y=y))
     assert balanced_weights([3, 0]) == [0.5, 1.5]
 
 
-def test_a_loss_of_ones_own_is_used_as_it_is() -> None:
-    wanted = shifted(LOGITS, TARGETS)
+def test_custom_losses_are_used_unchanged() -> None:
+    expected = shifted(LOGITS, TARGETS)
     module = nn.CrossEntropyLoss()
     assert build_loss(module, num_classes=3) is module
     for loss in (shifted, "torch.nn.functional.cross_entropy", "torch.nn.CrossEntropyLoss", nn.CrossEntropyLoss):
-        torch.testing.assert_close(build_loss(loss, num_classes=3)(LOGITS, TARGETS), wanted)
+        torch.testing.assert_close(build_loss(loss, num_classes=3)(LOGITS, TARGETS), expected)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"loss": "focl"}, r"There is no 'focl'. Did you mean 'focal'"),
-        ({"loss": "zzz"}, r"There is no 'zzz'. Choose one of asymmetric, bce"),
-        ({"loss": "torch.nn.NoLoss"}, r"'torch.nn.NoLoss' must be importable"),
-        ({"loss": "no_such_module.Loss"}, r"'no_such_module.Loss' must be importable"),
+        ({"loss": "focl"}, r"Unknown `loss` 'focl'. Did you mean 'focal'"),
+        ({"loss": "zzz"}, r"Unknown `loss` 'zzz'. Choose one of asymmetric, bce"),
+        ({"loss": "torch.nn.NoLoss"}, r"'torch.nn.NoLoss' cannot be imported"),
+        ({"loss": "no_such_module.Loss"}, r"'no_such_module.Loss' cannot be imported"),
         ({"loss": "torch.float32"}, r"must be a name, an import path, a module or a function. Got torch.float32"),
-        ({"loss": NeedsAnArgument}, r"NeedsAnArgument must be made without arguments.*size"),
+        ({"loss": NeedsAnArgument}, r"NeedsAnArgument cannot be created without arguments.*size"),
         ({"loss": int}, r"must be a name, an import path"),
         ({"label_smoothing": 1.0}, r"`label_smoothing` of the loss must be in \[0, 1\). Got 1.0"),
         (
@@ -132,6 +132,6 @@ def test_a_loss_of_ones_own_is_used_as_it_is() -> None:
         ({"loss": "asymmetric", "soft_targets": True}, r"mixup or CutMix must take soft targets. Got 'asymmetric'"),
     ],
 )
-def test_what_does_not_go_together_is_refused(arguments: dict[str, object], message: str) -> None:
+def test_invalid_arguments_are_rejected(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build_loss(**{"num_classes": 3, **arguments})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Losses of every pixel: against torch and smp, and with pixels that nobody knows."""
+"""Losses of segmentation, compared with torch and segmentation-models-pytorch, and with unlabeled pixels."""
 
 import math
 
@@ -12,7 +12,7 @@ from autotimm.errors import UsageError
 from autotimm.losses import FocalLoss
 from autotimm.losses.pixel_losses import DENSE_LOSSES, PixelCrossEntropy, build_dense_loss
 
-EVERY = [*DENSE_LOSSES, "ce+dice", "focal+jaccard"]
+ALL_LOSSES = [*DENSE_LOSSES, "ce+dice", "focal+jaccard"]
 WEIGHTS = [0.5, 1.0, 2.0]
 
 
@@ -22,7 +22,7 @@ def example(seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
-def test_losses_are_those_of_the_libraries(weights: list[float] | None) -> None:
+def test_losses_match_the_libraries(weights: list[float] | None) -> None:
     logits, targets = example()
     tensor = None if weights is None else torch.tensor(weights)
     flat = logits.movedim(1, -1).reshape(-1, 3)
@@ -32,32 +32,34 @@ def test_losses_are_those_of_the_libraries(weights: list[float] | None) -> None:
         "jaccard": JaccardLoss("multiclass", class_weights=weights)(logits, targets),
         "focal": FocalLoss(tensor)(flat, targets.flatten()),
     }
-    found = {
+    losses = {
         name: build_dense_loss(name, num_classes=3, class_weights=weights)(logits, targets) for name in DENSE_LOSSES
     }
     for name in DENSE_LOSSES:
-        torch.testing.assert_close(found[name], expected[name], msg=name)
+        torch.testing.assert_close(losses[name], expected[name], msg=name)
     both = build_dense_loss("ce+dice", num_classes=3, class_weights=weights)(logits, targets)
-    torch.testing.assert_close(both, found["ce"] + found["dice"])
+    torch.testing.assert_close(both, losses["ce"] + losses["dice"])
 
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int64])
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
-@pytest.mark.parametrize("name", EVERY)
-def test_unknown_pixels_have_no_say(name: str, weights: list[float] | None, kind: torch.dtype) -> None:
+@pytest.mark.parametrize("name", ALL_LOSSES)
+def test_unlabeled_pixels_do_not_affect_loss_or_gradient(
+    name: str, weights: list[float] | None, kind: torch.dtype
+) -> None:
     criterion = build_dense_loss(name, num_classes=3, class_weights=weights)
     logits, targets = example()
     targets = targets.to(kind)
     targets[:, 2:4] = 255
-    wild = logits.clone()
-    wild[:, :, 2:4] = torch.tensor([1e4, -1e4, math.nan])[None, :, None, None]
+    altered = logits.clone()
+    altered[:, :, 2:4] = torch.tensor([1e4, -1e4, math.nan])[None, :, None, None]
     losses, gradients = [], []
-    for one in (logits, wild):
-        one.requires_grad_()
-        loss = criterion(one, targets)
+    for predictions in (logits, altered):
+        predictions.requires_grad_()
+        loss = criterion(predictions, targets)
         loss.backward()
         losses.append(loss.detach())
-        gradients.append(one.grad)
+        gradients.append(predictions.grad)
     assert torch.equal(*losses)
     assert torch.equal(*gradients)
     assert (gradients[0][:, :, 2:4] == 0).all()
@@ -68,8 +70,8 @@ def test_unknown_pixels_have_no_say(name: str, weights: list[float] | None, kind
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
-@pytest.mark.parametrize("name", EVERY)
-def test_a_batch_of_which_nothing_is_known_teaches_nothing(name: str, weights: list[float] | None) -> None:
+@pytest.mark.parametrize("name", ALL_LOSSES)
+def test_batch_without_labeled_pixels_has_zero_loss_and_gradient(name: str, weights: list[float] | None) -> None:
     logits = example()[0].requires_grad_()
     loss = build_dense_loss(name, num_classes=3, class_weights=weights)(logits, torch.full((2, 6, 5), 255))
     loss.backward()
@@ -77,19 +79,21 @@ def test_a_batch_of_which_nothing_is_known_teaches_nothing(name: str, weights: l
     assert (logits.grad == 0).all()
 
 
-def test_another_number_may_stand_for_unknown() -> None:
+def test_ignore_index_can_be_changed() -> None:
     logits, targets = example()
-    hidden = torch.where(targets == 2, -1, targets)
-    shown = torch.where(targets == 2, 255, targets)
-    for name in EVERY:
-        one = build_dense_loss(name, num_classes=3, ignore_index=-1)(logits, hidden)
-        assert torch.equal(one, build_dense_loss(name, num_classes=3)(logits, shown))
+    with_minus_one = torch.where(targets == 2, -1, targets)
+    with_255 = torch.where(targets == 2, 255, targets)
+    for name in ALL_LOSSES:
+        loss = build_dense_loss(name, num_classes=3, ignore_index=-1)(logits, with_minus_one)
+        assert torch.equal(loss, build_dense_loss(name, num_classes=3)(logits, with_255))
 
 
-def test_a_loss_of_ones_own_is_used_as_it_is() -> None:
+def test_custom_losses_are_used_unchanged() -> None:
     logits, targets = example()
     assert isinstance(build_dense_loss(num_classes=3), PixelCrossEntropy)
-    assert build_dense_loss(lambda found, wanted: found.sum(), num_classes=3)(logits, targets) == logits.sum()
+    assert (
+        build_dense_loss(lambda predictions, targets: predictions.sum(), num_classes=3)(logits, targets) == logits.sum()
+    )
     named = build_dense_loss("torch.nn.CrossEntropyLoss", num_classes=3)
     torch.testing.assert_close(named(logits, targets), F.cross_entropy(logits, targets))
 
@@ -99,12 +103,12 @@ def test_a_loss_of_ones_own_is_used_as_it_is() -> None:
     [
         ({"loss": "dise"}, r"`loss` of a segmenter must be one of ce, .* Did you mean 'dice'"),
         ({"loss": "ce+"}, r"`loss` of a segmenter must be one of ce"),
-        ({"ignore_index": 2}, r"`ignore_index` of the loss must be an integer that is no class"),
+        ({"ignore_index": 2}, r"`ignore_index` of the loss must be an integer that is not a class index"),
         ({"class_weights": [1.0, 2.0]}, r"`class_weights` of the loss must be 3 numbers"),
         ({"loss": torch.nn.CrossEntropyLoss(), "class_weights": WEIGHTS}, r"left out with a loss of your own"),
         ({"loss": 3}, r"`loss` of a classifier must be a name|must be a name, an import path"),
     ],
 )
-def test_wrong_arguments_are_refused(options: dict, message: str) -> None:
+def test_invalid_arguments_are_rejected(options: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build_dense_loss(**{"num_classes": 3, **options})

@@ -1,4 +1,4 @@
-"""Metrics of several values: the numbers of pycocotools, torchmetrics and a pencil."""
+"""Metrics with several values, compared with pycocotools, torchmetrics and calculations by hand."""
 
 import contextlib
 import importlib.util
@@ -22,7 +22,7 @@ Objects = list[dict[str, Tensor]]
 
 
 def rectangles(boxes: Tensor) -> Tensor:
-    """Masks of boxes in whole pixels, each with a corner cut off."""
+    """Masks of boxes with integer coordinates, each with one corner cut off."""
     masks = torch.zeros(len(boxes), SIDE, SIDE, dtype=torch.uint8)
     for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
         mask[y1:y2, x1:x2] = 1
@@ -30,73 +30,75 @@ def rectangles(boxes: Tensor) -> Tensor:
     return masks
 
 
-def drawn(number: int, seed: int) -> tuple[Objects, Objects]:
-    """Predictions and truth with misses, doubles, wrong classes, crowds, all sizes, images without either.
+def draw_detections(number: int, seed: int) -> tuple[Objects, Objects]:
+    """Draw predictions and targets with misses, duplicates, wrong classes, crowds, all sizes and empty images.
 
-    Class 3 is only ever predicted, class 2 only there.
+    Class 2 occurs in the targets only, class 3 in the predictions only.
     """
     rng = np.random.default_rng(seed)
-    found, there = [], []
+    predictions, targets = [], []
     for image in range(number):
-        true = 0 if image % 5 == 4 else int(rng.integers(1, 6))
-        sides = rng.integers(10, 130, (true, 2))
+        count = 0 if image % 5 == 4 else int(rng.integers(1, 6))
+        sides = rng.integers(10, 130, (count, 2))
         low = rng.integers(0, SIDE - sides)
         boxes = np.concatenate([low, low + sides], 1).reshape(-1, 4)
-        labels = rng.integers(0, 3, true)
-        moved, guessed = [], []
+        labels = rng.integers(0, 3, count)
+        predicted, predicted_labels = [], []
         for box, label in zip(boxes, labels, strict=True):
             for _ in range(int(rng.integers(0, 3))):
-                other = np.clip(box + rng.integers(-6, 7, 4), 0, SIDE)
-                moved.append(other if (other[2:] > other[:2]).all() else box)
-                guessed.append(label if label < 2 and rng.random() < 0.8 else int(rng.choice([0, 1, 3])))
-        for _ in range(int(rng.integers(0, 3)) if image % 5 != 3 else 0):  # where there is nothing
+                shifted = np.clip(box + rng.integers(-6, 7, 4), 0, SIDE)
+                predicted.append(shifted if (shifted[2:] > shifted[:2]).all() else box)
+                predicted_labels.append(label if label < 2 and rng.random() < 0.8 else int(rng.choice([0, 1, 3])))
+        for _ in range(int(rng.integers(0, 3)) if image % 5 != 3 else 0):  # false positives
             corner = rng.integers(0, SIDE - 20, 2)
-            moved.append(np.concatenate([corner, corner + 20]))
-            guessed.append(int(rng.choice([0, 1, 3])))
-        boxes, moved = (torch.tensor(np.array(each).reshape(-1, 4), dtype=torch.float32) for each in (boxes, moved))
-        there.append({"boxes": boxes, "labels": torch.tensor(labels, dtype=torch.int64), "masks": rectangles(boxes),
-                      "iscrowd": torch.tensor(rng.random(true) < 0.2).long()})  # fmt: skip
-        sure = torch.tensor(rng.permutation(200)[: len(moved)] / 200, dtype=torch.float32)
-        found.append({"boxes": moved, "labels": torch.tensor(guessed, dtype=torch.int64), "masks": rectangles(moved),
-                      "scores": sure})  # fmt: skip
-    return found, there
+            predicted.append(np.concatenate([corner, corner + 20]))
+            predicted_labels.append(int(rng.choice([0, 1, 3])))
+        boxes, predicted = (
+            torch.tensor(np.array(corners).reshape(-1, 4), dtype=torch.float32) for corners in (boxes, predicted)
+        )
+        targets.append({"boxes": boxes, "labels": torch.tensor(labels, dtype=torch.int64), "masks": rectangles(boxes),
+                        "iscrowd": torch.tensor(rng.random(count) < 0.2).long()})  # fmt: skip
+        confidence = torch.tensor(rng.permutation(200)[: len(predicted)] / 200, dtype=torch.float32)
+        predictions.append({"boxes": predicted, "labels": torch.tensor(predicted_labels, dtype=torch.int64),
+                            "masks": rectangles(predicted), "scores": confidence})  # fmt: skip
+    return predictions, targets
 
 
-def by_hand(found: Objects, there: Objects, iou_type: str) -> tuple[list[float], list[float]]:
-    """What pycocotools says: its twelve numbers, and the average precision of each class, -1 where it has none."""
+def pycocotools_scores(predictions: Objects, targets: Objects, iou_type: str) -> tuple[list[float], list[float]]:
+    """The twelve values of pycocotools, and the average precision of each class, -1 where it is undefined."""
     categories = [{"id": label, "name": str(label)} for label in range(CLASSES)]
-    images = [{"id": image, "height": SIDE, "width": SIDE} for image in range(len(there))]
+    images = [{"id": image, "height": SIDE, "width": SIDE} for image in range(len(targets))]
     results, annotations = [], []
-    for source, listed in ((found, results), (there, annotations)):
-        for image, one in enumerate(source):
-            for index in range(len(one["labels"])):
-                x1, y1, x2, y2 = one["boxes"][index].tolist()
-                outline = coco_mask.encode(np.asfortranarray(one["masks"][index].numpy()))
-                area = float(coco_mask.area(outline)) if iou_type == "segm" else (x2 - x1) * (y2 - y1)
-                listed.append({"id": len(listed) + 1, "image_id": image, "category_id": int(one["labels"][index]),
-                               "bbox": [x1, y1, x2 - x1, y2 - y1], "area": area, "segmentation": outline})  # fmt: skip
-                if source is found:
-                    listed[-1]["score"] = float(one["scores"][index])
+    for source, entries in ((predictions, results), (targets, annotations)):
+        for image, objects in enumerate(source):
+            for index in range(len(objects["labels"])):
+                x1, y1, x2, y2 = objects["boxes"][index].tolist()
+                mask = coco_mask.encode(np.asfortranarray(objects["masks"][index].numpy()))
+                area = float(coco_mask.area(mask)) if iou_type == "segm" else (x2 - x1) * (y2 - y1)
+                entries.append({"id": len(entries) + 1, "image_id": image, "category_id": int(objects["labels"][index]),
+                                "bbox": [x1, y1, x2 - x1, y2 - y1], "area": area, "segmentation": mask})  # fmt: skip
+                if source is predictions:
+                    entries[-1]["score"] = float(objects["scores"][index])
                 else:
-                    listed[-1]["iscrowd"] = int(one["iscrowd"][index])
+                    entries[-1]["iscrowd"] = int(objects["iscrowd"][index])
     with contextlib.redirect_stdout(io.StringIO()):
-        truth, guesses = COCO(), COCO()
+        truth, detections = COCO(), COCO()
         truth.dataset = {"images": images, "categories": categories, "annotations": annotations, "info": {}}
-        guesses.dataset = {**truth.dataset, "annotations": results}
+        detections.dataset = {**truth.dataset, "annotations": results}
         truth.createIndex()
-        guesses.createIndex()
-        judge = COCOeval(truth, guesses, iou_type)
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-    each = judge.eval["precision"][:, :, :, 0, 2]
-    known = [column[column > -1] for column in np.moveaxis(each, 2, 0)]
-    return judge.stats.tolist(), [float(one.mean()) if len(one) else -1.0 for one in known]
+        detections.createIndex()
+        evaluation = COCOeval(truth, detections, iou_type)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    precision = evaluation.eval["precision"][:, :, :, 0, 2]
+    defined = [column[column > -1] for column in np.moveaxis(precision, 2, 0)]
+    return evaluation.stats.tolist(), [float(column.mean()) if len(column) else -1.0 for column in defined]
 
 
 @pytest.fixture(params=["pycocotools", "faster_coco_eval"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways to compute; the second is an extra that nothing depends on."""
+    """Both implementations; the second is an optional extra."""
     if request.param != "pycocotools" and importlib.util.find_spec(request.param) is None:
         pytest.skip(f"{request.param} is not installed; pip install faster-coco-eval tests it too")
     monkeypatch.setattr(scores, "find_spec", lambda name: request.param == name or None)
@@ -105,41 +107,43 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_mean_ap_is_that_of_pycocotools(iou_type: str, seed: int, backend: str) -> None:
-    found, there = drawn(24, seed)
+def test_mean_ap_matches_pycocotools(iou_type: str, seed: int, backend: str) -> None:
+    predictions, targets = draw_detections(24, seed)
     metric = MeanAP(CLASSES, iou_type)
     assert metric.inner._coco_backend.backend == backend
     for start in range(0, 24, 5):
-        metric.update(found[start : start + 5], there[start : start + 5])
-    stats, each = by_hand(found, there, iou_type)
-    assert 0.1 < stats[0] < 0.9, "the predictions are neither right nor wrong"
+        metric.update(predictions[start : start + 5], targets[start : start + 5])
+    stats, by_class = pycocotools_scores(predictions, targets, iou_type)
+    assert 0.1 < stats[0] < 0.9, "the comparison needs predictions of medium quality"
     names = ("mean", "50", "75", "small", "medium", "large")
     expected = {name: max(0.0, value) for name, value in zip(names, stats, strict=False)} | {"recall": stats[8]}
     computed = {name: value.item() for name, value in metric.compute().items()}
     assert computed == pytest.approx(expected, abs=1e-6)
-    assert [-1 if math.isnan(one) else one for one in metric.by_class().tolist()] == pytest.approx(each, abs=1e-6)
-    assert each[3] == -1
-    assert each[2] == 0
+    values = [-1 if math.isnan(value) else value for value in metric.by_class().tolist()]
+    assert values == pytest.approx(by_class, abs=1e-6)
+    assert by_class[3] == -1
+    assert by_class[2] == 0
 
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
-def test_what_is_found_where_nothing_is_counts_against_it(iou_type: str, backend: str) -> None:
+def test_detections_in_empty_images_are_false_positives(iou_type: str, backend: str) -> None:
     box = torch.tensor([[10.0, 10.0, 50.0, 50.0]])
-    one = {"boxes": box, "labels": torch.tensor([0]), "masks": rectangles(box)}
+    objects = {"boxes": box, "labels": torch.tensor([0]), "masks": rectangles(box)}
     none = {"boxes": box[:0], "labels": torch.tensor([0])[:0], "masks": rectangles(box[:0])}
     metric = MeanAP(1, iou_type)
-    # The wrong one comes first: half of what is found at the only recall there is.
-    metric.update([{**one, "scores": torch.tensor([0.9])}, {**one, "scores": torch.tensor([0.5])}], [none, one])
+    # The false positive has the higher score, so the precision is 1/2 at the only recall.
+    predictions = [{**objects, "scores": torch.tensor([0.9])}, {**objects, "scores": torch.tensor([0.5])}]
+    metric.update(predictions, [none, objects])
     assert metric.compute()["mean"].item() == pytest.approx(0.5, abs=1e-6)
 
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
-def test_nothing_found_and_nothing_there(iou_type: str, backend: str) -> None:
+def test_mean_ap_without_predictions_or_targets(iou_type: str, backend: str) -> None:
     box = torch.tensor([[10.0, 10.0, 50.0, 50.0]])
     none = {"boxes": box[:0], "labels": torch.tensor([0])[:0], "masks": rectangles(box[:0]), "scores": torch.zeros(0)}
-    one = {"boxes": box, "labels": torch.tensor([1]), "masks": rectangles(box)}
+    objects = {"boxes": box, "labels": torch.tensor([1]), "masks": rectangles(box)}
     missed, empty = MeanAP(2, iou_type), MeanAP(2, iou_type)
-    missed.update([none], [one])
+    missed.update([none], [objects])
     assert missed.compute()["mean"] == 0
     assert [str(value) for value in missed.by_class().tolist()] == ["nan", "0.0"]
     empty.update([none], [none])
@@ -148,20 +152,20 @@ def test_nothing_found_and_nothing_there(iou_type: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
-def test_a_crowd_is_neither_right_nor_wrong(iou_type: str, backend: str) -> None:
+def test_crowds_are_ignored(iou_type: str, backend: str) -> None:
     boxes = torch.tensor([[10.0, 10.0, 50.0, 50.0], [60.0, 60.0, 140.0, 140.0]])
     labels = torch.tensor([0, 0])
-    there = {"boxes": boxes, "labels": labels, "masks": rectangles(boxes), "iscrowd": torch.tensor([0, 1])}
+    target = {"boxes": boxes, "labels": labels, "masks": rectangles(boxes), "iscrowd": torch.tensor([0, 1])}
     within = torch.tensor([[10.0, 10.0, 50.0, 50.0], [90.0, 90.0, 120.0, 120.0]])
     masks = rectangles(within)
     masks[1, 90:120, 90:120] = 1
-    found = {"boxes": within, "labels": labels, "masks": masks, "scores": torch.tensor([0.5, 0.9])}
+    prediction = {"boxes": within, "labels": labels, "masks": masks, "scores": torch.tensor([0.5, 0.9])}
     metric = MeanAP(1, iou_type)
-    metric.update([found], [there])
+    metric.update([prediction], [target])
     assert metric.compute()["mean"].item() == pytest.approx(1, abs=1e-6)
 
 
-def test_regions_are_those_of_torchmetrics() -> None:
+def test_region_scores_match_torchmetrics() -> None:
     draw = torch.Generator().manual_seed(0)
     logits = torch.randn(6, 5, 20, 30, generator=draw)
     targets = torch.randint(0, 5, (6, 20, 30), generator=draw)
@@ -169,8 +173,8 @@ def test_regions_are_those_of_torchmetrics() -> None:
     metric = RegionScores(5)
     for part in (slice(0, 4), slice(4, 6)):
         metric.update(logits[part], targets[part])
-    known = targets != 255
-    predicted, true = logits.argmax(1)[known], targets[known]
+    labeled = targets != 255
+    predicted, true = logits.argmax(1)[labeled], targets[labeled]
     values = {name: value.item() for name, value in metric.compute().items()}
     jaccard = MulticlassJaccardIndex(5, average=None)(predicted, true)
     assert metric.by_class().tolist() == pytest.approx(jaccard.tolist(), abs=1e-6)
@@ -185,8 +189,8 @@ def test_regions_are_those_of_torchmetrics() -> None:
     )
 
 
-def test_regions_by_hand() -> None:
-    """Class 2 is nowhere, class 3 only predicted, the last pixel unknown."""
+def test_region_scores_of_a_small_example() -> None:
+    # Class 2 does not occur, class 3 is only predicted, and the last pixel is unlabeled.
     targets = torch.tensor([[[0, 0, 1, 1, 1, 255]]])
     predicted = torch.tensor([[[0, 1, 1, 1, 3, 2]]])
     metric = RegionScores(4)
@@ -196,7 +200,7 @@ def test_regions_by_hand() -> None:
     assert values == pytest.approx({"mean": 1 / 3, "dice": (2 / 3 + 2 / 3 + 0) / 3, "pixel_accuracy": 3 / 5})
 
 
-def test_regions_where_nothing_is_known() -> None:
+def test_region_scores_without_labeled_pixels() -> None:
     metric = RegionScores(3)
     metric.update(torch.randn(1, 3, 2, 2), torch.full((1, 2, 2), 255))
     assert {name: value.item() for name, value in metric.compute().items()} == {
@@ -208,7 +212,7 @@ def test_regions_where_nothing_is_known() -> None:
     assert metric.by_class().tolist()[:2] == [1, 0.5]
 
 
-def test_a_table_has_a_row_per_class_and_a_column_per_metric() -> None:
+def test_table_has_a_row_per_class_and_a_column_per_metric() -> None:
     values = {"mask_mAP": torch.tensor([0.5, 0.25]), "mAP": torch.tensor([1.0, 0.0])}
     assert table_of(values, dict.fromkeys(values, "AP"), ["cat", "dog"]) == {
         "cat": {"mask_mAP AP": 0.5, "mAP AP": 1.0},

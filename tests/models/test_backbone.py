@@ -17,7 +17,7 @@ from autotimm.models.backbone.model_args import fitting_arguments, measure_featu
 from autotimm.records.digest import state_digest
 
 TINY = ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"]
-# One of each family that pools in its own way, or wants to know the image size; shapes only.
+# One of each family that pools differently or takes the image size as an argument. Only shapes are computed.
 SWEEP = [
     "beit_base_patch16_224", "cait_xxs24_224", "coatnet_0_rw_224", "convnextv2_atto", "deit_tiny_distilled_patch16_224",
     "densenet121", "edgenext_xx_small", "efficientformerv2_s0", "fastvit_t8", "hiera_tiny_224", "levit_128",
@@ -28,7 +28,7 @@ SWEEP = [
 
 
 @pytest.mark.parametrize("name", [*TINY, "swin_tiny_patch4_window7_224", "vit_tiny_r_s16_p8_224"])
-def test_a_backbone_pools_to_the_vector_that_it_promises(name: str) -> None:
+def test_backbones_pool_to_num_features(name: str) -> None:
     network = build_classifier(name, 3, image_size=64)
     images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
     assert network.features(images).shape == (2, network.backbone.num_features)
@@ -36,19 +36,19 @@ def test_a_backbone_pools_to_the_vector_that_it_promises(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SWEEP)
-def test_families_can_be_had_at_small_images(name: str) -> None:
+def test_families_support_small_images(name: str) -> None:
     architecture = find_architecture(name)
     assert measure_features(architecture, fitting_arguments(architecture, 64, 0.0), 64) > 0
 
 
 @pytest.mark.parametrize("name", ["test_vit", "swin_tiny_patch4_window7_224"])
-def test_without_a_size_a_transformer_takes_other_images_too(name: str) -> None:
+def test_transformers_without_image_size_accept_other_sizes(name: str) -> None:
     network = build_classifier(name, 2).eval()
     with torch.inference_mode():
         assert [network(torch.zeros(1, 3, size, size)).shape for size in (96, 160)] == [(1, 2), (1, 2)]
 
 
-def test_the_seed_alone_decides_the_backbone_and_the_global_generators_rest() -> None:
+def test_initial_weights_depend_on_the_seed_only() -> None:
     torch.manual_seed(7)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     three, ten = build_classifier("test_vit", 3), build_classifier("test_vit", 10)
@@ -86,41 +86,41 @@ def test_dropout_and_stochastic_depth_are_passed_on() -> None:
         ("", r"The `backbone` must be a name. Got ''"),
     ],
 )
-def test_an_unknown_name_is_answered_with_the_nearest(name: str, message: str) -> None:
+def test_unknown_names_get_a_suggestion(name: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         build_backbone(name)
 
 
-def test_a_size_that_cannot_work_is_refused_with_those_that_do() -> None:
-    with pytest.raises(ModelError, match=r"`image_size` of test_vit must suit it. Got 40 .* Give 32 or 48\.$"):
+def test_unsupported_image_sizes_get_a_suggestion() -> None:
+    with pytest.raises(ModelError, match=r"test_vit does not support an `image_size` of 40 .* Give 32 or 48\.$"):
         build_backbone("test_vit", image_size=40)
-    with pytest.raises(ModelError, match=r"`image_size` of efficientformer_l1 must suit it. Got 64 .* Give 224\.$"):
+    with pytest.raises(ModelError, match=r"efficientformer_l1 does not support an `image_size` of 64 .* Give 224\.$"):
         build_backbone("efficientformer_l1", image_size=64)
     for size in (0, 32.0, True):
         with pytest.raises(UsageError, match=r"`image_size` of test_vit must be an integer above 0"):
             build_backbone("test_vit", image_size=size)  # type: ignore[arg-type]
 
 
-def test_a_model_that_does_not_pool_is_refused_with_the_reason() -> None:
+def test_models_without_pooling_are_rejected() -> None:
     remember_architecture({"name": "hf-hub:owner/maps", "timm_name": "test_resnet", "arguments": {"global_pool": ""}})
-    with pytest.raises(ModelError, match=r"must pool to a vector per image. It gives features of shape \(N, \d+, \d"):
+    with pytest.raises(ModelError, match=r"must pool to a vector per image. Got features of shape \(N, \d+, \d"):
         build_backbone("hf-hub:owner/maps", image_size=64)
 
 
-def test_names_are_listed_by_pattern() -> None:
+def test_list_backbones_by_pattern() -> None:
     assert "test_vit" in list_backbones("*vit*")
     assert all("vit" in name for name in list_backbones("*vit*"))
     assert "resnet18.a1_in1k" in list_backbones("resnet18*", pretrained=True)
     assert list_backbones("zzz*") == []
 
 
-def test_preprocessing_comes_with_the_weights() -> None:
+def test_data_config_follows_the_weights() -> None:
     config = data_config("resnet18.a1_in1k")
     assert (config.crop_pct, config.interpolation, config.image_size) == (0.95, "bicubic", 224)
     assert data_config(build_backbone("test_vit")) == data_config("test_vit")
 
 
-def test_a_hub_name_is_built_from_what_a_checkpoint_remembers() -> None:
+def test_hub_names_build_from_a_remembered_architecture() -> None:
     saved = find_architecture("test_resnet").as_dict() | {
         "name": "hf-hub:owner/mine",
         "overlay": {"mean": [0.1, 0.2, 0.3], "input_size": [3, 64, 64]},

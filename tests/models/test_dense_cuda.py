@@ -1,4 +1,7 @@
-"""No step of a detector or segmenter asks CUDA for what raises under deterministic algorithms; see autotimm.doctor."""
+"""Steps of detectors and segmenters use no CUDA operator that raises under deterministic algorithms.
+
+They are traced without a GPU; see autotimm.doctor.
+"""
 
 from collections.abc import Callable
 
@@ -18,64 +21,65 @@ from dense import nothing, squares
 
 pytestmark = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="this torch is built without CUDA")
 
-LATER = [pytest.param(one, marks=pytest.mark.slow) for one in ("test_convnext", "test_efficientnet")]
-BACKBONES = ["test_resnet", "test_vit", *LATER]
+SLOW_BACKBONES = [pytest.param(name, marks=pytest.mark.slow) for name in ("test_convnext", "test_efficientnet")]
+BACKBONES = ["test_resnet", "test_vit", *SLOW_BACKBONES]
 SMALL = {"pretrained": False, "image_size": 64, "width": 64, "lr": 0.1}
 
 
 def detector(arch: str, backbone: str, **options) -> ObjectDetector | InstanceSegmentor:
-    kind = InstanceSegmentor if arch == "mask_rcnn" else ObjectDetector
-    return kind(backbone, 3, arch=arch, **{**SMALL, **options})
+    task_class = InstanceSegmentor if arch == "mask_rcnn" else ObjectDetector
+    return task_class(backbone, 3, arch=arch, **{**SMALL, **options})
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("arch", SEGMENTERS)
-def test_a_step_of_a_segmenter(arch: str, backbone: str) -> None:
+def test_segmenter_steps_are_deterministic(arch: str, backbone: str) -> None:
     if (arch, backbone) == ("deeplabv3plus", "test_vit"):
-        pytest.skip("refused")
+        pytest.skip("this combination is rejected")
     losses = {"loss": "ce+dice+focal+jaccard", "class_weights": [1, 2, 3]}
     task = SemanticSegmentor(backbone, 3, arch=arch, **SMALL, **losses)
-    found = trace(task, example_batch(task, 64, 2))
-    assert found.operators == []
-    assert found.optimizer == ""
-    assert not found.calculated, "a trace without numbers is enough, and takes no longer for large images"
-    assert "aten::convolution_backward" in found.seen
+    traced = trace(task, example_batch(task, 64, 2))
+    assert traced.operators == []
+    assert traced.optimizer == ""
+    assert not traced.calculated, "a trace on the meta device suffices, whose cost does not grow with the images"
+    assert "aten::convolution_backward" in traced.seen
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("arch", DETECTORS)
-def test_a_step_of_a_detector(arch: str, backbone: str) -> None:
-    """All of it: maps, heads, what is matched with what, losses, the way back and the optimizer."""
+def test_detector_steps_are_deterministic(arch: str, backbone: str) -> None:
+    """The trace covers feature maps, heads, matching, losses, the backward pass and the optimizer."""
     task = detector(arch, backbone)
-    found = trace(task, example_batch(task, 64, 2))
-    assert found.operators == []
-    assert found.optimizer == ""
-    assert found.calculated
-    assert "aten::convolution_backward" in found.seen
+    traced = trace(task, example_batch(task, 64, 2))
+    assert traced.operators == []
+    assert traced.optimizer == ""
+    assert traced.calculated
+    assert "aten::convolution_backward" in traced.seen
     if arch in ("faster_rcnn", "mask_rcnn"):
-        # Regions are cut out by matrix products: torchvision's way back would raise.
-        assert {"aten::bmm", "torchvision::nms"} <= found.seen
-        assert ("torchvision::roi_align" in found.seen) == (arch == "mask_rcnn"), "masks alone, without a gradient"
+        # Regions are resampled by matrix products. torchvision's operator is used for target masks only.
+        assert {"aten::bmm", "torchvision::nms"} <= traced.seen
+        assert ("torchvision::roi_align" in traced.seen) == (arch == "mask_rcnn")
 
 
 @pytest.mark.parametrize("arch", DETECTORS)
-def test_images_with_many_objects_and_with_none(arch: str) -> None:
+def test_detector_steps_with_many_objects_and_none(arch: str) -> None:
     pictures, targets = squares(3)
     task = detector(arch, "test_resnet")
     assert preflight(task, batch=Batch(pictures, targets)) == []
     assert preflight(task, batch=Batch(pictures, [nothing()] * 3)) == []
 
 
-def test_regions_are_cut_by_ours() -> None:
+def test_rcnns_use_region_pool() -> None:
     network = detector("mask_rcnn", "test_resnet").network
-    assert all(isinstance(one, RegionPool) for name, one in network.named_modules() if name.endswith("roi_pool"))
+    pools = [module for name, module in network.named_modules() if name.endswith("roi_pool")]
+    assert all(isinstance(pool, RegionPool) for pool in pools)
 
 
-# ---- models of others: what raises is named
+# ---- custom models
 
 
-class Own(ObjectDetector):
-    """A detector with one more loss, of the finest map of its pyramid."""
+class DetectorWithExtraLoss(ObjectDetector):
+    """A detector with an additional loss on the finest map of its pyramid."""
 
     def __init__(self, *arguments, extra: Callable[[Tensor], Tensor] = torch.sum, **options) -> None:
         super().__init__(*arguments, **options)
@@ -96,19 +100,19 @@ RAISING: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
         lambda x: F.cross_entropy(x, torch.zeros(len(x), *x.shape[2:], dtype=torch.int64, device=x.device)),
         "aten::nll_loss2d_forward",
     ),
-    "a scattered product": (
+    "scatter with a product": (
         lambda x: x.new_ones(5).scatter_reduce(0, x.flatten().argsort() % 5, x.flatten(), "prod").sum(),
         "aten::scatter_reduce",
     ),
-    "put and added up": (
+    "put with accumulation": (
         lambda x: x.flatten().put(x.new_zeros(3, dtype=torch.int64), x.flatten()[:3], accumulate=True).sum(),
         "aten::put",
     ),
-    "only where numbers say so": (
+    "in a data-dependent branch": (
         lambda x: F.adaptive_max_pool2d(x, 3).sum() if float(x.detach().var()) > 0 else x.sum(),
         "aten::adaptive_max_pool2d_backward",
     ),
-    "torchvision's regions": (
+    "torchvision's RoI align": (
         lambda x: torch.ops.torchvision.roi_align(x, x.new_tensor(REGION), 0.125, 3, 3, 2, False).sum(),
         "torchvision::_roi_align_backward",
     ),
@@ -120,13 +124,15 @@ RAISING: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 
 
 @pytest.mark.parametrize("case", RAISING)
-def test_what_raises_in_a_detector_of_ones_own_is_named(case: str) -> None:
+def test_nondeterministic_operators_of_custom_detectors_are_named(case: str) -> None:
     extra, operator = RAISING[case]
-    assert [one.name for one in preflight(Own("test_resnet", 3, extra=extra, **SMALL), 64)] == [operator]
+    assert [
+        finding.name for finding in preflight(DetectorWithExtraLoss("test_resnet", 3, extra=extra, **SMALL), 64)
+    ] == [operator]
 
 
-def test_a_decoder_of_ones_own() -> None:
-    """smp's own UPerNet pools adaptively."""
+def test_nondeterministic_operators_of_custom_decoders_are_named() -> None:
+    """smp's own UPerNet uses adaptive average pooling."""
 
     class Pools(nn.Module):
         def __init__(self, channels, strides, width) -> None:
@@ -137,12 +143,12 @@ def test_a_decoder_of_ones_own() -> None:
             return self.decoder([maps[0], maps[0], *maps])
 
     task = SemanticSegmentor("test_resnet", 3, arch=Pools, **SMALL)
-    (found,) = preflight(task, 64, 2)
-    assert found.name == "aten::_adaptive_avg_pool2d_backward"
-    assert found.modules[0].startswith("network.decoder.decoder.")
+    (finding,) = preflight(task, 64, 2)
+    assert finding.name == "aten::_adaptive_avg_pool2d_backward"
+    assert finding.modules[0].startswith("network.decoder.decoder.")
 
 
-def test_a_loss_of_ones_own() -> None:
+def test_nondeterministic_operators_of_custom_losses_are_named() -> None:
     task = SemanticSegmentor("test_resnet", 3, loss=nn.CrossEntropyLoss(), **SMALL)
-    (found,) = preflight(task, 64, 2)
-    assert (found.name, found.modules) == ("aten::nll_loss2d_forward", ("criterion (CrossEntropyLoss)",))
+    (finding,) = preflight(task, 64, 2)
+    assert (finding.name, finding.modules) == ("aten::nll_loss2d_forward", ("criterion (CrossEntropyLoss)",))

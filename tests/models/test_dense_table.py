@@ -1,4 +1,4 @@
-"""The table of backbones in the documentation is what comes out when all of them are tried."""
+"""The table of backbones in the documentation matches the results of `tools/dense_backbones.py`."""
 
 import runpy
 from pathlib import Path
@@ -17,17 +17,17 @@ def check(backbone: str) -> None:
 
 
 @pytest.mark.parametrize("backbone", LIGHT)
-def test_backbones_that_take_little_time(backbone: str) -> None:
+def test_rows_of_fast_backbones(backbone: str) -> None:
     check(backbone)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", sorted(TOOL["FAMILIES"].keys() - set(LIGHT)))
-def test_backbones_that_take_longer(backbone: str) -> None:
+def test_rows_of_slow_backbones(backbone: str) -> None:
     check(backbone)
 
 
-def test_the_table_has_a_line_for_each_backbone_and_nothing_else() -> None:
+def test_table_has_one_line_per_backbone() -> None:
     part = TOOL["PART"].search(PAGE)[0]
     lines = [line for line in part.splitlines() if line.startswith("| `")]
     assert [line.split("`")[1] for line in lines] == list(TOOL["FAMILIES"])

@@ -1,4 +1,4 @@
-"""Detectors: what they give, that they learn, and that their bits depend on nothing else."""
+"""Detectors: their outputs, that they learn, and that detections do not depend on the other images."""
 
 import copy
 from collections import OrderedDict
@@ -49,41 +49,41 @@ def train(network: Detector, steps: int, number: int = 4) -> tuple[Tensor, list[
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit", "test_convnext"])
 @pytest.mark.parametrize("arch", DETECTORS)
-def test_losses_and_objects_have_their_form(arch: str, backbone: str) -> None:
+def test_losses_and_detections_have_the_documented_form(arch: str, backbone: str) -> None:
     network = build(arch, backbone, score_threshold=0.0, max_objects=7)
     losses = network.train()(*squares(3))
     assert losses.keys() == LOSSES[arch]
     assert all(loss.ndim == 0 and loss.isfinite() for loss in losses.values())
     with torch.no_grad():
-        found = network.eval()(images(3).float() / 255)
-    assert len(found) == 3
-    for one in found:
-        assert one["boxes"].shape == (7, 4)
-        assert one["scores"].tolist() == sorted(one["scores"].tolist(), reverse=True)
-        assert set(one["labels"].tolist()) <= {0, 1}
-        assert ("masks" in one) == (arch == "mask_rcnn")
-        assert 0 <= one["boxes"].min() <= one["boxes"].max() <= 64
+        detections = network.eval()(images(3).float() / 255)
+    assert len(detections) == 3
+    for image in detections:
+        assert image["boxes"].shape == (7, 4)
+        assert image["scores"].tolist() == sorted(image["scores"].tolist(), reverse=True)
+        assert set(image["labels"].tolist()) <= {0, 1}
+        assert ("masks" in image) == (arch == "mask_rcnn")
+        assert 0 <= image["boxes"].min() <= image["boxes"].max() <= 64
     if arch == "mask_rcnn":
-        assert found[0]["masks"].shape == (7, 28, 28)
-        assert 0 <= found[0]["masks"].min() <= found[0]["masks"].max() <= 1
+        assert detections[0]["masks"].shape == (7, 28, 28)
+        assert 0 <= detections[0]["masks"].min() <= detections[0]["masks"].max() <= 1
 
 
-@pytest.mark.parametrize("arch", ["fcos", *(pytest.param(one, marks=pytest.mark.slow) for one in DETECTORS[1:])])
-def test_it_learns_where_and_what_things_are(arch: str) -> None:
+@pytest.mark.parametrize("arch", ["fcos", *(pytest.param(arch, marks=pytest.mark.slow) for arch in DETECTORS[1:])])
+def test_detectors_learn_boxes_labels_and_masks(arch: str) -> None:
     network = build(arch)
     pictures, targets = train(network, 50, number=2)
     with torch.no_grad():
-        found = network.eval()(pictures)
-    for one, target in zip(found, targets, strict=True):
-        overlap, best = box_iou(target["boxes"], one["boxes"][one["scores"] > 0.3]).max(dim=1)
-        assert overlap.min() > 0.5
-        assert torch.equal(one["labels"][best], target["labels"])
+        detections = network.eval()(pictures)
+    for image, target in zip(detections, targets, strict=True):
+        iou, best = box_iou(target["boxes"], image["boxes"][image["scores"] > 0.3]).max(dim=1)
+        assert iou.min() > 0.5
+        assert torch.equal(image["labels"][best], target["labels"])
         if arch == "mask_rcnn":  # the squares fill their boxes
-            assert one["masks"][best][:, 8:20, 8:20].mean() > 0.8
+            assert image["masks"][best][:, 8:20, 8:20].mean() > 0.8
 
 
 @pytest.mark.parametrize("arch", DETECTORS)
-def test_an_image_without_objects_can_be_learned_from(arch: str) -> None:
+def test_images_without_objects_have_finite_losses(arch: str) -> None:
     network = build(arch).train()
     mixed = [squares(1)[1][0], nothing()]
     for targets in (mixed, [nothing(), nothing()]):
@@ -91,20 +91,20 @@ def test_an_image_without_objects_can_be_learned_from(arch: str) -> None:
         losses = network(images(2), targets)
         assert all(loss.isfinite() for loss in losses.values())
         sum(losses.values()).backward()
-        assert all(one.grad is None or one.grad.isfinite().all() for one in network.parameters())
+        assert all(value.grad is None or value.grad.isfinite().all() for value in network.parameters())
 
 
-def test_an_image_in_which_nothing_is_found_has_empty_results() -> None:
+def test_images_without_detections_have_empty_tensors() -> None:
     with torch.no_grad():
-        found = build("mask_rcnn", score_threshold=0.99).eval()(images(1))[0]
-    assert {name: tuple(value.shape) for name, value in found.items()} == {
+        detections = build("mask_rcnn", score_threshold=0.99).eval()(images(1))[0]
+    assert {name: tuple(value.shape) for name, value in detections.items()} == {
         "boxes": (0, 4), "scores": (0,), "labels": (0,), "masks": (0, 28, 28)
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
 @pytest.mark.parametrize("arch", DETECTORS)
-def test_what_is_found_in_an_image_does_not_depend_on_the_others(arch: str, backbone: str) -> None:
+def test_detections_do_not_depend_on_the_other_images(arch: str, backbone: str) -> None:
     network = build(arch, backbone, score_threshold=0.001)
     train(network, 3)
     pictures, _ = squares(4)
@@ -118,7 +118,7 @@ def test_what_is_found_in_an_image_does_not_depend_on_the_others(arch: str, back
 
 
 @pytest.mark.parametrize("arch", DETECTORS)
-def test_two_trainings_are_equal_bit_for_bit(arch: str) -> None:
+def test_training_is_reproducible_bit_for_bit(arch: str) -> None:
     digests = set()
     for _ in range(2):
         network = build(arch, seed=3)
@@ -127,36 +127,40 @@ def test_two_trainings_are_equal_bit_for_bit(arch: str) -> None:
     assert len(digests) == 1
 
 
-def test_the_regions_are_looked_at_as_torchvision_does() -> None:
-    """Losses and results are those of torchvision's RoIHeads.forward with its own pooling."""
+def test_roi_heads_match_torchvision() -> None:
+    """Losses and detections are those of torchvision's RoIHeads.forward with its own pooling."""
     network = build("mask_rcnn", score_threshold=0.0)
     pictures, targets = train(network, 2)
     heads = copy.deepcopy(network.heads)
     heads.box_roi_pool = MultiScaleRoIAlign(list("0123"), 7, 2)
     heads.mask_roi_pool = MultiScaleRoIAlign(list("0123"), 14, 2)
-    one_more = [{**target, "labels": target["labels"] + 1} for target in targets]
+    with_background = [{**target, "labels": target["labels"] + 1} for target in targets]
     network.eval()
     with torch.no_grad():
         maps = network.pyramid(network.maps(pictures))
-        regions, _ = network._proposed(maps, (64, 64))
-        named = OrderedDict((str(at), value) for at, value in enumerate(maps))
-        theirs = heads.eval()(named, list(regions), [(64, 64)] * 4)[0]
-        for our, their in zip(network.detect(maps, (64, 64)), theirs, strict=True):
-            torch.testing.assert_close(our["boxes"], their["boxes"])
-            assert torch.equal(our["labels"] + 1, their["labels"])
-            torch.testing.assert_close(our["masks"], their["masks"][:, 0])
+        regions, _ = network._propose(maps, (64, 64))
+        named = OrderedDict((str(index), level) for index, level in enumerate(maps))
+        expected = heads.eval()(named, list(regions), [(64, 64)] * 4)[0]
+        for detections, reference in zip(network.detect(maps, (64, 64)), expected, strict=True):
+            torch.testing.assert_close(detections["boxes"], reference["boxes"])
+            assert torch.equal(detections["labels"] + 1, reference["labels"])
+            torch.testing.assert_close(detections["masks"], reference["masks"][:, 0])
         network.proposals.train()
         network.heads.train()
         torch.manual_seed(5)
         losses = network.losses(maps, (64, 64), targets)
         torch.manual_seed(5)
-        regions, _ = network._proposed(maps, (64, 64), one_more)
-        expected = heads.train()(named, regions, [(64, 64)] * 4, one_more)[1]
-    for our, their in (("classification", "loss_classifier"), ("box", "loss_box_reg"), ("mask", "loss_mask")):
-        torch.testing.assert_close(losses[our], expected[their])
+        regions, _ = network._propose(maps, (64, 64), with_background)
+        reference = heads.train()(named, regions, [(64, 64)] * 4, with_background)[1]
+    for name, torchvision_name in (
+        ("classification", "loss_classifier"),
+        ("box", "loss_box_reg"),
+        ("mask", "loss_mask"),
+    ):
+        torch.testing.assert_close(losses[name], reference[torchvision_name])
 
 
-def test_targets_that_cannot_be_learned_from_are_refused() -> None:
+def test_invalid_targets_are_rejected() -> None:
     network = build("faster_rcnn").train()
     with pytest.raises(UsageError, match=r"must be those of its 2 images. Got none instead. Give one dictionary"):
         network(images(2))
@@ -165,7 +169,7 @@ def test_targets_that_cannot_be_learned_from_are_refused() -> None:
     with pytest.raises(UsageError, match=r"must have `boxes` of shape \(K, 4\)"):
         network(images(1), [{"boxes": torch.zeros(3)}])
     flat = {"boxes": torch.tensor([[4.0, 4.0, 4.0, 9.0]]), "labels": torch.tensor([0])}
-    with pytest.raises(UsageError, match=r"One of them has no area. Leave it out"):
+    with pytest.raises(UsageError, match=r"At least one of them has no area. Remove it"):
         network(images(1), [flat])
 
 
@@ -180,34 +184,34 @@ def test_targets_that_cannot_be_learned_from_are_refused() -> None:
         ({"drop_path_rate": 2.0}, r"`drop_path_rate` of test_resnet must be in"),
     ],
 )
-def test_wrong_arguments_are_refused(options: dict, message: str) -> None:
+def test_invalid_arguments_are_rejected(options: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build_detector(**{"arch": "fcos", "backbone": "test_resnet", "num_classes": 2, "image_size": 64, **options})
 
 
-def test_an_unknown_backbone_is_answered_with_the_nearest() -> None:
+def test_unknown_backbones_get_a_suggestion() -> None:
     with pytest.raises(ModelError, match=r"Did you mean"):
         build_detector("fcos", "resnet81", 2)
 
 
-def test_the_width_sets_heads_and_samples() -> None:
+def test_width_sets_the_sizes_of_heads_and_samples() -> None:
     network = build("mask_rcnn", width=128)
     assert network.heads.fg_bg_sampler.batch_size_per_image == 256
     assert network.proposals.fg_bg_sampler.batch_size_per_image == 128
     assert network.heads.box_head.fc6.out_features == 512
-    full = build("faster_rcnn", width=256)
-    assert full.heads.fg_bg_sampler.batch_size_per_image == 512
-    assert full.proposals._pre_nms_top_n == {"training": 2000, "testing": 1000}
+    default = build("faster_rcnn", width=256)
+    assert default.heads.fg_bg_sampler.batch_size_per_image == 512
+    assert default.proposals._pre_nms_top_n == {"training": 2000, "testing": 1000}
 
 
 @pytest.mark.parametrize("arch", DETECTORS)
-def test_coordinates_are_in_full_precision_also_under_autocast(arch: str) -> None:
+def test_coordinates_have_full_precision_under_autocast(arch: str) -> None:
     network = build(arch, score_threshold=0.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = network.train()(*squares(2))
         sum(losses.values()).backward()
         with torch.no_grad():
-            found = network.eval()(images(2))
-    assert {one.dtype for one in losses.values()} == {torch.float32}
-    assert {one["boxes"].dtype for one in found} == {torch.float32}
-    assert (found[0]["boxes"] != found[0]["boxes"].bfloat16()).any()
+            detections = network.eval()(images(2))
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    assert {image["boxes"].dtype for image in detections} == {torch.float32}
+    assert (detections[0]["boxes"] != detections[0]["boxes"].bfloat16()).any()

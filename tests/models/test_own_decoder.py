@@ -1,4 +1,4 @@
-"""Decoders of one's own, by their import path as a checkpoint knows them."""
+"""Custom decoders, as callables and by their import paths as checkpoints store them."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ OPTIONS = {"backbone": "test_resnet", "num_classes": 3, "image_size": 64, "width
 
 
 class Finest(nn.Module):
-    """Looks at the finest map alone."""
+    """A decoder that uses the finest map only."""
 
     def __init__(self, channels: list[int], strides: list[int], width: int) -> None:
         super().__init__()
@@ -23,18 +23,18 @@ class Finest(nn.Module):
         return self.layer(maps[0])
 
 
-def test_a_path_gives_the_network_that_its_callable_gives() -> None:
-    made = [build_segmenter(arch, **OPTIONS) for arch in (Finest, import_name(Finest))]
-    assert type(made[0].decoder) is type(made[1].decoder) is Finest
-    assert len({state_digest(one.state_dict()) for one in made}) == 1
-    assert made[1](torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape == (1, 3, 64, 64)
+def test_import_path_and_callable_give_the_same_network() -> None:
+    networks = [build_segmenter(arch, **OPTIONS) for arch in (Finest, import_name(Finest))]
+    assert type(networks[0].decoder) is type(networks[1].decoder) is Finest
+    assert len({state_digest(network.state_dict()) for network in networks}) == 1
+    assert networks[1](torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape == (1, 3, 64, 64)
 
 
 @pytest.mark.parametrize(
     ("arch", "message"),
     [
-        ("nowhere.Decoder", r"must be a name, or the path of a callable. Got .* \(No module named 'nowhere'\)\. Check"),
-        ("torch.nn.Gone", r"must be a name, or the path of a callable. Got .* has no attribute 'Gone'\)\. Check"),
+        ("nowhere.Decoder", r"must be a name, or the import path of a callable. Got .* \(No module named 'nowhere'\)"),
+        ("torch.nn.Gone", r"must be a name, or the import path of a callable. Got .* has no attribute 'Gone'\)"),
         ("math.pi", r"must be one of fpn, .* Got 3\.14"),
         ("upernett", r"must be one of fpn, .*Did you mean 'upernet'"),
         (7, r"must be one of fpn, .* Got 7 instead"),
@@ -44,26 +44,26 @@ def test_a_path_gives_the_network_that_its_callable_gives() -> None:
         ),
     ],
 )
-def test_what_is_no_decoder_is_refused(arch: object, message: str) -> None:
+def test_invalid_decoders_are_rejected(arch: object, message: str) -> None:
     with pytest.raises(UsageError, match=rf"`arch` of a segmenter {message}"):
         build_segmenter(arch, **OPTIONS)
 
 
-class Gives(nn.Module):
-    """Gives what it was told to."""
+class Returns(nn.Module):
+    """A decoder that returns a given object, or its input for None."""
 
-    def __init__(self, made: object) -> None:
+    def __init__(self, output: object) -> None:
         super().__init__()
-        self.made = made
+        self.output = output
 
     def forward(self, maps: list[Tensor]) -> object:
-        return maps if self.made is None else self.made
+        return maps if self.output is None else self.output
 
 
 @pytest.mark.parametrize(
-    ("made", "got"),
+    ("output", "got"),
     [(None, "a list"), ({}, "a dict"), (torch.zeros(1, 8), r"a tensor \(1, 8\)"), (torch.zeros(4, 8, 8), "a tensor")],
 )
-def test_a_decoder_that_gives_no_map_is_refused(made: object, got: str) -> None:
+def test_decoders_that_return_no_single_map_are_rejected(output: object, got: str) -> None:
     with pytest.raises(UsageError, match=rf"`arch` of a segmenter must .* one tensor \(N, D, h, w\)\. Got {got}"):
-        build_segmenter(lambda channels, strides, width: Gives(made), **OPTIONS)
+        build_segmenter(lambda channels, strides, width: Returns(output), **OPTIONS)

@@ -1,4 +1,4 @@
-"""Residual branches of random networks are open; pretrained ones stay as they are."""
+"""The zero initialization of residual branches is undone for random weights and kept for pretrained ones."""
 
 import pytest
 import timm
@@ -7,26 +7,26 @@ from safetensors.torch import save_file
 from torch import nn
 
 from autotimm.models import Weights, build_backbone
-from autotimm.models.backbone.feature_maps import build_maps
-from autotimm.models.backbone.pooled import open_residuals
+from autotimm.models.backbone.feature_maps import build_feature_backbone
+from autotimm.models.backbone.pooled import undo_zero_init
 
 
-def closed(network: nn.Module) -> int:
-    return sum(not one.weight.any() for one in network.modules() if isinstance(one, nn.BatchNorm2d))
+def count_zero_norms(network: nn.Module) -> int:
+    return sum(not module.weight.any() for module in network.modules() if isinstance(module, nn.BatchNorm2d))
 
 
-def least(network: nn.Module, ending: str) -> float:
-    """The smallest factor of the parameters whose names end so."""
-    found = [value.abs().max().item() for name, value in network.named_parameters() if name.endswith(ending)]
-    assert found
-    return min(found)
+def smallest_factor(network: nn.Module, ending: str) -> float:
+    """The smallest of the maxima of the parameters whose names end with ``ending``."""
+    maxima = [value.abs().max().item() for name, value in network.named_parameters() if name.endswith(ending)]
+    assert maxima
+    return min(maxima)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet10t", "regnetx_002"])
-def test_random_backbones_begin_open(name):
-    assert closed(timm.create_model(name)) > 0
-    assert closed(build_backbone(name, image_size=64)) == 0
-    assert closed(build_maps(name, image_size=64)[0]) == 0
+def test_random_backbones_have_no_zero_norms(name):
+    assert count_zero_norms(timm.create_model(name)) > 0
+    assert count_zero_norms(build_backbone(name, image_size=64)) == 0
+    assert count_zero_norms(build_feature_backbone(name, image_size=64)[0]) == 0
 
 
 @pytest.mark.parametrize(
@@ -38,42 +38,42 @@ def test_random_backbones_begin_open(name):
         ("fastvit_t8", "layer_scale.gamma"),
     ],
 )
-def test_layer_scales_begin_open(name, ending):
+def test_layer_scales_become_1(name, ending):
     network = timm.create_model(name)
-    assert 0 < least(network, ending) < 1e-4
-    assert open_residuals(network) > 0
-    assert least(network, ending) == 1
+    assert 0 < smallest_factor(network, ending) < 1e-4
+    assert undo_zero_init(network) > 0
+    assert smallest_factor(network, ending) == 1
 
 
 @pytest.mark.parametrize(
     ("name", "ending"), [("convnextv2_atto", "grn.weight"), ("beit_base_patch16_224", "gamma_1"), ("test_vit", "bias")]
 )
-def test_what_is_meant_to_begin_small_stays(name, ending):
+def test_other_small_parameters_are_kept(name, ending):
     network = timm.create_model(name)
-    before = least(network, ending)
-    assert open_residuals(network) == 0
-    assert least(network, ending) == before
+    before = smallest_factor(network, ending)
+    assert undo_zero_init(network) == 0
+    assert smallest_factor(network, ending) == before
 
 
-def test_nothing_else_is_changed():
-    """The fill draws no random number, and touches nothing that is not closed."""
+def test_only_zero_norms_change_and_no_random_number_is_drawn():
     torch.manual_seed(0)
-    plain, opened = timm.create_model("resnet18"), timm.create_model("resnet18")
-    opened.load_state_dict(plain.state_dict())
+    original, network = timm.create_model("resnet18"), timm.create_model("resnet18")
+    state = original.state_dict()
+    network.load_state_dict(state)
     before = torch.get_rng_state()
-    assert open_residuals(opened) == closed(plain) == 8
+    assert undo_zero_init(network) == count_zero_norms(original) == 8
     assert torch.equal(torch.get_rng_state(), before)
-    changed = {name for name, value in opened.state_dict().items() if not torch.equal(value, plain.state_dict()[name])}
+    changed = {name for name, value in network.state_dict().items() if not torch.equal(value, state[name])}
     assert changed == {f"layer{stage}.{block}.bn2.weight" for stage in (1, 2, 3, 4) for block in (0, 1)}
 
 
-def test_pretrained_weights_are_not_touched(tmp_path):
+def test_pretrained_weights_are_unchanged(tmp_path):
     model = timm.create_model("resnet18")
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
-    found = build_backbone("resnet18", weights=Weights("file", file=str(tmp_path / "weights.safetensors")))
-    assert closed(found) == closed(model) == 8
+    backbone = build_backbone("resnet18", weights=Weights("file", file=str(tmp_path / "weights.safetensors")))
+    assert count_zero_norms(backbone) == count_zero_norms(model) == 8
 
 
-def test_networks_without_numbers_are_left_alone():
+def test_networks_on_the_meta_device_are_skipped():
     with torch.device("meta"):
-        assert open_residuals(timm.create_model("resnet18")) == 0
+        assert undo_zero_init(timm.create_model("resnet18")) == 0

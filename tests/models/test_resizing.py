@@ -1,4 +1,4 @@
-"""Resizing by matrix products, and the ViTs that need it."""
+"""Deterministic resizing, and the ViTs that need it."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from autotimm import ImageClassifier, ObjectDetector, SemanticSegmentor
 from autotimm.doctor import preflight
-from autotimm.models.layers.deterministic import resize_by_products, steady_resizing
+from autotimm.models.layers.deterministic import deterministic_resizing, resize_by_matmul
 
 needs_cuda_build = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="this torch is built without CUDA")
 
@@ -23,13 +23,13 @@ needs_cuda_build = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason
         ((1, 3, 5), (13,), {"mode": "linear", "align_corners": True}),
     ],
 )
-def test_products_give_what_interpolate_gives(shape, size, options) -> None:
+def test_resize_by_matmul_matches_interpolate(shape, size, options) -> None:
     values = torch.rand(shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    mine, theirs = resize_by_products(values, size, **options), F.interpolate(values, size, **options)
-    torch.testing.assert_close(mine, theirs)
-    slope = torch.rand(theirs.shape, generator=torch.Generator().manual_seed(1))
+    resized, expected = resize_by_matmul(values, size, **options), F.interpolate(values, size, **options)
+    torch.testing.assert_close(resized, expected)
+    weights = torch.rand(expected.shape, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(
-        torch.autograd.grad((mine * slope).sum(), values), torch.autograd.grad((theirs * slope).sum(), values)
+        torch.autograd.grad((resized * weights).sum(), values), torch.autograd.grad((expected * weights).sum(), values)
     )
 
 
@@ -44,22 +44,22 @@ def test_products_give_what_interpolate_gives(shape, size, options) -> None:
         (ObjectDetector, {"width": 64, "arch": "faster_rcnn"}),
     ],
 )
-def test_a_vit_takes_images_of_another_size(task, options, image_size) -> None:
-    """Told of it, it resizes its position embeddings once, at the beginning; otherwise in every step."""
-    made = task("test_vit", 3, pretrained=False, image_size=image_size, **options)
-    assert preflight(made, 96, 2) == []
+def test_vits_train_on_images_of_another_size(task, options, image_size) -> None:
+    # With `image_size` given, the position embeddings are resized once, at the beginning; otherwise in every step.
+    model = task("test_vit", 3, pretrained=False, image_size=image_size, **options)
+    assert preflight(model, 96, 2) == []
 
 
 @needs_cuda_build
-def test_relative_positions_are_resized_too() -> None:
+def test_relative_position_embeddings_are_resized() -> None:
     assert preflight(ImageClassifier("samvit_base_patch16", 3, pretrained=False), 96, 2) == []
 
 
-def test_nothing_changes_on_the_cpu() -> None:
+def test_cpu_uses_interpolate() -> None:
     network = ImageClassifier("test_vit", 3, pretrained=False).network
     images = torch.zeros(1, 3, 96, 96)
     torch.use_deterministic_algorithms(True)
     try:
-        assert steady_resizing(network.backbone, images).__enter__() is None
+        assert deterministic_resizing(network.backbone, images).__enter__() is None
     finally:
         torch.use_deterministic_algorithms(False)

@@ -1,4 +1,4 @@
-"""Segmenters: shapes, learning, and bits that depend on nothing else."""
+"""Segmenters: their outputs, that they learn, and that logits do not depend on the other images."""
 
 import pytest
 import torch
@@ -24,34 +24,34 @@ def build(arch, backbone: str = "test_resnet", classes: int = 3, **options) -> S
     return build_segmenter(arch, backbone, classes, **{"image_size": 64, "width": 64, **options})
 
 
-def learnable(number: int = 4) -> tuple[Tensor, Tensor]:
-    """Squares, and for every pixel 0 or one more than the class of what it shows."""
-    pictures, targets = squares(number)
-    maps = torch.zeros(number, 64, 64, dtype=torch.int64)
-    for one, target in zip(maps, targets, strict=True):
-        for mask, label in zip(target["masks"], target["labels"], strict=True):
-            one[mask.bool()] = 1 + label
-    return pictures, maps
+def labeled_squares(number: int = 4) -> tuple[Tensor, Tensor]:
+    """Squares, with the class of each pixel: 0 for the background, 1 and 2 for the squares."""
+    pictures, objects = squares(number)
+    targets = torch.zeros(number, 64, 64, dtype=torch.int64)
+    for target, image_objects in zip(targets, objects, strict=True):
+        for mask, label in zip(image_objects["masks"], image_objects["labels"], strict=True):
+            target[mask.bool()] = 1 + label
+    return pictures, targets
 
 
 def train(network: Segmenter, steps: int) -> tuple[Tensor, Tensor]:
-    pictures, wanted = learnable()
+    pictures, targets = labeled_squares()
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
     torch.manual_seed(0)
     network.train()
     for _ in range(steps):
-        loss = F.cross_entropy(network(pictures), wanted)
+        loss = F.cross_entropy(network(pictures), targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return pictures, wanted
+    return pictures, targets
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"])
 @pytest.mark.parametrize("arch", SEGMENTERS)
-def test_every_pixel_has_logits(arch: str, backbone: str) -> None:
+def test_logits_have_the_size_of_the_images(arch: str, backbone: str) -> None:
     if (arch, backbone) == ("deeplabv3plus", "test_vit"):
-        with pytest.raises(ModelError, match=r"dilated to a stride of 16. It cannot. Use arch='upernet' or 'fpn' with"):
+        with pytest.raises(ModelError, match=r"cannot be dilated to a stride of 16. Use arch='upernet' or 'fpn' with"):
             build(arch, backbone)
         return
     network = build(arch, backbone).eval()
@@ -63,30 +63,31 @@ def test_every_pixel_has_logits(arch: str, backbone: str) -> None:
     assert torch.isfinite(logits).all()
 
 
-@pytest.mark.parametrize("arch", ["fpn", *(pytest.param(one, marks=pytest.mark.slow) for one in SEGMENTERS[1:])])
-def test_it_learns_what_pixels_show(arch: str) -> None:
+@pytest.mark.parametrize("arch", ["fpn", *(pytest.param(arch, marks=pytest.mark.slow) for arch in SEGMENTERS[1:])])
+def test_segmenters_learn_the_classes_of_pixels(arch: str) -> None:
     network = build(arch)
-    pictures, wanted = train(network, 60)
+    pictures, targets = train(network, 60)
     with torch.no_grad():
-        shown = network.eval()(pictures).argmax(dim=1)
+        predicted = network.eval()(pictures).argmax(dim=1)
     for label in range(3):
-        both, either = ((shown == label) & (wanted == label)).sum(), ((shown == label) | (wanted == label)).sum()
-        assert both / either > 0.7
+        intersection = ((predicted == label) & (targets == label)).sum()
+        union = ((predicted == label) | (targets == label)).sum()
+        assert intersection / union > 0.7
 
 
 @pytest.mark.parametrize("arch", SEGMENTERS)
-def test_one_image_is_enough_to_train_on(arch: str) -> None:
-    """Branches that pool to one value would have nothing to take the statistics of."""
+def test_batches_of_one_image_can_be_trained(arch: str) -> None:
+    """Batch normalization after global pooling would raise an error."""
     network = build(arch, image_size=128).train()
     network(images(1, 128)).mean().backward()
-    assert [name for name, one in network.named_parameters() if one.grad is None] == []
+    assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
 @pytest.mark.parametrize("arch", SEGMENTERS)
-def test_the_logits_of_an_image_do_not_depend_on_the_others(arch: str, backbone: str) -> None:
+def test_logits_do_not_depend_on_the_other_images(arch: str, backbone: str) -> None:
     if (arch, backbone) == ("deeplabv3plus", "test_vit"):
-        pytest.skip("refused")
+        pytest.skip("this combination is rejected")
     network = build(arch, backbone).eval()
     pictures = images(4)
     others = torch.cat([torch.zeros_like(pictures[:1]), images(1, seed=5), pictures[2:3], pictures[:1]])
@@ -97,7 +98,7 @@ def test_the_logits_of_an_image_do_not_depend_on_the_others(arch: str, backbone:
 
 
 @pytest.mark.parametrize("arch", SEGMENTERS)
-def test_two_trainings_are_equal_bit_for_bit(arch: str) -> None:
+def test_training_is_reproducible_bit_for_bit(arch: str) -> None:
     digests = set()
     for _ in range(2):
         network = build(arch, seed=3)
@@ -107,7 +108,7 @@ def test_two_trainings_are_equal_bit_for_bit(arch: str) -> None:
 
 
 class Tiny(nn.Module):
-    """A decoder that looks at the finest map alone."""
+    """A decoder that uses the finest map only."""
 
     def __init__(self, channels, strides, width) -> None:
         super().__init__()
@@ -118,7 +119,7 @@ class Tiny(nn.Module):
         return self.conv(maps[0])
 
 
-def test_a_decoder_of_ones_own_is_given_maps_and_may_have_any_channels() -> None:
+def test_custom_decoders_get_maps_and_may_have_any_number_of_channels() -> None:
     network = build(Tiny)
     channels, strides, width = network.decoder.seen
     assert (strides, width) == ([2, 4, 8, 16, 32], 64)
@@ -138,12 +139,12 @@ def test_a_decoder_of_ones_own_is_given_maps_and_may_have_any_channels() -> None
         ({"width": 32}, r"`width` of a segmenter must be a multiple of 64"),
     ],
 )
-def test_wrong_arguments_are_refused(options: dict, message: str) -> None:
+def test_invalid_arguments_are_rejected(options: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build_segmenter(**{"arch": "fpn", "backbone": "test_resnet", "num_classes": 2, "image_size": 64, **options})
 
 
 @pytest.mark.parametrize(("name", "strides"), [("nest_tiny", "4, 8, 16"), ("volo_d1_224", "8, 16")])
-def test_a_backbone_without_the_maps_that_a_decoder_needs_is_refused(name: str, strides: str) -> None:
+def test_backbones_without_the_required_maps_are_rejected(name: str, strides: str) -> None:
     with pytest.raises(ModelError, match=rf"strides 4, 8, 16, 32 for upernet. Its strides are {strides}\."):
         build("upernet", name, image_size=224)

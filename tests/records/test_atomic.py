@@ -65,7 +65,7 @@ def test_the_temporary_path_is_beside_the_file_hidden_and_not_there_yet(path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
-def test_a_failure_half_way_keeps_the_old_file_and_leaves_nothing(path, error):
+def test_a_failure_while_writing_keeps_the_old_file(path, error):
     def fail() -> None:
         with atomic_path(path) as temporary:
             temporary.write_text("half")
@@ -113,7 +113,7 @@ def test_after_a_failure_the_next_write_succeeds(path):
     assert alone(path)
 
 
-def test_a_process_that_is_killed_half_way_keeps_the_old_file(path):
+def test_a_process_killed_while_writing_keeps_the_old_file(path):
     # run_path: the module alone, without the package, hence without the seconds that torch takes to load
     code = """
 import os, runpy, signal, sys
@@ -128,7 +128,7 @@ with runpy.run_path(sys.argv[1])["atomic_path"](sys.argv[2]) as temporary:
     assert path.read_text() == "new"
 
 
-def test_a_reader_never_meets_half_a_file(path):
+def test_a_reader_never_sees_a_partial_file(path):
     old = open(path)  # noqa: SIM115 - held open across the write
     write_text(path, "new")
     with old:
@@ -143,14 +143,14 @@ def test_a_block_that_writes_nothing_is_an_error_and_keeps_the_old_file(path):
 
 
 @pytest.mark.parametrize("below", ["missing/new.txt", "manifest.json/new.txt"])
-def test_a_folder_that_is_none_is_an_error(path, below):
+def test_a_missing_folder_is_an_error(path, below):
     with pytest.raises(OSError, match=r"new\.txt"):
         write_text(path.parent / below, "x")
     assert path.read_text() == "old"
     assert alone(path)
 
 
-def test_nested_writes_to_different_files_do_not_meet(tmp_path):
+def test_nested_writes_to_different_files_are_independent(tmp_path):
     with atomic_path(tmp_path / "a") as first, atomic_path(tmp_path / "b") as second:
         first.write_text("1")
         second.write_text("2")

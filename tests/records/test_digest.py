@@ -78,7 +78,7 @@ def test_a_scalar_is_not_a_vector_of_one():
     assert tensor_digest(torch.tensor(3.0)) != tensor_digest(torch.tensor([3.0]))
 
 
-def test_permutations_are_seen():
+def test_permutations_change_the_digest():
     # The reason why torch.hash_tensor will not do.
     tensor = torch.arange(64.0)
     shuffled = tensor[torch.randperm(64, generator=torch.Generator().manual_seed(0))]
@@ -87,7 +87,7 @@ def test_permutations_are_seen():
     assert tensor_digest(tensor.reshape(8, 8)) != tensor_digest(tensor.reshape(8, 8).t())
 
 
-def test_the_last_bit_of_one_element_is_seen():
+def test_the_last_bit_of_an_element_changes_the_digest():
     tensor = torch.ones(1000)
     other = tensor.clone()
     other[617] = torch.nextafter(other[617], torch.tensor(2.0))
@@ -95,7 +95,7 @@ def test_the_last_bit_of_one_element_is_seen():
     assert tensor_digest(tensor) != tensor_digest(other)
 
 
-def test_bits_count_and_not_values():
+def test_the_digest_is_of_bits_not_values():
     assert tensor_digest(torch.tensor([0.0])) != tensor_digest(torch.tensor([-0.0]))
     assert tensor_digest(torch.tensor([float("nan")])) == tensor_digest(torch.tensor([float("nan")]))
 
@@ -160,29 +160,29 @@ def test_the_order_of_insertion_does_not_matter_at_any_depth():
     assert state_digest(first) == state_digest(second)
 
 
-def test_each_change_of_a_nested_state_is_seen():
-    one, two = torch.ones(1), torch.ones(2)
+def test_each_change_of_a_nested_state_changes_the_digest():
+    single, pair = torch.ones(1), torch.ones(2)
     states = [
         {},
         {"a": {}},
         {"a": []},
         {"a": None},
-        {"a": one},
-        {"b": one},
-        {"a": two},
-        {"a": one.double()},
-        {"a": [one]},
-        {"a": [[one]]},
-        {"a": {"0": one}},
-        {"a": {"b": one}},
-        {"a.b": one},
-        {"a": [one, two]},
-        {"a": [two, one]},
-        {"a": [one], "b": [two]},
-        {"a": one, "b": two},
-        {"a": two, "b": one},
-        {"a": one, "b": {"c": two}},
-        {"a": {"b": one, "c": two}},
+        {"a": single},
+        {"b": single},
+        {"a": pair},
+        {"a": single.double()},
+        {"a": [single]},
+        {"a": [[single]]},
+        {"a": {"0": single}},
+        {"a": {"b": single}},
+        {"a.b": single},
+        {"a": [single, pair]},
+        {"a": [pair, single]},
+        {"a": [single], "b": [pair]},
+        {"a": single, "b": pair},
+        {"a": pair, "b": single},
+        {"a": single, "b": {"c": pair}},
+        {"a": {"b": single, "c": pair}},
         {"a": 1},
         {"a": 1.0},
         {"a": True},
@@ -309,13 +309,13 @@ def remove(root: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [rename, move, swap, edit, add, remove])
-def test_each_change_of_a_folder_is_seen(folder, change):
+def test_each_change_of_a_folder_changes_the_digest(folder, change):
     before = digest(folder)
     change(folder)
     assert digest(folder) != before
 
 
-def test_a_line_break_in_a_name_forges_nothing(tmp_path):
+def test_a_line_break_in_a_name_cannot_forge_a_digest(tmp_path):
     # One file whose name looks like the line of another file, against the two files.
     forged, honest = tmp_path / "forged", tmp_path / "honest"
     for root in (forged, honest):
@@ -359,7 +359,7 @@ def test_the_order_of_keys_does_not_matter_and_that_of_lists_does():
     assert config_digest([1, 2]) != config_digest([2, 1])
 
 
-def test_types_are_told_apart():
+def test_types_are_distinguished():
     values = [0, 0.0, -0.0, False, "0", None, "null", "", [], {}, 1, 1.0, True, 1e-3, "1e-3", [None], {"a": None}]
     assert len({config_digest({"x": value}) for value in values}) == len(values)
 

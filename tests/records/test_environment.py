@@ -35,20 +35,20 @@ def repository(tmp_path):
 # --- environment -----------------------------------------------------------------------------------------------------
 
 
-def test_it_is_plain_data_and_the_same_each_time():
-    found = environment(3, ["cpu"])
-    assert json.loads(json.dumps(found)) == found == environment(3, ["cpu"])
+def test_the_environment_is_plain_data_and_stable():
+    recorded = environment(3, ["cpu"])
+    assert json.loads(json.dumps(recorded)) == recorded == environment(3, ["cpu"])
     parts = {"versions", "hardware", "libraries", "threads", "switches", "variables", "replay_versions"}
-    assert set(found) == parts
-    assert found["threads"] == 3
-    assert found["hardware"]["devices"] == ["cpu"]
-    assert found["hardware"]["instructions"] == torch.backends.cpu.get_cpu_capability()
-    assert found["versions"]["torch"] == torch.__version__
-    assert found["versions"]["autotimm"] == autotimm.__version__
-    assert [name for name, value in found["versions"].items() if value is None] in ([], ["faster-coco-eval"])
+    assert set(recorded) == parts
+    assert recorded["threads"] == 3
+    assert recorded["hardware"]["devices"] == ["cpu"]
+    assert recorded["hardware"]["instructions"] == torch.backends.cpu.get_cpu_capability()
+    assert recorded["versions"]["torch"] == torch.__version__
+    assert recorded["versions"]["autotimm"] == autotimm.__version__
+    assert [name for name, value in recorded["versions"].items() if value is None] in ([], ["faster-coco-eval"])
 
 
-def test_switches_are_read_and_those_of_this_torch_are_all_there():
+def test_all_switches_of_this_torch_are_read():
     # The strategy of opt_einsum is `None` where that package is not installed.
     unreadable = {"backends.opt_einsum.strategy"}
     set_deterministic(True)
@@ -65,7 +65,7 @@ def test_switches_are_read_and_those_of_this_torch_are_all_there():
     }
 
 
-def test_both_ways_to_allow_tf32_show():
+def test_both_ways_to_allow_tf32_are_recorded():
     code = """
 import torch
 from autotimm.records.environment import environment
@@ -87,13 +87,13 @@ def test_variables_that_change_numbers_are_recorded_and_others_never(monkeypatch
     monkeypatch.setenv("MKL_CBWR", "AVX2")
     for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "WANDB_API_KEY", "HTTPS_PROXY", "OMP_NUM_THREADS_", "HOME"):
         monkeypatch.setenv(name, "s3cr3t")
-    found = environment(1, ["cpu"])
-    assert found["variables"] == {"MKL_CBWR": "AVX2"}
-    assert "s3cr3t" not in json.dumps(found)
+    recorded = environment(1, ["cpu"])
+    assert recorded["variables"] == {"MKL_CBWR": "AVX2"}
+    assert "s3cr3t" not in json.dumps(recorded)
     assert list(VARIABLES) == sorted(set(VARIABLES))
 
 
-def test_no_library_is_loaded_and_no_device_is_started_for_it():
+def test_no_library_is_imported_and_no_device_initialized():
     code = """
 import sys
 from autotimm.records.environment import environment
@@ -107,7 +107,7 @@ print([name for name in heavy if name in sys.modules], torch.cuda.is_initialized
 
 
 @pytest.mark.parametrize("home", ["/proc", ""])
-def test_a_strange_home_and_no_path_do_no_harm(home, tmp_path):
+def test_unusual_home_and_path_do_no_harm(home, tmp_path):
     code = """
 import json
 from autotimm.records.environment import code_state, environment, volatile
@@ -136,14 +136,14 @@ def test_volatile_names_machine_and_user():
 
 @needs_git
 def test_a_clean_repository(repository):
-    found = code_state(repository)
-    assert found == code_state(str(repository))
-    assert (found["dirty"], found["diff"]) == (False, None)
-    assert len(found["commit"]) == 40
+    state = code_state(repository)
+    assert state == code_state(str(repository))
+    assert (state["dirty"], state["diff"]) == (False, None)
+    assert len(state["commit"]) == 40
 
 
 @needs_git
-def test_changes_and_new_python_files_show(repository):
+def test_changes_and_new_python_files_change_the_state(repository):
     states = [code_state(repository)]
     (repository / "train.py").write_text("lr = 2\n")
     states.append(code_state(repository))
@@ -159,7 +159,7 @@ def test_changes_and_new_python_files_show(repository):
 
 
 @needs_git
-def test_a_run_folder_in_the_repository_is_no_change(repository):
+def test_a_run_folder_does_not_make_the_repository_dirty(repository):
     before = code_state(repository)
     (repository / "runs").mkdir()
     (repository / "runs" / "config.yaml").write_text("lr: 1")
@@ -194,7 +194,7 @@ def test_without_a_repository_there_is_no_state(tmp_path, monkeypatch, folder):
     assert code_state(folder) is None
 
 
-def test_a_git_that_hangs_or_fails_is_no_state(tmp_path, monkeypatch):
+def test_without_a_working_git_there_is_no_state(tmp_path, monkeypatch):
     fake = tmp_path / "git"
     fake.write_text("#!/bin/sh\nexit 3\n")
     fake.chmod(0o755)

@@ -73,13 +73,13 @@ def test_floats_keep_their_bits_at_every_depth(path):
     values = {"a": 0.1, "nan": float("nan"), "low": float("-inf"), "zero": -0.0, "deep": [{"b": 1e-310}], "n": 3}
     ledger.add("val", metrics=values)
     ledger.flush()
-    found = read_ledger(path).lines[0]["metrics"]
-    assert found.pop("n") == 3
-    assert float.fromhex(found.pop("deep")[0]["b"]) == 1e-310
-    assert {name: float.fromhex(one).hex() for name, one in found.items()} == {
-        name: values[name].hex() for name in found
+    metrics = read_ledger(path).lines[0]["metrics"]
+    assert metrics.pop("n") == 3
+    assert float.fromhex(metrics.pop("deep")[0]["b"]) == 1e-310
+    assert {name: float.fromhex(value).hex() for name, value in metrics.items()} == {
+        name: values[name].hex() for name in metrics
     }
-    assert (found["nan"], found["low"], found["zero"]) == ("nan", "-inf", "-0x0.0p+0")
+    assert (metrics["nan"], metrics["low"], metrics["zero"]) == ("nan", "-inf", "-0x0.0p+0")
 
 
 def test_a_name_that_is_not_utf8_has_a_digest():
@@ -96,7 +96,7 @@ def test_any_text_stays_on_one_line(path, text):
     assert [line.get("reason") for line in read_ledger(path).lines] == [text, None]
 
 
-def test_what_is_no_plain_data_is_an_error_and_adds_nothing(path):
+def test_a_field_that_is_not_plain_data_is_refused(path):
     ledger = written(path)
     with pytest.raises(TypeError):
         ledger.add("step", loss=object())
@@ -106,7 +106,7 @@ def test_what_is_no_plain_data_is_an_error_and_adds_nothing(path):
     assert read_ledger(path).problem is None
 
 
-def test_the_listener_hears_each_line_when_it_is_added(path):
+def test_the_listener_is_called_for_each_added_line(path):
     heard = []
     ledger = Ledger(path, heard.append)
     ledger.add("val", epoch=0, step=1, metrics={"x": 0.5})
@@ -128,18 +128,18 @@ def test_nothing_is_opened_before_the_first_flush(tmp_path):
 
 
 def test_the_grouping_of_flushes_does_not_matter(tmp_path):
-    one, other = tmp_path / "one", tmp_path / "other"
-    written(one)
+    whole, other = tmp_path / "one", tmp_path / "other"
+    written(whole)
     ledger = Ledger(other)
     ledger.add("start", run="0" * 16, weights="1" * 16, world_size=1)
     for number in range(5):
         step(ledger, number)
         ledger.flush(sync=number == 2)
         ledger.flush()
-    assert one.read_bytes() == other.read_bytes()
+    assert whole.read_bytes() == other.read_bytes()
 
 
-def test_without_a_path_the_chain_is_computed_all_the_same(path):
+def test_the_chain_is_computed_without_a_path(path):
     ledger = Ledger(None)
     ledger.add("start", run="0" * 16, weights="1" * 16, world_size=1)
     for number in range(5):
@@ -150,7 +150,7 @@ def test_without_a_path_the_chain_is_computed_all_the_same(path):
     assert ledger.last == "f" * 16
 
 
-def test_a_ledger_goes_on_after_the_last_line_of_its_file(tmp_path):
+def test_a_ledger_continues_after_the_last_line_of_its_file(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     step(ledger := written(whole), 5)
     ledger.flush()
@@ -163,7 +163,7 @@ def test_a_ledger_goes_on_after_the_last_line_of_its_file(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [1, 50, 150])
-def test_half_a_line_left_by_a_crash_is_replaced(path, cut):
+def test_an_incomplete_line_left_by_a_crash_is_replaced(path, cut):
     written(path)
     whole = path.read_bytes()
     os.truncate(path, len(whole) - cut)
@@ -202,7 +202,7 @@ def test_a_path_that_cannot_be_written_is_one_sentence(tmp_path):
         ledger.flush()
 
 
-def test_a_killed_process_leaves_whole_lines(path):
+def test_a_killed_process_leaves_complete_lines(path):
     code = """
 import os, signal, sys
 from autotimm.records.ledger import Ledger
@@ -242,7 +242,7 @@ def test_rewinding_and_writing_again_gives_the_same_file(path, fresh):
     assert path.read_bytes() == whole
 
 
-def test_rewinding_over_half_a_line(path):
+def test_rewinding_over_an_incomplete_line(path):
     ledger = written(path)
     position = ledger.position
     step(ledger, 5)
@@ -289,7 +289,7 @@ def test_a_line_longer_than_a_block_is_found(path):
         {"bytes": None},
     ],
 )
-def test_a_position_that_the_file_does_not_hold_leaves_it_alone(path, change):
+def test_an_unknown_position_leaves_the_file_unchanged(path, change):
     position = written(path).position
     before = path.read_bytes()
     ledger = Ledger(path)
@@ -300,12 +300,12 @@ def test_a_position_that_the_file_does_not_hold_leaves_it_alone(path, change):
     assert [line["kind"] for line in read_ledger(path).lines][-2:] == ["step", "gap"]
 
 
-def test_a_position_that_is_none_at_all(path):
+def test_an_invalid_position_is_refused(path):
     written(path)
     assert not Ledger(path).rewind({})
 
 
-def test_a_file_that_is_gone_or_a_folder_cannot_be_rewound(tmp_path):
+def test_a_missing_file_or_a_folder_cannot_be_rewound(tmp_path):
     position = written(tmp_path / "ledger.jsonl").position
     assert not Ledger(tmp_path / "missing").rewind(position)
     assert not Ledger(tmp_path).rewind(position)
@@ -348,25 +348,25 @@ def damage(raw: list[bytes], number: int, line: bytes | None) -> list[bytes]:
         (lambda raw: [], 0, "it is empty"),
     ],
 )
-def test_damage_is_named_and_the_lines_before_it_are_kept(path, make, whole, problem):
+def test_damage_is_reported_and_earlier_lines_are_kept(path, make, whole, problem):
     written(path)
     sound = read_ledger(path)
     path.write_bytes(b"".join(make(path.read_bytes().splitlines(keepends=True))))
-    lines, found, last = read_ledger(path)
+    lines, reported, last = read_ledger(path)
     assert lines == sound.lines[:whole]
-    assert found is not None
-    assert found.startswith(problem)
+    assert reported is not None
+    assert reported.startswith(problem)
     assert last == (sound.lines[whole]["prev"] if whole < len(sound.lines) else sound.last)
 
 
-def test_a_change_of_the_last_line_shows_in_its_digest_only(path):
+def test_a_change_of_the_last_line_changes_only_its_digest(path):
     ledger = written(path)
     path.write_bytes(path.read_bytes().replace(b'"batch":4', b'"batch":9'))
     assert read_ledger(path).problem is None
     assert read_ledger(path).last != ledger.last
 
 
-def test_every_single_cut_is_noticed_or_leaves_whole_lines(path):
+def test_every_cut_is_detected_or_leaves_complete_lines(path):
     written(path, steps=2)
     whole = path.read_bytes()
     ends = {at + 1 for at, byte in enumerate(whole) if byte == 10}
@@ -377,7 +377,7 @@ def test_every_single_cut_is_noticed_or_leaves_whole_lines(path):
         assert len(lines) == sum(end <= size for end in ends)
 
 
-def test_what_is_no_file_is_a_problem_and_no_error(tmp_path):
+def test_an_unreadable_file_is_reported_without_an_error(tmp_path):
     assert read_ledger(tmp_path / "missing").problem == "it cannot be read (No such file or directory)"
     assert read_ledger(tmp_path).problem == "it cannot be read (Is a directory)"
     assert read_ledger(tmp_path / "missing").lines == []

@@ -50,7 +50,7 @@ def test_equal_ledgers_have_no_difference():
     assert first_difference([], []) is None
 
 
-def test_the_chain_and_the_runs_id_do_not_count(tmp_path):
+def test_the_chain_and_the_run_id_are_not_compared(tmp_path):
     ledger = Ledger(tmp_path / "ledger.jsonl")
     for line in changed("start", run="another"):
         ledger.add(**line) if "kind" not in line else ledger.add(
@@ -84,28 +84,28 @@ def test_the_chain_and_the_runs_id_do_not_count(tmp_path):
     ],
 )
 def test_the_first_field_that_differs_names_the_stage(kind, step, fields, stage, field):
-    found = first_difference(run(), changed(kind, step, **fields))
-    assert found is not None
-    assert (found.stage, found.field) == (stage, field)
+    first = first_difference(run(), changed(kind, step, **fields))
+    assert first is not None
+    assert (first.stage, first.field) == (stage, field)
     back = first_difference(changed(kind, step, **fields), run())
     assert back is not None
-    assert (back.stage, back.recorded, back.found) == (stage, found.found, found.recorded)
+    assert (back.stage, back.recorded, back.found) == (stage, first.found, first.recorded)
 
 
-def test_a_difference_says_where_and_what():
-    found = first_difference(run(), changed("step", 5, loss="0x1p-3"))
-    assert found == Difference("forward", 1, 1, 5, "loss", (1 / 5).hex(), "0x1p-3", equal_until=3)
-    assert found.place == "step 5 (epoch 1, batch 1)"
+def test_a_difference_names_place_and_values():
+    first = first_difference(run(), changed("step", 5, loss="0x1p-3"))
+    assert first == Difference("forward", 1, 1, 5, "loss", (1 / 5).hex(), "0x1p-3", equal_until=3)
+    assert first.place == "step 5 (epoch 1, batch 1)"
 
 
 @pytest.mark.parametrize("missing", ["ids", "inputs"])
-def test_what_a_loader_of_the_callers_own_does_not_say_is_not_compared(missing):
+def test_fields_unknown_to_a_callers_own_loader_are_not_compared(missing):
     lines = [line | {missing: None} if line["kind"] == "step" else line for line in run()]
     assert first_difference(run(), lines) is None
     assert first_difference(lines, run()) is None
 
 
-def test_a_loss_that_is_no_number_equals_itself():
+def test_a_nan_loss_equals_itself():
     assert first_difference(changed("step", 4, loss=math.nan.hex()), changed("step", 4, loss="nan")) is None
 
 
@@ -118,8 +118,8 @@ def test_a_metric_is_blamed_only_if_the_weights_after_it_are_equal():
 
 def test_metrics_that_one_run_lacks_come_after_values_that_differ():
     recorded = run()[at(run(), "val", 3)]["metrics"]
-    found = first_difference(run(), changed("val", 3, metrics=recorded | {"val/a": "1"}))
-    assert (found.field, found.recorded, found.found) == ("val/a", None, "1")
+    first = first_difference(run(), changed("val", 3, metrics=recorded | {"val/a": "1"}))
+    assert (first.field, first.recorded, first.found) == ("val/a", None, "1")
     assert (
         first_difference(run(), changed("val", 3, metrics=recorded | {"val/a": "1", "val/f1": "2"})).field == "val/f1"
     )
@@ -128,14 +128,14 @@ def test_metrics_that_one_run_lacks_come_after_values_that_differ():
 @pytest.mark.parametrize("cut", [1, 2, 5, 9])
 def test_a_longer_run_differs_in_its_length(cut):
     for pair in ((run(), run()[:-cut]), (run()[:-cut], run())):
-        found = first_difference(*pair)
-        assert (found.stage, found.field) == ("length", "lines")
+        first = first_difference(*pair)
+        assert (first.stage, first.field) == ("length", "lines")
 
 
-def test_more_epochs_and_another_rhythm_of_validation():
+def test_more_epochs_and_another_validation_interval():
     assert first_difference(run(epochs=2), run(epochs=3)).stage == "length"
-    found = first_difference(run(), [line for line in run() if line["kind"] != "val"])
-    assert (found.stage, found.recorded, found.found) == ("validation", "val", "epoch")
+    first = first_difference(run(), [line for line in run() if line["kind"] != "val"])
+    assert (first.stage, first.recorded, first.found) == ("validation", "val", "epoch")
 
 
 def test_a_line_of_an_unknown_kind_is_compared_as_a_whole():
@@ -145,7 +145,7 @@ def test_a_line_of_an_unknown_kind_is_compared_as_a_whole():
 
 
 @pytest.mark.parametrize("lost", [(3, 5), (2, 9), (5, 6)])
-def test_around_a_gap_what_both_have_is_compared(lost):
+def test_around_a_gap_common_lines_are_compared(lost):
     whole = run()
     gap = {"kind": "gap", "step": 1, "reason": "damaged"}
     holed = [*whole[: lost[0]], gap, *whole[lost[1] :]]
@@ -163,7 +163,7 @@ def test_a_gap_at_the_end_is_no_difference():
     assert first_difference(run(), holed) is None
 
 
-def test_a_comparer_stops_at_the_first_difference_while_the_run_goes_on():
+def test_a_comparer_stops_at_the_first_difference():
     comparer, other = Comparer(run()), changed("step", 4, loss="0x1p-3")
     answers = [comparer.take(line) for line in other[: at(other, "step", 4) + 1]]
     assert answers[-1].stage == "forward"
@@ -173,7 +173,7 @@ def test_a_comparer_stops_at_the_first_difference_while_the_run_goes_on():
 
 @pytest.mark.parametrize("value", [None, [], {}, {"a": [1]}, 3, "x", True])
 @pytest.mark.parametrize("field", ["epoch", "batch", "step", "ids", "loss", "lr", "metrics", "weights"])
-def test_lines_with_nonsense_are_compared_like_any_other(field, value):
+def test_malformed_lines_are_compared_like_others(field, value):
     other = [line | {field: value} if field in line else line for line in run()]
     gap = {"kind": "gap", "step": 1, "reason": "damaged"}
     for pair in ((run(), other), (other, run()), (other, other), ([gap, *other], run()), ([gap, *run()], other)):
@@ -185,13 +185,13 @@ def test_lines_with_nonsense_are_compared_like_any_other(field, value):
 
 
 def test_numbers_pairs_steps_by_their_place():
-    assert [found.relative for found in numbers(run(), run())] == [0.0] * 6
+    assert [distance.relative for distance in numbers(run(), run())] == [0.0] * 6
     other = changed("step", 4, loss=(1 / 4 + 1 / 400).hex())
     del other[at(other, "step", 2)]
-    found = {one.step: one.relative for one in numbers(run(), other)}
-    assert set(found) == {1, 3, 4, 5, 6}
-    assert found.pop(4) == pytest.approx(0.01 / 1.01)
-    assert set(found.values()) == {0.0}
+    relative = {distance.step: distance.relative for distance in numbers(run(), other)}
+    assert set(relative) == {1, 3, 4, 5, 6}
+    assert relative.pop(4) == pytest.approx(0.01 / 1.01)
+    assert set(relative.values()) == {0.0}
 
 
 @pytest.mark.parametrize(
@@ -230,8 +230,8 @@ def difference(stage: str, **changes) -> Difference:
 
 def test_differences_are_flat_and_leave_out_what_is_volatile():
     assert differences(BASE, replace(BASE, volatile={"host": "b"})) == []
-    found = other("inputs", "config/model/lr", 0.002)
-    assert differences(BASE, found) == [ManifestDifference("inputs", "config.model.lr", 0.001, 0.002)]
+    changed_rate = other("inputs", "config/model/lr", 0.002)
+    assert differences(BASE, changed_rate) == [ManifestDifference("inputs", "config.model.lr", 0.001, 0.002)]
     assert differences(BASE, other("environment", "variables/MKL_CBWR", "AVX2")) == [
         ManifestDifference("environment", "variables.MKL_CBWR", None, "AVX2")
     ]
@@ -284,49 +284,53 @@ def test_a_cause_in_plain_words(stage, section, path, value, said):
     ],
     ids=["left open", "given", "found by the finder", "without a recipe"],
 )
-def test_what_is_recorded_in_several_places_is_said_once(option, lr, recipe, said):
+def test_a_value_recorded_in_several_places_is_named_once(option, lr, recipe, said):
     places = (("inputs", "config.model.lr"), ("decisions", "lr"), ("decisions", "recipe.lr"))
     pairs = zip(places, (option, lr, recipe), strict=True)
-    found = [ManifestDifference(*place, *pair) for place, pair in pairs if pair is not None]
-    assert likely_cause(difference("rate"), found) == f"Likely the learning rate: {said}."
+    manifests = [ManifestDifference(*place, *pair) for place, pair in pairs if pair is not None]
+    assert likely_cause(difference("rate"), manifests) == f"Likely the learning rate: {said}."
 
 
 def test_files_are_named_where_they_are_known():
-    found = differences(BASE, other("inputs", "data", {"digest": "b" * 64, "samples": 4}))
+    manifests = differences(BASE, other("inputs", "data", {"digest": "b" * 64, "samples": 4}))
     assert (
-        likely_cause(difference("order"), found, files=["photos/a.png"]) == "Likely other files: photos/a.png changed."
+        likely_cause(difference("order"), manifests, files=["photos/a.png"])
+        == "Likely other files: photos/a.png changed."
     )
-    many = likely_cause(difference("inputs"), found, files=list("abcde"))
+    many = likely_cause(difference("inputs"), manifests, files=list("abcde"))
     assert many == "Likely other files: a, b, c and 2 more changed."
 
 
 def test_the_likeliest_comes_first_and_the_list_is_short():
-    found = [ManifestDifference("environment", f"variables.X{number}", "1", "2") for number in range(5)]
-    found += [
+    manifests = [ManifestDifference("environment", f"variables.X{number}", "1", "2") for number in range(5)]
+    manifests += [
         ManifestDifference("environment", "threads", 2, 1),
         ManifestDifference("environment", "versions.x", "1", "2"),
     ]
-    said = likely_cause(difference("forward"), found)
+    said = likely_cause(difference("forward"), manifests)
     assert said.startswith("Likely the number of threads: 2 was recorded, 1 is used; or the environment variable X0")
     assert said.endswith("; 3 more of what the manifests say differ.")
 
 
-def test_what_does_not_usually_matter_is_not_called_likely():
+def test_an_unrelated_difference_is_not_called_likely():
     said = likely_cause(difference("rate"), differences(BASE, other("environment", "versions/rich", "2")))
     assert said.startswith("Nothing that usually matters here differs. What does differ: the version of rich: 1 was")
 
 
 def test_reasons_results_and_levels_are_no_causes():
-    found = [ManifestDifference("decisions", "recipe.reason", "a", "b"), ManifestDifference("levels", "R1", "a", "b"),
-             ManifestDifference("results", "steps", 1, 2)]  # fmt: skip
-    assert likely_cause(difference("forward"), found).startswith("Nothing that is recorded differs.")
+    manifests = [
+        ManifestDifference("decisions", "recipe.reason", "a", "b"),
+        ManifestDifference("levels", "R1", "a", "b"),
+        ManifestDifference("results", "steps", 1, 2),
+    ]
+    assert likely_cause(difference("forward"), manifests).startswith("Nothing that is recorded differs.")
 
 
 STAGES = ["start", "order", "inputs", "forward", "update", "rate", "validation", "length", "ledger"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_without_a_difference_of_the_manifests_every_stage_has_its_words(stage):
+def test_every_stage_has_a_likely_cause_without_a_difference_of_manifests(stage):
     said = likely_cause(difference(stage), recorded=BASE)
     assert said.startswith("Nothing that is recorded differs. Likely ")
     assert said.endswith(".")
@@ -342,7 +346,7 @@ def test_an_unexpected_change_of_the_weights():
     assert "the weights were equal before this step" in sure
 
 
-def test_what_an_older_version_did_not_record_is_named_beside_its_code():
+def test_factors_that_an_older_version_did_not_record_are_named():
     later = other("environment", "package", "b" * 16)
     older = likely_cause(difference("forward"), differences(BASE, later), recorded=BASE)
     assert older.startswith("Likely the code of autotimm. The record is older and does not tell: the switch timm.")
@@ -351,7 +355,7 @@ def test_what_an_older_version_did_not_record_is_named_beside_its_code():
     assert said == "Likely the number of threads: 2 was recorded, 1 is used; or the code of autotimm."
 
 
-def test_what_the_run_allowed_is_named_where_nothing_differs():
+def test_non_deterministic_kernels_are_named_where_nothing_differs():
     loose = replace(BASE, environment={"switches": {"are_deterministic_algorithms_enabled": False}})
     assert "deterministic=False" in likely_cause(difference("update"), recorded=loose)
     foreign = replace(BASE, inputs={"keyed": False})

@@ -83,9 +83,9 @@ def test_a_saved_manifest_comes_back_equal(path):
 
 
 def test_equal_manifests_give_equal_bytes_in_any_order_of_insertion(tmp_path):
-    one = manifest()
-    other = replace(one, **{name: dict(reversed(getattr(one, name).items())) for name in SECTIONS})
-    one.save(tmp_path / "one")
+    first = manifest()
+    other = replace(first, **{name: dict(reversed(getattr(first, name).items())) for name in SECTIONS})
+    first.save(tmp_path / "one")
     other.save(tmp_path / "other")
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
     assert (tmp_path / "one").read_bytes().isascii()
@@ -112,13 +112,13 @@ def test_golden_digests():
     assert fixed.digest == "9ddc6b20ddb7ca35941c3943567bd25acbd4e3996b55189c8d9c16bc59065825"
 
 
-def test_what_is_given_is_copied_and_brought_to_the_form_of_the_file(path):
+def test_values_are_copied_in_the_form_of_the_file(path):
     given = {"a": (1, 2), 3: {"nan": float("nan"), "low": float("-inf")}, "big": 2**70, "x": "\udcff犬"}
-    found = Manifest(inputs=given, environment={})
-    assert found.inputs == {"a": [1, 2], "3": {"nan": "nan", "low": "-inf"}, "big": 2**70, "x": "\udcff犬"}
+    copy = Manifest(inputs=given, environment={})
+    assert copy.inputs == {"a": [1, 2], "3": {"nan": "nan", "low": "-inf"}, "big": 2**70, "x": "\udcff犬"}
     given["big"] = 0
-    found.save(path)
-    assert Manifest.load(path) == found
+    copy.save(path)
+    assert Manifest.load(path) == copy
     assert Manifest.load(path).problem() is None
 
 
@@ -129,7 +129,7 @@ def test_floats_come_back_to_the_last_bit(path):
 
 
 @pytest.mark.parametrize("value", [{1, 2}, object(), b"x", Path("x"), 1j])
-def test_what_is_no_plain_data_is_named(value):
+def test_a_value_that_is_not_plain_data_is_named(value):
     with pytest.raises(TypeError, match=r"The `inputs\.config\.0\.x` of Manifest must be plain data"):
         Manifest(inputs={"config": [{"x": value}]}, environment={})
 
@@ -152,19 +152,19 @@ def test_what_is_no_plain_data_is_named(value):
         lambda content: content.pop("run_id"),
     ],
 )
-def test_an_edit_by_hand_is_recognized(path, change):
+def test_an_edit_by_hand_is_detected(path, change):
     manifest().save(path)
     edit(path, change)
     assert Manifest.load(path).problem() == "it was edited after it was written"
 
 
-def test_another_layout_or_volatile_part_is_no_edit(path):
+def test_layout_and_volatile_part_do_not_count_as_an_edit(path):
     manifest().save(path)
     edit(path, lambda content: content["volatile"].update(host="elsewhere"))
     assert Manifest.load(path).problem() is None
 
 
-def test_a_changed_copy_has_no_problem_of_the_file(path):
+def test_a_changed_copy_does_not_inherit_the_problem(path):
     manifest().save(path)
     edit(path, lambda content: content["results"].update(steps=4))
     copy = replace(Manifest.load(path), results={"status": "finished"})
@@ -186,7 +186,7 @@ def test_a_changed_copy_has_no_problem_of_the_file(path):
         (lambda content: content.update(inputs=[1]), r"must be an object. Got \[1\] instead"),
     ],
 )
-def test_what_is_no_manifest_of_this_version_is_refused(path, change, said):
+def test_a_malformed_or_later_manifest_is_refused(path, change, said):
     manifest().save(path)
     edit(path, change)
     with pytest.raises(ModelError, match=said):
@@ -224,13 +224,13 @@ def test_a_missing_file_and_a_folder_are_one_sentence(tmp_path):
 
 def undescribed(value, schema, where="manifest") -> list[str]:
     """The fields below `value` that the schema does not explain; parts without `properties` are the caller's own."""
-    found = [] if schema.get("description") else [where]
+    missing = [] if schema.get("description") else [where]
     named, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
     if isinstance(value, dict) and (named or patterns):
-        for name, one in value.items():
+        for name, item in value.items():
             part = named.get(name) or next(iter(patterns.values()), {})
-            found += undescribed(one, part, f"{where}.{name}")
-    return found
+            missing += undescribed(item, part, f"{where}.{name}")
+    return missing
 
 
 def stored(path: Path) -> dict:
@@ -268,17 +268,17 @@ def test_the_schema_describes_every_field(path):
         {"results": {"status": "well"}},
     ],
 )
-def test_the_schema_refuses_what_is_wrong(path, change):
+def test_the_schema_refuses_wrong_values(path, change):
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.Draft202012Validator(SCHEMA).validate(deepcopy(stored(path)) | change)
 
 
-def test_secrets_never_enter(path, monkeypatch, tmp_path):
+def test_secrets_are_never_recorded(path, monkeypatch, tmp_path):
     secret = "s3cr3t-f0r-n0b0dy"
     for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "WANDB_API_KEY", "GITHUB_TOKEN", "PASSWORD", "OMP_SECRET",
                  "MKL_KEY", "TORCH_TOKEN", "CUDA_PASSWORD", "HTTPS_PROXY", "GIT_ASKPASS"):  # fmt: skip
         monkeypatch.setenv(name, secret)
     shutil.copytree(Path(__file__).parent, tmp_path / "code", ignore=shutil.ignore_patterns("__pycache__"))
-    found = manifest(environment={**environment(2, ["cpu"]), "git": code_state(tmp_path)}, volatile=volatile())
-    found.save(path)
+    copy = manifest(environment={**environment(2, ["cpu"]), "git": code_state(tmp_path)}, volatile=volatile())
+    copy.save(path)
     assert secret not in path.read_text()

@@ -39,7 +39,7 @@ class TestContent:
         assert sorted({row["split"] for row in rows}) == ["train", "val"]
         assert all(row["id"].startswith(row["class"]) for row in rows)
 
-    def test_the_weights_for_any_other_program_are_the_best_ones(self, run):
+    def test_the_exported_weights_are_the_best_ones(self, run):
         weights = load_file(run / "model.safetensors")
         best = Task.load_from_checkpoint(run / "checkpoints" / "best.ckpt").state_dict()
         assert weights.keys() == best.keys()
@@ -72,7 +72,7 @@ class TestContent:
 
 
 class TestPlaces:
-    def test_numbers_go_on(self, toy_folder, tmp_path):
+    def test_folder_numbers_continue(self, toy_folder, tmp_path):
         for _ in range(2):
             trained(toy_folder, run_dir=None, default_root_dir=tmp_path)
         (tmp_path / "runs" / "shapes-003").mkdir()
@@ -80,7 +80,7 @@ class TestPlaces:
         names = sorted(path.name for path in (tmp_path / "runs").iterdir())
         assert names == [f"shapes-00{number}" for number in (1, 2, 3, 4)]
 
-    def test_a_folder_with_a_run_is_refused_and_stays(self, toy_folder, run):
+    def test_a_folder_with_a_run_is_refused_and_kept(self, toy_folder, run):
         before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
         with pytest.raises(UsageError, match="`run_dir` of AutoTrainer must be a folder without a run"):
             trained(toy_folder, run_dir=run)
@@ -93,7 +93,7 @@ class TestPlaces:
             RunFolder.create(tmp_path, "photos", exact=True)
         assert (tmp_path / "photos" / "mine.txt").read_text() == "keep"
 
-    def test_discarding_removes_nothing_of_others(self, tmp_path):
+    def test_discarding_keeps_files_of_others(self, tmp_path):
         folder = RunFolder.create(tmp_path, "photos")
         folder.write_config("a: 1\n")
         (folder.path / "mine.txt").write_text("keep")
@@ -114,10 +114,10 @@ class TestPlaces:
 
     def test_a_moved_run_tests_and_loads(self, toy_folder, tmp_path):
         data = toy_data(toy_folder, test_split=0.2)
-        one = trainer(run_dir=tmp_path / "here")
+        auto_trainer = trainer(run_dir=tmp_path / "here")
         model = classifier()
-        one.fit(model, datamodule=data)
-        before = one.test(model, datamodule=data, ckpt_path="best")
+        auto_trainer.fit(model, datamodule=data)
+        before = auto_trainer.test(model, datamodule=data, ckpt_path="best")
         (tmp_path / "here").rename(tmp_path / "there")
         loaded = ImageClassifier.load_from_checkpoint(tmp_path / "there" / "checkpoints" / "best.ckpt")
         assert trainer().test(loaded, datamodule=data) == before

@@ -22,18 +22,18 @@ from autotimm.repro.seed import (
 )
 
 CUBLAS, HASH = "CUBLAS_WORKSPACE_CONFIG", "PYTHONHASHSEED"
-REFUSED = [True, False, -1, 2**32, 2**64, 42.0, float("nan"), "42", None, [42], 1j, np.bool_(True), np.float64(1)]
+INVALID_SEEDS = [True, False, -1, 2**32, 2**64, 42.0, float("nan"), "42", None, [42], 1j, np.bool_(True), np.float64(1)]
 
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch):
     for name in (CUBLAS, HASH):
-        monkeypatch.setenv(name, "")  # so that whatever a test sets is undone
+        monkeypatch.setenv(name, "")  # registers the variable, so that its value is restored after the test
         monkeypatch.delenv(name)
 
 
 def generators() -> tuple[object, ...]:
-    """The global generators, in a form that compares with `==`."""
+    """The states of the global generators, comparable with `==`."""
     name, words, *rest = np.random.get_state()
     return random.getstate(), (name, words.tobytes(), *rest), torch.get_rng_state().numpy().tobytes()
 
@@ -49,7 +49,7 @@ def switches() -> dict[str, object]:
     }
 
 
-def everything() -> tuple[object, ...]:
+def process_state() -> tuple[object, ...]:
     return generators(), switches(), dict(os.environ), torch.get_num_threads()
 
 
@@ -61,44 +61,43 @@ def draw() -> tuple[float, ...]:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 42, 2**32 - 1, np.int64(7), np.uint32(2**32 - 1)])
-def test_seeds_in_range_are_returned_as_plain_integers(seed):
+def test_valid_seeds_are_returned_as_python_integers(seed):
     for given in (check_seed(seed), seed_everything(seed), root_seed(seed, "Task")):
         assert given == int(seed)
         assert type(given) is int
 
 
-@pytest.mark.parametrize("seed", REFUSED, ids=repr)
+@pytest.mark.parametrize("seed", INVALID_SEEDS, ids=repr)
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_a_refused_seed_changes_nothing(seed, deterministic):
+def test_invalid_seed_changes_nothing(seed, deterministic):
     set_deterministic(not deterministic)
-    before = everything()
+    before = process_state()
     with pytest.raises(UsageError) as caught:
         seed_everything(seed, deterministic)
-    assert everything() == before
+    assert process_state() == before
     assert str(caught.value) == (
-        f"The `seed` of seed_everything must be an integer in [0, 2**32). Got {seed!r} instead. "
-        "Give such a number, for example 42."
+        f"The `seed` of seed_everything must be an integer in [0, 2**32). Got {seed!r} instead. Give for example 42."
     )
 
 
 @pytest.mark.parametrize("deterministic", ["warn", 1, 0, None, "true"])
-def test_a_refused_switch_changes_nothing(deterministic):
-    before = everything()
+def test_invalid_deterministic_changes_nothing(deterministic):
+    before = process_state()
     with pytest.raises(UsageError, match="The `deterministic` of seed_everything must be a bool"):
         seed_everything(42, deterministic)
-    assert everything() == before
+    assert process_state() == before
 
 
-@pytest.mark.parametrize("seed", [seed for seed in REFUSED if seed is not None], ids=repr)
-def test_a_refused_root_seed_names_its_owner(seed):
-    before = everything()
+@pytest.mark.parametrize("seed", [seed for seed in INVALID_SEEDS if seed is not None], ids=repr)
+def test_invalid_root_seed_names_its_owner(seed):
+    before = process_state()
     with pytest.raises(UsageError, match="The `seed` of AutoTrainer must be"):
         root_seed(seed, "AutoTrainer")
-    assert everything() == before
+    assert process_state() == before
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_every_generator_repeats_and_differs_by_seed(deterministic):
+def test_generators_repeat_and_differ_by_seed(deterministic):
     seed_everything(42, deterministic)
     first = draw()
     state = generators()
@@ -109,21 +108,21 @@ def test_every_generator_repeats_and_differs_by_seed(deterministic):
     assert all(a != b for a, b in zip(first, draw(), strict=True))
 
 
-def test_the_switches_do_not_change_the_numbers():
+def test_deterministic_does_not_change_the_numbers():
     seed_everything(42, True)
     first = draw()
     seed_everything(42, False)
     assert draw() == first
 
 
-def test_the_numbers_are_those_that_the_generators_give_for_the_seed():
+def test_global_generators_match_generators_with_that_seed():
     seed_everything(42)
     assert random.random() == random.Random(42).random()
     assert np.random.rand() == np.random.RandomState(42).rand()
     assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(42)))
 
 
-def test_the_defaults_are_42_and_deterministic():
+def test_defaults_are_42_and_deterministic():
     assert seed_everything() == 42
     assert os.environ[HASH] == "42"
     assert torch.are_deterministic_algorithms_enabled()
@@ -146,7 +145,7 @@ def child_hash() -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
-def test_the_hash_seed_reaches_child_processes_and_not_the_running_one():
+def test_hash_seed_affects_child_processes_only():
     own = hash("autotimm")
     seed_everything(7)
     assert os.environ[HASH] == "7"
@@ -157,24 +156,24 @@ def test_the_hash_seed_reaches_child_processes_and_not_the_running_one():
     assert child_hash() != first
 
 
-def test_the_largest_seed_is_a_hash_seed_too():
+def test_largest_seed_is_a_valid_hash_seed():
     seed_everything(2**32 - 1)
     assert child_hash() == child_hash()
 
 
-def test_cublas_gets_a_fixed_workspace():
+def test_deterministic_sets_the_cublas_workspace():
     seed_everything(42)
     assert os.environ[CUBLAS] == ":4096:8"
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_a_workspace_that_is_set_already_stays(deterministic):
+def test_existing_cublas_workspace_is_kept(deterministic):
     os.environ[CUBLAS] = ":16:8"
     seed_everything(42, deterministic)
     assert os.environ[CUBLAS] == ":16:8"
 
 
-def test_the_fast_mode_sets_no_workspace():
+def test_fast_mode_sets_no_cublas_workspace():
     seed_everything(42, deterministic=False)
     assert CUBLAS not in os.environ
 
@@ -197,12 +196,12 @@ def start_from(state: tuple[bool, ...]) -> None:
 
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_the_switches_end_the_same_from_wherever_they_start(start, deterministic):
+def test_switches_do_not_depend_on_their_previous_values(start, deterministic):
     start_from(start)
     seed_everything(42, deterministic)
-    found = switches()
-    found.pop(CUBLAS)
-    assert found == {
+    result = switches()
+    result.pop(CUBLAS)
+    assert result == {
         "cudnn.deterministic": deterministic,
         "cudnn.benchmark": not deterministic,
         "algorithms": deterministic,
@@ -211,7 +210,7 @@ def test_the_switches_end_the_same_from_wherever_they_start(start, deterministic
     }
 
 
-def test_set_deterministic_leaves_the_generators_and_the_hash_seed_alone():
+def test_set_deterministic_leaves_generators_and_hash_seed_alone():
     before = generators()
     for deterministic in (True, False, True):
         set_deterministic(deterministic)
@@ -219,7 +218,7 @@ def test_set_deterministic_leaves_the_generators_and_the_hash_seed_alone():
     assert HASH not in os.environ
 
 
-def test_the_switch_reaches_torchs_kernels():
+def test_set_deterministic_reaches_torch_kernels():
     def nondeterministic() -> None:
         torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))
 
@@ -233,7 +232,7 @@ def test_the_switch_reaches_torchs_kernels():
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("workspace", [None, ":16:8"])
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_preserve_switches_restores_each_one(start, workspace, deterministic):
+def test_preserve_switches_restores_every_switch(start, workspace, deterministic):
     start_from(start)
     if workspace is not None:
         os.environ[CUBLAS] = workspace
@@ -260,7 +259,7 @@ def test_preserve_switches_restores_after_an_exception(error):
     assert switches() == before
 
 
-def test_preserve_switches_nests_and_copes_with_a_variable_that_was_removed():
+def test_preserve_switches_nests_and_restores_a_removed_variable():
     os.environ[CUBLAS] = ":16:8"
     set_deterministic(True)
     outer = switches()
@@ -274,7 +273,7 @@ def test_preserve_switches_nests_and_copes_with_a_variable_that_was_removed():
     assert switches() == outer
 
 
-def test_preserve_switches_leaves_the_generators_alone():
+def test_preserve_switches_leaves_generators_alone():
     before = generators()
     with preserve_switches():
         inside = draw()
@@ -309,14 +308,14 @@ def test_fixed_threads_nests_and_survives_exceptions(outer, inner):
     assert torch.get_num_threads() == before
 
 
-def test_a_count_that_was_changed_inside_is_restored():
+def test_fixed_threads_restores_a_count_changed_inside():
     before = torch.get_num_threads()
     with fixed_threads(None):
         torch.set_num_threads(before + 1)
     assert torch.get_num_threads() == before
 
 
-def test_the_default_is_between_one_and_eight_and_does_not_follow_the_load():
+def test_default_threads_is_at_most_eight_and_independent_of_torch():
     expected = default_threads()
     assert 1 <= expected <= 8
     with fixed_threads(3):
@@ -324,29 +323,29 @@ def test_the_default_is_between_one_and_eight_and_does_not_follow_the_load():
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs CPU affinity")
-def test_the_default_does_not_follow_the_cores_that_are_left_to_the_process():
-    found = {}
+def test_default_threads_does_not_depend_on_cpu_affinity():
+    result = {}
 
-    def on_one_core() -> None:  # the affinity is that of the thread, which ends here
+    def on_one_core() -> None:  # the affinity belongs to the thread, which ends here
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-        found["threads"] = default_threads()
+        result["threads"] = default_threads()
 
     thread = threading.Thread(target=on_one_core)
     thread.start()
     thread.join()
-    assert found["threads"] == default_threads()
+    assert result["threads"] == default_threads()
 
 
 # --- root seeds ------------------------------------------------------------------------------------------------------
 
 
-def test_a_given_root_seed_draws_nothing():
+def test_given_root_seed_draws_nothing():
     before = generators()
     assert root_seed(42, "Task") == 42
     assert generators() == before
 
 
-def test_no_root_seed_takes_one_draw_of_64_bits_from_random_and_nothing_else():
+def test_missing_root_seed_is_one_draw_from_python_random():
     random.seed(1)
     twin = random.Random(1)
     _, numpy, torch_state = generators()
@@ -355,7 +354,7 @@ def test_no_root_seed_takes_one_draw_of_64_bits_from_random_and_nothing_else():
     assert generators()[1:] == (numpy, torch_state)
 
 
-def test_two_objects_without_a_seed_differ_and_repeat_after_seeding_by_hand():
+def test_drawn_root_seeds_differ_and_repeat_after_seeding():
     seed_everything(42)
     first = root_seed(None, "Task"), root_seed(None, "AutoTrainer")
     assert first[0] != first[1]
@@ -394,7 +393,7 @@ print(json.dumps({"fresh": fresh, "seeded": seeded, "fixed": fixed, "hash": hash
 
 @pytest.fixture(scope="module")
 def two_processes():
-    """What two fresh processes with different hash seeds report."""
+    """The reports of two fresh processes with different hash seeds."""
     running = [
         subprocess.Popen([sys.executable, "-c", SCRIPT], env={**os.environ, HASH: seed}, stdout=subprocess.PIPE)
         for seed in ("1", "2")
@@ -404,12 +403,12 @@ def two_processes():
     return [json.loads(output) for output in outputs]
 
 
-def test_without_a_seed_processes_differ(two_processes):
+def test_unseeded_processes_differ(two_processes):
     first, second = (process["fresh"] for process in two_processes)
     assert len({*first, *second}) == 4
 
 
-def test_seeding_by_hand_makes_them_equal_in_every_process(two_processes):
+def test_seeded_processes_draw_equal_root_seeds(two_processes):
     first, second = (process["seeded"] for process in two_processes)
     assert first == second
     assert first[0] != first[1]
@@ -417,7 +416,7 @@ def test_seeding_by_hand_makes_them_equal_in_every_process(two_processes):
     assert [root_seed(None, "Task"), root_seed(None, "AutoTrainer")] == first
 
 
-def test_keys_orders_and_digests_are_equal_in_every_process(two_processes):
+def test_keys_orders_and_digests_do_not_depend_on_the_process(two_processes):
     assert two_processes[0]["hash"] != two_processes[1]["hash"]
     here = [
         key(42, "augment", 1, 2, "a.png"),

@@ -110,13 +110,13 @@ class TestLossThatIsNoNumber:
     @pytest.mark.parametrize("batch", [0, 1, 2])
     def test_it_names_the_step_and_keeps_what_was_written(self, toy_folder, tmp_path, batch, one_epoch):
         with pytest.raises(
-            RunError, match=rf"must be a finite number. Got nan at epoch 1, batch {batch} instead. Lower"
+            RunError, match=rf"must be a finite number. Got nan at epoch 2, batch {batch + 1} instead. Lower"
         ):
             trained(toy_folder, 3, run_dir=tmp_path / "run", callbacks=[NanAt(1, batch)])
         left_whole(tmp_path / "run", one_epoch)
 
     def test_infinity_is_none_either(self, toy_folder, tmp_path):
-        with pytest.raises(RunError, match="Got inf at epoch 0, batch 0"):
+        with pytest.raises(RunError, match="Got inf at epoch 1, batch 1"):
             trained(
                 toy_folder, 1, {"loss": lambda logits, targets: logits.sum() + float("inf")}, run_dir=tmp_path / "run"
             )
@@ -332,7 +332,7 @@ class TestEarly:
         ("words", "code", "message"),
         [
             (["--backbone", "resnett18"], 4, "Did you mean 'resnet18'"),
-            (["--pretrained", "missing.pth"], 4, "missing.pth must exist"),
+            (["--pretrained", "missing.pth"], 4, "There is no weights file missing.pth"),
             (["--lr", "-1"], 2, "lr"),
             (["--epochs", "0"], 2, "epochs"),
             (["--metrics", "Acuracy"], 2, "Did you mean 'Accuracy'"),

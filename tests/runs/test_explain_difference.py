@@ -57,34 +57,38 @@ class TestRunsApart:
         options = {"backbone": "resnet18", "image_size": 64, "epochs": 1}
         a = fit(photos, tmp_path, "one", **options)
         b = fit(photos, tmp_path, "two", **{**options, "threads": 2})
-        found = diff(a.path, b.path, explain=True)
-        assert found.confirmed.startswith("Confirmed: the number of threads (1 instead of 2) restores the bits of ")
-        assert "The first operator that differs: aten." in found.confirmed
-        assert "with equal inputs; epoch 0, batch 0." in found.confirmed
-        assert str(found).splitlines()[-2:] == [found.confirmed, "different"]
+        comparison = diff(a.path, b.path, explain=True)
+        assert comparison.confirmed.startswith(
+            "Confirmed: the number of threads (1 instead of 2) restores the bits of "
+        )
+        assert "The first operator that differs: aten." in comparison.confirmed
+        assert "with equal inputs; epoch 0, batch 0." in comparison.confirmed
+        assert str(comparison).splitlines()[-2:] == [comparison.confirmed, "different"]
 
     def test_a_learning_rate(self, run, slower):
-        found = diff(run.path, slower.path, explain=True)
-        assert found.confirmed.startswith("Confirmed: the learning rate (")
-        assert "(optimizer), called with other numbers" in found.confirmed
+        comparison = diff(run.path, slower.path, explain=True)
+        assert comparison.confirmed.startswith("Confirmed: the learning rate (")
+        assert "(optimizer), called with other numbers" in comparison.confirmed
 
-    def test_augmentation_and_a_mere_name(self, run, photos, tmp_path):
+    def test_augmentation_beside_a_silent_option(self, run, photos, tmp_path):
         other = fit(photos, tmp_path, "two", augmentation="light", keep="last")
-        found = diff(run.path, other.path, explain=True)
+        comparison = diff(run.path, other.path, explain=True)
         said = "Confirmed: the option `augmentation` (default instead of light) restores the bits of "
-        assert found.confirmed.startswith(said)
-        assert found.confirmed.endswith("replayed from the start.")
+        assert comparison.confirmed.startswith(said)
+        assert comparison.confirmed.endswith("replayed from the start.")
 
-    def test_two_that_must_go_together(self, run, photos, tmp_path):
+    def test_two_factors_together(self, run, photos, tmp_path):
         other = fit(photos, tmp_path, "two", augmentation="light", label_smoothing=0.2)
-        found = diff(run.path, other.path, explain=True)
-        assert found.confirmed.startswith("Confirmed: no single factor restores the bits, but all together do: ")
+        comparison = diff(run.path, other.path, explain=True)
+        assert comparison.confirmed.startswith("Confirmed: no single factor restores the bits, but all together do: ")
 
     def test_a_switch(self, run, photos, tmp_path):
         with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
             other = fit(photos, tmp_path, "two")
-        found = diff(run.path, other.path, explain=True)
-        assert "Confirmed: the switch torch.backends.mkldnn.enabled (on instead of off) restores" in found.confirmed
+        comparison = diff(run.path, other.path, explain=True)
+        assert (
+            "Confirmed: the switch torch.backends.mkldnn.enabled (on instead of off) restores" in comparison.confirmed
+        )
         assert torch.backends.mkldnn.enabled
 
     def test_from_a_checkpoint(self, photos, tmp_path):
@@ -92,58 +96,60 @@ class TestRunsApart:
         options = {"warmup_epochs": 1.0, "epochs": 3}
         a = fit(photos, tmp_path, "one", schedule="cosine", **options)
         b = fit(photos, tmp_path, "two", schedule="linear", **options)
-        found = diff(a.path, b.path, explain=True)
-        assert found.confirmed.startswith("Confirmed: the option `schedule` (cosine instead of linear) restores")
-        assert "replayed from epoch-0001-step-00000003.ckpt" in found.confirmed
-        assert "(optimizer), called with other numbers; epoch 1, batch" in found.confirmed
+        comparison = diff(a.path, b.path, explain=True)
+        assert comparison.confirmed.startswith("Confirmed: the option `schedule` (cosine instead of linear) restores")
+        assert "replayed from epoch-0001-step-00000003.ckpt" in comparison.confirmed
+        assert "(optimizer), called with other numbers; epoch 1, batch" in comparison.confirmed
 
     def test_a_checkpoint_from_which_nothing_differs(self, photos, tmp_path):
         # Both train alike until the patience of one ends, and its last checkpoint knows nothing of that.
         a = fit(photos, tmp_path, "one", epochs=3, schedule="constant", lr=1e-6, warmup_epochs=0)
         b = fit(photos, tmp_path, "two", epochs=3, schedule="constant", lr=1e-6, warmup_epochs=0, patience=1)
-        found = diff(a.path, b.path, explain=True)
-        assert found.confirmed.startswith("Confirmed: the option `patience` (none instead of 1) restores")
-        assert "replayed from the start" in found.confirmed
+        comparison = diff(a.path, b.path, explain=True)
+        assert comparison.confirmed.startswith("Confirmed: the option `patience` (none instead of 1) restores")
+        assert "replayed from the start" in comparison.confirmed
 
     def test_runs_of_objects(self, photos, tmp_path):
         for name, options in (("a", {}), ("b", {"weight_decay": 0.3})):
-            one = trainer(2, run_dir=tmp_path / name)
-            one.fit(classifier(lr=1e-2, **options), datamodule=toy_data(photos))
-        found = diff(tmp_path / "a", tmp_path / "b", explain=True)
-        assert found.confirmed.startswith("Confirmed: the option `weight_decay` (none instead of 0.3) restores")
-        assert "(optimizer)" in found.confirmed
+            auto_trainer = trainer(2, run_dir=tmp_path / name)
+            auto_trainer.fit(classifier(lr=1e-2, **options), datamodule=toy_data(photos))
+        comparison = diff(tmp_path / "a", tmp_path / "b", explain=True)
+        assert comparison.confirmed.startswith("Confirmed: the option `weight_decay` (none instead of 0.3) restores")
+        assert "(optimizer)" in comparison.confirmed
 
     def test_an_argument_of_the_data_module(self, photos, tmp_path):
         for name, options in (("a", {}), ("b", {"augmentation": "none"})):
             trainer(1, run_dir=tmp_path / name).fit(classifier(), datamodule=toy_data(photos, **options))
-        found = diff(tmp_path / "a", tmp_path / "b", explain=True)
-        assert found.confirmed.startswith("Confirmed: the option `augmentation` (default instead of none) restores")
+        comparison = diff(tmp_path / "a", tmp_path / "b", explain=True)
+        assert comparison.confirmed.startswith(
+            "Confirmed: the option `augmentation` (default instead of none) restores"
+        )
 
     def test_a_callback_that_touches_weights(self, photos, tmp_path):
         trainer(2, run_dir=tmp_path / "a").fit(classifier(), datamodule=toy_data(photos))
         touched = trainer(2, run_dir=tmp_path / "b", callbacks=[Touching(4)])
         touched.fit(classifier(), datamodule=toy_data(photos))
-        found = diff(tmp_path / "a", tmp_path / "b", explain=True)
-        assert f"{tmp_path / 'b'} cannot be replayed here: " in found.confirmed
-        assert "`callbacks` of the run's trainer, given as an object" in found.confirmed
-        assert NONE in found.confirmed
-        assert f"the callback {__name__}.Touching" in found.confirmed
+        comparison = diff(tmp_path / "a", tmp_path / "b", explain=True)
+        assert f"{tmp_path / 'b'} cannot be replayed here: " in comparison.confirmed
+        assert "`callbacks` of the run's trainer, given as an object" in comparison.confirmed
+        assert NONE in comparison.confirmed
+        assert f"the callback {__name__}.Touching" in comparison.confirmed
 
-    def test_neither_can_be_made_again(self, photos, tmp_path):
+    def test_neither_run_can_be_replayed(self, photos, tmp_path):
         for name, step in (("a", 1), ("b", 2)):
             touched = trainer(1, run_dir=tmp_path / name, callbacks=[Touching(step)])
             touched.fit(classifier(), datamodule=toy_data(photos))
-        found = diff(tmp_path / "a", tmp_path / "b", explain=True)
-        assert found.confirmed.startswith("Not confirmed: neither run can be replayed. ")
+        comparison = diff(tmp_path / "a", tmp_path / "b", explain=True)
+        assert comparison.confirmed.startswith("Not confirmed: neither run can be replayed. ")
 
     def test_equal_runs_need_no_cause(self, run):
         assert diff(run.path, run.path, explain=True).confirmed == ""
 
     def test_a_version_without_the_private_module(self, run, slower, monkeypatch):
         monkeypatch.setitem(sys.modules, "torch.utils._debug_mode", None)
-        found = diff(run.path, slower.path, explain=True)
-        assert found.confirmed.startswith("Confirmed: the learning rate (")
-        assert "lacks the private module torch.utils._debug_mode" in found.confirmed
+        comparison = diff(run.path, slower.path, explain=True)
+        assert comparison.confirmed.startswith("Confirmed: the learning rate (")
+        assert "lacks the private module torch.utils._debug_mode" in comparison.confirmed
 
     def test_the_command(self, run, slower, capsys):
         assert main(["diff", str(run.path), str(slower.path), "--explain", "--json"]) == 5
@@ -161,7 +167,7 @@ class TestAgainstTheRecord:
         assert "Confirmed: the switch torch.backends.mkldnn.enabled (on instead of off) restores" in lines[-2]
         assert lines[-1].startswith("verdict: different")
 
-    def test_nothing_that_can_be_set_back(self, slower, tmp_path):
+    def test_no_factor_can_be_set_back(self, slower, tmp_path):
         # A record in which one loss is another, as if the processor had been.
         lines = [json.loads(line) for line in (slower.path / "ledger.jsonl").read_text().splitlines()]
         next(line for line in lines if line.get("step") == 2)["loss"] = "0x1.0p+0"

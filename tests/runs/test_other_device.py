@@ -34,5 +34,5 @@ def test_a_device_that_is_not_here(run, toy_folder, capsys, accelerator):
     assert run.config["accelerator"] == accelerator
     assert run.validate() == before
     said = capsys.readouterr().err
-    assert said.count(f"the run asks for accelerator {accelerator}, which this machine lacks: going on with cpu") == 1
+    assert said.count(f"the run was made with accelerator {accelerator}, which this machine lacks; using cpu") == 1
     assert run.predict(first)[0] == seen

@@ -124,16 +124,16 @@ def test_a_switch_is_named(planted, base, photos, tmp_path):
     check(diff(base, other), said)
 
 
-def check(found, said):
+def check(comparison, said):
     """It is named among the surroundings, alone; and as the cause where bits differ."""
-    named = [difference.words for difference in found.manifests if difference.section == "environment"]
+    named = [difference.words for difference in comparison.manifests if difference.section == "environment"]
     assert said in named
-    if found.difference is not None:
-        assert found.cause == f"Likely {said}."
-    assert found.equal == (found.difference is None)
+    if comparison.difference is not None:
+        assert comparison.cause == f"Likely {said}."
+    assert comparison.equal == (comparison.difference is None)
 
 
-def test_those_that_change_bits_on_a_cpu_do(base, photos, tmp_path):
+def test_fused_attention_changes_bits_on_the_cpu(base, photos, tmp_path):
     """Else the first test would not see the fault for which it was written."""
     with given_back():
         timm.layers.set_fused_attn(False)
@@ -225,6 +225,6 @@ def test_a_record_that_did_not_know_a_switch_is_not_blamed_on_a_kernel(base, pho
     with given_back():
         timm.layers.set_fused_attn(False)
         other = fit(photos, tmp_path)
-    found = diff(old, other)
-    assert found.manifests == ()
-    assert found.cause.endswith("The record is older and does not tell: the switch timm.layers.use_fused_attn.")
+    comparison = diff(old, other)
+    assert comparison.manifests == ()
+    assert comparison.cause.endswith("The record is older and does not tell: the switch timm.layers.use_fused_attn.")

@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from autotimm.data.formats.readers import read_spatial
+from autotimm.data.formats.recognize import read_spatial
 from autotimm.errors import UsageError
 from autotimm.runs.output_paths import require_new_file, require_new_folder
 from autotimm.runs.prediction_files import (

@@ -61,7 +61,7 @@ class TestIdentical:
     def test_some_steps(self, run):
         assert run.verify(steps=2).steps == 2
 
-    def test_a_stretch_with_workers(self, copy):
+    def test_some_epochs_with_workers(self, copy):
         verdict = copy.verify(epochs=(2, 2), workers=2)
         assert (verdict.verdict, verdict.steps) == ("identical", 3)
         assert copy.level()["R3"] == "checked with 2 workers in epochs 2 to 2"
@@ -71,23 +71,23 @@ class TestIdentical:
         assert copy.verify(epochs=(2, 2), workers=0).identical
         assert copy.level()["R3"] == "expected"
 
-    def test_a_whole_run_counts_more_than_a_stretch(self, copy):
+    def test_a_claim_about_the_whole_run_is_kept(self, copy):
         manifest = Manifest.load(copy.path / "manifest.json")
         for said in ("checked with 2 workers in epochs 2 to 2", "checked with 2 workers"):
             assert _says_more(said, manifest.levels["R3"])
             manifest = dataclasses.replace(manifest, levels={**manifest.levels, "R3": said})
         assert not _says_more("checked with 3 workers in epochs 1 to 1", manifest.levels["R3"])
 
-    def test_a_stretch_without_a_checkpoint(self, copy):
+    def test_epochs_without_a_checkpoint_before_them(self, copy):
         next((copy.path / "checkpoints").glob("epoch-0001-*")).unlink()
         with pytest.raises(UsageError, match=r"It can begin at epoch 1\."):
             copy.verify(epochs=(2, 2))
 
-    def test_a_stretch_that_the_run_has_not_made(self, run):
+    def test_epochs_that_the_run_has_not_made(self, run):
         with pytest.raises(UsageError, match=r"Got 2:9 instead\. The last is 2"):
             run.verify(epochs=(2, 9))
 
-    def test_some_steps_of_a_stretch(self, run):
+    def test_some_steps_of_some_epochs(self, run):
         assert run.verify(epochs=(2, 2), steps=2).steps == 2
 
     def test_moved_data(self, run, photos, tmp_path):
@@ -95,37 +95,37 @@ class TestIdentical:
         assert run.verify(data=tmp_path / "moved").identical
 
     def test_a_run_of_objects(self, photos, tmp_path):
-        one = trainer(2, run_dir=tmp_path / "run")
-        one.fit(classifier(mixup_alpha=0.2, ema_decay=0.9), datamodule=toy_data(photos))
+        auto_trainer = trainer(2, run_dir=tmp_path / "run")
+        auto_trainer.fit(classifier(mixup_alpha=0.2, ema_decay=0.9), datamodule=toy_data(photos))
         assert Run(tmp_path / "run").verify().identical
 
     @pytest.mark.slow
-    def test_what_was_searched_for_is_read_back(self, photos, tmp_path):
+    def test_found_learning_rate_and_batch_size_are_read_back(self, photos, tmp_path):
         options = {name: value for name, value in SMALL.items() if name != "batch_size"}
-        found = autotimm.fit(photos, **options, out=str(tmp_path), lr_find=True, batch_size_find=True)
-        decided = Manifest.load(found.path / "manifest.json").decisions
+        searched = autotimm.fit(photos, **options, out=str(tmp_path), lr_find=True, batch_size_find=True)
+        decided = Manifest.load(searched.path / "manifest.json").decisions
         assert 0 < decided["lr"] < 1
         assert decided["batch_size"] != SMALL["batch_size"]
-        assert found.verify().identical
+        assert searched.verify().identical
 
-    def test_made_again(self, run, tmp_path):
+    def test_a_reproduced_run_is_equal(self, run, tmp_path):
         again = run.reproduce(tmp_path / "again")
-        found = diff(run.path, again.path)
-        assert found.equal
-        assert not [one for one in found.manifests if one.section == "inputs"]
+        comparison = diff(run.path, again.path)
+        assert comparison.equal
+        assert not [difference for difference in comparison.manifests if difference.section == "inputs"]
         for name in ("ledger.jsonl", "splits.csv", "metrics.csv", "model.safetensors", "files.csv"):
             assert (run.path / name).read_bytes() == (again.path / name).read_bytes(), name
 
-    def test_a_run_that_was_stopped_up_to_there(self, photos, tmp_path):
+    def test_an_interrupted_run_is_compared_up_to_its_end(self, photos, tmp_path):
         class Boom(Callback):
             def on_train_epoch_start(self, trainer, *args):
                 if trainer.current_epoch == 1:
                     raise RuntimeError
 
-        one = trainer(2, run_dir=tmp_path / "run")
-        one.callbacks.insert(0, Boom())
+        auto_trainer = trainer(2, run_dir=tmp_path / "run")
+        auto_trainer.callbacks.insert(0, Boom())
         with pytest.raises(RuntimeError):
-            one.fit(classifier(), datamodule=toy_data(photos))
+            auto_trainer.fit(classifier(), datamodule=toy_data(photos))
         verdict = Run(tmp_path / "run").verify()
         assert (verdict.verdict, verdict.steps) == ("identical", 3)
         assert "did not finish" in verdict.notes[0]
@@ -146,11 +146,11 @@ class TestIdentical:
         assert verdict.identical
         assert "not the ones that the manifest refers to; compared up to there" in verdict.notes[0]
         assert copy.level() == levels
-        for one, other in ((copy, run), (run, copy)):
-            found = diff(one.path, other.path)
-            assert found.equal
-            assert found.difference is None
-            assert "compared up to there" in str(found)
+        for cut, other in ((copy, run), (run, copy)):
+            comparison = diff(cut.path, other.path)
+            assert comparison.equal
+            assert comparison.difference is None
+            assert "compared up to there" in str(comparison)
 
     def test_a_recipe_is_read_back_and_not_chosen_again(self, copy):
         """As of a version whose recipes were others: here the run's own file says so."""
@@ -199,7 +199,7 @@ class TestOwnModules:
         trainer(1, run_dir=folder).fit(module, datamodule=toy_data(photos, val_split=0))
         return Run(folder)
 
-    def test_its_weights_are_drawn_anew(self, photos, tmp_path):
+    def test_weights_outside_of_the_init_stream(self, photos, tmp_path):
         run = self.fit(Saved(4), photos, tmp_path / "run")
         assert run.level()["R1"] == UNKEYED_WEIGHTS
         assert run.level()["R2"] == "expected"
@@ -281,9 +281,9 @@ class TestNotComparable:
 
     def test_other_rules_are_a_difference(self, copy, run):
         self.made_by_other_rules(copy, pipeline=2)
-        found = diff(run.path, copy.path)
-        assert found.equal
-        assert "the version of the pipeline: 1 was recorded, 2 is used" in str(found)
+        comparison = diff(run.path, copy.path)
+        assert comparison.equal
+        assert "the version of the pipeline: 1 was recorded, 2 is used" in str(comparison)
 
     def test_resuming_with_other_data(self, photos, tmp_path):
         moved = shutil.copytree(photos, tmp_path / "moved")
@@ -318,15 +318,15 @@ class TestNotComparable:
         assert f"missing: {path.relative_to(moved).as_posix()}" in verdict.reason
         assert "new: " in verdict.reason
 
-    def test_a_task_that_is_gone(self, copy):
+    def test_a_missing_backbone(self, copy):
         config = (copy.path / "config.yaml").read_text()
         (copy.path / "config.yaml").write_text(config.replace("test_resnet", "test_resnot"))
         verdict = copy.verify()
         assert (verdict.verdict, verdict.exit_code) == ("not comparable", 4)
 
-    def test_callbacks_that_no_file_holds(self, photos, tmp_path):
-        one = trainer(1, run_dir=tmp_path / "run", callbacks=[Touching(1)])
-        one.fit(classifier(), datamodule=toy_data(photos))
+    def test_callbacks_given_as_objects(self, photos, tmp_path):
+        auto_trainer = trainer(1, run_dir=tmp_path / "run", callbacks=[Touching(1)])
+        auto_trainer.fit(classifier(), datamodule=toy_data(photos))
         verdict = Run(tmp_path / "run").verify()
         assert verdict.exit_code == 4
         assert "`callbacks` of the run's trainer" in verdict.reason
@@ -364,36 +364,36 @@ class TestCauses:
         ids=["seed", "batch size", "learning rate", "augmentation", "decay", "epochs"],
     )  # fmt: skip
     def test_an_option(self, run, photos, tmp_path, options, stage, said):
-        found = diff(run.path, fit(photos, tmp_path, **options).path)
-        assert not found.equal
-        assert found.difference.stage == stage
-        assert said in found.cause
+        comparison = diff(run.path, fit(photos, tmp_path, **options).path)
+        assert not comparison.equal
+        assert comparison.difference.stage == stage
+        assert said in comparison.cause
 
     def test_threads(self, photos, tmp_path):
         # Large enough for a sum to be shared among threads.
         options = {"backbone": "resnet18", "image_size": 64, "epochs": 1}
         a = fit(photos, tmp_path, "one", **options)
         b = fit(photos, tmp_path, "two", **{**options, "threads": 2})
-        found = diff(a.path, b.path)
-        assert found.difference.stage in ("forward", "update")
-        assert "the number of threads: 1 was recorded, 2 is used" in found.cause
+        comparison = diff(a.path, b.path)
+        assert comparison.difference.stage in ("forward", "update")
+        assert "the number of threads: 1 was recorded, 2 is used" in comparison.cause
 
     def test_a_pixel(self, run, photos, tmp_path):
         moved = shutil.copytree(photos, tmp_path / "photos")
-        path = next(one for one in sorted(moved.rglob("*.png")))
+        path = next(iter(sorted(moved.rglob("*.png"))))
         Image.new("RGB", (32, 32), "white").save(path)
-        found = diff(run.path, fit(moved, tmp_path).path)
-        assert found.files == (f"changed: {path.relative_to(moved).as_posix()}",)
-        assert found.difference.stage in ("inputs", "validation")
-        assert path.name in found.cause
+        comparison = diff(run.path, fit(moved, tmp_path).path)
+        assert comparison.files == (f"changed: {path.relative_to(moved).as_posix()}",)
+        assert comparison.difference.stage in ("inputs", "validation")
+        assert path.name in comparison.cause
 
     def test_a_name(self, run, photos, tmp_path):
         moved = shutil.copytree(photos, tmp_path / "photos")
-        path = next(one for one in sorted(moved.rglob("*.png")))
+        path = next(iter(sorted(moved.rglob("*.png"))))
         path.rename(path.with_name("zzz.png"))
-        found = diff(run.path, fit(moved, tmp_path).path)
-        assert found.difference.stage == "order"
-        assert "zzz.png" in found.cause
+        comparison = diff(run.path, fit(moved, tmp_path).path)
+        assert comparison.difference.stage == "order"
+        assert "zzz.png" in comparison.cause
 
     def test_a_library(self, copy, run):
         manifest = Manifest.load(copy.path / "manifest.json")
@@ -408,9 +408,9 @@ class TestCauses:
             ledger.add(line.pop("kind"), **{name: value for name, value in line.items() if name != "prev"})
         ledger.flush()
         (copy.path / "forged.jsonl").rename(copy.path / "ledger.jsonl")
-        found = diff(run.path, copy.path)
-        assert found.difference.stage == "forward"
-        assert "the version of torch: " in found.cause
+        comparison = diff(run.path, copy.path)
+        assert comparison.difference.stage == "forward"
+        assert "the version of torch: " in comparison.cause
 
     def test_code_of_a_transform(self, photos, tmp_path):
         runs = []
@@ -420,12 +420,12 @@ class TestCauses:
             path.write_text(source)
             space = {}
             exec(compile(source, str(path), "exec"), space)
-            one = trainer(1, run_dir=tmp_path / f"run{number}")
-            one.fit(classifier(), datamodule=toy_data(photos, train_transforms=space["change"]))
+            auto_trainer = trainer(1, run_dir=tmp_path / f"run{number}")
+            auto_trainer.fit(classifier(), datamodule=toy_data(photos, train_transforms=space["change"]))
             runs.append(tmp_path / f"run{number}")
-        found = diff(*runs)
-        assert found.difference.stage == "inputs"
-        assert "the settings or the code of a transform (train)" in found.cause
+        comparison = diff(*runs)
+        assert comparison.difference.stage == "inputs"
+        assert "the settings or the code of a transform (train)" in comparison.cause
 
     def test_an_initial_weight(self, photos, tmp_path):
         for name in ("a", "b"):
@@ -434,14 +434,14 @@ class TestCauses:
                 with torch.no_grad():
                     next(iter(task.network.parameters())).view(-1)[0] += 1e-6
             trainer(1, run_dir=tmp_path / name).fit(task, datamodule=toy_data(photos))
-        found = diff(tmp_path / "a", tmp_path / "b")
-        assert found.difference.stage == "start"
-        assert "the initial weights" in found.cause
+        comparison = diff(tmp_path / "a", tmp_path / "b")
+        assert comparison.difference.stage == "start"
+        assert "the initial weights" in comparison.cause
 
     def test_a_callback_that_touches_weights(self, photos, tmp_path):
         trainer(2, run_dir=tmp_path / "a").fit(classifier(), datamodule=toy_data(photos))
         touched = trainer(2, run_dir=tmp_path / "b", callbacks=[Touching(4)])
         touched.fit(classifier(), datamodule=toy_data(photos))
-        found = diff(tmp_path / "a", tmp_path / "b")
-        assert (found.difference.stage, found.difference.step) == ("forward", 5)
-        assert found.cause == f"Likely the callback {__name__}.Touching."
+        comparison = diff(tmp_path / "a", tmp_path / "b")
+        assert (comparison.difference.stage, comparison.difference.step) == ("forward", 5)
+        assert comparison.cause == f"Likely the callback {__name__}.Touching."

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from autotimm import ImageClassifier, InstanceSegmentor, MetricConfig, ObjectDetector, SemanticSegmentor, Task
 from autotimm.models import SEGMENTERS
-from autotimm.tasks import detection
 from autotimm.testing import CHECKS, TaskCase
 from autotimm.types import Prediction, Stage, Step
 from training import multi_label_data
@@ -80,8 +79,8 @@ CASES = {
         ema_decay=0.5,
     ),
     "a user's own": lambda folder, toys: TaskCase.of(TinyTask, folder=folder, lr=0.01),
-    **{arch: dense(ObjectDetector, arch) for arch in detection.ARCHS},
-    **{arch: dense(InstanceSegmentor, arch) for arch in detection.ARCHS},
+    **{arch: dense(ObjectDetector, arch) for arch in ObjectDetector.archs},
+    **{arch: dense(InstanceSegmentor, arch) for arch in InstanceSegmentor.archs},
     **{arch: dense(SemanticSegmentor, arch) for arch in SEGMENTERS},
     "a user's own decoder": dense(SemanticSegmentor, Summed),
 }  # fmt: skip

@@ -101,5 +101,5 @@ class TestSchedules:
 def test_weights_that_do_not_learn_are_refused(toy_folder):
     model = classifier()
     model.network.requires_grad_(False)
-    with pytest.raises(UsageError, match="All are frozen"):
+    with pytest.raises(UsageError, match=r"All parameters of the network .* are frozen"):
         trainer().fit(model, datamodule=toy_data(toy_folder))

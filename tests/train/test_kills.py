@@ -139,7 +139,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(photos, reference,
     while not (folder / "config.yaml").exists():
         time.sleep(0.005)
     kill(process, signal.SIGKILL)
-    assert "the run stopped before its first checkpoint: it starts over" in finish(folder, tmp_path)
+    assert "the run was interrupted before its first checkpoint; it starts over" in finish(folder, tmp_path)
     same(folder, reference)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -76,8 +77,8 @@ FILES = ("ledger.jsonl", "metrics.csv", "splits.csv", "model.safetensors")
 def autotimm(*words, cwd, kill_after=None):
     """Run the program with all the processes that it starts; kill them all once so many steps are on the disk."""
     command = [sys.executable, "-m", "autotimm", *map(str, words)]
-    with open(cwd / "log.txt", "a") as log:
-        process = subprocess.Popen(command, cwd=cwd, stdout=log, stderr=log, start_new_session=True)
+    with open(cwd / "log.txt", "a") as log, open(cwd / "out.txt", "w") as out:
+        process = subprocess.Popen(command, cwd=cwd, stdout=out, stderr=log, start_new_session=True)
         ledger = cwd / "runs" / "killed" / "ledger.jsonl"
         while kill_after is not None and process.poll() is None:
             if ledger.exists() and ledger.read_bytes().count(b'"step"') >= kill_after:
@@ -99,6 +100,9 @@ def test_two_processes_see_what_one_sees_and_repeat(repeat, toy_folder, tmp_path
     runs = tmp_path / "runs"
     for name in ("two", *(["again"] if repeat else [])):
         autotimm("fit", toy_folder, *FIT, "--batch-size", 3, "--devices", 2, "--name", name, cwd=tmp_path)
+        assert (tmp_path / "out.txt").read_text() == f"run: runs/{name}\n"
+    log = (tmp_path / "log.txt").read_text()
+    assert len(re.findall("^best epoch: ", log, re.MULTILINE)) == (2 if repeat else 1)
     if repeat:
         assert {name: file_digest(runs / "two" / name) for name in FILES} == {
             name: file_digest(runs / "again" / name) for name in FILES

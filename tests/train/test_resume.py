@@ -207,7 +207,7 @@ class TestDamage:
             file.seek(2000)
             file.write(b"damage")
         run(toy_folder, folder, resume=True)
-        assert f"{newest.name}: damaged since it was written; going on from" in capsys.readouterr().err
+        assert f"{newest.name}: damaged since it was written; resuming from" in capsys.readouterr().err
         assert digests(folder) == digests(tmp_path / "whole")
 
     def test_all_are_damaged(self, toy_folder, tmp_path):

@@ -355,7 +355,7 @@ class TestOthersModules:
         loader = DataLoader(TensorDataset(images, labels), batch_size=4)
         trainer(run_dir=tmp_path / "run").fit(Keeps(Path("here")), loader)
         assert {"results.json", "checkpoints"} <= {path.name for path in (tmp_path / "run").iterdir()}
-        assert "model.safetensors is not written" in capfd.readouterr().err
+        assert "model.safetensors was not written" in capfd.readouterr().err
 
 
 class TestResume:

@@ -126,7 +126,7 @@ DOCTOR = Verb(
         "autotimm doctor --config photos.yaml",
     ),
     notes=(
-        "Without a GPU, one training step is traced as it would run on a GPU; with a GPU, it is run.",
+        "Without a GPU, one training step is traced as it would run on one (experimental); with a GPU, it is run.",
         "The steps of detectors depend on values: they are calculated on the CPU for two drawn images in some seconds.",
         "Exit codes: 0 no problem, 4 the step has non-deterministic operators, 1 another problem.",
     ),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from autotimm.cli.parser import Given, parse
+from autotimm.cli.run_args import print_run
 from autotimm.cli.verb import Positional, Verb, loading_torch
 from autotimm.config import COMMAND_LINE, FitConfig, Option, defaults, options, read_yaml
 from autotimm.config.value_types import Path
@@ -25,7 +26,7 @@ def run(argv: Sequence[str]) -> int:
     """Train; the last line printed is the run folder."""
     finished_run = train(argv)
     if finished_run is not None:
-        print(f"run: {finished_run.path}")
+        print_run(finished_run)
     return 0
 
 

@@ -12,6 +12,7 @@ from autotimm.cli.demo import DEMO
 from autotimm.cli.diff import DIFF
 from autotimm.cli.doctor import DOCTOR
 from autotimm.cli.fit import FIT
+from autotimm.cli.levels import LEVELS
 from autotimm.cli.predict import PREDICT
 from autotimm.cli.reproduce import REPRODUCE
 from autotimm.cli.resume import RESUME
@@ -25,7 +26,9 @@ from autotimm.errors import AutotimmError, UsageError, nearest
 
 __all__ = ["VERBS", "entry", "main"]
 
-_ALL = (FIT, RESUME, VALIDATE, TEST, PREDICT, VERIFY, DIFF, REPRODUCE, STUDY, BACKBONES, DOCTOR, SELFCHECK, DEMO)
+_ALL = (
+    FIT, RESUME, VALIDATE, TEST, PREDICT, VERIFY, DIFF, LEVELS, REPRODUCE, STUDY, BACKBONES, DOCTOR, SELFCHECK, DEMO
+)  # fmt: skip
 VERBS: dict[str, Verb] = {verb.name: verb for verb in _ALL}
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 

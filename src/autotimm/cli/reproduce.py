@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autotimm.cli.parser import parse
-from autotimm.cli.run_args import DATA, FOLDER, open_folder
+from autotimm.cli.run_args import DATA, FOLDER, open_folder, print_run
 from autotimm.cli.verb import Verb
 from autotimm.config import Option
 from autotimm.config.value_types import Path
@@ -24,7 +24,7 @@ def run(argv: Sequence[str]) -> int:
     reproduced = original.reproduce(given.value("out"), data=given.value("data"))
     comparison = diff(original.path, reproduced.path)
     print(comparison)
-    print(f"run: {reproduced.path}")
+    print_run(reproduced)
     return comparison.exit_code
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autotimm.cli.parser import parse
-from autotimm.cli.run_args import DATA, FOLDER, WORKERS, open_folder
+from autotimm.cli.run_args import DATA, FOLDER, WORKERS, open_folder, print_run
 from autotimm.cli.verb import Verb
 
 __all__ = ["RESUME"]
@@ -17,7 +17,7 @@ def run(argv: Sequence[str]) -> int:
     if given is None:
         return 0
     run = open_folder(given.positionals["run"]).resume(data=given.value("data"), workers=given.value("workers"))
-    print(f"run: {run.path}")
+    print_run(run)
     return 0
 
 

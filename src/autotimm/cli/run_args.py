@@ -18,7 +18,9 @@ from autotimm.errors import UsageError
 if TYPE_CHECKING:
     from autotimm.runs.run import Run
 
-__all__ = ["CKPT", "DATA", "FOLDER", "RUN", "WORKERS", "class_lines", "measuring", "open_folder", "open_run"]
+__all__ = [
+    "CKPT", "DATA", "FOLDER", "RUN", "WORKERS", "class_lines", "measuring", "open_folder", "open_run", "print_run",
+]  # fmt: skip
 
 _MAX_NAME = 40  # characters of a class name
 _BLOCK_ROWS = 20  # with more classes, a second block begins beside the first
@@ -48,6 +50,14 @@ def open_run(given: Given) -> tuple[Run, str]:
     if "ckpt" in given.options and path.endswith(".ckpt"):
         raise UsageError(f"{path} is a checkpoint already. Leave out --ckpt, or give the run folder.")
     return open_folder(path), ckpt
+
+
+def print_run(run: Run) -> None:
+    """Print the line that scripts read, the last on standard output; of several processes the first prints it."""
+    from pytorch_lightning.utilities import rank_zero_only  # by now it is loaded
+
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # set by Lightning when it is imported
+        print(f"run: {run.path}")
 
 
 def measuring(name: str, images: str, measure: Callable[[Run, str | None, str], Mapping[str, float]]) -> Verb:

@@ -2,7 +2,7 @@
 
 from autotimm.data.image import ImageDataModule
 from autotimm.data.loader import KeyedDataset, KeyedLoader
-from autotimm.data.module import DataModule
+from autotimm.data.module import DataModule, DataOptions
 from autotimm.data.table import ImageTable, Subset, Table
 from autotimm.data.toy import toy_images, write_toy_folder
 from autotimm.data.transforms.image_transforms import AUGMENTATIONS
@@ -10,6 +10,7 @@ from autotimm.data.transforms.image_transforms import AUGMENTATIONS
 __all__ = [
     "AUGMENTATIONS",
     "DataModule",
+    "DataOptions",
     "ImageDataModule",
     "ImageTable",
     "KeyedDataset",

@@ -1,4 +1,4 @@
-"""The content of a data set: a digest per sample, so that a change of one pixel shows, and in which file."""
+"""The content of a data set: a digest per sample, so that a changed pixel is noticed, and its file named."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ __all__ = ["content"]
 
 
 def content(tables: Sequence[Table], progress: bool = True) -> Content:
-    """Digest all samples of some tables: files in parallel, with a bar if it takes long.
+    """Digest all samples of some tables: files in parallel, with a progress bar if it takes long.
 
     Args:
-        tables: The tables; their ids are taken together.
-        progress: Whether a bar may appear.
+        tables: The tables; an id that occurs in several has the digest of the last.
+        progress: Whether a progress bar may appear.
 
     Raises:
         DataError: If a file cannot be read.
     """
-    found: dict[str, str] = {}
+    by_id: dict[str, str] = {}
     for table in tables:
         files = table.files()
         digests = _with_targets(table, _digests(files, progress)) if files else _samples(table)
-        found |= zip(table.ids, digests, strict=True)
-    return Content({name: found[name] for name in sorted(found, key=lambda one: one.encode("utf-8", "surrogatepass"))})
+        by_id |= zip(table.ids, digests, strict=True)
+    return Content({id: by_id[id] for id in sorted(by_id, key=lambda id: id.encode("utf-8", "surrogatepass"))})
 
 
 def _with_targets(table: Table, images: Sequence[str]) -> Iterator[str]:
@@ -41,8 +41,8 @@ def _with_targets(table: Table, images: Sequence[str]) -> Iterator[str]:
 
 
 def _samples(table: Table) -> Iterator[str]:
-    for index, name in enumerate(table.ids):
-        with scope(0, "content", name):  # a table of the caller's own may draw while it loads
+    for index, id in enumerate(table.ids):
+        with scope(0, "content", id):  # a table of the user's own may draw random numbers while it loads
             sample = table.load(index)
         yield state_digest({"image": sample.image, "target": sample.target})
 
@@ -54,7 +54,7 @@ def _digests(files: Sequence[Path], progress: bool) -> list[str]:
         digest = known[path]
         if isinstance(digest, Problem):
             raise DataError(
-                f"The file {path} must be readable. It is not ({digest.reason}). Replace it or take it out of the data."
+                f"The file {path} must be readable. It is not ({digest.reason}). Replace it or remove it from the data."
             )
         digests.append(digest)
     return digests

@@ -1,7 +1,4 @@
-"""What is known of data once they are read.
-
-What a data module holds, as a table for people.
-"""
+"""What is known of data once they are read, and a table of it for people."""
 
 from __future__ import annotations
 
@@ -23,15 +20,15 @@ __all__ = ["Facts", "Summary", "summarize"]
 
 
 class Facts(ABC):
-    """Answers about data from their tables; each reads the data if that was not done.
+    """Properties of data that follow from their tables; the first one that is used reads the data.
 
     Attributes:
         image_size: See :class:`autotimm.DataModule`, like the rest.
         eval_batch_size: Samples per batch in validation, test and prediction.
         crop_pct: Share of the resized image that evaluation's central crop keeps.
         interpolation: How images are resized.
-        notices: One line for each thing that was left out or looks strange.
-        arguments: What the constructor was given, by name.
+        notices: One line for each problem or peculiarity of the data.
+        arguments: The arguments of the constructor, by name.
     """
 
     image_size: int
@@ -44,7 +41,7 @@ class Facts(ABC):
     @property
     @abstractmethod
     def tables(self) -> dict[str, Table]:
-        """The samples of each split that there is."""
+        """The samples of each split."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -58,12 +55,12 @@ class Facts(ABC):
 
     @property
     def multi_label(self) -> bool:
-        """Whether several classes may be right at once."""
+        """Whether a sample may have several classes."""
         return self.tables["train"].multi_label
 
     @property
     def spec(self) -> DataSpec:
-        """What a model must remember of this data."""
+        """What a model must know of this data."""
         return DataSpec(
             class_names=self.class_names,
             multi_label=self.multi_label,
@@ -76,11 +73,11 @@ class Facts(ABC):
         )
 
     def class_counts(self, split: str = "train") -> tuple[int, ...]:
-        """Samples per class, in class order."""
+        """Return the samples per class, in class order."""
         return self.tables[split].counts()
 
     def class_amounts(self, split: str = "train") -> tuple[int, ...]:
-        """What balanced weights count, in class order: pixels where each has a class of its own, else samples."""
+        """Return what balanced weights count, in class order: pixels where each has a class, else samples."""
         table, totals = self.tables[split], dict.fromkeys(self.class_names, 0)
         for index in range(len(table)):
             for name, amount in table.amounts(index).items():
@@ -88,7 +85,7 @@ class Facts(ABC):
         return tuple(totals.values())
 
     def assignments(self) -> list[tuple[str, str, str]]:
-        """(id, class, split) of every sample; the classes of a multi-label sample are joined by ``|``."""
+        """Return (id, class, split) of every sample; the classes of a multi-label sample are joined by ``|``."""
         return [
             (table.ids[index], "|".join(table.labels(index)), split)
             for split, table in self.tables.items()
@@ -96,7 +93,7 @@ class Facts(ABC):
         ]
 
     def summary(self) -> Summary:
-        """Samples per class and split as a rich table, with the notices below it."""
+        """Return the samples per class and split as a rich table, with the notices below it."""
         tables = self.tables
         total = sum(map(len, tables.values()))
         return summarize(tables, f"{total} images, {self.num_classes} classes", self.notices)
@@ -108,7 +105,7 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
 class Summary(RichTable):
-    """A rich table that plain ``print`` shows as well."""
+    """A rich table that plain ``print`` shows too."""
 
     def __str__(self) -> str:
         stream = StringIO()
@@ -124,18 +121,18 @@ def _bar(count: int, largest: int) -> str:
 
 
 def _shown(counts: Sequence[int]) -> list[int]:
-    """The classes that get a row: all, or with many the largest, in class order."""
+    """The classes that get a row: all, or the largest of many, in class order."""
     largest = sorted(range(len(counts)), key=lambda index: -counts[index])[:_ROWS]
     return sorted(largest)
 
 
 def summarize(tables: Mapping[str, Table], title: str, notes: Sequence[str]) -> Summary:
-    """Draw samples per class and split, a bar for the training samples, and notes below.
+    """Return a table of samples per class and split, with a bar for the training samples.
 
     Args:
         tables: The tables by split.
         title: The headline.
-        notes: Lines for below the table.
+        notes: Lines below the table.
     """
     names = tables["train"].class_names
     counts = {split: table.counts() for split, table in tables.items()}

@@ -1,11 +1,4 @@
-"""The base of data modules whose targets move with the pixels: boxes, masks, regions.
-
-Images with objects in boxes.
-
-Images with objects in outlines.
-
-Images with a class for each pixel.
-"""
+"""Data modules whose targets move with the pixels: boxes, masks of objects, and a class per pixel."""
 
 from __future__ import annotations
 
@@ -15,23 +8,36 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from typing_extensions import Unpack
+
 from autotimm.constants import IGNORE_INDEX
-from autotimm.data.formats.readers import read_spatial
-from autotimm.data.module import DataModule
+from autotimm.data.formats.recognize import read_spatial
+from autotimm.data.module import CommonDataOptions, DataModule, DataOptions
 from autotimm.data.table import Table
 from autotimm.data.transforms.image_transforms import SampleTransform
 from autotimm.data.transforms.spatial_transforms import SpatialTransform, spatial_augmentation
 from autotimm.errors import require
 
-__all__ = ["DetectionDataModule", "InstanceSegmentationDataModule", "SegmentationDataModule", "SpatialDataModule"]
+__all__ = [
+    "DetectionDataModule",
+    "InstanceSegmentationDataModule",
+    "SegmentationDataModule",
+    "SpatialDataModule",
+    "SpatialOptions",
+]
 
-
-_NO_CROP = "Images are letterboxed, so that what is found can be mapped back to their pixels."
+_NO_CROP = "Images are letterboxed, so that predictions can be mapped back to their pixels."
 _WITHOUT = {
     "eval_transforms": f"{_NO_CROP} Leave it out, or change the files.",
     "crop_pct": f"{_NO_CROP} Leave it out.",
     "interpolation": "Images are resized bilinearly, and masks to the nearest pixel. Leave it out.",
 }
+
+
+class SpatialOptions(DataOptions, total=False):
+    """The options of :class:`SpatialDataModule`, which says what they do and states their defaults."""
+
+    format: str
 
 
 class SpatialDataModule(DataModule, ABC):
@@ -40,14 +46,15 @@ class SpatialDataModule(DataModule, ABC):
     Args:
         data_dir: The folder.
         format: Name of a format, ``auto``, or import path of a reader: called with the folder and a list for notices,
-            it gives a :class:`autotimm.data.table.Table` per split.
+            it returns a :class:`autotimm.data.table.Table` per split.
         image_size: Side in pixels of the square that the network sees.
         batch_size: Training samples per step and process.
         eval_batch_size: Samples per batch in validation, test and prediction.
         augmentation: See :func:`autotimm.data.transforms.spatial_transforms.spatial_augmentation`.
         train_transforms: A callable from (image, target) to the same, in place of the augmentation, such as a
             ``v2.Compose`` of torchvision; see :class:`autotimm.data.transforms.spatial_transforms.SpatialTransform`.
-        common: The other arguments of :class:`DataModule`, but for those that would crop in evaluation.
+        common: The other options of :class:`DataModule`. Those that would crop in evaluation, ``eval_transforms``,
+            ``crop_pct`` and ``interpolation``, must be left at their defaults.
 
     Raises:
         UsageError: If an argument is wrong.
@@ -66,23 +73,23 @@ class SpatialDataModule(DataModule, ABC):
         eval_batch_size: int = 4,
         augmentation: str = "default",
         train_transforms: Callable[[Any, Any], Any] | None = None,
-        **common: Any,
+        **common: Unpack[CommonDataOptions],
     ) -> None:
         owner = type(self).__name__
         for name, do in _WITHOUT.items():
-            default = inspect.signature(DataModule.__init__).parameters[name].default
-            given = common.get(name, default)
+            default = inspect.signature(DataModule).parameters[name].default
+            given = common.get(name, default)  # a run's record holds the defaults too
             require(given == default, name, owner, "left out", given, do)
         super().__init__(
             image_size=image_size, batch_size=batch_size, eval_batch_size=eval_batch_size, augmentation=augmentation,
-            train_transforms=train_transforms, **{name: one for name, one in common.items() if name not in _WITHOUT},
+            train_transforms=train_transforms, **common,
         )  # fmt: skip
         self.data_dir, self.format = Path(data_dir).expanduser(), format
-        self._found: Mapping[str, Table] = {}
-        self._reading: dict[str, Any] = {}
+        self._splits: Mapping[str, Table] = {}
+        self._reader_options: dict[str, Any] = {}
 
     def sample_transform(self, given: Callable[..., Any] | None, name: str) -> SampleTransform:
-        """The caller's transform of image and target or the built-in one, and a letterbox; in evaluation that alone."""
+        """The caller's or the built-in transform of image and target, then a letterbox; in evaluation a letterbox."""
         owner = type(self).__name__
         if given is None and name == "train_transforms":
             outside = IGNORE_INDEX if self.kind == "pixels" else 0
@@ -92,19 +99,21 @@ class SpatialDataModule(DataModule, ABC):
     def read(self, split: str) -> Table | None:
         """Return the samples of a split, or ``None``."""
         if split == "train":
-            self._found = read_spatial(
-                self.data_dir, self.format, self.kind, self.notices, strict=self.strict, **self._reading
-            )
-        return self._found.get(split)
+            recognized, self.recognized = self.recognized, None
+            self._splits = read_spatial(
+                self.data_dir, self.format, self.kind, self.notices, strict=self.strict, recognized=recognized,
+                **self._reader_options,
+            )  # fmt: skip
+        return self._splits.get(split)
 
 
 class DetectionDataModule(SpatialDataModule):
     """Images with objects in boxes, from any of the usual formats.
 
-    ``format`` is ``coco``, ``voc``, ``yolo`` or ``csv``; ``auto`` looks which of them the folder holds, and says so.
+    ``format`` is ``coco``, ``voc``, ``yolo`` or ``csv``; ``auto`` recognizes it by the folder's contents.
     Masks, where there are any, are not read.
 
-    All arguments are those of :class:`autotimm.data.dense.SpatialDataModule`.
+    The arguments are those of :class:`autotimm.data.dense.SpatialDataModule`.
 
     Example:
         >>> import tempfile
@@ -123,10 +132,10 @@ class DetectionDataModule(SpatialDataModule):
 class InstanceSegmentationDataModule(SpatialDataModule):
     """Images with a mask for each object, from any of the usual formats.
 
-    ``format`` is ``coco``, ``yolo`` or ``masks`` (a PNG file per object); ``auto`` looks which of them it is,
-    and says so.
+    ``format`` is ``coco``, ``yolo`` or ``masks`` (a PNG file per object); ``auto`` recognizes
+    it by the folder's contents.
 
-    All arguments are those of :class:`autotimm.data.dense.SpatialDataModule`.
+    The arguments are those of :class:`autotimm.data.dense.SpatialDataModule`.
 
     Example:
         >>> import tempfile
@@ -145,14 +154,14 @@ class InstanceSegmentationDataModule(SpatialDataModule):
 class SegmentationDataModule(SpatialDataModule):
     """Images with a class for each pixel, from label images of any of the usual kinds.
 
-    ``format`` is ``masks`` (label images by index, palette or table of colors) or ``cityscapes``; ``auto`` looks which
-    of them the folder holds, and says so.
+    ``format`` is ``masks`` (label images by index, palette or table of colors) or ``cityscapes``; ``auto``
+    recognizes it by the folder's contents.
 
     Args:
         data_dir: The folder.
-        colors: What the values of label images mean, where no file beside them says it: class names with an index or a
-            color each, or such a file; see :func:`autotimm.data.formats.label_images.read_label_images`.
-        common: Every argument of :class:`autotimm.data.dense.SpatialDataModule`.
+        colors: The meaning of the values of label images, where no file beside them states it: class names with an
+            index or a color each, or such a file; see :func:`autotimm.data.formats.label_images.read_label_images`.
+        common: The other arguments of :class:`autotimm.data.dense.SpatialDataModule`.
 
     Example:
         >>> import tempfile
@@ -168,8 +177,12 @@ class SegmentationDataModule(SpatialDataModule):
     kind = "pixels"
 
     def __init__(
-        self, data_dir: str | Path, *, colors: Mapping[str, Any] | str | Path | None = None, **common: Any
+        self,
+        data_dir: str | Path,
+        *,
+        colors: Mapping[str, Any] | str | Path | None = None,
+        **common: Unpack[SpatialOptions],
     ) -> None:
         super().__init__(data_dir, **common)
         if colors is not None:
-            self._reading["colors"] = colors
+            self._reader_options["colors"] = colors

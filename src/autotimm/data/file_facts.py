@@ -1,7 +1,7 @@
-"""Facts about files, looked up in threads before training and remembered between runs.
+"""Facts about files, computed in threads before training and cached between runs.
 
-Whether an image decodes, its size, which values a mask holds, its digest. A fact is remembered with the stamp of its
-file, and looked up again when the stamp has changed.
+Whether an image can be decoded, its size, which values a mask has, its digest. A fact is cached with the stamp of its
+file, and computed again when the stamp has changed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from autotimm.records.digest import file_digest
 
 __all__ = ["FileFacts", "Problem", "Stamp", "file_digests", "image_sizes", "mask_facts", "object_bounds", "scan"]
 
-_PATIENCE = 2.0  # seconds before a bar appears
+_PATIENCE = 2.0  # seconds before a progress bar appears
 _BLOCK = 2048  # files per round: bounds memory, and what an interruption loses
 _QUERY = 500  # paths per query: SQLite bounds the number of parameters
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
@@ -50,10 +50,10 @@ class Problem(NamedTuple):
 
 
 class Stamp(NamedTuple):
-    """What tells whether a file is still the one that was read.
+    """Identifies the content of a file without reading it.
 
-    Size and mtime are not enough: ``cp -p``, ``rsync -t`` and reproducible archives set them. Nobody sets ctime, and a
-    file that was replaced has another inode.
+    Size and mtime are not enough: ``cp -p``, ``rsync -t`` and reproducible archives set them. No program can set ctime,
+    and a file that was replaced has another inode.
     """
 
     path: bytes
@@ -77,16 +77,16 @@ class Stamp(NamedTuple):
 
 
 class FileFacts(Generic[_Result]):
-    """One fact per file, looked up in threads and kept in a SQLite file of the user's cache.
+    """One fact per file, computed in threads and cached in a SQLite file of the user's cache folder.
 
-    Only an accelerator: where the cache cannot be read or written, facts are looked up again, silently.
+    The cache only saves time: where it cannot be read or written, facts are computed again, silently.
 
     Args:
-        name: What the fact is, such as ``"sizes"``: the name of the cache file.
-        look_up: Reads one file. Its result must be JSON; what it raises of ``BROKEN`` becomes a :class:`Problem`, which
-            is never remembered, since the cure may leave the file as it is.
-        rules: The version of the rules by which it reads; facts found by other rules are not used.
-        threads: How many files are read at once, at most.
+        name: The name of the fact and of the cache file, such as ``"sizes"``.
+        look_up: Reads one file. Its result must be JSON; an exception of ``BROKEN`` becomes a :class:`Problem`, which
+            is never cached, since the cure may leave the file as it is.
+        rules: The version of ``look_up``; facts of other versions are not used.
+        threads: The maximum number of files that are read at once.
     """
 
     def __init__(self, name: str, look_up: Callable[[Path], _Result], rules: str, threads: int = 16) -> None:
@@ -103,20 +103,20 @@ class FileFacts(Generic[_Result]):
 
         Args:
             files: The files.
-            progress: Whether a bar may appear, on a terminal, if it takes more than 2 seconds.
-            title: What the bar says.
+            progress: Whether a progress bar may appear, on a terminal, if it takes more than 2 seconds.
+            title: The title of the bar.
         """
         stamps = {path: Stamp.of(path) for path in dict.fromkeys(files)}
         known = self._use(
             lambda connection: self._select(connection, [stamp for stamp in stamps.values() if stamp]), {}
         )
-        # Permissions change without a trace in size and mtime.
+        # A file that was read before may be unreadable for this user.
         todo = [path for path, stamp in stamps.items() if stamp not in known or not os.access(path, os.R_OK)]
         fresh: dict[Path, _Result | Problem] = {}
         try:
             for path, fact in zip(todo, _with_progress(self._map(todo), len(todo), progress, title), strict=True):
                 fresh[path] = fact
-        finally:  # an interruption keeps what was looked up
+        finally:  # an interruption keeps what was computed
             rows = [(*stamp, self.rules, json.dumps(fact)) for path, fact in fresh.items()
                     if not isinstance(fact, Problem) and (stamp := stamps[path])]  # fmt: skip
             self._use(lambda connection: self._insert(connection, rows), None)
@@ -154,12 +154,12 @@ class FileFacts(Generic[_Result]):
         connection.executemany(f"insert or replace into facts values ({marks})", rows)
 
     def _use(self, use: Callable[[sqlite3.Connection], Any], otherwise: Any) -> Any:
-        """Use the cache in one transaction. A damaged file is removed; one that is locked is left alone."""
+        """Use the cache in one transaction. A damaged cache file is removed, a locked one is left alone."""
         columns = ", ".join(f"{field} integer" for field in Stamp._fields[1:])
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(self.path, timeout=1.0)) as connection, connection:
-                connection.execute("pragma synchronous=off")  # a cache that is lost with the power is made again
+                connection.execute("pragma synchronous=off")  # a cache lost in a power cut is built again
                 connection.execute(
                     f"create table if not exists facts (path blob primary key, {columns}, rules text, fact text)"
                 )
@@ -175,7 +175,7 @@ class FileFacts(Generic[_Result]):
 
 
 def _with_progress(results: Iterator[_Result], total: int, wanted: bool, title: str) -> Iterator[_Result]:
-    """Pass results on, with a bar once it has taken long."""
+    """Pass results on, with a progress bar once it has taken 2 seconds."""
     console = Console(stderr=True)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     started, shown = time.monotonic(), False
@@ -204,13 +204,13 @@ def scan(files: Sequence[Path], progress: bool = True) -> list[Problem]:
 
 
 def image_sizes(files: Sequence[Path], progress: bool = True) -> dict[Path, tuple[int, int]]:
-    """Width and height of upright images, from their headers; nothing about files that cannot be read."""
+    """Width and height of upright images, from their headers; files that cannot be read are left out."""
     sizes = _SIZES(files, progress, "checking annotations")
     return {path: (size[0], size[1]) for path, size in sizes.items() if not isinstance(size, Problem)}
 
 
 def mask_facts(files: Sequence[Path], progress: bool = True) -> dict[Path, MaskFacts | Problem]:
-    """What each mask holds, or why it cannot be read."""
+    """The values in each mask, or why it cannot be read."""
     return {
         path: fact if isinstance(fact, Problem) else MaskFacts(*(_tuples(part) for part in fact))
         for path, fact in _MASKS(files, progress, "checking annotations").items()
@@ -218,7 +218,7 @@ def mask_facts(files: Sequence[Path], progress: bool = True) -> dict[Path, MaskF
 
 
 def object_bounds(files: Sequence[Path], progress: bool = True) -> dict[Path, tuple[int, ...] | Problem]:
-    """Width and height of masks of one object, then the box around it: x1, y1, x2, y2; zeros if there is nothing."""
+    """Width and height of masks of one object, then its box: x1, y1, x2, y2; zeros if the mask is empty."""
     return {
         path: fact if isinstance(fact, Problem) else tuple(fact)
         for path, fact in _BOUNDS(files, progress, "checking annotations").items()
@@ -242,11 +242,11 @@ def _decode(path: Path) -> bool:
 def _size(path: Path) -> tuple[int, int]:
     with Image.open(path) as image:
         width, height = image.size
-        # Pillow decodes a whole PNG to look for a tag behind its pixels, where nobody writes one.
-        written = image.format != "PNG" or "exif" in image.info
+        # Pillow decodes a whole PNG to look for a tag behind its pixels, where none is written.
+        may_have_tag = image.format != "PNG" or "exif" in image.info
         orientation = 1
-        if written:
-            with contextlib.suppress(*BROKEN):  # a broken tag says nothing of the orientation
+        if may_have_tag:
+            with contextlib.suppress(*BROKEN):  # a broken tag gives no orientation
                 orientation = image.getexif().get(0x0112, 1)
     return (height, width) if orientation in _TURNED else (width, height)
 
@@ -258,7 +258,7 @@ def _bounds(path: Path) -> tuple[int, ...]:
     return (pixels.shape[1], pixels.shape[0], *map(int, box))
 
 
-# A release of Pillow may read a file otherwise than an older one. The number counts changes of our own rules.
+# A release of Pillow may read a file differently from an older one. The number counts changes of our own code.
 _READABLE: FileFacts[bool] = FileFacts("readable", _decode, f"1 {PIL.__version__}")
 _SIZES: FileFacts[tuple[int, int]] = FileFacts("sizes", _size, f"2 {PIL.__version__}")
 _MASKS: FileFacts[Any] = FileFacts("masks", facts_of, f"2 {PIL.__version__}")

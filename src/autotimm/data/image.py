@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+from typing_extensions import Unpack
 
 from autotimm.data.formats import read_builtin, read_csv, read_folder
-from autotimm.data.module import DataModule
+from autotimm.data.module import DataModule, DataOptions
 from autotimm.data.table import Table
 from autotimm.errors import require
 
@@ -21,25 +22,25 @@ class ImageDataModule(DataModule):
     The data come from one of
 
     - a folder of class folders, or one with ``train/``, ``val/`` (``valid/``, ``validation/``) and ``test/`` above
-      them: ``ImageDataModule("photos/")``. A folder that holds a single folder is gone through.
+      them: ``ImageDataModule("photos/")``. A folder whose only entry is a folder stands for that one.
     - CSV files with a header: ``ImageDataModule(train_csv="train.csv", image_dir="photos/")``. Several label columns of
       zeros and ones make it multi-label. ``ImageDataModule("train.csv")`` is short for the first.
     - torchvision: ``ImageDataModule("data/", dataset_name="CIFAR10", download=True)``.
 
     Args:
-        data_dir: The folder, or a CSV file. With CSV files: where relative paths are looked for, and the default of
-            ``image_dir``. With ``dataset_name``: where torchvision keeps it (default ``data``).
+        data_dir: The folder, or a CSV file. With CSV files: the folder that relative paths start from, and the default
+            of ``image_dir``. With ``dataset_name``: where torchvision stores it (default ``data``).
         train_csv: CSV file of the training images.
         val_csv: CSV file of the validation images. Default: split off, see ``val_split``.
         test_csv: CSV file of the test images.
-        image_dir: Folder that the files named in CSV files are in, and that they may not leave. Default: ``data_dir``,
-            or the folder of each CSV file.
+        image_dir: Folder of the files named in CSV files; names that leave it are refused. Default: ``data_dir``, or
+            the folder of each CSV file.
         image_column: Column of the file names. Default: the first with a usual name, such as ``image`` or ``filename``.
         label_column: Column of the class; several columns of zeros and ones for multi-label. Default: the first with a
             usual name, such as ``label`` or ``class``.
         dataset_name: A data set of torchvision, such as ``CIFAR10``.
-        download: Fetch it if it is not there. Nothing is ever downloaded unless asked for.
-        common: Every argument of :class:`DataModule`, such as ``image_size``, ``batch_size`` and ``seed``.
+        download: Download the data set if it is missing. Nothing is downloaded otherwise.
+        common: The options of :class:`DataModule`, such as ``image_size``, ``batch_size`` and ``seed``.
 
     Raises:
         UsageError: If arguments contradict each other.
@@ -66,11 +67,11 @@ class ImageDataModule(DataModule):
         label_column: str | Sequence[str] | None = None,
         dataset_name: str | None = None,
         download: bool = False,
-        **common: Any,
+        **common: Unpack[DataOptions],
     ) -> None:
         super().__init__(**common)
         owner = type(self).__name__
-        _refuse_shadowed(common, owner)
+        _refuse_overridden(common, owner)
         if data_dir is not None and Path(data_dir).suffix.lower() in (".csv", ".tsv"):
             require(
                 train_csv is None, "train_csv", owner, "left out where `data_dir` is a table", train_csv, "Give one."
@@ -102,15 +103,15 @@ class ImageDataModule(DataModule):
         self.image_dir = self.data_dir if image_dir is None else Path(image_dir).expanduser()
         self.image_column, self.label_column = image_column, label_column
         self.dataset_name, self.download = dataset_name, download
-        self._found: Mapping[str, Table] = {}
+        self._splits: Mapping[str, Table] = {}
 
     def prepare_data(self) -> None:
-        """Download torchvision's data set if that was asked for; Lightning calls this in one process only."""
+        """Download torchvision's data set if ``download`` is set; Lightning calls this in one process only."""
         if self.dataset_name is not None and self.download:
             read_builtin(self.dataset_name, self.data_dir or "data", download=True)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read, check and split the data; the second time nothing happens."""
+        """Read, check and split the data; does nothing when called again."""
         if not self._tables and self.trainer is None:
             self.prepare_data()
         super().setup(stage)
@@ -118,8 +119,8 @@ class ImageDataModule(DataModule):
     def read(self, split: str) -> Table | None:
         """Return the samples of a split, or ``None``."""
         if split == "train":
-            self._found = self._read_all()
-        return self._found.get(split)
+            self._splits = self._read_all()
+        return self._splits.get(split)
 
     def _read_all(self) -> Mapping[str, Table]:
         if self.dataset_name is not None:
@@ -133,26 +134,30 @@ class ImageDataModule(DataModule):
                 image_column=self.image_column,
                 label_column=self.label_column,
             )
-        return read_folder(self.data_dir or "", self.notices)
+        recognized, self.recognized = self.recognized, None
+        return read_folder((self.data_dir or "") if recognized is None else recognized.listing, self.notices)
 
     def _resolve(self, file: Path) -> Path:
-        """A table that is not where the path says may be in the data folder."""
+        """Look for a table in the data folder if it is not at its path."""
         inside = None if self.data_dir is None else self.data_dir / file
         return inside if inside is not None and not file.exists() and inside.exists() else file
 
 
-def _refuse_shadowed(given: Mapping[str, Any], owner: str) -> None:
-    """Refuse what transforms of the caller's own leave without effect; a default cannot be told from the same value."""
-    usual = {name: one.default for name, one in inspect.signature(DataModule.__init__).parameters.items()}
-    found = {name: given.get(name, usual[name]) for name in ("augmentation", "crop_pct", "interpolation")}
+def _refuse_overridden(given: DataOptions, owner: str) -> None:
+    """Refuse options that have no effect beside the caller's own transforms.
+
+    A default cannot be told from the same value that was given.
+    """
+    defaults = {name: parameter.default for name, parameter in inspect.signature(DataModule).parameters.items()}
+    values = {name: given.get(name, defaults[name]) for name in ("augmentation", "crop_pct", "interpolation")}
     train, evaluation = (given.get(name) is not None for name in ("train_transforms", "eval_transforms"))
-    # The crop of evaluation is also that of a training without augmentation.
-    useless = {
+    # A training without augmentation uses the crop of evaluation.
+    overridden = {
         "augmentation": train,
-        "crop_pct": evaluation and (train or found["augmentation"] != "none"),
+        "crop_pct": evaluation and (train or values["augmentation"] != "none"),
         "interpolation": evaluation and train,
     }
-    for name, value in found.items():
+    for name, value in values.items():
         transforms = "train_transforms" if name == "augmentation" else "eval_transforms"
-        must = f"left out with transforms of your own, which `{transforms}` are"
-        require(not useless[name] or value == usual[name], name, owner, must, value, "Put it into them.")
+        must = f"left out, since it has no effect beside `{transforms}`"
+        require(not overridden[name] or value == defaults[name], name, owner, must, value, "Put it into them.")

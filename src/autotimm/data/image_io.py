@@ -1,14 +1,14 @@
-"""Reading an image file as RGB, whatever it holds.
+"""Reading image files as RGB.
 
-What happens to what is not plain 8-bit RGB:
+Images that are not plain 8-bit RGB are converted:
 
-- the EXIF orientation is applied, as every viewer does; boxes and masks are drawn on the turned image;
+- the EXIF orientation is applied, as every viewer does; boxes and masks are drawn on the rotated image;
 - grayscale is repeated three times, palettes are looked up, CMYK and YCbCr are converted;
 - transparency is composited on white, the background that most viewers show;
 - 16-bit grayscale is scaled by 1/257, so that 65535 becomes 255 (Pillow's own conversion clips at 255);
-- 32-bit integers are taken for 16-bit values, which is what files of that mode hold; floats for [0, 1] if nothing is
-  above 1, for [0, 255] otherwise;
-- of an animation or a multi-page file the first frame is taken; color profiles are ignored.
+- 32-bit integers are treated as 16-bit values, since files of that mode hold these; floats as [0, 1] if no value is
+  above 1, as [0, 255] otherwise;
+- of an animation or a multi-page file the first frame is read; color profiles are ignored.
 """
 
 from __future__ import annotations
@@ -28,25 +28,11 @@ from autotimm.errors import DataError
 
 __all__ = ["BROKEN", "IMAGE_SUFFIXES", "is_image_name", "read_image", "read_rgb", "reason", "to_rgb", "to_tensor"]
 
-_ENDINGS = (
-    "avif",
-    "bmp",
-    "gif",
-    "jfif",
-    "jpe",
-    "jpeg",
-    "jpg",
-    "pbm",
-    "pgm",
-    "png",
-    "pnm",
-    "ppm",
-    "tif",
-    "tiff",
-    "webp",
-)
-IMAGE_SUFFIXES = frozenset(f".{ending}" for ending in _ENDINGS)
-"""Endings of the files that are taken for images, in lower case; upper-case endings count too."""
+_EXTENSIONS = (
+    "avif", "bmp", "gif", "jfif", "jpe", "jpeg", "jpg", "pbm", "pgm", "png", "pnm", "ppm", "tif", "tiff", "webp",
+)  # fmt: skip
+IMAGE_SUFFIXES = frozenset(f".{extension}" for extension in _EXTENSIONS)
+"""Extensions of image files, in lower case; upper case is recognized too."""
 
 BROKEN = (
     OSError,
@@ -62,11 +48,11 @@ BROKEN = (
     zlib.error,
     Image.DecompressionBombError,
 )
-"""Everything that Pillow's decoders are known to raise on broken files."""
+"""All exceptions that Pillow's decoders are known to raise on damaged files."""
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file name ends like an image and is not hidden.
+    """Whether a file name has an image extension and is not hidden.
 
     Example:
         >>> is_image_name("IMG_1.JPG"), is_image_name("._IMG_1.JPG"), is_image_name("notes.txt")
@@ -91,7 +77,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to 8-bit RGB as the module says.
+    """Convert an image of any mode to 8-bit RGB; the module docstring says how.
 
     Example:
         >>> to_rgb(Image.new("LA", (1, 1), (0, 0))).getpixel((0, 0))
@@ -111,7 +97,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def to_tensor(image: Image.Image) -> tv_tensors.Image:
     """Copy an RGB image into a ``uint8`` tensor of shape (3, H, W).
 
-    The memory keeps the order of the decoder, channels last: saves a copy, and torch resizes that layout faster.
+    The memory keeps the layout of the decoder, channels last: this saves a copy, and torch resizes it faster.
     """
     return tv_tensors.Image(torch.from_numpy(np.array(image)).permute(2, 0, 1))
 
@@ -120,13 +106,13 @@ def read_rgb(path: str | Path) -> Image.Image:
     """Decode a file completely to an upright RGB image.
 
     Raises:
-        OSError: Or another of :data:`BROKEN`, if the file is none, is broken, or is beyond Pillow's decompression bomb
-            limit.
+        OSError: Or another of :data:`BROKEN`, if the file is not an image, is damaged, or is beyond Pillow's
+            decompression bomb limit.
     """
     with Image.open(path) as image:
         image.load()
-        # A broken tag in an image that is whole says nothing of its orientation. In place, since the copy that Pillow
-        # would make of every upright photograph costs a quarter of its decoding.
+        # A broken tag in an intact image gives no orientation. In place, since the copy that Pillow would make of every
+        # upright photograph costs a quarter of its decoding.
         with contextlib.suppress(*BROKEN):
             ImageOps.exif_transpose(image, in_place=True)
         return to_rgb(image)
@@ -164,5 +150,5 @@ def read_image(path: str | Path) -> tv_tensors.Image:
         return to_tensor(read_rgb(path))
     except BROKEN as error:
         raise DataError(
-            f"{path} cannot be read as an image: {reason(path, error)}. Replace it or take it out of the data."
+            f"{path} cannot be read as an image: {reason(path, error)}. Replace it or remove it from the data."
         ) from error

@@ -1,4 +1,4 @@
-"""Batches for a trained model, as it remembers its data; no training data is needed."""
+"""Loaders for a trained model, which transform images as the model's record of its data says."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _MASK = re.compile(r"[-_ ]masks?$", re.IGNORECASE)
 def predict_loader(
     paths: str | Path | Iterable[str | Path], spec: DataSpec, *, notices: list[str], num_workers: int | None = None
 ) -> KeyedLoader:
-    """Load images for prediction the way that evaluation did.
+    """Load images for prediction, transformed as in evaluation.
 
     Args:
         paths: An image, a folder (searched to any depth), or several of either.
-        spec: What the model remembers of its data.
+        spec: The model's record of its data.
         notices: Receives a line about each thing that was left out.
         num_workers: Processes that load; ``None`` is one per CPU, and none for a handful of images.
 
@@ -46,11 +46,12 @@ def predict_loader(
 
 
 def _without_masks(table: Table, notices: list[str]) -> Table:
-    """Leave out the masks of images that stand beside them, as in the folder that a segmenter was trained on."""
+    """Leave out masks that lie beside their images, as in the folder that a segmenter was trained on."""
     stems = [file.with_suffix("") for file in table.files()]
     all_stems = {*stems}
-    bare = [stem.with_name(_MASK.sub("", stem.name) or stem.name) for stem in stems]
-    masks = {index for index, stem in enumerate(stems) if bare[index] != stem and bare[index] in all_stems}
+    image_stems = [stem.with_name(_MASK.sub("", stem.name) or stem.name) for stem in stems]
+    pairs = enumerate(zip(stems, image_stems, strict=True))
+    masks = {index for index, (stem, image) in pairs if image != stem and image in all_stems}
     if not masks:
         return table
     notices.append(f"{len(masks)} masks beside their images are left out.")
@@ -61,26 +62,26 @@ def labelled_loader(
     path: str | Path, spec: DataSpec, split: str, *, notices: list[str], trained: Mapping[str, str] | None = None,
     made: Mapping[str, Any] | None = None,
 ) -> KeyedLoader:  # fmt: skip
-    """Load labelled images to measure a model on.
+    """Load labelled images to evaluate a model on.
 
     Paths are read by :func:`~autotimm.data.formats.evaluation_tables.read_labelled` and, with boxes and masks, by
     :func:`~autotimm.data.formats.evaluation_tables.read_relabelled`.
 
     Args:
         path: The images and their labels.
-        spec: What the model remembers of its data.
+        spec: The model's record of its data.
         split: ``"val"`` or ``"test"``.
-        notices: Receives a line about each thing that was left out, and one if there are images among them that the
-            model was trained on.
+        notices: Receives a line about each thing that was left out, and one if the model was trained on some of the
+            images.
         trained: Digests of the samples that it was trained on, by id.
-        made: The options of its run, or its class paths and arguments: for how its tables were read.
+        made: The recorded options of its run, or its class paths and arguments: how its tables were read.
 
     Raises:
         DataError: If there are none, or they have classes that the model does not know.
     """
     if spec.kind == "classes":
-        given = made.get("data", {}).get("init_args") if made and "data" in made else made
-        table: Table = read_labelled(path, spec, split, notices, given)
+        recorded = made.get("data", {}).get("init_args") if made and "data" in made else made
+        table: Table = read_labelled(path, spec, split, notices, recorded)
     else:
         table = read_relabelled(path, spec, split, notices)
     tables, _ = readable({split: table}, notices)
@@ -90,35 +91,35 @@ def labelled_loader(
 
 
 def recorded_data(recorded: Mapping[str, Any]) -> DataModule:
-    """The data module that a run was made with, as its ``config.yaml`` says.
+    """The data module of a run, built again from its ``config.yaml``.
 
     Args:
         recorded: ``class_path`` and ``init_args`` of the data module.
 
     Raises:
-        DataError: If it cannot be had again: its class is gone, or it was given objects, which no file holds.
+        DataError: If its class cannot be imported, or it was given objects, which no file can hold.
     """
     name, arguments = recorded["class_path"], recorded.get("init_args") or {}
     if lost := lost_objects(arguments):
         raise DataError(
-            f"The {' and '.join(f'`{one}`' for one in lost)} of the run's data, an object, must be given again: no "
-            "file holds it. Make the data module as it was, and give it as `data`."
+            f"The {' and '.join(f'`{argument}`' for argument in lost)} of the run's data, an object, must be given "
+            "again: no file holds it. Build the data module as before, and give it as `data`."
         )
     try:
-        made: DataModule = construct(import_object(name), arguments)
+        module: DataModule = construct(import_object(name), arguments)
     except ImportError as error:
         raise DataError(
             f"The run's data module {name} must be importable. It is not ({error}). Install or import its module, or "
             "give another one as `data`."
         ) from None
-    return made
+    return module
 
 
 def _loader(table: Table, spec: DataSpec, num_workers: int | None) -> KeyedLoader:
     transform = _transform(spec)
     if num_workers is None:
         num_workers = default_workers() if len(table) > 4 * spec.eval_batch_size else 0
-    # Evaluation draws nothing at random by default, so any seed will do.
+    # Evaluation transforms draw no random numbers by default, so that the seed does not matter.
     batches = KeyedBatchSampler(len(table), spec.eval_batch_size, seed=0, shuffle=False)
     return transformed_loader(
         table, batches, transform, stream="eval", collate=collate_samples, num_workers=num_workers
@@ -126,7 +127,7 @@ def _loader(table: Table, spec: DataSpec, num_workers: int | None) -> KeyedLoade
 
 
 def _transform(spec: DataSpec) -> SampleTransform:
-    """What samples go through: what they went through in evaluation."""
+    """The transforms that samples went through in evaluation."""
     name, owner = "eval_transforms", "the model's data"
     if spec.kind != "classes":
         return SpatialTransform(None, spec.image_size, name, owner)
@@ -134,10 +135,10 @@ def _transform(spec: DataSpec) -> SampleTransform:
 
 
 def _image_transforms(spec: DataSpec) -> Callable[[Any], Any]:
-    """The transforms of evaluation; those of the caller's own only if they can be had again."""
+    """The transforms of evaluation; the user's own only if they can be imported."""
     if spec.eval_transforms is None:
         return eval_transform(spec.image_size, spec.crop_pct, spec.interpolation)
-    reason = "they are an object, which no checkpoint holds"
+    reason = "they are an object, which no checkpoint can hold"
     if not is_object(spec.eval_transforms):
         try:
             transforms: Callable[[Any], Any] = import_object(spec.eval_transforms)
@@ -146,6 +147,6 @@ def _image_transforms(spec: DataSpec) -> Callable[[Any], Any]:
             reason = str(error)
     name = spec.eval_transforms.removeprefix("<object> ")
     raise ModelError(
-        f"The model must predict with the transforms that it was evaluated with, your own {name}. They cannot be had: "
-        f"{reason}. Give them as a function of a module, or use a trainer and `data.predict_loader(paths)`."
+        f"The model must predict with the transforms that it was evaluated with, your own {name}. They cannot be "
+        f"loaded: {reason}. Give them as a function of a module, or use a trainer and `data.predict_loader(paths)`."
     )

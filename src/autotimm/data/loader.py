@@ -1,10 +1,7 @@
-"""From samples to a batch.
+"""Loaders whose batches do not depend on which process loads them, and whose position in an epoch can be restored.
 
-Loading samples so that nothing depends on who loads them: a keyed data set, and a loader that can be resumed.
-
-Where a loader stands in its epochs, and what Lightning needs to see of it.
-
-From a table to a loader of transformed batches: one way for data modules and for models that remember theirs.
+A :class:`KeyedDataset` draws the random numbers of a sample from its own stream; a :class:`KeyedLoader` makes batches
+of its samples, and can be resumed; :func:`transformed_loader` builds both for a table.
 """
 
 from __future__ import annotations
@@ -48,7 +45,7 @@ def _targets(targets: list[Any]) -> Any:
     if any(target is None for target in targets):
         return None
     if isinstance(targets[0], dict):
-        return targets  # objects: as many as each image has, no padding
+        return targets  # objects, whose number differs from image to image
     return torch.stack(targets) if isinstance(targets[0], Tensor) else torch.tensor(targets, dtype=torch.int64)
 
 
@@ -63,11 +60,11 @@ def collate_samples(samples: Sequence[Sample], transforms: str = "transforms") -
 
     Args:
         samples: Samples whose images have one shape (3, H, W) and one data type.
-        transforms: What to call the transforms in an error.
+        transforms: The name of the transforms for an error.
 
     Returns:
-        Images (N, 3, H, W); targets ``int64`` (N,), or what stacks from tensors, or a list of what is a dictionary, or
-        ``None`` if one is unknown.
+        Images (N, 3, H, W); targets ``int64`` (N,), or stacked tensors, or a list of dictionaries, or ``None`` if one
+        is unknown.
 
     Raises:
         UsageError: If shapes or data types differ.
@@ -75,20 +72,21 @@ def collate_samples(samples: Sequence[Sample], transforms: str = "transforms") -
     images = [sample.image for sample in samples]
     for sample in samples:
         if sample.image.shape != images[0].shape or sample.image.dtype != images[0].dtype:
-            found = [f"{tuple(one.image.shape)} {one.image.dtype} ({one.id})" for one in (samples[0], sample)]
+            kinds = [f"{tuple(each.image.shape)} {each.image.dtype} ({each.id})" for each in (samples[0], sample)]
             raise UsageError(
-                f"The `{transforms}` must give images of one size and data type. Got {' and '.join(found)} instead. "
+                f"The `{transforms}` must give images of one size and data type. Got {' and '.join(kinds)} instead. "
                 "Let them end with a resize or crop to a fixed (height, width)."
             )
     targets = _targets([sample.target for sample in samples])
-    return Batch(torch.stack(images), targets, tuple(s.id for s in samples), placements=_placements(samples))
+    ids = tuple(sample.id for sample in samples)
+    return Batch(torch.stack(images), targets, ids, placements=_placements(samples))
 
 
 def with_fingerprints(batch: Batch) -> Batch:
     """Add the digest of each sample's image and target to a batch.
 
-    One digest per sample and none of the whole: several processes each hold a part of a global batch, and the parts
-    must add up to what one process would have noted.
+    One digest per sample and none of the batch: several processes each hold a part of a global batch, and the parts
+    must add up to the record of one process.
 
     Example:
         >>> batch = Batch(torch.zeros(2, 3, 1, 1), torch.tensor([0, 1]))
@@ -103,28 +101,28 @@ def with_fingerprints(batch: Batch) -> Batch:
     if isinstance(batch.targets, Tensor):
         targets = [row.tobytes() for row in batch.targets.numpy()]
     else:
-        each = batch.targets or [None] * len(images)
-        targets = [state_digest(one if isinstance(one, dict) else {"": one}).encode() for one in each]
-    found = (sha256(kind + target + row.tobytes()) for row, target in zip(pixels, targets, strict=True))
-    return batch._replace(fingerprints="".join(one.hexdigest()[:16] for one in found))
+        given = batch.targets or [None] * len(images)
+        targets = [state_digest(target if isinstance(target, dict) else {"": target}).encode() for target in given]
+    digests = (sha256(kind + target + row.tobytes()) for row, target in zip(pixels, targets, strict=True))
+    return batch._replace(fingerprints="".join(digest.hexdigest()[:16] for digest in digests))
 
 
 def default_workers(processes: int = 1) -> int:
-    """Loading processes for each of the training processes on this machine: one per CPU that may be used, at most 8."""
+    """Return the loading processes per training process on this machine: one per available CPU, at most 8."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = allowed // max(processes, 1)
     return 0 if share <= 1 else min(share, 8)
 
 
 class _MapStyle(Protocol):
-    """A data set of the caller's own: indexed by a plain integer."""
+    """A data set of the caller's own, indexed by a plain integer."""
 
     def __getitem__(self, index: int, /) -> Any: ...
     def __len__(self) -> int: ...
 
 
 class _Failure(NamedTuple):
-    """An error of ours on its way from a worker; raised there, torch would bury its sentence in a traceback."""
+    """Carries an error of ours from a worker; if it were raised there, torch would wrap it in a traceback."""
 
     error: AutotimmError
 
@@ -132,17 +130,18 @@ class _Failure(NamedTuple):
 class KeyedDataset(Dataset[Any]):
     """Samples whose randomness is a function of the seed, the epoch, their position in it and their id.
 
-    All three global generators are put on the sample's stream before it is read and transformed, so that transforms of
-    your own repeat too, whichever of ``random``, NumPy and torch they read. In the main process the generators are
-    restored afterwards, and the work is done by one thread, as in a worker: 0 workers give the bits of 2.
+    All three global generators are put on the sample's stream before it is read and transformed, so that your own
+    transforms are reproducible too, whether they draw from ``random``, NumPy or torch. In the main process the
+    generators are restored afterwards, and the work is done by one thread, as in a worker: 0 workers give the bits
+    of 2.
 
     Args:
         source: A :class:`Table`, or a map-style data set of your own, which still receives a plain integer.
         transform: Applied to each sample (for a table) or item (for your own data set). If it has an attribute
-            ``torch_only`` that is true, ``random`` and NumPy are left alone, which saves time.
+            ``torch_only`` that is true, ``random`` and NumPy are not reseeded, which saves time.
         seed: The root seed.
-        stream: ``augment`` is keyed by (epoch, position, id). Any other stream is keyed by the id alone, so that
-            evaluation sees the same image in each epoch, batch and order.
+        stream: ``augment`` is keyed by (epoch, position, id). Any other stream is keyed by the id alone, so that a
+            sample is the same in each epoch, batch and order of evaluation.
     """
 
     def __init__(
@@ -175,16 +174,16 @@ class KeyedDataset(Dataset[Any]):
 
     def _load(self, draws: Sequence[Draw]) -> list[Any]:
         with ExitStack() as stack:
-            if get_worker_info() is None:  # a worker has one thread anyway, and nobody else reads its generators
+            if get_worker_info() is None:  # a worker has one thread anyway, and generators of its own
                 stack.enter_context(preserve_generators(torch_only=self.torch_only))
                 stack.enter_context(fixed_threads(1))
-            return [self._one(draw) for draw in draws]
+            return [self._sample(draw) for draw in draws]
 
-    def _one(self, draw: Draw) -> Any:
+    def _sample(self, draw: Draw) -> Any:
         table = self.source if isinstance(self.source, Table) else None
         name = str(draw.index) if table is None else table.ids[draw.index]
-        place = (draw.epoch, draw.position, name) if self.stream == "augment" else (name,)
-        reseed(self.seed, self.stream, *place, torch_only=self.torch_only)
+        position = (draw.epoch, draw.position, name) if self.stream == "augment" else (name,)
+        reseed(self.seed, self.stream, *position, torch_only=self.torch_only)
         item = self.source[draw.index] if not isinstance(self.source, Table) else self.source.load(draw.index)
         return item if self.transform is None else self.transform(item)
 
@@ -203,27 +202,27 @@ class _Collate:
         return with_fingerprints(batch) if isinstance(batch, Batch) else batch
 
 
-def _leave_interrupts(worker: int) -> None:
-    """Let the training process alone answer Ctrl-C, which a terminal sends to all: it ends its workers itself."""
+def _ignore_interrupts(worker: int) -> None:
+    """Ignore Ctrl-C, which a terminal sends to all processes: the training process ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class KeyedLoader:
-    """Batches in the order of a :class:`KeyedBatchSampler`, with a place in the epoch that can be saved and restored.
+    """Batches in the order of a :class:`KeyedBatchSampler`, with a position in the epoch that can be restored.
 
-    It wraps one torch ``DataLoader`` and is none itself: Lightning takes apart and rebuilds the loaders it knows, and
-    leaves others alone. Iterating is lazy: nothing is started or decided before the first batch is asked for, so
-    that an epoch set, or a state loaded, after ``iter()`` still counts. An iteration that is not told otherwise is the
-    next epoch, from its first batch, also if the one before was left early.
+    It wraps a torch ``DataLoader`` and is none itself: Lightning rebuilds the loaders it knows, and would lose the
+    position. Iterating is lazy: nothing is started or decided before the first batch is requested, so that an epoch
+    set, or a state loaded, after ``iter()`` still counts. By default an iteration is the next epoch, from its first
+    batch, also if the one before was left early.
 
     Args:
-        dataset: What to load from.
+        dataset: The samples.
         batch_sampler: Which samples, in which order.
-        collate: From a list of samples to a batch. Default: :func:`collate_samples` for tables, torch's own for your
+        collate: Makes a batch of a list of samples. Default: :func:`collate_samples` for tables, torch's own for your
             own data sets.
-        num_workers: Processes that load; 0 loads in this one. The batches are the same.
+        num_workers: Loading processes; 0 loads in this one. The batches are the same.
         persistent_workers: Keep the processes from one epoch to the next.
-        pin_memory: Copy batches to page-locked memory, from where a GPU fetches them faster.
+        pin_memory: Copy batches to page-locked memory, from which copies to a GPU are faster.
 
     Example:
         >>> loader = KeyedLoader(KeyedDataset(range(6), seed=1), KeyedBatchSampler(6, 2, seed=1))
@@ -266,7 +265,7 @@ class KeyedLoader:
     def _batches(self) -> Iterator[Any]:
         self._turn = turn = self._turn + 1
         epoch, start = self._position.begin()
-        # The one place that steers the order; a running iteration has read both already.
+        # A running iteration has read both already.
         self.batch_sampler.epoch, self.batch_sampler.start = epoch, start
         source = self._start() if start < len(self) else None
         try:
@@ -275,13 +274,13 @@ class KeyedLoader:
                 if isinstance(batch, _Failure):
                     raise batch.error
                 if done == len(self):
-                    # Lightning never asks for the end, so workers that are not to persist must be let go here.
+                    # Lightning does not iterate to the end, so workers that are not to persist are released here.
                     source = None
                 self._position.batch, self._position.running = done, source is not None
                 yield batch
                 self._check_turn(turn)
         finally:
-            # A traceback keeps this frame, and with it the workers, which end slowly when the collector finds them.
+            # A traceback would keep this frame, and with it the workers, which the garbage collector ends slowly.
             source = None
             if turn == self._turn:
                 self._position.running = False
@@ -289,13 +288,13 @@ class KeyedLoader:
     def _check_turn(self, turn: int) -> None:
         if turn != self._turn:
             raise UsageError(
-                "A KeyedLoader must be read by one loop at a time: it has one place in one epoch. Make a second "
-                "loader, or end the first loop before the next."
+                "A KeyedLoader must be read by one loop at a time, since it has one position in one epoch. Make a "
+                "second loader, or end the first loop before the next."
             )
 
     def _start(self) -> Iterator[Any]:
         with warnings.catch_warnings():
-            # torch counts the cores again; how many processes there should be was decided before.
+            # torch compares the number of workers with that of the cores, which is taken into account already.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             return iter(self._torch_loader())
 
@@ -308,28 +307,28 @@ class KeyedLoader:
                 num_workers=self.num_workers,
                 persistent_workers=self.persistent_workers,
                 pin_memory=self.pin_memory,
-                worker_init_fn=_leave_interrupts,
-                # torch draws the workers' seeds, which nothing of ours reads, from here and not from the caller's.
+                worker_init_fn=_ignore_interrupts,
+                # torch draws the workers' seeds, which nothing of ours reads; not from the caller's generator.
                 generator=torch.Generator(),
             )
         return self._inner
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, and the batches of it that were handed out; what workers have prepared does not count."""
+        """Return the epoch, and how many of its batches were returned; what workers have prefetched does not count."""
         return self._position.state()
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Begin the next iteration where the state was taken."""
+        """Begin the next iteration at the position of the state."""
         self._position.following = (int(state["epoch"]), int(state["batch"]))
 
     def close(self) -> None:
-        """End the worker processes; iterating again starts new ones."""
+        """End the loading processes; iterating again starts new ones."""
         self._turn += 1
         self._inner = None
 
 
 class Position:
-    """Where a loader stands: the running epoch, the batches handed out in it, and where the next iteration begins."""
+    """The position of a loader: the running epoch, its batches so far, and the start of the next iteration."""
 
     def __init__(self) -> None:
         self.epoch, self.batch = 0, 0
@@ -338,25 +337,25 @@ class Position:
 
     def set_epoch(self, epoch: int) -> None:
         """Begin the next iteration with this epoch, at its first batch unless a state of this epoch was loaded."""
-        # Lightning sets the epoch after a state was loaded: the same epoch must not wipe out the place in it.
+        # Lightning sets the epoch after a state was loaded: the same epoch must not reset the position in it.
         if self.following is None or self.following[0] != epoch:
             self.following = (epoch, 0)
 
     def begin(self) -> tuple[int, int]:
-        """Start an iteration: the epoch, and the batches of it to skip."""
+        """Start an iteration; return the epoch, and how many of its batches to skip."""
         self.epoch, self.batch = self.following or (self.epoch + 1, 0)
         self.following, self.running = None, True
         return self.epoch, self.batch
 
     def state(self) -> dict[str, int]:
-        """Plain data for a checkpoint."""
+        """Return plain data for a checkpoint."""
         pending = self.following is not None and not self.running
         epoch, batch = self.following if pending and self.following else (self.epoch, self.batch)
         return {"epoch": epoch, "batch": batch}
 
 
 class Shuffled(Sampler[int]):
-    """What Lightning finds as ``loader.sampler``: its ``set_epoch`` reaches the loader's position."""
+    """What Lightning sees as ``loader.sampler``; its ``set_epoch`` sets the loader's position."""
 
     def __init__(self, position: Position, batches: KeyedBatchSampler) -> None:
         self._position, self._batches = position, batches
@@ -373,7 +372,7 @@ class Shuffled(Sampler[int]):
 
 
 class InOrder(SequentialSampler):
-    """The same for a loader that does not shuffle. Lightning asks for this very type when it overfits on purpose."""
+    """The same for a loader that does not shuffle; ``overfit_batches`` of Lightning requires this very type."""
 
     def __init__(self, position: Position, batches: KeyedBatchSampler) -> None:
         super().__init__(range(batches.size))
@@ -397,14 +396,14 @@ def transformed_loader(
 
     Args:
         table: The samples.
-        batches: Which of them, in which order; its seed is that of the samples' streams too.
-        transform: What is applied to each.
+        batches: Which of them, in which order; its seed is also that of the samples' streams.
+        transform: Applied to each sample.
         stream: ``augment`` in training, else ``eval``, see :class:`KeyedDataset`.
-        collate: Makes a batch; its argument ``transforms`` is what to call the transforms in an error.
+        collate: Makes a batch; its argument ``transforms`` is the name of the transforms for an error.
         loading: Options of :class:`KeyedLoader`, such as ``num_workers``.
 
     Raises:
-        UsageError: If the transform makes no image of the first sample.
+        UsageError: If the transform does not turn the first sample into an image.
     """
     dataset = KeyedDataset(table, transform, seed=batches.seed, stream=stream)
     transform.check(dataset[0])  # a wrong transform is refused here, not in a worker

@@ -1,7 +1,4 @@
-"""The base of every data module: what is done once, whatever the task and the format.
-
-What a data module was called with, for a run's ``config.yaml``.
-"""
+"""The base of every data module: what is done once, whatever the task and the format."""
 
 from __future__ import annotations
 
@@ -10,14 +7,16 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict
 
 import pytorch_lightning as pl
 import torch
+from typing_extensions import Never
 
 from autotimm.data.data_facts import Facts
 from autotimm.data.file_facts import Problem
 from autotimm.data.formats.image_paths import read_paths
+from autotimm.data.formats.recognize import Recognized
 from autotimm.data.loader import KeyedLoader, collate_samples, default_workers, transformed_loader
 from autotimm.data.split import check_shares
 from autotimm.data.table import Table
@@ -26,77 +25,77 @@ from autotimm.data.transforms.image_transforms import ImageTransform, SampleTran
 from autotimm.errors import DataError, is_whole, number, refuse_unknown, require, require_flags
 from autotimm.repro.sampler import KeyedBatchSampler
 from autotimm.repro.seed import root_seed
-from autotimm.serialization import constructor_arguments
+from autotimm.serialization import CapturesArguments
 
-__all__ = ["Called", "DataModule", "default_workers"]
-
-
-_Made = TypeVar("_Made", bound="Called")
+__all__ = ["CommonDataOptions", "DataModule", "DataOptions", "default_workers"]
 
 
-class Called:
-    """Notes what the class that is made was called with: a constructor sees only what subclasses passed on to it.
+class CommonDataOptions(TypedDict, total=False):
+    """The options of :class:`DataModule` whose defaults are the same for images with classes, objects and regions."""
 
-    Lightning's ``save_hyperparameters`` would collect the arguments of every constructor on the way, also those that a
-    subclass fixes and its caller cannot give; and it would put paths into checkpoints.
+    num_workers: int | None
+    seed: int | None
+    val_split: float
+    test_split: float
+    eval_transforms: Callable[..., Any] | None
+    balanced_sampling: bool
+    strict: bool
+    drop_last: bool
+    persistent_workers: bool
+    pin_memory: bool | None
+    crop_pct: float
+    interpolation: str
+
+
+class DataOptions(CommonDataOptions, total=False):
+    """The options that all data modules share, for ``**options: Unpack[DataOptions]``.
+
+    :class:`DataModule` says what they do and states their defaults; a test compares the two.
     """
 
-    _call: tuple[tuple[Any, ...], dict[str, Any]]
-
-    def __new__(cls: type[_Made], *args: Any, **kwargs: Any) -> _Made:
-        """Make an object that remembers its call; a copy of one has the original's."""
-        made = super().__new__(cls)
-        made._call = (args, kwargs)
-        return made
-
-    def _called_with(self, base: Callable[..., None]) -> dict[str, Any]:
-        """The arguments of the call by name, with the defaults of those that are passed on as ``**options`` to a base.
-
-        Args:
-            base: The constructor whose options a subclass passes on.
-        """
-        args, kwargs = self.__dict__.pop("_call")
-        given = constructor_arguments(type(self), args, kwargs)
-        kinds = [one.kind for one in inspect.signature(type(self)).parameters.values()]
-        if inspect.Parameter.VAR_KEYWORD not in kinds:
-            return given
-        shared = inspect.signature(base).parameters.values()
-        return {one.name: one.default for one in shared if one.default is not inspect.Parameter.empty} | given
+    image_size: int
+    batch_size: int
+    eval_batch_size: int
+    train_transforms: Callable[..., Any] | None
+    augmentation: str
 
 
-class DataModule(Called, pl.LightningDataModule, Facts, ABC):
-    """Data for training, validation, test and prediction, so that who loads it does not matter.
+class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
+    """Data for training, validation, test and prediction; which process loads a sample does not matter.
 
-    A subclass says :meth:`read`. Done once for all: unreadable images are found before training and left out;
-    validation and test samples are split off by id where there are none; transforms of training touch the training side
-    only; every random number is keyed (see :class:`autotimm.data.loader.KeyedDataset`).
+    A subclass implements :meth:`read`. The rest is done here: unreadable images are found before training and left
+    out; validation and test samples are split off by id where there are none; training transforms are applied to the
+    training side only; every random number is keyed (see :class:`autotimm.data.loader.KeyedDataset`).
+
+    The keyword arguments are the options that all data modules share. A subclass takes them as ``**options``, or as
+    ``**options: Unpack[DataOptions]`` for type checkers, and passes them on.
 
     Args:
         image_size: Side in pixels of the square that the network sees.
         batch_size: Training samples per step and process.
         eval_batch_size: Samples per batch in validation, test and prediction; does not change training.
-        num_workers: Processes that load. ``None``: from the number of CPUs. Never changes a result.
+        num_workers: Loading processes. ``None`` chooses by the number of CPUs. Never changes a result.
         seed: Root seed of the split, and of order and augmentation unless a trainer gives its own (``run_seed``).
             ``None`` draws one from Python's ``random``.
-        val_split: Share of the training samples of each class that validates, if there is no validation data.
-        test_split: The same for test.
+        val_split: Share in [0, 1) of the training samples of each class to validate on, if there is no validation data.
+        test_split: The same for the test.
         train_transforms: A callable from a ``uint8`` ``tv_tensors.Image`` (3, H, W) to a tensor of a fixed size, in
             place of the augmentation. No normalization: the network does that.
         eval_transforms: The same for validation, test and prediction.
         augmentation: See :func:`autotimm.data.transforms.train_transform`.
         balanced_sampling: Draw every class equally often, with replacement.
         strict: Refuse data with unreadable images instead of leaving them out.
-        drop_last: Leave out a last training batch that is not full.
+        drop_last: Drop a last training batch that is not full.
         persistent_workers: Keep the loading processes from one epoch to the next.
-        pin_memory: Copy batches to page-locked memory. ``None``: if training runs on a GPU.
+        pin_memory: Copy batches to page-locked memory. ``None``: if the training runs on a GPU.
         crop_pct: Share of the resized image that evaluation's central crop keeps.
         interpolation: How images are resized: ``nearest``, ``nearest-exact``, ``bilinear`` or ``bicubic``.
 
     Attributes:
         run_seed: Root seed of order and augmentation; a trainer sets it before training.
-        notices: One line for each thing that was left out or looks strange.
+        notices: One line for each problem or peculiarity of the data.
         problems: The images that cannot be read.
-        arguments: What the constructor was given, for a run's ``config.yaml``.
+        arguments: The arguments of the constructor, defaults included, for a run's ``config.yaml``.
 
     Raises:
         UsageError: If an argument is out of range.
@@ -104,6 +103,9 @@ class DataModule(Called, pl.LightningDataModule, Facts, ABC):
 
     # With several processes a small validation set may leave one of them without a batch.
     allow_zero_length_dataloader_with_multiple_devices = True
+
+    recognized: Recognized | None = None
+    """What the data were recognized as, with the listing to read them from; ``None`` once they are read."""
 
     def __init__(
         self,
@@ -125,12 +127,11 @@ class DataModule(Called, pl.LightningDataModule, Facts, ABC):
         pin_memory: bool | None = None,
         crop_pct: float = 0.875,
         interpolation: str = "bilinear",
-        **unknown: Any,
+        **unknown: Never,
     ) -> None:
         super().__init__()
         owner = type(self).__name__
-        own = {*inspect.signature(type(self)).parameters, *inspect.signature(DataModule.__init__).parameters}
-        refuse_unknown(unknown, owner, own - {"self", "common", "unknown"})
+        refuse_unknown(unknown, owner, inspect.signature(type(self)).parameters)
         sizes = {"image_size": image_size, "batch_size": batch_size, "eval_batch_size": eval_batch_size}
         for name, value in sizes.items():
             require(is_whole(value, 1), name, owner, "a whole number, 1 or more", value, "Give for example 32.")
@@ -139,13 +140,9 @@ class DataModule(Called, pl.LightningDataModule, Facts, ABC):
             num_workers, "Give 0 to load in the main process.",
         )  # fmt: skip
         require(
-            0 < number(crop_pct) <= 1,
-            "crop_pct",
-            owner,
-            "a number in (0, 1]",
-            crop_pct,
+            0 < number(crop_pct) <= 1, "crop_pct", owner, "a number in (0, 1]", crop_pct,
             "Give 1 to keep the whole square.",
-        )
+        )  # fmt: skip
         check_shares(val_split, test_split, owner)
         require_flags(owner, strict=strict, drop_last=drop_last, balanced_sampling=balanced_sampling)
         self.image_size, self.batch_size, self.eval_batch_size = image_size, batch_size, eval_batch_size
@@ -154,31 +151,34 @@ class DataModule(Called, pl.LightningDataModule, Facts, ABC):
         self.augmentation, self.balanced_sampling = augmentation, balanced_sampling
         self.strict, self.drop_last, self.crop_pct, self.interpolation = strict, drop_last, crop_pct, interpolation
         self.data_seed = self.run_seed = root_seed(seed, owner)
-        self.arguments = self._called_with(DataModule.__init__)
-        self._train = self.sample_transform(train_transforms, "train_transforms")
-        self._eval = self.sample_transform(eval_transforms, "eval_transforms")
+        self.arguments = self._captured_arguments(DataOptions.__annotations__)
+        self._given_transforms = {"train_transforms": train_transforms, "eval_transforms": eval_transforms}
         self.notices: list[str] = []
         self.problems: list[Problem] = []
         self._tables: dict[str, Table] = {}
         self._loaders: weakref.WeakSet[KeyedLoader] = weakref.WeakSet()
 
-    # What a subclass says
+    def _constructed(self) -> None:
+        """Build the transforms: only now is a subclass complete, and can be asked for its own."""
+        self._train, self._eval = (self.sample_transform(given, name) for name, given in self._given_transforms.items())
+
+    # What a subclass defines
 
     @abstractmethod
     def read(self, split: str) -> Table | None:
         """Return the samples of ``train``, ``val`` or ``test``; ``None`` where there is no such data.
 
-        ``train`` is asked for first. Lines for people go to :attr:`notices`.
+        ``train`` is asked for first. Lines for people belong in :attr:`notices`.
 
         Raises:
             DataError: If the data cannot be used.
         """
 
     def sample_transform(self, given: Callable[..., Any] | None, name: str) -> SampleTransform:
-        """What samples go through in training (``train_transforms``) or else (``eval_transforms``).
+        """Return the transform of training samples (``train_transforms``) or of all others (``eval_transforms``).
 
-        By default the caller's transform or the built-in one, of the image alone. Data whose targets move with the
-        pixels replace this. It is called by the constructor, before that of a subclass has gone on.
+        By default that is the caller's transform or the built-in one, of the image alone. Data modules whose targets
+        move with the pixels override this. It is called twice, when the data module has been constructed.
 
         Args:
             given: The caller's transform, or ``None``.
@@ -194,14 +194,14 @@ class DataModule(Called, pl.LightningDataModule, Facts, ABC):
         return ImageTransform(given, name, type(self).__name__)
 
     def collate(self, samples: Sequence[Any], transforms: str = "transforms") -> Any:
-        """Make a batch of samples; ``transforms`` is what to call them in an error."""
+        """Make a batch of samples; ``transforms`` is the name of the transforms for an error."""
         return collate_samples(samples, transforms)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read, check and split the data; the second time nothing happens.
+        """Read, check and split the data; does nothing when called again.
 
         Args:
-            stage: Ignored: every stage needs the same.
+            stage: Ignored, since every stage needs the same.
 
         Raises:
             DataError: If the data cannot be used.
@@ -216,7 +216,7 @@ class DataModule(Called, pl.LightningDataModule, Facts, ABC):
         self._tables = split_off(tables, self.val_split, self.test_split, self.data_seed, self.notices)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy, in this process or another, has neither the trainer nor the loading processes of the original."""
+        """Leave out the trainer and the loading processes, which belong to the original alone."""
         return {**vars(self), "trainer": None, "_loaders": ()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -224,13 +224,13 @@ class DataModule(Called, pl.LightningDataModule, Facts, ABC):
 
     @property
     def tables(self) -> dict[str, Table]:
-        """The samples of each split that there is; reads the data if that was not done."""
+        """The samples of each split; reads the data at the first use."""
         self.setup()
         return self._tables
 
     @property
     def source_name(self) -> str:
-        """A short name for run folders: that of the folder, the table or the data set that the samples come from."""
+        """A short name for run folders: that of the folder, table or data set with the samples."""
         for key in ("data_dir", "train_csv", "dataset_name"):
             if source := self.arguments.get(key):
                 path = Path(source).resolve()
@@ -239,7 +239,7 @@ class DataModule(Called, pl.LightningDataModule, Facts, ABC):
 
     @property
     def transforms(self) -> dict[str, SampleTransform]:
-        """What happens to the samples of training (``train``) and of everything else (``eval``)."""
+        """The transforms of training samples (``train``) and of all others (``eval``)."""
         return {"train": self._train, "eval": self._eval}
 
     # Loaders
@@ -268,13 +268,13 @@ class DataModule(Called, pl.LightningDataModule, Facts, ABC):
 
     @property
     def _share(self) -> tuple[int, int]:
-        """Which of how many processes this is."""
+        """The rank of this process, and the number of processes."""
         return (0, 1) if self.trainer is None else (int(self.trainer.global_rank), int(self.trainer.world_size))
 
     def train_dataloader(self) -> KeyedLoader:
-        """Training batches: shuffled or balanced, augmented."""
+        """Training batches: shuffled or balanced, and augmented."""
         table = self.tables["train"]
-        # Overfitting on purpose means the same few batches in each epoch.
+        # `overfit_batches` means the same few batches in each epoch.
         fixed = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]  # set at run time
         batches = KeyedBatchSampler(
             len(table),
@@ -289,7 +289,7 @@ class DataModule(Called, pl.LightningDataModule, Facts, ABC):
         return self._loader(table, batches, self._train, "augment")
 
     def eval_loader(self, table: Table) -> KeyedLoader:
-        """Batches of a table as validation, test and prediction see it: in its order, each sample exactly once."""
+        """Batches of a table for validation, test and prediction: in its order, each sample exactly once."""
         batches = KeyedBatchSampler(
             len(table),
             self.eval_batch_size,
@@ -308,7 +308,7 @@ class DataModule(Called, pl.LightningDataModule, Facts, ABC):
         """Test batches.
 
         Raises:
-            DataError: If there is no test data; validation data never stands in for it.
+            DataError: If there is no test data; validation data never replaces it.
         """
         if "test" not in self.tables:
             raise DataError(
@@ -317,7 +317,7 @@ class DataModule(Called, pl.LightningDataModule, Facts, ABC):
         return self.eval_loader(self.tables["test"])
 
     def predict_table(self, paths: str | Path | Sequence[str | Path]) -> Table:
-        """List images to predict: a file, a folder (searched to any depth), or several.
+        """List images to predict: a file, a folder with all its subfolders, or several.
 
         Raises:
             DataError: If there is nothing to predict, or the only image cannot be read.
@@ -329,6 +329,6 @@ class DataModule(Called, pl.LightningDataModule, Facts, ABC):
         return self.eval_loader(self.predict_table(paths))
 
     def teardown(self, stage: str | None = None) -> None:
-        """End the loading processes; the data stays read."""
+        """End the loading processes; the data is kept."""
         for loader in list(self._loaders):
             loader.close()

@@ -1,4 +1,4 @@
-"""Splitting by name: the side of a sample depends on its id, its class and the seed, never on a listing's order."""
+"""Splitting by id: the side of a sample depends on its id, its class and the seed, never on the order of a listing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LARGE_CLASS = 100
 
 
 def check_shares(val: float, test: float, owner: str) -> None:
-    """Refuse shares that are no numbers in [0, 1), or that leave nothing to train on.
+    """Refuse shares that are not in [0, 1), or that leave nothing to train on.
 
     Raises:
         UsageError: If a share is out of range.
@@ -34,9 +34,9 @@ def _share_out(ids: list[tuple[int, int]], val: float, test: float) -> tuple[lis
     else:
         n_val = sum(number < int(val * 2**64) for number, _ in ids)
         n_test = sum(number < int((val + test) * 2**64) for number, _ in ids) - n_val
-        # With a tiny share chance may leave a side empty; the lowest keys fill it.
+        # A side with a tiny share may be empty by chance; the lowest keys fill it.
         n_val, n_test = max(n_val, int(val > 0)), max(n_test, int(test > 0))
-    # Training keeps at least one: large shares of a small class give way, test before validation.
+    # Training keeps at least one sample: large shares of a small class are reduced, test before validation.
     n_val = min(n_val, size - 1)
     n_test = min(n_test, size - 1 - n_val)
     order = [index for _, index in ids]
@@ -51,10 +51,10 @@ def keyed_split(
     Every sample has the number ``key(seed, "split", id)``. In a class, the lowest numbers go to validation, the next
     to test, the rest to training. How many depends on the size of the class:
 
-    - below 100: exact counts, ``round(share * size)`` and at least one each, as far as one is left to train on. Ten
-      images give exactly one for validation; but adding images may move a few others across, since counts grow.
-    - from 100 on: everything below a threshold. A side's size may be off by some percent (with 10 % of 1,000: 100 ± 9),
-      but a sample *never* changes side because others were added.
+    - below 100: exact counts, ``round(share * size)`` and at least one each, as long as one is left to train on. Ten
+      images give exactly one for validation; but adding images may move a few others to another side.
+    - from 100 on: everything below a threshold. The size of a side may be off by some percent (with 10 % of 1,000:
+      100 ± 9), but a sample *never* changes side because others were added.
 
     Args:
         ids: The samples' ids, unique, in any order.
@@ -84,8 +84,8 @@ def keyed_split(
         classes[0 if strata is None else strata[index]].append((key(seed, "split", name), index))
     sides: tuple[list[int], list[int], list[int]] = ([], [], [])
     for members in classes.values():
-        # The id settles the order of two equal keys, or the listing would.
+        # Ties between equal keys are broken by id, not by the order of the listing.
         members.sort(key=lambda member: (member[0], ids[member[1]]))
-        for side, found in zip(sides, _share_out(members, val, test), strict=True):
-            side.extend(found)
+        for side, indices in zip(sides, _share_out(members, val, test), strict=True):
+            side.extend(indices)
     return sorted(sides[0]), sorted(sides[1]), sorted(sides[2])

@@ -1,4 +1,4 @@
-"""Tables: what a data set is to the rest of the library. Ids, class names, and one sample at a time."""
+"""Tables: how the rest of the library sees a data set. Ids, class names, and one sample at a time."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ __all__ = ["ImageTable", "Subset", "Table", "rarest_labels"]
 
 
 class Table(ABC):
-    """A list of samples that can be named, counted and loaded one by one.
+    """A list of samples with ids and classes, loaded one by one.
 
     To read a data format of your own, subclass this and return it from :meth:`DataModule.read`.
 
     Attributes:
-        ids: One name per sample: unique, ``/``-separated, the same on every machine. Splits and augmentation are keyed
-            by it, so a sample keeps its side and its random numbers when others are added.
+        ids: One id per sample: unique, ``/``-separated, the same on every machine. Splits and augmentation are keyed
+            by it, so that a sample keeps its side and its random numbers when others are added.
         class_names: Names of the classes in the order of the class indices.
-        multi_label: Whether several classes may be right at once.
-        kind: What the targets are, see :class:`autotimm.types.DataSpec`.
+        multi_label: Whether a sample may have several classes.
+        kind: The kind of the targets, see :class:`autotimm.types.DataSpec`.
         strata: The class index of each sample, for stratified splits and balanced draws; ``None`` if there is none.
-        draws_random: Whether :meth:`load` may read a global generator (``random``, NumPy, torch). ``False`` saves time.
+        draws_random: Whether :meth:`load` may draw from a global generator (``random``, NumPy, torch). ``False`` saves
+            time.
     """
 
     ids: tuple[str, ...]
@@ -47,23 +48,23 @@ class Table(ABC):
         """
 
     def files(self) -> tuple[Path, ...]:
-        """One image file per sample, checked once before training; nothing if samples are not files."""
+        """Return one image file per sample, to be checked before training; nothing if samples are not files."""
         return ()
 
     def labels(self, index: int) -> tuple[str, ...]:
-        """Names of the classes of a sample, without loading it."""
+        """Return the names of the classes of a sample, without loading it."""
         return () if self.strata is None else (self.class_names[self.strata[index]],)
 
     def amounts(self, index: int) -> dict[str, int]:
-        """How much a sample says of each of its classes, for balanced weights: 1, where it is not made of pixels."""
+        """Return how much of each of its classes a sample has, for balanced weights: pixels, or else 1."""
         return dict.fromkeys(self.labels(index), 1)
 
     def target_digest(self, index: int) -> str:
-        """SHA-256 of a target that lies in a file of its own; nothing where :meth:`labels` says it all."""
+        """Return the SHA-256 of a target in a file of its own; nothing where :meth:`labels` is all of the target."""
         return ""
 
     def counts(self) -> tuple[int, ...]:
-        """How many samples each class has, in class order."""
+        """Return how many samples each class has, in class order."""
         totals = dict.fromkeys(self.class_names, 0)
         for index in range(len(self)):
             for name in self.labels(index):
@@ -75,16 +76,16 @@ class Table(ABC):
 
 
 def rarest_labels(targets: Tensor) -> list[int]:
-    """Pick for each row of 0/1 targets (N, C) the class of it that is rarest over all rows; C for a row of zeros.
+    """Return for each row of 0/1 targets (N, C) the rarest of its classes over all rows; C for a row of zeros.
 
-    A split that is stratified by this keeps the rare classes on both sides, where it matters most.
+    A split that is stratified by it keeps rare classes on both sides.
 
     Example:
         >>> rarest_labels(torch.tensor([[1, 1], [1, 0], [0, 0]]))
         [1, 0, 2]
     """
     counts = targets.sum(0)
-    # Zeros cost more than any count. argmin picks the first of equals: a rule, not chance.
+    # Zeros cost more than any count. argmin returns the first of equals, so that ties are no matter of chance.
     cost = torch.where(targets > 0, counts, targets.shape[0] + 1)
     return torch.where(targets.sum(1) > 0, cost.argmin(1), targets.shape[1]).tolist()
 
@@ -123,13 +124,13 @@ class ImageTable(Table):
         return self.targets[index].float() if self.multi_label else int(self.targets[index])
 
     def files(self) -> tuple[Path, ...]:
-        """The image files."""
+        """Return the image files."""
         return tuple(Path(path) for path in self.paths)
 
     def labels(self, index: int) -> tuple[str, ...]:
-        """Names of the classes of a sample."""
+        """Return the names of the classes of a sample."""
         if self.multi_label and self.targets is not None:
-            return tuple(self.class_names[found] for found in self.targets[index].nonzero().flatten().tolist())
+            return tuple(self.class_names[label] for label in self.targets[index].nonzero().flatten().tolist())
         return super().labels(index)
 
 
@@ -138,7 +139,7 @@ class Subset(Table):
 
     Args:
         table: The other table.
-        indices: Which of its samples, in this order.
+        indices: The indices of the samples, in this order.
     """
 
     def __init__(self, table: Table, indices: Sequence[int]) -> None:
@@ -153,18 +154,18 @@ class Subset(Table):
         return self.table.load(self.indices[index])
 
     def files(self) -> tuple[Path, ...]:
-        """The files of the chosen samples."""
+        """Return the files of these samples."""
         files = self.table.files()
         return tuple(files[index] for index in self.indices) if files else ()
 
     def labels(self, index: int) -> tuple[str, ...]:
-        """Names of the classes of a sample."""
+        """Return the names of the classes of a sample."""
         return self.table.labels(self.indices[index])
 
     def amounts(self, index: int) -> dict[str, int]:
-        """Those of the other table."""
+        """Return those of the other table."""
         return self.table.amounts(self.indices[index])
 
     def target_digest(self, index: int) -> str:
-        """That of the other table."""
+        """Return that of the other table."""
         return self.table.target_digest(self.indices[index])

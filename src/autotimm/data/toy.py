@@ -1,13 +1,11 @@
-"""Images drawn from a seed: data for tests, examples and documentation that needs no download.
+"""Images drawn from a seed: data for tests, examples and documentation that need no download.
 
-Each image is a scene of colored shapes on a noisy background. The geometry of every shape is known, so that boxes and
-masks can be read off it. Images are made with torch alone, from named streams, and do not depend on a drawing
-library's version.
+A toy image shows colored shapes on a noisy background. The geometry of every shape is known, so that boxes and masks
+follow from it. Images are made with torch alone, from named streams, and do not depend on a drawing library's version.
 
-Scenes drawn from a seed for detection and segmentation: several colored shapes on a textured background.
-
-What is in a scene depends on the seed and on its id alone, so more images leave the first ones as they are, and those
-of ``train``, ``val`` and ``test`` differ. Masks show what is visible of a shape, and boxes bound that.
+For classification an image shows one shape. For detection and segmentation a scene shows several, on a textured
+background; it depends on the seed and its id alone, so that more images leave the first ones as they are, and those of
+``train``, ``val`` and ``test`` differ. Masks are the visible pixels of a shape, and boxes bound these.
 """
 
 from __future__ import annotations
@@ -52,10 +50,12 @@ COLORS = {
     "red": (220, 40, 40),
 }
 TASKS = ("classification",)
+_SPLITS = {"train": 64, "val": 16, "test": 16}
+_TRIES = 20  # to place a shape away from the others
 
 
 def toy_classes(num_classes: int) -> tuple[str, ...]:
-    """Names of the first classes, such as ``blue_circle``, in byte order as folders are read; there are 20.
+    """Names of the first classes, such as ``blue_circle``, in byte order, as folders are read; there are 20.
 
     Example:
         >>> toy_classes(3)
@@ -110,7 +110,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """An image and what is in it.
+    """An image and its shapes.
 
     Attributes:
         image: RGB ``uint8`` (3, size, size).
@@ -122,7 +122,7 @@ class Scene:
 
 
 def _shape(name: str, size: int, numbers: Tensor) -> Shape:
-    """Place a shape of a class by four numbers in [0, 1)."""
+    """A shape of a class, with size, place and rotation from four numbers in [0, 1)."""
     color, kind = name.split("_")
     far, place_x, place_y, turn = numbers.tolist()
     radius = size * (0.25 + 0.13 * far)
@@ -137,7 +137,7 @@ def toy_scene(names: tuple[str, ...], size: int, seed: int, number: int) -> Scen
         names: The class of each shape, from :func:`toy_classes`.
         size: Side in pixels.
         seed: Root seed of the ``toy`` stream.
-        number: Which scene.
+        number: Number of the scene, its position in the stream.
     """
     stream = generator(seed, "toy", number)
     shapes = tuple(_shape(name, size, torch.rand(4, generator=stream)) for name in names)
@@ -166,55 +166,13 @@ def toy_images(n: int = 40, size: int = 32, num_classes: int = 4, seed: int = 0)
     return torch.stack([scene.image for scene in scenes]), torch.arange(n) % num_classes
 
 
-def write_toy_folder(
-    root: str | Path,
-    task: str = "classification",
-    *,
-    n: int = 40,
-    image_size: int = 32,
-    num_classes: int = 4,
-    seed: int = 0,
-    splits: Mapping[str, int] | None = None,
-) -> Path:
-    """Write class folders of PNG files.
-
-    Args:
-        root: The folder; made if it is not there.
-        task: ``classification``.
-        n: Number of images, shared out evenly among the classes.
-        image_size: Side in pixels.
-        num_classes: Number of classes, up to 20.
-        seed: Root seed; equal seeds write equal files.
-        splits: Images per split, such as ``{"train": 80, "test": 20}``, in place of ``n``; makes a folder for each.
-
-    Returns:
-        The folder.
-    """
-    require_choice("task", "write_toy_folder", task, TASKS)
-    root, names = Path(root), toy_classes(num_classes)
-    number = 0
-    for split, count in (splits or {"": n}).items():
-        for position in range(count):
-            name = names[position % num_classes]
-            folder = root / split / name
-            folder.mkdir(parents=True, exist_ok=True)
-            image = toy_scene((name,), image_size, seed, number).image
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number:05d}.png")
-            number += 1
-    return root
-
-
-_SPLITS = {"train": 64, "val": 16, "test": 16}
-_TRIES = 20
-
-
 class ObjectScene(NamedTuple):
     """An image and the objects in it.
 
     Attributes:
         image: RGB ``uint8`` (3, H, W).
         labels: Names of the K objects, from back to front.
-        masks: What is visible of each: bool (K, H, W).
+        masks: The visible pixels of each: bool (K, H, W).
     """
 
     image: Tensor
@@ -223,12 +181,12 @@ class ObjectScene(NamedTuple):
 
     @property
     def boxes(self) -> list[tuple[int, int, int, int]]:
-        """The smallest box around each mask: x1, y1, x2, y2, the last two outside."""
-        found = []
+        """The smallest box around each mask: x1, y1, x2, y2, the last two exclusive."""
+        boxes = []
         for mask in self.masks:
             rows, columns = mask.any(1).nonzero().flatten().tolist(), mask.any(0).nonzero().flatten().tolist()
-            found.append((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
-        return found
+            boxes.append((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+        return boxes
 
 
 def draw_objects(
@@ -237,11 +195,11 @@ def draw_objects(
     """Draw one scene with at least one object, a function of its arguments alone.
 
     Args:
-        id: Which scene, such as ``train/00007``: its position in the ``toy`` stream.
+        id: The scene, such as ``train/00007``: its position in the ``toy`` stream.
         size: Side in pixels, or height and width.
         num_classes: Number of classes, see :func:`autotimm.data.toy.toy_classes`.
         seed: Root seed.
-        most: The most objects.
+        most: The maximum number of objects.
 
     Example:
         >>> scene = draw_objects("train/00000", size=64)
@@ -285,21 +243,59 @@ def _background(height: int, width: int, stream: torch.Generator) -> Tensor:
 
 
 def _placed(name: str, height: int, width: int, others: list[Shape], stream: torch.Generator) -> Shape | None:
-    """A shape of a class where it hides little of the others; ``None`` if no such place is found in some tries."""
+    """A shape of a class placed where it hides little of the others; ``None`` after 20 unsuccessful tries."""
     color, kind = name.split("_")
     for _ in range(_TRIES):
         far, x, y, turn = torch.rand(4, generator=stream, dtype=torch.float64).tolist()
         radius = min(height, width) * (0.13 + 0.11 * far)
         place = radius + (width - 2 * radius) * x, radius + (height - 2 * radius) * y
-        if all(math.dist(place, (one.x, one.y)) > 0.8 * (radius + one.radius) for one in others):
+        if all(math.dist(place, (other.x, other.y)) > 0.8 * (radius + other.radius) for other in others):
             return Shape(kind, COLORS[color], *place, radius, 2 * math.pi * turn)
     return None
 
 
-def _written(
+def write_toy_folder(
+    root: str | Path,
+    task: str = "classification",
+    *,
+    n: int = 40,
+    image_size: int = 32,
+    num_classes: int = 4,
+    seed: int = 0,
+    splits: Mapping[str, int] | None = None,
+) -> Path:
+    """Write class folders of PNG files.
+
+    Args:
+        root: The folder; created if missing.
+        task: ``classification``.
+        n: Number of images, shared out evenly among the classes.
+        image_size: Side in pixels.
+        num_classes: Number of classes, up to 20.
+        seed: Root seed; equal seeds write equal files.
+        splits: Images per split, such as ``{"train": 80, "test": 20}``, instead of ``n``; creates a folder for each.
+
+    Returns:
+        The folder.
+    """
+    require_choice("task", "write_toy_folder", task, TASKS)
+    root, names = Path(root), toy_classes(num_classes)
+    number = 0
+    for split, count in (splits or {"": n}).items():
+        for position in range(count):
+            name = names[position % num_classes]
+            folder = root / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            image = toy_scene((name,), image_size, seed, number).image
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number:05d}.png")
+            number += 1
+    return root
+
+
+def _write_scenes(
     root: Path, splits: Mapping[str, int] | None, size: int | tuple[int, int], num_classes: int, seed: int
 ) -> Iterator[tuple[str, Path, ObjectScene]]:
-    """Draw the scenes of every split and write their images."""
+    """Draw the scenes of every split, write their images, and yield split, path and scene."""
     for split, count in (splits or _SPLITS).items():
         (root / split).mkdir(parents=True, exist_ok=True)
         for number in range(count):
@@ -320,7 +316,7 @@ def write_toy_objects(
     """Write scenes for detection and instance segmentation: ``<split>/*.png`` and COCO files in ``annotations/``.
 
     Args:
-        root: The folder; made if it is not there.
+        root: The folder; created if missing.
         splits: Images per split; by default 64 to train on and 16 each for ``val`` and ``test``.
         image_size: Side in pixels, or height and width.
         num_classes: Number of classes, up to 20.
@@ -332,7 +328,7 @@ def write_toy_objects(
     root, names = Path(root), toy_classes(num_classes)
     categories = [{"id": number, "name": name, "supercategory": "shape"} for number, name in enumerate(names, 1)]
     sheets: dict[str, dict[str, Any]] = {}
-    for split, path, scene in _written(root, splits, image_size, num_classes, seed):
+    for split, path, scene in _write_scenes(root, splits, image_size, num_classes, seed):
         sheet = sheets.setdefault(split, {"images": [], "annotations": [], "categories": categories})
         number, (height, width) = len(sheet["images"]) + 1, scene.image.shape[-2:]
         sheet["images"].append({"id": number, "file_name": path.name, "height": height, "width": width})
@@ -367,7 +363,7 @@ def write_toy_segmentation(
     Class 0 is ``background``; the others are those of the shapes.
 
     Args:
-        root: The folder; made if it is not there.
+        root: The folder; created if missing.
         splits: Images per split; by default 64 to train on and 16 each for ``val`` and ``test``.
         image_size: Side in pixels, or height and width.
         num_classes: Number of classes of shapes, up to 20.
@@ -378,7 +374,7 @@ def write_toy_segmentation(
     """
     root, names = Path(root), toy_classes(num_classes)
     lines = [f"{number}, {name}" for number, name in enumerate(("background", *names))]
-    for _, path, scene in _written(root, splits, image_size, num_classes, seed):
+    for _, path, scene in _write_scenes(root, splits, image_size, num_classes, seed):
         classes = np.zeros(scene.image.shape[-2:], np.uint8)
         for label, mask in zip(scene.labels, scene.masks, strict=True):
             classes[mask.numpy()] = names.index(label) + 1

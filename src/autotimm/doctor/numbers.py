@@ -4,6 +4,8 @@ A detector needs to know how many anchors match a box, which a fake tensor canno
 CPU tensor with its values. Its device is CUDA, so that torch chooses the operators of CUDA (``cudnn_batch_norm``, the
 alternatives for a deterministic backward pass), and each operator is calculated on the CPU. Operators that the CPU
 lacks are replaced by the equivalent one of the CPU.
+
+Experimental: it relies on private switches of torch, as :mod:`autotimm.doctor.backward` does.
 """
 
 from __future__ import annotations

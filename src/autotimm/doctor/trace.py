@@ -1,4 +1,4 @@
-"""The preflight: trace one training step with fake CUDA tensors, on any machine.
+"""The preflight: trace one training step with fake CUDA tensors, on any machine (experimental, see ``backward``).
 
 Fake tensors have a shape, a type and a device, but no values. A step on them runs the same Python code and calls the
 same operators as on a GPU. A trace on the CPU would not do: torch calls other operators there (``native_batch_norm``
@@ -37,8 +37,8 @@ from autotimm.types import Batch, Stage
 
 __all__ = ["Trace", "example_batch", "preflight", "quietly", "trace"]
 
-# What torch, timm and tasks raise if a step fails, for lack of values or for another reason.
-_FAILURES = (AssertionError, RuntimeError, TypeError, ValueError)
+# What torch, timm and tasks raise if a step fails, for lack of values, of a private name, or for another reason.
+_FAILURES = (AssertionError, AttributeError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ def preflight(task: Task, image_size: int = 224, batch_size: int = 32, *, batch:
 
     The task is copied, not changed. The step consists of forward pass, loss, backward pass and optimizer, under the
     switches of ``deterministic=True``, with which some operations choose a deterministic alternative.
+
+    Experimental: the backward pass walks torch's graph by interfaces that are not public.
 
     Args:
         task: Any task.

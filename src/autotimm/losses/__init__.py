@@ -1,4 +1,4 @@
-"""Losses of torch, timm, torchvision and segmentation-models-pytorch: by name, by import path, or as objects."""
+"""Losses of torch, timm, torchvision and segmentation-models-pytorch by name, by import path, or as objects."""
 
 from autotimm.losses.image_losses import (
     LOSSES,

@@ -1,4 +1,4 @@
-"""Losses of torch, timm and torchvision by name, by import path, or as they are."""
+"""Losses of image classification: those of torch, timm and torchvision by name, and losses of your own."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ MULTI_LABEL_LOSSES = ("asymmetric", "bce", "focal")
 
 
 class FocalLoss(nn.Module):
-    """Focal loss of torchvision (Lin et al., "Focal loss for dense object detection", ICCV 2017), one vs. all.
+    """Focal loss with one binary problem per class, computed by torchvision with gamma = 2 and no alpha.
 
-    Summed over classes and averaged over samples, as the paper normalizes by the number of positives.
+    It is summed over classes and averaged over samples, as the paper normalizes by the number of positives.
 
     Args:
         weight: Weight of each class, shape (C,), or ``None``.
@@ -36,6 +36,10 @@ class FocalLoss(nn.Module):
     Shape:
         - logits: (N, C).
         - targets: ``int64`` (N,) class indices, or float (N, C) in [0, 1].
+        - output: scalar.
+
+    Source:
+        Lin et al., "Focal loss for dense object detection", ICCV 2017.
     """
 
     weight: Tensor | None
@@ -45,10 +49,10 @@ class FocalLoss(nn.Module):
         self.register_buffer("weight", weight)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The loss, a scalar."""
+        """Compute the loss."""
         if targets.ndim == 1:
             targets = F.one_hot(targets, logits.shape[1])
-        # alpha=-1: no fixed balance of positives and negatives, which is tuned for detection.
+        # alpha=-1 switches off the balance of positives and negatives, which is tuned for detection.
         loss: Tensor = sigmoid_focal_loss(logits, targets.to(logits.dtype), alpha=-1, gamma=2, reduction="none")
         if self.weight is not None:
             loss = loss * self.weight
@@ -56,7 +60,7 @@ class FocalLoss(nn.Module):
 
 
 class FunctionLoss(nn.Module):
-    """A plain function as a module.
+    """A module that calls a function.
 
     Args:
         function: Takes predictions and targets, returns a scalar.
@@ -72,12 +76,16 @@ class FunctionLoss(nn.Module):
 
 
 def balanced_weights(counts: Sequence[int]) -> list[float]:
-    """Weigh classes so that each has the same say: total / (classes * count), as scikit-learn's ``balanced``.
+    """Compute class weights inversely proportional to the class frequencies, as scikit-learn's ``balanced`` does.
 
-    A class without samples gets the weight of a class with one.
+    The weight of a class is ``total / (num_classes * count)``. A class without samples gets the weight of a class with
+    one sample.
 
     Args:
-        counts: Training samples per class.
+        counts: Number of training samples per class.
+
+    Returns:
+        One weight per class.
 
     Source:
         King & Zeng, "Logistic regression in rare events data", Political Analysis 2001.
@@ -98,22 +106,25 @@ def build_loss(
     num_classes: int,
     soft_targets: bool = False,
 ) -> nn.Module:
-    """Build the loss of a classifier, a module that takes logits (N, C) and targets and returns a scalar.
+    """Build the loss of a classifier: a module that takes logits (N, C) and targets and returns a scalar.
 
     Args:
         loss: ``None`` (cross-entropy, or binary cross-entropy for multi-label); a name: ``cross_entropy``, ``bce``
             (timm; Wightman et al., "ResNet strikes back", 2021), ``focal`` (torchvision), ``asymmetric`` (timm; Ridnik
-            et al., ICCV 2021); an import path of a module class or function, such as ``timm.loss.JsdCrossEntropy``; a
-            module class, a module, or a function. What is not a name is used without arguments, just as it is.
-        multi_label: Whether targets are float (N, C) of zeros and ones, instead of ``int64`` (N,) class indices.
+            et al., ICCV 2021); the import path of a module class or function, such as ``timm.loss.JsdCrossEntropy``; a
+            module class, a module, or a function. A class is created without arguments.
+        multi_label: Whether targets are float (N, C) of zeros and ones instead of ``int64`` (N,) class indices.
         label_smoothing: Share in [0, 1) of the target that is spread over all classes (Szegedy et al., CVPR 2016).
-        class_weights: One weight per class, at least 0 and not all 0, see :func:`balanced_weights`. They weigh the
-            samples of a class, and for multi-label the positive term of a class.
+        class_weights: One weight per class, at least 0 and not all 0; see :func:`balanced_weights`. They weight the
+            samples of a class, and the positive term of a class for multi-label.
         num_classes: Number of classes C.
-        soft_targets: Whether targets may also be float (N, C) distributions, as mixup and CutMix make them.
+        soft_targets: Whether targets may also be float (N, C) distributions, as mixup and CutMix produce.
+
+    Returns:
+        The loss. Its class weights, if any, are part of its ``state_dict``.
 
     Raises:
-        UsageError: If an argument is wrong, or the loss cannot do what another argument asks of it.
+        UsageError: If an argument is wrong, or if the loss does not support the given combination of arguments.
 
     Example:
         >>> criterion = build_loss(num_classes=3, label_smoothing=0.1)
@@ -124,89 +135,94 @@ def build_loss(
     require(
         0 <= label_smoothing < 1, "label_smoothing", owner, "in [0, 1)", label_smoothing, "Give 0 to switch it off."
     )
-    off = not (multi_label and label_smoothing)
-    do = "Smoothing spreads one class over all, and with multi_label there is no single class."
-    require(off, "label_smoothing", owner, "0 with multi_label", label_smoothing, do)
+    supported = not (multi_label and label_smoothing)
+    do = "Smoothing spreads the single class of a sample over all classes."
+    require(supported, "label_smoothing", owner, "0 with multi_label", label_smoothing, do)
     weights = checked_weights(class_weights, num_classes)
     name = loss if loss is not None else "bce" if multi_label else "cross_entropy"
     if isinstance(name, str) and name in LOSSES:
-        return _named(name, multi_label, float(label_smoothing), weights, soft_targets)
+        return _named_loss(name, multi_label, float(label_smoothing), weights, soft_targets)
     for option, value in (("label_smoothing", label_smoothing), ("class_weights", class_weights)):
         do = "Configure your own loss itself, or choose one of " + ", ".join(LOSSES) + "."
-        require(not value, option, owner, f"left out with {_shown(name)}", value, do)
-    return loss_of(name)
+        require(not value, option, owner, f"left out with {_describe(name)}", value, do)
+    return loss_module(name)
 
 
-def _shown(loss: object) -> str:
+def _describe(loss: object) -> str:
     return repr(loss) if isinstance(loss, str) else "a loss of your own"
 
 
-def checked_weights(given: Sequence[float] | None, num_classes: int) -> Tensor | None:
-    """Class weights as a tensor (C,).
+def checked_weights(weights: Sequence[float] | None, num_classes: int) -> Tensor | None:
+    """Convert class weights to a tensor of shape (C,); ``None`` is returned as it is.
 
     Raises:
         UsageError: If they are not one finite number of at least 0 per class, or all 0.
     """
-    if given is None:
+    if weights is None:
         return None
     do = "Give one number per class, for example balanced_weights(counts)."
     must = f"{num_classes} numbers of at least 0, not all 0"
-    require(not isinstance(given, str), "class_weights", "the loss", must, given, do)
-    values = [float(value) for value in given]
-    fine = len(values) == num_classes and any(values) and all(value >= 0 and math.isfinite(value) for value in values)
-    require(fine, "class_weights", "the loss", must, values, do)
+    # A string such as "balanced" is a sequence too, and float() would raise another error.
+    require(not isinstance(weights, str), "class_weights", "the loss", must, weights, do)
+    values = [float(value) for value in weights]
+    valid = len(values) == num_classes and any(values) and all(value >= 0 and math.isfinite(value) for value in values)
+    require(valid, "class_weights", "the loss", must, values, do)
     return torch.tensor(values)
 
 
-def _named(name: str, multi_label: bool, smoothing: float, weights: Tensor | None, soft: bool) -> nn.Module:
+def _named_loss(
+    name: str, multi_label: bool, smoothing: float, weights: Tensor | None, soft_targets: bool
+) -> nn.Module:
     if multi_label and name not in MULTI_LABEL_LOSSES:
         do = f"Choose one of {', '.join(MULTI_LABEL_LOSSES)}."
         raise UsageError(sentence("loss", "a multi-label classifier", "one for independent classes", name, do))
     if name == "asymmetric":
-        return _asymmetric(multi_label, smoothing, weights, soft)
+        return _asymmetric_loss(multi_label, smoothing, weights, soft_targets)
     if name == "focal":
-        require(not smoothing, "label_smoothing", "the loss", "0 with 'focal'", smoothing, "Use 'bce' to smooth.")
+        do = "Use 'bce' with label smoothing."
+        require(not smoothing, "label_smoothing", "the loss", "0 with 'focal'", smoothing, do)
         return FocalLoss(weights)
     if name == "cross_entropy":
         return nn.CrossEntropyLoss(weight=weights, label_smoothing=smoothing)
     if multi_label:
+        # Not `weight`, which would also scale the loss of negative labels.
         return nn.BCEWithLogitsLoss(pos_weight=weights)
-    module: nn.Module = BinaryCrossEntropy(smoothing=smoothing, weight=weights)
-    return module
+    criterion: nn.Module = BinaryCrossEntropy(smoothing=smoothing, weight=weights)
+    return criterion
 
 
-def _asymmetric(multi_label: bool, smoothing: float, weights: Tensor | None, soft: bool) -> nn.Module:
+def _asymmetric_loss(multi_label: bool, smoothing: float, weights: Tensor | None, soft_targets: bool) -> nn.Module:
     do = "Use 'focal', or leave the weights out."
     require(weights is None, "class_weights", "the loss", "left out with 'asymmetric'", weights, do)
     if multi_label:
-        found: nn.Module = AsymmetricLossMultiLabel()
-        return found
-    if soft:
+        multi_label_criterion: nn.Module = AsymmetricLossMultiLabel()
+        return multi_label_criterion
+    if soft_targets:  # timm's implementation takes class indices only
         raise UsageError(
             "The `loss` of a classifier with mixup or CutMix must take soft targets. Got 'asymmetric' instead. "
-            "Use 'cross_entropy', 'bce' or 'focal', or switch them off."
+            "Use 'cross_entropy', 'bce' or 'focal', or switch mixup and CutMix off."
         )
-    single: nn.Module = AsymmetricLossSingleLabel(eps=smoothing)
-    return single
+    criterion: nn.Module = AsymmetricLossSingleLabel(eps=smoothing)
+    return criterion
 
 
-def _imported(path: str) -> Any:
+def _import_loss(path: str) -> Any:
     if "." not in path:
-        cure = nearest(path, LOSSES) or f"Choose one of {', '.join(LOSSES)}, or give an import path."
-        raise UsageError(f"The `loss` must be a known name or an import path. There is no {path!r}. {cure}")
+        suggestion = nearest(path, LOSSES) or f"Choose one of {', '.join(LOSSES)}, or give an import path."
+        raise UsageError(f"Unknown `loss` {path!r}. {suggestion}")
     try:
         return import_object(path)
     except ImportError as error:
-        raise UsageError(f"The `loss` {path!r} must be importable. It is not ({error}). Check the path.") from None
+        raise UsageError(f"The `loss` {path!r} cannot be imported: {error}. Check the path.") from None
 
 
-def loss_of(loss: Any) -> nn.Module:
-    """Make a module of an import path, a module class or a function; a module stays as it is.
+def loss_module(loss: Any) -> nn.Module:
+    """Convert an import path, a module class or a function to a module; a module is returned as it is.
 
     Raises:
-        UsageError: If it is none of these.
+        UsageError: If it is none of these, or a class that needs arguments.
     """
-    loss = _imported(loss) if isinstance(loss, str) else loss
+    loss = _import_loss(loss) if isinstance(loss, str) else loss
     if isinstance(loss, nn.Module):
         return loss
     if isinstance(loss, type) and issubclass(loss, nn.Module):
@@ -214,7 +230,8 @@ def loss_of(loss: Any) -> nn.Module:
             return loss()
         except TypeError as error:
             raise UsageError(
-                f"The `loss` {loss.__name__} must be made without arguments. It cannot ({error}). Give a module."
+                f"The `loss` {loss.__name__} cannot be created without arguments: {error}. Create it yourself and give "
+                "the module."
             ) from None
     if callable(loss) and not isinstance(loss, type):
         return FunctionLoss(loss)

@@ -1,4 +1,4 @@
-"""Metrics of torchmetrics, configured by plain data, and which of them tells the best checkpoint."""
+"""Metrics: configuration of torchmetrics by plain data, metrics with several values, and the choice of a monitor."""
 
 from autotimm.metrics.metric_config import MetricConfig, build_metrics
 from autotimm.metrics.monitor import (

@@ -1,4 +1,4 @@
-"""One metric of torchmetrics, configured by plain data and checked when it is configured."""
+"""Configuration of torchmetrics metrics by plain data, validated when it is created."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ _SOURCES = (torchmetrics, torchmetrics.classification, torchmetrics.regression, 
 
 @dataclass(frozen=True)
 class MetricConfig:
-    """One metric: which, with what parameters, and when.
+    """Configuration of one metric: its class, its parameters, and when it is logged.
 
-    Plain data, so that a checkpoint that holds it loads with ``weights_only=True``. Everything is checked when it is
-    made, by building the metric once.
+    It consists of plain data, so that a checkpoint that contains it loads with ``weights_only=True``. All fields are
+    validated on creation, by building the metric once.
 
     Args:
-        name: What it is logged as, behind the stage: ``"accuracy"`` becomes ``val/accuracy``. Letters, digits, ``_``
-            and ``-``, starting with a letter.
+        name: Name of the metric in logs, after the stage: ``"accuracy"`` is logged as ``val/accuracy``. Letters,
+            digits, ``_`` and ``-``, starting with a letter.
         backend: ``"torchmetrics"``, or ``"custom"`` for a class of your own.
-        metric_class: A class of torchmetrics (``"Accuracy"``, ``"MulticlassF1Score"``); for ``"custom"`` the import
-            path of a subclass of ``torchmetrics.Metric``.
-        params: Arguments of the class. Numbers, strings, booleans, ``None``, and lists and dictionaries of these.
-        stages: Some of ``"train"``, ``"val"``, ``"test"``.
-        log_on_step: Whether to log each step's value.
-        log_on_epoch: Whether to log each epoch's value.
-        prog_bar: Whether to show it in the progress bar.
+        metric_class: Name of a torchmetrics class (``"Accuracy"``, ``"MulticlassF1Score"``); for ``"custom"`` the
+            import path of a subclass of ``torchmetrics.Metric``.
+        params: Arguments of the class: numbers, strings, booleans, ``None``, and lists and dictionaries of these.
+        stages: One or several of ``"train"``, ``"val"``, ``"test"``.
+        log_on_step: Whether to log the value of each step.
+        log_on_epoch: Whether to log the value of each epoch.
+        prog_bar: Whether to show the metric in the progress bar.
 
     Raises:
-        UsageError: If a field is wrong; unknown classes and parameters get the nearest names.
+        UsageError: If a field is invalid. For unknown classes and parameters, the message suggests similar names.
 
     Example:
         >>> config = MetricConfig("kappa", metric_class="CohenKappa", params={"task": "multiclass", "num_classes": 3})
@@ -64,29 +64,25 @@ class MetricConfig:
     prog_bar: bool = False
 
     def __post_init__(self) -> None:
-        """Check every field, and that the metric can be made."""
-        named = re.fullmatch(r"[A-Za-z][\w-]*", str(self.name)) is not None
-        # A module that holds others cannot have a child called like one of its own attributes.
-        free = named and self.name not in dir(nn.ModuleDict()) and self.name != "loss"
-        must = "letters, digits, _ and -, from a letter on, and not a word that is taken"
-        self._require(free, "name", must, "Give for example 'accuracy'.")
-        self._choose("backend", self.backend, BACKENDS)
+        """Validate and normalize the fields, and build the metric once."""
+        well_formed = re.fullmatch(r"[A-Za-z][\w-]*", str(self.name)) is not None
+        # build_metrics returns an nn.ModuleDict, whose keys must differ from its attributes.
+        available = well_formed and self.name not in dir(nn.ModuleDict()) and self.name != "loss"
+        must = "letters, digits, _ and -, starting with a letter, and not a reserved name"
+        self._require(available, "name", must, "Give for example 'accuracy'.")
+        self._require_choice("backend", self.backend, BACKENDS)
         stages = [self.stages] if isinstance(self.stages, str) else self.stages
-        some = isinstance(stages, (list, tuple)) and len(stages) > 0
-        self._require(some, "stages", f"a list of some of {', '.join(STAGES)}", "Give for example ['val'].")
+        not_empty = isinstance(stages, (list, tuple)) and len(stages) > 0
+        self._require(not_empty, "stages", f"a list of some of {', '.join(STAGES)}", "Give for example ['val'].")
         for stage in stages:
-            self._choose("stages", getattr(stage, "value", stage), STAGES)
+            self._require_choice("stages", getattr(stage, "value", stage), STAGES)
         for flag in ("log_on_step", "log_on_epoch", "prog_bar"):
             self._require(isinstance(getattr(self, flag), bool), flag, "True or False", "Give one of them.")
         logged = self.log_on_step or self.log_on_epoch
-        self._require(logged, "log_on_epoch", "True if log_on_step is False", "Log it somewhere, or leave it out.")
-        self._require(
-            _is_plain_mapping(self.params),
-            "params",
-            "a dictionary of plain data",
-            "Give numbers, strings, and lists of them.",
-        )
-        # Frozen, but every way of saying the same is stored as one.
+        do = "Log the metric per step or per epoch, or leave it out."
+        self._require(logged, "log_on_epoch", "True if log_on_step is False", do)
+        do = "Give numbers, strings, and lists of them."
+        self._require(_is_plain_mapping(self.params), "params", "a dictionary of plain data", do)
         object.__setattr__(self, "stages", tuple(str(getattr(stage, "value", stage)) for stage in stages))
         object.__setattr__(self, "params", dict(self.params))
         self.build()
@@ -95,53 +91,48 @@ class MetricConfig:
         owner = f"the MetricConfig {self.name!r}" if option != "name" else "a MetricConfig"
         require(condition, option, owner, must, getattr(self, option), do)
 
-    def _choose(self, option: str, value: object, options: Iterable[str]) -> None:
+    def _require_choice(self, option: str, value: object, options: Iterable[str]) -> None:
         require_choice(option, f"the MetricConfig {self.name!r}", value, options)
 
     def build(self) -> Metric:
-        """Make the metric.
+        """Create the metric.
 
         Raises:
-            UsageError: If the class is unknown or does not take the parameters.
+            UsageError: If the class is unknown or does not accept the parameters.
         """
-        metric = _find_class(self)
+        metric_class = _find_class(self)
         try:
-            made: Metric = metric(**self.params)
+            metric: Metric = metric_class(**self.params)
         except (TypeError, ValueError, AssertionError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            wrong = [name for name in self.params if name not in _parameters(metric, self.params)]
-            hints = [nearest(name, _parameters(metric, self.params)) for name in wrong if f"`{name}`" in str(error)]
-            do = " ".join([hint for hint in hints if hint] or [f"See the documentation of {metric.__name__}."])
-            raise UsageError(
-                sentence(
-                    "params",
-                    f"the MetricConfig {self.name!r}",
-                    f"what torchmetrics' {metric.__name__} takes ({reason})",
-                    self.params,
-                    do,
-                )
-            ) from None
-        self._require_one_number(made)
-        return made
+            accepted = _parameter_names(metric_class, self.params)
+            unknown = [name for name in self.params if name not in accepted]
+            hints = [nearest(name, accepted) for name in unknown if f"`{name}`" in str(error)]
+            must = f"what torchmetrics' {metric_class.__name__} takes ({reason})"
+            do = " ".join([hint for hint in hints if hint] or [f"See the documentation of {metric_class.__name__}."])
+            raise UsageError(sentence("params", f"the MetricConfig {self.name!r}", must, self.params, do)) from None
+        self._require_single_value(metric)
+        return metric
 
-    def _require_one_number(self, made: Metric) -> None:
-        """Refuse curves and dictionaries before the first epoch, after which Lightning could not log them."""
-        returned = inspect.signature(type(made).compute).return_annotation
-        plural = (get_origin(returned) or returned) in (dict, list, tuple)
-        must, do = "a metric that gives one number", "Give one that does, or a subclass of autotimm.metrics.Scores."
+    def _require_single_value(self, metric: Metric) -> None:
+        """Reject curves and dictionaries now, since Lightning could not log them at the end of the first epoch."""
+        returned = inspect.signature(type(metric).compute).return_annotation
+        several = (get_origin(returned) or returned) in (dict, list, tuple)
+        must = "a metric that returns a single number"
+        do = "Choose one that does, or write a subclass of autotimm.metrics.Scores."
         owner = f"the MetricConfig {self.name!r}"
-        require(not plural or isinstance(made, Scores), "metric_class", owner, must, type(made).__name__, do)
+        require(not several or isinstance(metric, Scores), "metric_class", owner, must, type(metric).__name__, do)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for a checkpoint or a configuration file."""
+        """Convert to a dictionary of plain data, for a checkpoint or a configuration file."""
         return asdict(self) | {"stages": list(self.stages), "params": dict(self.params)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> MetricConfig:
-        """Undo :meth:`to_dict`.
+        """Create a configuration from the result of :meth:`to_dict`; only ``name`` is required.
 
         Raises:
-            UsageError: If a key is unknown or a value is wrong.
+            UsageError: If a key is unknown or a value is invalid.
         """
         known = list(cls.__dataclass_fields__)
         for key in data:
@@ -151,7 +142,7 @@ class MetricConfig:
 
     @classmethod
     def of(cls, metric: MetricConfig | Mapping[str, Any]) -> MetricConfig:
-        """Accept a configuration, or the plain data of one."""
+        """Return a configuration as it is, and create one from a dictionary of plain data."""
         return metric if isinstance(metric, MetricConfig) else cls.from_dict(metric)
 
 
@@ -168,14 +159,14 @@ def _is_plain(value: object) -> bool:
 
 
 def _known_classes() -> dict[str, type[Metric]]:
-    """All metrics by name; where two modules use a name, the first in ``_SOURCES`` has it."""
-    found: dict[str, type[Metric]] = {}
+    """Return all metrics of torchmetrics by name. The modules that come first in ``_SOURCES`` take precedence."""
+    classes: dict[str, type[Metric]] = {}
     for module in _SOURCES:
         for name in module.__all__:
             value = getattr(module, name, None)
             if isinstance(value, type) and issubclass(value, Metric):
-                found.setdefault(name, value)
-    return found
+                classes.setdefault(name, value)
+    return classes
 
 
 def _find_class(config: MetricConfig) -> type[Metric]:
@@ -183,44 +174,47 @@ def _find_class(config: MetricConfig) -> type[Metric]:
     require(isinstance(path, str), "metric_class", owner, "a name", path, "Give for example 'Accuracy'.")
     if config.backend == "torchmetrics" and "." not in path:
         known = _known_classes()
-        if path in known:  # before a cure is looked for among two hundred names, which takes longer than the metric
+        if path in known:  # first, since the search for similar names takes longer than building the metric
             return known[path]
-        cure = nearest(path, known) or "Use backend='custom' with an import path for a metric of your own."
-        raise UsageError(sentence("metric_class", owner, "a metric of torchmetrics", path, cure))
+        suggestion = nearest(path, known) or "Use backend='custom' with an import path for a metric of your own."
+        raise UsageError(sentence("metric_class", owner, "a metric of torchmetrics", path, suggestion))
     try:
-        found = import_object(path)
+        imported = import_object(path)
     except ImportError:
-        found = None
-    if not (isinstance(found, type) and issubclass(found, Metric)):
+        imported = None
+    if not (isinstance(imported, type) and issubclass(imported, Metric)):
         must = "the import path of a subclass of torchmetrics.Metric"
         raise UsageError(sentence("metric_class", owner, must, path, "Give for example 'my_package.metrics.MyMetric'."))
-    return found
+    return imported
 
 
-def _parameters(metric: type[Metric], params: Mapping[str, Any]) -> list[str]:
-    """Names of the arguments of a metric; torchmetrics' wrappers choose another class by ``task``."""
-    classes = [metric]
+def _parameter_names(metric_class: type[Metric], params: Mapping[str, Any]) -> list[str]:
+    """Return the argument names of a metric, also of the class that a torchmetrics wrapper selects by ``task``."""
+    classes = [metric_class]
     if isinstance(params.get("task"), str):
-        task = params["task"].capitalize()
-        classes += [found for name, found in _known_classes().items() if name == f"{task}{metric.__name__}"]
-    names = [inspect.signature(method).parameters for cls in classes for method in (cls.__init__, cls.__new__)]
-    return sorted({name for parameters in names for name in parameters} - {"self", "cls", "args", "kwargs"})
+        selected = f"{params['task'].capitalize()}{metric_class.__name__}"
+        classes += [known for name, known in _known_classes().items() if name == selected]
+    signatures = [inspect.signature(method).parameters for cls in classes for method in (cls.__init__, cls.__new__)]
+    return sorted({name for parameters in signatures for name in parameters} - {"self", "cls", "args", "kwargs"})
 
 
 def build_metrics(configs: Iterable[MetricConfig], stage: str) -> nn.ModuleDict:
-    """Make the metrics of one stage, under their names.
+    """Create the metrics of one stage.
 
     Args:
-        configs: All configurations of a task.
-        stage: ``"train"``, ``"val"``, ``"test"``, or ``"predict"``, which has none; a :class:`autotimm.types.Stage`
-            will do too.
+        configs: All metric configurations of a task.
+        stage: ``"train"``, ``"val"``, ``"test"`` or ``"predict"``, or a :class:`autotimm.types.Stage`. Prediction has
+            no metrics.
+
+    Returns:
+        The metrics by name.
 
     Raises:
-        UsageError: If two metrics of the stage have one name.
+        UsageError: If two metrics of the stage have the same name.
     """
-    wanted = [config for config in configs if str(getattr(stage, "value", stage)) in config.stages]
-    names = [config.name for config in wanted]
+    selected = [config for config in configs if str(getattr(stage, "value", stage)) in config.stages]
+    names = [config.name for config in selected]
     for name in names:
-        do = "Give each metric of a stage a name of its own."
+        do = "Give each metric of a stage a different name."
         require(names.count(name) == 1, "name", "the metrics of one stage", "unique", name, do)
-    return nn.ModuleDict({config.name: config.build() for config in wanted})
+    return nn.ModuleDict({config.name: config.build() for config in selected})

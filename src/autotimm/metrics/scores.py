@@ -1,4 +1,4 @@
-"""Metrics that give several values at once: average precision of objects, overlap of regions."""
+"""Metrics with several values: average precision of detections, overlap of segmentation regions."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ __all__ = ["MeanAP", "RegionScores", "Scores", "table_of"]
 
 
 class Scores(Metric, ABC):
-    """A metric of several values. ``mean`` is logged under the metric's name.
+    """Base class of metrics with several values, of which ``mean`` is logged under the name of the metric.
 
-    Its computation is another metric's, which holds the states and adds them up over processes.
+    The computation is done by an inner metric, which holds the states and reduces them over processes.
+
+    Args:
+        inner: The metric that computes the values.
     """
 
     higher_is_better = True
@@ -30,108 +33,117 @@ class Scores(Metric, ABC):
     full_state_update = False
 
     prefixed: ClassVar[bool]
-    """Whether the other values are logged behind the metric's name, as ``mAP_50``, or under their own."""
+    """Whether the other values are logged with the metric's name as a prefix (``mAP_50``), or under their own names."""
 
     headline: ClassVar[tuple[str, ...]]
-    """The values for the line of an epoch; the others are in tables only."""
+    """The values shown in the progress line of an epoch. The others appear in tables only."""
 
     per_class: ClassVar[str]
-    """What the values of :meth:`by_class` are called."""
+    """Name of the values of :meth:`by_class`."""
 
     def __init__(self, inner: Metric) -> None:
         super().__init__()
         self.inner = inner
 
     def update(self, predictions: Any, targets: Any) -> None:
-        """Take in one batch."""
+        """Add one batch."""
         self.inner.update(predictions, targets)
 
     def reset(self) -> None:
-        """Forget all batches."""
+        """Discard all batches."""
         super().reset()
         self.inner.reset()
 
     @abstractmethod
     def compute(self) -> Mapping[str, Tensor]:
-        """The values over all batches, ``mean`` first; those that nothing was measured for are missing."""
+        """Return the values over all batches, ``mean`` first. Values that are undefined are left out."""
 
     @abstractmethod
     def by_class(self) -> Tensor:
-        """One value per class (C,), NaN where nothing was measured."""
+        """Return one value per class (C,), NaN where it is undefined."""
 
 
 class MeanAP(Scores):
-    """COCO's average precision of objects, the mean over classes and ten overlaps from 0.5 to 0.95.
+    """COCO mean average precision: the mean over classes and over ten IoU thresholds from 0.5 to 0.95.
 
-    Also at the overlaps 0.5 (``50``) and 0.75 (``75``) alone, for small, medium and large objects (below 32² pixels, up
-    to 96², above), and the recall with a hundred objects per image. Computed by faster-coco-eval where that is
-    installed (the extra ``coco``), and else by pycocotools; both give the same numbers (Lin et al., "Microsoft COCO",
-    ECCV 2014).
+    Further values: ``50`` and ``75`` (at the single thresholds 0.5 and 0.75), ``small``, ``medium`` and ``large``
+    (objects with an area below 32² pixels, up to 96², and above), and ``recall`` with up to 100 detections per image.
+    All are in [0, 1]. They are computed by faster-coco-eval if it is installed (the extra ``coco``), otherwise by
+    pycocotools, with the same results.
 
     Args:
         num_classes: Number of classes C.
-        iou_type: ``bbox`` compares boxes, ``segm`` masks.
+        iou_type: ``"bbox"`` compares boxes, ``"segm"`` masks.
+
+    Source:
+        Lin et al., "Microsoft COCO: common objects in context", ECCV 2014.
     """
 
     prefixed, headline, per_class = True, ("mean", "50"), "AP"
 
     def __init__(self, num_classes: int, iou_type: str = "bbox") -> None:
         backend = "faster_coco_eval" if find_spec("faster_coco_eval") else "pycocotools"
-        # As pycocotools has them: torchmetrics' own are rounded to 32 bits, and a recall of exactly 0.6 falls below.
+        # The thresholds of pycocotools. torchmetrics rounds its own to 32 bits, and a recall of exactly 0.6 misses one.
         overlaps, recalls = np.linspace(0.5, 0.95, 10).tolist(), np.linspace(0, 1, 101).tolist()
-        words: Any = {"iou_type": iou_type, "backend": backend}  # Literals to a type checker
+        literals: Any = {"iou_type": iou_type, "backend": backend}  # annotated as Literal in torchmetrics
         super().__init__(
-            MeanAveragePrecision(iou_thresholds=overlaps, rec_thresholds=recalls, extended_summary=True, **words)
+            MeanAveragePrecision(iou_thresholds=overlaps, rec_thresholds=recalls, extended_summary=True, **literals)
         )
         self.num_classes = num_classes
 
     def update(self, predictions: Sequence[Mapping[str, Tensor]], targets: Sequence[Mapping[str, Tensor]]) -> None:
-        """Take in one batch: dictionaries of ``boxes``, ``scores``, ``labels`` and ``masks``, and of what is there."""
+        """Add one batch.
+
+        Args:
+            predictions: For each image, a dictionary of ``boxes``, ``scores``, ``labels`` and, for ``segm``, ``masks``.
+            targets: For each image, a dictionary of ``boxes``, ``labels``, ``iscrowd`` and, for ``segm``, ``masks``.
+        """
         super().update(predictions, targets)
         inner = cast(MeanAveragePrecision, self.inner)
         if "segm" in inner.iou_type:
-            # For masks alone torchmetrics leaves out images without true objects, and forgives what is found in them.
-            # It keeps all images if they have boxes, which it does not look at.
-            inner.detection_box += [one["boxes"] for one in predictions]
-            inner.groundtruth_box += [one["boxes"] for one in targets]
+            # With masks alone, torchmetrics drops images without true objects and thereby ignores the false positives
+            # in them. It keeps every image that has boxes, although it does not read them.
+            inner.detection_box += [prediction["boxes"] for prediction in predictions]
+            inner.groundtruth_box += [target["boxes"] for target in targets]
 
-    def _all(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.inner.compute()  # kept by torchmetrics until the next batch
-        return found
+    def _summary(self) -> dict[str, Any]:
+        summary: dict[str, Any] = self.inner.compute()  # cached by torchmetrics until the next batch
+        return summary
 
     def compute(self) -> Mapping[str, Tensor]:
-        """Mean average precision, and what it is made of."""
-        found = self._all()
+        """Return the mean average precision and the further values."""
+        summary = self._summary()
         names = {"mean": "map", "50": "map_50", "75": "map_75", "small": "map_small", "medium": "map_medium"}
         names |= {"large": "map_large", "recall": "mar_100"}
-        values = {name: found[key].to(torch.float32) for name, key in names.items()}
-        # COCO writes -1 where there is nothing to find; the mean is 0 then, for a run must have it.
+        values = {name: summary[key].to(torch.float32) for name, key in names.items()}
+        # COCO returns -1 if there are no true objects. The mean, which a run monitors, is 0 then.
         return {name: value.clamp(min=0) for name, value in values.items() if value >= 0 or name == "mean"}
 
     def by_class(self) -> Tensor:
-        """Average precision per class."""
-        found = self._all()
+        """Return the average precision of each class (C,)."""
+        summary = self._summary()
         result = torch.full((self.num_classes,), torch.nan)
-        if "precision" not in found:  # there were no images
+        if "precision" not in summary:  # there were no images
             return result
-        precision = found["precision"][..., 0, -1]  # overlaps, recalls, classes: of all sizes, with 100 objects
-        for column, label in enumerate(torch.atleast_1d(found["classes"]).tolist()):
-            known = precision[:, :, column]
-            known = known[known > -1]
-            if len(known):
-                result[label] = known.mean()
+        precision = summary["precision"][..., 0, -1]  # (IoU, recall, class), for all areas and 100 detections
+        for column, label in enumerate(torch.atleast_1d(summary["classes"]).tolist()):
+            defined = precision[:, :, column]
+            defined = defined[defined > -1]
+            if len(defined):
+                result[label] = defined.mean()
         return result
 
 
 class RegionScores(Scores):
-    """How well regions overlap: the mean over classes of intersection over union.
+    """Mean intersection over union (IoU) of segmentation regions, over classes.
 
-    Also the mean Dice coefficient (``dice``) and the share of pixels that are right (``pixel_accuracy``). A class that
-    is neither there nor predicted does not count.
+    Further values: the mean Dice coefficient (``dice``) and the share of correct pixels (``pixel_accuracy``). All are
+    in [0, 1] and computed from one confusion matrix of all batches. Classes that occur in neither the targets nor the
+    predictions are left out of the means.
 
     Args:
         num_classes: Number of classes C.
-        ignore_index: Class index of pixels that are left out.
+        ignore_index: Target of unlabeled pixels, which are left out.
     """
 
     prefixed, headline, per_class = False, ("mean", "pixel_accuracy"), "IoU"
@@ -139,44 +151,47 @@ class RegionScores(Scores):
     def __init__(self, num_classes: int, ignore_index: int = IGNORE_INDEX) -> None:
         super().__init__(MulticlassConfusionMatrix(num_classes, ignore_index=ignore_index, validate_args=False))
 
-    def _overlaps(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Right pixels, predicted pixels and true pixels per class (C,)."""
-        counts: Tensor = self.inner.compute().to(torch.float64)
-        return counts.diagonal(), counts.sum(0), counts.sum(1)
+    def _pixel_counts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Count correct, predicted and true pixels per class, (C,) each."""
+        confusion: Tensor = self.inner.compute().to(torch.float64)
+        return confusion.diagonal(), confusion.sum(0), confusion.sum(1)
 
     def compute(self) -> Mapping[str, Tensor]:
-        """Mean intersection over union, Dice and accuracy."""
-        right, predicted, true = self._overlaps()
-        counted = predicted + true > 0
-        dice = (2 * right / (predicted + true))[counted]
+        """Return the mean IoU, the mean Dice coefficient and the pixel accuracy."""
+        correct, predicted, true = self._pixel_counts()
+        occurs = predicted + true > 0
+        dice = (2 * correct / (predicted + true))[occurs]
         values = {
             "mean": self.by_class().nanmean(),
             "dice": dice.mean(),
-            "pixel_accuracy": right.sum() / true.sum(),
+            "pixel_accuracy": correct.sum() / true.sum(),
         }
         return {name: value.nan_to_num(0.0).to(torch.float32) for name, value in values.items()}
 
     def by_class(self) -> Tensor:
-        """Intersection over union per class."""
-        right, predicted, true = self._overlaps()
-        return right / (predicted + true - right)  # 0 / 0 is NaN: not counted
+        """Return the IoU of each class (C,)."""
+        correct, predicted, true = self._pixel_counts()
+        return correct / (predicted + true - correct)  # 0 / 0 is NaN and marks a class that does not occur
 
 
 def table_of(
     values: Mapping[str, Tensor], per_class: Mapping[str, str], class_names: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """Put the values per class of several metrics together: a row per class, a column per metric.
+    """Arrange the per-class values of several metrics in a table with a row per class and a column per metric.
 
     Args:
-        values: One value per class (C,) for each metric, NaN where nothing was measured.
-        per_class: What these values are called for each metric: the title ``AP`` or ``IoU`` of its column, ``name AP``
-            where there are several.
+        values: For each metric, one value per class (C,), NaN where it is undefined.
+        per_class: For each metric, the name of its per-class values, such as ``"AP"`` or ``"IoU"``. It is the title of
+            the column, preceded by the name of the metric if there are several.
         class_names: Names of the C classes.
+
+    Returns:
+        For each class name, the values by title.
 
     Example:
         >>> table_of({"mIoU": torch.tensor([0.5, 0.25])}, {"mIoU": "IoU"}, ["cat", "dog"])
         {'cat': {'IoU': 0.5}, 'dog': {'IoU': 0.25}}
     """
     titles = {name: per_class[name] if len(values) == 1 else f"{name} {per_class[name]}" for name in values}
-    columns = {titles[name]: one.tolist() for name, one in values.items()}
-    return {name: {title: row[index] for title, row in columns.items()} for index, name in enumerate(class_names)}
+    columns = {titles[name]: column.tolist() for name, column in values.items()}
+    return {name: {title: column[index] for title, column in columns.items()} for index, name in enumerate(class_names)}

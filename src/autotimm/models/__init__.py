@@ -1,4 +1,4 @@
-"""Networks as plain ``nn.Module``: timm backbones and what is built on them, preprocessing, pretrained weights."""
+"""Networks as plain ``nn.Module``: timm backbones, classifiers, detectors and segmenters built on them, and weights."""
 
 from autotimm.models.backbone.architectures import Architecture, find_architecture, remember_architecture
 from autotimm.models.backbone.pooled import (

@@ -1,4 +1,4 @@
-"""Find an optimizer by its name in timm or torch, by its import path, or as it is."""
+"""Find the class of an optimizer by its name in timm or torch, or by its import path."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOOKAHEAD = "lookahead_"
 
 
 def list_optimizers() -> list[str]:
-    """List the optimizers of timm's registry."""
+    """Return the names of the optimizers in timm's registry."""
     return [str(name) for name in _list_optimizers()]
 
 
@@ -26,11 +26,12 @@ def find_optimizer(optimizer: str | type[Optimizer]) -> type[Optimizer]:
     """Find the class of an optimizer.
 
     Args:
-        optimizer: A name in timm's registry (``"adamw"``, also ``"lookahead_adamw"``), then in ``torch.optim``, in
-            either case; an import path (``"package.module.Class"``); or a class.
+        optimizer: A name in timm's registry (``"adamw"``, also ``"lookahead_adamw"``) or, if it is not there, in
+            ``torch.optim``, ignoring case; an import path (``"package.module.Class"``); or a class, which is returned.
 
     Raises:
-        UsageError: If there is none; the nearest names are given.
+        UsageError: If there is no such optimizer, with suggestions; if its package is not installed; or if it needs
+            second-order gradients.
 
     Example:
         >>> find_optimizer("AdamW").__name__, find_optimizer("rprop").__name__
@@ -40,46 +41,44 @@ def find_optimizer(optimizer: str | type[Optimizer]) -> type[Optimizer]:
         return _checked(optimizer, optimizer)
     name = optimizer.lower().removeprefix(LOOKAHEAD)
     if name in list_optimizers():
-        return _of_timm(optimizer, name)
-    if name in (known := _of_torch()):
-        return known[name]
+        return _timm_optimizer(optimizer, name)
+    if name in (in_torch := _torch_optimizers()):
+        return in_torch[name]
     if "." not in optimizer:
-        cure = nearest(optimizer, [*list_optimizers(), *known]) or "Give an import path for one of your own."
-        raise UsageError(f"The `optimizer` must be one of timm or torch. There is no {optimizer!r}. {cure}")
+        suggestion = nearest(optimizer, [*list_optimizers(), *in_torch]) or "Give an import path for one of your own."
+        raise UsageError(f"Neither timm nor torch has an `optimizer` {optimizer!r}. {suggestion}")
     try:
         return _checked(import_object(optimizer), optimizer)
     except ImportError as error:
-        raise UsageError(
-            f"The `optimizer` {optimizer!r} must be importable. It is not ({error}). Check the path."
-        ) from None
+        raise UsageError(f"The `optimizer` {optimizer!r} cannot be imported: {error}. Check the path.") from None
 
 
 def in_timm(optimizer: str | type[Optimizer]) -> bool:
-    """Whether timm's registry makes this optimizer, with the defaults that it has there."""
+    """Whether the optimizer is a name in timm's registry, which has default arguments of its own."""
     return isinstance(optimizer, str) and optimizer.lower().removeprefix(LOOKAHEAD) in list_optimizers()
 
 
-def _of_torch() -> dict[str, type[Optimizer]]:
-    found = {name.lower(): value for name, value in vars(torch.optim).items() if isinstance(value, type)}
-    return {name: value for name, value in found.items() if issubclass(value, Optimizer) and value is not Optimizer}
+def _torch_optimizers() -> dict[str, type[Optimizer]]:
+    classes = {name.lower(): value for name, value in vars(torch.optim).items() if isinstance(value, type)}
+    return {name: value for name, value in classes.items() if issubclass(value, Optimizer) and value is not Optimizer}
 
 
-def _of_timm(optimizer: str, name: str) -> type[Optimizer]:
+def _timm_optimizer(optimizer: str, name: str) -> type[Optimizer]:
     try:
-        found: Any = get_optimizer_class(name, bind_defaults=False)
-    except (ImportError, AssertionError) as error:  # apex and bitsandbytes are listed whether or not they are there
-        raise UsageError(
-            f"The `optimizer` {optimizer!r} must be installed. It is not ({error}). Try 'adamw'."
-        ) from None
+        optimizer_class: Any = get_optimizer_class(name, bind_defaults=False)
+    except (ImportError, AssertionError) as error:  # timm lists apex and bitsandbytes even if they are not installed
+        raise UsageError(f"The `optimizer` {optimizer!r} is not installed: {error}. Try 'adamw'.") from None
     if get_optimizer_info(name).second_order:
         raise UsageError(
-            f"The `optimizer` {optimizer!r} must do with first derivatives. It needs second ones, for which no step "
-            "keeps the graph. Try 'adamw'."
+            f"The `optimizer` {optimizer!r} needs second-order gradients, which training steps do not compute. Try "
+            "'adamw'."
         )
-    return _checked(found, optimizer)
+    return _checked(optimizer_class, optimizer)
 
 
-def _checked(found: Any, optimizer: object) -> type[Optimizer]:
-    if isinstance(found, type) and issubclass(found, Optimizer):
-        return found
-    raise UsageError(f"The `optimizer` must be a class of torch optimizers. Got {optimizer!r} instead. Try 'adamw'.")
+def _checked(candidate: Any, optimizer: object) -> type[Optimizer]:
+    if isinstance(candidate, type) and issubclass(candidate, Optimizer):
+        return candidate
+    raise UsageError(
+        f"The `optimizer` must be a subclass of torch.optim.Optimizer. Got {optimizer!r} instead. Try 'adamw'."
+    )

@@ -1,4 +1,4 @@
-"""Learning-rate schedules as pure functions of (step, total), so that a resumed run continues at the same rate."""
+"""Learning-rate schedules as pure functions of the step, so that a resumed run continues at the same rate."""
 
 from __future__ import annotations
 
@@ -14,26 +14,30 @@ from autotimm.optim.recipe import SCHEDULES, Recipe
 
 __all__ = ["SCHEDULES", "WARMUP_SHARE", "ProgressLR", "build_schedulers", "factor"]
 
-# Adam's second moment is a poor estimate in the first steps, so that full steps there may spoil pretrained weights or
-# blow up a transformer (Ma & Yarats, "On the adequacy of untuned warmup for adaptive optimization", AAAI 2021). Their
-# 2 / (1 - beta2) = 2000 steps are more than a short run has; 5 % is what ViT and ConvNeXt fine-tuning recipes come to.
+# Adam's second moment is a poor estimate in the first steps, where full steps may spoil pretrained weights or make a
+# transformer diverge (Ma & Yarats, "On the adequacy of untuned warmup for adaptive optimization", AAAI 2021). Their
+# 2 / (1 - beta2) = 2000 steps are more than a short run has; fine-tuning recipes of ViT and ConvNeXt use about 5 %.
 WARMUP_SHARE = 0.05
-# The first factor does not depend on the number of steps, which is not known when a schedule is made.
+# The first factor must not depend on the number of steps, which is not known when a schedule is created.
 _START = 0.01
 _ONE_CYCLE_START, _ONE_CYCLE_RISE, _ONE_CYCLE_END = 1 / 25, 0.3, 1e-4 / 25
 
 
 def factor(schedule: str, step: int, total: float, warmup: float = 0.0) -> float:
-    """What the learning rate of the recipe is multiplied with at an optimizer step.
+    """Return the factor of a schedule on the learning rate at an optimizer step.
 
     Args:
         schedule: ``constant``; ``cosine`` to 0 (Loshchilov & Hutter, "SGDR", ICLR 2017); ``linear`` to 0; ``step``: a
-            tenth after each third (He et al., CVPR 2016); ``onecycle``: up and down by cosines (Smith & Topin, "Super
-            convergence", 2018, with the numbers of torch's ``OneCycleLR``; momentum stays); ``plateau``: constant, for
-            the reductions are made by torch's ``ReduceLROnPlateau``.
-        step: Optimizer steps done, from 0.
-        total: Optimizer steps of the whole run. Not read at step 0.
-        warmup: Steps over which the rate first rises linearly. For ``onecycle`` its rise, by default 30 % of the run.
+            tenth after each third of the run (He et al., CVPR 2016); ``onecycle``: cosines up and down with the
+            defaults of torch's ``OneCycleLR``, without its change of momentum (Smith & Topin, "Super-convergence",
+            2018); ``plateau``: constant, since torch's ``ReduceLROnPlateau`` reduces the rate.
+        step: Number of optimizer steps done, from 0.
+        total: Number of optimizer steps of the whole run. Not used at step 0.
+        warmup: Number of steps over which the rate rises linearly at first. For ``onecycle`` the length of its rise;
+            0 stands for 30 % of the run.
+
+    Returns:
+        A factor in [0, 1].
 
     Example:
         >>> [round(factor("cosine", step, total=4), 3) for step in range(5)]
@@ -62,27 +66,27 @@ def _one_cycle(step: int, total: float, rise: float) -> float:
         return _ONE_CYCLE_START
     rise = rise or _ONE_CYCLE_RISE * total
     rising = step < rise
-    done = step / rise if rising else min(1.0, (step - rise) / max(1.0, total - rise))
+    progress = step / rise if rising else min(1.0, (step - rise) / max(1.0, total - rise))
     start, end = (_ONE_CYCLE_START, 1.0) if rising else (1.0, _ONE_CYCLE_END)
-    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * done))
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class ProgressLR(LRScheduler):
-    """Set each group's learning rate to its first one times :func:`factor`.
+    """Scheduler that sets each group's learning rate to its initial rate times :func:`factor`.
 
-    The number of steps is asked for when a step is made, never before: Lightning's ``estimated_stepping_batches``
+    The length of the run is queried at the first step, not on creation: Lightning's ``estimated_stepping_batches``
     builds the data loader, which must not happen before a checkpoint is restored.
 
     Args:
-        optimizer: The optimizer, whose groups hold the rates of the recipe.
+        optimizer: The optimizer, whose groups have the learning rates of the recipe.
         schedule: One of :data:`SCHEDULES`.
         total: Returns the number of optimizer steps of the whole run.
-        warmup: Returns the number of warm-up steps; ``None`` is 5 % of the run and at least one step (30 % for
+        warmup: Returns the number of warm-up steps. ``None`` is 5 % of the run and at least one step (30 % for
             ``onecycle``).
-        warms_up: Whether there is a warm-up at all.
+        warms_up: Whether there is a warm-up.
 
     Raises:
-        UsageError: When stepping, if the run has no known length and the schedule needs one.
+        UsageError: When stepping, if the schedule needs a run of known length and the run is endless.
     """
 
     def __init__(
@@ -97,13 +101,13 @@ class ProgressLR(LRScheduler):
         super().__init__(optimizer)
 
     def get_lr(self) -> list[Any]:
-        """The learning rates of the groups after ``last_epoch`` steps."""
-        now = self._factor(self.last_epoch)
+        """Return the learning rates of the groups after ``last_epoch`` optimizer steps."""
+        current = self._factor(self.last_epoch)
         if self.schedule == "plateau" and self.last_epoch > 0:
-            # Relative to the rate before, so that what ReduceLROnPlateau has taken away stays away.
-            ratio = now / self._factor(self.last_epoch - 1)
+            # Relative to the previous rate, to keep the reductions of ReduceLROnPlateau.
+            ratio = current / self._factor(self.last_epoch - 1)
             return [group["lr"] * ratio for group in self.optimizer.param_groups]
-        return [rate * now for rate in self.base_lrs]
+        return [rate * current for rate in self.base_lrs]
 
     def _factor(self, step: int) -> float:
         if step == 0:
@@ -126,7 +130,7 @@ class ProgressLR(LRScheduler):
         return total, 0.0 if self.schedule == "onecycle" else max(1.0, round(WARMUP_SHARE * total))
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data, which loads with ``weights_only=True``: the callables stay out."""
+        """Return plain data, which loads with ``weights_only=True``. The callables are left out."""
         return {
             "last_epoch": self.last_epoch,
             "_step_count": self._step_count,
@@ -145,25 +149,28 @@ def build_schedulers(
     mode: str = "min",
     every: int = 1,
 ) -> list[dict[str, Any]]:
-    """Build what Lightning's ``configure_optimizers`` returns as second list, for automatic optimization.
+    """Create the schedulers of a recipe, for automatic optimization in Lightning.
 
     Args:
         optimizer: The optimizer of the recipe.
-        recipe: Says the schedule and the warm-up.
-        total: Returns the number of optimizer steps of the run; called when a step is made, not here.
-        steps_per_epoch: Returns the number of optimizer steps of an epoch; likewise.
-        monitor: The logged value that ``plateau`` watches.
-        mode: ``"min"`` or ``"max"``: which way that value gets better.
-        every: Epochs from one such value to the next.
+        recipe: The recipe, for the schedule and the warm-up.
+        total: Returns the number of optimizer steps of the run. Called at the first step, not here.
+        steps_per_epoch: Returns the number of optimizer steps of an epoch. Called at the first step, not here.
+        monitor: The logged value that ``plateau`` monitors.
+        mode: ``"min"`` or ``"max"``: whether smaller or larger values are better.
+        every: Number of epochs between two such values.
+
+    Returns:
+        Scheduler configurations, the second list that ``configure_optimizers`` may return.
     """
     epochs = recipe.warmup_epochs
     warmup = None if epochs is None else lambda: epochs * steps_per_epoch()
     progress = ProgressLR(optimizer, recipe.schedule, total, warmup, warms_up=epochs is None or epochs > 0)
-    found: list[dict[str, Any]] = [{"scheduler": progress, "interval": "step", "name": "lr"}]
+    schedulers: list[dict[str, Any]] = [{"scheduler": progress, "interval": "step", "name": "lr"}]
     if recipe.schedule == "plateau":
-        # A tenth after three epochs without gain: torch waits for ten, which is all that a default run has.
+        # torch's default patience of ten epochs is as long as a default run.
         plateau = ReduceLROnPlateau(optimizer, mode="max" if mode == "max" else "min", factor=0.1, patience=3)
-        found.append(
+        schedulers.append(
             {"scheduler": plateau, "interval": "epoch", "frequency": every, "monitor": monitor, "name": "plateau"}
         )
-    return found
+    return schedulers

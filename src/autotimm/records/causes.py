@@ -16,7 +16,7 @@ from autotimm.config import Argument, recorded_argument
 from autotimm.records.bit_factors import FACTORS, BitFactor, factor_named, known_to_both, rank
 from autotimm.records.ledger_diff import Difference
 from autotimm.records.manifest import SECTIONS, Manifest
-from autotimm.records.versions import replay_versions
+from autotimm.records.replay_versions import replay_versions
 from autotimm.serialization import current_path
 
 __all__ = ["ManifestDifference", "differences", "likely_cause"]

@@ -20,7 +20,7 @@ import torch
 import autotimm
 from autotimm.records.bit_factors import Place, factors_in
 from autotimm.records.digest import files_digest
-from autotimm.records.versions import CURRENT
+from autotimm.records.replay_versions import CURRENT
 
 __all__ = ["code_state", "environment", "package_digest", "volatile"]
 

@@ -1,6 +1,16 @@
-"""Reproducibility: seeds and named random streams; and, by name, the records of a run and their comparison.
+"""Reproducibility: seeds, named random streams, the sampler built on them, and the records of a run.
 
-The names of :mod:`autotimm.records` are loaded on first use: what draws random numbers stands below what keeps records.
+Seeding alone is not enough: a different number of workers, an extra metric or a restart changes the result, since a
+global generator hands out its numbers in the order in which code asks for them. Here, every random number that can
+reach the weights is a function of the root seed, the name of a stream and a position in it:
+
+- :mod:`autotimm.repro.streams` computes such numbers (:func:`key`, :func:`generator`) and puts code that reads a global
+  generator on a stream (:func:`reseed`, :func:`scope`).
+- :mod:`autotimm.repro.sampler` draws the order of the samples from a stream (:class:`KeyedBatchSampler`).
+- :mod:`autotimm.repro.seed` seeds the global generators and chooses deterministic kernels (:func:`seed_everything`).
+
+The other names come from :mod:`autotimm.records` (ledger, manifest, digests, comparison). They are imported on first
+use, since that package lies a layer above this one.
 """
 
 from importlib import import_module
@@ -17,7 +27,8 @@ if TYPE_CHECKING:
     from autotimm.records.ledger_diff import Difference, first_difference, numbers
     from autotimm.records.manifest import Manifest
 
-_HOME = {
+# The module of autotimm.records that defines each name.
+_RECORDS_MODULE = {
     "Difference": "ledger_diff",
     "Ledger": "ledger",
     "Manifest": "manifest",
@@ -61,9 +72,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOME:
+    if name not in _RECORDS_MODULE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
-    value = getattr(import_module(f"autotimm.records.{_HOME[name]}"), name)
+    value = getattr(import_module(f"autotimm.records.{_RECORDS_MODULE[name]}"), name)
     globals()[name] = value
     return value
 

@@ -1,4 +1,8 @@
-"""The order of samples: a pure function of (seed, epoch), with the position sent along to whoever augments."""
+"""The sampler: the order of the samples as a pure function of (seed, epoch).
+
+The sampler sends the epoch and the position along with the index of each sample, so that a worker knows where in the
+``augment`` stream the sample belongs, however many workers there are and however long they live.
+"""
 
 from __future__ import annotations
 
@@ -16,40 +20,48 @@ __all__ = ["Draw", "KeyedBatchSampler"]
 
 
 class Draw(NamedTuple):
-    """A request for one sample. It carries the epoch to the worker, so that workers may outlive an epoch.
+    """A request for one sample. It carries the epoch, so that persistent workers need not be told of a new one.
 
     Attributes:
-        epoch: The epoch that it is drawn in, from 0.
-        position: Its place in the epoch's global order, from 0. A sample that is drawn twice has two positions.
-        index: Which sample of the data set.
+        epoch: Epoch that the sample is drawn in, from 0.
+        position: Position in the epoch's global order, from 0. A sample that is drawn twice has two positions.
+        index: Index of the sample in the data set, from 0.
     """
 
     epoch: int
     position: int
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    index: int  # type: ignore[assignment]  # hides the method tuple.index
 
 
 class KeyedBatchSampler(Sampler[list[Draw]]):
-    """Batches of :class:`Draw` whose order depends on the seed and the epoch alone.
+    """Batch sampler whose order depends on the root seed and the epoch alone. It yields lists of :class:`Draw`.
 
-    With several processes each global batch of ``batch_size * world_size`` samples is cut into one piece per process,
-    so the global order does not depend on how many processes share it.
+    Nothing is stored: the order of any epoch, and the rest of an interrupted one, can be computed again from the seed.
+    With several processes, each global batch of ``batch_size * world_size`` samples is divided among the processes, so
+    the global order does not depend on their number.
+
+    A last training batch that would leave a process with a single sample is dropped unless it is the only batch, since
+    batch normalization cannot be trained on one value. Only this last batch depends on the number of processes.
+
+    Pass it to a ``DataLoader`` as ``batch_sampler``; the data set then receives a :class:`Draw` in place of an index.
 
     Args:
         size: Number of samples in the data set.
         batch_size: Samples per batch and process.
         seed: Root seed of the ``order`` stream.
-        shuffle: Draw a new order in each epoch; otherwise samples come in the order of the data set.
-        weights: Relative chance of each sample. Given, an epoch draws ``size`` samples with replacement.
-        drop_last: Leave out a last global batch that is not full, if it is not the only one.
-        rank: Which process this is, from 0.
-        world_size: How many processes there are.
+        shuffle: Whether to draw a new order in each epoch. Otherwise samples keep the order of the data set.
+        weights: Relative probability of each sample, length ``size``. If given, an epoch draws ``size`` samples with
+            replacement, and ``shuffle`` has no effect.
+        drop_last: Whether to drop an incomplete last global batch. It is kept if it is the only batch.
+        rank: Index of this process, from 0.
+        world_size: Number of processes.
 
-    A last training batch that would leave a process with one single sample is left out where there are others: batch
-    normalization cannot be trained on one value. That tail is the one thing that depends on the number of processes.
+    Attributes:
+        epoch: The epoch that the next iteration draws, from 0; see :meth:`set_epoch`.
+        start: Number of batches to skip at the beginning of that epoch, for a resume in the middle of an epoch.
 
     Raises:
-        UsageError: If a number is out of range.
+        UsageError: If an argument is out of range, or a training set has fewer samples than there are processes.
 
     Example:
         >>> sampler = KeyedBatchSampler(size=4, batch_size=2, seed=42)
@@ -77,7 +89,7 @@ class KeyedBatchSampler(Sampler[list[Draw]]):
         owner = type(self).__name__
         require(size > 0, "size", owner, "at least 1", size, "Give a data set with samples.")
         require(batch_size > 0, "batch_size", owner, "at least 1", batch_size, "Give for example 32.")
-        require(0 <= rank < world_size, "rank", owner, f"in [0, {world_size})", rank, "Count processes from 0.")
+        require(0 <= rank < world_size, "rank", owner, f"in [0, {world_size})", rank, "Ranks count from 0.")
         training = shuffle or weights is not None
         require(
             size >= world_size or not training, "size", owner, f"at least the number of processes, {world_size}", size,
@@ -85,18 +97,31 @@ class KeyedBatchSampler(Sampler[list[Draw]]):
         )  # fmt: skip
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.shuffle, self.drop_last = shuffle, drop_last
-        self.weights = None if weights is None else _chances(weights, size, owner)
+        self.weights = None if weights is None else _checked_weights(weights, size, owner)
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
-        self.start = 0  # batches of the epoch that were already taken, for an exact resume
+        self.start = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration draws. Another epoch than before starts at its first batch."""
+        """Choose the epoch that the next iteration draws.
+
+        A change of epoch sets ``start`` to 0. An iteration that is under way keeps its epoch.
+
+        Args:
+            epoch: The epoch, from 0.
+        """
         if epoch != self.epoch:
             self.epoch, self.start = epoch, 0
 
     def order(self, epoch: int) -> list[int]:
-        """The indices of the samples in the order of an epoch."""
+        """Return the indices of the samples in the order of an epoch.
+
+        Args:
+            epoch: The epoch, from 0.
+
+        Returns:
+            ``size`` indices: a permutation, or a draw with replacement if ``weights`` were given.
+        """
         if self.weights is not None:
             stream = generator(self.seed, "order", epoch)
             return torch.multinomial(self.weights, self.size, replacement=True, generator=stream).tolist()
@@ -104,39 +129,44 @@ class KeyedBatchSampler(Sampler[list[Draw]]):
             return torch.randperm(self.size, generator=generator(self.seed, "order", epoch)).tolist()
         return list(range(self.size))
 
-    def _usable(self) -> int:
-        """How many positions of an epoch are used."""
-        step = self.batch_size * self.world_size
-        rest = self.size % step
+    def _epoch_length(self) -> int:
+        """Return how many positions of an epoch are used: all, or all but those of an incomplete last batch."""
+        global_batch = self.batch_size * self.world_size
+        remainder = self.size % global_batch
         training = self.shuffle or self.weights is not None
-        # Every process must take part in every training step, with more than one sample where it can.
-        too_small = training and 0 < rest < self.world_size * min(2, self.batch_size)
-        return self.size - rest if self.size > step and (too_small or self.drop_last) else self.size
+        # Every process must take part in every training step, or the others wait for it forever.
+        too_small = training and 0 < remainder < self.world_size * min(2, self.batch_size)
+        return self.size - remainder if self.size > global_batch and (too_small or self.drop_last) else self.size
 
     def _share(self, first: int) -> range:
-        """The positions that this process takes of the global batch that begins at ``first``."""
-        length = min(self.batch_size * self.world_size, self._usable() - first)
+        """Return this process's positions in the global batch that begins at position ``first``."""
+        # Integer division spreads a remainder: the shares differ by one sample at most.
+        length = min(self.batch_size * self.world_size, self._epoch_length() - first)
         return range(first + length * self.rank // self.world_size, first + length * (self.rank + 1) // self.world_size)
 
     def __len__(self) -> int:
-        step = self.batch_size * self.world_size
-        full, rest = divmod(self._usable(), step)
-        # In evaluation a process may find nothing left for it in the last global batch.
-        return full + bool(rest and self._share(full * step))
+        """Return the number of batches of a whole epoch for this process, whatever ``start`` is."""
+        global_batch = self.batch_size * self.world_size
+        full, remainder = divmod(self._epoch_length(), global_batch)
+        # In evaluation, the last global batch may have no sample left for this process.
+        return full + bool(remainder and self._share(full * global_batch))
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        epoch, step = self.epoch, self.batch_size * self.world_size
+        """Yield the batches of ``epoch`` from ``start`` on."""
+        # Read once: a loader prefetches, and the next epoch may be set before the last batch is delivered.
+        epoch, global_batch = self.epoch, self.batch_size * self.world_size
         order = self.order(epoch)
-        for first in range(self.start * step, self._usable(), step):
-            if mine := self._share(first):
-                yield [Draw(epoch, position, order[position]) for position in mine]
+        for first in range(self.start * global_batch, self._epoch_length(), global_batch):
+            if share := self._share(first):
+                yield [Draw(epoch, position, order[position]) for position in share]
 
 
-def _chances(weights: Sequence[float], size: int, owner: str) -> Tensor:
-    chances = torch.as_tensor(weights, dtype=torch.float64)
-    require(
-        chances.shape == (size,), "weights", owner, f"of length {size}", tuple(chances.shape), "Give one per sample."
-    )
-    usable = bool(chances.isfinite().all() and (chances >= 0).all() and chances.sum() > 0)
-    require(usable, "weights", owner, "finite, not negative and not all 0", "others", "Give relative chances.")
-    return chances
+def _checked_weights(weights: Sequence[float], size: int, owner: str) -> Tensor:
+    relative = torch.as_tensor(weights, dtype=torch.float64)
+    one_per_sample = relative.shape == (size,)
+    require(one_per_sample, "weights", owner, f"of length {size}", tuple(relative.shape), "Give one per sample.")
+    offending = relative[~relative.isfinite() | (relative < 0)].tolist()
+    usable = not offending and bool(relative.sum() > 0)
+    must, do = "finite, not negative and not all 0", "Give the relative probability of each sample."
+    require(usable, "weights", owner, must, offending[:5] or "only zeros", do)
+    return relative

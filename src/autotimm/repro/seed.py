@@ -1,4 +1,4 @@
-"""The process's global seeds and switches: each one named, with its reason."""
+"""Seed the global generators, choose deterministic or fast kernels, and fix the number of CPU threads."""
 
 from __future__ import annotations
 
@@ -28,38 +28,41 @@ _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def check_seed(seed: object, owner: str = "seed_everything") -> int:
-    """Return ``seed`` if every generator can take it.
+    """Return ``seed`` as a Python integer if every global generator accepts it.
+
+    Args:
+        seed: The value to check. A :class:`~autotimm.repro.RootSeed` is returned as it is.
+        owner: The class or function that takes the seed, for the message.
 
     Raises:
-        UsageError: If it is not an integer in [0, 2**32), the range that NumPy accepts, or is a bool.
+        UsageError: If it is a bool or not an integer in [0, 2**32), the range of NumPy's generator.
     """
     if isinstance(seed, (bool, np.bool_)) or not isinstance(seed, (int, np.integer)) or not 0 <= int(seed) < 2**32:
-        raise UsageError(
-            sentence("seed", owner, "an integer in [0, 2**32)", seed, "Give such a number, for example 42.")
-        )
+        raise UsageError(sentence("seed", owner, "an integer in [0, 2**32)", seed, "Give for example 42."))
     return seed if isinstance(seed, RootSeed) else int(seed)
 
 
 def seed_everything(seed: int = 42, deterministic: bool = True) -> int:
-    """Seed every global generator and choose between reproducible and fast kernels.
+    """Seed every global generator and choose between deterministic and fast kernels.
 
-    Seeds Python's ``random``, NumPy's global generator and torch on the CPU and on every CUDA, MPS and XPU device.
-    Nothing of autotimm's own reads these generators afterwards (see :mod:`autotimm.repro.streams`); code of yours that
-    does is repeatable thanks to this function.
+    Seeds Python's ``random``, NumPy's global generator, and torch's generators on the CPU and on every CUDA, MPS and
+    XPU device. autotimm itself draws from named streams (see :mod:`autotimm.repro.streams`), not from these generators;
+    seeding them makes your own code repeatable as well.
 
-    It also sets ``PYTHONHASHSEED``. Python reads that variable when it starts, so it acts on *child* processes only:
-    the hash order of sets of strings in the running process stays what it was. Start Python with the variable set if
-    your own code depends on it.
+    Also sets ``PYTHONHASHSEED``, for child processes: Python reads the variable only at startup, so the iteration order
+    of sets of strings in the running process does not change. If your code depends on that order, set the variable
+    before you start Python.
 
     Args:
         seed: An integer in [0, 2**32).
-        deterministic: Passed to :func:`set_deterministic`.
+        deterministic: Whether to use deterministic kernels; see :func:`autotimm.repro.seed.set_deterministic`.
 
     Returns:
         The seed.
 
     Raises:
-        UsageError: If the seed is out of range or not an integer. Nothing has been changed then.
+        UsageError: If ``seed`` is not an integer in [0, 2**32), or ``deterministic`` is not a bool. Nothing is changed
+            then.
 
     Example:
         >>> seed_everything(42)
@@ -75,25 +78,28 @@ def seed_everything(seed: int = 42, deterministic: bool = True) -> int:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)  # the CPU, and MPS and XPU devices
-    torch.cuda.manual_seed_all(seed)  # queued until CUDA starts, if it has not
+    torch.cuda.manual_seed_all(seed)  # deferred until CUDA is initialized
     set_deterministic(deterministic)
     return seed
 
 
 def set_deterministic(deterministic: bool) -> None:
-    """Choose between kernels that give the same bits every time and those that are fastest.
+    """Choose between deterministic kernels, which give the same bits every time, and the fastest ones.
 
-    ========================================  =======  =======  ====================================================
-    switch                                    ``True`` ``False`` why
-    ========================================  =======  =======  ====================================================
-    ``torch.backends.cudnn.deterministic``    True     False    cuDNN's fastest convolutions add in a varying order
-    ``torch.backends.cudnn.benchmark``        False    True     timing picks another kernel on another day
-    ``torch.use_deterministic_algorithms``    True     False    the same for torch's own CUDA kernels; raises if none
-    ``fill_uninitialized_memory``             False    False    a debugging aid that costs time and changes no result
-    ``CUBLAS_WORKSPACE_CONFIG``               :4096:8  as found cuBLAS varies without a fixed workspace
-    ========================================  =======  =======  ====================================================
+    ========================================  ========  =========  =====================================================
+    switch                                    ``True``  ``False``  reason
+    ========================================  ========  =========  =====================================================
+    ``torch.backends.cudnn.deterministic``    True      False      cuDNN's fastest convolutions sum in a varying order
+    ``torch.backends.cudnn.benchmark``        False     True       timing may select another kernel in the next run
+    ``torch.use_deterministic_algorithms``    True      False      the same for torch's kernels; raises if there is none
+    ``fill_uninitialized_memory``             False     False      a debugging aid that costs time, changes no result
+    ``CUBLAS_WORKSPACE_CONFIG``               :4096:8   unchanged  cuBLAS results vary without a fixed workspace
+    ========================================  ========  =========  =====================================================
 
-    The variable is read when CUDA starts; one that is already set is left as it is.
+    ``CUBLAS_WORKSPACE_CONFIG`` is read when CUDA is initialized. A value that is already set is kept.
+
+    Args:
+        deterministic: Which of the two columns to apply.
     """
     if deterministic:
         os.environ.setdefault(_CUBLAS, ":4096:8")
@@ -104,22 +110,23 @@ def set_deterministic(deterministic: bool) -> None:
 
 
 def _set_fill(fill: bool) -> None:
-    # A property of the module's class, which type checkers cannot see.
+    # fill_uninitialized_memory is a property of the module's class, which type checkers do not see.
     torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
 
 
 @contextmanager
 def preserve_switches() -> Iterator[None]:
-    """Restore on leaving every switch that :func:`set_deterministic` sets."""
-    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    algorithms = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    """Restore on exit every switch that :func:`set_deterministic` sets."""
+    cudnn_switches = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    algorithms = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     cublas = os.environ.get(_CUBLAS)
     try:
         yield
     finally:
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
-        torch.use_deterministic_algorithms(algorithms[0], warn_only=algorithms[1])
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn_switches
+        torch.use_deterministic_algorithms(algorithms, warn_only=warn_only)
         _set_fill(fill)
         if cublas is None:
             os.environ.pop(_CUBLAS, None)
@@ -128,19 +135,27 @@ def preserve_switches() -> Iterator[None]:
 
 
 def root_seed(seed: int | None, owner: str) -> int:
-    """The root of an object's streams: its seed, or for ``None`` one draw of 64 bits from Python's ``random``.
+    """Return the root seed of an object's streams: its ``seed``, or a draw from Python's ``random`` for ``None``.
 
-    ``random`` is seeded by the system in a fresh process, so that results vary, and fixed after
-    :func:`seed_everything`, so that seeding by hand works. The draw is recorded by whoever asks for it.
+    In a fresh process ``random`` is seeded by the operating system, so results vary from run to run; after
+    :func:`seed_everything` the draw repeats. The caller records the draw, so that even such a run can be replayed.
+
+    Args:
+        seed: An integer in [0, 2**32), or ``None`` to draw one of 64 bits.
+        owner: The class that takes the seed, for messages.
+
+    Raises:
+        UsageError: If the seed is neither ``None`` nor an integer in [0, 2**32).
     """
     return random.getrandbits(64) if seed is None else check_seed(seed, owner)
 
 
 def default_threads() -> int:
-    """The number of physical cores, at most 8.
+    """Return the default number of CPU threads: the number of physical cores, at most 8.
 
-    CPU results depend on the number of threads that add up a sum, so it must not follow a container's limit or the load
-    of the machine. Beyond 8, small batches hardly gain.
+    The number of threads decides the order of summation and thereby the last bits of a result. It must therefore not
+    depend on a container's CPU limit, on the process's affinity or on the load of the machine. More than 8 threads
+    hardly speed up small batches.
     """
     siblings = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")
     physical = len({path.read_text() for path in siblings})
@@ -149,7 +164,11 @@ def default_threads() -> int:
 
 @contextmanager
 def fixed_threads(threads: int | None) -> Iterator[None]:
-    """Compute with this many CPU threads inside, and as before outside; ``None`` changes nothing."""
+    """Set the number of torch's CPU threads for a block, and restore it on exit.
+
+    Args:
+        threads: Number of threads; ``None`` keeps the current one.
+    """
     before = torch.get_num_threads()
     if threads is not None and threads != before:
         torch.set_num_threads(threads)

@@ -1,12 +1,27 @@
-"""Named streams: every random number is a function of (root seed, stream name, position).
+"""Named random streams: every random number is a function of (root seed, stream name, position).
 
-A global generator gives the n-th number to whoever asks n-th, so one more metric, one more worker or a restart moves
-everybody else's numbers. A stream has a name and a position instead, and its numbers depend on nothing else::
+A global generator hands out its numbers in the order in which code asks for them, so an extra metric, another number of
+workers or a restart changes every number that follows. A stream has a name and a position instead, and its numbers
+depend on nothing else::
 
     key(42, "augment", epoch, position, sample_id)
 
+===========  ==============================================  ===========  ============================================
+stream       position                                        root seed    decides
+===========  ==============================================  ===========  ============================================
+``init``     name of the module                              task         initial weights
+``split``    sample id                                       data module  training, validation or test side
+``order``    epoch                                           trainer      order of the samples, balanced sampling
+``augment``  epoch, position in the epoch, sample id         trainer      every random transform of that sample
+``step``     epoch, batch, rank                              trainer      dropout, stochastic depth, mixup, CutMix
+``eval``     stage and batch; for loading, the sample id     trainer      anything random outside of training
+===========  ==============================================  ===========  ============================================
+
+Epochs, batches, positions and ranks count from 0. Under a plain ``lightning.Trainer`` the data module's seed stands in
+for the trainer's.
+
 The idea is that of counter-based generators (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011)
-and of JAX's ``fold_in``; the hash is BLAKE2b, so neighboring positions give unrelated numbers.
+and of JAX's ``fold_in``. The hash is BLAKE2b (RFC 7693), so neighboring positions give unrelated numbers.
 """
 
 from __future__ import annotations
@@ -29,17 +44,21 @@ __all__ = ["RootSeed", "generator", "key", "own_streams", "preserve_generators",
 
 
 class RootSeed(int):
-    """A root seed with seeds of their own for single streams: to vary one source of chance and keep the others.
+    """A root seed that overrides the seed of single streams, to vary one source of randomness and keep the others.
 
-    It goes wherever a seed does, and is its plain number for everybody but :func:`key`. A configuration in Lightning's
-    style keeps the number alone; ``stream_seeds`` of :class:`autotimm.FitConfig` keeps all, and so does a manifest.
+    It is accepted wherever a seed is. It behaves as the integer ``seed`` everywhere except in :func:`key`, which looks
+    the stream up. A Lightning configuration file stores the integer alone; ``stream_seeds`` of
+    :class:`autotimm.FitConfig` and the manifest of a run store the overrides too.
 
     Args:
-        seed: The root of all other streams.
-        streams: Root seeds by stream: ``split``, ``init``, ``order``, ``augment``, ``step`` or ``eval``.
+        seed: Root seed of all streams that ``streams`` does not name.
+        streams: Root seeds by stream name: ``split``, ``init``, ``order``, ``augment``, ``step`` or ``eval``.
+
+    Attributes:
+        streams: The overrides, by stream name.
 
     Raises:
-        UsageError: If there is no such stream: its seed would change nothing.
+        UsageError: If ``streams`` names an unknown stream.
 
     Example:
         >>> seed = RootSeed(42, {"init": 7})
@@ -50,30 +69,33 @@ class RootSeed(int):
     streams: dict[str, int]
 
     def __new__(cls, seed: int, streams: Mapping[str, int] | None = None) -> RootSeed:
-        """Make the number, and let it carry the others."""
-        made = super().__new__(cls, seed)
+        """Create the integer and attach the overrides."""
+        root = super().__new__(cls, seed)
         for name in streams or {}:
             require_choice("streams", "RootSeed", name, STREAMS)
-        made.streams = {name: operator.index(number) for name, number in (streams or {}).items()}
-        return made
+        root.streams = {name: operator.index(override) for name, override in (streams or {}).items()}
+        return root
 
 
 def key(seed: int, *path: int | str) -> int:
-    """Hash a root seed and a position to 64 bits.
+    """Hash a root seed and a position in a stream to a 64-bit seed.
 
-    The encoding is unambiguous (each part carries its type and length), so ``("a", "bc")`` and ``("ab", "c")``, or
-    ``1`` and ``"1"``, are different positions. Never add seeds and counters: seed 42 in epoch 1 would be seed 43 in
-    epoch 0.
+    The value is the same on every platform and in every process, and recorded runs depend on it. The encoding is
+    unambiguous, since each part carries its type and length: ``("a", "bc")`` and ``("ab", "c")``, or ``1`` and ``"1"``,
+    are different positions. A sum such as ``seed + epoch`` is not: seed 42 in epoch 1 would equal seed 43 in epoch 0.
 
-    torch's CPU generator reads 32 of the 64 bits, so that among a hundred thousand samples about one pair shares its
-    numbers by chance (the birthday problem). That is harmless for training.
+    torch's CPU generator uses the lower 32 of the 64 bits. Among a hundred thousand samples, about one pair therefore
+    shares its random numbers (the birthday problem), which is harmless for training.
 
     Args:
-        seed: The root seed, any integer; a :class:`RootSeed` may have another one for the stream.
-        path: The stream's name, then the position in it.
+        seed: The root seed, any integer. A :class:`RootSeed` may override it for the stream.
+        path: The stream's name, then the position in it: integers and strings.
 
     Returns:
         An integer in [0, 2**64).
+
+    Raises:
+        TypeError: If the seed or a part of the path is neither an integer nor a string.
 
     Example:
         >>> key(42, "order", 0) == key(42, "order", 0)
@@ -85,32 +107,49 @@ def key(seed: int, *path: int | str) -> int:
         seed = seed.streams.get(str(path[0]), int(seed))
     digest = blake2b(digest_size=8)
     for part in (seed, *path):
-        # surrogatepass: file names need not be UTF-8. index: refuses fractions, which int() would cut off.
+        # surrogatepass: file names need not be valid UTF-8. index: refuses fractions, which int() would truncate.
         data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else b"%d" % operator.index(part)
         digest.update((b"s" if isinstance(part, str) else b"i") + struct.pack("<I", len(data)) + data)
     return int.from_bytes(digest.digest(), "little")
 
 
-# Whose root seed a stream starts from; all others start from the trainer's.
+# The object whose root seed a stream uses. All other streams use the trainer's.
 _OWNERS = {"init": "task", "split": "data"}
 
 
 def own_streams(**roots: int) -> dict[str, int]:
-    """The streams with seeds of their own, for a manifest.
+    """Return the overridden stream seeds that take effect, for a manifest.
+
+    An override counts only in the root seed of the object that owns the stream: the task for ``init``, the data module
+    for ``split``, the trainer for all others.
 
     Args:
-        roots: Root seeds of ``trainer``, ``task`` and ``data``, as far as there are such.
+        roots: Root seeds by owner: ``trainer``, ``task`` and ``data``. Each may be left out.
+
+    Returns:
+        Root seeds by stream name.
 
     Example:
         >>> own_streams(trainer=42, task=RootSeed(42, {"init": 7, "order": 3}))
         {'init': 7}
     """
-    found = {name: roots.get(_OWNERS.get(name, "trainer")) for name in STREAMS}
-    return {name: one.streams[name] for name, one in found.items() if isinstance(one, RootSeed) and name in one.streams}
+    owners = {name: roots.get(_OWNERS.get(name, "trainer")) for name in STREAMS}
+    return {
+        name: root.streams[name] for name, root in owners.items() if isinstance(root, RootSeed) and name in root.streams
+    }
 
 
 def generator(seed: int, *path: int | str) -> torch.Generator:
-    """Make a torch CPU generator that stands at a position of a stream.
+    """Create a torch CPU generator that starts at a position in a stream.
+
+    The global generators are neither read nor changed.
+
+    Args:
+        seed: The root seed.
+        path: The stream's name, then the position in it.
+
+    Returns:
+        A new generator, seeded with :func:`key`.
 
     Example:
         >>> order = torch.randperm(4, generator=generator(42, "order", 0))
@@ -121,10 +160,10 @@ def generator(seed: int, *path: int | str) -> torch.Generator:
 
 
 def _device_generator(device: torch.device) -> torch.Generator | None:
-    """The default generator of an accelerator, or ``None`` for the CPU and for devices that have none."""
+    """Return the default generator of an accelerator, or ``None`` for the CPU and other device types."""
     if device.type == "cuda":
         torch.cuda.init()
-        index: int | None = device.index  # None for plain "cuda", which torch's annotation hides
+        index: int | None = device.index  # None for torch.device("cuda"), although torch annotates it as int
         return torch.cuda.default_generators[torch.cuda.current_device() if index is None else index]
     if device.type == "xpu":
         torch.xpu.init()
@@ -135,44 +174,51 @@ def _device_generator(device: torch.device) -> torch.Generator | None:
 
 
 def _device_generators(devices: Iterable[torch.device]) -> list[torch.Generator]:
-    return [found for device in devices if (found := _device_generator(device)) is not None]
+    return [default for device in devices if (default := _device_generator(device)) is not None]
 
 
 def reseed(seed: int, *path: int | str, devices: Iterable[torch.device] = (), torch_only: bool = False) -> None:
-    """Put the global generators at a position of a stream.
+    """Seed the global generators of torch, ``random`` and NumPy for a position in a stream.
 
-    Code that reads a global generator (dropout, a decoder, a user's own augmentation) thereby reads a named stream.
+    Code that reads a global generator (dropout, a decoder, an augmentation of another library) then draws from the
+    named stream. Use :func:`scope` to restore the generators afterwards.
 
     Args:
         seed: The root seed.
         path: The stream's name, then the position in it.
-        devices: Devices whose default generators are set too: CUDA dropout reads that of its device.
-        torch_only: Leave ``random`` and NumPy alone, which saves most of the time.
+        devices: Devices whose default generators are seeded too. Dropout on a CUDA device reads that device's
+            generator.
+        torch_only: Leave ``random`` and NumPy alone. Takes about 3 µs instead of 10 µs.
     """
-    number = key(seed, *path)
-    # 3 µs; torch.manual_seed takes 130 µs, because it visits every kind of device.
-    torch.default_generator.manual_seed(number)
-    for found in _device_generators(devices):
-        found.manual_seed(number)
+    derived = key(seed, *path)
+    # 3 µs. torch.manual_seed takes 130 µs, because it visits every type of device.
+    torch.default_generator.manual_seed(derived)
+    for device_generator in _device_generators(devices):
+        device_generator.manual_seed(derived)
     if not torch_only:
-        random.seed(number)
-        # torch reads the lower half. NumPy's generator is the same Mersenne twister: with the same half it would draw
-        # the very same bits as torch.
-        np.random.seed(number >> 32)
+        random.seed(derived)
+        # torch uses the lower 32 bits. NumPy's global generator is a Mersenne twister as well and would draw the same
+        # bits from the same half.
+        np.random.seed(derived >> 32)
 
 
 @contextmanager
 def preserve_generators(devices: Iterable[torch.device] = (), torch_only: bool = False) -> Iterator[None]:
-    """Restore the global generators on leaving, whatever was drawn inside."""
+    """Restore the global generators on exit.
+
+    Args:
+        devices: Devices whose default generators are restored too.
+        torch_only: Leave ``random`` and NumPy alone.
+    """
     generators = [torch.default_generator, *_device_generators(devices)]
-    states = [found.get_state() for found in generators]
+    states = [source.get_state() for source in generators]
     python_state: Any = None if torch_only else random.getstate()
     numpy_state: Any = None if torch_only else np.random.get_state()
     try:
         yield
     finally:
-        for found, state in zip(generators, states, strict=True):
-            found.set_state(state)
+        for source, state in zip(generators, states, strict=True):
+            source.set_state(state)
         if not torch_only:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
@@ -182,7 +228,13 @@ def preserve_generators(devices: Iterable[torch.device] = (), torch_only: bool =
 def scope(
     seed: int, *path: int | str, devices: Iterable[torch.device] = (), torch_only: bool = False
 ) -> Iterator[None]:
-    """Run a block on a stream, and give the global generators back as they were found.
+    """Run a block with the global generators seeded for a position in a stream, and restore them on exit.
+
+    Args:
+        seed: The root seed.
+        path: The stream's name, then the position in it.
+        devices: Devices whose default generators are seeded and restored too.
+        torch_only: Leave ``random`` and NumPy alone.
 
     Example:
         >>> with scope(42, "init", "head"):

@@ -17,7 +17,7 @@ from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from autotimm.config import FitConfig, defaults, options
 from autotimm.config.value_types import stream_seeds
 from autotimm.data.dense import DetectionDataModule, InstanceSegmentationDataModule, SegmentationDataModule
-from autotimm.data.formats.recognize import recognize
+from autotimm.data.formats.recognize import Recognized, recognize
 from autotimm.data.image import ImageDataModule
 from autotimm.data.module import DataModule
 from autotimm.errors import UsageError
@@ -28,7 +28,7 @@ from autotimm.repro.streams import RootSeed
 from autotimm.tasks import ImageClassifier, InstanceSegmentor, ObjectDetector, SemanticSegmentor, Task
 from autotimm.train import AutoTrainer, TunerConfig
 
-__all__ = ["build_data", "build_task", "build_trainer", "settle"]
+__all__ = ["build_data", "build_task", "build_trainer", "settle", "settle_data"]
 
 
 # An argument that a class does not take is refused by its constructor.
@@ -88,13 +88,36 @@ def settle(config: FitConfig) -> FitConfig:
         UsageError: If an option was given that has no effect on the task.
         DataError: If the task cannot be detected from the data.
     """
-    task = config.task
-    if task == "auto":
-        listed = config.train_csv or config.dataset_name
-        # The data module reports a missing folder.
-        look = config.path is not None and not listed and Path(config.path).expanduser().exists()
-        task = recognize(Path(str(config.path)).expanduser()).task if look else "classification"
-    return config.for_task(task)
+    recognized = _recognized(config)
+    return _with_task(config, recognized)
+
+
+def settle_data(config: FitConfig) -> tuple[FitConfig, DataModule]:
+    """Settle the task and build the data module, so that the data are recognized and their folder is listed once.
+
+    Raises:
+        UsageError: If an option was given that has no effect on the task.
+        DataError: If the task cannot be detected from the data.
+    """
+    recognized = _recognized(config)
+    config = _with_task(config, recognized)
+    data = build_data(config)
+    data.recognized = recognized
+    return config, data
+
+
+def _recognized(config: FitConfig) -> Recognized | None:
+    """What the data are, if the task is left open and a path decides it; a missing path is the data module's error."""
+    if config.task != "auto" or config.path is None or config.train_csv or config.dataset_name:
+        return None
+    path = Path(config.path).expanduser()
+    return recognize(path) if path.exists() else None
+
+
+def _with_task(config: FitConfig, recognized: Recognized | None) -> FitConfig:
+    if config.task != "auto":
+        return config.for_task(config.task)
+    return config.for_task("classification" if recognized is None else recognized.task)
 
 
 def build_data(config: FitConfig) -> DataModule:

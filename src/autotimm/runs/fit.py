@@ -15,7 +15,7 @@ from autotimm.data.table_checks import own_sides
 from autotimm.errors import UsageError, sentence
 from autotimm.records.run_folder import RunFolder
 from autotimm.repro.seed import default_threads
-from autotimm.runs.factory import build_data, build_task, build_trainer, settle
+from autotimm.runs.factory import build_task, build_trainer, settle_data
 from autotimm.runs.restore import Rebuilt, read_config
 from autotimm.tasks import Task
 from autotimm.train import AutoTrainer
@@ -35,9 +35,8 @@ def launch(config: FitConfig) -> Path:
     if config.lr_find and config.lr is not None:
         # The rate of a record, which the search replaces; a rate that was given would have been refused.
         config = config.resolved({"lr": None}, "default")
-    config = settle(config)
     _refuse_unused_path(config)
-    data = build_data(config)
+    config, data = settle_data(config)
     folder = _open_folder(config, data.source_name)
     try:
         folder.write_config(config.to_yaml())

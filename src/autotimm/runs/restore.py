@@ -24,7 +24,7 @@ from autotimm.models.backbone.weights import Weights, as_recorded
 from autotimm.optim import Recipe
 from autotimm.records.manifest import Manifest
 from autotimm.records.run_folder import RunFolder
-from autotimm.runs.factory import build_data, build_task, build_trainer, settle
+from autotimm.runs.factory import build_task, build_trainer, settle_data
 from autotimm.serialization import construct, is_object, takes
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import task_class_named
@@ -138,8 +138,7 @@ def _from_options(
         if option.finds and getattr(config, name) and decided.get(option.finds) is not None:
             values |= {option.finds: decided[option.finds], name: False}
     config = config.resolved(values | dict(changes), "recorded")
-    config = settle(config)
-    module = build_data(config)
+    config, module = settle_data(config)
     module.setup("fit")
     task = build_task(config, module)
     return Rebuilt(task, module, build_trainer(config, folder, task, module, given), config)

@@ -15,7 +15,7 @@ from autotimm.errors import AutotimmError, DataError, ModelError, nearest, sente
 from autotimm.records.run_folder import RunFolder
 from autotimm.runs.diff import Comparison, compare
 from autotimm.runs.explain_difference import confirm_difference, confirm_replay
-from autotimm.runs.factory import build_data, settle
+from autotimm.runs.factory import settle_data
 from autotimm.runs.fit import launch, train, train_objects
 from autotimm.runs.predict import known_data, predict
 from autotimm.runs.restore import read_config, read_manifest, rebuild
@@ -159,7 +159,7 @@ class Run:
         """
         config = self._config()
         if isinstance(config, FitConfig):
-            return build_data(settle(config))
+            return settle_data(config)[1]
         if "data" not in config:
             raise DataError(f"The run {self.path} was made from loaders of your own. Give a folder, or a data module.")
         return recorded_data(config["data"])

@@ -17,8 +17,8 @@ from autotimm.records.checkpoint_store import CheckpointStore
 from autotimm.records.ledger import Line, ReadLedger, read_ledger
 from autotimm.records.ledger_diff import Comparer, Difference, numbers
 from autotimm.records.manifest import Manifest
+from autotimm.records.replay_versions import not_replayable
 from autotimm.records.run_folder import RunFolder
-from autotimm.records.versions import not_replayable
 from autotimm.runs.restore import Rebuilt, read_config, read_manifest, rebuild
 from autotimm.runs.verdict import Verdict, describe, worth_naming
 from autotimm.train.progress import say

@@ -172,10 +172,10 @@ def _construct(chosen: type[Any], offered: Mapping[str, Any], flag: str) -> Any:
     known = _parameters(chosen)
     rest = {name for name, one in known.items() if one.kind in (one.VAR_KEYWORD, one.VAR_POSITIONAL)}
     taken = {name: value for name, value in offered.items() if name in known}
-    if any(known[name].kind is inspect.Parameter.VAR_KEYWORD for name in rest) and issubclass(chosen, DataModule):
-        shared = {*inspect.signature(DataModule.__init__).parameters}
-        named = {"data_dir"} if issubclass(chosen, autotimm.ImageDataModule) else set()
-        taken |= {name: value for name, value in offered.items() if name in shared | named}
+    own = inspect.signature(chosen.__init__).parameters.values()  # as it is written, where the class shows all options
+    passes_on = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in own)
+    if passes_on and issubclass(chosen, autotimm.ImageDataModule):
+        taken["data_dir"] = offered["data_dir"]
     if missing := [name for name in known if _needs(chosen, name) and name not in {*taken} | rest]:
         raise UsageError(
             f"The class {chosen.__name__} of `{flag}` needs the argument `{missing[0]}`, which selfcheck cannot give. "

@@ -1,10 +1,7 @@
-"""What all tasks that tell classes apart ask of their arguments and their data.
+"""The base of all tasks: a task says *what* is learned, its base does *how*.
 
-What a network may give for N images, and how it is cut and joined along them.
-
-How tasks are measured: losses and metrics, logged the same for all of them.
-
-The base of all tasks: a task says *what* is learned, this file says *how*.
+:class:`Task` comes first, then what concrete tasks share: checks of arguments and data, and cutting and joining the
+outputs of a network along the images of a batch.
 """
 
 from __future__ import annotations
@@ -13,12 +10,12 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypedDict, cast
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
+from typing_extensions import Never
 
 from autotimm.errors import UsageError, is_whole, number, refuse_unknown, require, require_flags, sentence
 from autotimm.metrics import MetricConfig, Scores, build_metrics, table_of
@@ -26,212 +23,65 @@ from autotimm.models.backbone.weights import Weights
 from autotimm.optim import OptimizerOptions
 from autotimm.repro.seed import root_seed, seed_everything, set_deterministic
 from autotimm.repro.streams import reseed, scope
-from autotimm.tasks.checkpoint import Stored, note_defaults, show_shared_options
+from autotimm.serialization import CapturesArguments
+from autotimm.tasks.checkpoint import Stored
 from autotimm.tasks.optimization import Optimized
 from autotimm.types import Batch, DataSpec, Stage, Step
 
-__all__ = ["Measured", "Task", "check_num_classes", "check_spec", "first_of", "join", "names_of"]
+__all__ = ["Task", "TaskOptions", "check_num_classes", "check_spec", "first_of", "join", "names_of"]
 
 
-def check_num_classes(num_classes: object, least: int, owner: str) -> None:
-    """Refuse a number of classes that is none, or too small.
+class TaskOptions(TypedDict, total=False):
+    """The options that all tasks share, for ``**options: Unpack[TaskOptions]``; see :class:`Task` for what they do.
 
-    Raises:
-        UsageError: If it is.
-    """
-    fine = is_whole(num_classes, least)
-    do = "Give the number of classes of your data, `data.num_classes`."
-    require(fine, "num_classes", owner, f"an integer of at least {least}", num_classes, do)
-
-
-def check_spec(spec: DataSpec, kinds: Sequence[str], num_classes: int, owner: str) -> None:
-    """Refuse data of another kind, or with another number of classes.
-
-    Args:
-        spec: What is known of the data.
-        kinds: The kinds that will do, see :class:`autotimm.types.DataSpec`.
-        num_classes: What the task was made for.
-        owner: The task's name.
-
-    Raises:
-        UsageError: If the data does not fit.
-    """
-    if spec.kind not in kinds:
-        raise UsageError(
-            f"The data of {owner} must have {kinds[0]}. They have {spec.kind} instead. Use the task for these, or "
-            "another data module."
-        )
-    found = len(spec.class_names)
-    if found != num_classes:
-        do = f"Give num_classes={found}; the classes are {', '.join(spec.class_names[:10])}."
-        raise UsageError(sentence("num_classes", owner, f"{found}, as the data has", num_classes, do))
-
-
-def names_of(spec: DataSpec | None, num_classes: int) -> tuple[str, ...]:
-    """Names of the classes in the order of the logits; their numbers before the data is known."""
-    return spec.class_names if spec else tuple(str(index) for index in range(num_classes))
-
-
-def first_of(output: Any, number: int, of: int) -> Any:
-    """The part of an output that belongs to the first images.
-
-    An output is a tensor whose first dimension are the images; a mapping, a tuple or a list of such outputs; or a list
-    of anything else with one entry per image, as torchvision's detectors give. A list of tensors is of the first kind.
-
-    Args:
-        output: What the network gave.
-        number: How many images to keep.
-        of: How many there were.
-
-    Raises:
-        UsageError: If it is none of these.
-
-    Example:
-        >>> first_of({"scores": torch.zeros(4, 2), "boxes": [{"n": 0}, {"n": 1}, {"n": 2}, {"n": 3}]}, 2, of=4)
-        {'scores': tensor([[0., 0.], [0., 0.]]), 'boxes': [{'n': 0}, {'n': 1}]}
-    """
-    if isinstance(output, Tensor) and output.shape[:1] == (of,):
-        return output[:number]
-    if isinstance(output, Mapping):
-        return {name: first_of(one, number, of) for name, one in output.items()}
-    if isinstance(output, tuple) or _of_tensors(output):
-        return _like(output, [first_of(one, number, of) for one in output])
-    if isinstance(output, list) and len(output) == of:
-        return output[:number]
-    got = f"a {type(output).__name__}"
-    got += f" of shape {tuple(output.shape)}" if isinstance(output, Tensor) else ""
-    got += f" of {len(output)}" if isinstance(output, list) else ""
-    raise UsageError(
-        f"The output of the network must have one entry for each of {of} images: tensors whose first dimension they "
-        f"are, a mapping or tuple of such, or a list. Got {got} instead. Return one of these."
-    )
-
-
-def join(outputs: Sequence[Any]) -> Any:
-    """Put outputs for some images each, as :func:`first_of` describes them, together to one for all.
-
-    Example:
-        >>> join([(torch.zeros(2),), (torch.ones(1),)])
-        (tensor([0., 0., 1.]),)
-    """
-    first = outputs[0]
-    if isinstance(first, Tensor):
-        return torch.cat(list(outputs))
-    if isinstance(first, Mapping):
-        return {name: join([output[name] for output in outputs]) for name in first}
-    if isinstance(first, tuple) or _of_tensors(first):
-        return _like(first, [join(parts) for parts in zip(*outputs, strict=True)])
-    return [one for output in outputs for one in output]
-
-
-def _of_tensors(output: Any) -> bool:
-    return isinstance(output, list) and bool(output) and all(isinstance(one, Tensor) for one in output)
-
-
-def _like(output: Any, parts: list[Any]) -> Any:
-    """The parts as a list, a tuple, or the named tuple that the network gave."""
-    return parts if isinstance(output, list) else getattr(type(output), "_make", tuple)(parts)
-
-
-class Measured(pl.LightningModule):
-    """The part of :class:`autotimm.tasks.base.Task` that logs; not for use on its own.
-
-    Attributes:
-        by_class: The values per class that the last evaluation found, by metric: a tensor (C,) for each.
-        details: Logged names that are for tables, and not for the line of an epoch.
+    :class:`Task` states their defaults; a test compares the two.
     """
 
-    metric_configs: list[MetricConfig]
-    metrics: nn.ModuleDict
-    by_class: dict[str, Any]
-    details: set[str]
-    spec: DataSpec | None
-
-    def _of_stage(self, stage: Stage) -> list[tuple[MetricConfig, Metric]]:
-        made = cast(nn.ModuleDict, self.metrics[f"{stage.value}_metrics"])
-        wanted = [config for config in self.metric_configs if stage.value in config.stages]
-        return [(config, cast(Metric, made[config.name])) for config in wanted]
-
-    def _log(self, step: Step, stage: Stage, size: int) -> None:
-        train = stage is Stage.TRAIN
-        losses = dict(step.losses) | {"loss": step.loss} if step.losses else {}
-        if len(losses) > 2:  # the sum says it; what it is made of is in metrics.csv
-            self.details |= {f"{stage.value}/{name}" for name in step.losses}
-        for name, value in losses.items():
-            shown: dict[str, Any] = {"prog_bar": name == "loss", "on_step": train, "on_epoch": True}
-            over: Any = size if step.weight is None else step.weight  # Lightning multiplies and adds, also tensors
-            self.log(f"{stage.value}/{name}", value.detach(), batch_size=over, sync_dist=not train, **shown)
-        if step.targets is None:
-            return
-        for config, metric in self._of_stage(stage):
-            # Only a call keeps the value of the batch, which is what Lightning logs for a step.
-            (metric if config.log_on_step else metric.update)(step.predictions, step.targets)
-            if isinstance(metric, Scores):
-                continue  # Lightning logs metrics of one value; these wait for the end of the epoch
-            when: dict[str, Any] = {"on_step": config.log_on_step, "on_epoch": config.log_on_epoch}
-            self.log(f"{stage.value}/{config.name}", metric, prog_bar=config.prog_bar, batch_size=size, **when)
-
-    def _log_scores(self, stage: Stage) -> None:
-        """Compute and log the metrics of several values at the end of an epoch, the same on every process."""
-        self.by_class = {}
-        for config, metric in self._of_stage(stage):
-            if isinstance(metric, Scores):
-                for name, value in metric.compute().items():
-                    behind = f"{config.name}_{name}" if metric.prefixed else name
-                    key = config.name if name == "mean" else behind
-                    if name not in metric.headline:
-                        self.details.add(f"{stage.value}/{key}")
-                    self.log(f"{stage.value}/{key}", value.to(self.device), prog_bar=config.prog_bar and name == "mean")
-                self.by_class[config.name] = metric.by_class()
-                metric.reset()
-
-    @property
-    def class_table(self) -> dict[str, dict[str, float]]:
-        """What :attr:`by_class` says, a row per class and a column per metric; NaN where nothing was measured."""
-        if not self.by_class:
-            return {}
-        measured = [*self._of_stage(Stage.VAL), *self._of_stage(Stage.TEST)]
-        titles = {config.name: metric.per_class for config, metric in measured if isinstance(metric, Scores)}
-        names = names_of(self.spec, max(map(len, self.by_class.values())))
-        return table_of(self.by_class, titles, names)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log what is known at the end only; a subclass that has an end of its own calls this too."""
-        self._log_scores(Stage.VAL)
-
-    def on_test_epoch_end(self) -> None:
-        """Log what is known at the end only; a subclass that has an end of its own calls this too."""
-        self._log_scores(Stage.TEST)
+    seed: int | None
+    deterministic: bool
+    lr: float | None
+    optimizer: str | type[torch.optim.Optimizer] | None
+    weight_decay: float | None
+    layer_decay: float | None
+    schedule: str | None
+    warmup_epochs: float | None
+    gradient_clip: float | None
+    backbone_scale: float | None
+    freeze_backbone: bool
+    ema_decay: float | None
+    compile_model: bool
+    metrics: Sequence[MetricConfig | Mapping[str, Any]] | None
+    eval_batch_size: int
 
 
-class Task(Optimized, Measured, Stored, ABC):
+class Task(CapturesArguments, Optimized, Stored, ABC):
     """What is trained: a network, a loss, metrics and how to read the network's output.
 
-    A concrete task passes a network factory to this constructor and says three things: :meth:`step`, :meth:`decode` and
-    :meth:`default_metrics`. Everything else happens here, once: initial weights from named streams, the loops, loss and
-    metric logging, optimizer and schedule, freezing, averaging, compiling, prediction and checkpoints.
+    A concrete task passes a network factory to this constructor and defines three methods: :meth:`step`,
+    :meth:`decode` and :meth:`default_metrics`. Everything else happens here, once: initial weights from named streams,
+    the loops, logging of losses and metrics, optimizer and schedule, freezing, weight averaging, compilation,
+    prediction and checkpoints.
 
-    Its keyword arguments are the options that all tasks share. A concrete task takes them as ``**options``.
+    The keyword arguments, but for ``weights``, are the options that all tasks share. A concrete task takes them as
+    ``**options``, or as ``**options: Unpack[TaskOptions]`` for type checkers, and passes them on.
 
     Args:
-        network: Makes the network from a root seed. A network with a ``backbone`` attribute can be frozen and trained
+        network: Builds the network from a root seed. A network with a ``backbone`` attribute can be frozen and trained
             with layer-wise learning rates.
-        weights: Where the network's pretrained weights come from, recorded in checkpoints.
+        weights: Where the network's pretrained weights come from; recorded in checkpoints.
         seed: Root seed of the initial weights, in [0, 2**32). ``None`` draws one from Python's ``random`` and records
             it. Constructing a task calls :func:`autotimm.seed_everything` unless it is ``None``.
-        deterministic: Whether to insist on kernels that give the same bits every time.
-        options: How to optimize, see :class:`autotimm.optim.OptimizerOptions`; each field may be given as a keyword
-            argument of its own.
+        deterministic: Whether to require deterministic kernels.
+        lr, optimizer, weight_decay, layer_decay, schedule, warmup_epochs, gradient_clip, backbone_scale: See
+            :class:`autotimm.optim.OptimizerOptions`. The recipe for the backbone chooses what is left at ``None``.
         freeze_backbone: Train the head only; the backbone also stays in evaluation mode.
         ema_decay: Decay in (0, 1) of an exponential moving average of the weights, which then replaces them in
             validation, in checkpoints and at the end. ``None`` switches it off.
-        compile_model: Compile the network with ``torch.compile``. Faster after a slow start; bits change with the
-            compiler's version.
+        compile_model: Compile the network with ``torch.compile``. Faster after a slow start; the bits depend on the
+            version of the compiler.
         metrics: What to measure instead of the task's default metrics.
         eval_batch_size: Images per batch in evaluation and prediction. Logits depend on the batch size in the last
-            bits, so batches are cut and padded to this size; a data module's own value replaces it.
-        lr, optimizer, weight_decay, layer_decay, schedule, warmup_epochs, gradient_clip, backbone_scale: See
-            :class:`autotimm.optim.OptimizerOptions`. Whatever is not given comes from the recipe for the backbone.
+            bits, so batches are cut and padded to this size. A data module's own value replaces it.
 
     Raises:
         UsageError: If an argument is wrong.
@@ -240,21 +90,28 @@ class Task(Optimized, Measured, Stored, ABC):
         network: The network; it takes RGB ``uint8``, or floats in [0, 1], and normalizes by itself.
         root_seed: The root of the ``init`` stream.
         run_seed: The root of the ``step`` and ``eval`` streams while an :class:`autotimm.AutoTrainer` runs.
-        spec: What is known of the data, once a data module or a checkpoint has told.
+        spec: What is known of the data, once a data module or a checkpoint has provided it.
+        by_class: The values per class of the last evaluation, by metric: a tensor (C,) for each.
+        details: Logged names that belong in tables, and not in the one line of an epoch.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("classes",)
-    """What the targets of the data may be, see :class:`autotimm.types.DataSpec`."""
+    """The kinds of targets that the task learns from, see :class:`autotimm.types.DataSpec`."""
 
     threshold: float | None = None
-    """Score from which on a prediction reports a label or an object; ``None`` where it reports the likeliest alone."""
+    """Score from which on a label or an object is predicted; ``None`` where the likeliest class alone is predicted."""
 
-    @note_defaults
+    _shared_options: ClassVar[type] = TaskOptions  # the options that are recorded with their defaults
+    metrics: nn.ModuleDict
+    by_class: dict[str, Any]
+    details: set[str]
+
+    # `weights` is no keyword-only argument, since those are the options that subclasses pass on.
     def __init__(
         self,
         network: Callable[[int], nn.Module],
-        *,
         weights: Weights | None = None,
+        *,
         seed: int | None = 42,
         deterministic: bool = True,
         lr: float | None = None,
@@ -270,7 +127,7 @@ class Task(Optimized, Measured, Stored, ABC):
         compile_model: bool = False,
         metrics: Sequence[MetricConfig | Mapping[str, Any]] | None = None,
         eval_batch_size: int = 16,
-        **unknown: Any,
+        **unknown: Never,
     ) -> None:
         super().__init__()
         owner = type(self).__name__
@@ -283,9 +140,9 @@ class Task(Optimized, Measured, Stored, ABC):
         self.optimizer_options = OptimizerOptions(
             lr, optimizer, weight_decay, layer_decay, schedule, warmup_epochs, gradient_clip, backbone_scale
         )
-        self._record_arguments()
+        self._save_arguments(self._captured_arguments(self._shared_options.__annotations__))
         if self.is_loading:
-            seed = None  # nothing global is seeded, on no device; weights and root seed come from the file
+            seed = None  # weights and root seed come from the file, and no global generator is seeded
         self.root_seed = root_seed(seed, owner)
         self.run_seed: int | None = None
         if seed is None:
@@ -300,35 +157,34 @@ class Task(Optimized, Measured, Stored, ABC):
             self.network = network(self.root_seed)
         self.freeze_backbone = freeze_backbone
         if freeze_backbone:
-            self._backbone().requires_grad_(False)
+            self._frozen_part().requires_grad_(False)
         if compile_model:
             self.network.compile()
-        given = [MetricConfig.of(metric) for metric in metrics] if metrics is not None else self.default_metrics()
-        self.metric_configs = given
-        self.metrics = nn.ModuleDict({f"{stage.value}_metrics": build_metrics(given, stage) for stage in Stage})
+        self._metrics_given = None if metrics is None else [MetricConfig.of(metric) for metric in metrics]
         self.by_class, self.details = {}, set()
         self._padding = True
+
+    def _constructed(self) -> None:
+        """Choose the metrics: only now is a subclass complete, and can be asked for its default ones."""
+        configs = self.default_metrics() if self._metrics_given is None else self._metrics_given
+        self.metric_configs = configs
+        self.metrics = nn.ModuleDict({f"{stage.value}_metrics": build_metrics(configs, stage) for stage in Stage})
         if "metrics" in self.hparams:
-            self.hparams["metrics"] = [metric.to_dict() for metric in given]
+            self.hparams["metrics"] = [metric.to_dict() for metric in configs]
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Show the shared options in the signature of a task that takes them as ``**options``."""
-        super().__init_subclass__(**kwargs)
-        show_shared_options(cls, Task.__init__)
-
-    # What a concrete task says
+    # What a concrete task defines
 
     @abstractmethod
     def step(self, batch: Batch, stage: Stage) -> Step:
-        """Run the network on a batch by :meth:`infer` and compare with the targets."""
+        """Run the network on a batch by :meth:`infer`, and compare the output with the targets."""
 
     @abstractmethod
     def decode(self, output: Any, batch: Batch) -> list[Any]:
-        """Turn what :meth:`infer` gave for a batch of N images, which has ids, into N predictions."""
+        """Turn the output of :meth:`infer` for a batch of N images, which has ids, into N predictions."""
 
     @abstractmethod
     def default_metrics(self) -> list[MetricConfig]:
-        """What to measure when nothing was asked for."""
+        """Return the metrics of a task that was given none; called once, when the task is constructed."""
 
     def check_data(self, spec: DataSpec) -> None:
         """Refuse data that the task cannot learn from, before the first step.
@@ -337,7 +193,38 @@ class Task(Optimized, Measured, Stored, ABC):
             UsageError: If the data does not fit.
         """
 
-    # Running the network
+    # The network
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The part of the network with pretrained weights: ``network.backbone``. Read-only.
+
+        Raises:
+            AttributeError: If the network has no such part.
+        """
+        return self._part("backbone")
+
+    @property
+    def head(self) -> nn.Module:
+        """The part of the network that turns features into predictions: ``network.head``. Read-only.
+
+        Raises:
+            AttributeError: If the network has no such part.
+        """
+        return self._part("head")
+
+    def _part(self, name: str) -> nn.Module:
+        own = self._modules.get(name)  # a task of a user's own may have a module of this name beside its network
+        return self.network.get_submodule(name) if own is None else own
+
+    def _frozen_part(self) -> nn.Module:
+        backbone = getattr(self.network, "backbone", None)
+        if not isinstance(backbone, nn.Module):
+            raise UsageError(
+                f"The `freeze_backbone` of {type(self).__name__} must be False for a network without `backbone`. "
+                "Name that part of the network `backbone`."
+            )
+        return backbone
 
     def forward(self, images: Tensor) -> Any:
         """Run the network on (N, 3, H, W) images as they are: ``uint8``, or floats in [0, 1]."""
@@ -346,8 +233,8 @@ class Task(Optimized, Measured, Stored, ABC):
     def infer(self, images: Tensor) -> Any:
         """Run the network; in evaluation in batches of one fixed shape, so that a sample's bits never depend on others.
 
-        A last batch that is not full is padded with zeros, whose outputs are dropped. What the network may give is
-        said at :func:`autotimm.tasks.base.first_of`.
+        A last batch that is not full is padded with zeros, whose outputs are dropped.
+        :func:`autotimm.tasks.base.first_of` describes what the network may return.
         """
         if self.training or not self._padding:
             return self.network(images)
@@ -360,7 +247,7 @@ class Task(Optimized, Measured, Stored, ABC):
 
     @contextmanager
     def padding(self, on: bool) -> Iterator[None]:
-        """Switch the padding of evaluation batches off for a while: faster for few images, and less repeatable."""
+        """Switch the padding of evaluation batches off for a while: faster for few images, but less repeatable."""
         before, self._padding = self._padding, on
         try:
             yield
@@ -369,14 +256,14 @@ class Task(Optimized, Measured, Stored, ABC):
 
     @contextmanager
     def reporting_from(self, threshold: float | None) -> Iterator[None]:
-        """Report labels or objects from another score on for a while; ``None`` leaves it as it is.
+        """Predict labels or objects from another score on for a while; ``None`` keeps the threshold.
 
         Raises:
-            UsageError: If it is not in (0, 1), or if the task reports the likeliest class alone.
+            UsageError: If it is not in (0, 1), or if the task predicts the likeliest class alone.
         """
         before, owner = self.threshold, type(self).__name__
         if threshold is not None:
-            do = "Leave it out: there is one class for each image, or pixel, the likeliest."
+            do = "Leave it out: each image or pixel gets one class, the likeliest."
             require(before is not None, "threshold", owner, "left out", threshold, do)
             require(0 < number(threshold) < 1, "threshold", owner, "in (0, 1)", threshold, "Give for example 0.3.")
             self.threshold = threshold
@@ -389,22 +276,13 @@ class Task(Optimized, Measured, Stored, ABC):
         """Switch between training and evaluation mode; a frozen backbone stays in evaluation mode."""
         super().train(mode)
         if mode and self.freeze_backbone:
-            self._backbone().eval()
+            self._frozen_part().eval()
         return self
-
-    def _backbone(self) -> nn.Module:
-        backbone = getattr(self.network, "backbone", None)
-        if not isinstance(backbone, nn.Module):
-            raise UsageError(
-                f"The `freeze_backbone` of {type(self).__name__} must be False for a network without `backbone`. "
-                "Name that part of the network `backbone`."
-            )
-        return backbone
 
     # The loops
 
     def setup(self, stage: str) -> None:
-        """Learn from the trainer's data module what the data looks like, and refuse what does not fit."""
+        """Take over what is known of the trainer's data, and refuse data that does not fit."""
         if stage == "fit":
             # Lightning keeps the mode it finds: evaluation for a loaded task, training for a frozen backbone.
             self.train()
@@ -414,7 +292,7 @@ class Task(Optimized, Measured, Stored, ABC):
         if stage == "fit":
             self.spec, self.eval_batch_size = data.spec, data.spec.eval_batch_size
         elif self.spec is not None and self.spec.class_names != data.spec.class_names:
-            # Of the same number, but others, or one missing and one too many: every index would mean something else.
+            # As many classes, but not the same ones: every index would mean something else.
             raise UsageError(
                 f"The classes of the data must be those that {type(self).__name__} has learned, "
                 f"{', '.join(self.spec.class_names)}. They are {', '.join(data.spec.class_names)} instead. "
@@ -422,9 +300,9 @@ class Task(Optimized, Measured, Stored, ABC):
             )
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """One step on the stream ``(step, epoch, batch, rank)``; entered here, after all hooks of callbacks."""
-        where = ("step", self.current_epoch, batch_idx, self.global_rank)
-        reseed(self._streams_seed, *where, devices=[self.device])
+        """Make one step on the stream ``(step, epoch, batch, rank)``; reseeded here, after the hooks of callbacks."""
+        position = ("step", self.current_epoch, batch_idx, self.global_rank)
+        reseed(self._streams_seed, *position, devices=[self.device])
         step = self._step(Batch.of(batch), Stage.TRAIN)
         self._log(step, Stage.TRAIN, len(Batch.of(batch).images))
         return step.loss
@@ -444,6 +322,14 @@ class Task(Optimized, Measured, Stored, ABC):
             output = self.infer(batch.images)
         numbered = tuple(str(index) for index in range(len(batch.images)))
         return self.decode(output, batch._replace(ids=batch.ids or numbered))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of several values; a subclass that overrides this calls it too."""
+        self._log_scores(Stage.VAL)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of several values; a subclass that overrides this calls it too."""
+        self._log_scores(Stage.TEST)
 
     def _evaluate(self, batch: Any, batch_idx: int, stage: Stage) -> None:
         batch = Batch.of(batch)
@@ -465,3 +351,159 @@ class Task(Optimized, Measured, Stored, ABC):
         if self.run_seed is not None:
             return self.run_seed
         return self.root_seed if self._data is None else self._data.run_seed
+
+    # Losses and metrics
+
+    def _of_stage(self, stage: Stage) -> list[tuple[MetricConfig, Metric]]:
+        metrics = cast(nn.ModuleDict, self.metrics[f"{stage.value}_metrics"])
+        configs = [config for config in self.metric_configs if stage.value in config.stages]
+        return [(config, cast(Metric, metrics[config.name])) for config in configs]
+
+    def _log(self, step: Step, stage: Stage, size: int) -> None:
+        train = stage is Stage.TRAIN
+        losses = dict(step.losses) | {"loss": step.loss} if step.losses else {}
+        if len(losses) > 2:  # people see the sum; its terms are in metrics.csv
+            self.details |= {f"{stage.value}/{name}" for name in step.losses}
+        for name, value in losses.items():
+            shown: dict[str, Any] = {"prog_bar": name == "loss", "on_step": train, "on_epoch": True}
+            weight: Any = size if step.weight is None else step.weight  # Lightning multiplies and adds, also tensors
+            self.log(f"{stage.value}/{name}", value.detach(), batch_size=weight, sync_dist=not train, **shown)
+        if step.targets is None:
+            return
+        for config, metric in self._of_stage(stage):
+            # Only a call keeps the value of the batch, which is what Lightning logs for a step.
+            (metric if config.log_on_step else metric.update)(step.predictions, step.targets)
+            if isinstance(metric, Scores):
+                continue  # Lightning logs metrics of one value; these wait for the end of the epoch
+            when: dict[str, Any] = {"on_step": config.log_on_step, "on_epoch": config.log_on_epoch}
+            self.log(f"{stage.value}/{config.name}", metric, prog_bar=config.prog_bar, batch_size=size, **when)
+
+    def _log_scores(self, stage: Stage) -> None:
+        """Compute and log the metrics of several values at the end of an epoch, the same on every process."""
+        self.by_class = {}
+        for config, metric in self._of_stage(stage):
+            if isinstance(metric, Scores):
+                for name, value in metric.compute().items():
+                    suffixed = f"{config.name}_{name}" if metric.prefixed else name
+                    key = config.name if name == "mean" else suffixed
+                    if name not in metric.headline:
+                        self.details.add(f"{stage.value}/{key}")
+                    self.log(f"{stage.value}/{key}", value.to(self.device), prog_bar=config.prog_bar and name == "mean")
+                self.by_class[config.name] = metric.by_class()
+                metric.reset()
+
+    @property
+    def class_table(self) -> dict[str, dict[str, float]]:
+        """The values of :attr:`by_class`, a row per class and a column per metric; NaN where nothing was measured."""
+        if not self.by_class:
+            return {}
+        measured = [*self._of_stage(Stage.VAL), *self._of_stage(Stage.TEST)]
+        titles = {config.name: metric.per_class for config, metric in measured if isinstance(metric, Scores)}
+        names = names_of(self.spec, max(map(len, self.by_class.values())))
+        return table_of(self.by_class, titles, names)
+
+
+# Checks and names that tasks with classes share
+
+
+def check_num_classes(num_classes: object, least: int, owner: str) -> None:
+    """Refuse a ``num_classes`` that is no integer, or too small.
+
+    Raises:
+        UsageError: If it is wrong.
+    """
+    fine = is_whole(num_classes, least)
+    do = "Give the number of classes of your data, `data.num_classes`."
+    require(fine, "num_classes", owner, f"an integer of at least {least}", num_classes, do)
+
+
+def check_spec(spec: DataSpec, kinds: Sequence[str], num_classes: int, owner: str) -> None:
+    """Refuse data with targets of another kind, or with another number of classes.
+
+    Args:
+        spec: What is known of the data.
+        kinds: The accepted kinds, see :class:`autotimm.types.DataSpec`.
+        num_classes: The number of classes of the task.
+        owner: The task's name.
+
+    Raises:
+        UsageError: If the data does not fit.
+    """
+    if spec.kind not in kinds:
+        raise UsageError(
+            f"{owner} expects {kinds[0]}; got {spec.kind}. Use the task for {spec.kind}, or another data module."
+        )
+    present = len(spec.class_names)
+    if present != num_classes:
+        do = f"Give num_classes={present}; the classes are {', '.join(spec.class_names[:10])}."
+        raise UsageError(sentence("num_classes", owner, f"{present}, as the data has", num_classes, do))
+
+
+def names_of(spec: DataSpec | None, num_classes: int) -> tuple[str, ...]:
+    """Names of the classes in the order of the logits; their numbers before the data is known."""
+    return spec.class_names if spec else tuple(str(index) for index in range(num_classes))
+
+
+# Outputs of a network
+
+
+def first_of(output: Any, number: int, of: int) -> Any:
+    """Return the part of an output that belongs to the first images.
+
+    An output is a tensor whose first dimension are the images; a mapping, a tuple or a list of such outputs; or a list
+    of anything else with one entry per image, as torchvision's detectors return. A list of tensors is of the first
+    kind.
+
+    Args:
+        output: The output of the network.
+        number: How many images to keep.
+        of: How many there were.
+
+    Raises:
+        UsageError: If it is none of these.
+
+    Example:
+        >>> first_of({"scores": torch.zeros(4, 2), "boxes": [{"n": 0}, {"n": 1}, {"n": 2}, {"n": 3}]}, 2, of=4)
+        {'scores': tensor([[0., 0.], [0., 0.]]), 'boxes': [{'n': 0}, {'n': 1}]}
+    """
+    if isinstance(output, Tensor) and output.shape[:1] == (of,):
+        return output[:number]
+    if isinstance(output, Mapping):
+        return {name: first_of(part, number, of) for name, part in output.items()}
+    if isinstance(output, tuple) or _is_list_of_tensors(output):
+        return _like(output, [first_of(part, number, of) for part in output])
+    if isinstance(output, list) and len(output) == of:
+        return output[:number]
+    got = f"a {type(output).__name__}"
+    got += f" of shape {tuple(output.shape)}" if isinstance(output, Tensor) else ""
+    got += f" of {len(output)}" if isinstance(output, list) else ""
+    raise UsageError(
+        f"The output of the network must have one entry for each of {of} images: tensors whose first dimension they "
+        f"are, a mapping or tuple of such, or a list. Got {got} instead. Return one of these."
+    )
+
+
+def join(outputs: Sequence[Any]) -> Any:
+    """Concatenate outputs for some images each, as :func:`first_of` describes them, to one for all.
+
+    Example:
+        >>> join([(torch.zeros(2),), (torch.ones(1),)])
+        (tensor([0., 0., 1.]),)
+    """
+    first = outputs[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(outputs))
+    if isinstance(first, Mapping):
+        return {name: join([output[name] for output in outputs]) for name in first}
+    if isinstance(first, tuple) or _is_list_of_tensors(first):
+        return _like(first, [join(parts) for parts in zip(*outputs, strict=True)])
+    return [entry for output in outputs for entry in output]
+
+
+def _is_list_of_tensors(output: Any) -> bool:
+    return isinstance(output, list) and bool(output) and all(isinstance(part, Tensor) for part in output)
+
+
+def _like(output: Any, parts: list[Any]) -> Any:
+    """The parts as a list, a tuple, or the named tuple that the network returned."""
+    return parts if isinstance(output, list) else getattr(type(output), "_make", tuple)(parts)

@@ -1,100 +1,119 @@
-"""The options that all tasks share: shown in the signature of each task, and which of them nobody gave.
+"""How tasks are stored in checkpoints and read back, without unpickling anything.
 
-What a checkpoint holds beside weights, as plain data, and how it is read without unpickling anything.
-
-How tasks are stored: what they add to a checkpoint, and how they come back from one, the same for all of them.
+Beside weights a checkpoint holds plain data only: the arguments of the task, and a :class:`TaskRecord`.
 """
 
 from __future__ import annotations
 
-import inspect
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
-from functools import wraps
-from inspect import Parameter
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.core.mixins.hparams_mixin import _given_hyperparameters_context
 
 from autotimm.errors import ModelError
 from autotimm.models.backbone.architectures import remember_architecture
 from autotimm.models.backbone.weights import Weights
 from autotimm.repro.seed import preserve_switches
 from autotimm.repro.streams import preserve_generators
-from autotimm.serialization import (
-    construct,
-    constructor_arguments,
-    import_name,
-    import_object,
-    lost_objects,
-    plain_value,
-)
+from autotimm.serialization import construct, import_name, import_object, lost_objects, plain_value
 from autotimm.types import DataSpec
 
-__all__ = [
-    "Stored",
-    "TaskRecord",
-    "drop_folder",
-    "note_defaults",
-    "read_checkpoint",
-    "require_objects",
-    "show_shared_options",
-    "takes_options",
-    "task_class",
-    "task_class_named",
-]
+__all__ = ["Stored", "TaskRecord", "drop_folder", "read_checkpoint", "task_class_named"]
+
+_LOADING: ContextVar[bool] = ContextVar("autotimm_loading", default=False)
 
 
-def takes_options(task: type[Any]) -> bool:
-    """Whether a class takes the options of its base as ``**options``."""
-    return any(one.kind is one.VAR_KEYWORD for one in inspect.signature(task.__init__).parameters.values())
+@contextmanager
+def _loading() -> Iterator[None]:
+    """Tasks that are constructed meanwhile get their weights from a file: see :attr:`Stored.is_loading`."""
+    before = _LOADING.set(True)
+    try:
+        yield
+    finally:
+        _LOADING.reset(before)
 
 
-def show_shared_options(task: type[Any], shared: Callable[..., None]) -> None:
-    """Put the keyword arguments of the base in place of ``**options``, for ``help()`` and editors.
+class Stored(pl.LightningModule):
+    """The part of :class:`autotimm.tasks.base.Task` that writes and reads checkpoints; not for use on its own."""
 
-    Args:
-        task: A task class, whose signature is set. Without one of its own it would show that of its base.
-        shared: The constructor of the base of all tasks.
-    """
-    own = [*inspect.signature(task.__init__).parameters.values()][1:]
-    named = {one.name: one for one in own if one.kind is not one.VAR_KEYWORD}
-    if takes_options(task):
-        above = next((vars(one)["__signature__"] for one in task.__mro__[1:] if "__signature__" in vars(one)), None)
-        options = _shared_options(shared) if above is None else _keyword_only(above)
-        named |= {name: one for name, one in options.items() if name not in named}
-    task.__signature__ = inspect.Signature([*named.values()])
+    root_seed: int
+    weights: Weights
+    spec: DataSpec | None
+    eval_batch_size: int
 
+    @property
+    def is_loading(self) -> bool:
+        """Whether the constructor runs for a checkpoint, so that neither seeds nor pretrained weights matter."""
+        return _LOADING.get()
 
-def _keyword_only(signature: inspect.Signature) -> dict[str, Parameter]:
-    return {name: one for name, one in signature.parameters.items() if one.kind is one.KEYWORD_ONLY}
+    def _save_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """Keep as ``hparams`` the arguments with which the class can be called again, defaults included."""
+        # Without given hyperparameters Lightning would search the calling frames for a name of this dictionary.
+        with _given_hyperparameters_context({}, ""):
+            self.save_hyperparameters(plain_value(arguments))
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what is needed to use the model without its run: plain data only."""
+        drop_folder(checkpoint)
+        checkpoint[TaskRecord.KEY] = asdict(self.record())
 
-def _shared_options(shared: Callable[..., None]) -> dict[str, Parameter]:
-    """What can be given by name as an option: neither self nor the network nor its weights."""
-    return {name: one for name, one in _keyword_only(inspect.signature(shared)).items() if name != "weights"}
+    def record(self) -> TaskRecord:
+        """Return what a checkpoint says of this task beside weights and arguments."""
+        return TaskRecord(
+            task=import_name(type(self)),
+            root_seed=int(self.root_seed),  # a plain integer: the seeds of single streams are the run's
+            weights=self.weights.as_dict(),
+            spec=self.spec.as_dict() if self.spec else None,
+            eval_batch_size=self.eval_batch_size,
+        )
 
+    def restore(self, record: TaskRecord) -> None:
+        """Undo :meth:`record` on a freshly constructed task."""
+        self.root_seed, self.eval_batch_size = record.root_seed, record.eval_batch_size
+        self.weights = Weights.from_dict(record.weights)
+        self.spec = DataSpec.from_dict(record.spec) if record.spec else None
 
-def note_defaults(shared: Callable[..., None]) -> Callable[..., None]:
-    """Let the constructor of the base note the options that did not reach it, with their defaults.
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # less freedom on purpose: never unpickles
+        cls, checkpoint_path: Any, map_location: Any = None, **overrides: Any
+    ) -> Any:
+        """Load a task from a checkpoint: never unpickles, never contacts a hub, leaves seeds and switches alone.
 
-    Those can be given when the task is made again. An option that a subclass fixes reaches the base, and would then be
-    given twice.
-    """
-    defaults = {name: one.default for name, one in _shared_options(shared).items()}
+        On :class:`Task` itself it loads whichever task the checkpoint names.
 
-    @wraps(shared)
-    def noting(self: Any, *args: Any, **kwargs: Any) -> None:
-        self.__dict__["_left_open"] = {name: value for name, value in defaults.items() if name not in kwargs}
-        shared(self, *args, **kwargs)
+        Args:
+            checkpoint_path: A file that a trainer wrote.
+            map_location: Where to put the weights; by default the CPU.
+            overrides: Constructor arguments that replace the recorded ones.
 
-    return noting
+        Returns:
+            The task, in evaluation mode.
+
+        Raises:
+            ModelError: If the file is damaged, is no checkpoint of this task, or holds more than plain data.
+        """
+        checkpoint = read_checkpoint(checkpoint_path, map_location)
+        record = TaskRecord.of(checkpoint, checkpoint_path)
+        task_class = _task_class(record, cls, checkpoint_path)
+        hparams = {**checkpoint["hyper_parameters"], **overrides}
+        _require_objects(hparams, task_class)
+        if record.weights.get("architecture"):
+            remember_architecture(record.weights["architecture"])
+        replaced = {"pretrained": False} if "pretrained" in hparams else {}  # a task of a user's own may ask a hub
+        with _loading(), preserve_switches(), preserve_generators():
+            task = construct(task_class, {**hparams, **replaced})
+        task.hparams.update(plain_value(hparams))
+        task.restore(record)
+        task.load_state_dict(checkpoint["state_dict"])
+        return task.eval()
 
 
 @dataclass(frozen=True)
@@ -188,7 +207,7 @@ def task_class_named(name: str) -> Any:
         ) from None
 
 
-def task_class(record: TaskRecord, wanted: type[Any], path: object) -> type[Any]:
+def _task_class(record: TaskRecord, wanted: type[Any], path: object) -> type[Any]:
     """The class of a recorded task.
 
     Raises:
@@ -203,7 +222,7 @@ def task_class(record: TaskRecord, wanted: type[Any], path: object) -> type[Any]
     return chosen
 
 
-def require_objects(hparams: Mapping[str, Any], task: type[Any]) -> None:
+def _require_objects(hparams: Mapping[str, Any], task: type[Any]) -> None:
     """Refuse recorded arguments that were objects, and so must be given again.
 
     Raises:
@@ -214,107 +233,3 @@ def require_objects(hparams: Mapping[str, Any], task: type[Any]) -> None:
             f"The {', '.join(f'`{name}`' for name in missing)} of {task.__name__} must be given again, since objects "
             f"are not stored in checkpoints. Call load_from_checkpoint(path, {missing[0]}=...)."
         )
-
-
-_Made = TypeVar("_Made", bound="Stored")
-_LOADING: ContextVar[bool] = ContextVar("autotimm_loading", default=False)
-
-
-@contextmanager
-def _loading() -> Iterator[None]:
-    """Tasks that are made meanwhile get their weights from a file: see :attr:`Stored.is_loading`."""
-    before = _LOADING.set(True)
-    try:
-        yield
-    finally:
-        _LOADING.reset(before)
-
-
-class Stored(pl.LightningModule):
-    """The half of :class:`autotimm.tasks.base.Task` that writes and reads checkpoints; not for use on its own.
-
-    Attributes:
-        is_loading: Whether the task is made for a checkpoint, so that neither seeds nor pretrained weights matter.
-    """
-
-    is_loading: bool
-
-    root_seed: int
-    weights: Weights
-    spec: DataSpec | None
-    eval_batch_size: int
-
-    def __new__(cls: type[_Made], *args: Any, **kwargs: Any) -> _Made:
-        """Note what the class that is made was called with: a constructor sees only what subclasses passed on to it."""
-        task = super().__new__(cls)
-        task.__dict__.update(_call=(args, kwargs), is_loading=_LOADING.get())
-        return task
-
-    def _record_arguments(self) -> None:
-        """Keep as ``hparams`` what makes the same task again when the class is called with it, defaults included.
-
-        Lightning would collect the arguments of every constructor on the way, also those that a subclass fixes.
-        """
-        args, kwargs = self.__dict__.pop("_call")
-        left_open = self.__dict__.pop("_left_open")
-        given = constructor_arguments(type(self), args, kwargs)
-        if takes_options(type(self)):
-            given = {**given, **{name: value for name, value in left_open.items() if name not in given}}
-        # From a frame that nobody called Lightning finds no constructor whose arguments it would look through.
-        alone: Any = (None for _ in "")
-        self.save_hyperparameters(plain_value(given), frame=alone.gi_frame)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what is needed to use the model without its run: plain data only."""
-        drop_folder(checkpoint)
-        checkpoint[TaskRecord.KEY] = asdict(self.record())
-
-    def record(self) -> TaskRecord:
-        """What a checkpoint says of this task beside weights and hyper-parameters."""
-        return TaskRecord(
-            task=import_name(type(self)),
-            root_seed=int(self.root_seed),  # plain: the seeds of single streams are the run's
-            weights=self.weights.as_dict(),
-            spec=self.spec.as_dict() if self.spec else None,
-            eval_batch_size=self.eval_batch_size,
-        )
-
-    def restore(self, record: TaskRecord) -> None:
-        """Undo :meth:`record` on a freshly built task."""
-        self.root_seed, self.eval_batch_size = record.root_seed, record.eval_batch_size
-        self.weights = Weights.from_dict(record.weights)
-        self.spec = DataSpec.from_dict(record.spec) if record.spec else None
-
-    @classmethod
-    def load_from_checkpoint(  # type: ignore[override]  # less freedom on purpose: never unpickles
-        cls, checkpoint_path: Any, map_location: Any = None, **overrides: Any
-    ) -> Any:
-        """Build a task from a checkpoint: never unpickles, never contacts a hub, leaves seeds and switches alone.
-
-        On :class:`Task` itself it builds whichever task the checkpoint names.
-
-        Args:
-            checkpoint_path: A file that a trainer wrote.
-            map_location: Where to put the weights; by default the CPU.
-            overrides: Constructor arguments that replace the recorded ones.
-
-        Returns:
-            The task, in evaluation mode.
-
-        Raises:
-            ModelError: If the file is damaged, is not a checkpoint of this task, or holds more than plain data.
-        """
-        checkpoint = read_checkpoint(checkpoint_path, map_location)
-        record = TaskRecord.of(checkpoint, checkpoint_path)
-        chosen = task_class(record, cls, checkpoint_path)
-        hparams = {**checkpoint["hyper_parameters"], **overrides}
-        require_objects(hparams, chosen)
-        if record.weights.get("architecture"):
-            remember_architecture(record.weights["architecture"])
-        replaced = {"pretrained": False} if "pretrained" in hparams else {}  # a task of a user's own may ask a hub
-        with _loading(), preserve_switches(), preserve_generators():
-            task = construct(chosen, {**hparams, **replaced})
-        task.hparams.update(plain_value(hparams))
-        task.restore(record)
-        task.load_state_dict(checkpoint["state_dict"])
-        return task.eval()

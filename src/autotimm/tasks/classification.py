@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
+from typing_extensions import Unpack
 
 from autotimm.errors import UsageError, number, require, require_flags, sentence
 from autotimm.losses.image_losses import build_loss
 from autotimm.metrics import MetricConfig, default_metrics
 from autotimm.models.backbone.pooled import PooledClassifier, build_classifier
 from autotimm.models.backbone.weights import resolve_weights
-from autotimm.tasks.base import Task, check_num_classes, check_spec, names_of
+from autotimm.tasks.base import Task, TaskOptions, check_num_classes, check_spec, names_of
 from autotimm.types import Batch, DataSpec, Prediction, Stage, Step
 
 __all__ = ["ImageClassifier"]
@@ -26,11 +27,11 @@ class ImageClassifier(Task):
     Args:
         backbone: Name of a timm model, see :func:`autotimm.list_backbones`; ``hf-hub:owner/name`` works too.
         num_classes: Number of classes C, at least 2 (at least 1 for multi-label).
-        multi_label: Whether any number of classes may be right at once. Targets are then (N, C) zeros and ones.
-        threshold: Probability in (0, 1) from which on a class counts as predicted, for multi-label.
+        multi_label: Whether an image may have any number of classes. Targets are then (N, C) zeros and ones.
+        threshold: Probability in (0, 1) from which on a class is predicted, for multi-label.
         pretrained: ``None`` loads pretrained weights if the cache or, after one quick probe, the hub has them, and else
-            starts from random ones; ``True`` insists on them; ``False`` never loads them; a path loads that file.
-        image_size: Side in pixels of the square images, for backbones that must know it; ``None`` is their default.
+            starts from random ones; ``True`` requires them; ``False`` never loads them; a path loads that file.
+        image_size: Side in pixels of the square images, for backbones that need it; ``None`` is their default.
         head_dropout: Probability of dropping a feature before the head.
         drop_path_rate: Probability of skipping a residual block (Huang et al., "Deep networks with stochastic depth",
             ECCV 2016).
@@ -39,7 +40,7 @@ class ImageClassifier(Task):
         cutmix_alpha: Beta parameter of CutMix (Yun et al., ICCV 2019); 0 is off. With both on, each batch draws one.
         loss: Name, import path, module or function; ``None`` is cross-entropy, or binary cross-entropy for multi-label.
         class_weights: One positive weight per class.
-        options: What all tasks share, see :class:`autotimm.tasks.base.Task`.
+        options: The options that all tasks share, see :class:`autotimm.tasks.base.Task`.
 
     Shape:
         - images: (N, 3, H, W), RGB ``uint8``, or floats in [0, 1].
@@ -48,7 +49,7 @@ class ImageClassifier(Task):
     Raises:
         UsageError: If an argument is wrong.
         ModelError: If the backbone is unknown or does not pool to a vector.
-        WeightsError: If pretrained weights were insisted on and cannot be had.
+        WeightsError: If pretrained weights are required and not available.
 
     Example:
         >>> import torch
@@ -74,7 +75,7 @@ class ImageClassifier(Task):
         cutmix_alpha: float = 0.0,
         loss: str | Callable[[Tensor, Tensor], Tensor] | None = None,
         class_weights: Sequence[float] | None = None,
-        **options: Any,
+        **options: Unpack[TaskOptions],
     ) -> None:
         self._check(num_classes, multi_label, threshold, mixup_alpha, cutmix_alpha)
         criterion = build_loss(
@@ -85,9 +86,9 @@ class ImageClassifier(Task):
             num_classes=num_classes,
             soft_targets=bool(mixup_alpha or cutmix_alpha),
         )
-        learned = [name for name, one in criterion.named_parameters() if one.requires_grad]
-        do = "The optimizer trains the network alone; give a loss whose numbers are fixed."
-        require(not learned, "loss", "ImageClassifier", "without parameters to learn", learned, do)
+        learnable = [name for name, parameter in criterion.named_parameters() if parameter.requires_grad]
+        do = "The optimizer trains the network alone; give a loss with fixed parameters."
+        require(not learnable, "loss", "ImageClassifier", "without learnable parameters", learnable, do)
         weights = resolve_weights(backbone, False if self.is_loading else pretrained)
         self._num_classes, self._multi_label = num_classes, multi_label
         self.threshold = threshold if multi_label else None
@@ -120,7 +121,7 @@ class ImageClassifier(Task):
             )
 
     def step(self, batch: Batch, stage: Stage) -> Step:
-        """Logits and loss of one batch; mixed-up targets are learned from and not measured with."""
+        """Logits and loss of one batch; metrics do not see mixed targets."""
         images, targets = batch.images, batch.targets
         mixed = stage is Stage.TRAIN and self.mix is not None and len(images) > 1
         if mixed:
@@ -132,7 +133,7 @@ class ImageClassifier(Task):
         return Step({"loss": self.criterion(logits, targets)}, logits, None if mixed else targets, weight)
 
     def _weight(self, targets: Tensor) -> Tensor | None:
-        """What the loss is a mean over. torch's cross-entropy divides by the weights of the batch's classes."""
+        """The weight of a batch in an epoch's mean: torch's cross-entropy divides by the weights of its classes."""
         loss = self.criterion
         if not isinstance(loss, nn.CrossEntropyLoss) or loss.weight is None or loss.reduction != "mean":
             return None
@@ -167,7 +168,7 @@ class ImageClassifier(Task):
         return default_metrics(self._num_classes, multi_label=self._multi_label, threshold=self.threshold or 0.5)
 
     def check_data(self, spec: DataSpec) -> None:
-        """Refuse data with another number of classes, or of the other kind."""
+        """Refuse data with another number of classes, or with several per image where the task expects one."""
         check_spec(spec, self.kinds, self._num_classes, "ImageClassifier")
         if spec.multi_label != self._multi_label:
             raise UsageError(
@@ -178,13 +179,13 @@ class ImageClassifier(Task):
         self._check_size(spec.image_size)
 
     def _check_size(self, size: int) -> None:
-        """Try one image of the data's size: some backbones are built for one size only."""
+        """Try one image of the data's size: some backbones accept one size only."""
         was_training = self.training
         try:
             with torch.no_grad():
                 self.eval().network(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.device))
         except (AssertionError, RuntimeError, ValueError) as error:
-            cure = f"Give image_size={size}, or data of another `image_size` ({str(error).splitlines()[0]})."
+            cure = f"Give image_size={size}, or data with another `image_size` ({str(error).splitlines()[0]})."
             raise UsageError(
                 sentence("image_size", "ImageClassifier", f"{size}, as the data's", self._image_size, cure)
             ) from None

@@ -1,48 +1,58 @@
-"""What tasks that find objects share: learning from boxes, measuring and reading what was found.
-
-Object detection: a box, a class and a score for every object.
-
-Instance segmentation: a mask, a box, a class and a score for every object.
-"""
+"""Detection: boxes, classes and scores of objects, and for instance segmentation their masks."""
 
 from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from pycocotools import mask as coco_mask
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from autotimm.errors import number, require, require_choice
 from autotimm.metrics import MetricConfig, mean_ap
 from autotimm.models.backbone.weights import resolve_weights
 from autotimm.models.detection.build_detector import build_detector
-from autotimm.tasks.base import Task, check_num_classes, check_spec, names_of
+from autotimm.models.detection.two_stage import TwoStageDetector
+from autotimm.tasks.base import Task, TaskOptions, check_num_classes, check_spec, names_of
 from autotimm.tasks.letterbox import paste, places, to_original
 from autotimm.types import Batch, DataSpec, ObjectPrediction, Placement, Stage, Step
 
-__all__ = ["InstanceSegmentor", "ObjectDetector", "ObjectTask"]
+__all__ = ["InstanceSegmentor", "ObjectDetector", "ObjectOptions", "ObjectTask"]
+
+
+class ObjectOptions(TaskOptions, total=False):
+    """The options that all tasks with objects share; see :class:`ObjectDetector` for what they do."""
+
+    width: int
+    pretrained: bool | str | None
+    image_size: int | None
+    drop_path_rate: float
 
 
 class ObjectTask(Task, ABC):
-    """Find objects with a detector of torchvision on any timm backbone with feature maps.
+    """Detect objects with one of torchvision's detectors on any timm backbone with feature maps.
 
     Args:
         backbone: Name of a timm model.
-        num_classes: Number of classes C, at least 1; there is none for the background.
-        arch: The detector.
+        num_classes: Number of classes C, at least 1; the background is none of them.
+        arch: The detector, one of :attr:`archs`.
+        threshold: Score in (0, 1) from which on an object is predicted; metrics see all objects.
         width: Channels of pyramid and heads.
-        threshold: Score in (0, 1) from which on an object is reported by prediction; measuring sees all.
         pretrained: As for :class:`autotimm.ImageClassifier`; of the backbone alone.
-        image_size: Side of the square images, for backbones that must know it.
+        image_size: Side of the square images, for backbones that need it.
         drop_path_rate: Probability of skipping a residual block.
-        options: What all tasks share.
+        options: The options that all tasks share.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("boxes", "instances")
+    archs: ClassVar[tuple[str, ...]]
+    """The detectors to choose from."""
+
+    _shared_options: ClassVar[type] = ObjectOptions
     threshold: float
 
     def __init__(
@@ -51,20 +61,21 @@ class ObjectTask(Task, ABC):
         num_classes: int,
         *,
         arch: str,
-        width: int,
         threshold: float,
-        pretrained: bool | str | None,
-        image_size: int | None,
-        drop_path_rate: float,
-        **options: Any,
+        width: int = 256,
+        pretrained: bool | str | None = None,
+        image_size: int | None = None,
+        drop_path_rate: float = 0.0,
+        **options: Unpack[TaskOptions],
     ) -> None:
         owner = type(self).__name__
+        require_choice("arch", owner, arch, self.archs)
         check_num_classes(num_classes, 1, owner)
         require(0 < number(threshold) < 1, "threshold", owner, "in (0, 1)", threshold, "Give for example 0.3.")
         self._num_classes, self.threshold = num_classes, threshold
         weights = resolve_weights(backbone, False if self.is_loading else pretrained)
 
-        def network(seed: int) -> Any:
+        def network(seed: int) -> nn.Module:
             return build_detector(
                 arch, backbone, num_classes,
                 weights=weights, seed=seed, image_size=image_size, width=width, drop_path_rate=drop_path_rate,
@@ -72,41 +83,47 @@ class ObjectTask(Task, ABC):
 
         super().__init__(network, weights=weights, **options)
 
+    @property
+    def head(self) -> nn.Module:
+        """The part of the detector that predicts objects from the maps of the pyramid. Read-only."""
+        return self.network.get_submodule("heads" if isinstance(self.network, TwoStageDetector) else "model.head")
+
     def step(self, batch: Batch, stage: Stage) -> Step:
-        """Named losses in training; elsewhere what was found and what is there, in pixels of the original image."""
+        """Named losses in training; else predicted and true objects, in pixels of the original image."""
         if stage is Stage.TRAIN:
-            return Step(self.network(batch.images, [_learned(target) for target in batch.targets or ()]))
+            return Step(self.network(batch.images, [_without_crowds(target) for target in batch.targets or ()]))
         output = self.infer(batch.images)
         if batch.targets is None:
             return Step({}, output)
-        at, side = places(batch), batch.images.shape[-1]
-        found = [self._measured(one, place, side) for one, place in zip(output, at, strict=True)]
-        there = [_true(one, place) for one, place in zip(batch.targets, at, strict=True)]
-        return Step({}, found, there)
+        placements, side = places(batch), batch.images.shape[-1]
+        predicted = [self._measurable(objects, place, side) for objects, place in zip(output, placements, strict=True)]
+        true = [_true(target, place) for target, place in zip(batch.targets, placements, strict=True)]
+        return Step({}, predicted, true)
 
-    def _measured(self, found: dict[str, Tensor], place: Placement, side: int) -> dict[str, Tensor]:
-        moved = {**found, "boxes": to_original(found["boxes"], place)}
-        if "masks" in found:  # at the size at which the true masks are known
-            moved["masks"] = paste(found["masks"], found["boxes"], side, side)
+    def _measurable(self, objects: dict[str, Tensor], place: Placement, side: int) -> dict[str, Tensor]:
+        moved = {**objects, "boxes": to_original(objects["boxes"], place)}
+        if "masks" in objects:  # at the size of the true masks, which is that of the network's input
+            moved["masks"] = paste(objects["masks"], objects["boxes"], side, side)
         return moved
 
     def decode(self, output: Sequence[dict[str, Tensor]], batch: Batch) -> list[ObjectPrediction]:
         """Objects whose score reaches the threshold, in pixels of the original image."""
-        found = zip(output, batch.ids, places(batch), strict=True)
-        return [self._prediction(one, id, place) for one, id, place in found]
+        images = zip(output, batch.ids, places(batch), strict=True)
+        return [self._prediction(objects, id, place) for objects, id, place in images]
 
-    def _prediction(self, found: dict[str, Tensor], id: str, place: Placement) -> ObjectPrediction:
-        found = {name: value.cpu()[found["scores"].cpu() >= self.threshold] for name, value in found.items()}
-        boxes = to_original(found["boxes"].float(), place)
+    def _prediction(self, objects: dict[str, Tensor], id: str, place: Placement) -> ObjectPrediction:
+        kept = objects["scores"].cpu() >= self.threshold
+        objects = {name: value.cpu()[kept] for name, value in objects.items()}
+        boxes = to_original(objects["boxes"].float(), place)
         masks: tuple[str, ...] = ()
-        if "masks" in found:
-            pasted = paste(found["masks"].float(), boxes, place.height, place.width)
-            masks = tuple(coco_mask.encode(np.asfortranarray(one.numpy()))["counts"].decode() for one in pasted)
+        if "masks" in objects:
+            pasted = paste(objects["masks"].float(), boxes, place.height, place.width)
+            masks = tuple(coco_mask.encode(np.asfortranarray(mask.numpy()))["counts"].decode() for mask in pasted)
         names = self.class_names
         return ObjectPrediction(
             id,
-            tuple(names[label] for label in found["labels"].tolist()),
-            tuple(found["scores"].tolist()),
+            tuple(names[label] for label in objects["labels"].tolist()),
+            tuple(objects["scores"].tolist()),
             tuple((x1, y1, x2, y2) for x1, y1, x2, y2 in boxes.tolist()),
             (place.height, place.width),
             masks,
@@ -122,25 +139,6 @@ class ObjectTask(Task, ABC):
         check_spec(spec, self.kinds, self._num_classes, type(self).__name__)
 
 
-def _learned(target: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What is learned from: everything but crowds."""
-    keep = ~target["crowd"] if "crowd" in target else torch.ones_like(target["labels"], dtype=torch.bool)
-    return {name: value[keep] for name, value in target.items() if name != "crowd"}
-
-
-def _true(target: dict[str, Tensor], place: Placement) -> dict[str, Tensor]:
-    """What is measured with, in torchmetrics' words."""
-    true = {"boxes": to_original(target["boxes"], place), "labels": target["labels"]}
-    if "crowd" in target:
-        true["iscrowd"] = target["crowd"].to(torch.int64)
-    if "masks" in target:
-        true["masks"] = target["masks"].to(torch.uint8)
-    return true
-
-
-ARCHS = ("fcos", "retinanet", "faster_rcnn")
-
-
 class ObjectDetector(ObjectTask):
     """Detect objects with FCOS, RetinaNet or Faster R-CNN on any timm backbone with feature maps.
 
@@ -148,17 +146,17 @@ class ObjectDetector(ObjectTask):
         backbone: Name of a timm model, see :func:`autotimm.list_backbones`. Those with several strides get a feature
             pyramid (Lin et al., CVPR 2017), plain ViTs a simple one (Li et al., "Exploring plain vision transformer
             backbones for object detection", ECCV 2022).
-        num_classes: Number of classes C, at least 1; there is none for the background.
+        num_classes: Number of classes C, at least 1; the background is none of them.
         arch: ``fcos`` (Tian et al., ICCV 2019), ``retinanet`` (Lin et al., ICCV 2017) or ``faster_rcnn`` (Ren et al.,
             NeurIPS 2015), as torchvision has them.
-        width: Channels of pyramid and heads, a multiple of 64, and for Faster R-CNN half the regions looked at per
+        width: Channels of pyramid and heads, a multiple of 64, and for Faster R-CNN half the number of regions per
             image. 64 is small and fast.
-        threshold: Score in (0, 1) from which on an object is reported by prediction; measuring sees all.
-        pretrained: ``None`` loads pretrained weights of the backbone if they can be had, ``True`` insists on them,
+        threshold: Score in (0, 1) from which on an object is predicted; metrics see all objects.
+        pretrained: ``None`` loads pretrained weights of the backbone if they are available, ``True`` requires them,
             ``False`` never loads them; a path loads that file.
-        image_size: Side in pixels of the square images, for backbones that must know it; ``None`` is their default.
+        image_size: Side in pixels of the square images, for backbones that need it; ``None`` is their default.
         drop_path_rate: Probability of skipping a residual block.
-        options: What all tasks share, see :class:`autotimm.tasks.base.Task`.
+        options: The options that all tasks share, see :class:`autotimm.tasks.base.Task`.
 
     Shape:
         - images: (N, 3, S, S), RGB ``uint8``, or floats in [0, 1].
@@ -167,7 +165,7 @@ class ObjectDetector(ObjectTask):
     Raises:
         UsageError: If an argument is wrong.
         ModelError: If the backbone is unknown or has no feature maps.
-        WeightsError: If pretrained weights were insisted on and cannot be had.
+        WeightsError: If pretrained weights are required and not available.
 
     Example:
         >>> import torch
@@ -177,48 +175,39 @@ class ObjectDetector(ObjectTask):
         ['boxes', 'labels', 'scores']
     """
 
+    archs = ("fcos", "retinanet", "faster_rcnn")
+
     def __init__(
         self,
         backbone: str,
         num_classes: int,
         *,
         arch: str = "fcos",
-        width: int = 256,
         threshold: float = 0.3,
-        pretrained: bool | str | None = None,
-        image_size: int | None = None,
-        drop_path_rate: float = 0.0,
-        **options: Any,
+        **options: Unpack[ObjectOptions],
     ) -> None:
-        require_choice("arch", type(self).__name__, arch, ARCHS)
-        super().__init__(
-            backbone, num_classes, arch=arch, width=width, threshold=threshold, pretrained=pretrained,
-            image_size=image_size, drop_path_rate=drop_path_rate, **options,
-        )  # fmt: skip
+        super().__init__(backbone, num_classes, arch=arch, threshold=threshold, **options)
 
     def default_metrics(self) -> list[MetricConfig]:
         """COCO's mean average precision of boxes."""
         return [mean_ap("mAP", self._num_classes, "bbox")]
 
 
-INSTANCE_ARCHS = ("mask_rcnn",)
-
-
 class InstanceSegmentor(ObjectTask):
-    """Find objects and their outlines with Mask R-CNN on any timm backbone with feature maps.
+    """Detect objects and their masks with Mask R-CNN on any timm backbone with feature maps.
 
     Args:
         backbone: Name of a timm model, as for :class:`autotimm.ObjectDetector`.
-        num_classes: Number of classes C, at least 1; there is none for the background.
+        num_classes: Number of classes C, at least 1; the background is none of them.
         arch: ``mask_rcnn`` (He et al., ICCV 2017), as torchvision has it.
-        width: Channels of pyramid and heads, a multiple of 64, and half the regions looked at per image. 64 is small
+        width: Channels of pyramid and heads, a multiple of 64, and half the number of regions per image. 64 is small
             and fast.
-        threshold: Score in (0, 1) from which on an object is reported by prediction; measuring sees all.
-        pretrained: ``None`` loads pretrained weights of the backbone if they can be had, ``True`` insists on them,
+        threshold: Score in (0, 1) from which on an object is predicted; metrics see all objects.
+        pretrained: ``None`` loads pretrained weights of the backbone if they are available, ``True`` requires them,
             ``False`` never loads them; a path loads that file.
-        image_size: Side in pixels of the square images, for backbones that must know it; ``None`` is their default.
+        image_size: Side in pixels of the square images, for backbones that need it; ``None`` is their default.
         drop_path_rate: Probability of skipping a residual block.
-        options: What all tasks share, see :class:`autotimm.tasks.base.Task`.
+        options: The options that all tasks share, see :class:`autotimm.tasks.base.Task`.
 
     Shape:
         - images: (N, 3, S, S), RGB ``uint8``, or floats in [0, 1].
@@ -228,7 +217,7 @@ class InstanceSegmentor(ObjectTask):
     Raises:
         UsageError: If an argument is wrong.
         ModelError: If the backbone is unknown or has no feature maps.
-        WeightsError: If pretrained weights were insisted on and cannot be had.
+        WeightsError: If pretrained weights are required and not available.
 
     Example:
         >>> import torch
@@ -239,6 +228,7 @@ class InstanceSegmentor(ObjectTask):
     """
 
     kinds = ("instances",)
+    archs = ("mask_rcnn",)
 
     def __init__(
         self,
@@ -246,19 +236,27 @@ class InstanceSegmentor(ObjectTask):
         num_classes: int,
         *,
         arch: str = "mask_rcnn",
-        width: int = 256,
         threshold: float = 0.5,
-        pretrained: bool | str | None = None,
-        image_size: int | None = None,
-        drop_path_rate: float = 0.0,
-        **options: Any,
+        **options: Unpack[ObjectOptions],
     ) -> None:
-        require_choice("arch", type(self).__name__, arch, INSTANCE_ARCHS)
-        super().__init__(
-            backbone, num_classes, arch=arch, width=width, threshold=threshold, pretrained=pretrained,
-            image_size=image_size, drop_path_rate=drop_path_rate, **options,
-        )  # fmt: skip
+        super().__init__(backbone, num_classes, arch=arch, threshold=threshold, **options)
 
     def default_metrics(self) -> list[MetricConfig]:
         """COCO's mean average precision of masks, and that of boxes."""
         return [mean_ap("mask_mAP", self._num_classes, "segm"), mean_ap("mAP", self._num_classes, "bbox")]
+
+
+def _without_crowds(target: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The objects that a detector learns from: all but crowds."""
+    keep = ~target["crowd"] if "crowd" in target else torch.ones_like(target["labels"], dtype=torch.bool)
+    return {name: value[keep] for name, value in target.items() if name != "crowd"}
+
+
+def _true(target: dict[str, Tensor], place: Placement) -> dict[str, Tensor]:
+    """The true objects under the names that torchmetrics expects."""
+    true = {"boxes": to_original(target["boxes"], place), "labels": target["labels"]}
+    if "crowd" in target:
+        true["iscrowd"] = target["crowd"].to(torch.int64)
+    if "masks" in target:
+        true["masks"] = target["masks"].to(torch.uint8)
+    return true

@@ -1,4 +1,4 @@
-"""From the square that the network sees back to the pixels of the original image."""
+"""From the letterboxed square that the network sees back to the pixels of the original image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["likeliest", "paste", "places", "to_original"]
 
 
 def places(batch: Batch) -> list[Placement]:
-    """Where each image of a batch lies; images of a caller's own loader are as they are."""
+    """Where each image of a batch lies in its square; images of a caller's own loader fill theirs."""
     if batch.placements is not None:
         return [Placement(*row) for row in batch.placements.tolist()]
     height, width = batch.images.shape[-2:]
@@ -22,7 +22,7 @@ def places(batch: Batch) -> list[Placement]:
 
 
 def to_original(boxes: Tensor, place: Placement) -> Tensor:
-    """Map boxes (K, 4) from pixels of the network's square to those of the original image, and cut them off there.
+    """Map boxes (K, 4) from pixels of the network's square to those of the original image, clipped to it.
 
     Example:
         >>> to_original(torch.tensor([[0.0, 16.0, 32.0, 80.0]]), Placement(100, 200, 16, 0, 32, 64))
@@ -37,9 +37,9 @@ def to_original(boxes: Tensor, place: Placement) -> Tensor:
 def paste(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
     """Draw masks (K, M, M), probabilities within boxes (K, 4), to ``uint8`` (K, height, width) of zeros and ones.
 
-    A pixel belongs to an object if its center is in the box, and the mask, interpolated between its cells, is at least
-    one half there. torchvision's own function rounds boxes to whole pixels first, and towards zero: small masks move,
-    and those at the upper and left border of the image lose their first pixels.
+    A pixel belongs to an object if its center is in the box and the mask, interpolated there, is at least one half.
+    torchvision's own function rounds boxes to whole pixels first, and towards zero: small masks move, and those at the
+    upper and left border of the image lose their first pixels.
 
     Example:
         >>> paste(torch.ones(1, 28, 28), torch.tensor([[0.0, 0.4, 2.0, 2.0]]), 3, 4).tolist()
@@ -62,14 +62,14 @@ def paste(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
 def likeliest(logits: Tensor, height: int, width: int, at_once: int = 1 << 22) -> Tensor:
     """The class with the largest of the logits (C, h, w), resized bilinearly: ``uint8`` (height, width), at most 256.
 
-    Band by band of rows, for 150 classes at 12 megapixels are 7 GB. Neither a band nor the number of threads changes a
-    bit: nothing is added up but pairs of values, as ``interpolate`` does it in an order of its own.
+    It works on bands of rows, since 150 classes at 12 megapixels take 7 GB. Neither the bands nor the number of threads
+    change a bit: every sum is one of two values, while the order of the sums in ``interpolate`` is not fixed.
 
     Args:
         logits: On the CPU.
         height: Height of the original image.
         width: Its width.
-        at_once: Resized logits that are held in memory at a time.
+        at_once: How many resized logits to hold in memory at a time.
 
     Example:
         >>> likeliest(torch.tensor([[[3.0, 0.0]], [[0.0, 1.0]]]), 1, 6).tolist()
@@ -87,8 +87,8 @@ def likeliest(logits: Tensor, height: int, width: int, at_once: int = 1 << 22) -
     return labels
 
 
-def _between(known: int, wanted: int) -> tuple[Tensor, Tensor, Tensor]:
-    """For each of the wanted pixels the known ones before and behind its center, and the share of the second."""
-    at = ((torch.arange(wanted, dtype=torch.float64) + 0.5) * known / wanted - 0.5).clamp(0, known - 1)
+def _between(size: int, new_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """For each new pixel the old ones before and behind its center, and the share of the second."""
+    at = ((torch.arange(new_size, dtype=torch.float64) + 0.5) * size / new_size - 0.5).clamp(0, size - 1)
     before = at.long()
-    return before, (before + 1).clamp(max=known - 1), (at - before).float()
+    return before, (before + 1).clamp(max=size - 1), (at - before).float()

@@ -1,4 +1,4 @@
-"""How tasks are optimized: recipe, optimizer, schedule, clipping and averaging, the same for all of them."""
+"""How tasks are optimized: recipe, optimizer, schedule, gradient clipping and weight averaging."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Optimized"]
 
 
 class Optimized(pl.LightningModule):
-    """The half of :class:`autotimm.tasks.base.Task` that Lightning asks for optimizers; not for use on its own."""
+    """The part of :class:`autotimm.tasks.base.Task` that Lightning asks for optimizers; not for use on its own."""
 
     kinds: ClassVar[tuple[str, ...]]
     network: nn.Module
@@ -28,7 +28,7 @@ class Optimized(pl.LightningModule):
     optimizer_options: OptimizerOptions
     metric_configs: list[MetricConfig]
     recipe: Recipe | None
-    decided: Recipe | None = None  # that of the run which is made again: it is not chosen a second time
+    decided: Recipe | None = None  # that of a recorded run, which is not chosen a second time
     ema_decay: float | None
 
     @property
@@ -39,24 +39,24 @@ class Optimized(pl.LightningModule):
 
     @property
     def monitor(self) -> Monitor:
-        """The logged value that tells the best checkpoint: the first validation metric, or the validation loss."""
+        """The logged value that selects the best checkpoint: the first validation metric, or the validation loss."""
         return choose_monitor(self.metric_configs)
 
     def configure_optimizers(self) -> Any:
-        """Build optimizer and schedule from the recipe; the schedule learns the number of steps when it steps."""
+        """Build optimizer and schedule from the recipe; the schedule asks for the number of steps when it steps."""
         self.recipe = self.decided or self.choose_recipe()
         optimizer = build_optimizer(self.network, self.recipe)
         measured = self.trainer.enable_validation and (self._data is None or "val" in self._data.tables)
-        watched = self.monitor if measured else Monitor("train/loss", "min")
+        monitor = self.monitor if measured else Monitor("train/loss", "min")
         schedulers = build_schedulers(
             optimizer, self.recipe, lambda: self.trainer.estimated_stepping_batches, self._steps_per_epoch,
-            monitor=watched.name, mode=watched.mode, every=(measured and self.trainer.check_val_every_n_epoch) or 1,
+            monitor=monitor.name, mode=monitor.mode, every=(measured and self.trainer.check_val_every_n_epoch) or 1,
         )  # fmt: skip
         return [optimizer], schedulers
 
     def choose_recipe(self) -> Recipe:
-        """The recipe for this backbone and batch size, with every option that was given in its place."""
-        images = self._data.batch_size if self._data else 32  # a caller's own loader must not be built here
+        """The recipe for this backbone and batch size, with the options that were given in place of its own."""
+        images = self._data.batch_size if self._data else 32  # a caller's own loader must not be built yet
         return choose_recipe(
             self.network,
             pretrained=self.weights.pretrained,
@@ -66,10 +66,10 @@ class Optimized(pl.LightningModule):
         )
 
     def set_lr(self, lr: float) -> None:
-        """Replace the learning rate, as a finder does before training."""
+        """Replace the learning rate, as a learning-rate finder does before training."""
         self.optimizer_options = replace(self.optimizer_options, lr=lr)
         self.decided = self.decided and replace(self.decided, lr=lr)
-        if "lr" in self.hparams:  # a task that fixes it does not take it
+        if "lr" in self.hparams:  # not of a task that fixes it
             self.hparams["lr"] = lr
 
     def _steps_per_epoch(self) -> float:
@@ -88,10 +88,11 @@ class Optimized(pl.LightningModule):
         self.clip_gradients(optimizer, clip or None, gradient_clip_algorithm)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Average the weights if asked to."""
+        """Average the weights if ``ema_decay`` is given."""
         return [] if self.ema_decay is None else [EMAWeightAveraging(decay=self.ema_decay)]
 
     def on_fit_end(self) -> None:
-        """Let the average go: it would stand in for the weights of whatever this trainer validates next."""
-        kept = [one for one in self.trainer.callbacks if not isinstance(one, EMAWeightAveraging)]  # type: ignore[attr-defined]
+        """Remove the average: it would replace the weights of whatever this trainer validates next."""
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        kept = [callback for callback in callbacks if not isinstance(callback, EMAWeightAveraging)]
         self.trainer.callbacks = kept  # type: ignore[attr-defined]

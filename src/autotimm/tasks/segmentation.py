@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from io import BytesIO
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from autotimm.constants import IGNORE_INDEX
 from autotimm.errors import require
@@ -16,17 +16,17 @@ from autotimm.losses.pixel_losses import build_dense_loss
 from autotimm.metrics import MetricConfig, region_scores
 from autotimm.models.backbone.weights import resolve_weights
 from autotimm.models.segmentation.segmenter import build_segmenter
-from autotimm.tasks.base import Task, check_num_classes, check_spec, names_of
+from autotimm.tasks.base import Task, TaskOptions, check_num_classes, check_spec, names_of
 from autotimm.tasks.letterbox import likeliest, places
 from autotimm.types import Batch, DataSpec, PixelPrediction, Placement, Stage, Step
 
 __all__ = ["SemanticSegmentor"]
 
-_MOST = 256  # classes that a byte tells apart
+_MOST = 256  # classes that fit into a byte
 
 
 class SemanticSegmentor(Task):
-    """Give every pixel a class, with a decoder of segmentation-models-pytorch on any timm backbone with feature maps.
+    """Classify every pixel, with a decoder of segmentation-models-pytorch on any timm backbone with feature maps.
 
     Args:
         backbone: Name of a timm model, see :func:`autotimm.list_backbones`. Plain ViTs get a simple pyramid (Li et al.,
@@ -39,13 +39,13 @@ class SemanticSegmentor(Task):
         loss: ``ce``, ``dice``, ``focal``, or several joined with ``+``, see
             :func:`autotimm.losses.pixel_losses.build_dense_loss`.
         class_weights: One positive weight per class, for losses with a name.
-        ignore_index: Class index of pixels that are neither learned from nor measured. The 255 of the data modules is
-            always one of them.
-        pretrained: ``None`` loads pretrained weights of the backbone if they can be had, ``True`` insists on them,
+        ignore_index: Class index of pixels that losses and metrics ignore. They always ignore 255 too, which is what
+            the data modules use.
+        pretrained: ``None`` loads pretrained weights of the backbone if they are available, ``True`` requires them,
             ``False`` never loads them; a path loads that file.
-        image_size: Side in pixels of the square images, for backbones that must know it; ``None`` is their default.
+        image_size: Side in pixels of the square images, for backbones that need it; ``None`` is their default.
         drop_path_rate: Probability of skipping a residual block.
-        options: What all tasks share, see :class:`autotimm.tasks.base.Task`.
+        options: The options that all tasks share, see :class:`autotimm.tasks.base.Task`.
 
     Shape:
         - images: (N, 3, S, S), RGB ``uint8``, or floats in [0, 1].
@@ -53,8 +53,8 @@ class SemanticSegmentor(Task):
 
     Raises:
         UsageError: If an argument is wrong.
-        ModelError: If the backbone is unknown, or does not go with the decoder.
-        WeightsError: If pretrained weights were insisted on and cannot be had.
+        ModelError: If the backbone is unknown, or does not fit the decoder.
+        WeightsError: If pretrained weights are required and not available.
 
     Example:
         >>> import torch
@@ -79,7 +79,7 @@ class SemanticSegmentor(Task):
         pretrained: bool | str | None = None,
         image_size: int | None = None,
         drop_path_rate: float = 0.0,
-        **options: Any,
+        **options: Unpack[TaskOptions],
     ) -> None:
         owner = type(self).__name__
         check_num_classes(num_classes, 2, owner)
@@ -101,17 +101,17 @@ class SemanticSegmentor(Task):
         self.criterion = criterion
 
     def step(self, batch: Batch, stage: Stage) -> Step:
-        """Logits and loss of one batch; the loss is a mean over the pixels that are known."""
+        """Logits and loss of one batch; the loss is a mean over the pixels that are not ignored."""
         logits = self.infer(batch.images)
         if batch.targets is None:
             return Step({}, logits)
-        targets = self._wanted(batch.targets)
+        targets = self._with_ignored(batch.targets)
         known = (targets != self._ignore_index).sum().to(logits.dtype)
         return Step({"loss": self.criterion(logits, targets)}, logits, targets, known)
 
-    def _wanted(self, targets: Tensor) -> Tensor:
-        """Targets whose unknown pixels are those of losses and metrics: data modules call them 255 in any case."""
-        # With 256 classes it is one of them, in a loader of one's own.
+    def _with_ignored(self, targets: Tensor) -> Tensor:
+        """Targets with ``ignore_index`` in place of 255, which is what data modules write for unknown pixels."""
+        # With 256 classes, 255 is a class, in a loader of the caller's own.
         if self._ignore_index == IGNORE_INDEX or self._num_classes > IGNORE_INDEX:
             return targets
         targets = targets.long()  # bytes cannot hold -1
@@ -119,8 +119,8 @@ class SemanticSegmentor(Task):
 
     def decode(self, output: Tensor, batch: Batch) -> list[PixelPrediction]:
         """The likeliest class of each pixel of the original images."""
-        found = zip(output, batch.ids, places(batch), strict=True)
-        return [self._prediction(logits, id, place) for logits, id, place in found]
+        images = zip(output, batch.ids, places(batch), strict=True)
+        return [self._prediction(logits, id, place) for logits, id, place in images]
 
     def _prediction(self, logits: Tensor, id: str, place: Placement) -> PixelPrediction:
         bottom, right = place.top + place.shown_height, place.left + place.shown_width

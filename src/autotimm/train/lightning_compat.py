@@ -1,7 +1,4 @@
-"""What surrounds a trainer while it runs: variables of the environment, quiet, and failures in plain words.
-
-Keyed steps for models that are not ours.
-"""
+"""What autotimm changes about Lightning: arguments from the environment, messages, errors, and keyed steps."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from ast import literal_eval
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import pytorch_lightning as pl
 import torch
@@ -44,19 +41,21 @@ __all__ = [
 
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_Init = TypeVar("_Init", bound=Callable[..., None])
 
 
-def defaults_from_environment(init: Callable[..., None]) -> Callable[..., None]:
+def defaults_from_environment(init: _Init) -> _Init:
     """Fill arguments that were not given from ``PL_TRAINER_<NAME>`` and ``PL_AUTOTRAINER_<NAME>``; the latter wins.
 
-    Lightning reads the variables of the class's own name only, so that ``PL_TRAINER_*`` would be lost on a subclass.
+    Lightning reads the variables of the class's own name only, so that a subclass would ignore ``PL_TRAINER_*``. The
+    signature that is shown has the arguments of Lightning's trainer in place of ``**kwargs``.
     """
     signature = inspect.signature(init)
     names = [*[*signature.parameters][1:-1], *inspect.signature(pl.Trainer).parameters]
 
     @wraps(init)
     def with_environment(self: Any, *args: Any, **kwargs: Any) -> None:
-        signature.bind(self, *args, **kwargs)  # Python's own words for an argument too many, or given twice
+        signature.bind(self, *args, **kwargs)  # Python's own error for an argument too many, or given twice
         kwargs |= dict(zip(names, args, strict=False))
         for prefix in ("PL_AUTOTRAINER_", "PL_TRAINER_"):  # the first that has a value wins
             for name in names:
@@ -66,19 +65,18 @@ def defaults_from_environment(init: Callable[..., None]) -> Callable[..., None]:
             kwargs.setdefault("max_epochs", None)  # the default of ten epochs must not end such a run early
         init(self, **kwargs)
 
-    # All arguments by name, for help(), editors and configuration files.
-    own = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+    own = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
     others = inspect.signature(pl.Trainer).parameters
     merged = [*own, *(others[name] for name in others if name not in signature.parameters)]
     with_environment.__signature__ = inspect.Signature(merged)  # type: ignore[attr-defined]
-    return with_environment
+    return cast(_Init, with_environment)
 
 
 _WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 
 def _literal(text: str) -> Any:
-    """What a variable says; shells and YAML files write words for true, false and nothing that Python does not know."""
+    """The value of a variable; shells and YAML files have other words for true, false and none than Python."""
     if text.strip().lower() in _WORDS:
         return _WORDS[text.strip().lower()]
     try:
@@ -89,7 +87,7 @@ def _literal(text: str) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back tips, device lines and guesses of Lightning's; real warnings come through."""
+    """Suppress Lightning's tips, device lines and guesses; other warnings are shown."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -99,10 +97,10 @@ def quiet() -> Iterator[None]:
             warnings.simplefilter("ignore", PossibleUserWarning)
             # Training without validation data is a choice, val_split=0.
             warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero.*")
-            # Lightning 2.6 still asks torch's tree utilities in a way that newer torch calls deprecated.
+            # Lightning 2.6 calls torch's tree utilities in a way that newer releases of torch deprecate.
             warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
             warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=DeprecationWarning)
-            # Outside of a fit only the averaged weights matter, which are what a checkpoint holds.
+            # Outside of a fit only the averaged weights are needed, which are those in a checkpoint.
             warnings.filterwarnings("ignore", message=".*WeightAveraging callback, but loading a checkpoint outside")
             yield
     finally:
@@ -112,7 +110,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def clear_misuse() -> Iterator[None]:
-    """Say what Lightning refuses, such as a device that this machine lacks, as an error of usage."""
+    """Raise a :class:`UsageError` for what Lightning refuses, such as a device that this machine lacks."""
     try:
         yield
     except (MisconfigurationException, ValueError) as error:
@@ -120,16 +118,16 @@ def clear_misuse() -> Iterator[None]:
 
 
 def _no_memory(error: Exception) -> str | None:
-    """What a device says of its memory; ``None`` if the error is about something else.
+    """The message of an error about a device's memory; ``None`` for any other error.
 
-    torch has an exception of its own for CUDA alone: CPUs and Apple's devices are known by their words.
+    torch has an exception class for CUDA alone: errors of CPUs and Apple's devices are recognized by their messages.
     """
-    words = re.compile(
+    pattern = re.compile(
         "(?:DefaultCPUAllocator: |MPS backend )?(?:can't allocate memory|not enough memory|out of memory).*"
     )
-    if found := words.search(str(error)):
+    if match := pattern.search(str(error)):
         if not isinstance(error, torch.OutOfMemoryError):
-            return found.group().rstrip(". ")
+            return match.group().rstrip(". ")
     elif not isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return None
     return (str(error).splitlines() or [type(error).__name__])[0]
@@ -137,7 +135,7 @@ def _no_memory(error: Exception) -> str | None:
 
 @contextmanager
 def clear_failures() -> Iterator[None]:
-    """Turn what Lightning makes of Ctrl-C, and what the system says of full disks and memories, into plain words."""
+    """Restore Ctrl-C, and turn errors about full disks and memories into a :class:`RunError`."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -150,17 +148,17 @@ def clear_failures() -> Iterator[None]:
             raise KeyboardInterrupt from None
         raise
     except (RuntimeError, MemoryError) as error:
-        if (found := _no_memory(error)) is None:
+        if (reason := _no_memory(error)) is None:
             raise
         raise RunError(
-            f"The device ran out of memory ({found}). Lower `batch_size` or `image_size`, or use precision bf16-mixed."
+            f"The device ran out of memory ({reason}). Lower `batch_size` or `image_size`, or use precision bf16-mixed."
         ) from error
     except pickle.UnpicklingError as error:
         blocked = re.search(r"Trying to load unsupported GLOBAL \S+|Unsupported \w+ \S+", str(error))
-        found = (blocked.group() if blocked else str(error).splitlines()[0]).rstrip(".")
+        reason = (blocked.group() if blocked else str(error).splitlines()[0]).rstrip(".")
         raise ModelError(
-            "The checkpoint to go on from must hold tensors and plain data only. It is refused, since reading it could "
-            f"run code or it is damaged ({found}). Use another one of the run."
+            "The checkpoint to resume from must hold tensors and plain data only. It is refused, since reading it "
+            f"could run code or it is damaged ({reason}). Use another one of the run."
         ) from None
     except OSError as error:
         if error.errno not in _NO_SPACE:
@@ -171,16 +169,15 @@ def clear_failures() -> Iterator[None]:
 def seeded_devices(trainer: pl.Trainer) -> list[torch.device]:
     """The devices in this process whose generators a trainer's steps set.
 
-    None where the training is done by processes that are started from this one: to look at a device here would open it,
-    which a forked process cannot bear.
+    None where processes that this one forks or spawns do the training: a device must not be opened before a fork.
     """
-    forks = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
-    return [] if forks else [trainer.strategy.root_device]
+    starts_processes = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+    return [] if starts_processes else [trainer.strategy.root_device]
 
 
 @contextmanager
 def on_streams_of(part: Task | DataModule, seed: int) -> Iterator[None]:
-    """Let a task or a data module draw from a trainer's streams for as long as it runs."""
+    """Let a task or a data module draw from a trainer's streams while it runs."""
     before, part.run_seed = part.run_seed, seed
     try:
         yield
@@ -189,7 +186,7 @@ def on_streams_of(part: Task | DataModule, seed: int) -> Iterator[None]:
 
 
 class KeyedSteps(Callback):
-    """Puts each step of a caller's own ``LightningModule`` on the run's streams; a :class:`Task` does it by itself.
+    """Puts each step of a caller's own ``LightningModule`` on the run's streams; a :class:`Task` does so by itself.
 
     Args:
         seed: Root seed of the ``step`` stream.
@@ -197,25 +194,25 @@ class KeyedSteps(Callback):
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self._found = ExitStack()
+        self._before_validation = ExitStack()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Reseed by epoch, batch and rank."""
         if not isinstance(pl_module, Task):
-            where = ("step", trainer.current_epoch, batch_idx, trainer.global_rank)
-            reseed(self.seed, *where, devices=[pl_module.device])
+            position = ("step", trainer.current_epoch, batch_idx, trainer.global_rank)
+            reseed(self.seed, *position, devices=[pl_module.device])
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember the generators before validation draws from them."""
         if not isinstance(pl_module, Task):
-            self._found.enter_context(preserve_generators([torch.device(pl_module.device)]))
+            self._before_validation.enter_context(preserve_generators([torch.device(pl_module.device)]))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Give the generators back as they were."""
-        self._found.close()
+        """Restore the generators."""
+        self._before_validation.close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Give them back also if validation failed."""
-        self._found.close()
+        """Restore the generators also if validation has failed."""
+        self._before_validation.close()

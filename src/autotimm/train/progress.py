@@ -1,11 +1,14 @@
-"""What a run shows while it runs: a header, then a bar on a terminal or a line per epoch elsewhere.
+"""What a run shows while it trains: a header, its progress, and a summary at the end.
 
-It all goes to standard error, so that standard output holds results only.
+On a terminal that is a live bar under a line per epoch, in a notebook one output that is updated, elsewhere a line per
+epoch. All of it goes to standard error, so that standard output holds results only.
 """
 
 from __future__ import annotations
 
 import sys
+import time
+from abc import abstractmethod
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,22 +19,54 @@ from autotimm.data.module import DataModule
 from autotimm.tasks import Task
 from autotimm.train.callbacks.epoch_metrics import EpochMetrics
 
-__all__ = ["make_progress", "say"]
+__all__ = ["duration", "make_progress", "metrics_text", "say", "show"]
+
+_REFRESH = 0.5  # seconds between two updates of a notebook's output
 
 
 def make_progress(epochs: EpochMetrics) -> ProgressBar:
-    """A live bar if standard error is a terminal, else plain lines."""
+    """Return a live bar if standard error is a terminal, one output for a notebook, else plain lines."""
+    if Console(stderr=True).is_jupyter:
+        return NotebookOutput(epochs)
     return LiveBar(epochs) if sys.stderr.isatty() else PlainLines(epochs)
 
 
 def say(*lines: str) -> None:
-    """Print lines for people."""
+    """Print lines for people to standard error."""
     for line in lines:
         Console(stderr=True, highlight=False, soft_wrap=True).print(line, markup=False)
 
 
+def show(trainer: pl.Trainer, *lines: str) -> None:
+    """Print lines where the trainer shows its progress, which in a notebook is one output."""
+    progress = trainer.progress_bar_callback
+    if isinstance(progress, _Progress):
+        progress.write(*lines)
+    else:
+        say(*lines)
+
+
+def duration(seconds: float) -> str:
+    """A time in the two units that say most.
+
+    Example:
+        >>> duration(7.6), duration(192), duration(7500)
+        ('8 s', '3 min 12 s', '2 h 5 min')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def metrics_text(metrics: dict[str, float], module: pl.LightningModule) -> str:
+    """Metrics in one line, without those that a task calls details."""
+    hidden = module.details if isinstance(module, Task) else ()
+    return "  ".join(f"{name} {value:.3g}" for name, value in metrics.items() if name not in hidden)
+
+
 def header(trainer: pl.Trainer, model: pl.LightningModule) -> list[str]:
-    """The lines that say what is about to be trained, on what and how."""
+    """The lines that say what is about to be trained, on what data and how."""
     lines: list[str] = []
     data = trainer.datamodule  # type: ignore[attr-defined]
     if isinstance(data, DataModule):
@@ -49,71 +84,81 @@ def header(trainer: pl.Trainer, model: pl.LightningModule) -> list[str]:
     return [line for line in lines if line]
 
 
-class _Header(ProgressBar):
-    """What both ways of showing progress share."""
+class _Progress(ProgressBar):
+    """What all ways of showing progress share; people count epochs, batches and steps from 1."""
 
     _resumed = False
 
     def __init__(self, epochs: EpochMetrics) -> None:
         super().__init__()
         self.epochs = epochs
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    @abstractmethod
+    def write(self, *lines: str) -> None:
+        """Show lines that stay."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._resumed = bool(trainer.ckpt_path)
         if trainer.is_global_zero:
-            for line in header(trainer, pl_module):
-                self.console.print(line, markup=False)
+            self.write(*header(trainer, pl_module))
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Say where a run goes on; only now is it known for sure."""
+        """Show where a run is resumed, which is certain only now."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self._resumed and trainer.is_global_zero:
-            where = f"epoch {trainer.current_epoch + 1}, batch {batch_idx + 1}, step {trainer.global_step}"
-            self.console.print(f"resumed at {where}", markup=False)
+            place = f"epoch {trainer.current_epoch + 1}, batch {batch_idx + 1}, step {trainer.global_step}"
+            self.write(f"resumed at {place}")
         self._resumed = False
 
-    def epoch_line(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
-        """The metrics of an epoch in one line, without those that a task calls details."""
-        of = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
-        hidden = pl_module.details if isinstance(pl_module, Task) else ()
-        found = self.epochs.of(trainer).items()
-        metrics = "  ".join(f"{name} {value:.3g}" for name, value in found if name not in hidden)
-        return f"epoch {trainer.current_epoch + 1}{of}  {metrics}"
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show a line of the epoch."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if trainer.is_global_zero:
+            self.write(f"{_epoch(trainer)}  {metrics_text(self.epochs.of(trainer), pl_module)}")
 
 
-class PlainLines(_Header):
+def _epoch(trainer: pl.Trainer) -> str:
+    last = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
+    return f"epoch {trainer.current_epoch + 1}{last}"
+
+
+class PlainLines(_Progress):
     """One line per epoch, for files and pipes."""
 
+    def __init__(self, epochs: EpochMetrics) -> None:
+        super().__init__(epochs)
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def write(self, *lines: str) -> None:
+        """Print lines."""
+        for line in lines:
+            self.console.print(line, markup=False)
+
     def disable(self) -> None:
-        """Say nothing, on every process but the first."""
+        """Print nothing, on every process but the first."""
         self.console.quiet = True
 
     def enable(self) -> None:
         """Undo :meth:`disable`."""
         self.console.quiet = False
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say how the epoch went."""
-        self.console.print(self.epoch_line(trainer, pl_module), markup=False)
 
-
-class LiveBar(_Header, RichProgressBar):
-    """Lightning's rich bar under our header, with the epochs so far above it."""
+class LiveBar(_Progress, RichProgressBar):
+    """Lightning's rich bar under our header, with a line per epoch above it."""
 
     def __init__(self, epochs: EpochMetrics) -> None:
         RichProgressBar.__init__(self, leave=False, console_kwargs={"stderr": True})
         self.epochs = epochs
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave a line of the epoch above the bar."""
-        super().on_train_epoch_end(trainer, pl_module)
-        if self.progress is not None and trainer.is_global_zero:
-            self.progress.console.print(self.epoch_line(trainer, pl_module), markup=False, highlight=False)
+    def write(self, *lines: str) -> None:
+        """Print lines, above the bar while there is one."""
+        console = self.console if self.progress is None else self.progress.console
+        for line in lines:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _init_progress(self, trainer: pl.Trainer) -> None:
         super()._init_progress(trainer)
@@ -121,12 +166,60 @@ class LiveBar(_Header, RichProgressBar):
             self.progress.live.transient = True  # the lines of the epochs stay, the bar goes
 
     def _get_train_description(self, current_epoch: int) -> str:
-        # Lightning counts epochs from 0 here; the lines of the epochs, like people, from 1.
-        last = self.trainer.max_epochs
-        description = f"epoch {current_epoch + 1}" + (f"/{last}" if last and last > 0 else "")
-        return f"{description:{len(self.validation_description)}}"
+        # Lightning counts epochs from 0 here.
+        return f"{_epoch(self.trainer):{len(self.validation_description)}}"
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """The loss beside the bar; everything else is in the line of the epoch."""
         metrics = super().get_metrics(trainer, pl_module)
         return {name: value for name, value in metrics.items() if name == "train/loss_step"}
+
+
+class NotebookOutput(_Progress):
+    """One output of a notebook's cell, which is updated: printing would add an output per line."""
+
+    def __init__(self, epochs: EpochMetrics) -> None:
+        super().__init__(epochs)
+        self._lines: list[str] = []
+        self._output: Any = None
+        self._quiet = False
+        self._refreshed = 0.0
+
+    def write(self, *lines: str) -> None:
+        """Add lines to the output."""
+        self._lines += lines
+        self._refresh()
+
+    def _refresh(self, status: str = "") -> None:
+        """Show the lines, and below them one that the next refresh replaces."""
+        if self._quiet:
+            return
+        from IPython.display import display  # there in every notebook, and nowhere else needed
+
+        text = {"text/plain": "\n".join([*self._lines, *([status] if status else [])])}
+        if self._output is None:
+            self._output = display(text, raw=True, display_id=True)
+        else:
+            self._output.update(text, raw=True)
+        self._refreshed = time.monotonic()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin a new output."""
+        self._lines, self._output = [], None
+        super().on_train_start(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Show the place in the epoch, now and then."""
+        super().on_train_batch_end(trainer, *args)
+        if time.monotonic() - self._refreshed >= _REFRESH:
+            done, batches = trainer.fit_loop.batch_idx + 1, trainer.num_training_batches
+            of = f"/{batches}" if batches != float("inf") else ""
+            self._refresh(f"{_epoch(trainer)}, batch {done}{of}")
+
+    def disable(self) -> None:
+        """Show nothing, on every process but the first."""
+        self._quiet = True
+
+    def enable(self) -> None:
+        """Undo :meth:`disable`."""
+        self._quiet = False

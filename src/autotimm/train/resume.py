@@ -1,4 +1,4 @@
-"""Which checkpoint a trainer goes on from, or measures."""
+"""Which checkpoint a trainer resumes from, or measures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from autotimm.errors import ModelError
 from autotimm.records.checkpoint_store import CheckpointStore
 from autotimm.records.manifest import Manifest
-from autotimm.records.versions import require_replayable
+from autotimm.records.replay_versions import require_replayable
 from autotimm.train.callbacks.run_checkpoint import RunCheckpoint
 from autotimm.train.progress import say
 
@@ -15,18 +15,18 @@ __all__ = ["checkpoint_file", "resume_from"]
 
 
 def checkpoint_file(trainer: Any, ckpt_path: Any) -> Any:
-    """The file that ``"best"`` or ``"last"`` means in the run folder; Lightning asks its own callback alone.
+    """Return the file that ``"best"`` or ``"last"`` means in the run folder; Lightning asks its own callback alone.
 
     Raises:
-        ModelError: If there is none: neither beginning anew nor measuring random weights is what was asked for.
+        ModelError: If there is none: starting over, or measuring random weights, would not be what the caller wants.
     """
     callback, folder = trainer.checkpoint_callback, trainer.run_folder
     if ckpt_path not in ("best", "last") or not isinstance(callback, RunCheckpoint):
         return ckpt_path
     if folder.enabled and folder.chosen is not None:
         callback.folder = folder.checkpoints
-    if found := callback.best_model_path if ckpt_path == "best" else callback.last_model_path:
-        return found
+    if path := callback.best_model_path if ckpt_path == "best" else callback.last_model_path:
+        return path
     raise ModelError(
         f"The run must have a {ckpt_path}.ckpt. There is none in {folder.chosen or 'a new run folder'}. "
         "Give the `run_dir` of the run, or leave `ckpt_path` out."
@@ -34,10 +34,10 @@ def checkpoint_file(trainer: Any, ckpt_path: Any) -> Any:
 
 
 def resume_from(trainer: Any, ckpt_path: Any) -> Any:
-    """The checkpoint to go on from: for ``"last"`` the newest that is whole, with a line about others.
+    """Return the checkpoint to resume from: for ``"last"`` the newest that is whole, with a line about damaged ones.
 
     Returns:
-        The file, or ``None`` for a run that stopped before its first checkpoint: it starts over.
+        The file, or ``None`` for a run that was interrupted before its first checkpoint and starts over.
 
     Raises:
         ModelError: If there is no such run, if this version would continue it by other rules, or if all of its
@@ -48,24 +48,24 @@ def resume_from(trainer: Any, ckpt_path: Any) -> Any:
         return checkpoint_file(trainer, ckpt_path)
     if folder.is_run and not [*folder.checkpoints.glob("*.ckpt")]:
         if trainer.is_global_zero:
-            say("the run stopped before its first checkpoint: it starts over")
+            say("the run was interrupted before its first checkpoint; it starts over")
         return None
     if folder.begun:
         require_replayable(Manifest.load(folder.manifest).environment, folder.path)
-    found = checkpoint_file(trainer, ckpt_path)
+    last = checkpoint_file(trainer, ckpt_path)
     store = CheckpointStore(folder.checkpoints)
     if store.files() and not store.lists_digests:
         raise ModelError(
             f"The run {folder.path} must have digests of its checkpoints. The list checkpoints/sha256.txt is missing. "
-            "Copy it too, or write it anew in that folder, if you trust them: sha256sum *.ckpt > sha256.txt."
+            "Copy it too, or, if you trust the checkpoints, write it in their folder: sha256sum *.ckpt > sha256.txt."
         )
     newest, damaged = store.newest()
     if damaged and trainer.is_global_zero:
         names = ", ".join(path.name for path in damaged)
-        say(f"{names}: damaged since it was written" + (f"; going on from {newest.name}" if newest else ""))
+        say(f"{names}: damaged since it was written" + (f"; resuming from {newest.name}" if newest else ""))
     if damaged and newest is None:
         raise ModelError(
             f"The run {folder.path} must have a checkpoint that is whole. All of them are damaged. "
             "Start it again in another folder."
         )
-    return newest or found
+    return newest or last

@@ -1,4 +1,4 @@
-"""What a run is made of, as plain data for its manifest: only what can change a number, and nothing of the machine."""
+"""What a run is made of, as plain data for its manifest, and what it may claim of its reproducibility."""
 
 from __future__ import annotations
 
@@ -15,7 +15,19 @@ from autotimm.repro.streams import own_streams
 from autotimm.serialization import first_path, import_name, plain_value
 from autotimm.tasks import Task
 
-__all__ = ["UNKEYED_WEIGHTS", "decisions", "describe", "inputs", "levels", "surroundings"]
+__all__ = ["LEVELS", "UNKEYED_WEIGHTS", "decisions", "describe", "inputs", "levels", "surroundings"]
+
+LEVELS = {
+    "R0": "seeded",
+    "R1": "the same bits from run to run on one machine",
+    "R2": "also after a restart, even of a killed run",
+    "R3": "also with other workers, validation, loggers, metrics and callbacks",
+    "R4": "also with another number of processes",
+    "R5": "also with other thread counts and instruction sets",
+    "R6": "also on another GPU of the same model and driver",
+    "R7": "also on other hardware and with other versions of torch",
+}
+"""The levels of reproducibility: what a run that claims one promises."""
 
 UNKEYED_WEIGHTS = "no, because the weights of a module of your own are drawn where no stream is set"
 
@@ -58,7 +70,7 @@ def inputs(
         "initial": initial,
         "keyed": data is not None,
         **content,
-        "transforms": {name: code_digest(one.transform) for name, one in data.transforms.items()} if data else {},
+        "transforms": {name: code_digest(by.transform) for name, by in data.transforms.items()} if data else {},
         "code": code_digest(type(model)),
     }
 
@@ -83,26 +95,27 @@ def surroundings(trainer: Any) -> dict[str, Any]:
         "precision": str(trainer.precision),
         "device": device.split(":")[0],
     }
-    found = environment(trainer.threads, [device])
-    # Not among the inputs: most callbacks only look on. One that does more is named when something differs.
-    world["callbacks"] = {describe_code(type(one))["name"]: code_digest(one) for one in trainer.given_callbacks}
-    return {**found, **world, "package": package_digest()[:16], "git": code_state(Path.cwd())}
+    # Not among the inputs, since most callbacks change nothing. One that does is named when runs differ.
+    callbacks = trainer.given_callbacks
+    world["callbacks"] = {describe_code(type(callback))["name"]: code_digest(callback) for callback in callbacks}
+    world |= {"package": package_digest()[:16], "git": code_state(Path.cwd())}
+    return environment(trainer.threads, [device]) | world
 
 
 def decisions(model: pl.LightningModule, data: DataModule | None) -> dict[str, Any]:
-    """What was decided by looking or measuring, and is read back on a replay rather than decided again."""
-    found: dict[str, Any] = {}
+    """What was decided by looking or measuring; a replay reads it rather than decide again."""
+    decided: dict[str, Any] = {}
     if isinstance(model, Task):
-        found = {"recipe": plain_value(model.recipe.as_dict()) if model.recipe else None}
-        found["weights"] = plain_value(model.weights.as_dict())
-        found["lr"] = model.hparams.get("lr")
+        decided = {"recipe": plain_value(model.recipe.as_dict()) if model.recipe else None}
+        decided["weights"] = plain_value(model.weights.as_dict())
+        decided["lr"] = model.hparams.get("lr")
     if data is not None:
-        found["batch_size"] = data.batch_size
-    return found
+        decided["batch_size"] = data.batch_size
+    return decided
 
 
 def levels(trainer: Any, model: pl.LightningModule, data: DataModule | None) -> dict[str, str]:
-    """What a run may claim, before anybody has checked it."""
+    """The claim of a run for each of :data:`LEVELS`, before it has been verified."""
     foreign = "no, because order and augmentation are those of your own loader"
     deterministic = trainer.deterministic is True
     slack = "no, because deterministic kernels are switched off"

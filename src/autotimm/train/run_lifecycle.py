@@ -1,4 +1,4 @@
-"""How a run begins and ends: its folder and manifest are opened, completed and given back."""
+"""How a run begins and ends: its folder and manifest are opened, completed and released."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from autotimm.records.run_folder import RunFolder
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.train.callbacks.epoch_metrics import MetricsTable
-from autotimm.train.progress import say
+from autotimm.train.progress import duration, metrics_text, say, show
 from autotimm.train.run_description import decisions, describe, inputs, levels, surroundings
 
-__all__ = ["conclude", "declare", "ending", "level_lines", "open_run", "write_outcome"]
+__all__ = ["conclude", "declare", "ending", "open_run", "summary", "write_outcome"]
 
 
 def open_run(
@@ -38,7 +38,7 @@ def open_run(
 
     Raises:
         UsageError: If the folder already holds a run, unless it is resumed.
-        DataError: If the data cannot be used, or is not what the run began with.
+        DataError: If the data cannot be used, or has changed since the run began.
         RunError: If the folder cannot be written to.
     """
     config = yaml.safe_dump(describe(model, data, trainer), sort_keys=False)
@@ -54,16 +54,16 @@ def open_run(
 
 
 def timestamp() -> str:
-    """The clock, in UTC."""
+    """The time now, in UTC, as ISO 8601."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def declare(folder: RunFolder, trainer: Any, model: pl.LightningModule, data: DataModule | None, initial: str) -> str:
-    """Write the manifest of a run that begins or goes on, and return the run's id."""
+    """Write the manifest of a run that begins or is resumed, and return the run's id."""
     before = Manifest.load(folder.manifest) if folder.manifest.exists() else None
-    found = folder.samples.content()
+    samples = folder.samples.content()
     splits = folder.path / "splits.csv"
-    data_facts: dict[str, Any] = {"data": {"digest": found and found.digest, "samples": found and len(found)}}
+    data_facts: dict[str, Any] = {"data": {"digest": samples and samples.digest, "samples": samples and len(samples)}}
     data_facts["splits"] = config_digest(splits.read_text()) if splits.exists() else None
     if before is not None and trainer.global_step:
         initial = before.inputs["initial"]
@@ -82,35 +82,57 @@ def declare(folder: RunFolder, trainer: Any, model: pl.LightningModule, data: Da
     return manifest.run_id
 
 
-def level_lines(folder: RunFolder) -> list[str]:
-    """What a run may claim and what not, for people: a line for all levels of which the same is said."""
-    manifest = Manifest.load(folder.manifest)
-    groups: dict[str, list[str]] = {}
-    for name, said in manifest.levels.items():
-        groups.setdefault(said, []).append(name)
-    rows = [(" ".join(names), said) for said, names in groups.items()]
-    wide = max(len(names) for names, _ in rows)
-    # A replay cannot build the caller's own loaders again; two runs can be compared.
-    verb = "verify" if manifest.inputs.get("keyed", True) else "diff"
-    return [
-        f"reproducibility (autotimm {verb} {folder.path} checks it)",
-        *(f"  {names:{wide}}  {said}" for names, said in rows),
-    ]
+def summary(folder: RunFolder, trainer: Any, seconds: float, *, resumed: bool = False) -> list[str]:
+    """The lines at the end of a fit: its best epoch, its test if there was one, its time and what to do next."""
+    module, results = trainer.lightning_module, folder.results()
+    since = " since it was resumed" if resumed else ""
+    done = trainer.current_epoch  # 0 in a process that has spawned others to train
+    epochs = f"{done} epoch{'' if done == 1 else 's'}, " if done else ""
+    lines = [f"finished: {epochs}{duration(seconds)}{since}"]
+    best: dict[str, Any] = getattr(trainer.checkpoint_callback, "best", None) or {}
+    if best:
+        validated = {name: value for name, value in best["metrics"].items() if name.startswith("val/")}
+        lines.append(f"best epoch: {best['epoch'] + 1}  {metrics_text(validated or best['metrics'], module)}")
+    if "test" in results:
+        lines.append(f"test: {metrics_text(results['test'], module)}")
+    return [*lines, _claims(folder), f"run folder: {folder.path}", f"next: {_next_command(folder, trainer)}"]
+
+
+def _claims(folder: RunFolder) -> str:
+    """What the run may claim of its reproducibility, in one line."""
+    levels: dict[str, list[str]] = {}
+    for level, claim in Manifest.load(folder.manifest).levels.items():
+        levels.setdefault(claim.split()[0].rstrip(","), []).append(level)
+    no = levels.pop("no", [])
+    claims = [f"{' '.join(names)} {claim}" for claim, names in levels.items()]
+    claims += [f"not {' '.join(no)}"] if no else []
+    return f"reproducibility: {', '.join(claims)} (autotimm levels {folder.path})"
+
+
+def _next_command(folder: RunFolder, trainer: Any) -> str:
+    data = trainer.datamodule
+    if not isinstance(data, DataModule):
+        return f"autotimm diff {folder.path} ANOTHER_RUN"  # no command can build the caller's own loaders again
+    if not isinstance(trainer.lightning_module, Task):
+        return f"autotimm verify {folder.path}"
+    if "test" in data.tables and "test" not in folder.results():
+        return f"autotimm test {folder.path}"
+    return f"autotimm predict {folder.path} IMAGES"
 
 
 def conclude(folder: RunFolder, status: str, steps: int) -> None:
     """Write how a run ended into its manifest."""
     if folder.manifest.exists():
-        found = Manifest.load(folder.manifest)
-        # From the file: in a run with spawned processes this one has not written it.
+        manifest = Manifest.load(folder.manifest)
+        # From the file, since in a run with spawned processes another one has written it.
         ledger = read_ledger(folder.ledger)
         metrics = {name: value.hex() for name, value in folder.results().get("best", {}).items()}
         results = {"status": status, "steps": steps, "ledger": ledger.last, "metrics": metrics}
-        replace(found, results=results, volatile=found.volatile | {"ended": timestamp()}).save(folder.manifest)
+        replace(manifest, results=results, volatile=manifest.volatile | {"ended": timestamp()}).save(folder.manifest)
 
 
 def write_outcome(folder: RunFolder, trainer: Any) -> None:
-    """Write the best weights and the results of a fit that came to its end."""
+    """Write the best weights and the results of a fit that has finished."""
     callback = trainer.checkpoint_callback
     best = getattr(callback, "best_model_path", "")
     if not folder.enabled or not trainer.is_global_zero or not best:
@@ -121,8 +143,8 @@ def write_outcome(folder: RunFolder, trainer: Any) -> None:
     except ModelError:
         if isinstance(trainer.lightning_module, Task):
             raise
-        # A caller's own module may keep objects in its checkpoints; that is no reason to lose a finished run.
-        say("model.safetensors is not written: the checkpoint holds more than tensors and plain data.")
+        # A caller's own module may keep objects in its checkpoints; the run is finished all the same.
+        say("model.safetensors was not written: the checkpoint holds more than tensors and plain data")
         return
     with atomic_path(folder.path / "model.safetensors") as temporary:
         # No metadata: safetensors writes it in random order, and equal runs must give equal bytes.
@@ -142,22 +164,22 @@ def _last_metrics(trainer: Any) -> dict[str, float]:
 
 @contextmanager
 def ending(trainer: Any, *, resume: bool) -> Iterator[None]:
-    """Open a run and train in this block; its folder is concluded and given back at the end.
+    """Open a run and train in this block; its folder is concluded and released at the end.
 
-    A run that fails before its first step leaves nothing: a folder without one would stand in the way of another try.
+    A run that fails before its first step leaves nothing: an empty folder would block a second attempt.
     """
     folder = trainer.run_folder
-    before = _stamp(folder)
+    before, began = _stamp(folder), time.monotonic()
     try:
         yield
         write_outcome(folder, trainer)
         _conclude(trainer, "finished")
         if folder.opened and trainer.shows_progress and trainer.listener is None:
-            say(*level_lines(folder))
+            show(trainer, *summary(folder, trainer, time.monotonic() - began, resumed=resume))
     except BaseException as error:
         if folder.opened and not resume and folder.unused_after(error):
             folder.close_unused()
-        if _stamp(folder) != before:  # else the manifest speaks of an earlier fit, which may have come to its end
+        if _stamp(folder) != before:  # else the manifest is that of an earlier fit, which may have finished
             _conclude(trainer, "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed")
         raise
     finally:
@@ -165,11 +187,11 @@ def ending(trainer: Any, *, resume: bool) -> Iterator[None]:
 
 
 def _stamp(folder: RunFolder) -> tuple[int, int] | None:
-    """What tells the manifest that a fit has declared from one that was there: on the disk, for spawned processes."""
+    """Tells whether a fit has written the manifest; from the disk, since a spawned process may have written it."""
     if folder.chosen is None or not folder.manifest.exists():
         return None
-    found = folder.manifest.stat()
-    return found.st_ino, found.st_mtime_ns
+    stat = folder.manifest.stat()
+    return stat.st_ino, stat.st_mtime_ns
 
 
 def _conclude(trainer: Any, status: str) -> None:

@@ -1,21 +1,24 @@
-"""The trainer: Lightning's, with named streams, fixed switches and threads, and a run folder.
-
-The trainer that measures and predicts with a run that is there already.
-"""
+"""The trainer: Lightning's, with named streams, fixed switches and threads, and a run folder."""
 
 from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.accelerators import Accelerator
 from pytorch_lightning.callbacks import Callback, Checkpoint, ProgressBar
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.profilers import Profiler
+from pytorch_lightning.strategies import Strategy
+from typing_extensions import Unpack
 
 from autotimm.data.loader import KeyedLoader
 from autotimm.data.module import DataModule
@@ -52,10 +55,53 @@ from autotimm.train.resume import checkpoint_file, resume_from
 from autotimm.train.run_lifecycle import declare, ending, open_run
 from autotimm.train.tuner import TunerConfig, tune
 
-__all__ = ["AutoTrainer", "measuring_trainer"]
-
+__all__ = ["AutoTrainer", "TrainerOptions", "measuring_trainer"]
 
 _Kind = TypeVar("_Kind", bound=Callback)
+
+
+class TrainerOptions(TypedDict, total=False):
+    """The arguments of Lightning's trainer that :class:`AutoTrainer` passes on; a test compares them with Lightning."""
+
+    accelerator: str | Accelerator
+    strategy: str | Strategy
+    devices: list[int] | str | int
+    num_nodes: int
+    precision: int | str | None
+    logger: Logger | Iterable[Logger] | bool | None
+    callbacks: list[Callback] | Callback | None
+    fast_dev_run: int | bool
+    min_epochs: int | None
+    max_steps: int
+    min_steps: int | None
+    max_time: str | timedelta | dict[str, int] | None
+    limit_train_batches: int | float | None
+    limit_val_batches: int | float | None
+    limit_test_batches: int | float | None
+    limit_predict_batches: int | float | None
+    overfit_batches: int | float
+    val_check_interval: int | float | str | timedelta | dict[str, int] | None
+    check_val_every_n_epoch: int | None
+    num_sanity_val_steps: int | None
+    log_every_n_steps: int | None
+    enable_checkpointing: bool | None
+    enable_progress_bar: bool | None
+    enable_model_summary: bool | None
+    accumulate_grad_batches: int
+    gradient_clip_val: int | float | None
+    gradient_clip_algorithm: str | None
+    benchmark: bool | None
+    inference_mode: bool
+    use_distributed_sampler: bool
+    profiler: Profiler | str | None
+    detect_anomaly: bool
+    barebones: bool
+    plugins: Any
+    sync_batchnorm: bool
+    reload_dataloaders_every_n_epochs: int
+    default_root_dir: str | Path | None
+    enable_autolog_hparams: bool
+    model_registry: str | None
 
 
 class AutoTrainer(pl.Trainer):
@@ -68,18 +114,19 @@ class AutoTrainer(pl.Trainer):
         max_epochs: Epochs to train.
         seed: Root seed of order, augmentation, steps and evaluation, in [0, 2**32). ``None`` draws one from Python's
             ``random``, records it, and leaves the global generators as it found them.
-        deterministic: Whether to insist on kernels that give the same bits every time, while this trainer runs.
+        deterministic: Whether to require deterministic kernels while this trainer runs; ``"warn"`` only warns of
+            others.
         use_autotimm_seeding: Seed the global generators with :func:`autotimm.seed_everything` instead of Lightning's
-            function of that name. Neither matters to autotimm's own tasks, whose streams have names.
+            function of that name. Neither affects autotimm's own tasks, which draw from named streams.
         threads: CPU threads to compute with; ``None`` is the number of physical cores, at most 8.
-        run_dir: Folder for what a ``fit`` leaves; ``None`` is the next free ``runs/<data>-NNN`` below
-            ``default_root_dir``. ``False`` leaves nothing.
-        monitor: The logged value that tells the best checkpoint, such as ``"val/loss"``; ``None`` asks the task.
+        run_dir: The run folder of a ``fit``; ``None`` is the next free ``runs/<data>-NNN`` below ``default_root_dir``.
+            ``False`` writes none.
+        monitor: The logged value that selects the best checkpoint, such as ``"val/loss"``; ``None`` is the task's own.
         tuner: Find a learning rate or a batch size first, see :class:`autotimm.TunerConfig`.
-        checkpoint_every: Write a checkpoint in the middle of epochs too: after so many optimizer steps (``500``), or a
-            time (``"10min"``). What is lost when a run is killed is what came after the last one.
-        keep: Which checkpoints to keep: ``"last"``, ``"epochs"``, the number of epochs' ends, or ``"auto"`` for every
-            epoch's end up to 2 GB, thinned evenly beyond. The best and the newest two always stay.
+        checkpoint_every: Write checkpoints within epochs too: after a number of optimizer steps (``500``), or a time
+            (``"10min"``). A run that is killed loses what came after the last one.
+        keep: Which checkpoints to keep: ``"last"``, ``"epochs"``, a number of ends of epochs, or ``"auto"`` for every
+            end of an epoch up to 2 GB, thinned evenly beyond. The best and the newest two are always kept.
         kwargs: Arguments of ``pytorch_lightning.Trainer``. ``logger`` is off unless given, since ``metrics.csv`` is
             always written.
 
@@ -99,7 +146,7 @@ class AutoTrainer(pl.Trainer):
         max_epochs: int | None = 10,
         *,
         seed: int | None = 42,
-        deterministic: bool | str = True,
+        deterministic: bool | Literal["warn"] = True,
         use_autotimm_seeding: bool = False,
         threads: int | None = None,
         run_dir: str | Path | bool | None = None,
@@ -107,7 +154,7 @@ class AutoTrainer(pl.Trainer):
         tuner: TunerConfig | None = None,
         checkpoint_every: str | int | None = None,
         keep: str | int = "auto",
-        **kwargs: Any,
+        **kwargs: Unpack[TrainerOptions],
     ) -> None:
         read_interval(checkpoint_every)
         fine = threads is None or is_whole(threads, 1)
@@ -126,35 +173,28 @@ class AutoTrainer(pl.Trainer):
         self.threads = threads or default_threads()
         self.tuner = tuner
         self.stop = StopRequest()
-        self.listener: Callable[[Line], None] | None = None  # a replay hears each line of the ledger as it is written
+        self.listener: Callable[[Line], None] | None = None  # a replay gets each line of the ledger as it is written
         self.checkpoint_every, self.keep = checkpoint_every, check_keep(keep)
-        self.arguments = {
-            "max_epochs": max_epochs,
-            "seed": seed,
-            "deterministic": deterministic,
-            "threads": self.threads,
-        }
-        self.arguments |= {"use_autotimm_seeding": use_autotimm_seeding, "monitor": monitor}
-        self.arguments |= {"checkpoint_every": checkpoint_every, "keep": keep, **kwargs}
+        self.arguments: dict[str, Any] = {
+            "max_epochs": max_epochs, "seed": seed, "deterministic": deterministic, "threads": self.threads,
+            "use_autotimm_seeding": use_autotimm_seeding, "monitor": monitor, "checkpoint_every": checkpoint_every,
+            "keep": keep, **kwargs,
+        }  # fmt: skip
         plain = kwargs.get("barebones") or kwargs.get("fast_dev_run")
         self.run_folder = RunFolder.choose(False if plain else run_dir, kwargs.get("default_root_dir"))
         kwargs["callbacks"] = self._callbacks(kwargs, monitor)
         kwargs.setdefault("logger", False)
         if not kwargs.get("barebones"):
             kwargs.setdefault("enable_model_summary", False)
-        self._check_names(kwargs)
-        # Lightning sets switches when it is constructed; here they are set while the trainer runs, and given back.
+        unknown = [name for name in kwargs if name not in inspect.signature(pl.Trainer).parameters]
+        refuse_unknown(unknown, "AutoTrainer", inspect.signature(AutoTrainer).parameters)
+        # Lightning sets switches when it is constructed; here they are set while the trainer runs, and restored.
         with quiet(), preserve_switches(), clear_misuse():
             # Unwrapped: Lightning would read PL_AUTOTRAINER_* again, and pass on those that are ours alone.
-            inspect.unwrap(pl.Trainer.__init__)(self, max_epochs=max_epochs, deterministic=deterministic, **kwargs)
+            construct: Any = inspect.unwrap(pl.Trainer.__init__)
+            construct(self, max_epochs=max_epochs, deterministic=deterministic, **kwargs)
 
-    @staticmethod
-    def _check_names(kwargs: dict[str, Any]) -> None:
-        known = [*inspect.signature(pl.Trainer).parameters]
-        own = ["seed", "use_autotimm_seeding", "threads", "run_dir", "monitor", "tuner", "checkpoint_every", "keep"]
-        refuse_unknown((name for name in kwargs if name not in known), "AutoTrainer", known + own)
-
-    def _callbacks(self, kwargs: dict[str, Any], monitor: str | None) -> list[Callback]:
+    def _callbacks(self, kwargs: TrainerOptions, monitor: str | None) -> list[Callback]:
         given = kwargs.get("callbacks") or []
         callbacks = [given] if isinstance(given, Callback) else list(given)
         self.given_callbacks = tuple(callbacks)
@@ -163,12 +203,13 @@ class AutoTrainer(pl.Trainer):
             return callbacks
         epochs = EpochMetrics()
         callbacks += [KeyedSteps(self.root_seed), epochs, Recorder(epochs), MetricsTable(epochs)]
-        if kwargs.get("enable_progress_bar", True) and not any(isinstance(one, ProgressBar) for one in callbacks):
+        if self.shows_progress and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(make_progress(epochs))
-        wanted = kwargs.get("enable_checkpointing")
-        if wanted is not False and not any(isinstance(one, Checkpoint) for one in callbacks):
-            rules: dict[str, Any] = {"every": self.checkpoint_every, "keep": self.keep, "stop": self.stop}
-            callbacks.append(RunCheckpoint(epochs, monitor, **rules))
+        saves = kwargs.get("enable_checkpointing") is not False
+        if saves and not any(isinstance(callback, Checkpoint) for callback in callbacks):
+            callbacks.append(
+                RunCheckpoint(epochs, monitor, every=self.checkpoint_every, keep=self.keep, stop=self.stop)
+            )
         return callbacks
 
     def fit(
@@ -180,7 +221,7 @@ class AutoTrainer(pl.Trainer):
         ckpt_path: Any = None,
         weights_only: bool | None = True,
     ) -> None:
-        """Train, as ``pytorch_lightning.Trainer.fit`` does, and leave a run folder.
+        """Train, as ``pytorch_lightning.Trainer.fit`` does, and write a run folder.
 
         Raises:
             RunError: If the loss of a task is not finite, the device is out of memory or the disk is full.
@@ -191,16 +232,16 @@ class AutoTrainer(pl.Trainer):
             if self.tuner is not None and ckpt_path is None:
                 tune(self, model, data, self.tuner)
             if isinstance(model, Task) and isinstance(data, DataModule):
-                model.check_data(data.spec)  # before there is a folder, which a second attempt would find taken
+                model.check_data(data.spec)  # before there is a folder, which would block a second attempt
             checkpoint = resume_from(self, ckpt_path)
             with ending(self, resume=ckpt_path is not None):
                 self._open(model, data, resume=ckpt_path is not None)
                 super().fit(model, train_dataloaders, val_dataloaders, datamodule, checkpoint, weights_only)
 
     def _only(self, kind: type[_Kind]) -> _Kind:
-        """The callback of ours of a kind."""
-        found: _Kind = next(one for one in self.callbacks if isinstance(one, kind))  # type: ignore[attr-defined]
-        return found
+        """Our callback of a class."""
+        callbacks: list[Callback] = self.callbacks  # type: ignore[attr-defined]  # set at run time
+        return next(callback for callback in callbacks if isinstance(callback, kind))
 
     def validate(
         self,
@@ -245,7 +286,7 @@ class AutoTrainer(pl.Trainer):
             return super().predict(model, dataloaders, datamodule, return_predictions, checkpoint, weights_only)
 
     def _open(self, model: pl.LightningModule, data: Any, resume: bool) -> None:
-        """Open the run folder, and tell the callbacks where it is and what to watch."""
+        """Open the run folder, and tell the callbacks where it is and which value to monitor."""
         callback = self.checkpoint_callback
         if isinstance(callback, RunCheckpoint) and isinstance(model, Task):
             asked, callback.watched = callback.asked, Watched(callback.asked)
@@ -255,7 +296,7 @@ class AutoTrainer(pl.Trainer):
         if self.is_global_zero:
             open_run(self.run_folder, model, data if isinstance(data, DataModule) else None, self, resume=resume)
         if self.run_folder.chosen is None:
-            return  # process 0 numbers it; RunCheckpoint.setup tells the others
+            return  # process 0 chooses its number; RunCheckpoint.setup tells the others
         folder = self.run_folder
         if isinstance(callback, RunCheckpoint):
             callback.folder = folder.checkpoints
@@ -268,11 +309,11 @@ class AutoTrainer(pl.Trainer):
 
     @contextmanager
     def _session(self, model: Any, *data: Any) -> Iterator[None]:
-        """Seeds, switches, threads and streams of this trainer, for as long as it runs."""
+        """Set the seeds, switches, threads and streams of this trainer while it runs."""
         if isinstance(model, Task) and model.deterministic is not bool(self.deterministic):
             warnings.warn(
                 f"The task was built with deterministic={model.deterministic} and the trainer with "
-                f"deterministic={self.deterministic}; the trainer's holds while it runs. Give both the same.",
+                f"deterministic={self.deterministic}; the trainer's is used while it runs. Give both the same.",
                 stacklevel=4,
             )
         with ExitStack() as stack:
@@ -291,7 +332,7 @@ class AutoTrainer(pl.Trainer):
                 if isinstance(part, (Task, DataModule)):
                     stack.enter_context(on_streams_of(part, self.root_seed))
                 elif isinstance(part, KeyedLoader):
-                    stack.callback(part.close)  # workers that the garbage collector finds end after ten seconds each
+                    stack.callback(part.close)  # the garbage collector takes ten seconds for each worker
             yield
 
 
@@ -299,13 +340,13 @@ _KEPT = ("seed", "deterministic", "threads", "accelerator", "precision")
 
 
 def measuring_trainer(recorded: Mapping[str, Any]) -> AutoTrainer:
-    """A trainer that leaves nothing, with the seed, switches, threads and device of a run.
+    """Return a trainer to measure and predict with a run: it writes no files.
 
     Args:
-        recorded: What the run's own trainer was given. A device that this machine lacks is replaced by what it has,
-            and a line says so.
+        recorded: The arguments of the run's own trainer, of which seed, switches, threads and device are used. A device
+            that this machine lacks is replaced by another, with a line that says so.
     """
-    # One device: several would each see all images, as the loaders of evaluation are not shared out.
+    # One device: several would each see all images, as the loaders of evaluation are not split.
     settings: dict[str, Any] = {"run_dir": False, "enable_checkpointing": False, "devices": 1}
     settings |= {name: recorded[name] for name in _KEPT if name in recorded}
     asked = settings.get("accelerator", "auto")
@@ -316,5 +357,5 @@ def measuring_trainer(recorded: Mapping[str, Any]) -> AutoTrainer:
             raise
     trainer = AutoTrainer(**settings | {"accelerator": "auto"})
     device = trainer.strategy.root_device.type
-    say(f"the run asks for accelerator {asked}, which this machine lacks: going on with {device}")
+    say(f"the run was made with accelerator {asked}, which this machine lacks; using {device}")
     return trainer

@@ -1,7 +1,7 @@
 """Finding a learning rate or a batch size, only when asked for, on a copy of the task.
 
-A finder trains. Done on the task itself it would move weights, streams and the caller's generators; on a copy, with a
-trainer of its own, it moves nothing: what comes back is one number.
+Finding trains. On the task itself that would change weights, streams and the caller's generators; on a copy, with a
+trainer of its own, it changes nothing but the number that was looked for.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class TunerConfig:
 
     Attributes:
         lr: Find a learning rate by the range test (Smith, "Cyclical learning rates", WACV 2017).
-        batch_size: Find the largest power of two that fits the device; on a CPU that is seldom what you want.
+        batch_size: Find the largest power of two that fits the device; seldom useful on a CPU.
         steps: Steps of the range test.
-        min_lr: Where the range test begins.
-        max_lr: Where it ends.
-        max_batch_size: Where the search for a batch size ends.
+        min_lr: First learning rate of the range test.
+        max_lr: Last learning rate of the range test.
+        max_batch_size: Upper limit of the search for a batch size.
 
     Raises:
-        UsageError: If a value makes no sense.
+        UsageError: If a value is out of range.
     """
 
     lr: bool = False
@@ -49,7 +49,7 @@ class TunerConfig:
     max_batch_size: int = 1024
 
     def __post_init__(self) -> None:
-        """Check what was given."""
+        """Check the values."""
         owner = "TunerConfig"
         require_flags(owner, lr=self.lr, batch_size=self.batch_size)
         for name, least, usual in (("steps", 2, 100), ("max_batch_size", 1, 1024)):
@@ -65,7 +65,7 @@ def tune(trainer: pl.Trainer, model: pl.LightningModule, data: object, config: T
     """Find what the configuration asks for and set it on the task and the data module.
 
     Raises:
-        UsageError: If the model or the data is not one of ours: others have no known place for the numbers.
+        UsageError: If the model is no :class:`Task`, or the data no :class:`DataModule`.
         RunError: If the range test finds no usable rate.
     """
     if not isinstance(model, Task) or not isinstance(data, DataModule):
@@ -78,7 +78,7 @@ def tune(trainer: pl.Trainer, model: pl.LightningModule, data: object, config: T
 
 @contextmanager
 def _probe(trainer: pl.Trainer, epochs: int) -> Iterator[pl.Trainer]:
-    """A plain trainer that leaves no file, and the generators as it found them."""
+    """Give a plain trainer that writes no file, and restore the generators afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         probe = pl.Trainer(
             accelerator=trainer.accelerator, devices=1, precision=trainer.precision, max_epochs=epochs,
@@ -98,26 +98,26 @@ def _copies(model: Task, data: DataModule) -> tuple[Any, Any]:
 def _find_lr(trainer: pl.Trainer, model: Task, data: DataModule, config: TunerConfig) -> float:
     task, module = _copies(model, data)
     task.set_lr(config.min_lr)
-    # As many epochs as steps: the range test is to be ended by its steps, also on a small data set.
+    # As many epochs as steps, so that the number of steps ends the range test on a small data set too.
     with _probe(trainer, epochs=config.steps) as probe:
         finder = Tuner(probe).lr_find(
             task, datamodule=module, min_lr=config.min_lr, max_lr=config.max_lr, num_training=config.steps,
             update_attr=False, attr_name="lr",
         )  # fmt: skip
-    found = finder.suggestion() if finder is not None else None
-    if found is None:
+    rate = finder.suggestion() if finder is not None else None
+    if rate is None:
         raise RunError(
             "The range test found no learning rate: the loss never fell, or there were too few steps. "
             "Give `lr` yourself, or more `steps`."
         )
-    return float(found)
+    return float(rate)
 
 
 def _find_batch_size(trainer: pl.Trainer, model: Task, data: DataModule, config: TunerConfig) -> int:
     task, module = _copies(model, data)
     with _probe(trainer, epochs=1) as probe:
-        found = Tuner(probe).scale_batch_size(
+        largest = Tuner(probe).scale_batch_size(
             task, datamodule=module, mode="power", steps_per_trial=1, init_val=min(8, config.max_batch_size),
             max_trials=max(1, (config.max_batch_size // 8).bit_length()), batch_arg_name="batch_size",
         )  # fmt: skip
-    return min(int(found or data.batch_size), config.max_batch_size)
+    return min(int(largest or data.batch_size), config.max_batch_size)

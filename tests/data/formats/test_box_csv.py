@@ -18,7 +18,7 @@ def read(root: Path, **options: bool) -> tuple[dict[str, ObjectTable], list[str]
     return read_boxes_csv(root, notices, **options), notices  # type: ignore[return-value]
 
 
-def test_cards_are_those_of_the_xml_files(real: Callable[[str], Path]) -> None:
+def test_boxes_of_cards_equal_those_of_the_xml_files(real: Callable[[str], Path]) -> None:
     """The tables were made from the XML files, whose pixels count from 1."""
     root = real("multilabel_cards")
     tables, notices = read(root)
@@ -60,13 +60,13 @@ def test_usual_headers(tmp_path: Path, picture: Picture, header: str) -> None:
         read(tmp_path, masks=True)
 
 
-def test_shares_of_the_image(tmp_path: Path, picture: Picture) -> None:
+def test_coordinates_as_fractions_of_the_image(tmp_path: Path, picture: Picture) -> None:
     picture(tmp_path / "a.png")
     (tmp_path / "a.csv").write_text("ImageID,LabelName,XMin,XMax,YMin,YMax\na.png,dog,0.1,0.5,0.25,1\n")
     assert read(tmp_path)[0]["train"].load(0).target["boxes"].tolist() == [[2, 4, 10, 16]]
 
 
-def test_traps(tmp_path: Path, picture: Picture) -> None:
+def test_problems_are_reported(tmp_path: Path, picture: Picture) -> None:
     picture(tmp_path / "a.png")
     picture(tmp_path / "b.png")
     head = "filename,width,height,class,xmin,ymin,xmax,ymax"
@@ -76,8 +76,8 @@ def test_traps(tmp_path: Path, picture: Picture) -> None:
     tables, notices = read(tmp_path)
     assert tables["train"].ids == ("a.png",)
     assert sorted(notices) == [
-        "1 images of another size than their annotations say, left out: b.png (20x16, annotated as 99x16).",
-        "1 images that are not there, left out: c.png.",
+        "1 images of another size than their annotations state, left out: b.png (20x16, annotated as 99x16).",
+        "1 missing images, left out: c.png.",
         "2 boxes without area in the image in 1, left out: a.png.",
         "2 lines that cannot be used, left out: train.csv, row 4 (no class), "
         "train.csv, row 5 (could not convert string to float: 'x').",
@@ -99,21 +99,21 @@ def test_a_missing_image_is_not_replaced_by_its_namesake_of_another_split(tmp_pa
     (tmp_path / "images" / "train" / "frame_0.png").unlink()
     tables, notices = read(tmp_path)
     assert tables["train"].ids == ("images/train/frame_1.png", "images/train/frame_2.png")
-    assert notices == ["1 images that are not there, left out: images/train/frame_0.png."]
-    with pytest.raises(DataError, match="1 images that are not there"):
+    assert notices == ["1 missing images, left out: images/train/frame_0.png."]
+    with pytest.raises(DataError, match="1 missing images"):
         read(tmp_path, strict=True)
     (tmp_path / "val.csv").unlink()  # alone it is read whole, and still is about train/
     assert read(tmp_path)[0]["train"].ids == tables["train"].ids
 
 
-def test_a_name_that_no_system_takes(tmp_path: Path, picture: Picture) -> None:
+def test_a_name_with_a_nul_byte_is_a_missing_image(tmp_path: Path, picture: Picture) -> None:
     picture(tmp_path / "a.png")
     rows = ["filename,class,xmin,ymin,xmax,ymax", "a.png,dog,1,2,3,4", "a\x00.png,dog,1,2,3,4"]
     (tmp_path / "a.csv").write_text("\n".join(rows))
     assert read(tmp_path)[0]["train"].ids == ("a.png",)
 
 
-def test_what_is_no_table_of_boxes_is_refused(tmp_path: Path) -> None:
+def test_files_without_boxes_are_refused(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("filename,class\na.png,dog\n")
     with pytest.raises(DataError, match="no table of boxes"):
         read(tmp_path)

@@ -1,4 +1,4 @@
-"""COCO as it is found in the wild, compared with pycocotools and a reading by hand."""
+"""COCO data as real tools write them, compared with pycocotools and a reading by hand."""
 
 import json
 from collections.abc import Callable
@@ -62,7 +62,7 @@ def read(root: Path, **options: Any) -> tuple[dict[str, ObjectTable], list[str]]
 
 
 @pytest.mark.parametrize("name", ["det_inst_tinycoco", "inst_nuts_coco", "inst_cardamage_coco"])
-def test_masks_areas_and_boxes_are_those_of_pycocotools(real: Callable[[str], Path], name: str) -> None:
+def test_masks_areas_and_boxes_equal_those_of_pycocotools(real: Callable[[str], Path], name: str) -> None:
     root, compared = real(name), 0
     tables, _ = read(root, masks=True)
     by_name = {Path(file).name: (table, row) for table in tables.values() for row, file in enumerate(table.paths)}
@@ -118,13 +118,13 @@ def test_nuts_are_split_by_their_lists(real: Callable[[str], Path]) -> None:
     assert notices == []
 
 
-def test_cardamage_has_no_class_car(real: Callable[[str], Path]) -> None:
+def test_a_parent_category_without_objects_is_not_a_class(real: Callable[[str], Path]) -> None:
     tables, notices = read(real("inst_cardamage_coco"))
     assert {split: len(table) for split, table in tables.items()} == {"train": 84, "val": 24, "test": 12}
     names = ("airbag", "astar", "cam_catlagi", "cizik", "far_hasar", "gocuk", "kaput_hasar", "kirik-kayip")
     assert tables["train"].class_names == tables["test"].class_names == names
     assert tables["train"].object_counts() == (10, 9, 18, 82, 7, 33, 4, 47)
-    assert notices == ["Categories that head others and have no objects are no classes: car."]
+    assert notices == ["Parent categories without objects are not classes: car."]
     assert "masks" not in tables["train"].load(0).target
 
 
@@ -163,7 +163,7 @@ def test_roboflow_and_official_layouts(tmp_path: Path, picture: Picture) -> None
     assert ids == {"train": ("images/train2017/a.png",), "val": ("images/valid2017/a.png",)}
 
 
-def test_crowds_in_both_spellings_of_run_lengths(write: Callable[..., Path]) -> None:
+def test_crowds_in_both_encodings_of_run_lengths(write: Callable[..., Path]) -> None:
     mask = np.zeros((16, 20), np.uint8)
     mask[4:9, 5:15] = 1
     packed = coco_mask.encode(np.asfortranarray(mask))
@@ -183,7 +183,7 @@ def test_crowds_in_both_spellings_of_run_lengths(write: Callable[..., Path]) -> 
     tables, notices = read(write(annotations=entries), masks=True)
     target = tables["train"].load(0).target
     assert target["crowd"].tolist() == [True, True, False]
-    assert all(np.array_equal(found.numpy(), mask) for found in target["masks"])
+    assert all(np.array_equal(pixels.numpy(), mask) for pixels in target["masks"])
     assert target["boxes"][2].tolist() == [5, 4, 15, 9]  # from the mask
     assert tables["train"].labels(0) == ("zebra",)
     assert tables["train"].object_counts() == (1, 0)
@@ -240,14 +240,14 @@ def test_boxes_without_area_are_left_out_and_named(write: Callable[..., Path]) -
 def test_polygons_are_cut_at_the_border(write: Callable[..., Path]) -> None:
     """Whatever is outside does not change what is inside, however far it is."""
     far = [[-8, 4, 30, 4, 30, 12, -8, 12], [1e12, 1e12, 2, 3, 1e12, 1.5e12], [5, -1e9, 15, -1e9, 15, 1e9, 5, 1e9]]
-    entries = [annotation(id=number, segmentation=[one], bbox=None) for number, one in enumerate(far)]
+    entries = [annotation(id=number, segmentation=[corners], bbox=None) for number, corners in enumerate(far)]
     target = read(write(annotations=entries), masks=True)[0]["train"].load(0).target
     assert target["masks"].sum((1, 2)).tolist()[::2] == [8 * 20, 10 * 16]
     assert target["masks"][1, 10:, :5].sum() == 0
     assert target["boxes"].tolist() == [[0, 4, 20, 12], [2, 3, 20, 16], [5, 0, 15, 16]]
 
 
-def test_a_part_of_two_corners_is_no_box(write: Callable[..., Path]) -> None:
+def test_a_polygon_of_two_corners_is_not_a_box(write: Callable[..., Path]) -> None:
     """pycocotools takes a list of four numbers for x, y, width, height."""
     outline = [[1, 1, 9, 9], [2, 3, 10, 3, 10, 8, 2, 8]]
     table = read(write(annotations=[annotation(segmentation=outline)]), masks=True)[0]["train"]
@@ -256,27 +256,27 @@ def test_a_part_of_two_corners_is_no_box(write: Callable[..., Path]) -> None:
     assert flat.load(0).target["masks"].sum() == 40
 
 
-def test_an_object_without_an_outline_is_not_taken_for_background(write: Callable[..., Path]) -> None:
+def test_an_object_without_an_outline_is_not_background(write: Callable[..., Path]) -> None:
     root = write(annotations=[annotation(), annotation(id=2, segmentation=[])])
     tables, notices = read(root, masks=True)
     assert tables["train"].load(0).target["crowd"].tolist() == [False, True]
     assert notices == ["1 objects without an outline, neither learned nor counted: images/a.png."]
 
 
-def test_boxes_alone_are_no_instances(write: Callable[..., Path]) -> None:
+def test_boxes_without_outlines_are_refused_for_instances(write: Callable[..., Path]) -> None:
     root = write(annotations=[annotation(segmentation=[])])
     with pytest.raises(DataError, match=r"has boxes and no outlines. Use task='detection'"):
         read(root, masks=True)
     assert len(read(root)[0]["train"]) == 2
 
 
-def test_missing_images_are_named(write: Callable[..., Path]) -> None:
+def test_missing_images_are_reported(write: Callable[..., Path]) -> None:
     root = write()
     (root / "images" / "sub" / "b.png").unlink()
     tables, notices = read(root)
     assert tables["train"].ids == ("images/a.png",)
-    assert notices == ["1 images that are not there, left out: images/sub/b.png."]
-    with pytest.raises(DataError, match=r"1 images that are not there: images/sub/b.png"):
+    assert notices == ["1 missing images, left out: images/sub/b.png."]
+    with pytest.raises(DataError, match=r"1 missing images: images/sub/b.png"):
         read(root, strict=True)
     (root / "images" / "a.png").unlink()
     with pytest.raises(DataError, match="No image to train on is left"):
@@ -287,8 +287,8 @@ def frames(picture: Picture, root: Path, gone: str, name: str = "frame_{}.png") 
     """Three pictures for each split, called alike in both, and of one of them ``gone``; official places."""
     for split in ("train", "val"):
         images = [{"id": number, "file_name": name.format(number)} for number in range(3)]
-        for seed, one in enumerate(images):
-            picture(root / "images" / split / str(one["file_name"]), seed=seed)
+        for seed, image in enumerate(images):
+            picture(root / "images" / split / str(image["file_name"]), seed=seed)
         (root / "annotations").mkdir(exist_ok=True)
         (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(sheet(images=images)))
     (root / "images" / gone).unlink()
@@ -304,8 +304,8 @@ def test_a_missing_image_is_not_replaced_by_its_namesake_of_another_split(
         name: tuple(f"images/{name}/frame_{number}.png" for number in range(2 if name == split else 3))
         for name in ("train", "val")
     }
-    assert notices == [f"1 images that are not there, left out: images/{split}/frame_2.png."]
-    with pytest.raises(DataError, match=rf"1 images that are not there: images/{split}/frame_2\.png"):
+    assert notices == [f"1 missing images, left out: images/{split}/frame_2.png."]
+    with pytest.raises(DataError, match=rf"1 missing images: images/{split}/frame_2\.png"):
         read(tmp_path, strict=True)
     for path in (tmp_path / "images" / "train").iterdir():
         path.unlink()  # not one is left: those of val are no better
@@ -325,7 +325,7 @@ def test_a_name_with_folders_is_not_found_in_others(tmp_path: Path, picture: Pic
         (tmp_path / name).unlink()
     tables, notices = read(tmp_path)
     assert tables["train"].ids == ("train/dog/1.png", "val/dog/2.png")
-    assert notices == ["2 images that are not there, left out: train/cat/1.png, train/dog/img 3.png."]
+    assert notices == ["2 missing images, left out: train/cat/1.png, train/dog/img 3.png."]
 
 
 def test_one_file_for_all_finds_the_images_of_all_splits(tmp_path: Path, picture: Picture) -> None:
@@ -347,7 +347,7 @@ def test_an_image_of_another_size_is_left_out(write: Callable[..., Path], pictur
     assert "images/a.png (16x20, annotated as 20x16)" in notices[0]
 
 
-def test_file_names_do_not_lead_out_of_the_data(write: Callable[..., Path], tmp_path: Path, picture: Picture) -> None:
+def test_file_names_cannot_leave_the_data_folder(write: Callable[..., Path], tmp_path: Path, picture: Picture) -> None:
     picture(tmp_path.parent / "secret.png")
     names = ["../../secret.png", "C:\\photos\\a.png", "/home/somebody/a.png", str(tmp_path.parent / "secret.png")]
     for name in names:
@@ -356,7 +356,7 @@ def test_file_names_do_not_lead_out_of_the_data(write: Callable[..., Path], tmp_
         assert set(read(root)[0]["train"].ids) <= {"images/a.png", "images/sub/b.png"}
 
 
-def test_heads_are_no_classes_and_names_join_splits(write: Callable[..., Path]) -> None:
+def test_parent_categories_are_not_classes_and_splits_share_classes_by_name(write: Callable[..., Path]) -> None:
     heads = [
         {"id": 0, "name": "animal", "supercategory": "none"},
         {"id": 5, "name": "zebra", "supercategory": "animal"},
@@ -369,11 +369,11 @@ def test_heads_are_no_classes_and_names_join_splits(write: Callable[..., Path]) 
     tables, notices = read(root)
     assert tables["val"].class_names == tables["train"].class_names == ("zebra", "unused", "ant")
     assert tables["val"].load(0).target["labels"].tolist() == [2]
-    assert notices[0] == "Categories that head others and have no objects are no classes: animal."
+    assert notices[0] == "Parent categories without objects are not classes: animal."
     assert "in both train and val" in notices[1]
 
 
-def test_annotations_of_nothing_are_named(write: Callable[..., Path]) -> None:
+def test_annotations_of_unknown_images_or_categories_are_reported(write: Callable[..., Path]) -> None:
     root = write(annotations=[annotation(), annotation(id=8, image_id=99), annotation(id=9, category_id=99)])
     _, notices = read(root)
     assert len(notices) == 1
@@ -399,11 +399,11 @@ def test_images_that_share_an_id_do_not_share_their_objects(write: Callable[...,
 
 @pytest.mark.parametrize("entries", [[], [annotation(image_id=7)], [annotation(iscrowd=1)], [annotation(bbox=[1] * 5)]])
 @pytest.mark.parametrize("masks", [False, True])
-def test_nothing_to_learn_is_refused(write: Callable[..., Path], entries: list[Any], masks: bool) -> None:
+def test_data_without_objects_to_learn_is_refused(write: Callable[..., Path], entries: list[Any], masks: bool) -> None:
     """The loss of a model that finds nothing would fall to 0, and nothing would look wrong."""
     root = write(annotations=entries)
     (root / "images" / "sub" / "b.png").unlink()
-    with pytest.raises(DataError, match="None of the 1 images to train on has an object that can be learned"):
+    with pytest.raises(DataError, match="None of the 1 training images has an object to learn from"):
         read(root, masks=masks)
 
 
@@ -429,25 +429,25 @@ def test_ids_may_be_whole_numbers_as_floats(write: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"images": [], "annotations": []}, "no list of 'categories'"),
-        ([1], "no list of 'images'"),
+        ({"images": [], "annotations": []}, "no list 'categories'"),
+        ([1], "no list 'images'"),
         ({"images": [{"id": 1}], "annotations": [], "categories": []}, "entry 0 of 'images' has no 'file_name'"),
         (sheet(categories=[{"id": [1], "name": "a"}]), "entry 0 of 'categories' has no 'id'"),
         (sheet(categories=[], annotations=[]), "There is no class"),
     ],
 )
-def test_what_is_not_coco_is_refused(write: Callable[..., Path], content: Any, message: str) -> None:
+def test_files_that_are_not_coco_are_refused(write: Callable[..., Path], content: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(write(content) / "coco.json")
 
 
-def test_a_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
+def test_invalid_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"images": [], "annotations": [], "categories": [')
-    with pytest.raises(DataError, match="is no valid JSON"):
+    with pytest.raises(DataError, match="is not valid JSON"):
         read(tmp_path)
 
 
-def test_which_file_is_which_must_be_clear(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_ambiguous_files_are_refused(write: Callable[..., Path], tmp_path: Path) -> None:
     write(name="one.json")
     root = write(name="two.json")
     with pytest.raises(DataError, match="several COCO files, and none is named after train, val or test"):

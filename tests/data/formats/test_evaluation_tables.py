@@ -1,4 +1,4 @@
-"""Tables that a trained model is measured on: read as those of its training, whatever they are called."""
+"""Tables that a trained model is evaluated on: columns and image folder follow the training's."""
 
 from pathlib import Path
 
@@ -12,23 +12,23 @@ SPEC = DataSpec(("blue_circle", "green_cross", "orange_square"))
 
 
 def table_of(file: Path, toy: Path, header: str = "photo,kind") -> Path:
-    names = [one.relative_to(toy).as_posix() for one in sorted(toy.rglob("*.png"))]
+    names = [path.relative_to(toy).as_posix() for path in sorted(toy.rglob("*.png"))]
     file.parent.mkdir(exist_ok=True)
     file.write_text(f"{header}\n" + "".join(f"{name},{name.partition('/')[0]}\n" for name in names))
     return file
 
 
 @pytest.mark.parametrize("label", ["kind", ["kind"], ("kind",)])
-def test_columns_and_folder_are_those_of_the_run(toy: Path, tmp_path: Path, label: object) -> None:
+def test_columns_and_folder_of_the_run_are_used(toy: Path, tmp_path: Path, label: object) -> None:
     table = table_of(tmp_path / "tables" / "new.csv", toy)
-    made = {"train_csv": "old.csv", "image_dir": str(toy), "image_column": "photo", "label_column": label}
-    found = read_labelled(table, SPEC, "val", [], made)
-    assert (len(found), found.class_names) == (24, SPEC.class_names)
-    assert found.files()[0] == toy / "blue_circle" / "00000.png"
+    recorded = {"train_csv": "old.csv", "image_dir": str(toy), "image_column": "photo", "label_column": label}
+    images = read_labelled(table, SPEC, "val", [], recorded)
+    assert (len(images), images.class_names) == (24, SPEC.class_names)
+    assert images.files()[0] == toy / "blue_circle" / "00000.png"
 
 
 @pytest.mark.parametrize(
-    "made",
+    "recorded",
     [
         lambda toy: {"path": str(toy), "train_csv": "old.csv"},
         lambda toy: {"path": str(toy / "old.csv")},
@@ -36,18 +36,23 @@ def test_columns_and_folder_are_those_of_the_run(toy: Path, tmp_path: Path, labe
         lambda toy: {"data_dir": str(toy / "old.csv")},
     ],
 )
-def test_the_folder_of_the_images_may_follow_from_others(toy: Path, tmp_path: Path, made) -> None:
+def test_the_image_folder_follows_from_other_arguments(toy: Path, tmp_path: Path, recorded) -> None:
     table = table_of(tmp_path / "tables" / "new.csv", toy, "file,label")
-    assert len(read_labelled(table, SPEC, "val", [], made(toy))) == 24
+    assert len(read_labelled(table, SPEC, "val", [], recorded(toy))) == 24
 
 
-def test_images_beside_the_table_come_first_and_usual_names_will_do(toy: Path, tmp_path: Path) -> None:
+def test_images_beside_the_table_and_usual_column_names_are_used(toy: Path, tmp_path: Path) -> None:
     table = table_of(toy / "new.csv", toy, "image,class")
-    made = {"train_csv": "old.csv", "image_dir": str(tmp_path / "gone"), "image_column": "photo", "label_column": "x"}
-    assert len(read_labelled(table, SPEC, "test", [], made)) == 24
+    recorded = {
+        "train_csv": "old.csv",
+        "image_dir": str(tmp_path / "gone"),
+        "image_column": "photo",
+        "label_column": "x",
+    }
+    assert len(read_labelled(table, SPEC, "test", [], recorded)) == 24
 
 
-def test_what_cannot_be_found_is_named_with_a_cure_that_the_verb_has(toy: Path, tmp_path: Path) -> None:
+def test_missing_columns_and_files_are_named_with_a_cure(toy: Path, tmp_path: Path) -> None:
     table = table_of(toy / "new.csv", toy)
     with pytest.raises(DataError, match=r"has no column .image. of image paths, but photo, kind\. Rename"):
         read_labelled(table, SPEC, "test", [])

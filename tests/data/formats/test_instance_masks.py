@@ -74,7 +74,7 @@ def test_classes_by_name(tmp_path: Path, picture: Picture, names: tuple[str, ...
     assert read(tmp_path)[0]["train"].class_names == classes
 
 
-def test_a_report_names_the_files(tmp_path: Path, picture: Picture) -> None:
+def test_problems_are_reported_with_file_names(tmp_path: Path, picture: Picture) -> None:
     picture(tmp_path / "images" / "a.png")
     for number, box in enumerate(BOXES):
         save(tmp_path / "masks" / "a" / f"{number}.png", box)
@@ -87,14 +87,14 @@ def test_a_report_names_the_files(tmp_path: Path, picture: Picture) -> None:
     assert notices[1:] == [
         "1 masks without an image, left out: masks/z/1.png.",
         "1 masks that cannot be read, left out: masks/a/broken.png (the file is empty).",
-        "1 masks that show nothing, left out: masks/a/empty.png.",
+        "1 empty masks, left out: masks/a/empty.png.",
         "1 masks of another size than their image, left out: masks/a/small.png (19x16).",
     ]
     with pytest.raises(DataError, match=r"1 masks that cannot be read: masks/a/broken.png"):
         read(tmp_path, strict=True)
 
 
-def test_lists_say_the_split(tmp_path: Path, picture: Picture) -> None:
+def test_split_lists(tmp_path: Path, picture: Picture) -> None:
     for name in "ab":
         picture(tmp_path / "images" / f"{name}.png")
         for number in range(2):
@@ -108,14 +108,14 @@ def test_lists_say_the_split(tmp_path: Path, picture: Picture) -> None:
     }
 
 
-def test_one_mask_per_image_is_of_classes(tmp_path: Path, picture: Picture) -> None:
+def test_one_mask_per_image_is_a_label_image(tmp_path: Path, picture: Picture) -> None:
     picture(tmp_path / "images" / "a.png")
     save(tmp_path / "masks" / "a.png", BOXES[0])
     with pytest.raises(DataError, match="no folder with a mask per object"):
         read(tmp_path)
 
 
-def test_masks_called_like_their_images_are_of_classes(tmp_path: Path, picture: Picture) -> None:
+def test_masks_named_like_their_images_are_label_images(tmp_path: Path, picture: Picture) -> None:
     for name in ("img", "img_1", "img_2"):
         picture(tmp_path / "images" / f"{name}.jpg")
         save(tmp_path / "masks" / f"{name}.png", BOXES[0])

@@ -1,4 +1,4 @@
-"""Label images by index, by palette and by color, and where they lie."""
+"""Label images by index, by palette and by color, and their layouts."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -84,10 +84,10 @@ def test_dhcn(real: Callable[[str], Path]) -> None:
     shares = [2.62, 2.1, 0.5, 3.22, 13.72, 0.07, 4.9, 52.17, 0.71, 1.54, 18.46]
     pixels = torch.zeros(256, dtype=torch.int64)
     for row in range(90):
-        found = target(tables, row)
-        pixels += torch.bincount(found.flatten(), minlength=256)
+        classes = target(tables, row)
+        pixels += torch.bincount(classes.flatten(), minlength=256)
         by_hand = torch.from_numpy(np.array(Image.open(tables["train"].mask_paths[row])))
-        assert torch.equal(found.as_subclass(torch.Tensor), by_hand)
+        assert torch.equal(classes.as_subclass(torch.Tensor), by_hand)
         present = tuple(names[index] for index in by_hand.unique().tolist())
         assert tables["train"].labels(row) == present
     assert (pixels[:11] / pixels.sum() * 100).tolist() == pytest.approx(shares, abs=0.006)
@@ -112,7 +112,7 @@ def test_by_palette(folder: Callable[..., Path]) -> None:
     tables, notices = read(folder(mask=lambda path: save(path, values, palette={0: (0, 0, 0), 1: ROAD, 255: CAR})))
     assert tables["train"].class_names == ("0", "1")
     assert torch.equal(target(tables), torch.from_numpy(values))
-    assert notices == ["Pixels of value 255 are taken for unknown, since no file names the classes."]
+    assert notices == ["Pixels of value 255 are treated as unknown, since no file names the classes."]
 
 
 COLOR_TABLES = {
@@ -162,7 +162,7 @@ def test_tables_of_names(folder: Callable[..., Path], name: str, table: str) -> 
 
 def test_colors_can_be_given(folder: Callable[..., Path], tmp_path: Path) -> None:
     root = folder(mask=lambda path: save(path, painted((0, 0, 0), ROAD, CAR), "RGB"))
-    with pytest.raises(DataError, match=r"in colors, .* \(0, 0, 0\), \(0, 0, 142\), \(128, 64, 128\)\. Give `colors`"):
+    with pytest.raises(DataError, match=r"colored, .* \(0, 0, 0\), \(0, 0, 142\), \(128, 64, 128\)\. Give `colors`"):
         read(root)
     tables, notices = read(root, colors={"road": ROAD, "car": "#00008e", "void": (0, 0, 0)})
     assert tables["train"].class_names == ("road", "car")
@@ -194,14 +194,14 @@ def test_soft_edges_are_refused(folder: Callable[..., Path]) -> None:
     values = np.arange(320, dtype=np.uint8).reshape(16, 20)
     with pytest.raises(DataError, match="have 255 values, and no file says which are classes"):
         read(folder(mask=lambda path: save(path, values)))
-    with pytest.raises(DataError, match=r"hold nothing that .*_classes.csv names: 255"):
+    with pytest.raises(DataError, match=r"no value that .*_classes.csv names: they have 255"):
         read(folder("id,name\n3,road", mask=lambda path: save(path, np.full((16, 20), 255, np.uint8))))
 
 
 # What is wrong
 
 
-def test_a_report_names_the_files(tmp_path: Path, picture: Picture) -> None:
+def test_problems_are_reported_with_file_names(tmp_path: Path, picture: Picture) -> None:
     for name in "abcdefg":
         picture(tmp_path / "train" / f"{name}.png")
         save(tmp_path / "train" / f"{name}_mask.png")
@@ -231,7 +231,7 @@ def test_a_report_names_the_files(tmp_path: Path, picture: Picture) -> None:
     assert read(tmp_path)[1] == notices  # what is wrong is not remembered
 
 
-def test_a_turned_photograph_has_an_upright_mask(tmp_path: Path, picture: Picture) -> None:
+def test_a_rotated_photograph_has_an_upright_mask(tmp_path: Path, picture: Picture) -> None:
     path = picture(tmp_path / "a.jpg", size=(20, 16))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -246,19 +246,22 @@ def test_a_turned_photograph_has_an_upright_mask(tmp_path: Path, picture: Pictur
     ("table", "message"),
     [
         ("id,name\n0,a\n0,b\n", "gives two classes the same value"),
-        ("id\n0\n", "no column is called like"),
-        ("name,r,g,b\na,0,0,256\n", "'256' is no part of a color"),
-        ("id,name\nx,a\n", "is no table of classes"),
+        ("id\n0\n", "no column is named one of"),
+        ("name,r,g,b\na,0,0,256\n", "'256' is not a number from 0 to 255"),
+        ("id,name\nx,a\n", "is not a class table"),
         ("id,name\n", "names no class"),
-        ("id,name\n" + "".join(f"{value},{value}\n" for value in range(300)), "has 300 classes, and 255 is the most"),
+        (
+            "id,name\n" + "".join(f"{value},{value}\n" for value in range(300)),
+            "has 300 classes, and 255 is the maximum",
+        ),
     ],
 )
-def test_tables_that_are_wrong(folder: Callable[..., Path], table: str, message: str) -> None:
+def test_invalid_class_tables_are_refused(folder: Callable[..., Path], table: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(folder(table))
 
 
-def test_tables_must_agree(tmp_path: Path, picture: Picture) -> None:
+def test_contradicting_class_tables_are_refused(tmp_path: Path, picture: Picture) -> None:
     for split, name in {"train": "road", "valid": "lane"}.items():
         picture(tmp_path / split / "a.png")
         save(tmp_path / split / "a_mask.png")
@@ -267,7 +270,7 @@ def test_tables_must_agree(tmp_path: Path, picture: Picture) -> None:
         read(tmp_path)
 
 
-def test_masks_as_jpeg_are_pointed_out(tmp_path: Path, picture: Picture) -> None:
+def test_jpeg_masks_are_reported(tmp_path: Path, picture: Picture) -> None:
     picture(tmp_path / "images" / "a.png")
     save(tmp_path / "masks" / "a.jpg", np.zeros((16, 20), np.uint8))
     assert "1 masks are JPEG files, which do not keep values exactly: a.jpg." in read(tmp_path)[1]
@@ -292,7 +295,7 @@ def test_jpeg_masks_of_two_values_are_background_and_foreground(tmp_path: Path, 
     assert tables["train"].class_names == ("background", "foreground")
     assert (target(tables, 3).as_subclass(torch.Tensor) != torch.from_numpy(disc)).float().mean() < 0.005
     assert notices == [
-        "Pixels of JPEG masks are taken for foreground from value 128 on, and below for background.",
+        "Pixels of JPEG masks count as foreground from value 128 on, and as background below.",
         "4 masks are JPEG files, which do not keep values exactly: 0.jpg, 1.jpg, 2.jpg, 3.jpg.",
     ]
 
@@ -347,7 +350,7 @@ def test_layouts(tmp_path: Path, picture: Picture, image: str, mask: str) -> Non
     assert notices == []
 
 
-def test_lists_say_the_split(tmp_path: Path, picture: Picture) -> None:
+def test_split_lists(tmp_path: Path, picture: Picture) -> None:
     for name in "abc":
         picture(tmp_path / "JPEGImages" / f"{name}.png")
         save(tmp_path / "SegmentationClass" / f"{name}.png")
@@ -359,8 +362,8 @@ def test_lists_say_the_split(tmp_path: Path, picture: Picture) -> None:
     assert tables["train"].ids == ("JPEGImages/c.png", "JPEGImages/b.png")
     assert tables["val"].ids == ("JPEGImages/a.png",)
     (lists / "val.txt").write_text("a\nzz\n")
-    assert "1 lines of the lists that name nothing that is there, left out: zz." in read(tmp_path)[1]
-    with pytest.raises(DataError, match="1 lines of the lists that name nothing that is there: zz"):
+    assert "1 split-list entries that match no file, left out: zz." in read(tmp_path)[1]
+    with pytest.raises(DataError, match="1 split-list entries that match no file: zz"):
         read(tmp_path, strict=True)
 
 
@@ -372,7 +375,7 @@ def test_two_masks_for_one_image_are_refused(tmp_path: Path, picture: Picture) -
         read(tmp_path)
 
 
-def test_nothing_to_pair(tmp_path: Path, picture: Picture) -> None:
+def test_images_without_masks_are_refused(tmp_path: Path, picture: Picture) -> None:
     picture(tmp_path / "cats" / "a.png")
     with pytest.raises(DataError, match="no images with masks"):
         read(tmp_path)
@@ -396,7 +399,7 @@ def test_cityscapes(tmp_path: Path, picture: Picture) -> None:
     assert tables["train"].labels(0) == ("road", "bicycle")
     assert torch.equal(target(tables), torch.tensor([0, 255, 18], dtype=torch.uint8)[torch.from_numpy(VALUES).long()])
     assert tables["train"].ids == ("leftImg8bit/train/bonn/bonn_000000_000019_leftImg8bit.png",)
-    assert notices == ["test: left out, since no mask of it has a pixel of a class."]
+    assert notices == ["test: left out, since none of its masks has a pixel of a class."]
     with pytest.raises(DataError, match="has no leftImg8bit/ and gtFine/"):
         read_cityscapes(tmp_path / "gtFine", [])
 

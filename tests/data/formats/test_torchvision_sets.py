@@ -1,4 +1,4 @@
-"""The data sets of torchvision, from files that lie where torchvision puts them: nothing is fetched."""
+"""Data sets of torchvision, from files where torchvision keeps them: nothing is downloaded."""
 
 import shutil
 from pathlib import Path
@@ -41,14 +41,14 @@ def test_broken_images_are_left_out_and_named(eurosat: Path, tmp_path: Path) -> 
     assert "3 of 24 images cannot be read and are left out" in "\n".join(data.notices)
 
 
-def test_broken_images_are_refused_if_that_is_asked_for(eurosat: Path, tmp_path: Path) -> None:
+def test_broken_images_are_refused_with_strict(eurosat: Path, tmp_path: Path) -> None:
     some_files(eurosat, 1)[0].write_bytes(b"")
     with pytest.raises(DataError, match=r"1 of 24 images cannot be read: train/0000000 \(the file is empty\)"):
         autotimm.fit(str(eurosat), dataset_name="EuroSAT", strict=True, out=str(tmp_path / "runs"), **SMALL)
     assert not list((tmp_path / "runs").iterdir())
 
 
-def test_one_that_breaks_later_is_named(eurosat: Path) -> None:
+def test_an_image_damaged_later_is_named(eurosat: Path) -> None:
     table = read_builtin("eurosat", eurosat)["train"]
     path = table.files()[3]
     path.write_bytes(b"")
@@ -72,7 +72,7 @@ def test_files_of_another_layout(tmp_path: Path) -> None:
     assert [problem.path.name for problem in data.problems] == ["002_0002.jpg"]
 
 
-def test_an_archive_that_was_cut_short(tmp_path: Path) -> None:
+def test_a_truncated_archive(tmp_path: Path) -> None:
     folder = tmp_path / "MNIST" / "raw"
     folder.mkdir(parents=True)
     for part in ("train", "t10k"):
@@ -82,7 +82,7 @@ def test_an_archive_that_was_cut_short(tmp_path: Path) -> None:
         read_builtin("MNIST", tmp_path)
 
 
-def test_data_that_goes_away_is_not_the_run_folders_fault(eurosat: Path, tmp_path: Path) -> None:
+def test_missing_data_are_not_an_error_of_the_run_folder(eurosat: Path, tmp_path: Path) -> None:
     data = ImageDataModule(eurosat, dataset_name="EuroSAT", image_size=32, batch_size=8, num_workers=0)
     data.setup()
     shutil.rmtree(eurosat)

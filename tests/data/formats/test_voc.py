@@ -51,19 +51,19 @@ def test_blood_cells(real: Callable[[str], Path]) -> None:
         read(root, strict=True)
 
 
-def test_boxes_are_those_of_a_reading_by_hand(real: Callable[[str], Path]) -> None:
+def test_boxes_equal_those_read_by_hand(real: Callable[[str], Path]) -> None:
     root = real("det_bccd_voc") / "BCCD"
     compared = 0
     for table in read(root)[0].values():
         for row, path in enumerate(table.paths):
             text = (root / "Annotations" / f"{Path(path).stem}.xml").read_text()
             by_hand = []
-            for one in re.findall(r"<object>.*?</object>", text, flags=re.DOTALL):
+            for element in re.findall(r"<object>.*?</object>", text, flags=re.DOTALL):
                 x1, y1, x2, y2 = (
-                    int(re.search(rf"<{side}>(\d+)", one)[1]) for side in ("xmin", "ymin", "xmax", "ymax")
+                    int(re.search(rf"<{side}>(\d+)", element)[1]) for side in ("xmin", "ymin", "xmax", "ymax")
                 )  # type: ignore[index]
                 if x2 > x1 and y2 > y1:
-                    name = re.search("<name>(.*)</name>", one)[1]  # type: ignore[index]
+                    name = re.search("<name>(.*)</name>", element)[1]  # type: ignore[index]
                     by_hand.append((name, [max(x1 - 1, 0), max(y1 - 1, 0), min(x2, 640), min(y2, 480)]))
             boxes = table._boxes[table._of(row)].tolist()
             labels = [table.class_names[label] for label in table._labels[table._of(row)]]
@@ -104,7 +104,7 @@ def test_pixels_count_from_1_and_difficult_objects_are_crowds(tmp_path: Path, pi
     assert notices == []
 
 
-def test_lists_say_the_split(tmp_path: Path, picture: Picture) -> None:
+def test_split_lists(tmp_path: Path, picture: Picture) -> None:
     for name in "abcd":
         picture(tmp_path / "V" / "JPEGImages" / f"{name}.png")
         write(tmp_path / "V" / "Annotations" / f"{name}.xml", thing("dog", (1, 1, 5, 5)))
@@ -121,16 +121,16 @@ def test_lists_say_the_split(tmp_path: Path, picture: Picture) -> None:
     ids = {split: table.ids for split, table in tables.items()}
     assert ids == {"train": ("JPEGImages/b.png", "JPEGImages/a.png"), "val": ("JPEGImages/c.png",)}
     assert notices == [
-        "1 images are in no list and left out: JPEGImages/d.png.",
-        "1 lines of the lists that name nothing that is there, left out: zz.",
+        "1 images are in no split list and left out: JPEGImages/d.png.",
+        "1 split-list entries that match no file, left out: zz.",
     ]
-    with pytest.raises(DataError, match="1 lines of the lists that name nothing that is there: zz"):
+    with pytest.raises(DataError, match="1 split-list entries that match no file: zz"):
         read(tmp_path, strict=True)
     (lists / "val.txt").write_text("c\n")
-    assert read(tmp_path, strict=True)[1] == ["1 images are in no list and left out: JPEGImages/d.png."]
+    assert read(tmp_path, strict=True)[1] == ["1 images are in no split list and left out: JPEGImages/d.png."]
 
 
-def test_masks_of_other_tasks_are_no_images(tmp_path: Path, picture: Picture) -> None:
+def test_masks_of_other_tasks_are_not_images(tmp_path: Path, picture: Picture) -> None:
     for name in "ab":
         for folder in ("JPEGImages", "SegmentationClass", "SegmentationObject", "SegmentationClassPNG"):
             picture(tmp_path / folder / f"{name}.png")
@@ -143,7 +143,7 @@ def test_masks_of_other_tasks_are_no_images(tmp_path: Path, picture: Picture) ->
     assert notices == ["1 XML files without an image, left out: Annotations/a.xml."]
 
 
-def test_the_stem_finds_the_image_whatever_the_file_says(tmp_path: Path, picture: Picture) -> None:
+def test_images_are_found_by_stem_whatever_the_file_states(tmp_path: Path, picture: Picture) -> None:
     for split in ("train", "test"):
         picture(tmp_path / split / "same.name.png")
         write(tmp_path / split / "same.name.xml", thing(split, (1, 1, 5, 5)), filename="wrong.jpg")
@@ -177,7 +177,7 @@ def test_a_missing_image_is_not_replaced_by_its_namesake_of_another_split(tmp_pa
         read(tmp_path, strict=True)
 
 
-def test_broken_xml_is_named(tmp_path: Path, picture: Picture) -> None:
+def test_broken_xml_is_reported(tmp_path: Path, picture: Picture) -> None:
     things = ["<object>", thing("", (1, 1, 5, 5)), thing("dog", ("x", 1, 5, 5)), "<object><name>dog</name></object>"]
     for number, content in enumerate(things):
         picture(tmp_path / f"{number}.png")
@@ -192,7 +192,7 @@ def test_broken_xml_is_named(tmp_path: Path, picture: Picture) -> None:
         read(tmp_path, strict=True)
 
 
-def test_boxes_are_no_outlines(tmp_path: Path) -> None:
+def test_boxes_are_refused_for_instances(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"boxes without outlines. Use task='detection'"):
         read(tmp_path, masks=True)
     with pytest.raises(DataError, match="no VOC annotation"):

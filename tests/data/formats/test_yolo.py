@@ -1,4 +1,4 @@
-"""YOLO's text files, with all the ways to say where images are."""
+"""YOLO's text files, with all the ways to name the images."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,9 @@ def write(tmp_path: Path, picture: Picture) -> Callable[..., Path]:
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).write_text(lines)
         given = {"train": "train/images", "val": "valid/images", "names": ["zebra", "ant"], "nc": 2} | content
-        (tmp_path / "data.yaml").write_text(yaml.safe_dump({key: one for key, one in given.items() if one is not None}))
+        (tmp_path / "data.yaml").write_text(
+            yaml.safe_dump({key: value for key, value in given.items() if value is not None})
+        )
         return tmp_path
 
     return written
@@ -36,7 +38,7 @@ def read(root: Path, **options: bool) -> tuple[dict[str, ObjectTable], list[str]
     return read_yolo(root, notices, **options), notices  # type: ignore[return-value]
 
 
-def test_boxes_are_shares_of_the_image(write: Callable[..., Path]) -> None:
+def test_boxes_are_fractions_of_the_image(write: Callable[..., Path]) -> None:
     tables, notices = read(write())
     assert {split: table.ids for split, table in tables.items()} == {
         "train": ("train/images/a.png", "train/images/b.png"),
@@ -63,11 +65,11 @@ def test_polygons(write: Callable[..., Path]) -> None:
     boxes, notices = read(root)
     assert boxes["train"].load(0).target["crowd"].tolist() == [False, False]
     assert notices == []
-    with pytest.raises(DataError, match="boxes without outlines"):
+    with pytest.raises(DataError, match="boxes and no outlines"):
         read(write(), masks=True)
 
 
-def test_corners_of_a_pose_are_no_polygon(write: Callable[..., Path]) -> None:
+def test_corners_of_a_pose_are_not_a_polygon(write: Callable[..., Path]) -> None:
     root = write("0 0.5 0.5 0.5 0.25 0.1 0.1 0.2 0.2\n", kpt_shape=[2, 2])
     assert read(root)[0]["train"].load(0).target["boxes"].tolist() == [[5, 6, 15, 10]]
 
@@ -82,7 +84,7 @@ def test_corners_of_a_pose_are_no_polygon(write: Callable[..., Path]) -> None:
         ({"names": {1: "ant", 0: "zebra"}}, 2),
     ],
 )
-def test_ways_to_say_where_images_are(write: Callable[..., Path], changes: dict[str, Any], ids: int) -> None:
+def test_ways_to_name_the_images(write: Callable[..., Path], changes: dict[str, Any], ids: int) -> None:
     root = write(**changes)
     (root / "list.txt").write_text("./train/images/a.png\ntrain/images/b.png\n\n./valid/images/c.png\n")
     tables, _ = read(root)
@@ -115,7 +117,7 @@ def test_paths_of_another_computer(write: Callable[..., Path], train: str, val: 
     assert notices == []
 
 
-def test_the_folder_of_the_split_is_not_left_out(write: Callable[..., Path], picture: Picture) -> None:
+def test_the_folder_of_the_split_is_kept(write: Callable[..., Path], picture: Picture) -> None:
     """``valid/images`` is not ``images``, and one line of a list is not read in another way than its neighbors."""
     root = write(val="pets/valid/photos", test="pets/test/images")
     for name in ("images/x.png", "photos/x.png", "b.png"):
@@ -131,7 +133,7 @@ def test_the_folder_of_the_split_is_not_left_out(write: Callable[..., Path], pic
     assert tables["train"].ids == ("train/images/a.png", "b.png")
     (root / "list.txt").write_text("train/images/a.png\npets/b.png\n")
     tables, notices = read(root)
-    assert notices == ["1 images that are not there, left out: pets/b.png."]
+    assert notices == ["1 missing images, left out: pets/b.png."]
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -144,17 +146,17 @@ def test_a_split_that_leads_nowhere_is_reported(write: Callable[..., Path], spli
         read(root, strict=True)
 
 
-def test_labels_where_nobody_looks_are_refused(write: Callable[..., Path]) -> None:
+def test_labels_in_the_wrong_place_are_refused(write: Callable[..., Path]) -> None:
     root = write()
     (root / "train" / "labels").rename(root / "train" / "annotations")
-    message = "no image to train on has a label file. That of train/images/a.png would be train/labels/a.txt or"
+    message = "no training image has a label file. For train/images/a.png it would be train/labels/a.txt or"
     with pytest.raises(DataError, match=message):
         read(root)
     with pytest.raises(DataError, match=message):
         read(root, masks=True)
     (root / "train" / "labels").mkdir()
     (root / "train" / "labels" / "a.txt").touch()
-    with pytest.raises(DataError, match="None of the 2 images to train on has an object"):
+    with pytest.raises(DataError, match="None of the 2 training images has an object"):
         read(root)
 
 
@@ -171,13 +173,13 @@ def test_labels_beside_images(tmp_path: Path, picture: Picture) -> None:
         ("2 0.5 0.5 0.5 0.25", "class 2 of 2"),
         ("-1 0.5 0.5 0.5 0.25", "class -1 of 2"),
         ("0.5 0.5 0.5 0.5 0.25", "class 0.5 of 2"),
-        ("0 120 80 20 20", "coordinates that are no shares of the image"),
-        ("0 nan 0.5 0.5 0.5", "coordinates that are no shares of the image"),
+        ("0 120 80 20 20", "coordinates outside [0, 1]"),
+        ("0 nan 0.5 0.5 0.5", "coordinates outside [0, 1]"),
         ("0 0.5 0.5 0.5", "3 coordinates"),
         ("ant 0.5 0.5 0.5 0.5", "could not convert"),
     ],
 )
-def test_lines_that_cannot_be_used_are_named(write: Callable[..., Path], line: str, reason: str) -> None:
+def test_invalid_lines_are_reported(write: Callable[..., Path], line: str, reason: str) -> None:
     root = write(f"1 0.5 0.5 0.5 0.25\n{line}\n")
     tables, notices = read(root)
     assert len(tables["train"].load(0).target["boxes"]) == 1
@@ -192,17 +194,17 @@ def test_lines_that_cannot_be_used_are_named(write: Callable[..., Path], line: s
     [
         ({"names": []}, "`names` must be a list"),
         ({"names": {"a": 1}}, "`names` must be a list"),
-        ({"names": None}, "must have one YAML file of YOLO's kind. There is none"),
-        ({"train": "nowhere"}, "no image in what `train` names: 'nowhere'"),
+        ({"names": None}, "must have exactly one YAML file with YOLO's `names` and `train`. Got none"),
+        ({"train": "nowhere"}, "`train` leads to no image: 'nowhere'"),
         ({"train": {"a": 1}}, "must be a path or a list of paths"),
     ],
 )
-def test_what_cannot_be_read_is_refused(write: Callable[..., Path], changes: dict[str, Any], message: str) -> None:
+def test_invalid_data_are_refused(write: Callable[..., Path], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(write(**changes))
 
 
-def test_a_yaml_file_that_is_none(write: Callable[..., Path]) -> None:
+def test_invalid_yaml_is_refused(write: Callable[..., Path]) -> None:
     root = write()
     (root / "data.yaml").write_text("names: [a\n")
     with pytest.raises(DataError, match="cannot be read as YAML"):
@@ -226,4 +228,4 @@ def test_images_of_lists_that_are_missing(write: Callable[..., Path]) -> None:
     (root / "list.txt").write_text("train/images/a.png\ntrain/images/gone.png\n")
     tables, notices = read(root)
     assert tables["train"].ids == ("train/images/a.png",)
-    assert notices == ["1 images that are not there, left out: train/images/gone.png."]
+    assert notices == ["1 missing images, left out: train/images/gone.png."]

@@ -91,7 +91,7 @@ def test_which_transforms_draw_from_torch_only(transform: Any, expected: bool) -
 @pytest.mark.parametrize(
     ("transform", "message"),
     [
-        (lambda image: image.numpy(), r"Got ndarray instead\. Let them end with a tensor"),
+        (lambda image: image.numpy(), r"Got ndarray instead\. End them with a tensor"),
         (lambda image: image[0], r"Got a tensor of shape \(50, 70\)"),
         (lambda image: image.permute(1, 2, 0), r"Got a tensor of shape \(50, 70, 3\).*channels first"),
         (lambda image: image[:1], r"shape \(1, 50, 70\)"),

@@ -59,41 +59,41 @@ def tight(mask: Tensor) -> Tensor:
 class TestLetterbox:
     @pytest.mark.parametrize(("height", "width"), SIZES)
     @pytest.mark.parametrize("side", [64, 65])
-    def test_boxes_come_back(self, height, width, side):
+    def test_boxes_can_be_mapped_back(self, height, width, side):
         box = [width // 5, height // 3, max(width // 5 + 1, 4 * width // 5), max(height // 3 + 1, 2 * height // 3)]
         # A box that is thinner than a pixel of the square is dropped: draw one that is not.
         scale = side / max(height, width)
         box[3] = min(height, max(box[3], box[1] + int(1 / scale) + 1))
-        found = letterbox(side=side)(scene(height, width, [box]))
-        assert found.image.shape == (3, side, side)
-        if len(found.target["boxes"]):
-            back = to_original(found.target["boxes"], found.placement)
+        moved = letterbox(side=side)(scene(height, width, [box]))
+        assert moved.image.shape == (3, side, side)
+        if len(moved.target["boxes"]):
+            back = to_original(moved.target["boxes"], moved.placement)
             assert (back - torch.tensor([box]).float()).abs().max() < 1
         else:
             assert min(height, width) * scale < 1
 
     @pytest.mark.parametrize(("height", "width"), [(37, 91), (91, 37), (63, 65), (640, 427)])
-    def test_what_is_seen_is_where_the_box_is(self, height, width):
+    def test_pixels_and_box_stay_together(self, height, width):
         box = [width // 5, height // 3, 4 * width // 5, 2 * height // 3]
-        found = letterbox()(scene(height, width, [box]))
+        moved = letterbox()(scene(height, width, [box]))
         pixel = max(1.0, max(height, width) / SIDE)  # of the square, in pixels of the original
-        for seen in (found.image[0] > GRAY + 20, found.target["masks"][0].bool()):
-            back = to_original(tight(seen)[None], found.placement)[0]
+        for visible in (moved.image[0] > GRAY + 20, moved.target["masks"][0].bool()):
+            back = to_original(tight(visible)[None], moved.placement)[0]
             assert (back - torch.tensor(box).float()).abs().max() <= pixel
 
     def test_the_border_is_gray_and_unknown(self):
         sample = Sample(tv_tensors.Image(torch.zeros(3, 20, 60, dtype=torch.uint8)),
                         tv_tensors.Mask(torch.full((20, 60), 3, dtype=torch.uint8)), "1.png")  # fmt: skip
-        found = letterbox()(sample)
-        at = found.placement
+        moved = letterbox()(sample)
+        at = moved.placement
         inside = torch.zeros(SIDE, SIDE, dtype=torch.bool)
         inside[at.top : at.top + at.shown_height, at.left : at.left + at.shown_width] = True
-        assert (found.image[:, ~inside] == GRAY).all()
-        assert (found.image[:, inside] == 0).all()
-        assert found.target.dtype == torch.int64
-        assert (found.target == torch.where(inside, 3, IGNORE_INDEX)).all()
+        assert (moved.image[:, ~inside] == GRAY).all()
+        assert (moved.image[:, inside] == 0).all()
+        assert moved.target.dtype == torch.int64
+        assert (moved.target == torch.where(inside, 3, IGNORE_INDEX)).all()
 
-    def test_masks_come_back_by_being_pasted(self):
+    def test_masks_can_be_pasted_back(self):
         box = [11, 7, 70, 30]
         at = place(37, 91, SIDE)
         moved = letterbox()(scene(37, 91, [box])).target["boxes"]
@@ -101,19 +101,19 @@ class TestLetterbox:
         assert (tight(mask) - torch.tensor(box).float()).abs().max() <= 1
         assert paste(torch.ones(0, 28, 28), torch.zeros(0, 4), 37, 91).shape == (0, 37, 91)
 
-    def test_boxes_are_cut_off_at_the_image(self):
+    def test_boxes_are_clipped_to_the_image(self):
         at = place(20, 40, 40)
         back = to_original(torch.tensor([[-5.0, -5.0, 50.0, 50.0], [0.0, 0.0, 40.0, 9.0]]), at)
         assert back.tolist() == [[0, 0, 40, 20], [0, 0, 40, 0]]
         assert to_original(torch.zeros(0, 4), at).shape == (0, 4)
 
-    def test_nothing_is_there(self):
-        found = letterbox()(scene(37, 91, []))
-        assert [tuple(found.target[name].shape) for name in ("boxes", "labels", "crowd", "masks")] == [
+    def test_an_image_without_objects(self):
+        moved = letterbox()(scene(37, 91, []))
+        assert [tuple(moved.target[name].shape) for name in ("boxes", "labels", "crowd", "masks")] == [
             (0, 4), (0,), (0,), (0, SIDE, SIDE),
         ]  # fmt: skip
 
-    def test_a_picture_on_its_side_is_read_upright(self, tmp_path: Path):
+    def test_a_rotated_photograph_is_read_upright(self, tmp_path: Path):
         """Annotations are drawn on what viewers show: 40 wide, 60 high, for a file of 60 x 40 that says so."""
         pixels = torch.zeros(60, 40, 3, dtype=torch.uint8)
         pixels[10:20, 5:35] = 255
@@ -122,10 +122,10 @@ class TestLetterbox:
         lying = Image.fromarray(pixels.numpy()).transpose(Image.Transpose.ROTATE_90)
         lying.save(tmp_path / "1.png", exif=exif)
         table = ObjectTable([tmp_path / "1.png"], ["1.png"], ["bar"], [[Annotation("bar", (5, 10, 35, 20))]])
-        found = letterbox()(table.load(0))
-        assert found.placement[:2] == (60, 40)
-        seen = to_original(tight(found.image[0] > 200)[None], found.placement)[0]
-        assert (seen - torch.tensor([5.0, 10.0, 35.0, 20.0])).abs().max() <= 1
+        moved = letterbox()(table.load(0))
+        assert moved.placement[:2] == (60, 40)
+        visible = to_original(tight(moved.image[0] > 200)[None], moved.placement)[0]
+        assert (visible - torch.tensor([5.0, 10.0, 35.0, 20.0])).abs().max() <= 1
 
 
 def disc(side: int) -> Tensor:
@@ -153,19 +153,19 @@ def test_masks_lie_on_their_image(name, side):
     beside = []
     for draw in range(30):
         state = torch.get_rng_state()
-        found = move(Sample(image, tv_tensors.Mask(masks[0]), "1.png"))
-        shape = found.target == 1
+        moved = move(Sample(image, tv_tensors.Mask(masks[0]), "1.png"))
+        shape = moved.target == 1
         if shape.sum() < 100 or any(edge.any() for edge in (shape[0], shape[-1], shape[:, 0], shape[:, -1])):
             continue  # cut off: the middle says nothing
         torch.set_rng_state(state)
         labels = {"labels": torch.zeros(1, dtype=torch.int64), "crowd": torch.zeros(1, dtype=torch.bool)}
         objects = move(Sample(image, {"boxes": boxes, "masks": masks, **labels}, "1.png"))
-        assert torch.equal(objects.image, found.image), "what is drawn does not depend on the target"
+        assert torch.equal(objects.image, moved.image), "what is drawn does not depend on the target"
         assert torch.equal(objects.target["masks"][0] == 1, shape)
-        (x1, y1, x2, y2), seen = objects.target["boxes"][0].tolist(), found.image[0] > 128
+        (x1, y1, x2, y2), visible = objects.target["boxes"][0].tolist(), moved.image[0] > 128
         of_box, of_mask = torch.tensor([(y1 + y2) / 2, (x1 + x2) / 2]), middle(shape)
         assert (of_box - of_mask).abs().max() < 0.3, draw
-        beside.append(middle(seen & (found.target != IGNORE_INDEX)) - of_mask)
+        beside.append(middle(visible & (moved.target != IGNORE_INDEX)) - of_mask)
     assert len(beside) > 5
     assert torch.stack(beside).mean(0).abs().max() < 0.15
 
@@ -187,11 +187,11 @@ class TestAugmentation:
         starts = product((0.05, 0.5), (0.1, 0.6))
         boxes = [[int(x * width), int(y * height), int((x + 0.3) * width), int((y + 0.3) * height)] for x, y in starts]
         sample = scene(height, width, boxes, crowd=[False, True, False, True])
-        move, seen = letterbox(spatial_augmentation(name, SIDE, "a test")), 0
+        move, visible = letterbox(spatial_augmentation(name, SIDE, "a test")), 0
         torch.manual_seed(0)
         for _ in range(40):
-            found = move(sample)
-            target = found.target
+            moved = move(sample)
+            target = moved.target
             assert {len(value) for value in target.values()} == {len(target["labels"])}
             assert torch.equal(target["crowd"], target["labels"] % 2 == 1)
             for box, mask in zip(target["boxes"], target["masks"], strict=True):
@@ -199,15 +199,15 @@ class TestAugmentation:
                 assert (box[2:] - box[:2]).min() >= 1
                 x1, y1, x2, y2 = tight(mask).int().tolist()
                 if min(x2 - x1, y2 - y1) > 4:  # the image has moved with them
-                    inside = found.image[:, y1 + 1 : y2 - 1, x1 + 1 : x2 - 1].float().mean()
+                    inside = moved.image[:, y1 + 1 : y2 - 1, x1 + 1 : x2 - 1].float().mean()
                     assert inside > 150
-            seen += len(target["labels"])
-            assert (found.placement is None) == (name != "none"), "what was cropped cannot be mapped back"
-        assert seen >= 40
-        assert name != "strong" or seen < 160, "no object ever left the image"
+            visible += len(target["labels"])
+            assert (moved.placement is None) == (name != "none"), "what was cropped cannot be mapped back"
+        assert visible >= 40
+        assert name != "strong" or visible < 160, "no object ever left the image"
 
     @pytest.mark.parametrize("name", SPATIAL_AUGMENTATIONS)
-    def test_what_a_crop_adds_is_unknown(self, name):
+    def test_pixels_added_by_a_crop_are_unknown(self, name):
         image = tv_tensors.Image(torch.zeros(3, 80, 120, dtype=torch.uint8))
         classes = torch.full((80, 120), 7, dtype=torch.uint8)
         classes[:, :60] = 0
@@ -215,16 +215,16 @@ class TestAugmentation:
         move, unknown = letterbox(spatial_augmentation(name, SIDE, "a test", IGNORE_INDEX)), []
         torch.manual_seed(0)
         for _ in range(30):
-            found = move(sample).target
-            assert found.dtype == torch.int64
-            assert set(found.unique().tolist()) <= {0, 7, IGNORE_INDEX}
-            unknown.append((found == IGNORE_INDEX).float().mean().item())
+            target = move(sample).target
+            assert target.dtype == torch.int64
+            assert set(target.unique().tolist()) <= {0, 7, IGNORE_INDEX}
+            unknown.append((target == IGNORE_INDEX).float().mean().item())
         assert len({round(share, 3) for share in unknown}) == 1 or name != "none"
         if name == "strong":
             assert max(unknown) > 0.9
             assert min(unknown) == 0
 
-    def test_one_that_keeps_labels_of_dropped_boxes_is_refused(self):
+    def test_a_transform_that_keeps_labels_of_dropped_boxes_is_refused(self):
         def careless(image, target):
             return image, {**target, "boxes": target["boxes"][:0]}
 
@@ -232,21 +232,21 @@ class TestAugmentation:
             letterbox(careless).check(Sample(None, careless(None, scene(20, 20, [[2, 2, 9, 9]]).target)[1], "1.png"))
 
     @pytest.mark.parametrize("name", SPATIAL_AUGMENTATIONS)
-    def test_they_draw_from_torch_alone(self, name):
+    def test_augmentations_draw_from_torch_only(self, name):
         assert letterbox(spatial_augmentation(name, SIDE, "a test")).torch_only
 
     @pytest.mark.parametrize(
         "wrong", [lambda image, target: image, lambda image, target: (image.float() / 255, target)]
     )
-    def test_what_comes_out_must_be_an_image_and_a_target(self, wrong):
+    def test_a_result_other_than_image_and_target_is_refused(self, wrong):
         with pytest.raises(UsageError, match="must take and give"):
             letterbox(wrong)(scene(20, 20, [[2, 2, 9, 9]]))
 
-    def test_torchvision_s_own_transforms_do(self):
+    def test_transforms_of_torchvision_are_accepted(self):
         move = letterbox(v2.Compose([v2.RandomHorizontalFlip(1.0), v2.RandomZoomOut(p=1.0, side_range=(2.0, 2.0))]))
         torch.manual_seed(0)
-        found = move(scene(40, 40, [[4, 4, 20, 30]]))
-        assert (found.target["boxes"][0] - tight(found.target["masks"][0])).abs().max() <= 2
+        moved = move(scene(40, 40, [[4, 4, 20, 30]]))
+        assert (moved.target["boxes"][0] - tight(moved.target["masks"][0])).abs().max() <= 2
 
 
 MODULES = {
@@ -260,19 +260,19 @@ MODULES = {
 def test_augmentation_does_not_depend_on_workers(kind, tmp_path):
     module, write = MODULES[kind]
     folder = write(tmp_path / "toys", splits={"train": 8, "val": 2}, image_size=(48, 72))
-    seen = []
+    visible = []
     for workers in (0, 2):
         data = module(folder, image_size=SIDE, batch_size=4, num_workers=workers, augmentation="strong")
         loader = data.train_dataloader()
         batches = [batch for _ in range(2) for batch in loader]
         data.teardown()
-        seen.append([(batch.ids, batch.images, batch.targets) for batch in batches])
-    for (ids, images, targets), (other_ids, other_images, other_targets) in zip(*seen, strict=True):
+        visible.append([(batch.ids, batch.images, batch.targets) for batch in batches])
+    for (ids, images, targets), (other_ids, other_images, other_targets) in zip(*visible, strict=True):
         assert ids == other_ids
         assert torch.equal(images, other_images)
         if kind == "pixels":
             assert torch.equal(targets, other_targets)
             continue
-        for one, other in zip(targets, other_targets, strict=True):
-            assert one.keys() == other.keys()
-            assert all(torch.equal(one[name], other[name]) for name in one)
+        for target, other_target in zip(targets, other_targets, strict=True):
+            assert target.keys() == other_target.keys()
+            assert all(torch.equal(target[name], other_target[name]) for name in target)

@@ -1,7 +1,4 @@
-"""What the pixels of a mask stand for: class indices by value, by palette or by color.
-
-Images with a mask each, whose pixels say the class: semantic segmentation.
-"""
+"""Masks of semantic segmentation: reading their pixels, decoding them to class indices, and tables of them."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ __all__ = ["IGNORED", "MaskCode", "MaskFacts", "MaskTable", "Pixels", "color_key
 
 
 IGNORED = 255
-"""What stands in a target where the class is unknown; metrics and losses leave such pixels out."""
+"""The value of pixels in a target whose class is unknown; metrics and losses leave them out."""
 
 _GRAY = 0x010101
 _VOC_BORDER = 0xE0E0C0  # the void of PASCAL VOC: its devkit paints borders between objects with it
@@ -47,7 +44,7 @@ def color_key(red: int, green: int, blue: int) -> int:
 
 
 def color_name(key: int) -> str:
-    """How a color is said to people.
+    """A color as text for people.
 
     Example:
         >>> color_name(0x804000)
@@ -57,7 +54,7 @@ def color_name(key: int) -> str:
 
 
 class Pixels(NamedTuple):
-    """A mask as it lies in its file.
+    """A mask as it is stored.
 
     Attributes:
         values: Whole numbers (H, W): gray values, indices into the palette, or colors as :func:`color_key`.
@@ -71,7 +68,7 @@ class Pixels(NamedTuple):
 
 
 class MaskFacts(NamedTuple):
-    """What a mask file holds.
+    """What is known of a mask file after one look at every pixel.
 
     Attributes:
         width: Width in pixels.
@@ -91,7 +88,7 @@ class MaskFacts(NamedTuple):
 
 
 def read_pixels(path: str | Path) -> Pixels:
-    """Read a mask without changing a value; turned as its EXIF tag says, like its image.
+    """Read a mask without changing a value; rotated by its EXIF tag, like its image.
 
     Raises:
         OSError: Or another of :data:`autotimm.data.image_io.BROKEN`, if it cannot be read, or holds fractions.
@@ -126,29 +123,29 @@ def facts_of(path: str | Path) -> MaskFacts:
     pixels = read_pixels(path)
     height, width = pixels.values.shape
     if pixels.values.dtype == np.uint8:
-        of_each = np.bincount(pixels.values.ravel(), minlength=256)  # ten times as fast as to sort
-        found = np.flatnonzero(of_each)
-        of_each = of_each[found]
+        frequencies = np.bincount(pixels.values.ravel(), minlength=256)  # ten times as fast as sorting
+        values = np.flatnonzero(frequencies)
+        frequencies = frequencies[values]
     else:
-        found, of_each = np.unique(pixels.values, return_counts=True)
-    many, found, counts = len(found) > _MANY, found[:_MANY], tuple(of_each[:_MANY].tolist())
+        values, frequencies = np.unique(pixels.values, return_counts=True)
+    many, values, counts = len(values) > _MANY, values[:_MANY], tuple(frequencies[:_MANY].tolist())
     if pixels.palette is not None:
-        return MaskFacts(width, height, tuple(found.tolist()), tuple(pixels.palette[found].tolist()), many, counts)
+        return MaskFacts(width, height, tuple(values.tolist()), tuple(pixels.palette[values].tolist()), many, counts)
     if not pixels.colors:
-        grays = np.clip(found, 0, 255).astype(np.int64) * _GRAY
-        return MaskFacts(width, height, tuple(found.tolist()), tuple(grays.tolist()), many, counts)
-    gray = bool((found == (found & 255) * _GRAY).all())
-    values = tuple((found & 255).tolist()) if gray else None
-    return MaskFacts(width, height, values, tuple(found.tolist()), many, counts)
+        grays = np.clip(values, 0, 255).astype(np.int64) * _GRAY
+        return MaskFacts(width, height, tuple(values.tolist()), tuple(grays.tolist()), many, counts)
+    all_gray = bool((values == (values & 255) * _GRAY).all())
+    gray_values = tuple((values & 255).tolist()) if all_gray else None
+    return MaskFacts(width, height, gray_values, tuple(values.tolist()), many, counts)
 
 
 @dataclass(frozen=True)
 class MaskCode:
-    """Which class a pixel is of.
+    """Which class a pixel belongs to. Target digests cover its ``repr``, so names of class and fields must stay.
 
     Attributes:
         by_color: Whether ``keys`` are colors, as :func:`color_key`; gray values or indices otherwise.
-        keys: The values that mean something.
+        keys: The values that stand for a class.
         classes: The class index of each, or :data:`IGNORED`.
     """
 
@@ -157,17 +154,17 @@ class MaskCode:
     classes: tuple[int, ...]
 
     def classes_in(self, facts: MaskFacts) -> tuple[dict[int, int], list[int]]:
-        """The class indices that a mask holds with their numbers of pixels, and the values of it that mean nothing."""
+        """The class indices in a mask with their numbers of pixels, and its values that stand for no class."""
         known = {IGNORED: IGNORED} if not self.by_color else {_VOC_BORDER: IGNORED}
         known |= zip(self.keys, self.classes, strict=True)
         if not self.by_color and facts.values is None:
-            return {}, list(facts.colors)  # colors mean nothing where values are wanted
-        found = facts.values if not self.by_color and facts.values is not None else facts.colors
+            return {}, list(facts.colors)  # colors stand for nothing where values are expected
+        keys = facts.values if not self.by_color and facts.values is not None else facts.colors
         pixels: dict[int, int] = {}
-        for key, count in zip(found, facts.counts, strict=True):
+        for key, count in zip(keys, facts.counts, strict=True):
             if known.get(key, IGNORED) != IGNORED:
                 pixels[known[key]] = pixels.get(known[key], 0) + count
-        return dict(sorted(pixels.items())), [key for key in found if key not in known]
+        return dict(sorted(pixels.items())), [key for key in keys if key not in known]
 
     def decode(self, pixels: Pixels) -> NDArray[np.uint8]:
         """Class indices (H, W), :data:`IGNORED` where the class is unknown."""
@@ -181,17 +178,17 @@ class MaskCode:
         if values.dtype != np.uint8 and not self.by_color:
             unknown = (values < 0) | (values >= len(table))
             values, table = np.where(unknown, len(table), values), np.append(table, np.uint8(IGNORED))
-        found: NDArray[np.uint8] = table[values]
-        return found
+        classes: NDArray[np.uint8] = table[values]
+        return classes
 
 
 @functools.lru_cache(maxsize=4)
 def _table(code: MaskCode) -> NDArray[np.uint8]:
-    """Looked up by every pixel: 16 MiB for colors, made once per process and never sent to another."""
+    """The class of every value: 16 MiB for colors, built once per process and never sent to another."""
     table = np.full(1 << 24 if code.by_color else 1 << 16, IGNORED, np.uint8)
-    inside = [(key, found) for key, found in zip(code.keys, code.classes, strict=True) if 0 <= key < len(table)]
-    for key, found in inside:
-        table[key] = found
+    for key, index in zip(code.keys, code.classes, strict=True):
+        if 0 <= key < len(table):
+            table[key] = index
     return table
 
 
@@ -250,13 +247,13 @@ class MaskTable(Table):
 
     def labels(self, index: int) -> tuple[str, ...]:
         """Names of the classes in a mask, in class order."""
-        return tuple(self.class_names[found] for found in self._present[index])
+        return tuple(self.class_names[label] for label in self._present[index])
 
     def amounts(self, index: int) -> dict[str, int]:
-        """How many pixels of a mask are of each class that it holds."""
-        return {self.class_names[found]: pixels for found, pixels in self._present[index].items()}
+        """The number of pixels of each class in a mask."""
+        return {self.class_names[label]: pixels for label, pixels in self._present[index].items()}
 
     def target_digest(self, index: int) -> str:
-        """SHA-256 of a mask file, and of what its values stand for."""
+        """SHA-256 of a mask file and of what its values stand for."""
         meaning = repr((self.code, self.class_names)).encode("utf-8", "surrogatepass")
         return hashlib.sha256(file_digest(self.mask_paths[index]).encode() + meaning).hexdigest()

@@ -1,4 +1,4 @@
-"""Images with objects in them: boxes, classes and, for instances, masks."""
+"""Tables of images with objects: boxes, classes and, for instances, masks."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ class ObjectTable(Table):
         self.ids, self.class_names, self.with_masks = tuple(ids), tuple(class_names), with_masks
         self.kind = "instances" if with_masks else "boxes"
         number = {name: index for index, name in enumerate(self.class_names)}
-        objects = [one for listed in annotations for one in listed]
-        # A few arrays, not a list per image: pickled at once, and never copied by a forked process that only reads.
+        objects = [annotation for of_image in annotations for annotation in of_image]
+        # A few arrays, not a list per image: fast to pickle, and never copied by a forked process that only reads.
         self._starts = np.array([0, *itertools.accumulate(map(len, annotations))], np.int64)
-        self._boxes = np.array([one.box for one in objects], np.float32).reshape(-1, 4)
-        self._labels = np.array([number[one.label] for one in objects], np.int64)
-        self._crowd = np.array([one.crowd for one in objects], bool)
-        self._outlines = Outlines(one.outline for one in objects) if with_masks else None
+        self._boxes = np.array([annotation.box for annotation in objects], np.float32).reshape(-1, 4)
+        self._labels = np.array([number[annotation.label] for annotation in objects], np.int64)
+        self._crowd = np.array([annotation.crowd for annotation in objects], bool)
+        self._outlines = Outlines(annotation.outline for annotation in objects) if with_masks else None
         self.strata = rarest_labels(self._presence())
 
     def _presence(self) -> torch.Tensor:
@@ -121,9 +121,9 @@ class ObjectTable(Table):
         return tuple(np.bincount(self._labels[~self._crowd], minlength=len(self.class_names)).tolist())
 
     def target_digest(self, index: int) -> str:
-        """SHA-256 of what is known of an image: names of classes, boxes, crowds and outlines, in their order.
+        """SHA-256 of the annotations of an image: names of classes, boxes, crowds and outlines, in their order.
 
-        The digest of an image file says nothing of its annotations; this does.
+        The digest of the image file does not cover them.
         """
         digest = hashlib.sha256()
         for number in range(self._starts[index], self._starts[index + 1]):
@@ -136,12 +136,12 @@ class ObjectTable(Table):
 
 def _outline_bytes(outlines: Outlines, number: int) -> bytes:
     outline = outlines[number]
-    # What a file holds, not where it is: a data set that was moved is the same.
+    # The content of a file, not its path: a data set that was moved is the same.
     return file_digest(outline.path).encode() if isinstance(outline, MaskFile) else outlines.packed(number)
 
 
 def _rectangle(box: NDArray[np.float32], height: int, width: int) -> NDArray[np.uint8]:
-    """The pixels whose centers a box holds: where a crowd without an outline is."""
+    """The pixels whose centers are in a box: the mask of a crowd without an outline."""
     x1, y1, x2, y2 = box.tolist()
     columns, rows = np.arange(width) + 0.5, np.arange(height) + 0.5
     mask = np.zeros((height, width), np.uint8)

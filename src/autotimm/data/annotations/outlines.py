@@ -1,8 +1,6 @@
-"""Outlines of objects, kept as small as the files that they come from: polygons, run lengths, or the name of a mask.
+"""Outlines of objects: polygons, run lengths, or the path of a mask; as compact as the files that they come from.
 
-They become masks of pixels only when a sample is loaded: those of COCO alone would fill a hundred gigabytes.
-
-What COCO calls a segmentation: polygons, or run lengths in two spellings; checked as far as the decoder does not.
+They are decoded to masks of pixels only when a sample is loaded: those of COCO alone would fill a hundred gigabytes.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from pycocotools import mask as coco_mask
 from autotimm.data.image_io import BROKEN, reason
 from autotimm.errors import DataError
 
-__all__ = ["MaskFile", "Outline", "Outlines", "Polygons", "RunLengths", "object_pixels", "read_outline"]
+__all__ = ["Box", "MaskFile", "Outline", "Outlines", "Polygons", "RunLengths", "object_pixels", "read_outline"]
 
 
 Box = tuple[float, float, float, float]
@@ -43,20 +41,20 @@ class Polygons(NamedTuple):
         return (*points.min(0).tolist(), *points.max(0).tolist())
 
     def scaled(self, width: float, height: float) -> Polygons:
-        """With corners that were given as shares of the image."""
+        """In pixels, for corners that are fractions of width and height."""
         return Polygons(tuple(part * (width, height) for part in self.parts))
 
     def mask(self, height: int, width: int) -> NDArray[np.uint8]:
-        """The pixels inside, zeros and ones (height, width); what lies outside of the image is cut off."""
-        cut = [_bounded(part, width, height) for part in self.parts]
-        lists = [part.ravel().tolist() for part in cut if len(part) >= 3]
+        """The pixels inside, zeros and ones (height, width); parts outside of the image are clipped."""
+        clipped = [_clipped(part, width, height) for part in self.parts]
+        lists = [part.ravel().tolist() for part in clipped if len(part) >= 3]
         if not lists:
             return np.zeros((height, width), np.uint8)
         return _decoded(coco_mask.merge(coco_mask.frPyObjects(lists, height, width)))
 
 
 class RunLengths(NamedTuple):
-    """COCO's run lengths, column by column, in their compressed spelling.
+    """COCO's run lengths, column by column, compressed.
 
     Attributes:
         height: Rows of the mask.
@@ -70,7 +68,7 @@ class RunLengths(NamedTuple):
 
     @classmethod
     def of_counts(cls, height: int, width: int, counts: Sequence[int]) -> RunLengths:
-        """Pack runs that are given as numbers."""
+        """Compress runs given as numbers."""
         size = [height, width]
         return cls(
             height, width, coco_mask.frPyObjects({"size": size, "counts": list(counts)}, height, width)["counts"]
@@ -78,12 +76,12 @@ class RunLengths(NamedTuple):
 
     @classmethod
     def of_mask(cls, mask: NDArray[np.uint8]) -> RunLengths:
-        """Pack a mask of zeros and ones (H, W)."""
+        """Compress a mask of zeros and ones (H, W)."""
         height, width = mask.shape
         return cls(height, width, coco_mask.encode(np.asfortranarray(mask))["counts"])
 
     def as_coco(self) -> dict[str, Any]:
-        """What a COCO file says: size and compressed counts."""
+        """As in a COCO file: size and compressed counts."""
         return {"size": [self.height, self.width], "counts": self.counts.decode("ascii")}
 
     def _coco(self) -> dict[str, Any]:
@@ -138,10 +136,10 @@ class MaskFile(NamedTuple):
 Outline = Polygons | RunLengths | MaskFile
 
 
-def _size_error(what: str, found: tuple[int, int], image: tuple[int, int]) -> str:
+def _size_error(what: str, mask: tuple[int, int], image: tuple[int, int]) -> str:
     return (
-        f"{what} is {found[0]}x{found[1]} pixels, its image {image[0]}x{image[1]}. Make them equal, or take it out "
-        "of the data."
+        f"{what} is {mask[0]}x{mask[1]} pixels, its image {image[0]}x{image[1]}. Make them equal, or remove it "
+        "from the data."
     )
 
 
@@ -166,22 +164,22 @@ def object_pixels(path: str | Path) -> NDArray[np.uint8]:
     return above
 
 
-def _bounded(corners: NDArray[np.float64], width: int, height: int) -> NDArray[np.float64]:
-    """Cut a polygon to three times the image's size, which leaves every pixel of the image as it was.
+def _clipped(corners: NDArray[np.float64], width: int, height: int) -> NDArray[np.float64]:
+    """Clip a polygon to three times the image's size, which leaves every pixel of the image as it was.
 
-    pycocotools cuts at the image's border, but walks along every edge pixel by pixel: a corner at 1e9 is an hour, and
-    one at 1e12 a crash. Sutherland and Hodgman, "Reentrant polygon clipping", CACM 1974.
+    pycocotools clips at the image's border, but walks along every edge pixel by pixel: a corner at 1e9 takes an hour,
+    and one at 1e12 crashes. Sutherland and Hodgman, "Reentrant polygon clipping", CACM 1974.
     """
     for axis, size in ((0, width), (1, height)):
         for sign, limit in ((1.0, 2.0 * size), (-1.0, 1.0 * size)):  # sign * coordinate <= limit
             room = limit - sign * corners[:, axis]
             if (room >= 0).all():
                 continue
-            corners = np.array(list(_cut(corners, room)), np.float64).reshape(-1, 2)
+            corners = np.array(list(_clipped_at_edge(corners, room)), np.float64).reshape(-1, 2)
     return corners
 
 
-def _cut(corners: NDArray[np.float64], room: NDArray[np.float64]) -> Iterable[NDArray[np.float64]]:
+def _clipped_at_edge(corners: NDArray[np.float64], room: NDArray[np.float64]) -> Iterable[NDArray[np.float64]]:
     for index in range(len(corners)):
         before, here = corners[index - 1], corners[index]
         room_before, room_here = room[index - 1], room[index]
@@ -191,8 +189,73 @@ def _cut(corners: NDArray[np.float64], room: NDArray[np.float64]) -> Iterable[ND
             yield here
 
 
+def read_outline(segmentation: Any) -> Outline | None:
+    """Read COCO's ``segmentation``, and check what pycocotools does not.
+
+    Args:
+        segmentation: A list of polygons; one polygon; run lengths, compressed or not.
+
+    Returns:
+        ``None`` if there is no list, or no polygon of three corners.
+
+    Raises:
+        ValueError: If it is invalid, with the reason.
+    """
+    if isinstance(segmentation, dict):
+        return _read_runs(segmentation)
+    if not isinstance(segmentation, list) or not segmentation:
+        return None
+    lists = [segmentation] if isinstance(segmentation[0], (int, float)) else segmentation
+    parts = []
+    for numbers in lists:
+        try:
+            part = np.array(numbers, np.float64)
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError("a polygon that is not a list of numbers") from None
+        if part.ndim != 1 or part.size % 2 or not np.isfinite(part).all():
+            raise ValueError("a polygon that is not a list of x and y")
+        if part.size >= 6:  # pycocotools would take four numbers for a box
+            parts.append(part.reshape(-1, 2))
+    return Polygons(tuple(parts)) if parts else None
+
+
+def _read_runs(segmentation: dict[str, Any]) -> RunLengths:
+    counts = segmentation.get("counts")
+    try:
+        height, width = (int(side) for side in segmentation["size"])
+        runs = _uncompressed(counts) if isinstance(counts, str) else [int(run) for run in counts or ()]
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise ValueError("run lengths that cannot be read") from None
+    # pycocotools writes past the end of its memory, or leaves garbage, where the runs do not fill the mask.
+    if min(runs, default=0) < 0 or sum(runs) != height * width or height * width >= 1 << 32:
+        raise ValueError("run lengths that do not fill their mask")
+    if isinstance(counts, str):
+        return RunLengths(height, width, counts.encode("ascii"))
+    return RunLengths.of_counts(height, width, runs)
+
+
+def _uncompressed(text: str) -> list[int]:
+    """Decompress runs: five bits and a continuation bit per character, lowest first; later runs are differences."""
+    runs: list[int] = []
+    value = shift = 0
+    for code in text.encode("ascii"):
+        bits = code - 48
+        if not 0 <= bits < 64:
+            raise ValueError
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                value -= 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError
+    return runs
+
+
 class Outlines(Sequence["Outline | None"]):
-    """Many outlines in one piece of memory, which costs worker processes nothing to share."""
+    """Many outlines in one block of memory, which worker processes share at no cost."""
 
     def __init__(self, outlines: Iterable[Outline | None]) -> None:
         packed = [_packed(outline) for outline in outlines]
@@ -236,68 +299,3 @@ def _unpacked(packed: bytes) -> Outline | None:
         a, b, c, d = struct.unpack_from("<4I", body)
         return MaskFile(os.fsdecode(body[16:]), (a, b, c, d))
     return None
-
-
-def read_outline(segmentation: Any) -> Outline | None:
-    """Read what COCO calls a segmentation, and check it as far as the decoder does not.
-
-    Args:
-        segmentation: A list of polygons; one polygon; run lengths, compressed or not.
-
-    Returns:
-        ``None`` if there is none: no list, or no polygon of three corners.
-
-    Raises:
-        ValueError: If it is broken, with the reason.
-    """
-    if isinstance(segmentation, dict):
-        return _read_runs(segmentation)
-    if not isinstance(segmentation, list) or not segmentation:
-        return None
-    lists = [segmentation] if isinstance(segmentation[0], (int, float)) else segmentation
-    parts = []
-    for numbers in lists:
-        try:
-            part = np.array(numbers, np.float64)
-        except (TypeError, ValueError, OverflowError):
-            raise ValueError("a polygon that is no list of numbers") from None
-        if part.ndim != 1 or part.size % 2 or not np.isfinite(part).all():
-            raise ValueError("a polygon that is no list of x and y")
-        if part.size >= 6:  # pycocotools would take four numbers for a box
-            parts.append(part.reshape(-1, 2))
-    return Polygons(tuple(parts)) if parts else None
-
-
-def _read_runs(segmentation: dict[str, Any]) -> RunLengths:
-    counts = segmentation.get("counts")
-    try:
-        height, width = (int(side) for side in segmentation["size"])
-        runs = _uncompressed(counts) if isinstance(counts, str) else [int(run) for run in counts or ()]
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise ValueError("run lengths that cannot be read") from None
-    # pycocotools writes past the end of its memory, or leaves garbage, where the runs do not fill the mask.
-    if min(runs, default=0) < 0 or sum(runs) != height * width or height * width >= 1 << 32:
-        raise ValueError("run lengths that do not fill their mask")
-    if isinstance(counts, str):
-        return RunLengths(height, width, counts.encode("ascii"))
-    return RunLengths.of_counts(height, width, runs)
-
-
-def _uncompressed(text: str) -> list[int]:
-    """Undo COCO's spelling: six bits a character, the lowest first, and from the third run on differences."""
-    runs: list[int] = []
-    value = shift = 0
-    for code in text.encode("ascii"):
-        bits = code - 48
-        if not 0 <= bits < 64:
-            raise ValueError
-        value |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:
-            if bits & 16:
-                value -= 1 << shift
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = shift = 0
-    if shift:
-        raise ValueError
-    return runs

@@ -1,4 +1,4 @@
-"""What is wrong with annotations, said once and with names."""
+"""A report of what is wrong with annotations: one line for each kind of problem, with the names of a few files."""
 
 from __future__ import annotations
 
@@ -8,37 +8,38 @@ __all__ = ["Report"]
 
 
 class Report:
-    """What is wrong with the annotations: a line for each kind, with the names of a few files.
+    """Collects problems of annotations while they are read.
 
     Args:
-        strict: Whether to refuse the data instead of leaving out what is wrong.
+        strict: Refuse the data instead of leaving out what is wrong.
     """
 
     def __init__(self, strict: bool) -> None:
         self.strict = strict
-        self._found: dict[tuple[str, str], list[str]] = {}
+        self._names: dict[tuple[str, str], list[str]] = {}
 
-    def add(self, what: str, cure: str, name: str) -> None:
+    def add(self, problem: str, consequence: str, name: str) -> None:
         """Note one case.
 
         Args:
-            what: What is wrong, in the plural.
-            cure: What is done about it.
+            problem: What is wrong, in the plural.
+            consequence: What is done about it.
             name: The file.
         """
-        self._found.setdefault((what, cure), []).append(name)
+        self._names.setdefault((problem, consequence), []).append(name)
 
     def close(self, notices: list[str]) -> None:
-        """Hand the lines over.
+        """Append the lines to the notices.
 
         Raises:
             DataError: With ``strict``, if anything is wrong.
         """
-        lines = []
-        for (what, cure), names in self._found.items():
-            distinct = list(dict.fromkeys(names))
-            count = f"{len(names)} {what}" if len(names) == len(distinct) else f"{len(names)} {what} in {len(distinct)}"
-            lines.append((f"{count}: {join_names(distinct)}.", f"{count}, {cure}: {join_names(distinct)}."))
-        if lines and self.strict:
-            raise DataError(" ".join(plain for plain, _ in lines) + " Correct these, or leave out `strict`.")
-        notices.extend(said for _, said in lines)
+        refusals, lines = [], []
+        for (problem, consequence), names in self._names.items():
+            files = list(dict.fromkeys(names))
+            count = f"{len(names)} {problem}" + (f" in {len(files)}" if len(files) < len(names) else "")
+            refusals.append(f"{count}: {join_names(files)}.")
+            lines.append(f"{count}, {consequence}: {join_names(files)}.")
+        if refusals and self.strict:
+            raise DataError(" ".join(refusals) + " Correct these, or leave out `strict`.")
+        notices.extend(lines)

@@ -7,15 +7,21 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from autotimm.data.formats.coco import Images
-from autotimm.data.formats.object_records import Box, Record, Report, Thing, object_tables
-from autotimm.data.formats.split_layout import descend, files_below, ordered, relative, split_of
+from autotimm.data.annotations.outlines import Box
+from autotimm.data.formats.annotation_report import Report
+from autotimm.data.formats.coco import ImageFinder
+from autotimm.data.formats.data_format import Format, ReadOptions, Sighting
+from autotimm.data.formats.file_names import relative, split_of
+from autotimm.data.formats.listing import Listing
+from autotimm.data.formats.object_records import ImageRecord, ObjectRecord, object_tables
+from autotimm.data.formats.split_layout import ordered
 from autotimm.data.table import Table
 from autotimm.errors import DataError, join_names
 
-__all__ = ["box_tables", "is_box_table", "is_label_table", "read_boxes_csv"]
+__all__ = ["BoxCsv", "has_boxes", "is_label_table", "read_boxes_csv"]
 
-_NAMES = {
+_SUFFIXES = (".csv", ".tsv")
+_COLUMNS = {
     "image": ("filename", "file_name", "image", "image_path", "path", "filepath", "file", "img", "image_id", "imageid"),
     "label": ("class", "label", "class_name", "classname", "category", "name", "labelname", "label_name"),
     "x1": ("xmin", "x_min", "x1", "left", "bbox_xmin"),
@@ -23,45 +29,54 @@ _NAMES = {
     "x2": ("xmax", "x_max", "x2", "right", "bbox_xmax"),
     "y2": ("ymax", "y_max", "y2", "bottom", "bbox_ymax"),
 }
-_SIZE = {"width": ("width", "image_width", "img_width"), "height": ("height", "image_height", "img_height")}
+_SIZE_COLUMNS = {"width": ("width", "image_width", "img_width"), "height": ("height", "image_height", "img_height")}
 
 
-def _columns(path: Path) -> tuple[dict[str, str], str]:
-    """The columns that are known by a usual name, and the delimiter; nothing if this is no table."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            header = file.readline()
-    except (OSError, UnicodeDecodeError):
-        return {}, ","
-    delimiter = max(",;\t", key=header.count)
-    cells = next(csv.reader([header], delimiter=delimiter), [])
-    lower = {cell.strip().lower(): cell for cell in reversed(cells)}
-    found = {key: lower[name] for key, names in (_NAMES | _SIZE).items() for name in reversed(names) if name in lower}
-    return found, delimiter
+class BoxCsv(Format):
+    """Tables with a line per box: ``filename,width,height,class,xmin,ymin,xmax,ymax``, or columns of similar names.
 
+    Coordinates are pixels from 0 as they are, the right and lower ends outside; where none is above 1 they are
+    fractions of the image. ``width`` and ``height`` are the image's and may be missing. A line with empty coordinates
+    lists an image without objects; an image that no line names is not read. The split comes from the name of the file
+    or its folder; images are looked for beside and below. Classes are sorted by name.
+    """
 
-def is_box_table(path: Path) -> bool:
-    """Whether a CSV file has columns for images, classes and boxes."""
-    return _columns(path)[0].keys() >= _NAMES.keys()
+    name = "csv"
+    tasks = ("detection",)
 
+    def see(self, listing: Listing) -> Sighting | None:
+        """Tables with columns for images, classes and boxes."""
+        files = _box_tables(listing)
+        if not files:
+            return None
+        return Sighting("a table of boxes" if listing.file else f"{len(files)} tables of boxes", self.tasks)
 
-def is_label_table(path: Path) -> bool:
-    """Whether a CSV file has a column for images and no boxes."""
-    return "image" in _columns(path)[0] and not is_box_table(path)
-
-
-def box_tables(root: Path) -> list[Path]:
-    """The tables of boxes in a folder and just below."""
-    return [path for path in files_below(root, (".csv", ".tsv"), depth=2) if is_box_table(path)]
+    def read(self, listing: Listing, notices: list[str], options: ReadOptions) -> dict[str, Table]:
+        """Read the tables; see the base class."""
+        if options.masks:
+            raise DataError(f"{listing.path} has tables of boxes without outlines. Use task='detection'.")
+        root = listing.base
+        files = [listing.file] if listing.file is not None else _box_tables(listing)
+        splits: dict[str, Path] = {}
+        for path in files:
+            name = relative(path, root)
+            split = (split_of(name) if len(files) > 1 else None) or "train"
+            if split in splits:
+                both = f"{relative(splits[split], root)} and {name}"
+                raise DataError(f"{root} has two tables of boxes for {split}: {both}. Remove one, or give a path.")
+            splits[split] = path
+        if not splits:
+            raise DataError(
+                f"There is no table of boxes in {listing.path}. It needs the header filename,class,xmin,ymin,xmax,ymax."
+            )
+        report = Report(options.strict)
+        records = {split: _records(path, listing, split, report) for split, path in ordered(splits).items()}
+        labels = {record.label for images in records.values() for image in images for record in image.objects}
+        return object_tables(records, sorted(labels, key=str.encode), notices, report=report)
 
 
 def read_boxes_csv(folder: Path, notices: list[str], *, masks: bool = False, strict: bool = False) -> dict[str, Table]:
-    """Read tables with a line per box: ``filename,width,height,class,xmin,ymin,xmax,ymax``, or columns of like names.
-
-    Coordinates are pixels from 0 as they are, the right and lower ends outside; where none is above 1 they are shares
-    of the image. ``width`` and ``height`` are the image's and may be missing. A line with empty coordinates lists an
-    image without objects; an image that no line names is not read. The split comes from the name of the file or its
-    folder, images are looked for beside and below. Classes are sorted by name.
+    """Read tables of boxes, see :class:`BoxCsv`.
 
     Args:
         folder: The folder, or a CSV file.
@@ -75,53 +90,64 @@ def read_boxes_csv(folder: Path, notices: list[str], *, masks: bool = False, str
     Raises:
         DataError: If the data cannot be used.
     """
-    if masks:
-        raise DataError(f"{folder} has tables of boxes without outlines. Use task='detection'.")
-    root = folder.parent if folder.is_file() else descend(folder)
-    splits: dict[str, Path] = {}
-    files = [folder] if folder.is_file() else box_tables(root)
-    for path in files:
-        name = relative(path, root)
-        split = (split_of(name) if len(files) > 1 else None) or "train"
-        if split in splits:
-            both = f"{relative(splits[split], root)} and {name}"
-            raise DataError(f"{root} has two tables of boxes for {split}: {both}. Remove one, or give a path.")
-        splits[split] = path
-    if not splits:
-        raise DataError(
-            f"There is no table of boxes in {folder}. It needs the header filename,class,xmin,ymin,xmax,ymax."
-        )
-    report = Report(strict)
-    read = {split: _records(path, root, split, report) for split, path in ordered(splits).items()}
-    names = sorted(
-        {thing.label for records in read.values() for one in records for thing in one.things}, key=str.encode
-    )
-    return object_tables(read, names, notices, report=report)
+    return BoxCsv().read(Listing(folder), notices, ReadOptions(masks, strict))
 
 
-def _records(path: Path, root: Path, split: str, report: Report) -> list[Record]:
+def has_boxes(path: Path) -> bool:
+    """Whether a CSV file has columns for images, classes and boxes."""
+    return _columns(path)[0].keys() >= _COLUMNS.keys()
+
+
+def is_label_table(path: Path) -> bool:
+    """Whether a CSV file has a column for images and no boxes."""
+    return "image" in _columns(path)[0] and not has_boxes(path)
+
+
+def _box_tables(listing: Listing) -> list[Path]:
+    files = listing.files_below(_SUFFIXES, depth=2) if listing.file is None else [listing.file]
+    return [path for path in files if path.suffix.lower() in _SUFFIXES and has_boxes(path)]
+
+
+def _columns(path: Path) -> tuple[dict[str, str], str]:
+    """The columns that have a usual name, and the delimiter; no columns if this is not a table."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            header = file.readline()
+    except (OSError, UnicodeDecodeError):
+        return {}, ","
+    delimiter = max(",;\t", key=header.count)
+    cells = next(csv.reader([header], delimiter=delimiter), [])
+    lower = {cell.strip().lower(): cell for cell in reversed(cells)}
+    usual = (_COLUMNS | _SIZE_COLUMNS).items()
+    return {key: lower[name] for key, names in usual for name in reversed(names) if name in lower}, delimiter
+
+
+def _records(path: Path, listing: Listing, split: str, report: Report) -> list[ImageRecord]:
     columns, delimiter = _columns(path)
-    if lacking := [_NAMES[key][0] for key in _NAMES if key not in columns]:
-        raise DataError(f"{path} has no column for {join_names(lacking)}. Name them so in the header.")
+    if missing := [_COLUMNS[key][0] for key in _COLUMNS if key not in columns]:
+        raise DataError(f"{path} has no column for {join_names(missing)}. Name them so in the header.")
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         rows = [row for row in csv.DictReader(file, delimiter=delimiter) if (row[columns["image"]] or "").strip()]
-    images = Images(root, path, split, list(dict.fromkeys(_cell(row, columns["image"]) for row in rows)))
-    things: dict[str, list[Thing]] = {}
+    root, names = listing.base, [_cell(row, columns["image"]) for row in rows]
+    finder = ImageFinder(listing, path, split, list(dict.fromkeys(names)))
+    objects: dict[str, list[ObjectRecord]] = {}
     sizes: dict[str, tuple[int, int] | None] = {}
-    for line, row in enumerate(rows, 2):
-        name = _cell(row, columns["image"])
+    for line, (name, row) in enumerate(zip(names, rows, strict=True), 2):
         sizes.setdefault(name, _size(row, columns))
-        listed = things.setdefault(name, [])
+        objects.setdefault(name, [])
         cells = [_cell(row, columns[key]) for key in ("x1", "y1", "x2", "y2")]
         if any(cells):
             try:
-                listed.append(_thing(_cell(row, columns["label"]), cells))
+                objects[name].append(_object(_cell(row, columns["label"]), cells))
             except ValueError as error:
                 report.add("lines that cannot be used", "left out", f"{relative(path, root)}, row {line} ({error})")
-    boxes = [thing.box for listed in things.values() for thing in listed if thing.box is not None]
-    shares = bool(boxes) and max(map(max, boxes)) <= 1
-    found = {name: images.find(name) for name in things}
-    return [Record(found[name], relative(found[name], root), things[name], sizes[name], shares) for name in things]
+    boxes = [record.box for records in objects.values() for record in records if record.box is not None]
+    are_fractions = bool(boxes) and max(map(max, boxes)) <= 1
+    paths = {name: finder.find(name) for name in objects}
+    return [
+        ImageRecord(path, relative(path, root), objects[name], sizes[name], are_fractions)
+        for name, path in paths.items()
+    ]
 
 
 def _cell(row: Mapping[str, str | None], column: str) -> str:
@@ -129,13 +155,13 @@ def _cell(row: Mapping[str, str | None], column: str) -> str:
 
 
 def _size(row: Mapping[str, str | None], columns: Mapping[str, str]) -> tuple[int, int] | None:
-    cells = [_cell(row, columns[key]) for key in _SIZE if key in columns]
+    cells = [_cell(row, columns[key]) for key in _SIZE_COLUMNS if key in columns]
     return (int(cells[0]), int(cells[1])) if len(cells) == 2 and all(cell.isdigit() for cell in cells) else None
 
 
-def _thing(label: str, cells: Sequence[str]) -> Thing:
+def _object(label: str, cells: Sequence[str]) -> ObjectRecord:
     if not label:
         raise ValueError("no class")
     x1, y1, x2, y2 = (float(cell or math.nan) for cell in cells)
     box: Box = (x1, y1, x2, y2)
-    return Thing(label, box)
+    return ObjectRecord(label, box)

@@ -1,4 +1,4 @@
-"""What pixel values of masks stand for, as files beside the masks say it."""
+"""Class tables: files beside masks that say which pixel value or color stands for which class."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from autotimm.data.annotations.masks import IGNORED, MaskCode, color_key
-from autotimm.data.formats.listing import list_folder
+from autotimm.data.formats.listing import Listing
 from autotimm.errors import DataError, join_names
 
-__all__ = ["ClassTable", "Meaning", "class_table", "find_class_table"]
+__all__ = ["ClassRow", "ClassTable", "class_table", "find_class_table"]
 
 _FILES = (
     "_classes.csv", "class_dict.csv", "classes.csv", "class_dict_seg.csv", "labelmap.txt", "label_colors.txt",
     "classes.json", "class_dict.json", "labelmap.json", "labels.json", "meta.json", "classes.txt", "labels.txt",
 )  # fmt: skip
-_VALUE = ("pixel value", "value", "id", "index", "class id", "class_id", "label id", "label_id")
-_NAME = ("class", "name", "class name", "class_name", "label", "title")
-_VOID = ("void", "ignore", "ignored", "unlabeled", "unlabelled")
+_VALUE_COLUMNS = ("pixel value", "value", "id", "index", "class id", "class_id", "label id", "label_id")
+_NAME_COLUMNS = ("class", "name", "class name", "class_name", "label", "title")
+_VOID_NAMES = ("void", "ignore", "ignored", "unlabeled", "unlabelled")
 
 
-class Meaning(NamedTuple):
-    """One line of a table.
+class ClassRow(NamedTuple):
+    """One row of a table.
 
     Attributes:
         name: The class.
-        value: Its pixel value, if that is said.
-        color: Its color as :func:`autotimm.data.annotations.masks.color_key`, if that is said.
+        value: Its pixel value, if the table gives one.
+        color: Its color as :func:`autotimm.data.annotations.masks.color_key`, if the table gives one.
     """
 
     name: str
@@ -39,48 +39,48 @@ class Meaning(NamedTuple):
 
 
 class ClassTable(NamedTuple):
-    """What pixel values stand for.
+    """Which pixel value or color stands for which class.
 
     Attributes:
-        meanings: The lines, sorted by value where all have one.
-        source: Where that is said.
+        rows: The rows, sorted by value where all have one.
+        source: The file that they come from, for errors.
     """
 
-    meanings: tuple[Meaning, ...]
+    rows: tuple[ClassRow, ...]
     source: str
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The classes in order; what is called void or ignored is none."""
-        return tuple(dict.fromkeys(one.name for one in self.meanings if one.name.lower() not in _VOID))
+        """The classes in order, without void and ignored ones."""
+        return tuple(dict.fromkeys(row.name for row in self.rows if row.name.lower() not in _VOID_NAMES))
 
     def codes(self) -> list[MaskCode]:
         """The ways to read masks by this table: by color if it has colors, by value in any case."""
         number = {name: index for index, name in enumerate(self.names)}
-        classes = tuple(number.get(one.name, IGNORED) for one in self.meanings)
-        values = tuple(row if one.value is None else one.value for row, one in enumerate(self.meanings))
+        classes = tuple(number.get(row.name, IGNORED) for row in self.rows)
+        values = tuple(index if row.value is None else row.value for index, row in enumerate(self.rows))
         by_value = MaskCode(False, values, classes)
-        colors = tuple(one.color for one in self.meanings if one.color is not None)
+        colors = tuple(row.color for row in self.rows if row.color is not None)
         return [MaskCode(True, colors, classes), by_value] if len(colors) == len(classes) else [by_value]
 
 
-def find_class_table(root: Path) -> ClassTable | None:
-    """The table in a folder or one below it; those of several splits must agree.
+def find_class_table(listing: Listing) -> ClassTable | None:
+    """The table in a folder or just below it; those of several splits must agree.
 
     Raises:
         DataError: If one cannot be read, or two disagree.
     """
-    folders = [root, *(Path(entry.path) for entry in list_folder(root)[0])]
+    folders = [listing.root, *listing.folders(listing.root)]
     for name in _FILES:
         tables = [class_table(folder / name) for folder in folders if (folder / name).is_file()]
-        if different := [one.source for one in tables if one.meanings != tables[0].meanings]:
+        if different := [table.source for table in tables if table.rows != tables[0].rows]:
             raise DataError(f"{tables[0].source} and {different[0]} disagree on the classes. Make them equal.")
         if tables:
             return tables[0]
     return None
 
 
-def class_table(given: Path | Mapping[str, Any]) -> ClassTable:
+def class_table(source: Path | Mapping[str, Any]) -> ClassTable:
     """Read a table: a CSV, text or JSON file, or a mapping from names to values or colors.
 
     Raises:
@@ -90,102 +90,102 @@ def class_table(given: Path | Mapping[str, Any]) -> ClassTable:
         >>> class_table({"road": (128, 64, 128), "car": "#00008e"}).names
         ('road', 'car')
     """
-    if isinstance(given, Mapping):
-        return _table(_from_json(given), "the colors given")
+    if isinstance(source, Mapping):
+        return _table(_from_json(source), "the colors given")
     try:
-        content = given.read_bytes().decode("utf-8-sig")
-        if given.suffix.lower() == ".csv":
-            meanings = _from_csv(content.splitlines())
+        content = source.read_bytes().decode("utf-8-sig")
+        if source.suffix.lower() == ".csv":
+            rows = _from_csv(content.splitlines())
         else:
-            meanings = _from_json(json.loads(content)) if given.suffix.lower() == ".json" else _from_text(content)
-        return _table(meanings, str(given))
+            rows = _from_json(json.loads(content)) if source.suffix.lower() == ".json" else _from_text(content)
+        return _table(rows, str(source))
     except OSError as error:
-        raise DataError(f"{given} cannot be read: {error.strerror}. Check the path.") from error
+        raise DataError(f"{source} cannot be read: {error.strerror}. Check the path.") from error
     except (ValueError, TypeError, LookupError) as error:
-        raise DataError(f"{given} is no table of classes: {error}. See the page on data formats.") from error
+        raise DataError(f"{source} is not a class table: {error}. See the page on data formats.") from error
 
 
-def _table(meanings: Iterable[Meaning], source: str) -> ClassTable:
-    found = list(meanings)
-    if not found:
+def _table(rows: Iterable[ClassRow], source: str) -> ClassTable:
+    listed = list(rows)
+    if not listed:
         raise DataError(f"{source} names no class. Write a line for each.")
-    if all(one.value is not None for one in found):
-        found.sort(key=lambda one: one.value or 0)
+    if all(row.value is not None for row in listed):
+        listed.sort(key=lambda row: row.value or 0)
     for what in ("value", "color"):
-        keys = [getattr(one, what) for one in found if getattr(one, what) is not None]
+        keys = [getattr(row, what) for row in listed if getattr(row, what) is not None]
         if len(set(keys)) < len(keys):
             raise DataError(f"{source} gives two classes the same {what}. Correct it.")
-    names = {one.name for one in found}
+    names = {row.name for row in listed}
     if len(names) > IGNORED:
-        raise DataError(f"{source} has {len(names)} classes, and {IGNORED} is the most. Take some together.")
-    return ClassTable(tuple(found), source)
+        raise DataError(f"{source} has {len(names)} classes, and {IGNORED} is the maximum. Merge some.")
+    return ClassTable(tuple(listed), source)
 
 
-def _from_csv(lines: Sequence[str]) -> Iterable[Meaning]:
+def _from_csv(lines: Sequence[str]) -> Iterable[ClassRow]:
     rows = [[cell.strip() for cell in row] for row in csv.reader(lines, skipinitialspace=True) if any(row)]
     header = [cell.lower() for cell in rows[0]]
 
     def column(names: Sequence[str]) -> int | None:
         return next((header.index(name) for name in names if name in header), None)
 
-    name, value = column(_NAME), column(_VALUE)
+    name, value = column(_NAME_COLUMNS), column(_VALUE_COLUMNS)
     rgb = [column(names) for names in (("r", "red"), ("g", "green"), ("b", "blue"))]
     if name is None:
-        raise ValueError(f"no column is called like {join_names(list(_NAME))}")
+        raise ValueError(f"no column is named one of {join_names(list(_NAME_COLUMNS))}")
     for row in rows[1:]:
         color = None if None in rgb else color_key(*(_byte(row[at]) for at in rgb if at is not None))
-        yield Meaning(row[name], None if value is None else int(row[value]), color)
+        yield ClassRow(row[name], None if value is None else int(row[value]), color)
 
 
-def _from_text(content: str) -> Iterable[Meaning]:
+def _from_text(content: str) -> Iterable[ClassRow]:
     """``name:r,g,b:parts:actions`` as CVAT writes, ``r g b name`` as CamVid, ``7 name``, or names alone."""
     lines = [line.strip() for line in content.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     for line in lines:
-        if found := re.fullmatch(r"([^:]+):\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*(?::.*)?", line):
-            yield Meaning(found[1].strip(), color=color_key(*(_byte(found[at]) for at in (2, 3, 4))))
-        elif found := re.fullmatch(r"(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\D.*)", line):
-            yield Meaning(found[4].strip(), color=color_key(*(_byte(found[at]) for at in (1, 2, 3))))
-        elif found := re.fullmatch(r"(\d+)\s*[:,\s]\s*(\D.*)", line):
-            yield Meaning(found[2].strip(), int(found[1]))
+        if match := re.fullmatch(r"([^:]+):\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*(?::.*)?", line):
+            yield ClassRow(match[1].strip(), color=color_key(*(_byte(match[at]) for at in (2, 3, 4))))
+        elif match := re.fullmatch(r"(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\D.*)", line):
+            yield ClassRow(match[4].strip(), color=color_key(*(_byte(match[at]) for at in (1, 2, 3))))
+        elif match := re.fullmatch(r"(\d+)\s*[:,\s]\s*(\D.*)", line):
+            yield ClassRow(match[2].strip(), int(match[1]))
         else:
-            yield Meaning(line)
+            yield ClassRow(line)
 
 
-def _from_json(content: Any) -> Iterable[Meaning]:
+def _from_json(content: Any) -> Iterable[ClassRow]:
     if isinstance(content, Mapping) and isinstance(content.get("classes"), (list, dict)):
         content = content["classes"]
     if isinstance(content, Mapping):
         entries = list(content.items())
         if all(re.fullmatch(r"\d+", str(key)) for key, _ in entries):
-            return [Meaning(str(name), int(key)) for key, name in entries]
-        return [_meaning(str(name), meaning) for name, meaning in entries]
-    return [Meaning(one) if isinstance(one, str) else _from_entry(one) for one in content]
+            return [ClassRow(str(name), int(key)) for key, name in entries]
+        return [_from_value(str(name), value) for name, value in entries]
+    return [ClassRow(entry) if isinstance(entry, str) else _from_entry(entry) for entry in content]
 
 
-def _from_entry(one: Mapping[str, Any]) -> Meaning:
-    name = next((str(one[key]) for key in ("name", "title", "label", "class") if key in one), None)
+def _from_entry(entry: Mapping[str, Any]) -> ClassRow:
+    name = next((str(entry[key]) for key in ("name", "title", "label", "class") if key in entry), None)
     if name is None:
-        raise ValueError(f"there is no name in {dict(one)!r}")
-    value = next((int(one[key]) for key in ("value", "id", "index") if isinstance(one.get(key), int)), None)
-    return Meaning(name, value, _color(one["color"]) if "color" in one else None)
+        raise ValueError(f"there is no name in {dict(entry)!r}")
+    value = next((int(entry[key]) for key in ("value", "id", "index") if isinstance(entry.get(key), int)), None)
+    return ClassRow(name, value, _color(entry["color"]) if "color" in entry else None)
 
 
-def _meaning(name: str, meaning: Any) -> Meaning:
-    return Meaning(name, meaning) if isinstance(meaning, int) else Meaning(name, color=_color(meaning))
+def _from_value(name: str, value: Any) -> ClassRow:
+    return ClassRow(name, value) if isinstance(value, int) else ClassRow(name, color=_color(value))
 
 
-def _color(given: Any) -> int:
-    if isinstance(given, str):
-        digits = given.removeprefix("#")
+def _color(color: Any) -> int:
+    if isinstance(color, str):
+        digits = color.removeprefix("#")
         if not re.fullmatch(r"[0-9a-fA-F]{6}", digits):
-            raise ValueError(f"{given!r} is no color")
+            raise ValueError(f"{color!r} is not a color")
         return int(digits, 16)
-    red, green, blue = (_byte(part) for part in given)
+    red, green, blue = (_byte(channel) for channel in color)
     return color_key(red, green, blue)
 
 
-def _byte(given: Any) -> int:
-    number = int(given)
+def _byte(channel: Any) -> int:
+    number = int(channel)
     if not 0 <= number <= 255:
-        raise ValueError(f"{given!r} is no part of a color")
+        raise ValueError(f"{channel!r} is not a number from 0 to 255")
     return number

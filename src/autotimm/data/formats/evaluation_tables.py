@@ -1,7 +1,4 @@
-"""Labelled images that a trained model is measured on: its classes in its order, whatever the folder holds.
-
-Data with boxes or masks that a trained model is measured on: its classes in its order, whatever the files say.
-"""
+"""Labelled data that a trained model is evaluated on, with the model's classes in the model's order."""
 
 from __future__ import annotations
 
@@ -14,9 +11,9 @@ import torch
 from torch import Tensor
 
 from autotimm.constants import IGNORE_INDEX
-from autotimm.data.formats.class_csv import IMAGE_NAMES, LABEL_NAMES, open_sheet, read_csv
+from autotimm.data.formats.class_csv import IMAGE_NAMES, LABEL_NAMES, CsvTable, open_table, read_csv
 from autotimm.data.formats.class_folders import read_folder
-from autotimm.data.formats.readers import read_spatial
+from autotimm.data.formats.recognize import read_spatial
 from autotimm.data.table import ImageTable, Table
 from autotimm.errors import DataError, join_names
 from autotimm.types import DataSpec, Sample
@@ -24,12 +21,12 @@ from autotimm.types import DataSpec, Sample
 __all__ = ["Relabelled", "read_labelled", "read_relabelled"]
 
 
-_TABLES = (".csv", ".tsv")
+_SUFFIXES = (".csv", ".tsv")
 _FOLDERS = {"val": ("val", "valid", "validation"), "test": ("test",)}
 
 
 def read_labelled(
-    path: str | Path, spec: DataSpec, split: str, notices: list[str], made: Mapping[str, Any] | None = None
+    path: str | Path, spec: DataSpec, split: str, notices: list[str], recorded: Mapping[str, Any] | None = None
 ) -> ImageTable:
     """Read a folder or a table of labelled images for a model that knows its classes.
 
@@ -38,67 +35,69 @@ def read_labelled(
         spec: What the model remembers of its data.
         split: ``"val"`` or ``"test"``.
         notices: Receives one line for each thing that was left out or looks strange.
-        made: What the run's data was made with: ``image_column``, ``label_column`` and ``image_dir`` hold for a table
-            too, where it has such columns and its images are not beside it.
+        recorded: The recorded arguments of the run's data module: its ``image_column``, ``label_column`` and
+            ``image_dir`` are used for a table that has such columns and whose images are not beside it.
 
     Raises:
         DataError: If there are no such images, or they have classes that the model does not know.
     """
     path = Path(path)
-    if path.suffix.lower() in _TABLES:
-        table = _table(path.expanduser(), spec, split, notices, made or {})
+    if path.suffix.lower() in _SUFFIXES:
+        table = _table(path.expanduser(), spec, split, notices, recorded or {})
     else:
-        inside = [path / name for name in _FOLDERS[split] if (path / name).is_dir()]
-        if not inside and (path / "train").is_dir():
+        split_folders = [path / name for name in _FOLDERS[split] if (path / name).is_dir()]
+        if not split_folders and (path / "train").is_dir():
             raise DataError(f"There is no {split} data in {path}: it has train/ but no {split}/. Give such a folder.")
-        table = read_folder(inside[0] if inside else path, notices)["train"]
+        table = read_folder(split_folders[0] if split_folders else path, notices)["train"]
     return ImageTable(table.paths, table.ids, _renumbered(table, spec, path), spec.class_names)
 
 
-def _table(path: Path, spec: DataSpec, split: str, notices: list[str], made: Mapping[str, Any]) -> ImageTable:
-    """Read a table as that of the training was read; whoever measures has no option to say how."""
-    sheet = open_sheet(path)
-    images = _column(path, sheet.columns, made.get("image_column"), IMAGE_NAMES, "image paths")
+def _table(path: Path, spec: DataSpec, split: str, notices: list[str], recorded: Mapping[str, Any]) -> ImageTable:
+    """Read a table as that of the training was read: the verbs that evaluate have no option to say how."""
+    table = open_table(path)
+    image_column = _column(table, recorded.get("image_column"), IMAGE_NAMES, "image paths")
     if spec.multi_label:
-        labels: str | list[str] = list(spec.class_names)
-        if lacking := [name for name in labels if name not in sheet.columns]:
+        label_columns: str | list[str] = list(spec.class_names)
+        if missing := [name for name in label_columns if name not in table.columns]:
             raise DataError(
-                f"{path} has no column for {join_names(lacking)}, classes of the model. Add zeros and ones for each."
+                f"{path} has no column for {join_names(missing)}, classes of the model. Add zeros and ones for each."
             )
     else:
-        recorded = made.get("label_column")
-        recorded = recorded[0] if isinstance(recorded, (list, tuple)) else recorded
-        labels = _column(path, sheet.columns, recorded, LABEL_NAMES, "classes")
-    folder = _folder(path, [row.cells[images].strip() for row in sheet.rows], split, made)
-    return read_csv({"train": path}, notices, image_dir=folder, image_column=images, label_column=labels)["train"]
+        label_column = recorded.get("label_column")
+        label_column = label_column[0] if isinstance(label_column, (list, tuple)) else label_column
+        label_columns = _column(table, label_column, LABEL_NAMES, "classes")
+    folder = _image_folder(path, [row.cells[image_column].strip() for row in table.rows], split, recorded)
+    tables = read_csv({"train": path}, notices, image_dir=folder, image_column=image_column, label_column=label_columns)
+    return tables["train"]
 
 
-def _column(path: Path, columns: Sequence[str], recorded: str | None, usual: Sequence[str], what: str) -> str:
-    """The column that the run had, or one with a usual name."""
-    by_lower = {column.lower(): column for column in reversed(columns)}
-    found = recorded if recorded in columns else next((by_lower[name] for name in usual if name in by_lower), None)
-    if found is None:
-        name = recorded or usual[0]
-        raise DataError(
-            f"{path} has no column {name!r} of {what}, but {join_names(list(columns), 20)}. Rename that column."
-        )
-    return found
+def _column(table: CsvTable, recorded: str | None, usual: Sequence[str], what: str) -> str:
+    """The column that the run had, or the first with a usual name."""
+    if recorded in table.columns:
+        return str(recorded)
+    by_lower = {column.lower(): column for column in reversed(table.columns)}
+    if column := next((by_lower[name] for name in usual if name in by_lower), None):
+        return column
+    raise DataError(
+        f"{table.path} has no column {recorded or usual[0]!r} of {what}, but {join_names(table.columns, 20)}. "
+        "Rename that column."
+    )
 
 
-def _folder(path: Path, names: Sequence[str], split: str, made: Mapping[str, Any]) -> Path:
-    """Where the paths of a table start: beside it, or where those of the training's tables do."""
-    given, table = made.get("path") or made.get("data_dir"), made.get("train_csv")
-    if given and Path(given).suffix.lower() in _TABLES:
-        given, table = None, given
-    recorded = made.get("image_dir") or (table and (given or Path(table).parent))
-    roots = [path.parent, *([Path(recorded).expanduser()] if recorded else [])]
+def _image_folder(path: Path, names: Sequence[str], split: str, recorded: Mapping[str, Any]) -> Path:
+    """The folder that the paths in a table are relative to: that of the table, or as in the training's tables."""
+    data_dir, train_csv = recorded.get("path") or recorded.get("data_dir"), recorded.get("train_csv")
+    if data_dir and Path(data_dir).suffix.lower() in _SUFFIXES:
+        data_dir, train_csv = None, data_dir
+    image_dir = recorded.get("image_dir") or (train_csv and (data_dir or Path(train_csv).parent))
+    roots = [path.parent, *([Path(image_dir).expanduser()] if image_dir else [])]
     for root in roots:
         for folder in (root, *(root / name for name in _FOLDERS[split])):
             if any(_holds(folder, name) for name in names):
                 return folder
-    looked = " nor in ".join(str(root) for root in roots)
+    searched = " nor in ".join(str(root) for root in roots)
     cure = "Put the table where its paths start."
-    raise DataError(f"{path}: none of its {len(names)} files is in {looked}, for example {names[0]}. {cure}")
+    raise DataError(f"{path}: none of its {len(names)} files is in {searched}, for example {names[0]}. {cure}")
 
 
 def _holds(folder: Path, name: str) -> bool:
@@ -107,19 +106,14 @@ def _holds(folder: Path, name: str) -> bool:
 
 
 def _renumbered(table: ImageTable, spec: DataSpec, path: Path) -> Tensor:
-    if unknown := [name for name in table.class_names if name not in spec.class_names]:
-        raise DataError(
-            f"{path} has classes that the model does not know: {join_names(unknown)}. It knows "
-            f"{join_names(list(spec.class_names))}. Rename or remove these."
-        )
+    _check_classes(table, spec, path)
     if table.multi_label != spec.multi_label:
-        one, several = (
-            "one class per image. Give class folders",
-            "a column of zeros and ones per class. Give a CSV file",
+        needed = (
+            "a column of zeros and ones per class. Give a CSV file"
+            if spec.multi_label
+            else "one class per image. Give class folders"
         )
-        raise DataError(
-            f"{path} has labels of another kind than the model, which needs {several if spec.multi_label else one}."
-        )
+        raise DataError(f"{path} has labels of another kind than the model, which needs {needed}.")
     assert table.targets is not None
     numbers = torch.tensor([spec.class_names.index(name) for name in table.class_names])
     if not table.multi_label:
@@ -129,12 +123,20 @@ def _renumbered(table: ImageTable, spec: DataSpec, path: Path) -> Tensor:
     return targets
 
 
+def _check_classes(table: Table, spec: DataSpec, path: str | Path) -> None:
+    if unknown := [name for name in table.class_names if name not in spec.class_names]:
+        raise DataError(
+            f"{path} has classes that the model does not know: {join_names(unknown)}. It knows "
+            f"{join_names(list(spec.class_names))}. Rename or remove these."
+        )
+
+
 class Relabelled(Table):
-    """Another table with the class indices that a model uses.
+    """A table of boxes, masks or label images with the class indices of a model.
 
     Args:
         table: The table.
-        class_names: The model's classes, among which are all of the table's.
+        class_names: The model's classes, which include all of the table's.
     """
 
     def __init__(self, table: Table, class_names: tuple[str, ...]) -> None:
@@ -144,7 +146,7 @@ class Relabelled(Table):
         self._numbers = torch.tensor([class_names.index(name) for name in table.class_names], dtype=torch.int64)
 
     def load(self, index: int) -> Sample:
-        """Read one sample of the other table."""
+        """Read a sample of the other table, with renumbered labels."""
         sample = self.table.load(index)
         return sample._replace(target=self._renumbered(sample.target))
 
@@ -164,21 +166,21 @@ class Relabelled(Table):
         return self.table.labels(index)
 
     def amounts(self, index: int) -> dict[str, int]:
-        """Those of the other table."""
+        """As in the other table."""
         return self.table.amounts(index)
 
     def target_digest(self, index: int) -> str:
-        """That of the other table."""
+        """As in the other table."""
         return self.table.target_digest(index)
 
 
 def read_relabelled(path: str | Path, spec: DataSpec, split: str, notices: list[str]) -> Table:
-    """Read data of a model's kind, of the split that is asked for or of a folder without splits.
+    """Read data with boxes, outlines or a class per pixel for a model that knows its classes.
 
     Args:
         path: The folder, or a file that names the rest.
         spec: What the model remembers of its data.
-        split: ``"val"`` or ``"test"``.
+        split: ``"val"`` or ``"test"``; a folder without splits is read whole.
         notices: Receives one line for each thing that was left out or looks strange.
 
     Raises:
@@ -188,9 +190,5 @@ def read_relabelled(path: str | Path, spec: DataSpec, split: str, notices: list[
     if split not in tables and len(tables) > 1:
         raise DataError(f"There is no {split} data in {path}: it has {join_names(sorted(tables))}. Give such a folder.")
     table = tables.get(split) or next(iter(tables.values()))
-    if unknown := [name for name in table.class_names if name not in spec.class_names]:
-        raise DataError(
-            f"{path} has classes that the model does not know: {join_names(unknown)}. It knows "
-            f"{join_names(list(spec.class_names))}. Rename or remove these."
-        )
+    _check_classes(table, spec, path)
     return Relabelled(table, spec.class_names)

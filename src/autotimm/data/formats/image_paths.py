@@ -6,24 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autotimm.data.file_facts import scan
-from autotimm.data.formats.listing import Found, Walker, text
+from autotimm.data.formats.file_names import text
+from autotimm.data.formats.listing import ListedFile, Listing
 from autotimm.data.table import ImageTable, Subset, Table
 from autotimm.errors import DataError, join_names
 
 __all__ = ["read_paths"]
-
-
-def _list(path: Path, prefix: str, notices: list[str]) -> list[Found]:
-    if path.is_dir():
-        walker = Walker()
-        found = [Found(one.path, prefix + one.name) for one in walker.images([path])[0]]
-        notices.extend(walker.notices(text(str(path))))
-        if not found:
-            raise DataError(f"The folder {path} holds no images. Give a folder with images, or image files.")
-        return found
-    if not path.exists():
-        raise DataError(f"There is no file or folder {path}. Check the path; relative paths start at {Path.cwd()}.")
-    return [Found(path, text(path.as_posix()))]
 
 
 def read_paths(
@@ -45,26 +33,40 @@ def read_paths(
     """
     if isinstance(paths, (str, Path)):
         path = Path(paths)
-        found = (
-            _list(path, "", notices)
-            if path.is_dir()
-            else [one._replace(name=text(path.name)) for one in _list(path, "", notices)]
-        )
+        files = _images_in(path, "", notices) if path.is_dir() else [_image(path, text(path.name))]
     else:
-        found = [one for path in map(Path, paths) for one in _list(path, f"{text(path.as_posix())}/", notices)]
-    unique = {one.name: one for one in found}
-    if len(unique) < len(found):
-        notices.append(f"{len(found) - len(unique)} images were listed twice and are predicted once.")
-    table = ImageTable([one.path for one in unique.values()], list(unique))
+        files = [file for path in map(Path, paths) for file in _images_at(path, notices)]
+    unique = {file.name: file for file in files}
+    if len(unique) < len(files):
+        notices.append(f"{len(files) - len(unique)} images were listed twice and are predicted once.")
+    table = ImageTable([file.path for file in unique.values()], list(unique))
     problems = {str(problem.path): problem.reason for problem in scan(table.files(), progress)}
-    bad = [f"{one.path} ({problems[str(one.path)]})" for one in unique.values() if str(one.path) in problems]
-    if not len(table) or len(bad) == len(table) or (bad and strict):
-        raise DataError(
-            f"Images that cannot be read: {join_names(bad, 20)}. Replace them or leave them out."
-            if bad
-            else "No paths to predict were given. Give an image or a folder."
-        )
-    if bad:
-        notices.append(f"{len(bad)} of {len(table)} images cannot be read and are left out: {join_names(bad, 10)}.")
+    unreadable = [f"{path} ({problems[path]})" for path in table.paths if path in problems]
+    if not len(table):
+        raise DataError("No images to predict were given. Give an image or a folder.")
+    if unreadable and (strict or len(unreadable) == len(table)):
+        raise DataError(f"Images that cannot be read: {join_names(unreadable, 20)}. Replace them or leave them out.")
+    if unreadable:
+        count = f"{len(unreadable)} of {len(table)} images cannot be read and are left out"
+        notices.append(f"{count}: {join_names(unreadable, 10)}.")
         return Subset(table, [index for index, path in enumerate(table.paths) if path not in problems])
     return table
+
+
+def _images_at(path: Path, notices: list[str]) -> list[ListedFile]:
+    name = text(path.as_posix())
+    return _images_in(path, f"{name}/", notices) if path.is_dir() else [_image(path, name)]
+
+
+def _images_in(folder: Path, prefix: str, notices: list[str]) -> list[ListedFile]:
+    search = Listing(folder).search_images([folder])
+    notices.extend(search.notices(text(str(folder))))
+    if not search.images[0]:
+        raise DataError(f"The folder {folder} holds no images. Give a folder with images, or image files.")
+    return [ListedFile(image.path, prefix + image.name) for image in search.images[0]]
+
+
+def _image(path: Path, name: str) -> ListedFile:
+    if not path.exists():
+        raise DataError(f"There is no file or folder {path}. Check the path; relative paths start at {Path.cwd()}.")
+    return ListedFile(path, name)

@@ -1,4 +1,4 @@
-"""Instances as one picture per object, bright where it is."""
+"""Instances as one picture per object, bright where the object is."""
 
 from __future__ import annotations
 
@@ -11,100 +11,85 @@ from typing import NamedTuple
 
 from autotimm.data.annotations.outlines import MaskFile
 from autotimm.data.file_facts import Problem, image_sizes, object_bounds
-from autotimm.data.formats.listing import Found
-from autotimm.data.formats.object_records import Record, Report, Thing, object_tables
-from autotimm.data.formats.split_layout import by_split, descend, images_below, listed, read_lists, relative
+from autotimm.data.formats.annotation_report import Report
+from autotimm.data.formats.data_format import Format, ReadOptions, Sighting
+from autotimm.data.formats.file_names import relative
+from autotimm.data.formats.label_images import LabelImages
+from autotimm.data.formats.listing import ListedFile, Listing
+from autotimm.data.formats.object_records import ImageRecord, ObjectRecord, object_tables
+from autotimm.data.formats.split_layout import by_split, listed, read_lists
 from autotimm.data.table import Table
 from autotimm.errors import DataError, join_names
 
-__all__ = ["InstanceFolders", "find_instances", "read_instance_masks"]
+__all__ = ["InstanceMasks", "read_instance_masks"]
 
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 _MASK_FOLDERS = ("masks", "mask", "instances", "objects")
 _NAMELESS = ("", "mask", "object", "obj", "instance", "inst", "seg", "label", "id", "m")
 _CLASS = re.compile(r"([^\W\d_]+(?:[ _-][^\W\d_]+)*)?[ _-]*\d*")
 
-Place = tuple[str, ...]
+Place = tuple[str, ...]  # the folders of a file without the one called images or masks
 
 
-class InstanceFolders(NamedTuple):
-    """What was found.
-
-    Attributes:
-        masks: The masks of each image, in byte order of both.
-        alone: Masks without an image.
-    """
-
-    masks: dict[Path, list[Path]]
-    alone: list[Path]
-
-
-def find_instances(root: Path, files: Sequence[Found] | None = None) -> InstanceFolders | None:
-    """Find images with several masks each.
+class InstanceMasks(Format):
+    """Images with several masks each.
 
     Either ``images/X.jpg`` with ``masks/X/*.png`` (or ``masks/X_1.png``, ``masks/X_2.png``), or a folder for each image
     as in the Data Science Bowl of 2018: ``X/images/X.png`` with ``X/masks/*.png``.
 
-    Args:
-        root: The folder.
-        files: The images below it, if they were listed already.
-
-    Returns:
-        ``None`` if it is otherwise; also if no image has two masks, for then they may be of classes.
+    Boxes are computed from the masks. Where all masks are named after words, as ``cat_1.png`` and ``dog.png``, these
+    are the classes; otherwise there is one class, ``object``. The split comes from ``train.txt`` and ``val.txt``, or
+    from names of folders. An image without masks has no objects.
     """
-    masks: list[tuple[Place, Found]] = []
-    images: dict[Place, Path] = {}
-    inside: dict[Place, list[Path]] = {}
-    for one in images_below(root) if files is None else files:
-        folder, _, name = one.name.rpartition("/")
-        if (place := _place(folder, _MASK_FOLDERS)) is not None:
-            masks.append((place, one))
-        elif (place := _place(folder, _IMAGE_FOLDERS)) is not None:
-            images[(*place, os.path.splitext(name)[0])] = one.path
-            inside.setdefault(place, []).append(one.path)
-    if 2 * sum((*place, mask.path.stem) in images for place, mask in masks) >= len(images):
-        return None  # masks are called like their images: 1.png, 1_2.png are no objects of 1.png
-    found: dict[Path, list[Path]] = {image: [] for image in images.values()}
-    alone = []
-    for place, mask in masks:
-        image = _owner(place, mask.path.stem, images, inside)
-        if image is None:
-            alone.append(mask.path)
-        else:
-            found[image].append(mask.path)
-    if not any(len(owned) > 1 for owned in found.values()) or len(alone) > len(masks) - len(alone):
-        return None
-    return InstanceFolders(found, alone)
 
+    name = "masks"
+    tasks = ("instance", "detection")
+    covers = (LabelImages,)
 
-@functools.lru_cache(maxsize=1024)
-def _place(folder: str, names: Sequence[str]) -> Place | None:
-    """The parts of a folder without the last one that has such a name; ``None`` if none has."""
-    parts = tuple(folder.split("/"))
-    at = next((index for index in reversed(range(len(parts))) if parts[index].lower() in names), None)
-    return None if at is None else parts[:at] + parts[at + 1 :]
+    def see(self, listing: Listing) -> Sighting | None:
+        """Images of which at least one has several masks."""
+        instances = None if listing.file is not None else _find_instances(listing)
+        if instances is None:
+            return None
+        return Sighting(f"{sum(map(len, instances.masks.values()))} masks of one object each", self.tasks)
 
-
-def _owner(
-    place: Place, stem: str, images: Mapping[Place, Path], inside: Mapping[Place, Sequence[Path]]
-) -> Path | None:
-    if place in images:  # masks/X/1.png
-        return images[place]
-    if place and len(inside.get(place, ())) == 1:  # X/masks/1.png with one image in X/images/
-        return inside[place][0]
-    # masks/X_1.png: the longest beginning that is an image's name
-    ends = [match.start() for match in re.finditer(r"[-_ .]", stem)]
-    return next((images[(*place, stem[:end])] for end in reversed(ends) if (*place, stem[:end]) in images), None)
+    def read(self, listing: Listing, notices: list[str], options: ReadOptions) -> dict[str, Table]:
+        """Read the masks; see the base class."""
+        root, report = listing.root, Report(options.strict)
+        instances = _find_instances(listing)
+        if instances is None:
+            raise DataError(
+                f"There is no folder with a mask per object in {listing.path}. Write masks/X/1.png for images/X.jpg."
+            )
+        for path in instances.alone:
+            report.add("masks without an image", "left out", relative(path, root))
+        labels = _labels(instances)
+        bounds = object_bounds([mask for masks in instances.masks.values() for mask in masks])
+        sizes = image_sizes(list(instances.masks))
+        records = {}
+        for image, masks in instances.masks.items():
+            objects = []
+            for mask in masks:
+                outline = _outline(mask, relative(mask, root), bounds[mask], sizes.get(image), report)
+                if outline is not None:
+                    objects.append(ObjectRecord(labels[mask], None, outline=outline))
+            id = relative(image, root)
+            records[id] = ImageRecord(image, id, objects)
+        class_names = sorted(set(labels.values()), key=str.encode)
+        notices.append(f"Classes by the names of the masks: {join_names(class_names)}.")
+        lists = read_lists(root)
+        splits = (
+            listed(records, lists, notices, report)
+            if lists
+            else by_split((os.path.dirname(id), record) for id, record in records.items())
+        )
+        return object_tables(splits, class_names, notices, masks=options.masks, report=report)
 
 
 def read_instance_masks(
     folder: Path, notices: list[str], *, masks: bool = True, strict: bool = False
 ) -> dict[str, Table]:
-    """Read one picture per object: see :func:`find_instances`.
-
-    Boxes are read off the masks. Where all masks are named after words, as ``cat_1.png`` and ``dog.png``, these are the
-    classes; otherwise there is one class, ``object``. The split comes from ``train.txt`` and ``val.txt``, or from names
-    of folders. An image without masks has no objects.
+    """Read one picture per object, see :class:`InstanceMasks`.
 
     Args:
         folder: The folder.
@@ -118,44 +103,73 @@ def read_instance_masks(
     Raises:
         DataError: If the data cannot be used.
     """
-    root, report = descend(folder), Report(strict)
-    found = find_instances(root)
-    if found is None:
-        raise DataError(f"There is no folder with a mask per object in {folder}. Write masks/X/1.png for images/X.jpg.")
-    for path in found.alone:
-        report.add("masks without an image", "left out", relative(path, root))
-    labels = _labels(found)
-    bounds = object_bounds([mask for owned in found.masks.values() for mask in owned])
-    sizes = image_sizes(list(found.masks))
-    records = {}
-    for image, owned in found.masks.items():
-        things = []
-        for mask in owned:
-            outline = _outline(mask, relative(mask, root), bounds[mask], sizes.get(image), report)
-            if outline is not None:
-                things.append(Thing(labels[mask], None, outline=outline))
-        records[relative(image, root)] = Record(image, relative(image, root), things)
-    names = sorted(set(labels.values()), key=str.encode)
-    notices.append(f"Classes by the names of the masks: {join_names(names)}.")
-    lists = read_lists(root)
-    splits = (
-        listed(records, lists, notices, report)
-        if lists
-        else by_split((os.path.dirname(key), one) for key, one in records.items())
-    )
-    return object_tables(splits, names, notices, masks=masks, report=report)
+    return InstanceMasks().read(Listing(folder), notices, ReadOptions(masks, strict))
 
 
-def _labels(found: InstanceFolders) -> dict[Path, str]:
+class _Instances(NamedTuple):
+    """The masks of each image, in byte order of both, and the masks without an image."""
+
+    masks: dict[Path, list[Path]]
+    alone: list[Path]
+
+
+def _find_instances(listing: Listing) -> _Instances | None:
+    """Match masks with images; ``None`` if no image has two masks, for then they may be masks of classes."""
+    masks: list[tuple[Place, ListedFile]] = []
+    images: dict[Place, Path] = {}
+    images_in: dict[Place, list[Path]] = {}
+    for file in listing.images_below():
+        folder, _, name = file.name.rpartition("/")
+        if (place := _place(folder, _MASK_FOLDERS)) is not None:
+            masks.append((place, file))
+        elif (place := _place(folder, _IMAGE_FOLDERS)) is not None:
+            images[(*place, os.path.splitext(name)[0])] = file.path
+            images_in.setdefault(place, []).append(file.path)
+    if 2 * sum((*place, mask.path.stem) in images for place, mask in masks) >= len(images):
+        return None  # masks have the names of their images: 1.png, 1_2.png are not objects of 1.png
+    masks_of: dict[Path, list[Path]] = {image: [] for image in images.values()}
+    alone = []
+    for place, mask in masks:
+        image = _owner(place, mask.path.stem, images, images_in)
+        if image is None:
+            alone.append(mask.path)
+        else:
+            masks_of[image].append(mask.path)
+    if not any(len(owned) > 1 for owned in masks_of.values()) or len(alone) > len(masks) - len(alone):
+        return None
+    return _Instances(masks_of, alone)
+
+
+@functools.lru_cache(maxsize=1024)
+def _place(folder: str, names: Sequence[str]) -> Place | None:
+    """The parts of a folder without the last one that has such a name; ``None`` if none has."""
+    parts = tuple(folder.split("/"))
+    at = next((index for index in reversed(range(len(parts))) if parts[index].lower() in names), None)
+    return None if at is None else parts[:at] + parts[at + 1 :]
+
+
+def _owner(
+    place: Place, stem: str, images: Mapping[Place, Path], images_in: Mapping[Place, Sequence[Path]]
+) -> Path | None:
+    if place in images:  # masks/X/1.png
+        return images[place]
+    if place and len(images_in.get(place, ())) == 1:  # X/masks/1.png with one image in X/images/
+        return images_in[place][0]
+    # masks/X_1.png: the longest prefix that is an image's name
+    ends = [match.start() for match in re.finditer(r"[-_ .]", stem)]
+    return next((images[(*place, stem[:end])] for end in reversed(ends) if (*place, stem[:end]) in images), None)
+
+
+def _labels(instances: _Instances) -> dict[Path, str]:
     """The class of each mask by its name, if all names are words and numbers."""
     labels: dict[Path, str] = {}
-    for image, owned in found.masks.items():
-        for mask in owned:
-            name = re.fullmatch(_CLASS, mask.stem.removeprefix(image.stem).lstrip("-_ ."))
-            if name is None:
-                return {mask: "object" for owned in found.masks.values() for mask in owned}
-            said = name[1] or ""
-            labels[mask] = "object" if said.lower() in _NAMELESS else said
+    for image, masks in instances.masks.items():
+        for mask in masks:
+            match = re.fullmatch(_CLASS, mask.stem.removeprefix(image.stem).lstrip("-_ ."))
+            if match is None:
+                return {mask: "object" for masks in instances.masks.values() for mask in masks}
+            word = match[1] or ""
+            labels[mask] = "object" if word.lower() in _NAMELESS else word
     return labels
 
 
@@ -170,6 +184,6 @@ def _outline(
         report.add("masks of another size than their image", "left out", f"{name} ({width}x{height})")
         return None
     if not x2 > x1:
-        report.add("masks that show nothing", "left out", name)
+        report.add("empty masks", "left out", name)
         return None
     return MaskFile(str(path), (x1, y1, x2, y2))

@@ -1,38 +1,190 @@
-"""Listing image files: in byte order on every system, each file once, whatever links there are."""
+"""The listing of a folder: each directory is read once, whichever formats look at it.
+
+Names come in byte order on every system, hidden files are left out, and links never make a file appear twice.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from autotimm.data.formats.file_names import split_of, text
 from autotimm.data.image_io import is_image_name
 from autotimm.errors import DataError, join_names
 
-__all__ = ["Found", "Walker", "list_folder", "text"]
+__all__ = ["ImageSearch", "ListedFile", "Listing"]
+
+_ASIDE = {"readme", "license", "licence", "notice"}
+_ASIDE_SUFFIXES = ("", ".md", ".txt", ".pdf", ".html")
 
 
-def text(name: str) -> str:
-    r"""A file name as valid text: bytes that are not UTF-8, which Linux allows, become ``\xff`` escapes."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+class ListedFile(NamedTuple):
+    """A file of a folder.
 
-
-def list_folder(folder: Path) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
-    """List the sub-folders and the files of a folder, each in byte order, without what is hidden.
-
-    Raises:
-        DataError: If it cannot be listed.
+    Attributes:
+        path: The file.
+        name: Its path relative to the folder, as valid text.
     """
+
+    path: Path
+    name: str
+
+
+class ImageSearch(NamedTuple):
+    """The images below some folders.
+
+    Attributes:
+        images: The images below each folder, in byte order of their paths.
+        links: Links that were left out, since their targets are listed already.
+        others: Files without an image extension.
+    """
+
+    images: list[list[ListedFile]]
+    links: list[str]
+    others: list[str]
+
+    def notices(self, where: str) -> Iterator[str]:
+        """Say what was left out of a folder."""
+        if self.links:
+            yield f"{where}: left out {len(self.links)} links to files listed already: {join_names(self.links)}."
+        if self.others:
+            yield f"{where}: left out {len(self.others)} files without an image extension: {join_names(self.others)}."
+
+
+class Listing:
+    """The contents of a folder, or of the folder of a file.
+
+    Nothing is read before it is asked for, and no directory is read twice: a listing is a snapshot, made for one
+    recognition and the reading after it.
+
+    Args:
+        path: A folder, or a file that names the rest of the data.
+
+    Attributes:
+        path: The path as given.
+        file: The path if it is a file, otherwise ``None``.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.file = self.path if self.path.is_file() else None
+        self._contents: dict[str, _Contents] = {}
+        self._images: dict[Path, list[ListedFile]] = {}
+
+    def __repr__(self) -> str:
+        return f"Listing({str(self.path)!r})"
+
+    @functools.cached_property
+    def root(self) -> Path:
+        """The folder with the data: ``path``, or further down if that holds a single folder and perhaps a license.
+
+        Raises:
+            DataError: If ``path`` is not a folder.
+        """
+        if not self.path.is_dir():
+            raise DataError(f"There is no folder {self.path}. Check the path; relative paths start at {Path.cwd()}.")
+        root, entered = self.path, set[str]()
+        while (real := os.path.realpath(root)) not in entered:
+            entered.add(real)
+            contents = self._contents_of(root)
+            if len(contents.folders) != 1 or not all(_is_aside(entry.name) for entry in contents.files):
+                break
+            only = root / contents.folders[0].name
+            if split_of(only.name) or not self._contents_of(only).folders:
+                break
+            root = only
+        return root
+
+    @property
+    def base(self) -> Path:
+        """The folder that paths are relative to: :attr:`root`, or the folder of :attr:`file`."""
+        return self.root if self.file is None else self.file.parent
+
+    def folders(self, folder: Path) -> list[Path]:
+        """The folders directly in a folder, in byte order."""
+        return [folder / entry.name for entry in self._contents_of(folder).folders]
+
+    def files(self, folder: Path) -> list[Path]:
+        """The files directly in a folder, in byte order."""
+        return [folder / entry.name for entry in self._contents_of(folder).files]
+
+    def files_below(self, suffixes: Sequence[str], depth: int = 3) -> list[Path]:
+        """The files of :attr:`base` with one of some suffixes, in byte order.
+
+        Args:
+            suffixes: In lower case, with the dot.
+            depth: How many levels of folders below are searched.
+        """
+        files: list[Path] = []
+        level, entered = [self.base], set[str]()
+        for _ in range(depth + 1):
+            below = []
+            for folder in level:
+                real = os.path.realpath(folder)
+                if real not in entered:
+                    entered.add(real)
+                    contents = self._contents_of(folder)
+                    files += [folder / name for suffix in suffixes for name in contents.by_suffix.get(suffix, ())]
+                    below += [folder / entry.name for entry in contents.folders]
+            level = below
+        return sorted(files, key=os.fsencode)
+
+    def images_below(self, folder: Path | None = None) -> list[ListedFile]:
+        """Every image below a folder, by default :attr:`base`, in byte order; each file once."""
+        folder = self.base if folder is None else folder
+        if folder not in self._images:
+            self._images[folder] = self.search_images([folder]).images[0]
+        return self._images[folder]
+
+    def search_images(self, folders: Sequence[Path], inside: Path | None = None) -> ImageSearch:
+        """Search several folders for images, to any depth, so that no file is listed for two of them.
+
+        Args:
+            folders: The folders.
+            inside: A folder that they are in: links to it are not followed.
+        """
+        return _ImageWalk(self, inside).search(folders)
+
+    def _contents_of(self, folder: Path) -> _Contents:
+        real = os.path.realpath(folder)
+        if real not in self._contents:
+            self._contents[real] = _read_directory(folder)
+        return self._contents[real]
+
+
+class _Entry(NamedTuple):
+    name: str
+    is_link: bool
+
+
+class _Contents(NamedTuple):
+    """The entries of one directory in byte order, without hidden ones; file names by suffix in lower case."""
+
+    folders: list[_Entry]
+    files: list[_Entry]
+    by_suffix: dict[str, list[str]]
+
+
+def _read_directory(folder: Path) -> _Contents:
+    contents = _Contents([], [], {})
     try:
-        with os.scandir(folder) as listing:
-            entries = sorted((e for e in listing if not e.name.startswith(".")), key=lambda e: os.fsencode(e.name))
+        with os.scandir(folder) as scanned:
+            visible = [entry for entry in scanned if not entry.name.startswith(".")]
     except OSError as error:
         raise DataError(
             f"The folder {folder} cannot be listed: {error.strerror}. Check the path and its permissions."
         ) from error
-    folders = [entry for entry in entries if _is_folder(entry)]
-    return folders, [entry for entry in entries if not _is_folder(entry)]
+    for entry in sorted(visible, key=lambda entry: os.fsencode(entry.name)):
+        if _is_folder(entry):
+            contents.folders.append(_Entry(entry.name, entry.is_symlink()))
+        else:
+            contents.files.append(_Entry(entry.name, entry.is_symlink()))
+            contents.by_suffix.setdefault(os.path.splitext(entry.name)[1].lower(), []).append(entry.name)
+    return contents
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -42,95 +194,76 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-class Found(NamedTuple):
-    """A file of a folder.
-
-    Attributes:
-        path: Where it is.
-        name: Its path relative to the folder, as valid text.
-    """
-
-    path: Path
-    name: str
+def _is_aside(name: str) -> bool:
+    """Whether a file is a license or a text to read, which does not make a folder the root of the data."""
+    stem, suffix = os.path.splitext(name)
+    return bool(_ASIDE & set(re.findall(r"[a-z]+", stem.lower()))) and suffix.lower() in _ASIDE_SUFFIXES
 
 
-class _Link(NamedTuple):
-    """A link whose turn comes when everything that is really there is known."""
+class _LinkedFile(NamedTuple):
+    """A link, with the number of the folder that it was met below."""
 
-    found: Found
+    file: ListedFile
     owner: int
 
 
-class Walker:
-    """Lists images below several folders so that no folder and no file comes twice.
+class _ImageWalk:
+    """One search for images. Real files and folders come before links to them, so that links are what is left out."""
 
-    What is really there comes before links to it, so a link is what is left out.
-
-    Attributes:
-        links: Links that were left out, since what they lead to was there already.
-        others: Files that do not end like images.
-    """
-
-    def __init__(self) -> None:
-        self.links: list[str] = []
-        self.others: list[str] = []
-        self._folders: set[str] = set()
+    def __init__(self, listing: Listing, inside: Path | None) -> None:
+        self._listing = listing
+        self._links: list[str] = []
+        self._others: list[str] = []
+        self._entered = set[str]() if inside is None else {os.path.realpath(inside)}
         self._files: set[str] = set()
-        self._linked_folders: list[_Link] = []
-        self._linked_files: list[_Link] = []
+        self._linked_folders: list[_LinkedFile] = []
+        self._linked_files: list[_LinkedFile] = []
 
-    def enter(self, folder: Path) -> bool:
-        """Note a folder as visited; ``False`` if it was visited before, under this or another name."""
-        real = os.path.realpath(folder)
-        new = real not in self._folders
-        self._folders.add(real)
-        return new
-
-    def images(self, folders: Sequence[Path]) -> list[list[Found]]:
-        """List the images in each folder and all folders below it, in byte order of their paths."""
-        results: list[list[Found]] = [[] for _ in folders]
+    def search(self, folders: Sequence[Path]) -> ImageSearch:
+        images: list[list[ListedFile]] = [[] for _ in folders]
         for owner, folder in enumerate(folders):
             if folder.is_symlink():
-                self._linked_folders.append(_Link(Found(folder, ""), owner))
-            elif self.enter(folder):
-                results[owner] += self._below(Found(folder, ""), owner)
+                self._linked_folders.append(_LinkedFile(ListedFile(folder, ""), owner))
+            elif self._enter(folder):
+                images[owner] += self._images_in(ListedFile(folder, ""), owner)
         for link in self._linked_folders:  # grows while links lead to folders with further links
-            if self.enter(link.found.path):
-                results[link.owner] += self._below(link.found, link.owner)
+            if self._enter(link.file.path):
+                images[link.owner] += self._images_in(link.file, link.owner)
             else:
-                self.links.append(link.found.name.rstrip("/") or text(link.found.path.name))
+                self._links.append(link.file.name.rstrip("/") or text(link.file.path.name))
         for link in self._linked_files:
-            real = os.path.realpath(link.found.path)
+            real = os.path.realpath(link.file.path)
             if real in self._files:
-                self.links.append(link.found.name)
+                self._links.append(link.file.name)
             else:
                 self._files.add(real)
-                results[link.owner].append(link.found)
-        return [sorted(found, key=lambda one: os.fsencode(one.path)) for found in results]
+                images[link.owner].append(link.file)
+        ordered = [sorted(files, key=lambda file: os.fsencode(file.path)) for files in images]
+        return ImageSearch(ordered, self._links, self._others)
 
-    def _below(self, folder: Found, owner: int) -> Iterator[Found]:
+    def _enter(self, folder: Path) -> bool:
+        """Note a folder as entered; ``False`` if it was entered before, under this or another name."""
+        real = os.path.realpath(folder)
+        new = real not in self._entered
+        self._entered.add(real)
+        return new
+
+    def _images_in(self, folder: ListedFile, owner: int) -> Iterator[ListedFile]:
         """The images of one folder and its real sub-folders; links are put aside."""
-        folders, files = list_folder(folder.path)
+        contents = self._listing._contents_of(folder.path)
         real = os.path.realpath(folder.path)
-        for entry in files:
-            one = Found(Path(entry.path), folder.name + text(entry.name))
+        for entry in contents.files:
+            file = ListedFile(folder.path / entry.name, folder.name + text(entry.name))
             if not is_image_name(entry.name):
-                self.others.append(one.name)
-            elif entry.is_symlink():
-                self._linked_files.append(_Link(one, owner))
+                self._others.append(file.name)
+            elif entry.is_link:
+                self._linked_files.append(_LinkedFile(file, owner))
             else:
                 self._files.add(os.path.join(real, entry.name))
-                yield one
-        for entry in folders:
-            one = Found(Path(entry.path), f"{folder.name}{text(entry.name)}/")
-            if entry.is_symlink():
-                self._linked_folders.append(_Link(one, owner))
-            elif self.enter(one.path):
-                yield from self._below(one, owner)
-
-    def notices(self, where: str) -> Iterator[str]:
-        """Say what was left out of a folder."""
-        if self.links:
-            yield f"{where}: left out {len(self.links)} links to what is there already: {join_names(self.links)}."
-        if self.others:
-            yield f"{where}: left out {len(self.others)} files that do not end like images: {join_names(self.others)}."
+                yield file
+        for entry in contents.folders:
+            below = ListedFile(folder.path / entry.name, f"{folder.name}{text(entry.name)}/")
+            if entry.is_link:
+                self._linked_folders.append(_LinkedFile(below, owner))
+            elif self._enter(below.path):
+                yield from self._images_in(below, owner)

@@ -1,4 +1,4 @@
-"""Which mask belongs to which image: told by names and folders."""
+"""Which mask belongs to which image, by the names of files and folders."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from autotimm.data.formats.annotation_report import Report
-from autotimm.data.formats.listing import Found
-from autotimm.data.formats.split_layout import by_split, images_below, listed, read_lists
+from autotimm.data.formats.listing import ListedFile, Listing
+from autotimm.data.formats.split_layout import by_split, listed, read_lists
 from autotimm.errors import DataError
 
 __all__ = ["Pair", "Pairs", "find_pairs"]
@@ -26,12 +26,12 @@ _SUFFIX = re.compile(r"[-_ ](?:masks?|labels?|seg|segmentation|gt|annotation|lab
 _NEITHER = "segmentationobject"  # VOC's masks of single objects
 
 
-def _folder(words: str) -> re.Pattern[str]:
-    """A folder with one of some names, perhaps with that of a split before or behind it."""
+def _folder_pattern(words: str) -> re.Pattern[str]:
+    """Matches a folder with one of some names, perhaps with that of a split before or behind it."""
     return re.compile(rf"(?:({_SPLIT})\d*[-_ ]?)?(?:{words})(?:[-_ ]?({_SPLIT})\d*)?", re.IGNORECASE)
 
 
-_MASK_FOLDER, _IMAGE_FOLDER = _folder(_MASKS), _folder(_IMAGES)
+_MASK_FOLDER, _IMAGE_FOLDER = _folder_pattern(_MASKS), _folder_pattern(_IMAGES)
 
 
 class Pair(NamedTuple):
@@ -49,21 +49,21 @@ class Pair(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """What was found.
+    """The images and masks of a folder.
 
     Attributes:
         pairs: The pairs, in byte order of the images.
         unlabelled: Images without a mask.
         alone: Masks without an image.
-        layout: How they lie, for people.
-        twice: Files where one image or one mask is expected.
+        layout: How they are laid out, for people.
+        duplicates: Two files each where one image or one mask is expected.
     """
 
     pairs: list[Pair]
     unlabelled: list[str]
     alone: list[str]
     layout: str
-    twice: list[str]
+    duplicates: list[str]
 
     def splits(self, root: Path, notices: list[str], report: Report) -> dict[str, list[Pair]]:
         """The pairs of each split: by ``ImageSets/Segmentation``, by lists, or by names of folders."""
@@ -73,76 +73,71 @@ class Pairs(NamedTuple):
         return by_split((pair.id.rpartition("/")[0], pair) for pair in self.pairs)
 
 
-def find_pairs(root: Path, files: Sequence[Found] | None = None) -> Pairs | None:
-    """Find images and masks below a folder: ``X.jpg`` with ``X_mask.png``, or folders beside each other.
-
-    Args:
-        root: The folder.
-        files: The images below it, if they were listed already.
+def find_pairs(listing: Listing) -> Pairs | None:
+    """Find images and masks: ``X.jpg`` with ``X_mask.png``, or folders beside each other.
 
     Returns:
-        ``None`` if there are none, or they are the exception.
+        ``None`` if there are none, or fewer pairs than masks without an image.
 
     Raises:
         DataError: If an image has two masks.
     """
-    listed_files = images_below(root) if files is None else files
-    found = [_match(listed_files, key, layout) for key, layout in _LAYOUTS]
-    best = max(found, key=lambda one: len(one.pairs))
+    matches = [_match(listing.images_below(), key_of, layout) for key_of, layout in _LAYOUTS]
+    best = max(matches, key=lambda match: len(match.pairs))
     if not best.pairs or len(best.pairs) < len(best.alone):
         return None
-    if best.twice:
-        raise DataError(f"{root} has two files for one image or mask: {best.twice[0]}. Take one of them away.")
+    if best.duplicates:
+        raise DataError(
+            f"{listing.root} has two files for one image or mask: {best.duplicates[0]}. Remove one of them."
+        )
     return best
 
 
-_Keyed = tuple[bool, tuple[str, ...]]  # whether a file is a mask, and what it shares with its partner
+_Key = tuple[bool, tuple[str, ...]]  # whether a file is a mask, and what it has in common with its partner
 
 
-def _beside(folder: str, stem: str) -> _Keyed:
-    """By the name of the file."""
+def _key_by_name(folder: str, stem: str) -> _Key:
     base = _SUFFIX.sub("", stem)
     return base != stem, (folder, base)
 
 
-def _parallel(folder: str, stem: str) -> _Keyed:
-    """By the folders."""
-    is_mask, key = _folders(folder)
+def _key_by_folders(folder: str, stem: str) -> _Key:
+    is_mask, key = _folder_key(folder)
     return is_mask, (*key, _SUFFIX.sub("", stem) if is_mask else stem)
 
 
 @functools.lru_cache(maxsize=1024)
-def _folders(folder: str) -> _Keyed:
-    """What says mask or image is left out of the folders, what says the split is kept."""
+def _folder_key(folder: str) -> _Key:
+    """The folders without the words for masks and images; the names of splits are kept."""
     is_mask = False
     key: list[str] = []
     for part in folder.split("/"):
         mask, image = _MASK_FOLDER.fullmatch(part), _IMAGE_FOLDER.fullmatch(part)
         is_mask = is_mask or mask is not None
-        said = mask or image
-        key += [part] if said is None else [split.lower() for split in said.groups() if split]
+        match = mask or image
+        key += [part] if match is None else [split.lower() for split in match.groups() if split]
     return is_mask, tuple(key)
 
 
-_LAYOUTS: tuple[tuple[Callable[[str, str], _Keyed], str], ...] = (
-    (_beside, "masks beside their images"),
-    (_parallel, "masks in folders of their own"),
+_LAYOUTS: tuple[tuple[Callable[[str, str], _Key], str], ...] = (
+    (_key_by_name, "masks beside their images"),
+    (_key_by_folders, "masks in folders of their own"),
 )
 
 
-def _match(files: Sequence[Found], key_of: Callable[[str, str], _Keyed], layout: str) -> Pairs:
-    images: dict[tuple[str, ...], Found] = {}
-    masks: dict[tuple[str, ...], Found] = {}
-    twice: list[str] = []
-    for one in files:
-        folder, _, name = one.name.rpartition("/")
+def _match(files: Sequence[ListedFile], key_of: Callable[[str, str], _Key], layout: str) -> Pairs:
+    images: dict[tuple[str, ...], ListedFile] = {}
+    masks: dict[tuple[str, ...], ListedFile] = {}
+    duplicates: list[str] = []
+    for file in files:
+        folder, _, name = file.name.rpartition("/")
         if _NEITHER in folder.lower():
             continue
         is_mask, key = key_of(folder, os.path.splitext(name)[0])
-        before = (masks if is_mask else images).setdefault(key, one)
-        if before is not one:
-            twice.append(f"{before.name} and {one.name}")
-    pairs = [Pair(one.path, masks[key].path, one.name) for key, one in images.items() if key in masks]
-    unlabelled = [one.name for key, one in images.items() if key not in masks]
-    alone = [one.name for key, one in masks.items() if key not in images]
-    return Pairs(pairs, unlabelled, alone, layout, twice)
+        first = (masks if is_mask else images).setdefault(key, file)
+        if first is not file:
+            duplicates.append(f"{first.name} and {file.name}")
+    pairs = [Pair(image.path, masks[key].path, image.name) for key, image in images.items() if key in masks]
+    unlabelled = [image.name for key, image in images.items() if key not in masks]
+    alone = [mask.name for key, mask in masks.items() if key not in images]
+    return Pairs(pairs, unlabelled, alone, layout, duplicates)

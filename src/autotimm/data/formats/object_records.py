@@ -1,4 +1,4 @@
-"""From what annotation files say to tables of objects: one check for all formats, and one report."""
+"""From the records of annotation files to tables of objects: the same checks for all formats, and one report."""
 
 from __future__ import annotations
 
@@ -8,20 +8,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from autotimm.data.annotations.objects import Annotation, ObjectTable
-from autotimm.data.annotations.outlines import Outline, Polygons, RunLengths
+from autotimm.data.annotations.outlines import Box, Outline, Polygons, RunLengths
 from autotimm.data.file_facts import image_sizes
 from autotimm.data.formats.annotation_report import Report
 from autotimm.data.formats.split_layout import ordered
 from autotimm.data.table import Table
 from autotimm.errors import DataError
 
-__all__ = ["Record", "Report", "Thing", "object_tables"]
-
-Box = tuple[float, float, float, float]
+__all__ = ["ImageRecord", "ObjectRecord", "object_tables"]
 
 
-class Thing(NamedTuple):
-    """One object as an annotation file says it.
+class ObjectRecord(NamedTuple):
+    """One object as an annotation file describes it.
 
     Attributes:
         label: Name of its class.
@@ -36,37 +34,37 @@ class Thing(NamedTuple):
     outline: Outline | None = None
 
 
-class Record(NamedTuple):
-    """One image as an annotation file says it.
+class ImageRecord(NamedTuple):
+    """One image as an annotation file describes it.
 
     Attributes:
         path: The file.
         id: Its id.
-        things: The objects.
-        size: Width and height that the annotations are for, if the file says so.
-        shares: Whether coordinates are shares of width and height instead of pixels.
+        objects: The objects.
+        size: Width and height in pixels that the annotations are for, if the file states them.
+        relative: Whether coordinates are fractions of width and height instead of pixels.
     """
 
     path: Path
     id: str
-    things: Sequence[Thing] = ()
+    objects: Sequence[ObjectRecord] = ()
     size: tuple[int, int] | None = None
-    shares: bool = False
+    relative: bool = False
 
 
 def object_tables(
-    splits: Mapping[str, Sequence[Record]],
+    splits: Mapping[str, Sequence[ImageRecord]],
     class_names: Sequence[str],
     notices: list[str],
     *,
     masks: bool = False,
     report: Report,
 ) -> dict[str, Table]:
-    """Check what annotation files say against the images, report it, and make tables.
+    """Check records against the images, report what is wrong, and make tables.
 
-    Images that are not there or have another size than the annotations say are left out; so are boxes without area
-    within the image. An object of which masks are wanted and only the box is known is kept as a crowd: to leave it out
-    would teach that nothing is there.
+    Images that are missing or have another size than their annotations state are left out; so are boxes without area
+    within the image. An object without an outline, where masks are wanted, is kept as a crowd: leaving it out would
+    teach the model that nothing is there.
 
     Args:
         splits: Images by split.
@@ -81,68 +79,72 @@ def object_tables(
     """
     if not class_names:
         raise DataError("There is no class: no file names one, and no object has a label. Add annotations.")
-    sizes = image_sizes([one.path for records in splits.values() for one in records])
+    sizes = image_sizes([image.path for images in splits.values() for image in images])
     tables: dict[str, ObjectTable] = {}
-    owners: dict[str, str] = {}
-    for split, records in ordered(splits).items():
+    split_of_id: dict[str, str] = {}
+    for split, images in ordered(splits).items():
         kept: dict[str, tuple[Path, list[Annotation]]] = {}
-        for one in records:
-            if _usable(one, sizes.get(one.path), report):
-                found = [_checked(thing, one, sizes.get(one.path), masks, report) for thing in one.things]
-                objects = [annotation for annotation in found if annotation is not None]
-                if one.id in kept:
-                    report.add("images that are listed twice", "whose objects are taken together", one.id)
-                kept.setdefault(one.id, (one.path, []))[1].extend(objects)
-        for name in kept:
-            if owners.setdefault(name, split) != split:
-                report.add(f"images that are in both {owners[name]} and {split}", "used in both", name)
-        paths, objects_of = [path for path, _ in kept.values()], [objects for _, objects in kept.values()]
+        for image in images:
+            size = sizes.get(image.path)
+            if _is_usable(image, size, report):
+                checked = [_annotation(record, image, size, masks, report) for record in image.objects]
+                if image.id in kept:
+                    report.add("images that are listed twice", "whose objects are merged", image.id)
+                objects = kept.setdefault(image.id, (image.path, []))[1]
+                objects += [annotation for annotation in checked if annotation is not None]
+        for id in kept:
+            if split_of_id.setdefault(id, split) != split:
+                report.add(f"images that are in both {split_of_id[id]} and {split}", "used in both", id)
         if kept:
-            tables[split] = ObjectTable(paths, list(kept), class_names, objects_of, with_masks=masks)
+            paths, annotations = zip(*kept.values(), strict=True)
+            tables[split] = ObjectTable(paths, list(kept), class_names, annotations, with_masks=masks)
     report.close(notices)
     if "train" not in tables:
         raise DataError(f"No image to train on is left. {' '.join(notices)}".rstrip())
     if not any(tables["train"].object_counts()):
-        # A model that finds nothing anywhere would be right: the loss falls to 0, and nothing looks wrong.
+        # A model that predicts nothing would be right everywhere: the loss falls to 0, and nothing looks wrong.
         raise DataError(
-            f"None of the {len(tables['train'])} images to train on has an object that can be learned. "
-            f"Check that the annotations are those of the images. {' '.join(notices)}".rstrip()
+            f"None of the {len(tables['train'])} training images has an object to learn from. "
+            f"Check that the annotations belong to these images. {' '.join(notices)}".rstrip()
         )
     return dict(tables)
 
 
-def _usable(one: Record, size: tuple[int, int] | None, report: Report) -> bool:
-    if not one.path.is_file():
-        report.add("images that are not there", "left out", one.id)
+def _is_usable(image: ImageRecord, size: tuple[int, int] | None, report: Report) -> bool:
+    if not image.path.is_file():
+        report.add("missing images", "left out", image.id)
         return False
-    if size is not None and one.size is not None and one.size != size:
-        sizes = f"{size[0]}x{size[1]}, annotated as {one.size[0]}x{one.size[1]}"
-        report.add("images of another size than their annotations say", "left out", f"{one.id} ({sizes})")
+    if size is not None and image.size is not None and image.size != size:
+        sizes = f"{size[0]}x{size[1]}, annotated as {image.size[0]}x{image.size[1]}"
+        report.add("images of another size than their annotations state", "left out", f"{image.id} ({sizes})")
         return False
     return True
 
 
-def _checked(thing: Thing, one: Record, size: tuple[int, int] | None, masks: bool, report: Report) -> Annotation | None:
-    box, outline, crowd = thing.box, thing.outline, thing.crowd
-    width, height = size or one.size or (math.inf, math.inf)
-    if one.shares and math.isfinite(width):
+def _annotation(
+    record: ObjectRecord, image: ImageRecord, size: tuple[int, int] | None, masks: bool, report: Report
+) -> Annotation | None:
+    """The object in pixels of its image; ``None`` if it is left out."""
+    box, outline, crowd = record.box, record.outline, record.crowd
+    width, height = size or image.size or (math.inf, math.inf)
+    if image.relative and math.isfinite(width):
         box = None if box is None else (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
         outline = outline.scaled(width, height) if isinstance(outline, Polygons) else outline
-    box = _within(outline.box() if box is None and outline is not None else box, width, height)
+    box = _clipped(outline.box() if box is None and outline is not None else box, width, height)
     if box is None:
-        report.add("boxes without area in the image", "left out", one.id)
+        report.add("boxes without area in the image", "left out", image.id)
         return None
     if isinstance(outline, RunLengths) and size not in (None, (outline.width, outline.height)):
-        report.add("outlines of another size than their image", "their objects neither learned nor counted", one.id)
+        report.add("outlines of another size than their image", "their objects neither learned nor counted", image.id)
         crowd, outline = True, None
     if masks and outline is None and not crowd:
-        report.add("objects without an outline", "neither learned nor counted", one.id)
+        report.add("objects without an outline", "neither learned nor counted", image.id)
         crowd = True
-    return Annotation(thing.label, box, crowd, outline if masks else None)
+    return Annotation(record.label, box, crowd, outline if masks else None)
 
 
-def _within(box: Box | None, width: float, height: float) -> Box | None:
-    """The part of a box that is in the image; ``None`` if it has no area or is not a number."""
+def _clipped(box: Box | None, width: float, height: float) -> Box | None:
+    """The part of a box within the image; ``None`` if it has no area or a coordinate is not a finite number."""
     if box is None or not all(map(math.isfinite, box)):
         return None
     x1, x2 = (min(max(x, 0.0), width) for x in (box[0], box[2]))

@@ -1,188 +1,227 @@
-"""What a folder holds: told from the files in it, and said."""
+"""The data formats, which of them a folder holds, and reading it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from autotimm.constants import TASKS
-from autotimm.data.formats.box_csv import box_tables, is_box_table, is_label_table
-from autotimm.data.formats.cityscapes import is_cityscapes
-from autotimm.data.formats.coco import has_outlines, is_coco
-from autotimm.data.formats.instance_masks import find_instances
-from autotimm.data.formats.listing import Found, text
-from autotimm.data.formats.mask_pairs import find_pairs
-from autotimm.data.formats.split_layout import descend, files_below, images_below, relative, split_of
-from autotimm.data.formats.voc import voc_files
-from autotimm.data.formats.yolo import has_polygons, yaml_lacking, yolo_files
-from autotimm.errors import DataError, join_names, require_choice
+from autotimm.data.formats.box_csv import BoxCsv
+from autotimm.data.formats.cityscapes import Cityscapes
+from autotimm.data.formats.class_csv import ClassCsv
+from autotimm.data.formats.class_folders import ClassFolders
+from autotimm.data.formats.coco import Coco
+from autotimm.data.formats.data_format import Format, ReadOptions, Sighting
+from autotimm.data.formats.file_names import text
+from autotimm.data.formats.instance_masks import InstanceMasks
+from autotimm.data.formats.label_images import LabelImages
+from autotimm.data.formats.listing import Listing
+from autotimm.data.formats.voc import Voc
+from autotimm.data.formats.yolo import Yolo
+from autotimm.data.table import Table
+from autotimm.errors import DataError, UsageError, join_names, require_choice
+from autotimm.serialization import import_object
 
-__all__ = ["Recognized", "recognize"]
+__all__ = ["FORMATS", "Recognized", "format_names", "read_spatial", "recognize", "recognize_listing"]
 
-"""What data can be for."""
+FORMATS: tuple[Format, ...] = (
+    Coco(),
+    Voc(),
+    Yolo(),
+    BoxCsv(),
+    InstanceMasks(),
+    LabelImages(),
+    Cityscapes(),
+    ClassFolders(),
+    ClassCsv(),
+)
+"""Every format that is recognized, and that ``--format`` can name."""
 
-_WORDS = {
+_TASK_OF_KIND = {"boxes": "detection", "instances": "instance", "pixels": "segmentation"}
+_TASK_WORDS = {
     "classification": "classification",
     "detection": "object detection",
     "instance": "instance segmentation",
     "segmentation": "semantic segmentation",
 }
-_SHEETS = (".csv", ".tsv")
-_PLACES = ("images", "image", "imgs", "img", "jpegimages")  # where images are put, whatever they show
 
 
 class Recognized(NamedTuple):
-    """What data are for and how they are written.
+    """The task and the format of data.
 
     Attributes:
         task: ``classification``, ``detection``, ``instance`` or ``segmentation``.
         format: ``folder``, ``csv``, ``coco``, ``voc``, ``yolo``, ``masks`` or ``cityscapes``.
         sentence: What was seen, and what else could be asked for, for people.
+        listing: The listing that shows it, for reading the data without listing the folder again.
     """
 
     task: str
     format: str
     sentence: str
+    listing: Listing
 
 
 class _Offer(NamedTuple):
-    """A format that a folder can be read in.
+    """A format with what it sees."""
 
-    Attributes:
-        format: The format.
-        tasks: What for, the most that it says first.
-        what: What was seen.
+    format: Format
+    sighting: Sighting
+
+
+def format_names(task: str) -> tuple[str, ...]:
+    """The names that ``--format`` accepts for a task.
+
+    Example:
+        >>> format_names("instance")
+        ('coco', 'yolo', 'masks')
     """
-
-    format: str
-    tasks: tuple[str, ...]
-    what: str
+    return tuple(format.name for format in FORMATS if task in format.tasks)
 
 
 def recognize(path: str | Path, task: str | None = None) -> Recognized:
-    """Tell the task and the format of data from what lies there.
+    """Detect the task and the format of data from the contents of a folder.
 
     COCO and YOLO with outlines are for instance segmentation, with boxes alone for detection, like VOC and tables of
     boxes; images with a mask each for semantic segmentation, with a mask per object for instance segmentation. Folders
-    of images and nothing else are classes. VOC files go before a table of boxes, which is usually made from them.
+    of images without annotations are classes. Where VOC files and a table of boxes are found, VOC is read, since the
+    table is usually made from them.
 
     Args:
         path: A folder, a JSON, YAML or CSV file.
-        task: What the data shall be for, where several tasks are possible.
+        task: What the data shall be used for, where several tasks are possible.
 
     Raises:
-        DataError: If nothing is recognized, or several things are; it says what to give.
+        DataError: If nothing is recognized, or several formats are; it says what to give.
         UsageError: If there is no such task.
     """
+    return recognize_listing(Listing(path), task)
+
+
+def recognize_listing(listing: Listing, task: str | None = None) -> Recognized:
+    """As :func:`recognize`, from a listing."""
     if task is not None:
         require_choice("task", "recognize", task, TASKS)
-    path = Path(path)
-    if path.is_file():
-        return _chosen(path, [_file(path)], task, "")
-    root = descend(path)
-    images = images_below(root)
-    offers = _offers(root, images) if task != "classification" else []
-    tables = [one for one in files_below(root, _SHEETS, depth=1) if is_label_table(one)]
-    tables.sort(key=lambda one: split_of(one.name) != "train")
-    hint = f" For classification give a table of labels, such as {relative(tables[0], root)}." if tables else ""
-    if not offers and task != "classification" and (lacking := yaml_lacking(root, images)):
-        raise DataError(f"{path} is not recognized. {lacking} For class folders give task='classification'.")
-    if task == "classification" or (not offers and task is None):
-        return Recognized("classification", "folder", _class_folders(path, images, hint))
-    return _chosen(path, offers, task, hint)
-
-
-def _file(path: Path) -> _Offer:
-    ending = path.suffix.lower()
-    if ending in _SHEETS:
-        boxes = is_box_table(path)
-        return _Offer(
-            "csv", ("detection",) if boxes else ("classification",), f"a table of {'boxes' if boxes else 'labels'}"
+    if listing.file is not None:
+        offers = _offers(listing, FORMATS)
+        if not offers:
+            raise DataError(
+                f"{listing.path} is not data of a known format. Give a folder, a COCO file (.json), a YOLO file "
+                "(.yaml) or a table (.csv)."
+            )
+        return _choose(listing, offers, task, "")
+    listing.images_below()  # an error of listing comes before what formats say
+    offers = _offers(listing, [format for format in FORMATS if _may_be_for(format, task)])
+    hint = "".join(f" {sentence}" for format in FORMATS if (sentence := format.hint(listing)))
+    complete = [offer for offer in offers if not offer.sighting.missing]
+    certain = [offer for offer in complete if offer.sighting.certain]
+    if not certain and len(complete) < len(offers):
+        missing = next(offer.sighting.missing for offer in offers if offer.sighting.missing)
+        raise DataError(f"{listing.path} is not recognized. {missing} For class folders give task='classification'.")
+    if not complete and task in (None, "classification"):
+        raise DataError(
+            f"{listing.path} is not recognized. {_images_seen(listing)}.{hint} Make a folder per class, or add "
+            "annotations: COCO, VOC, YOLO, a table of boxes, or masks."
         )
-    if ending == ".json" and is_coco(path):
-        return _coco([path])
-    if ending in (".yaml", ".yml"):
-        return _yolo([path])
-    raise DataError(
-        f"{path} is no data that is known. Give a folder, a COCO file (.json), a YOLO file (.yaml) or a table (.csv)."
-    )
+    return _choose(listing, certain or complete, task, hint)
 
 
-def _coco(files: Sequence[Path]) -> _Offer:
-    count = f"{len(files)} COCO file{'s' if len(files) > 1 else ''}"
-    if any(map(has_outlines, files)):
-        return _Offer("coco", ("instance", "detection"), f"{count} with outlines")
-    return _Offer("coco", ("detection",), f"{count} with boxes")
+def _may_be_for(format: Format, task: str | None) -> bool:
+    """Whether a format is asked: for another task than classification also the others, to say what there is."""
+    return task is None or task in format.tasks or (task != "classification" and "classification" not in format.tasks)
 
 
-def _yolo(files: Sequence[Path]) -> _Offer:
-    if has_polygons(files[0]):
-        return _Offer("yolo", ("instance", "detection"), f"YOLO labels with polygons ({files[0].name})")
-    return _Offer("yolo", ("detection",), f"YOLO labels with boxes ({files[0].name})")
+def _offers(listing: Listing, formats: Sequence[Format]) -> list[_Offer]:
+    """What the formats see, in their order; those that another one covers are not asked."""
+    sightings: dict[Format, Sighting] = {}
+    covered: set[type[Format]] = set()
+    for format in sorted(formats, key=lambda format: not format.covers):
+        if type(format) not in covered and (sighting := format.see(listing)) is not None:
+            sightings[format] = sighting
+            covered.update(format.covers)
+    return [
+        _Offer(format, sightings[format]) for format in formats if format in sightings and type(format) not in covered
+    ]
 
 
-def _offers(root: Path, images: Sequence[Found]) -> list[_Offer]:
-    """Everything that a folder can be read as, except classes."""
-    offers = []
-    if coco := [path for path in files_below(root, (".json",)) if is_coco(path)]:
-        offers.append(_coco(coco))
-    if yolo := yolo_files(root):
-        offers.append(_yolo(yolo))
-    if voc := voc_files(root):
-        offers.append(_Offer("voc", ("detection",), f"{len(voc)} VOC files with boxes"))
-    if (boxes := box_tables(root)) and not voc:
-        offers.append(_Offer("csv", ("detection",), f"{len(boxes)} tables of boxes"))
-    if is_cityscapes(root):
-        return [*offers, _Offer("cityscapes", ("segmentation",), "the folders of Cityscapes")]
-    if instances := find_instances(root, images):
-        count = sum(map(len, instances.masks.values()))
-        offers.append(_Offer("masks", ("instance", "detection"), f"{count} masks of one object each"))
-    elif pairs := find_pairs(root, images):
-        offers.append(_Offer("masks", ("segmentation",), f"{len(pairs.pairs)} {pairs.layout}"))
-    return offers
+def _images_seen(listing: Listing) -> str:
+    return "There are images, but no class folders or annotations" if listing.images_below() else "There are no images"
 
 
-def _chosen(path: Path, offers: Sequence[_Offer], task: str | None, hint: str) -> Recognized:
-    fitting = [one for one in offers if task is None or task in one.tasks]
+def _choose(listing: Listing, offers: Sequence[_Offer], task: str | None, hint: str) -> Recognized:
+    sightings = [offer.sighting for offer in offers]
+    fitting = [offer for offer in offers if task is None or task in offer.sighting.tasks]
     if not fitting:
-        seen = join_names([one.what for one in offers]) or "nothing that says where objects are"
-        raise DataError(f"{path} has no data for {_WORDS[str(task)]}, but {seen}.{hint} Give another path or task.")
-    # Of a task that a format is made for before one that it can be used for.
-    first = [one for one in fitting if task is None or one.tasks[0] == task] or fitting
-    if len(first) > 1:
-        by_task = len({one.tasks[0] for one in first}) == len(first) and task is None
-        options = [repr(one.tasks[0] if by_task else one.format) for one in first]
-        what = "task" if by_task else "format"
-        raise DataError(f"{path} can be read in several ways: {join_names([one.what for one in first])}. "
-                        f"Say which with {what}={' or '.join(options)}.")  # fmt: skip
-    best = first[0]
-    task = task or best.tasks[0]
-    others = dict.fromkeys(other for one in offers for other in one.tasks if other != task)
+        seen = join_names([sighting.what for sighting in sightings]) or "no annotations"
+        raise DataError(
+            f"{listing.path} has no data for {_TASK_WORDS[str(task)]}; it has {seen}.{hint} Give another path or task."
+        )
+    # A format that is made for the task goes before one that can be used for it.
+    best = [offer for offer in fitting if task is None or offer.sighting.tasks[0] == task] or fitting
+    if len(best) > 1:
+        first_tasks = [offer.sighting.tasks[0] for offer in best]
+        by_task = len(set(first_tasks)) == len(best) and task is None
+        values = first_tasks if by_task else [offer.format.name for offer in best]
+        seen = join_names([offer.sighting.what for offer in best])
+        raise DataError(
+            f"{listing.path} can be read in several ways: {seen}. Choose one with {'task' if by_task else 'format'}="
+            f"{' or '.join(map(repr, values))}."
+        )
+    format, sighting = best[0]
+    task = task or sighting.tasks[0]
+    others = dict.fromkeys(other for sighting in sightings for other in sighting.tasks if other != task)
     also = f" Also possible: {join_names([f'--task {other}' for other in others])}." if others else ""
-    return Recognized(task, best.format, f"{_name(path)} has {best.what}: {_WORDS[task]}.{also}{hint}")
+    name = text(listing.path.resolve().name)
+    return Recognized(task, format.name, f"{name} has {sighting.what}: {_TASK_WORDS[task]}.{also}{hint}", listing)
 
 
-def _class_folders(path: Path, images: Sequence[Found], hint: str) -> str:
-    """A sentence on class folders.
+def read_spatial(
+    path: str | Path, format: str, kind: str, notices: list[str], *, strict: bool = False,
+    recognized: Recognized | None = None, colors: Mapping[str, Any] | str | Path | None = None,
+) -> Mapping[str, Table]:  # fmt: skip
+    """Read data with boxes, outlines or a class per pixel.
+
+    Args:
+        path: A folder, or a file that names the rest.
+        format: One of :func:`format_names`; ``auto`` recognizes it, and says so in the notices; or the import path of a
+            reader of your own, called with the path and the list of notices.
+        kind: ``boxes``, ``instances`` or ``pixels``.
+        notices: Receives one line for each thing that was left out or looks strange.
+        strict: Refuse what is wrong instead of leaving it out.
+        recognized: What ``path`` was recognized as before: the folder is not looked at again.
+        colors: See :func:`autotimm.data.formats.label_images.read_label_images`.
+
+    Returns:
+        A table per split; ``train`` is among them.
 
     Raises:
-        DataError: If there are none.
+        DataError: If the data cannot be used.
+        UsageError: If there is no such format.
     """
-    folders = {one.name.rpartition("/")[0] for one in images}
-    said = [
-        [part for part in folder.split("/") if part and split_of(part) is None and part.lower() not in _PLACES]
-        for folder in folders
-    ]
-    classes = {tuple(parts) for parts in said if parts}
-    if not classes:
-        seen = "There are no images" if not images else "There are images, but nothing says what they show"
-        raise DataError(
-            f"{path} is not recognized. {seen}.{hint} Make a folder per class, or put annotations there: COCO, VOC, "
-            "YOLO, a table of boxes, or masks."
-        )
-    return f"{_name(path)} has images in {len(classes)} folders and no annotations: classification.{hint}"
+    path, task = Path(path).expanduser(), _TASK_OF_KIND[kind]
+    if not path.exists():
+        raise DataError(f"{path} must be a folder of data. It does not exist. Check the path.")
+    if "." in format:
+        tables: dict[str, Table] = _own_reader(format)(path, notices)
+        return tables
+    listing = Listing(path) if recognized is None else recognized.listing
+    if format == "auto":
+        if recognized is None or recognized.task != task:
+            recognized = recognize_listing(listing, task)
+        notices.append(recognized.sentence)
+        format = recognized.format
+    require_choice("format", f"data with {kind}", format, format_names(task))
+    reader = next(known for known in FORMATS if known.name == format and task in known.tasks)
+    return reader.read(listing, notices, ReadOptions(masks=kind == "instances", strict=strict, colors=colors))
 
 
-def _name(path: Path) -> str:
-    return text(path.resolve().name)
+def _own_reader(name: str) -> Callable[..., Any]:
+    try:
+        reader: Callable[..., Any] = import_object(name)
+    except ImportError as error:
+        raise UsageError(
+            f"The format {name!r} must be a name or the import path of a reader. It cannot be imported ({error}). Give "
+            "for example coco, or my_package.data.read."
+        ) from None
+    return reader

@@ -1,4 +1,7 @@
-"""The data sets that torchvision knows by name."""
+"""Data sets of torchvision, by name.
+
+They are not a :class:`~autotimm.data.formats.data_format.Format`: they are read by name, not recognized in a folder.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,13 @@ __all__ = ["BUILTIN", "BuiltinTable", "read_builtin"]
 
 
 class _Known(NamedTuple):
-    """How a data set of torchvision says its splits, and where it keeps its labels and, if it has such, its files."""
+    """How to open a data set of torchvision, and what to read from it.
+
+    Attributes:
+        labels: The attribute with the labels.
+        splits: The arguments of the constructor for each split.
+        files: Gives the image files; none if torchvision keeps all images in one file.
+    """
 
     labels: str
     splits: Mapping[str, Mapping[str, Any]]
@@ -67,7 +76,7 @@ _KNOWN = {
 }
 
 BUILTIN = tuple(_KNOWN)
-"""Names that ``dataset_name`` knows; upper and lower case do not matter."""
+"""The names that ``dataset_name`` accepts, in any case."""
 
 
 class BuiltinTable(Table):
@@ -77,8 +86,8 @@ class BuiltinTable(Table):
         dataset: The data set, without transforms.
         targets: The class index of each sample.
         class_names: Names of the classes.
-        split: First part of the ids, which go on with the number of the sample.
-        files: The image file of each sample; nothing if torchvision keeps them all in one.
+        split: First part of the ids; the second is the number of the sample.
+        files: The image file of each sample; empty if torchvision keeps all images in one file.
     """
 
     draws_random = False
@@ -110,9 +119,9 @@ class BuiltinTable(Table):
 def _open(name: str, root: Path, download: bool, options: Mapping[str, Any]) -> Any:
     try:
         return getattr(datasets, name)(root, **options, **({"download": True} if download else {}))
-    except (*BROKEN, AssertionError, pickle.UnpicklingError) as error:  # files that torchvision reads without a check
+    except (*BROKEN, AssertionError, pickle.UnpicklingError) as error:  # torchvision unpickles files without a check
         first = (str(error).splitlines() or ["its files are damaged"])[0]
-        first = first.partition("You can use download=True")[0].rstrip(". ")  # ours says where to, too
+        first = first.partition("You can use download=True")[0].rstrip(". ")  # our sentence also says where to
         cure = "Check the connection." if download else f"Give download=True to fetch it into {root}."
         raise DataError(f"{name} is not in {root}: {first}. {cure}") from error
 
@@ -123,8 +132,8 @@ def _targets(dataset: Any, labels: str) -> list[int]:
     return [int(value[1] if isinstance(value, (tuple, list)) else value) for value in values]
 
 
-def _paths(found: Sequence[Any]) -> list[str | Path]:
-    return [one[0] if isinstance(one, (tuple, list)) else one for one in found]
+def _paths(files: Sequence[Any]) -> list[str | Path]:
+    return [file[0] if isinstance(file, (tuple, list)) else file for file in files]
 
 
 def _class_names(dataset: Any, targets: list[int]) -> list[str]:
@@ -138,7 +147,7 @@ def read_builtin(name: str, root: str | Path, download: bool = False) -> dict[st
     """Open a data set of torchvision with all of its splits.
 
     Args:
-        name: One of :data:`BUILTIN`; upper and lower case do not matter.
+        name: One of :data:`BUILTIN`, in any case.
         root: The folder where torchvision keeps it.
         download: Fetch it if it is not there.
 

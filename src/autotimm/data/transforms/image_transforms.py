@@ -1,9 +1,9 @@
-"""The size of an image drawn at random, with masks that stay on their pixels.
+"""Transforms of images between decoder and network: torchvision v2 on ``uint8``.
 
-What happens to an image between decoder and network: torchvision v2 on ``uint8``.
+Images stay ``uint8`` up to the network, which owns the normalization: a quarter of the memory between processes,
+several times faster resizing, and color changes whose bits do not depend on the number of threads.
 
-``uint8`` it stays until the network, which owns the normalization: a quarter of the memory between processes, several
-times faster resizing, and color changes whose bits do not depend on the number of threads.
+Records hold digests of transform objects: their classes and attributes must keep their names.
 """
 
 from __future__ import annotations
@@ -34,50 +34,11 @@ __all__ = [
 ]
 
 
-def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize masks (..., H, W) to the pixel whose center is nearest, as plain tensors.
-
-    torchvision's ``NEAREST`` rounds down instead, and puts a mask half a pixel beside its image and its boxes.
-    """
-    plain = masks.as_subclass(Tensor)
-    rows = plain if plain.ndim > 2 else plain.unsqueeze(0)
-    resized: Tensor = F.resize(rows, list(size), interpolation=InterpolationMode.NEAREST_EXACT)
-    return resized if plain.ndim > 2 else resized[0]
-
-
-class ScaleJitter(v2.Transform):
-    """Draw the size of an image, its boxes and its masks as torchvision's ``ScaleJitter`` does, from the same numbers.
-
-    torchvision's own resizes masks with ``NEAREST`` whatever it is told, see :func:`resize_masks`, and makes nothing
-    of an image that is much longer than wide.
-
-    Args:
-        side: The side of the square that a scale of 1 fits the image into.
-        low: The smallest scale.
-        high: The largest.
-    """
-
-    def __init__(self, side: int, low: float, high: float) -> None:
-        super().__init__()
-        self.drawn = v2.ScaleJitter((side, side), scale_range=(low, high))
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Height and width, at least one pixel each."""
-        height, width = self.drawn.make_params(flat_inputs)["size"]
-        return {"size": (max(1, height), max(1, width))}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Resize one of image, boxes and masks."""
-        if isinstance(inpt, tv_tensors.Mask):
-            return tv_tensors.wrap(resize_masks(inpt, params["size"]), like=inpt)
-        return F.resize(inpt, list(params["size"]), antialias=True)
-
-
 AUGMENTATIONS = ("none", "light", "default", "strong", "randaugment", "trivialaugment", "autoaugment")
 """Names of the built-in augmentations, see :func:`train_transform`."""
 
 INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic")
-"""Names of the interpolations that work on tensors."""
+"""Names of the interpolations that torchvision supports for tensors."""
 
 Transform: TypeAlias = Callable[[Any], Any]
 
@@ -126,7 +87,7 @@ def train_transform(
     ===============  ==================================================================================================
     name             what it does
     ===============  ==================================================================================================
-    none             what evaluation does
+    none             as in evaluation
     light            random square of 90 to 100 % of the shorter side, never distorted or mirrored: safe for text
     default          random crop of 50 to 100 %, mirror, a little brightness, contrast and saturation
     strong           random crop of 20 to 100 %, mirror, strong color, grayscale, and a quarter of images partly erased
@@ -153,7 +114,7 @@ def train_transform(
     if augmentation == "none":
         return eval_transform(image_size, crop_pct, interpolation)
     if augmentation == "light":
-        # RandomResizedCrop cannot take 80 % of an oblong image as a square, and then always takes the middle.
+        # RandomResizedCrop cannot take 80 % of an oblong image as a square, and then falls back to the center.
         sides = list(range(image_size, round(image_size / 0.9) + 1))
         return _compose([v2.RandomShortestSize(sides, interpolation=mode, antialias=True), v2.RandomCrop(image_size)])
     if augmentation == "default":
@@ -169,10 +130,49 @@ def train_transform(
     return _compose([_crop(image_size, mode, 0.35), mirror, policies[augmentation](interpolation=mode)])
 
 
-def draws_from_torch_only(transform: Any) -> bool:
-    """Whether a transform is made of torchvision v2 and our scale jitter alone, which read torch's generator only.
+def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize masks (..., H, W) by nearest pixel centers, as plain tensors.
 
-    A ``v2.Lambda``, a subclass of your own, an older transform or any other callable may read ``random`` or NumPy.
+    torchvision's ``NEAREST`` rounds down instead, which shifts a mask by half a pixel against its image and boxes.
+    """
+    tensor = masks.as_subclass(Tensor)
+    batch = tensor if tensor.ndim > 2 else tensor.unsqueeze(0)
+    resized: Tensor = F.resize(batch, list(size), interpolation=InterpolationMode.NEAREST_EXACT)
+    return resized if tensor.ndim > 2 else resized[0]
+
+
+class ScaleJitter(v2.Transform):
+    """Random scaling of an image with its boxes and masks, by the same random numbers as torchvision's transform.
+
+    torchvision's ``ScaleJitter`` always resizes masks with ``NEAREST``, see :func:`resize_masks`, and gives images that
+    are much longer than wide a side of 0 pixels.
+
+    Args:
+        side: Side in pixels of the square that a scale of 1 fits the image into.
+        low: The smallest scale.
+        high: The largest scale.
+    """
+
+    def __init__(self, side: int, low: float, high: float) -> None:
+        super().__init__()
+        self.drawn = v2.ScaleJitter((side, side), scale_range=(low, high))
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Height and width, at least one pixel each."""
+        height, width = self.drawn.make_params(flat_inputs)["size"]
+        return {"size": (max(1, height), max(1, width))}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Resize an image, boxes or masks."""
+        if isinstance(inpt, tv_tensors.Mask):
+            return tv_tensors.wrap(resize_masks(inpt, params["size"]), like=inpt)
+        return F.resize(inpt, list(params["size"]), antialias=True)
+
+
+def draws_from_torch_only(transform: Any) -> bool:
+    """Whether a transform consists of torchvision v2 and :class:`ScaleJitter`, which use torch's generator only.
+
+    A ``v2.Lambda``, a subclass of your own, a v1 transform or any other callable may use ``random`` or NumPy.
 
     Example:
         >>> draws_from_torch_only(v2.Compose([v2.RandomHorizontalFlip()]))
@@ -189,13 +189,13 @@ def draws_from_torch_only(transform: Any) -> bool:
 
 
 class SampleTransform(ABC):
-    """What a sample goes through between table and batch.
+    """A transform of whole samples, between table and batch.
 
     Attributes:
-        transform: What the caller gave, or what stands for it, for the record of a run.
+        transform: The user's or the built-in transform, for the record of a run.
         name: The argument it was given as, for errors.
         owner: The class it was given to, for errors.
-        torch_only: Whether it reads no other global generator than torch's.
+        torch_only: Whether it uses no other global generator than torch's.
     """
 
     transform: Any
@@ -208,12 +208,12 @@ class SampleTransform(ABC):
         """Transform a sample.
 
         Raises:
-            UsageError: If what comes out is none.
+            UsageError: If the result is not a sample.
         """
 
     @abstractmethod
     def check(self, sample: Sample) -> None:
-        """Refuse a transform by its first result, before a worker meets it.
+        """Check the first result, before worker processes start.
 
         Raises:
             UsageError: If the result cannot be used.
@@ -221,7 +221,7 @@ class SampleTransform(ABC):
 
 
 class ImageTransform(SampleTransform):
-    """A transform of the image alone, applied to a sample; targets of classification do not move with pixels.
+    """A transform of the image alone, applied to a sample; targets of classification do not change with the pixels.
 
     Args:
         transform: A callable from a ``uint8`` ``tv_tensors.Image`` (3, H, W) to a tensor (3, h, w), ``uint8`` in
@@ -240,13 +240,13 @@ class ImageTransform(SampleTransform):
         """Transform the image of a sample.
 
         Raises:
-            UsageError: If what comes out is not an image.
+            UsageError: If the result is not an image.
         """
         image = self.transform(sample.image)
         if not isinstance(image, Tensor):
-            self._refuse(type(image).__name__, "Let them end with a tensor, for example with v2.ToImage().")
+            self._refuse(type(image).__name__, "End them with a tensor, for example with v2.ToImage().")
         if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
-            self._refuse(f"a tensor of shape {tuple(image.shape)}", "Keep channels first, and all three of them.")
+            self._refuse(f"a tensor of shape {tuple(image.shape)}", "Keep all three channels, channels first.")
         if image.dtype != torch.uint8 and not image.is_floating_point():
             self._refuse(
                 f"a tensor of {image.dtype}", "Keep uint8, or convert with v2.ToDtype(torch.float32, scale=True)."
@@ -254,15 +254,15 @@ class ImageTransform(SampleTransform):
         return Sample(image.as_subclass(Tensor), sample.target, sample.id)
 
     def check(self, sample: Sample) -> None:
-        """Refuse floating point values far outside of [0, 1]: the network would normalize a second time.
+        """Refuse floating-point values far outside of [0, 1]: the network would normalize a second time.
 
         Raises:
-            UsageError: If values lie outside. A little more than [0, 1] is what bicubic resizing does.
+            UsageError: If values lie outside. Slightly outside is allowed, since bicubic resizing overshoots.
         """
         image = sample.image
         low, high = float(image.min()), float(image.max())
         if image.is_floating_point() and not (low >= -0.5 and high <= 1.5):
-            self._refuse(f"values from {low:.3g} to {high:.3g}", "Leave out Normalize: the network does that itself.")
+            self._refuse(f"values from {low:.3g} to {high:.3g}", "Leave out Normalize: the network normalizes.")
 
     def _refuse(self, got: str, do: str) -> None:
         raise UsageError(

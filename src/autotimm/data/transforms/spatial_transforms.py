@@ -1,7 +1,9 @@
-"""What happens to an image whose boxes or masks move with its pixels: torchvision v2, then a letterbox.
+"""Transforms of images with boxes or masks: torchvision v2, then a letterbox.
 
-The letterbox keeps the aspect ratio: the longer side becomes the side of the square that the network sees, the rest is
-gray. Objects are not distorted, and what is found can be mapped back to the pixels of the original image.
+The letterbox keeps the aspect ratio: the longer side becomes the side of the network's square, the rest is gray.
+Objects are not distorted, and predictions can be mapped back to the pixels of the original image.
+
+Records hold digests of transform objects: their classes and attributes must keep their names.
 """
 
 from __future__ import annotations
@@ -26,9 +28,7 @@ SPATIAL_AUGMENTATIONS = ("none", "light", "default", "strong")
 """Names of the built-in augmentations, see :func:`spatial_augmentation`."""
 
 GRAY = 114
-"""What a letterbox is filled with: near the mean of photographs, so that the border draws no attention."""
-
-"""The class index of pixels that nothing is known of; neither learned from nor measured."""
+"""The fill of a letterbox: near the mean of photographs, so that the border does not stand out."""
 
 _USE_V2 = "Use torchvision's v2 transforms, without normalization: the network does that."
 
@@ -52,8 +52,8 @@ def spatial_augmentation(name: str, image_size: int, owner: str, outside: int = 
     Args:
         name: One of :data:`SPATIAL_AUGMENTATIONS`.
         image_size: Side of the network's square in pixels, which the scale is relative to.
-        owner: Who was given the name, for errors.
-        outside: What masks hold where a crop reaches beyond the image: 0, or ``IGNORE_INDEX`` for class indices.
+        owner: The class it was given to, for errors.
+        outside: The value of masks where a crop reaches beyond the image: 0, or ``IGNORE_INDEX`` for class indices.
 
     Returns:
         A callable from an image and its target to the same, or ``None`` for nothing.
@@ -69,7 +69,7 @@ def spatial_augmentation(name: str, image_size: int, owner: str, outside: int = 
     fill = {tv_tensors.Image: GRAY, tv_tensors.Mask: outside, "others": 0}
     parts: list[Any] = [] if name == "light" else [v2.RandomHorizontalFlip()]
     parts.append(ScaleJitter(image_size, low, high))
-    parts.append(v2.RandomCrop(square, pad_if_needed=True, fill=fill))  # pads what the jitter made too small
+    parts.append(v2.RandomCrop(square, pad_if_needed=True, fill=fill))  # pads images that the jitter made too small
     colors = {"light": v2.ColorJitter(0.1, 0.1), "default": v2.ColorJitter(0.2, 0.2, 0.2)}
     parts.append(colors.get(name) or v2.RandomPhotometricDistort())
     composed: PairTransform = v2.Compose(parts)
@@ -77,7 +77,7 @@ def spatial_augmentation(name: str, image_size: int, owner: str, outside: int = 
 
 
 def place(height: int, width: int, image_size: int) -> Placement:
-    """Where an image lies in the middle of a square after its longer side was resized to that of the square.
+    """The placement of an image centered in a square, with its longer side resized to that of the square.
 
     Example:
         >>> place(100, 200, 64)
@@ -90,9 +90,9 @@ def place(height: int, width: int, image_size: int) -> Placement:
 
 
 class SpatialTransform(SampleTransform):
-    """A transform of image and target together, and the letterbox behind it, applied to a sample.
+    """A transform of image and target together, followed by the letterbox, applied to a sample.
 
-    Class indices of the border are ``IGNORE_INDEX``; boxes that have left the image are dropped, with their labels and
+    Class indices of the border are ``IGNORE_INDEX``; boxes outside of the image are dropped, with their labels and
     masks.
 
     Args:
@@ -110,10 +110,10 @@ class SpatialTransform(SampleTransform):
         self.torch_only = transform is None or draws_from_torch_only(transform)
 
     def __call__(self, sample: Sample) -> Sample:
-        """Transform one sample: ``uint8`` (3, S, S), its target as plain tensors, and where the original lies.
+        """Transform a sample: ``uint8`` (3, S, S), its target as plain tensors, and the placement of the original.
 
         Raises:
-            UsageError: If what comes out is not an image and a target.
+            UsageError: If the result is not an image and a target.
         """
         image, target = sample.image, sample.target
         if self.transform is not None:
@@ -125,11 +125,11 @@ class SpatialTransform(SampleTransform):
             target = self._objects(target, placement)
         elif target is not None:
             target = self._boxed(target, placement, IGNORE_INDEX).to(torch.int64)
-        kept = placement if self.transform is None else None  # after a crop nothing can be mapped back
+        kept = placement if self.transform is None else None  # after a crop, predictions cannot be mapped back
         return Sample(image, target, sample.id, kept)
 
     def check(self, sample: Sample) -> None:
-        """Refuse a transform that dropped boxes and kept their labels, or the other way round."""
+        """Refuse a transform that dropped boxes and kept their labels, or vice versa."""
         sizes = {name: len(value) for name, value in sample.target.items()} if isinstance(sample.target, dict) else {}
         if len(set(sizes.values())) > 1:
             got = ", ".join(f"{size} {name}" for name, size in sizes.items())
@@ -154,18 +154,18 @@ class SpatialTransform(SampleTransform):
 
     def _boxed(self, image: Tensor, at: Placement, fill: int) -> Tensor:
         """Resize and pad an image (3, H, W) or masks (..., H, W)."""
-        mask = fill != GRAY
-        plain, size = image.as_subclass(Tensor), (at.shown_height, at.shown_width)
-        rows = plain if plain.ndim == 3 else plain.unsqueeze(0)
-        if rows.shape[-2:] != size:
-            rows = resize_masks(rows, size) if mask else F.resize(rows, list(size), antialias=True)
+        is_mask = fill != GRAY
+        tensor, size = image.as_subclass(Tensor), (at.shown_height, at.shown_width)
+        layers = tensor if tensor.ndim == 3 else tensor.unsqueeze(0)
+        if layers.shape[-2:] != size:
+            layers = resize_masks(layers, size) if is_mask else F.resize(layers, list(size), antialias=True)
         bottom, right = self.image_size - at.top - at.shown_height, self.image_size - at.left - at.shown_width
-        rows = F.pad(rows, [at.left, at.top, right, bottom], fill=fill)
-        result: Tensor = rows if plain.ndim == 3 else rows[0]
+        layers = F.pad(layers, [at.left, at.top, right, bottom], fill=fill)
+        result: Tensor = layers if tensor.ndim == 3 else layers[0]
         return result
 
     def _objects(self, target: dict[str, Any], at: Placement) -> dict[str, Tensor]:
-        """Boxes and masks in pixels of the square; what left the image, or has become nothing, is dropped."""
+        """Boxes and masks in pixels of the square; objects outside of the image, or without pixels, are dropped."""
         boxes = target["boxes"].as_subclass(Tensor).to(torch.float32)
         scale = boxes.new_tensor([at.shown_width / at.width, at.shown_height / at.height] * 2)
         low = boxes.new_tensor([at.left, at.top] * 2)

@@ -1,4 +1,4 @@
-"""timm backbones: names, weights, pooled features and feature maps."""
+"""timm backbones: their names, weights, pooled features and feature maps."""
 
 from autotimm.models.backbone.pooled import (
     DataConfig,

@@ -1,4 +1,4 @@
-"""Names of backbones: what they mean, which there are, and what to say of one that is unknown."""
+"""Look up backbones by name, in timm's registry and in hub repositories."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ __all__ = ["Architecture", "find_architecture", "list_backbones", "remember_arch
 
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 _CONFIG = "config.json"
-# What a hub repository's configuration may say of its weights beside the architecture. The rest is about training.
+# Entries of a hub repository's configuration that describe its weights. The others concern training.
 _CONFIG_KEYS = (
     "input_size", "test_input_size", "min_input_size", "fixed_input_size", "interpolation", "crop_pct", "mean", "std",
     "num_classes", "label_offset", "pool_size", "first_conv", "classifier",
 )  # fmt: skip
-# Decided by us, whatever the repository was saved with.
-_OUR_ARGUMENTS = ("num_classes", "in_chans", "drop_rate", "drop_path_rate", "pretrained")
+# Arguments that the caller decides, whatever the repository was saved with.
+_CALLER_ARGUMENTS = ("num_classes", "in_chans", "drop_rate", "drop_path_rate", "pretrained")
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What is needed to build a backbone, beside its weights. Plain data.
+    """The description of a backbone, without its weights. It consists of plain data.
 
     Attributes:
-        name: The name that was asked for.
+        name: The name that was requested.
         timm_name: The name in timm's registry, with a tag if one was given.
-        arguments: Arguments of timm's ``create_model`` that a hub repository was saved with.
-        overlay: Entries of timm's ``pretrained_cfg`` that a hub repository was saved with.
+        arguments: Arguments of ``timm.create_model`` stored in a hub repository.
+        overlay: Entries of timm's ``pretrained_cfg`` stored in a hub repository.
     """
 
     name: str
@@ -45,28 +45,31 @@ class Architecture:
 
     @property
     def repo(self) -> str | None:
-        """The hub repository that was asked for by name, if one was."""
+        """The hub repository, if ``name`` is that of one."""
         prefix, _, repo = self.name.partition(":")
         return repo if f"{prefix}:" in HUB_PREFIXES else None
 
     @property
     def config(self) -> dict[str, Any]:
-        """The ``pretrained_cfg`` of timm: preprocessing, sizes, and where weights are."""
+        """Preprocessing, image sizes and location of pretrained weights, as timm's ``pretrained_cfg``."""
         known = get_pretrained_cfg(self.timm_name)
         return ({} if known is None else asdict(known)) | self.overlay
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for a checkpoint."""
-        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]  # a dict goes in
+        """Convert to a dictionary of plain data, for a checkpoint."""
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]  # a dictionary
 
 
 _remembered: dict[str, Architecture] = {}
 
 
 def remember_architecture(data: Mapping[str, Any]) -> None:
-    """Let a hub name be used without the hub from now on, given what :meth:`Architecture.as_dict` returned.
+    """Register the architecture of a hub name, so that later lookups do not contact the hub.
 
-    A checkpoint records this, so that loading it contacts nobody.
+    Checkpoints record architectures, so that they load without network access.
+
+    Args:
+        data: The result of :meth:`Architecture.as_dict`.
     """
     architecture = Architecture(**{**data, "overlay": _tuples(data.get("overlay", {}))})
     _remembered[architecture.name] = architecture
@@ -77,11 +80,11 @@ def _tuples(overlay: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def list_backbones(pattern: str = "*", pretrained: bool = False) -> list[str]:
-    """List the names of backbones, in natural order.
+    """List the names of timm's backbones, in natural order.
 
     Args:
         pattern: A shell pattern, such as ``"*vit*"``.
-        pretrained: Only those with pretrained weights, with their tags (``resnet18.a1_in1k``).
+        pretrained: Whether to list only those with pretrained weights, with their tags (``resnet18.a1_in1k``).
 
     Example:
         >>> list_backbones("resnet1??")
@@ -91,15 +94,16 @@ def list_backbones(pattern: str = "*", pretrained: bool = False) -> list[str]:
 
 
 def find_architecture(name: str) -> Architecture:
-    """Say what a backbone's name means.
+    """Look up a backbone by name.
 
     Args:
-        name: A name of timm's registry, with or without a tag (``resnet18``, ``resnet18.a1_in1k``), or
-            ``hf-hub:owner/name`` for a hub repository that was saved by timm. Its configuration is read from what a
-            checkpoint recorded, from the cache, or from the hub, in this order.
+        name: A name in timm's registry, with or without a tag (``resnet18``, ``resnet18.a1_in1k``), or
+            ``hf-hub:owner/name`` for a hub repository that was saved by timm. The configuration of a repository is
+            taken from a checkpoint that was loaded (see :func:`remember_architecture`), from the cache, or from the
+            hub, in this order.
 
     Raises:
-        ModelError: If there is no such backbone; the nearest names are given.
+        ModelError: If there is no such backbone, with suggestions, or the hub cannot be reached.
     """
     if not name:
         raise ModelError(f"The `backbone` must be a name. Got {name!r} instead. `list_backbones('*vit*')` lists them.")
@@ -107,32 +111,32 @@ def find_architecture(name: str) -> Architecture:
         return _remembered[name]
     if name.startswith(HUB_PREFIXES):
         return _from_hub(name)
-    if any(sign in name for sign in "/\\:"):
+    if any(character in name for character in "/\\:"):
         raise ModelError(
             f"The `backbone` must be a name of timm or `hf-hub:owner/name`. Got {name!r} instead. "
-            f"Write 'hf-hub:{name.rpartition(':')[2]}' for a hub repository; a weights file goes into `pretrained`."
+            f"Write 'hf-hub:{name.rpartition(':')[2]}' for a hub repository. Give a weights file as `pretrained`."
         )
     return Architecture(name, _registered(name))
 
 
 def _registered(name: str) -> str:
-    """The name in timm's registry, after looking up renamed models."""
+    """Return the name in timm's registry, after resolving renamed models."""
     renamed = get_deprecated_models()
     if name in renamed:
         if renamed[name] is None:
-            raise ModelError(f"The `backbone` must be a model of timm. {name!r} was removed from timm. Choose another.")
+            raise ModelError(f"The `backbone` {name!r} was removed from timm. Choose another.")
         name = str(renamed[name])
     architecture, _, tag = name.partition(".")
     if not is_model(architecture):
-        cure = (
+        suggestion = (
             nearest(architecture, timm.list_models()) or "`list_backbones('*vit*')` lists those with vit in the name."
         )
-        raise ModelError(f"The `backbone` must be a model of timm. There is no {name!r}. {cure}")
+        raise ModelError(f"The `backbone` must be a model of timm. There is no {name!r}. {suggestion}")
     tagged = timm.list_models(f"{architecture}.*", include_tags=True)
     if tag and name not in tagged:
-        known = ", ".join(tagged[:5]) or f"{architecture} alone"
-        cure = nearest(name, tagged) or f"There is {known}."
-        raise ModelError(f"The `backbone` must be a model of timm. {architecture!r} has no weights {tag!r}. {cure}")
+        available = ", ".join(tagged[:5]) or f"{architecture} without a tag"
+        suggestion = nearest(name, tagged) or f"Available: {available}."
+        raise ModelError(f"The `backbone` {architecture!r} has no weights {tag!r}. {suggestion}")
     return name
 
 
@@ -142,8 +146,8 @@ def _from_hub(name: str) -> Architecture:
     if path is None:
         if reason := hub_state():
             raise ModelError(
-                f"The `backbone` {name!r} must be in the cache or on the hub. It is not cached and {reason}. "
-                "Connect once, or use a name of `list_backbones()`."
+                f"The `backbone` {name!r} is not cached and {reason}. Connect to the hub once, or use a name from "
+                "`list_backbones()`."
             )
         try:
             path = download_file(repo, [_CONFIG])
@@ -156,17 +160,18 @@ def _read_config(name: str, path: Path) -> Architecture:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         architecture = str(data["architecture"])
-        arguments, saved = dict(data.get("model_args") or {}), dict(data.get("pretrained_cfg") or data)
+        arguments, stored = dict(data.get("model_args") or {}), dict(data.get("pretrained_cfg") or data)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"The `config.json` of {name} must name an `architecture` of timm. It does not ({error}). Use a repository "
-            "that timm saved."
+            f"The `config.json` of {name} must name an `architecture` of timm, but reading it failed: {error!r}. Use a "
+            "repository that was saved by timm."
         ) from None
-    saved.setdefault("num_classes", data.get("num_classes", 1000))
+    stored.setdefault("num_classes", data.get("num_classes", 1000))
     if arguments.get("in_chans", 3) != 3:
         raise ModelError(
-            f"The `backbone` {name} must take RGB images. It takes {arguments['in_chans']} channels. Choose another."
+            f"The `backbone` {name} must accept RGB images. It has {arguments['in_chans']} input channels. Choose "
+            "another."
         )
-    overlay = {key: saved[key] for key in _CONFIG_KEYS if saved.get(key) is not None}
-    kept = {key: value for key, value in arguments.items() if key not in _OUR_ARGUMENTS}
+    overlay = {key: stored[key] for key in _CONFIG_KEYS if stored.get(key) is not None}
+    kept = {key: value for key, value in arguments.items() if key not in _CALLER_ARGUMENTS}
     return Architecture(name, _registered(architecture), kept, _tuples(overlay))

@@ -1,6 +1,7 @@
-"""Which parameters can learn, told before anything is computed.
+"""Feature maps of timm backbones, and the base class of the networks that use them.
 
-Feature maps of timm models, from fine to coarse, with strides that were measured and not believed.
+A map of stride 8 has one cell for every 8 x 8 pixels. The strides that timm declares are compared with the maps that a
+model returns, since a wrong stride would shift every prediction.
 """
 
 from __future__ import annotations
@@ -16,60 +17,31 @@ from torch.autograd.graph import Node
 
 from autotimm.errors import ModelError, UsageError
 from autotimm.models.backbone.architectures import Architecture
-from autotimm.models.backbone.around_backbone import AroundBackbone
+from autotimm.models.backbone.around_backbone import BackboneNetwork
 from autotimm.models.backbone.model_args import at_size
 from autotimm.models.backbone.pooled import checked_arguments, make_backbone
 from autotimm.models.backbone.weights import Weights
-from autotimm.models.layers.deterministic import steady_resizing
+from autotimm.models.layers.deterministic import deterministic_resizing
 from autotimm.models.layers.normalize import Normalize
 
-__all__ = ["DenseNetwork", "Level", "build_maps", "feature_maps", "freeze", "idle_parameters", "simple_strides"]
-
-
-def idle_parameters(model: nn.Module, outputs: Iterable[Tensor]) -> frozenset[str]:
-    """Name the parameters that outputs do not depend on, and that no loss of them gives a gradient.
-
-    Nothing is computed: autograd's graph is followed from the outputs back to the parameters, as
-    ``DistributedDataParallel`` does for ``find_unused_parameters``.
-
-    Args:
-        model: A module in training mode. In evaluation timm's EfficientFormer and TinyViT read their attention biases
-            from a cache that knows no gradient.
-        outputs: What it gave while gradients were on, of any shape and on any device, the meta device included.
-
-    Example:
-        >>> import torch
-        >>> pair = nn.ModuleDict({"used": nn.Linear(2, 2), "idle": nn.Linear(2, 2, bias=False)})
-        >>> sorted(idle_parameters(pair, [pair["used"](torch.zeros(1, 2))]))
-        ['idle.weight']
-    """
-    waiting: list[Node | None] = [one.grad_fn for one in outputs]
-    seen: set[Node] = set()
-    reached: set[int] = set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        reached.add(id(getattr(node, "variable", None)))  # the leaves of the graph, and they alone, have it
-        waiting += [before for before, _ in node.next_functions]
-    return frozenset(name for name, parameter in model.named_parameters() if id(parameter) not in reached)
-
-
-def freeze(model: nn.Module, names: Collection[str]) -> None:
-    """Let parameters be as they are; names that the model does not have are passed over."""
-    for name, parameter in model.named_parameters():
-        if name in names:
-            parameter.requires_grad_(False)
+__all__ = [
+    "DenseNetwork",
+    "Level",
+    "build_feature_backbone",
+    "feature_maps",
+    "freeze",
+    "simple_strides",
+    "unused_parameters",
+]
 
 
 class Level(NamedTuple):
     """One feature map of a backbone.
 
     Attributes:
-        number: Its place among the model's ``feature_info``.
-        channels: How many it has.
-        stride: Pixels of the image per cell, in both directions.
+        number: Index of the map in the model's ``feature_info``.
+        channels: Number of channels.
+        stride: Pixels of the image per cell, in both dimensions.
     """
 
     number: int
@@ -77,20 +49,7 @@ class Level(NamedTuple):
     stride: int
 
 
-def feature_maps(backbone: nn.Module, numbers: Sequence[int], images: Tensor) -> list[Tensor]:
-    """Run a model of timm for its feature maps alone, (N, C, H, W) each; also of models that work on (N, H, W, C).
-
-    Args:
-        backbone: A model of timm with ``forward_intermediates``.
-        numbers: Which maps, by their place in ``feature_info``.
-        images: Normalized images (N, 3, H, W).
-    """
-    run: Any = backbone.forward_intermediates
-    maps: list[Tensor] = run(images, indices=list(numbers), norm=False, output_fmt="NCHW", intermediates_only=True)
-    return maps
-
-
-def build_maps(
+def build_feature_backbone(
     name: str,
     *,
     weights: Weights | None = None,
@@ -100,41 +59,41 @@ def build_maps(
     finest: int = 4,
     output_stride: int | None = None,
 ) -> tuple[nn.Module, tuple[Level, ...]]:
-    """Build a timm model for its feature maps: what lies behind the last of them is taken away.
+    """Build a timm model for its feature maps. The layers after the last map are removed.
 
-    What is left and leads to none of the maps is frozen. In an HRNet all maps are made side by side, the finest too,
-    which detectors may not look at: its layers would never get a gradient, and training in several processes (DDP)
-    refuses that. Frozen and not removed, they are read from files of weights and written as ever.
+    Remaining parameters that contribute to none of the maps are frozen: an HRNet, for example, computes all maps in
+    parallel, also the finest one, which a detector may not use. Parameters without a gradient would make
+    ``DistributedDataParallel`` raise an error. They stay in the model, so that weights files load and save as usual.
 
-    Its first weights are, bit for bit, those of :func:`autotimm.models.build_backbone` with the same seed.
+    The initial weights are, bit for bit, those of :func:`autotimm.models.build_backbone` with the same seed.
 
     Args:
-        name: See :func:`autotimm.models.backbone.architectures.find_architecture`.
-        weights: Where the weights come from; default random.
+        name: Name of the backbone, see :func:`autotimm.models.find_architecture`.
+        weights: Initial weights; ``None`` is random.
         seed: Root seed of the stream ``(init, backbone)``.
-        image_size: Side in pixels of the square images; ``None`` is the backbone's own.
+        image_size: Side of the square images in pixels; ``None`` is the backbone's own size.
         drop_path_rate: Probability in [0, 1) of skipping a residual block.
-        finest: The smallest stride that is of use. Finer maps are left out, unless fewer than two would remain.
-        output_stride: Largest stride, kept to by dilation (Chen et al., "DeepLab", TPAMI 2018); ``None`` is the
+        finest: Smallest stride that is needed. Finer maps are left out, unless fewer than two maps would remain.
+        output_stride: Largest stride, obtained by dilation (Chen et al., "DeepLab", TPAMI 2018); ``None`` is the
             backbone's own.
 
     Returns:
-        The model, and the levels that :func:`feature_maps` gives of it: the last map of each stride, each stride twice
-        the one before. A plain ViT has one.
+        The model, and the levels to request from :func:`feature_maps`: the last map of each stride, with doubling
+        strides. A plain ViT has one level.
 
     Raises:
-        ModelError: If the backbone is unknown, has no feature maps, has others than it says, or cannot take images of
-            this size.
-        UsageError: If an argument is wrong.
+        ModelError: If the backbone is unknown, has no feature maps or other ones than timm declares, or does not
+            support images of this size.
+        UsageError: If an argument is out of range.
         WeightsError: If the weights do not fit.
 
     Example:
         >>> import torch
-        >>> backbone, levels = build_maps("test_resnet", image_size=64)
+        >>> backbone, levels = build_feature_backbone("test_resnet", image_size=64)
         >>> [level.stride for level in levels]
         [4, 8, 16, 32]
         >>> maps = feature_maps(backbone, [level.number for level in levels], torch.zeros(1, 3, 64, 64))
-        >>> [tuple(one.shape) for one in maps] == [(1, level.channels, *2 * (64 // level.stride,)) for level in levels]
+        >>> [tuple(map.shape) for map in maps] == [(1, level.channels, *2 * (64 // level.stride,)) for level in levels]
         True
     """
     architecture, arguments = checked_arguments(name, image_size, drop_path_rate)
@@ -142,123 +101,50 @@ def build_maps(
         arguments["output_stride"] = output_stride
         _check_dilation(architecture, arguments, image_size)
 
-    def look(model: nn.Module, images: Tensor) -> tuple[tuple[Level, ...], frozenset[str]]:
-        levels = _of_use(_measured(name, model, images, min(finest, 4)), finest)
-        return levels, _idle(model, levels, images)
+    def inspect_levels(model: nn.Module, images: Tensor) -> tuple[tuple[Level, ...], frozenset[str]]:
+        levels = _needed_levels(_measured_levels(name, model, images, min(finest, 4)), finest)
+        return levels, _unused_by_levels(model, levels, images)
 
-    levels, idle = at_size(architecture, arguments, image_size, look)
+    levels, unused = at_size(architecture, arguments, image_size, inspect_levels)
 
     def prune(model: nn.Module) -> Sequence[int]:
-        shorten: Any = model.prune_intermediate_layers
-        numbers: Sequence[int] = shorten([level.number for level in levels], prune_norm=True, prune_head=True)
-        freeze(model, idle)
+        prune_layers: Any = model.prune_intermediate_layers
+        numbers: Sequence[int] = prune_layers([level.number for level in levels], prune_norm=True, prune_head=True)
+        freeze(model, unused)
         return numbers
 
     backbone, numbers = make_backbone(architecture, arguments, weights, seed, prune)
     return backbone, tuple(level._replace(number=number) for level, number in zip(levels, numbers, strict=True))
 
 
-def simple_strides(stride: int, name: str) -> tuple[int, ...]:
-    """The strides of the pyramid over a plain backbone: 4, 8, 16 and 32.
+def feature_maps(backbone: nn.Module, numbers: Sequence[int], images: Tensor) -> list[Tensor]:
+    """Compute feature maps of a timm model in (N, C, H, W) layout, also for models that work on (N, H, W, C).
 
     Args:
-        stride: That of the backbone's one feature map.
-        name: The backbone, for the message.
+        backbone: A timm model with ``forward_intermediates``.
+        numbers: Indices of the maps in ``feature_info``.
+        images: Normalized images (N, 3, H, W).
 
-    Raises:
-        ModelError: If they cannot be reached by doubling and halving.
-
-    Example:
-        >>> simple_strides(16, "test_vit")
-        (4, 8, 16, 32)
+    Returns:
+        One map (N, C, H / stride, W / stride) per index.
     """
-    if stride not in (4, 8, 16, 32, 64):
-        shown = ", ".join(f"{stride * factor:g}" for factor in (0.25, 0.5, 1, 2))
-        raise ModelError(
-            f"The `backbone` {name} must have patches whose size is a power of two, for a pyramid with strides of 4, "
-            f"8, 16 and 32 pixels. Its patches are {stride} pixels, which gives {shown}. Choose one with patches of 8 "
-            "or 16."
-        )
-    return 4, 8, 16, 32
+    forward: Any = backbone.forward_intermediates
+    maps: list[Tensor] = forward(images, indices=list(numbers), norm=False, output_fmt="NCHW", intermediates_only=True)
+    return maps
 
 
-def _check_dilation(architecture: Architecture, arguments: dict[str, Any], image_size: int | None) -> None:
-    wanted, plain = arguments["output_stride"], {**arguments}
-    del plain["output_stride"]
-    name = architecture.name
-    try:
-        coarsest = at_size(architecture, arguments, image_size, lambda model, images: max(_said(model)))
-    except (TypeError, AssertionError, NotImplementedError, ModelError):  # unknown to it, or not this number
-        coarsest = 0
-    if coarsest == wanted:
-        return
-    # What nothing else could be built on either is refused for that reason, before the others are recommended.
-    at_size(architecture, plain, image_size, lambda model, images: _measured(name, model, images, 4))
-    raise ModelError(
-        f"The `backbone` {name} must be one that can be dilated to a stride of {wanted}. It cannot. Use arch='upernet' "
-        "or 'fpn' with it, or a ResNet, RegNet, EfficientNet or ConvNeXt."
-    )
-
-
-def _said(model: nn.Module) -> list[Any]:
-    """The strides of all maps, as the model says; nothing if it says nothing."""
-    info: Any = getattr(model, "feature_info", None) or []
-    return [entry["reduction"] for entry in getattr(info, "info", info)]
-
-
-def _measured(name: str, model: nn.Module, images: Tensor, finest: int) -> tuple[Level, ...]:
-    """Compare what the model says of its maps with those that it gives."""
-    strides = _said(model)
-    if not strides or not hasattr(model, "forward_intermediates"):
-        raise ModelError(
-            f"The `backbone` {name} must give feature maps. timm has none of it. Choose another, such as 'resnet18'."
-        )
-    last = {stride: index for index, stride in enumerate(strides) if stride >= finest}  # of equals the deepest
-    chosen = sorted(last)
-    doubling = all(coarse == 2 * fine for fine, coarse in pairwise(chosen))
-    if not chosen or not doubling or (len(chosen) > 1 and chosen[0] not in (1, 2, 4, 8, 16)):
-        raise ModelError(
-            f"The `backbone` {name} must have feature maps with strides such as 4, 8, 16 and 32. It has "
-            f"{', '.join(map(str, sorted(set(strides))))}. Choose another, such as 'resnet18'."
-        )
-    side, multiple = images.shape[-1], chosen[-1]
-    if len(chosen) == 1:  # before the size is looked at: no size would help
-        multiple = max(multiple, *simple_strides(multiple, name))
-    if side % multiple:
-        raise ValueError(f"its feature maps ask for a multiple of {multiple}")
-    maps = feature_maps(model, [last[stride] for stride in chosen], images)
-    for stride, one in zip(chosen, maps, strict=True):
-        if one.ndim != 4 or one.shape[-1] != one.shape[-2] or one.shape[-1] * stride != side:
-            shape = " x ".join(map(str, one.shape[2:]))
-            raise ModelError(
-                f"The `backbone` {name} must have a feature map of stride {stride}, as timm says. It gives one of "
-                f"{shape} for an image of {side} x {side}. Choose another, such as 'resnet18'."
-            )
-    return tuple(Level(last[stride], one.shape[1], stride) for stride, one in zip(chosen, maps, strict=True))
-
-
-def _of_use(levels: tuple[Level, ...], finest: int) -> tuple[Level, ...]:
-    """The levels that a pyramid from ``finest`` on looks at: all of them, if it must make or refuse some."""
-    kept = tuple(level for level in levels if level.stride >= finest)
-    return kept if len(kept) > 1 else levels
-
-
-def _idle(model: nn.Module, levels: Sequence[Level], images: Tensor) -> frozenset[str]:
-    """Names of the parameters that lead to none of the maps."""
-    with torch.enable_grad():
-        return idle_parameters(model, feature_maps(model.train(), [level.number for level in levels], images))
-
-
-class DenseNetwork(AroundBackbone, ABC):
-    """Normalization and a backbone that gives feature maps.
+class DenseNetwork(BackboneNetwork, ABC):
+    """Base class of networks on the feature maps of a backbone: detectors and segmenters.
 
     Args:
-        normalize: The network's first layer.
-        backbone: A model of timm, see :func:`autotimm.models.backbone.feature_maps.build_maps`.
-        levels: The maps that it gives.
+        normalize: The first layer.
+        backbone: A timm model, see :func:`build_feature_backbone`.
+        levels: The feature maps to compute.
+        multiple: Number of pixels of which the sides of the images must be multiples, beside the strides.
 
     Attributes:
-        multiple: What the sides of images must be a multiple of.
+        levels: The feature maps.
+        multiple: Number of pixels of which the sides of the images must be multiples.
     """
 
     def __init__(self, normalize: Normalize, backbone: nn.Module, levels: Sequence[Level], multiple: int) -> None:
@@ -269,11 +155,11 @@ class DenseNetwork(AroundBackbone, ABC):
         self.multiple = max(multiple, *(level.stride for level in levels))
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """Feature maps of (N, 3, H, W) images, fine to coarse, one per level.
+        """Compute the feature maps of (N, 3, H, W) images, fine to coarse, one per level.
 
         Raises:
-            UsageError: If the sides of the images are not a multiple of what the maps ask for.
-            ModelError: If a map has not the size that its stride says: everything after it would be in wrong places.
+            UsageError: If the sides of the images are not multiples of ``multiple``.
+            ModelError: If a map has another size than its stride implies, which would shift all predictions.
         """
         height, width = images.shape[-2:]
         if height % self.multiple or width % self.multiple:
@@ -282,13 +168,145 @@ class DenseNetwork(AroundBackbone, ABC):
                 f"The images must have sides that are multiples of {self.multiple}. They are {height} x {width}. "
                 f"Give the data image_size={below} or {below + self.multiple}."
             )
-        with steady_resizing(self.backbone, images):
-            found = feature_maps(self.backbone, [level.number for level in self.levels], self.normalize(images))
-        for level, one in zip(self.levels, found, strict=True):
+        with deterministic_resizing(self.backbone, images):
+            maps = feature_maps(self.backbone, [level.number for level in self.levels], self.normalize(images))
+        for level, level_map in zip(self.levels, maps, strict=True):
             expected = (len(images), level.channels, height // level.stride, width // level.stride)
-            if tuple(one.shape) != expected:
+            if tuple(level_map.shape) != expected:
                 raise ModelError(
                     f"The feature map of stride {level.stride} must have the shape {expected}. Got "
-                    f"{tuple(one.shape)} instead. Choose another `backbone`, or its own `image_size`."
+                    f"{tuple(level_map.shape)} instead. Choose another `backbone`, or its own `image_size`."
                 )
-        return found
+        return maps
+
+
+def simple_strides(stride: int, name: str) -> tuple[int, ...]:
+    """Return the strides of the simple pyramid over a plain backbone: 4, 8, 16 and 32.
+
+    Args:
+        stride: Stride of the backbone's single feature map, its patch size in pixels.
+        name: Name of the backbone, for the message.
+
+    Raises:
+        ModelError: If these strides cannot be obtained by doubling and halving.
+
+    Example:
+        >>> simple_strides(16, "test_vit")
+        (4, 8, 16, 32)
+    """
+    if stride not in (4, 8, 16, 32, 64):
+        strides = ", ".join(f"{stride * factor:g}" for factor in (0.25, 0.5, 1, 2))
+        raise ModelError(
+            f"The `backbone` {name} must have a patch size that is a power of two, for a pyramid with strides of 4, 8, "
+            f"16 and 32 pixels. Its patch size of {stride} pixels would give {strides}. Choose one with a patch size "
+            "of 8 or 16."
+        )
+    return 4, 8, 16, 32
+
+
+def unused_parameters(model: nn.Module, outputs: Iterable[Tensor]) -> frozenset[str]:
+    """Return the names of the parameters that do not contribute to the outputs and would get no gradient.
+
+    Nothing is computed: the autograd graph is traversed from the outputs to the parameters, as
+    ``DistributedDataParallel`` does for ``find_unused_parameters``.
+
+    Args:
+        model: A module in training mode. In evaluation mode, timm's EfficientFormer and TinyViT read their attention
+            biases from a cache without gradients.
+        outputs: Outputs of the module, computed with gradients enabled; of any shape and on any device, including the
+            meta device.
+
+    Example:
+        >>> import torch
+        >>> pair = nn.ModuleDict({"used": nn.Linear(2, 2), "unused": nn.Linear(2, 2, bias=False)})
+        >>> sorted(unused_parameters(pair, [pair["used"](torch.zeros(1, 2))]))
+        ['unused.weight']
+    """
+    pending: list[Node | None] = [output.grad_fn for output in outputs]
+    visited: set[Node] = set()
+    used: set[int] = set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in visited:
+            continue
+        visited.add(node)
+        used.add(id(getattr(node, "variable", None)))  # only leaves of the graph have this attribute
+        pending += [previous for previous, _ in node.next_functions]
+    return frozenset(name for name, parameter in model.named_parameters() if id(parameter) not in used)
+
+
+def freeze(model: nn.Module, names: Collection[str]) -> None:
+    """Disable gradients for the named parameters. Names that the model does not have are ignored."""
+    for name, parameter in model.named_parameters():
+        if name in names:
+            parameter.requires_grad_(False)
+
+
+def _unused_by_levels(model: nn.Module, levels: Sequence[Level], images: Tensor) -> frozenset[str]:
+    with torch.enable_grad():
+        return unused_parameters(model, feature_maps(model.train(), [level.number for level in levels], images))
+
+
+def _needed_levels(levels: tuple[Level, ...], finest: int) -> tuple[Level, ...]:
+    """Return the levels from stride ``finest`` on, or all if fewer than two remain: the pyramid then handles them."""
+    needed = tuple(level for level in levels if level.stride >= finest)
+    return needed if len(needed) > 1 else levels
+
+
+def _declared_strides(model: nn.Module) -> list[Any]:
+    """Return the strides in the model's ``feature_info``; an empty list if it has none."""
+    info: Any = getattr(model, "feature_info", None) or []
+    return [entry["reduction"] for entry in getattr(info, "info", info)]
+
+
+def _measured_levels(name: str, model: nn.Module, images: Tensor, finest: int) -> tuple[Level, ...]:
+    """Return the levels from stride ``finest`` on, after comparing the declared strides with the actual maps."""
+    strides = _declared_strides(model)
+    if not strides or not hasattr(model, "forward_intermediates"):
+        raise ModelError(
+            f"The `backbone` {name} must provide feature maps. timm has none for it. Choose another, such as "
+            "'resnet18'."
+        )
+    deepest = {stride: index for index, stride in enumerate(strides) if stride >= finest}  # later maps overwrite
+    selected = sorted(deepest)
+    doubling = all(coarse == 2 * fine for fine, coarse in pairwise(selected))
+    if not selected or not doubling or (len(selected) > 1 and selected[0] not in (1, 2, 4, 8, 16)):
+        raise ModelError(
+            f"The `backbone` {name} must have feature maps with strides such as 4, 8, 16 and 32. It has "
+            f"{', '.join(map(str, sorted(set(strides))))}. Choose another, such as 'resnet18'."
+        )
+    side, multiple = images.shape[-1], selected[-1]
+    if len(selected) == 1:  # before the check of the image size, since another size would not help
+        multiple = max(multiple, *simple_strides(multiple, name))
+    if side % multiple:
+        raise ValueError(f"its feature maps require a multiple of {multiple}")
+    maps = feature_maps(model, [deepest[stride] for stride in selected], images)
+    for stride, level_map in zip(selected, maps, strict=True):
+        if level_map.ndim != 4 or level_map.shape[-1] != level_map.shape[-2] or level_map.shape[-1] * stride != side:
+            shape = " x ".join(map(str, level_map.shape[2:]))
+            raise ModelError(
+                f"The `backbone` {name} must have a feature map of stride {stride}, as timm declares. It returns one "
+                f"of {shape} for an image of {side} x {side}. Choose another, such as 'resnet18'."
+            )
+    return tuple(
+        Level(deepest[stride], level_map.shape[1], stride) for stride, level_map in zip(selected, maps, strict=True)
+    )
+
+
+def _check_dilation(architecture: Architecture, arguments: dict[str, Any], image_size: int | None) -> None:
+    """Raise a ModelError unless the model with the argument ``output_stride`` really has that largest stride."""
+    output_stride, undilated = arguments["output_stride"], {**arguments}
+    del undilated["output_stride"]
+    name = architecture.name
+    try:
+        coarsest = at_size(architecture, arguments, image_size, lambda model, images: max(_declared_strides(model)))
+    except (TypeError, AssertionError, NotImplementedError, ModelError):  # not an argument, or not this value
+        coarsest = 0
+    if coarsest == output_stride:
+        return
+    # A backbone that no other decoder could use either is rejected for that reason first.
+    at_size(architecture, undilated, image_size, lambda model, images: _measured_levels(name, model, images, 4))
+    raise ModelError(
+        f"The `backbone` {name} cannot be dilated to a stride of {output_stride}. Use arch='upernet' or 'fpn' with it, "
+        "or a ResNet, RegNet, EfficientNet or ConvNeXt."
+    )

@@ -1,6 +1,6 @@
-"""Make a timm model fit an image size, and measure what comes out, without computing anything.
+"""Choose the arguments of ``timm.create_model`` for an image size, and measure the shapes of a model's output.
 
-Everything here runs on torch's meta device: shapes are checked in milliseconds, before any weight is made.
+Models are created and run on torch's meta device, so that shapes are checked before any weight is allocated.
 """
 
 from __future__ import annotations
@@ -19,43 +19,38 @@ from autotimm.models.backbone.architectures import Architecture
 
 __all__ = ["at_size", "create", "fitting_arguments", "measure_features"]
 
-# timm's models fail on an image size that they cannot take in these ways, deep inside.
-_SIZE_ERRORS = (AssertionError, RuntimeError, ValueError, ZeroDivisionError, IndexError)
 Result = TypeVar("Result")
-_STEPS = (32, 16, 14, 64)  # strides and patch sizes that image sizes must usually be a multiple of
+
+# timm's models raise any of these for an image size that they do not support.
+_SIZE_ERRORS = (AssertionError, RuntimeError, ValueError, ZeroDivisionError, IndexError)
+_STEPS = (32, 16, 14, 64)  # usual strides and patch sizes, of which image sizes must be multiples
 
 
 def create(architecture: Architecture, arguments: dict[str, Any]) -> nn.Module:
-    """Make the model without a classifier, with random weights from the global generators."""
+    """Create the model without its classifier, with random weights from the global generators."""
     model: nn.Module = timm.create_model(
         architecture.timm_name, num_classes=0, pretrained_cfg_overlay=architecture.overlay, **arguments
     )
     return model
 
 
-def _parameters(model: nn.Module) -> set[str]:
-    """Names of all arguments that a model's class takes, those of its base classes included."""
-    own = [vars(cls)["__init__"] for cls in type(model).__mro__ if "__init__" in vars(cls)]
-    return {name for init in own for name in inspect.signature(init).parameters}
-
-
 def fitting_arguments(architecture: Architecture, image_size: int | None, drop_path_rate: float) -> dict[str, Any]:
     """Choose the arguments of ``timm.create_model`` for an image size and stochastic depth.
 
     Args:
-        architecture: What to build.
-        image_size: Side of the square images in pixels; ``None`` is the model's own.
-        drop_path_rate: Probability of skipping a residual block.
+        architecture: The architecture of the model.
+        image_size: Side of the square images in pixels; ``None`` is the model's own size.
+        drop_path_rate: Probability in [0, 1) of skipping a residual block.
 
     Raises:
-        UsageError: If stochastic depth is asked for and the model has none.
+        UsageError: If ``drop_path_rate`` is above 0 and the model does not support stochastic depth.
     """
     arguments = dict(architecture.arguments)
     with torch.device("meta"):
-        known = _parameters(create(architecture, arguments))
+        known = _parameter_names(create(architecture, arguments))
     if "img_size" in known and image_size is not None:
         arguments["img_size"] = image_size
-    # Lets position embeddings (ViT) or windows (Swin) follow images of another size than the one said here.
+    # Lets position embeddings (ViT) or windows (Swin) adapt to images of another size.
     for flexible, value in (("strict_img_size", False), ("dynamic_img_size", True)):
         if flexible in known:
             arguments[flexible] = value
@@ -66,6 +61,12 @@ def fitting_arguments(architecture: Architecture, image_size: int | None, drop_p
     return arguments
 
 
+def _parameter_names(model: nn.Module) -> set[str]:
+    """Return the argument names of a model's class and of its base classes."""
+    inits = [vars(cls)["__init__"] for cls in type(model).__mro__ if "__init__" in vars(cls)]
+    return {name for init in inits for name in inspect.signature(init).parameters}
+
+
 def _check_drop_path(architecture: Architecture, arguments: dict[str, Any]) -> None:
     try:
         with torch.device("meta"):
@@ -73,8 +74,8 @@ def _check_drop_path(architecture: Architecture, arguments: dict[str, Any]) -> N
     except TypeError:
         supported = False
     if not supported:
-        got, do = arguments["drop_path_rate"], "It has no stochastic depth; use `head_dropout`, or another backbone."
-        raise UsageError(sentence("drop_path_rate", architecture.name, "0", got, do))
+        do = "It has no stochastic depth; use `head_dropout`, or another backbone."
+        raise UsageError(sentence("drop_path_rate", architecture.name, "0", arguments["drop_path_rate"], do))
 
 
 def at_size(
@@ -83,22 +84,22 @@ def at_size(
     image_size: int | None,
     run: Callable[[nn.Module, Tensor], Result],
 ) -> Result:
-    """Make the model for images of one size and run it on the meta device: shapes without numbers.
+    """Create the model on the meta device and run it on images of one size, to get shapes without computation.
 
     Args:
-        architecture: What to build.
-        arguments: See :func:`fitting_arguments`.
-        image_size: Side of the square images in pixels; ``None`` is the model's own.
-        run: Takes the model, in evaluation mode, and two images. A ``ValueError`` that it raises speaks of the size.
+        architecture: The architecture of the model.
+        arguments: Arguments of ``timm.create_model``, see :func:`fitting_arguments`.
+        image_size: Side of the square images in pixels; ``None`` is the model's own size.
+        run: Takes the model, in evaluation mode, and two images. It may raise ``ValueError`` for an unsupported size.
 
     Returns:
-        What ``run`` returned.
+        The result of ``run``.
 
     Raises:
-        ModelError: If the model cannot take images of this size; the nearest that it can take are given.
+        ModelError: If the model does not support this image size. The message suggests the nearest sizes.
     """
-    own = int((architecture.config.get("input_size") or (3, 224, 224))[-1])
-    size = image_size or int(arguments.get("img_size") or own)
+    default_size = int((architecture.config.get("input_size") or (3, 224, 224))[-1])
+    size = image_size or int(arguments.get("img_size") or default_size)
 
     def attempt(size: int) -> Result:
         fitted = {**arguments, "img_size": size} if "img_size" in arguments else arguments
@@ -108,48 +109,49 @@ def at_size(
     try:
         return attempt(size)
     except _SIZE_ERRORS as error:
-        sizes = _sizes_that_work(attempt, size, own)
+        sizes = _supported_sizes(attempt, size, default_size)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if not sizes:
-            raise ModelError(f"The `backbone` {architecture.name} must run. It does not ({reason}).") from None
-        choice = " or ".join(map(str, sizes))
+            raise ModelError(f"The `backbone` {architecture.name} cannot run: {reason}. Choose another.") from None
+        suggestions = " or ".join(map(str, sizes))
         raise ModelError(
-            f"The `image_size` of {architecture.name} must suit it. Got {size} instead ({reason}). Give {choice}."
+            f"The `backbone` {architecture.name} does not support an `image_size` of {size} ({reason}). Give "
+            f"{suggestions}."
         ) from None
 
 
-def measure_features(architecture: Architecture, arguments: dict[str, Any], image_size: int | None) -> int:
-    """Measure the number of features D that a model gives for images of this size.
-
-    Args:
-        architecture: What to build.
-        arguments: See :func:`fitting_arguments`.
-        image_size: Side of the square images in pixels; ``None`` is the model's own.
-
-    Raises:
-        ModelError: If the model does not give (N, D) features, or cannot take images of this size.
-    """
-    output = at_size(architecture, arguments, image_size, lambda model, images: model(images))
-    shape = tuple(getattr(output, "shape", ()))
-    if len(shape) != 2:
-        what = f"features of shape (N, {', '.join(map(str, shape[1:]))})" if shape else type(output).__name__
-        raise ModelError(
-            f"The `backbone` {architecture.name} must pool to a vector per image. It gives {what} instead. Choose "
-            "another; `list_backbones()` lists them."
-        )
-    return int(shape[1])
-
-
-def _sizes_that_work(attempt: Callable[[int], object], size: int, own: int) -> list[int]:
-    """The nearest image sizes below and above that the model can take, as far as a short search finds them."""
-    multiples = {step * (size // step + more) for step in _STEPS for more in (0, 1, 2)} | {own, 2 * size}
-    found: dict[bool, int] = {}
-    for candidate in sorted(multiples - {0, size}, key=lambda other: abs(other - size)):
-        if (candidate > size) in found:
+def _supported_sizes(attempt: Callable[[int], object], size: int, default_size: int) -> list[int]:
+    """Search for the nearest supported image sizes below and above, among a few candidates."""
+    multiples = {step * (size // step + more) for step in _STEPS for more in (0, 1, 2)} | {default_size, 2 * size}
+    nearest: dict[bool, int] = {}
+    for candidate in sorted(multiples - {0, size}, key=lambda multiple: abs(multiple - size)):
+        if (candidate > size) in nearest:
             continue
         try:
             attempt(candidate)
         except (*_SIZE_ERRORS, ModelError):
             continue
-        found[candidate > size] = candidate
-    return sorted(found.values())
+        nearest[candidate > size] = candidate
+    return sorted(nearest.values())
+
+
+def measure_features(architecture: Architecture, arguments: dict[str, Any], image_size: int | None) -> int:
+    """Measure the number of features D of a model for images of one size.
+
+    Args:
+        architecture: The architecture of the model.
+        arguments: Arguments of ``timm.create_model``, see :func:`fitting_arguments`.
+        image_size: Side of the square images in pixels; ``None`` is the model's own size.
+
+    Raises:
+        ModelError: If the output is not (N, D), or the model does not support this image size.
+    """
+    output = at_size(architecture, arguments, image_size, lambda model, images: model(images))
+    shape = tuple(getattr(output, "shape", ()))
+    if len(shape) != 2:
+        got = f"features of shape (N, {', '.join(map(str, shape[1:]))})" if shape else type(output).__name__
+        raise ModelError(
+            f"The `backbone` {architecture.name} must pool to a vector per image. Got {got} instead. Choose another; "
+            "`list_backbones()` lists them."
+        )
+    return int(shape[1])

@@ -1,7 +1,4 @@
-"""Where a training from scratch starts: residual branches that say something from the first step on.
-
-timm backbones that turn images into vectors, and the classifier around one.
-"""
+"""timm backbones that pool images to feature vectors, and the classifier built on one."""
 
 from __future__ import annotations
 
@@ -17,11 +14,11 @@ from torch import Tensor, nn
 
 from autotimm.errors import is_whole, number, require
 from autotimm.models.backbone.architectures import Architecture, find_architecture, list_backbones
-from autotimm.models.backbone.around_backbone import AroundBackbone
+from autotimm.models.backbone.around_backbone import BackboneNetwork
 from autotimm.models.backbone.model_args import create, fitting_arguments, measure_features
 from autotimm.models.backbone.weights import Weights
 from autotimm.models.backbone.weights_file import load_weights
-from autotimm.models.layers.deterministic import steady_resizing
+from autotimm.models.layers.deterministic import deterministic_resizing
 from autotimm.models.layers.normalize import Normalize
 from autotimm.repro.streams import scope
 
@@ -32,72 +29,20 @@ __all__ = [
     "build_classifier",
     "data_config",
     "list_backbones",
-    "open_residuals",
+    "undo_zero_init",
 ]
-
-
-# Factors of LayerScale begin at 1e-6 to 1e-4, depending on the architecture. Those of BEiT, 0.1, are left alone.
-_CLOSED = 1e-3
-
-
-@torch.no_grad()
-def open_residuals(network: nn.Module) -> int:
-    """Set the factors that close residual branches to 1, in place.
-
-    timm closes the residual branches of many random networks at first, so that a block begins as the identity. In
-    ResNets and their kin the last normalization of a branch has factors of 0 (Goyal et al., "Accurate, large minibatch
-    SGD", 2017); in ConvNeXt, CaiT and others a LayerScale has factors of about 1e-6 (Touvron et al., "Going deeper with
-    image transformers", ICCV 2021). That helps hundreds of epochs of ImageNet. A step of Adam moves a factor by at most
-    the learning rate, so that it takes 1,000 steps at 1e-3 to open a branch: most trainings from scratch on a few
-    hundred photographs would be over before, having trained little more than the stem and the shortcuts.
-
-    Pretrained weights have been through that; they are not to be touched.
-
-    Args:
-        network: A network with random weights.
-
-    Returns:
-        How many parameters were closed.
-
-    Example:
-        >>> import timm
-        >>> [open_residuals(timm.create_model(name)) for name in ("resnet18", "test_convnext", "test_vit")]
-        [8, 9, 0]
-    """
-    closed = [
-        parameter
-        for module in network.modules()
-        for name, parameter in module.named_parameters(recurse=False)
-        if not parameter.is_meta and (_is_last_norm(module, name, parameter) or _is_layer_scale(name, parameter))
-    ]
-    for parameter in closed:
-        parameter.fill_(1)
-    return len(closed)
-
-
-def _is_last_norm(module: nn.Module, name: str, factors: Tensor) -> bool:
-    # Weights of one dimension are those of normalizations; that of ConvNeXt V2 is a branch of its own, open at 0.
-    return name == "weight" and factors.dim() == 1 and not factors.any() and not isinstance(module, GlobalResponseNorm)
-
-
-def _is_layer_scale(name: str, factors: Tensor) -> bool:
-    # A factor per channel, all alike: `gamma`, `gamma_1`, `ls1` or `scale`, of shape (C,) or (C, 1, 1).
-    if name.endswith("bias") or factors.dim() == 0 or factors.numel() != max(factors.shape):
-        return False
-    first = factors.flatten()[0]
-    return bool(0 < first <= _CLOSED and (factors == first).all())
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """How a backbone's pretrained weights want their images.
+    """The preprocessing that a backbone's pretrained weights expect.
 
     Attributes:
-        mean: Mean of each channel, in [0, 1] units.
-        std: Standard deviation of each channel, in [0, 1] units.
-        crop_pct: Share of the resized image that the central crop keeps in evaluation.
-        interpolation: ``"bilinear"``, ``"bicubic"`` or another name of ``torchvision.transforms.InterpolationMode``.
-        image_size: Side in pixels of the square image that the weights were trained on.
+        mean: Mean of each channel, for pixels in [0, 1].
+        std: Standard deviation of each channel, for pixels in [0, 1].
+        crop_pct: Side of the central crop in evaluation, as a share in (0, 1] of the resized shorter side.
+        interpolation: ``"bilinear"``, ``"bicubic"`` or another value of ``torchvision.transforms.InterpolationMode``.
+        image_size: Side of the square images in pixels that the weights were trained on.
     """
 
     mean: tuple[float, ...]
@@ -108,10 +53,10 @@ class DataConfig:
 
 
 def data_config(backbone: str | nn.Module) -> DataConfig:
-    """Say how a backbone wants its images, from timm's data configuration.
+    """Return the preprocessing of a backbone, from timm's data configuration.
 
     Args:
-        backbone: A name, or a module of timm.
+        backbone: A name, or a timm model.
 
     Raises:
         ModelError: If the name is unknown.
@@ -121,15 +66,15 @@ def data_config(backbone: str | nn.Module) -> DataConfig:
         224
     """
     if isinstance(backbone, str):
-        found = resolve_model_data_config(None, pretrained_cfg=find_architecture(backbone).config)
+        config = resolve_model_data_config(None, pretrained_cfg=find_architecture(backbone).config)
     else:
-        found = resolve_model_data_config(backbone)
+        config = resolve_model_data_config(backbone)
     return DataConfig(
-        tuple(map(float, found["mean"])),
-        tuple(map(float, found["std"])),
-        float(found["crop_pct"]),
-        str(found["interpolation"]),
-        int(found["input_size"][-1]),
+        tuple(map(float, config["mean"])),
+        tuple(map(float, config["std"])),
+        float(config["crop_pct"]),
+        str(config["interpolation"]),
+        int(config["input_size"][-1]),
     )
 
 
@@ -141,26 +86,27 @@ def build_backbone(
     image_size: int | None = None,
     drop_path_rate: float = 0.0,
 ) -> nn.Module:
-    """Build a timm backbone that turns (N, 3, S, S) normalized images into (N, D) features.
+    """Build a timm backbone that maps normalized images (N, 3, S, S) to features (N, D).
 
-    Its random initial weights are a function of ``seed`` and the name alone: the number of classes has no influence,
-    and the global generators are left as they were.
+    Its random initial weights are a function of ``seed`` and the name: they do not depend on the number of classes or
+    on the global generators, which are left unchanged.
 
     Args:
-        name: See :func:`autotimm.models.backbone.architectures.find_architecture`.
-        weights: Their origin, see :func:`autotimm.models.backbone.weights.resolve_weights`; default random.
+        name: Name of the backbone, see :func:`autotimm.models.find_architecture`.
+        weights: Initial weights, see :func:`autotimm.models.resolve_weights`; ``None`` is random.
         seed: Root seed of the stream ``(init, backbone)``.
-        image_size: Side S in pixels. ``None`` is the backbone's own size; models that can take other sizes too then do.
+        image_size: Side S of the images in pixels. ``None`` is the backbone's own size; a model that supports variable
+            image sizes then accepts other sizes as well.
         drop_path_rate: Probability in [0, 1) of skipping a residual block (Huang et al., "Deep networks with stochastic
             depth", ECCV 2016).
 
     Returns:
-        The module. Its ``num_features`` is D, measured and not looked up.
+        The module. Its attribute ``num_features`` is D, as measured.
 
     Raises:
-        ModelError: If the backbone is unknown, does not pool to a vector, or cannot take images of this size; the
-            nearest names or sizes are given.
-        UsageError: If ``drop_path_rate`` is not in [0, 1), or the backbone has no stochastic depth.
+        ModelError: If the backbone is unknown, does not pool to a vector, or does not accept images of this size. The
+            message suggests names or sizes.
+        UsageError: If ``drop_path_rate`` is not in [0, 1), or the backbone does not support stochastic depth.
         WeightsError: If the weights do not fit.
 
     Example:
@@ -172,61 +118,58 @@ def build_backbone(
     architecture, arguments = checked_arguments(name, image_size, drop_path_rate)
     features = measure_features(architecture, arguments, image_size)
     backbone, _ = make_backbone(architecture, arguments, weights, seed)
-    setattr(backbone, "num_features", features)  # noqa: B010 - timm's own number is that before the head's layers
+    setattr(backbone, "num_features", features)  # noqa: B010 - timm's own value excludes the layers of its head
     return backbone
 
 
-def checked_arguments(name: str, image_size: int | None, drop_path_rate: float) -> tuple[Architecture, dict[str, Any]]:
-    """Find a backbone, and the arguments of ``timm.create_model`` that make it fit; see :func:`build_backbone`."""
-    must, do = "in [0, 1)", "Give 0 to switch it off, or for example 0.1."
-    require(0 <= number(drop_path_rate) < 1, "drop_path_rate", name, must, drop_path_rate, do)
-    whole = image_size is None or is_whole(image_size, 1)
-    require(whole, "image_size", name, "an integer above 0, or None", image_size, "Give for example 224.")
-    architecture = find_architecture(name)
-    return architecture, fitting_arguments(architecture, image_size, drop_path_rate)
-
-
-def make_backbone(
-    architecture: Architecture,
-    arguments: dict[str, Any],
-    weights: Weights | None,
-    seed: int,
-    prune: Callable[[nn.Module], Sequence[int]] = lambda model: (),
-) -> tuple[nn.Module, Sequence[int]]:
-    """Make a backbone on the stream ``(init, backbone)``, and fill it with its weights.
+def build_classifier(
+    backbone: str,
+    num_classes: int,
+    *,
+    weights: Weights | None = None,
+    seed: int = 42,
+    image_size: int | None = None,
+    head_dropout: float = 0.0,
+    drop_path_rate: float = 0.0,
+) -> PooledClassifier:
+    """Build a classifier: a backbone from :func:`build_backbone`, dropout and a linear head.
 
     Args:
-        architecture: What to build.
-        arguments: See :func:`checked_arguments`.
-        weights: Where the weights come from; default random.
-        seed: Root seed.
-        prune: Takes away in place what is not needed, before weights are read for what is left.
-
-    Returns:
-        The backbone, and what ``prune`` returned.
+        backbone: Name of the backbone.
+        num_classes: Number of logits.
+        weights: Initial weights of the backbone; ``None`` is random.
+        seed: Root seed of the streams ``(init, backbone)`` and ``(init, head)``.
+        image_size: Side of the square images in pixels; ``None`` is the backbone's own size.
+        head_dropout: Probability in [0, 1) of dropping a feature before the head.
+        drop_path_rate: Probability in [0, 1) of skipping a residual block.
 
     Raises:
+        ModelError: See :func:`build_backbone`.
+        UsageError: If an argument is out of range.
         WeightsError: If the weights do not fit.
+
+    Example:
+        >>> import torch
+        >>> network = build_classifier("test_resnet", num_classes=3, image_size=32)
+        >>> network(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape
+        torch.Size([2, 3])
     """
-    weights = weights or Weights()
-    # Not `torch_only`: a constructor may draw from NumPy or `random` too.
-    with scope(seed, "init", "backbone"):
-        backbone = create(architecture, arguments)
-        pruned = prune(backbone)
-        if weights.file is not None:
-            load_weights(backbone, Path(weights.file), architecture, arguments)
-        else:
-            open_residuals(backbone)
-    return backbone, pruned
+    must, do = "in [0, 1)", "Give 0 to switch it off, or for example 0.2."
+    require(0 <= number(head_dropout) < 1, "head_dropout", "a classifier", must, head_dropout, do)
+    body = build_backbone(backbone, weights=weights, seed=seed, image_size=image_size, drop_path_rate=drop_path_rate)
+    with scope(seed, "init", "head"):
+        head = nn.Linear(int(body.num_features), num_classes)  # type: ignore[arg-type]  # an int, set by build_backbone
+    config = data_config(body)
+    return PooledClassifier(Normalize(config.mean, config.std), body, head, head_dropout)
 
 
-class PooledClassifier(AroundBackbone):
+class PooledClassifier(BackboneNetwork):
     """Normalization, a backbone that pools to a vector, dropout and a linear head.
 
     Args:
-        normalize: The network's first layer.
-        backbone: Turns (N, 3, H, W) into (N, D), with D as its ``num_features``.
-        head: Turns (N, D) into (N, num_classes).
+        normalize: The first layer.
+        backbone: Maps (N, 3, H, W) to (N, D), where D is its ``num_features``.
+        head: Maps (N, D) to (N, num_classes).
         head_dropout: Probability in [0, 1) of dropping a feature before the head.
 
     Shape:
@@ -242,53 +185,113 @@ class PooledClassifier(AroundBackbone):
         self.head = head
 
     def features(self, images: Tensor) -> Tensor:
-        """Pooled features, (N, D)."""
-        with steady_resizing(self.backbone, images):
+        """Compute the pooled features, (N, D)."""
+        with deterministic_resizing(self.backbone, images):
             features: Tensor = self.backbone(self.normalize(images))
         return features
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, (N, num_classes)."""
+        """Compute the logits, (N, num_classes)."""
         logits: Tensor = self.head(self.dropout(self.features(images)))
         return logits
 
 
-def build_classifier(
-    backbone: str,
-    num_classes: int,
-    *,
-    weights: Weights | None = None,
-    seed: int = 42,
-    image_size: int | None = None,
-    head_dropout: float = 0.0,
-    drop_path_rate: float = 0.0,
-) -> PooledClassifier:
-    """Build a classifier: :func:`build_backbone` and a head on the stream ``(init, head)``.
+def checked_arguments(name: str, image_size: int | None, drop_path_rate: float) -> tuple[Architecture, dict[str, Any]]:
+    """Validate the arguments of :func:`build_backbone`, and choose those of ``timm.create_model``.
+
+    Returns:
+        The architecture, and the arguments for timm.
+    """
+    must, do = "in [0, 1)", "Give 0 to switch it off, or for example 0.1."
+    require(0 <= number(drop_path_rate) < 1, "drop_path_rate", name, must, drop_path_rate, do)
+    valid = image_size is None or is_whole(image_size, 1)
+    require(valid, "image_size", name, "an integer above 0, or None", image_size, "Give for example 224.")
+    architecture = find_architecture(name)
+    return architecture, fitting_arguments(architecture, image_size, drop_path_rate)
+
+
+def make_backbone(
+    architecture: Architecture,
+    arguments: dict[str, Any],
+    weights: Weights | None,
+    seed: int,
+    prune: Callable[[nn.Module], Sequence[int]] = lambda model: (),
+) -> tuple[nn.Module, Sequence[int]]:
+    """Create a backbone on the stream ``(init, backbone)`` and load its weights.
 
     Args:
-        backbone: Name of the backbone.
-        num_classes: Number of logits.
-        weights: Where the backbone's weights come from; default random.
-        seed: Root seed of the streams ``(init, backbone)`` and ``(init, head)``.
-        image_size: Side of the square images in pixels; ``None`` is the backbone's own.
-        head_dropout: Probability in [0, 1) of dropping a feature before the head.
-        drop_path_rate: Probability in [0, 1) of skipping a residual block.
+        architecture: The architecture of the backbone.
+        arguments: Arguments of ``timm.create_model``, see :func:`checked_arguments`.
+        weights: Initial weights; ``None`` is random.
+        seed: Root seed.
+        prune: Removes unused layers in place, before weights are loaded.
+
+    Returns:
+        The backbone, and the result of ``prune``.
 
     Raises:
-        ModelError: See :func:`build_backbone`.
-        UsageError: If an argument is wrong.
         WeightsError: If the weights do not fit.
+    """
+    weights = weights or Weights()
+    # Not `torch_only`: a constructor may draw from NumPy or `random` as well.
+    with scope(seed, "init", "backbone"):
+        backbone = create(architecture, arguments)
+        pruned = prune(backbone)
+        if weights.file is not None:
+            load_weights(backbone, Path(weights.file), architecture, arguments)
+        else:
+            undo_zero_init(backbone)
+    return backbone, pruned
+
+
+# LayerScale starts at 1e-6 to 1e-4, depending on the architecture. BEiT's factors of 0.1 are kept.
+_LARGEST_LAYER_SCALE = 1e-3
+
+
+@torch.no_grad()
+def undo_zero_init(network: nn.Module) -> int:
+    """Set the zero-initialized or tiny factors of residual branches to 1, in place.
+
+    timm initializes the residual branches of many networks so that a block starts as the identity. In ResNets and
+    similar networks, the last normalization of a branch has factors of 0 (Goyal et al., "Accurate, large minibatch
+    SGD", 2017); in ConvNeXt, CaiT and others, a LayerScale has factors of about 1e-6 (Touvron et al., "Going deeper
+    with image transformers", ICCV 2021). This helps training for hundreds of epochs on ImageNet. Adam, however, changes
+    a factor by at most the learning rate per step, so that a branch needs 1,000 steps at 1e-3 to take effect. On a few
+    hundred images, most trainings from scratch would end before that, with little more than the stem and the shortcuts
+    trained.
+
+    Do not apply it to pretrained weights.
+
+    Args:
+        network: A network with random weights.
+
+    Returns:
+        The number of parameters that were changed.
 
     Example:
-        >>> import torch
-        >>> network = build_classifier("test_resnet", num_classes=3, image_size=32)
-        >>> network(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape
-        torch.Size([2, 3])
+        >>> import timm
+        >>> [undo_zero_init(timm.create_model(name)) for name in ("resnet18", "test_convnext", "test_vit")]
+        [8, 9, 0]
     """
-    must, do = "in [0, 1)", "Give 0 to switch it off, or for example 0.2."
-    require(0 <= number(head_dropout) < 1, "head_dropout", "a classifier", must, head_dropout, do)
-    body = build_backbone(backbone, weights=weights, seed=seed, image_size=image_size, drop_path_rate=drop_path_rate)
-    with scope(seed, "init", "head"):
-        head = nn.Linear(int(body.num_features), num_classes)  # type: ignore[arg-type]  # an int, which no type says
-    config = data_config(body)
-    return PooledClassifier(Normalize(config.mean, config.std), body, head, head_dropout)
+    small = [
+        parameter
+        for module in network.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if not parameter.is_meta and (_is_zero_norm(module, name, parameter) or _is_layer_scale(name, parameter))
+    ]
+    for parameter in small:
+        parameter.fill_(1)
+    return len(small)
+
+
+def _is_zero_norm(module: nn.Module, name: str, factors: Tensor) -> bool:
+    # 1-d weights belong to normalizations. GlobalResponseNorm of ConvNeXt V2 adds its input, so 0 does not block it.
+    return name == "weight" and factors.dim() == 1 and not factors.any() and not isinstance(module, GlobalResponseNorm)
+
+
+def _is_layer_scale(name: str, factors: Tensor) -> bool:
+    # Equal factors, one per channel: `gamma`, `gamma_1`, `ls1` or `scale`, of shape (C,) or (C, 1, 1).
+    if name.endswith("bias") or factors.dim() == 0 or factors.numel() != max(factors.shape):
+        return False
+    first = factors.flatten()[0]
+    return bool(0 < first <= _LARGEST_LAYER_SCALE and (factors == first).all())

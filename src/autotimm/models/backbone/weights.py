@@ -1,4 +1,4 @@
-"""Where a backbone's first weights come from: decided once, recorded, and never decided again."""
+"""The origin of a backbone's initial weights: chosen once, recorded, and repeated by a replay."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 @dataclass(frozen=True)
 class Weights:
-    """Where the weights of a backbone come from.
+    """The origin of a backbone's initial weights.
 
     Attributes:
         source: ``"random"``, ``"cache"``, ``"hub"`` or ``"file"``.
-        sha256: Digest of the file, ``None`` for random weights.
-        file: The file on this machine. It never enters a checkpoint.
-        note: One line for the header of a run.
-        architecture: For ``hf-hub:`` names, what the repository said of its architecture; see
-            :func:`autotimm.models.backbone.architectures.remember_architecture`.
+        sha256: Digest of the weights file; ``None`` for random weights.
+        file: Path of the file on this machine, which is not stored in checkpoints; ``None`` for random weights.
+        note: Description in one line, for the header of a run.
+        architecture: For ``hf-hub:`` names, the architecture stored in the repository; see
+            :func:`autotimm.models.remember_architecture`.
     """
 
     source: str = RANDOM
@@ -43,16 +43,16 @@ class Weights:
 
     @property
     def pretrained(self) -> bool:
-        """Whether the weights are anything but random."""
+        """Whether the weights are not random."""
         return self.source != RANDOM
 
     @property
     def recorded(self) -> str:
-        """What a replay passes as ``expected_sha256``: the digest, or ``"random"``."""
+        """The value of ``expected_sha256`` for a replay: the digest, or ``"random"``."""
         return self.sha256 or RANDOM
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for a checkpoint or a manifest, without the path of this machine."""
+        """Convert to a dictionary of plain data, for a checkpoint or a manifest, without ``file``."""
         return {
             "source": self.source,
             "sha256": self.sha256,
@@ -62,7 +62,7 @@ class Weights:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Weights:
-        """Undo :meth:`as_dict`."""
+        """Create an object from the result of :meth:`as_dict`."""
         return cls(**data)
 
 
@@ -71,17 +71,18 @@ class _Record(NamedTuple):
     file_needed: bool
 
 
+# A context variable, since a task resolves its weights in its constructor, which a replay calls with recorded options.
 _RECORDED: ContextVar[_Record | None] = ContextVar("recorded", default=None)
 
 
 @contextmanager
 def as_recorded(weights: Weights, file_needed: bool = True) -> Iterator[None]:
-    """Let :func:`resolve_weights` give what an earlier run was given, and decide nothing.
+    """Make :func:`resolve_weights` return the weights that an earlier run recorded.
 
     Args:
-        weights: What the run recorded.
-        file_needed: Whether the file must be had, and have the recorded digest; not where the weights come from a
-            checkpoint anyway.
+        weights: The recorded weights.
+        file_needed: Whether the file must be available, with the recorded digest. ``False`` if the weights are loaded
+            from a checkpoint afterwards.
     """
     token = _RECORDED.set(_Record(weights, file_needed))
     try:
@@ -93,23 +94,27 @@ def as_recorded(weights: Weights, file_needed: bool = True) -> Iterator[None]:
 def resolve_weights(
     backbone: str, pretrained: bool | str | os.PathLike[str] | None = None, *, expected_sha256: str | None = None
 ) -> Weights:
-    """Decide which weights a backbone starts from, and get hold of them.
+    """Choose the initial weights of a backbone, and download them if necessary.
 
-    The cache of ``huggingface_hub`` (and of ``torch.hub`` for the few models that are elsewhere) is looked into first.
-    Only what is not there is asked for at the hub, after at most one probe of three seconds per process.
+    The cache of ``huggingface_hub`` (or of ``torch.hub``, for the few models that are hosted elsewhere) is searched
+    first. The hub is contacted only for files that are not cached, after one probe of at most three seconds per
+    process.
 
     Args:
-        backbone: Name of the backbone, see :func:`autotimm.models.backbone.architectures.find_architecture`.
-        pretrained: ``None`` takes pretrained weights if they can be had and else random ones; ``True`` insists on them;
-            ``False`` never takes them; a path takes that file (.safetensors, .pth, .pt, .bin, .ckpt; read with
-            ``weights_only=True``).
-        expected_sha256: What an earlier run recorded, :attr:`Weights.recorded`. Nothing is decided then: ``"random"``
-            gives random weights, and a digest must be met.
+        backbone: Name of the backbone, see :func:`autotimm.models.find_architecture`.
+        pretrained: ``None`` uses pretrained weights if they are available and random ones otherwise; ``True`` requires
+            pretrained weights; ``False`` uses random ones; a path uses that file (.safetensors, .pth, .pt, .bin, .ckpt
+            or .tar; read with ``weights_only=True``).
+        expected_sha256: The value that an earlier run recorded, :attr:`Weights.recorded`. ``"random"`` returns random
+            weights whatever ``pretrained`` is; with a digest, the file must match it.
+
+    Returns:
+        The weights. Their file has been downloaded.
 
     Raises:
         ModelError: If the backbone is unknown.
-        WeightsError: If weights were insisted on and cannot be had, or differ from the expected ones.
-        UsageError: If ``pretrained`` is none of these.
+        WeightsError: If required weights are not available, or differ from the expected ones.
+        UsageError: If ``pretrained`` has another type.
 
     Example:
         >>> resolve_weights("test_resnet", pretrained=False).note
@@ -119,91 +124,88 @@ def resolve_weights(
         if not record.file_needed:
             return record.weights
         expected_sha256 = expected_sha256 or record.weights.recorded
-    known = isinstance(pretrained, (bool, str, os.PathLike, type(None)))
-    do = "None takes pretrained weights if they can be had."
-    require(known, "pretrained", backbone, "True, False, None or the path of a file", pretrained, do)
+    valid = isinstance(pretrained, (bool, str, os.PathLike, type(None)))
+    do = "None uses pretrained weights if they are available."
+    require(valid, "pretrained", backbone, "True, False, None or the path of a file", pretrained, do)
     architecture = find_architecture(backbone)
-    described = architecture.as_dict() if architecture.repo else None
+    hub_architecture = architecture.as_dict() if architecture.repo else None
     if expected_sha256 == RANDOM:
-        return Weights(note="weights: random (as recorded)", architecture=described)
+        return Weights(note="weights: random (as recorded)", architecture=hub_architecture)
     if isinstance(pretrained, (str, os.PathLike)):
-        path, source = _given(Path(pretrained).expanduser()), "file"
+        path, source = _check_file(Path(pretrained).expanduser()), "file"
     elif pretrained is False and expected_sha256 is None:
-        return Weights(note="weights: random (pretrained is off)", architecture=described)
+        return Weights(note="weights: random (pretrained is off)", architecture=hub_architecture)
     else:
         try:
-            path, source = _find(architecture)
+            path, source = _fetch(architecture)
         except WeightsError as error:
             if pretrained or expected_sha256:
                 raise
-            return Weights(note=f"weights: random ({_short(error)})", architecture=described)
+            return Weights(note=f"weights: random ({_reason(error)})", architecture=hub_architecture)
     digest = file_digest(path)
     if expected_sha256 not in (None, digest):
         raise WeightsError(
-            f"The weights of {backbone} must have the sha256 {expected_sha256}, as recorded. Those found ({path.name}) "
-            f"have {digest}. Give the path of the original file as `pretrained`."
+            f"The weights of {backbone} must have the recorded sha256 {expected_sha256}. {path.name} has {digest}. "
+            "Give the path of the original file as `pretrained`."
         )
-    what = path.name if source == "file" else _place(architecture)
-    return Weights(source, digest, str(path), f"weights: {what} ({source}, sha256 {digest[:12]})", described)
+    origin = path.name if source == "file" else _location(architecture)
+    return Weights(source, digest, str(path), f"weights: {origin} ({source}, sha256 {digest[:12]})", hub_architecture)
 
 
 class _UnavailableError(WeightsError):
-    """Weights cannot be had; ``why`` fits into the header of a run, which is no place for the cure."""
+    """Weights are not available. ``reason`` is the message without the advice, for the header of a run."""
 
-    def __init__(self, why: str, cure: str) -> None:
-        super().__init__(
-            f"The pretrained weights must be in the cache or on the hub. {why[0].upper()}{why[1:]}. {cure}"
-        )
-        self.why = why
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"The pretrained weights are not available: {reason}. {advice}")
+        self.reason = reason
 
 
-def _short(error: WeightsError) -> str:
-    return error.why if isinstance(error, _UnavailableError) else str(error).partition(". ")[0]
+def _reason(error: WeightsError) -> str:
+    return error.reason if isinstance(error, _UnavailableError) else str(error).partition(". ")[0]
 
 
-def _given(path: Path) -> Path:
+def _check_file(path: Path) -> Path:
     if not path.is_file():
-        raise WeightsError(
-            f"The weights file {path} must exist. There is no such file. Check the path, or leave `pretrained` out."
-        )
+        raise WeightsError(f"There is no weights file {path}. Check the path, or leave `pretrained` out.")
     if path.suffix not in SUFFIXES:
         raise WeightsError(
-            f"The weights file {path} must end in one of {', '.join(SUFFIXES)}. It ends in {path.suffix!r}. "
-            "Save the weights as safetensors."
+            f"The name of the weights file {path} must end in one of {', '.join(SUFFIXES)}. It ends in "
+            f"{path.suffix!r}. Save the weights as safetensors."
         )
     return path
 
 
-def _place(architecture: Architecture) -> str:
-    """Where weights are kept, in one word: a hub repository, or else a URL; empty if there are none."""
+def _location(architecture: Architecture) -> str:
+    """Return the hub repository or the URL of the pretrained weights; an empty string if there are none."""
     config = architecture.config
     return str(architecture.repo or config.get("hf_hub_id") or config.get("url") or "")
 
 
 def _hub_files(config: Mapping[str, Any]) -> list[str]:
-    """File names to try, in timm's order: the safe format first."""
+    """Return the file names to try, in timm's order, safetensors first."""
     override = config.get("hf_hub_filename")
     if not override:
         return list(_HUB_FILES)
     return [*([override[:-4] + ".safetensors"] if override.endswith(".bin") else []), override]
 
 
-def _find(architecture: Architecture) -> tuple[Path, str]:
-    """The file with the pretrained weights and how it was had: from the cache, or from the hub."""
-    place, config = _place(architecture), architecture.config
-    if not place:
+def _fetch(architecture: Architecture) -> tuple[Path, str]:
+    """Return the file with the pretrained weights and its source, ``"cache"`` or ``"hub"``."""
+    location, config = _location(architecture), architecture.config
+    if not location:
         raise _UnavailableError(
             f"timm has no pretrained weights for {architecture.name}",
             "Use pretrained=None or False, or choose one of `list_backbones(pretrained=True)`.",
         )
-    is_url = place.startswith(("http://", "https://"))
+    is_url = location.startswith(("http://", "https://"))
     files = _hub_files(config if architecture.repo is None else {})
-    found = cached_url(place) if is_url else cached_file(place, files)
-    if found is not None:
-        return found, "cache"
+    cached = cached_url(location) if is_url else cached_file(location, files)
+    if cached is not None:
+        return cached, "cache"
     if reason := hub_state():
         raise _UnavailableError(
-            f"{place.rpartition('/')[2]} is not cached and {reason}",
-            "Connect once, give the path of a weights file as `pretrained`, or use pretrained=None or False.",
+            f"{location.rpartition('/')[2]} is not cached and {reason}",
+            "Connect to the hub once, give the path of a weights file as `pretrained`, or use pretrained=None or "
+            "False.",
         )
-    return (download_url(place) if is_url else download_file(place, files)), "hub"
+    return (download_url(location) if is_url else download_file(location, files)), "hub"

@@ -1,4 +1,4 @@
-"""Read a file of weights safely and put it into a backbone, completely or not at all."""
+"""Read a weights file without executing code, and load it into a backbone strictly."""
 
 from __future__ import annotations
 
@@ -14,88 +14,87 @@ from safetensors import SafetensorError
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from autotimm.errors import WeightsError
+from autotimm.errors import WeightsError, join_names
 from autotimm.models.backbone.architectures import Architecture
 
 __all__ = ["load_weights", "read_weights"]
 
-_SHOWN = 5
-
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a file, never code: pickles are read with ``weights_only=True``.
+    """Read the tensors of a weights file. Pickles are read with ``weights_only=True`` and cannot execute code.
 
-    The file may hold them bare, under ``state_dict`` or ``model`` as training scripts save them, or be a checkpoint or
-    an exported file of autotimm, of which the part named ``backbone`` is taken.
+    The file may be a dictionary of tensors, have one under ``state_dict`` or ``model`` as training scripts save it, or
+    be a checkpoint or an exported file of autotimm, of which the weights of ``backbone`` are read.
 
     Args:
-        path: A .safetensors file, or a file of ``torch.save``.
+        path: A .safetensors file, or one written by ``torch.save``.
+
+    Returns:
+        The tensors by name.
 
     Raises:
-        WeightsError: If the file is damaged, holds no tensors, or would run code.
+        WeightsError: If the file is damaged, contains no tensors, or contains objects other than plain data.
     """
     try:
         state: Mapping[str, Any] = load_state_dict(str(path), use_ema=True, device="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, SafetensorError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsError(
-            f"The weights file {path} must hold tensors and plain data only, and be whole. It could not be read "
-            f"({reason}). Use a file that you trust, best a .safetensors."
+            f"The weights file {path} cannot be read: {reason}. It must be complete and contain tensors and plain data "
+            "only. Use a file from a source that you trust, preferably .safetensors."
         ) from None
-    except (AttributeError, KeyError, TypeError, ValueError):  # readable, but no dictionary of tensors
+    except (AttributeError, KeyError, TypeError, ValueError):  # readable, but not a dictionary of tensors
         state = {}
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     for prefix in ("network.backbone.", "backbone."):
         if inner := {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}:
             tensors = inner
     if not tensors:
-        raise WeightsError(
-            f"The weights file {path} must hold a dictionary of tensors. It does not. Save `model.state_dict()`."
-        )
+        raise WeightsError(f"The weights file {path} contains no dictionary of tensors. Save `model.state_dict()`.")
     return tensors
 
 
 def load_weights(backbone: nn.Module, path: Path, architecture: Architecture, arguments: Mapping[str, Any]) -> None:
-    """Put the weights of a file into a backbone without a classifier.
+    """Load a weights file into a backbone without a classifier.
 
-    A classifier in the file is ignored, and may be absent. Position embeddings are resampled to the backbone's image
-    size, and foreign names are translated, by timm.
+    A classifier in the file is ignored, and may be missing. timm resamples position embeddings to the backbone's image
+    size and translates the names of other code bases.
 
     Args:
-        backbone: The module to fill, made by :func:`autotimm.models.backbone.model_args.create`.
+        backbone: The module to fill, from :func:`autotimm.models.backbone.model_args.create`.
         path: A file that :func:`read_weights` can read.
-        architecture: What the backbone is.
-        arguments: The arguments that the backbone was made with.
+        architecture: The architecture of the backbone.
+        arguments: The arguments that the backbone was created with.
 
     Raises:
-        WeightsError: If keys are missing or unexpected, or shapes do not fit.
+        WeightsError: If keys are missing or unexpected, or shapes differ.
     """
-    state, wanted = read_weights(path), backbone.state_dict()
+    state, expected = read_weights(path), backbone.state_dict()
     with torch.device("meta"):
-        whole = _with_classifier(architecture, arguments).state_dict()
-    missing = [name for name in wanted if name not in state]
-    unexpected = [name for name in state if name not in whole]
-    if not missing and not unexpected and all(state[name].shape == wanted[name].shape for name in wanted):
-        backbone.load_state_dict({name: state[name] for name in wanted})
+        complete = _with_classifier(architecture, arguments).state_dict()
+    missing = [name for name in expected if name not in state]
+    unexpected = [name for name in state if name not in complete]
+    if not missing and not unexpected and all(state[name].shape == expected[name].shape for name in expected):
+        backbone.load_state_dict({name: state[name] for name in expected})
         return
-    if missing and not unexpected:  # not names that timm could translate, just not all of them
-        raise WeightsError(_misfit(path, architecture, missing, unexpected))
-    # With a classifier of the right shape timm loads strictly, and its filters recognize their own format by it.
-    for name, value in whole.items():
-        if name not in wanted and (name not in state or state[name].shape != value.shape):
+    if missing and not unexpected:  # no foreign names that timm could translate
+        raise WeightsError(_mismatch(path, architecture, missing, unexpected))
+    # timm loads strictly, and its checkpoint filters recognize their format, only with a classifier that fits.
+    for name, value in complete.items():
+        if name not in expected and (name not in state or state[name].shape != value.shape):
             state[name] = torch.zeros(value.shape, dtype=value.dtype)
     try:
-        filled = _with_classifier(architecture, arguments, state).state_dict()
+        loaded = _with_classifier(architecture, arguments, state).state_dict()
     except (RuntimeError, KeyError, ValueError, AssertionError) as error:
         reason = "" if missing or unexpected else f" ({str(error).strip().splitlines()[-1].strip()})"
-        raise WeightsError(_misfit(path, architecture, missing, unexpected) + reason) from None
-    backbone.load_state_dict({name: filled[name] for name in wanted})
+        raise WeightsError(_mismatch(path, architecture, missing, unexpected) + reason) from None
+    backbone.load_state_dict({name: loaded[name] for name in expected})
 
 
 def _with_classifier(
     architecture: Architecture, arguments: Mapping[str, Any], state: Mapping[str, Tensor] | None = None
 ) -> nn.Module:
-    """The model as it was trained, with its classifier, and with the given weights as timm would load them."""
+    """Create the model with its original classifier and, if ``state`` is given, let timm load these weights."""
     source = {} if state is None else {"state_dict": state, "label_offset": 0}
     classes = {"num_classes": architecture.config.get("num_classes", 1000)}
     model: nn.Module = timm.create_model(
@@ -107,14 +106,11 @@ def _with_classifier(
     return model
 
 
-def _misfit(path: Path, architecture: Architecture, missing: list[str], unexpected: list[str]) -> str:
-    found = [f"{what} {_shown(names)}" for what, names in (("lacks", missing), ("also has", unexpected)) if names]
+def _mismatch(path: Path, architecture: Architecture, missing: list[str], unexpected: list[str]) -> str:
+    differences = [
+        f"{verb} {join_names(names)}" for verb, names in (("lacks", missing), ("also has", unexpected)) if names
+    ]
     return (
-        f"The weights file {path} must fit {architecture.name}. It {' and '.join(found) or 'has other shapes'}. "
-        "Give the backbone that the file was saved from."
+        f"The weights file {path} does not fit {architecture.name}: it "
+        f"{' and '.join(differences) or 'has other shapes'}. Give the backbone that the file was saved from."
     )
-
-
-def _shown(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

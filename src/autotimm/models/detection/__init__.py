@@ -1,4 +1,4 @@
-"""Detectors of torchvision on feature maps of timm backbones."""
+"""torchvision's detectors on the feature maps of timm backbones."""
 
 from autotimm.models.detection.build_detector import DETECTORS, build_detector
 

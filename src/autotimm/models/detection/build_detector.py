@@ -1,14 +1,14 @@
-"""Detectors by the name of their architecture."""
+"""Build a detector by the name of its architecture."""
 
 from __future__ import annotations
 
 from autotimm.errors import is_whole, number, require, require_choice
-from autotimm.models.backbone.feature_maps import build_maps
+from autotimm.models.backbone.feature_maps import build_feature_backbone
 from autotimm.models.backbone.pooled import data_config
 from autotimm.models.backbone.weights import Weights
 from autotimm.models.detection.detector import Detector
-from autotimm.models.detection.one_stage import OneStageDetector, fcos, retinanet
-from autotimm.models.detection.two_stage import TwoStageDetector, proposals, region_heads
+from autotimm.models.detection.one_stage import OneStageDetector, build_fcos, build_retinanet
+from autotimm.models.detection.two_stage import TwoStageDetector, build_proposal_network, build_roi_heads
 from autotimm.models.layers.feature_pyramid import Pyramid, check_width
 from autotimm.models.layers.normalize import Normalize
 from autotimm.repro.streams import scope
@@ -16,9 +16,8 @@ from autotimm.repro.streams import scope
 __all__ = ["DETECTORS", "build_detector"]
 
 DETECTORS = ("fcos", "retinanet", "faster_rcnn", "mask_rcnn")
-_ONE_STAGE = {"fcos": fcos, "retinanet": retinanet}
-# As torchvision's own.
-_OVERLAP = {"fcos": 0.6, "retinanet": 0.5, "faster_rcnn": 0.5, "mask_rcnn": 0.5}
+_ONE_STAGE = {"fcos": build_fcos, "retinanet": build_retinanet}
+_NMS_THRESHOLDS = {"fcos": 0.6, "retinanet": 0.5, "faster_rcnn": 0.5, "mask_rcnn": 0.5}  # torchvision's defaults
 
 
 def build_detector(
@@ -34,27 +33,31 @@ def build_detector(
     score_threshold: float = 0.05,
     max_objects: int = 100,
 ) -> Detector:
-    """Build a detector around any timm model with feature maps.
+    """Build a detector on any timm model with feature maps.
 
     Backbones with several strides get torchvision's feature pyramid, plain ViTs a simple one; see
     :class:`autotimm.models.layers.feature_pyramid.Pyramid`.
 
     Args:
-        arch: One of :data:`DETECTORS`; ``"mask_rcnn"`` finds masks too.
+        arch: One of :data:`DETECTORS`; ``"mask_rcnn"`` also predicts masks.
         backbone: Name of the backbone.
-        num_classes: Number of classes; there is none for the background.
-        weights: Where the backbone's weights come from; default random.
+        num_classes: Number of classes, without a background.
+        weights: Initial weights of the backbone; ``None`` is random.
         seed: Root seed of the streams ``(init, backbone)``, ``(init, pyramid)`` and ``(init, head)``.
-        image_size: Side of the square images in pixels; ``None`` is the backbone's own.
-        width: Channels of the pyramid and of the heads, a multiple of 64. The R-CNNs also look at ``2 * width`` regions
-            per image in training. 256 is torchvision's; 64 is small and fast.
+        image_size: Side of the square images in pixels; ``None`` is the backbone's own size.
+        width: Number of channels of the pyramid and of the heads, a multiple of 64. The R-CNNs also sample
+            ``2 * width`` regions per image in training. 256 is torchvision's value; 64 is small and fast.
         drop_path_rate: Probability in [0, 1) of skipping a residual block.
-        score_threshold: What scores less is not reported, in [0, 1).
-        max_objects: At most so many objects are found in an image.
+        score_threshold: Detections with a lower score are dropped, in [0, 1).
+        max_objects: Maximum number of detections per image.
+
+    Returns:
+        The detector. In training mode it takes images and targets and returns named losses; in evaluation mode it takes
+        images and returns detections. See :class:`autotimm.models.detection.detector.Detector` for the shapes.
 
     Raises:
-        ModelError: If the backbone is unknown or has no feature maps to build on.
-        UsageError: If an argument is wrong.
+        ModelError: If the backbone is unknown, or its feature maps do not suit the pyramid.
+        UsageError: If an argument is out of range.
         WeightsError: If the weights do not fit.
 
     Example:
@@ -65,15 +68,15 @@ def build_detector(
     """
     owner = "a detector"
     require_choice("arch", owner, arch, DETECTORS)
-    whole, do = "an integer of at least 1", "Give the number of your classes."
-    require(is_whole(num_classes, 1), "num_classes", owner, whole, num_classes, do)
+    must, do = "an integer of at least 1", "Give the number of your classes."
+    require(is_whole(num_classes, 1), "num_classes", owner, must, num_classes, do)
     check_width(width, owner)
-    do = "Give 0.05 to measure, or for example 0.5 to look at."
+    do = "Give 0.05 to compute metrics, or for example 0.5 to view detections."
     require(0 <= number(score_threshold) < 1, "score_threshold", owner, "in [0, 1)", score_threshold, do)
-    require(is_whole(max_objects, 1), "max_objects", owner, whole, max_objects, "COCO measures 100.")
+    require(is_whole(max_objects, 1), "max_objects", owner, must, max_objects, "Give 100, as COCO's metrics do.")
     one_stage = arch in _ONE_STAGE
     finest = 8 if one_stage else 4
-    body, levels = build_maps(
+    body, levels = build_feature_backbone(
         backbone, weights=weights, seed=seed, image_size=image_size, drop_path_rate=drop_path_rate, finest=finest
     )
     config = data_config(body)
@@ -83,12 +86,14 @@ def build_detector(
     with scope(seed, "init", "head"):
         if one_stage:
             model, anchors = _ONE_STAGE[arch](
-                num_classes, width, pyramid.strides, score_thresh=score_threshold, nms_thresh=_OVERLAP[arch],
+                num_classes, width, pyramid.strides, score_thresh=score_threshold, nms_thresh=_NMS_THRESHOLDS[arch],
                 detections_per_img=max_objects,
             )  # fmt: skip
             return OneStageDetector(normalize, body, levels, pyramid, model, anchors)
-        heads = region_heads(
-            num_classes, width, pyramid.strides[:-1], masks=arch == "mask_rcnn", score=score_threshold,
-            overlap=_OVERLAP[arch], most=max_objects,
+        # The heads draw their weights before the proposal network does: the order decides the bits.
+        heads = build_roi_heads(
+            num_classes, width, pyramid.strides[:-1], masks=arch == "mask_rcnn", score_threshold=score_threshold,
+            nms_threshold=_NMS_THRESHOLDS[arch], max_objects=max_objects,
         )  # fmt: skip
-        return TwoStageDetector(normalize, body, levels, pyramid, proposals(width, pyramid.strides), heads)
+        proposals = build_proposal_network(width, pyramid.strides)
+        return TwoStageDetector(normalize, body, levels, pyramid, proposals, heads)

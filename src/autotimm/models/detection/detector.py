@@ -1,7 +1,4 @@
-"""What all detectors share: a backbone, a pyramid, and the form of targets and results.
-
-torchvision's anchors, laid out by the strides that the pyramid has.
-"""
+"""The base class of detectors, with the format of their targets and detections, and the anchors that they share."""
 
 from __future__ import annotations
 
@@ -19,33 +16,40 @@ from autotimm.models.backbone.feature_maps import DenseNetwork, Level
 from autotimm.models.layers.feature_pyramid import Pyramid
 from autotimm.models.layers.normalize import Normalize
 
-__all__ = ["Detector", "Found", "Objects", "Size", "StridedAnchors"]
+__all__ = ["Detections", "Detector", "Size", "StridedAnchors", "Targets"]
 
+Targets = dict[str, Tensor]
+"""The objects of one image, with the keys that :class:`Detector` describes."""
 
-Objects = dict[str, Tensor]
-Found = dict[str, Tensor]
+Detections = dict[str, Tensor]
+"""The detections of one image, with the keys that :class:`Detector` describes."""
+
 Size = tuple[int, int]
+"""Height and width in pixels."""
 
 
 class Detector(DenseNetwork, ABC):
-    """A network that finds objects.
+    """Base class of networks that detect objects, with or without masks.
 
-    It neither resizes nor normalizes nor draws as torchvision's own transform would do: images come letterboxed to one
-    size, and the first layer normalizes.
+    In contrast to torchvision's detectors it does not resize images: they come letterboxed to one size.
 
     Args:
-        normalize: The network's first layer.
-        backbone: A model of timm.
-        levels: The maps that it gives.
-        pyramid: Makes of them maps of one width.
+        normalize: The first layer.
+        backbone: A timm model.
+        levels: The feature maps to compute.
+        pyramid: Converts them to maps of equal width.
 
     Shape:
         - images: (N, 3, H, W), ``uint8`` in [0, 255] or float in [0, 1].
-        - targets, in training: For each image ``boxes`` float (K, 4) as x1, y1, x2, y2 in pixels of the input and
-          ``labels`` ``int64`` (K,) from 0; for instances also ``masks`` ``uint8`` (K, H, W). K may be 0.
-        - output in training: Named losses, scalars.
-        - output in evaluation: For each image ``boxes``, ``scores`` and ``labels`` of what was found, best first; for
-          instances also ``masks`` (K, 28, 28), probabilities within the box.
+        - targets, in training: for each image ``boxes`` float (K, 4) as x1, y1, x2, y2 in pixels of the input and
+          ``labels`` ``int64`` (K,) from 0; for instance segmentation also ``masks`` ``uint8`` (K, H, W). K may be 0.
+        - output in training: named losses, scalars.
+        - output in evaluation: for each image ``boxes``, ``scores`` and ``labels`` of the detections, highest score
+          first; for instance segmentation also ``masks`` (K, 28, 28), probabilities within the box.
+
+    Raises:
+        UsageError: If targets are missing or malformed in training, or the sides of the images are not multiples of
+            ``multiple``.
     """
 
     def __init__(self, normalize: Normalize, backbone: nn.Module, levels: Sequence[Level], pyramid: Pyramid) -> None:
@@ -53,60 +57,60 @@ class Detector(DenseNetwork, ABC):
         self.pyramid = pyramid
 
     @abstractmethod
-    def losses(self, maps: list[Tensor], size: Size, targets: list[Objects]) -> dict[str, Tensor]:
-        """Compare with targets whose form was checked."""
+    def losses(self, maps: list[Tensor], size: Size, targets: list[Targets]) -> dict[str, Tensor]:
+        """Compute named losses from the maps of the pyramid and validated targets."""
 
     @abstractmethod
-    def detect(self, maps: list[Tensor], size: Size) -> list[Found]:
-        """Find objects; what is found in an image must not depend on the others, to the last bit."""
+    def detect(self, maps: list[Tensor], size: Size) -> list[Detections]:
+        """Detect objects. The detections of an image must not depend on the other images, to the last bit."""
 
     def forward(self, images: Tensor, targets: Sequence[Mapping[str, Any]] | None = None) -> Any:
-        """Losses in training mode, objects in evaluation mode."""
+        """Compute losses in training mode, detections in evaluation mode."""
         height, width = images.shape[-2:]
         if self.training:
-            targets = _checked(targets, len(images))
+            targets = _checked_targets(targets, len(images))
         maps = self.pyramid(self.maps(images))
         if self.training:
             return self.losses(maps, (height, width), list(map(dict, targets or [])))
         return self.detect(maps, (height, width))
 
 
-def _checked(targets: Sequence[Mapping[str, Any]] | None, images: int) -> list[Objects]:
-    if targets is None or len(targets) != images:
+def _checked_targets(targets: Sequence[Mapping[str, Any]] | None, num_images: int) -> list[Targets]:
+    if targets is None or len(targets) != num_images:
         got = "none" if targets is None else f"those of {len(targets)}"
         raise UsageError(
-            f"The `targets` of a detector in training must be those of its {images} images. Got {got} instead. "
+            f"The `targets` of a detector in training must be those of its {num_images} images. Got {got} instead. "
             "Give one dictionary per image, or call `eval()` first."
         )
-    plain = []
+    checked = []
     for target in targets:
-        # as_subclass: tv_tensors would give their class to everything that is computed from them.
-        one = {name: value.as_subclass(Tensor) for name, value in target.items() if isinstance(value, Tensor)}
-        if not {"boxes", "labels"} <= one.keys() or one["boxes"].ndim != 2 or one["boxes"].shape[1] != 4:
+        # as_subclass: results computed from tv_tensors would otherwise be tv_tensors too.
+        tensors = {name: value.as_subclass(Tensor) for name, value in target.items() if isinstance(value, Tensor)}
+        if not {"boxes", "labels"} <= tensors.keys() or tensors["boxes"].ndim != 2 or tensors["boxes"].shape[1] != 4:
             raise UsageError(
                 "The `targets` of a detector must have `boxes` of shape (K, 4) and `labels` of shape (K,). Got "
-                f"{ {name: tuple(value.shape) for name, value in one.items()} } instead. K may be 0."
+                f"{ {name: tuple(value.shape) for name, value in tensors.items()} } instead. K may be 0."
             )
-        plain.append({**one, "boxes": one["boxes"].float(), "labels": one["labels"].long()})
-    boxes = torch.cat([one["boxes"] for one in plain])
+        checked.append({**tensors, "boxes": tensors["boxes"].float(), "labels": tensors["labels"].long()})
+    boxes = torch.cat([tensors["boxes"] for tensors in checked])
     if not bool((boxes[:, 2:] > boxes[:, :2]).all()):
         raise UsageError(
-            "The `boxes` given to a detector must be x1, y1, x2, y2 with x1 < x2 and y1 < y2. One of them has no area. "
-            "Leave it out; torchvision.transforms.v2.SanitizeBoundingBoxes does."
+            "The `boxes` of a detector must be x1, y1, x2, y2 with x1 < x2 and y1 < y2. At least one of them has no "
+            "area. Remove it, for example with torchvision.transforms.v2.SanitizeBoundingBoxes."
         )
-    return plain
+    return checked
 
 
 class StridedAnchors(nn.Module):
-    """Anchors on a grid of known strides.
+    """Anchors on a grid of known strides, generated by torchvision.
 
-    torchvision divides the side of the image by that of the map and rounds down. Where a map was rounded up, as the
-    extra maps of a pyramid are, it so lays out 224 pixels with a stride of 56 that is 64.
+    torchvision derives a stride by dividing the side of the image by that of the map, rounding down. For the extra maps
+    of a pyramid, whose sides are rounded up, this is wrong: at 224 pixels a stride of 64 becomes 56.
 
     Args:
-        sizes: Sides in pixels of the anchors of every map.
-        ratios: Height divided by width of the anchors of all maps.
-        strides: Pixels per cell of every map.
+        sizes: For each map, the sides of its anchors in pixels.
+        ratios: Height divided by width of the anchors, for all maps.
+        strides: Stride of each map in pixels.
     """
 
     def __init__(self, sizes: Sequence[Sequence[float]], ratios: Sequence[float], strides: Sequence[int]) -> None:
@@ -115,17 +119,17 @@ class StridedAnchors(nn.Module):
         self.generator = AnchorGenerator(tuple(map(tuple, sizes)), (tuple(ratios),) * len(sizes))
 
     def num_anchors_per_location(self) -> list[int]:
-        """How many anchors each map has in a cell."""
-        found: list[int] = self.generator.num_anchors_per_location()
-        return found
+        """Return the number of anchors per cell, for each map."""
+        counts: list[int] = self.generator.num_anchors_per_location()
+        return counts
 
     def layout(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """The anchors of one image, (A, 4) as x1, y1, x2, y2 in pixels for every map."""
+        """Return the anchors of one image: (A, 4) as x1, y1, x2, y2 in pixels, for each map."""
         self.generator.set_cell_anchors(torch.float32, maps[0].device)
-        grids = [list(one.shape[-2:]) for one in maps]
-        found: list[Tensor] = self.generator.grid_anchors(grids, [[stride, stride] for stride in self.strides])
-        return found
+        grids = [list(level.shape[-2:]) for level in maps]
+        anchors: list[Tensor] = self.generator.grid_anchors(grids, [[stride, stride] for stride in self.strides])
+        return anchors
 
     def forward(self, images: ImageList, maps: Sequence[Tensor]) -> list[Tensor]:
-        """The anchors of all maps of every image, as torchvision's region proposal network asks for them."""
+        """Return the anchors of all maps for each image, as torchvision's region proposal network expects."""
         return [torch.cat(self.layout(maps))] * len(images.image_sizes)

@@ -1,4 +1,4 @@
-"""Detectors that look once: FCOS and RetinaNet of torchvision over our pyramid."""
+"""One-stage detectors: torchvision's FCOS and RetinaNet on the pyramid of a timm backbone."""
 
 from __future__ import annotations
 
@@ -12,32 +12,45 @@ from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from autotimm.models.backbone.feature_maps import Level
-from autotimm.models.detection.detector import Detector, Found, Objects, Size, StridedAnchors
+from autotimm.models.detection.detector import Detections, Detector, Size, StridedAnchors, Targets
 from autotimm.models.layers.feature_pyramid import Pyramid
 from autotimm.models.layers.normalize import Normalize
 
-__all__ = ["OneStageDetector", "fcos", "retinanet"]
+__all__ = ["OneStageDetector", "build_fcos", "build_retinanet"]
 
-_NAMES = {"bbox_regression": "box", "bbox_ctrness": "centerness"}
+_LOSS_NAMES = {"bbox_regression": "box", "bbox_ctrness": "centerness"}
 
 
 class _NoBackbone(nn.Module):
-    """Where torchvision's detectors have their backbone; ours has run before."""
+    """Placeholder for the backbone of torchvision's detectors, which is not run."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.out_channels = width
 
 
-def fcos(num_classes: int, width: int, strides: Sequence[int], **limits: Any) -> tuple[FCOS, StridedAnchors]:
-    """FCOS (Tian et al., ICCV 2019): one square per cell, as wide as the stride, says where in a box it lies."""
+def build_fcos(num_classes: int, width: int, strides: Sequence[int], **limits: Any) -> tuple[FCOS, StridedAnchors]:
+    """Build torchvision's FCOS (Tian et al., ICCV 2019) and its reference boxes: one per cell, as large as the stride.
+
+    Args:
+        num_classes: Number of classes, without a background.
+        width: Number of channels of the pyramid.
+        strides: Strides of the pyramid in pixels.
+        limits: Further arguments of torchvision's class.
+    """
     anchors = StridedAnchors([[stride] for stride in strides], [1.0], strides)
     model = FCOS(_NoBackbone(width), num_classes, anchor_generator=anchors.generator, **limits)
     return model, anchors
 
 
-def retinanet(num_classes: int, width: int, strides: Sequence[int], **limits: Any) -> tuple[RetinaNet, StridedAnchors]:
-    """RetinaNet (Lin et al., ICCV 2017), with group normalization in its heads as torchvision's second version."""
+def build_retinanet(
+    num_classes: int, width: int, strides: Sequence[int], **limits: Any
+) -> tuple[RetinaNet, StridedAnchors]:
+    """Build torchvision's RetinaNet (Lin et al., ICCV 2017) and its anchors.
+
+    The heads have group normalization, as in torchvision's ``retinanet_resnet50_fpn_v2``. Arguments as for
+    :func:`build_fcos`.
+    """
     sizes = [[4 * stride * 2 ** (part / 3) for part in range(3)] for stride in strides]
     anchors = StridedAnchors(sizes, (0.5, 1.0, 2.0), strides)
     per_cell = anchors.num_anchors_per_location()[0]
@@ -47,16 +60,16 @@ def retinanet(num_classes: int, width: int, strides: Sequence[int], **limits: An
 
 
 class OneStageDetector(Detector):
-    """Boxes and classes straight from every cell of the pyramid.
+    """A detector that predicts boxes and classes directly for each cell of the pyramid.
 
     Args:
-        normalize: The network's first layer.
-        backbone: A model of timm.
-        levels: The maps that it gives.
-        pyramid: Makes of them maps of one width.
-        model: FCOS or RetinaNet of torchvision. Its heads, losses and reading of results are used; its transform and
-            its backbone are not.
-        anchors: Where the cells of the pyramid lie.
+        normalize: The first layer.
+        backbone: A timm model.
+        levels: The feature maps to compute.
+        pyramid: Converts them to maps of equal width.
+        model: torchvision's FCOS or RetinaNet. Its heads, losses and postprocessing are used, its transform and its
+            backbone are not.
+        anchors: The anchors of the pyramid's cells.
     """
 
     def __init__(
@@ -73,21 +86,23 @@ class OneStageDetector(Detector):
         self.anchors = anchors
 
     def _outputs(self, maps: list[Tensor]) -> dict[str, Tensor]:
-        # Half precision is too coarse for coordinates: bfloat16 has 8 bits, and knows 640 and 644 but nothing between.
+        # Half precision is too coarse for coordinates: bfloat16 represents 640 and 644, but nothing between them.
         return {name: values.float() for name, values in self.model.head(maps).items()}
 
-    def losses(self, maps: list[Tensor], size: Size, targets: list[Objects]) -> dict[str, Tensor]:
-        """``classification`` and ``box``, and for FCOS ``centerness``."""
+    def losses(self, maps: list[Tensor], size: Size, targets: list[Targets]) -> dict[str, Tensor]:
+        """Compute the losses ``classification`` and ``box``, and for FCOS ``centerness``."""
         outputs, layout = self._outputs(maps), self.anchors.layout(maps)
         anchors = [torch.cat(layout)] * len(targets)
-        counts = ([len(one) for one in layout],) if isinstance(self.model, FCOS) else ()
+        counts = ([len(level) for level in layout],) if isinstance(self.model, FCOS) else ()
         losses = self.model.compute_loss(targets, outputs, anchors, *counts)
-        return {_NAMES.get(name, name): loss for name, loss in losses.items()}
+        return {_LOSS_NAMES.get(name, name): loss for name, loss in losses.items()}
 
-    def detect(self, maps: list[Tensor], size: Size) -> list[Found]:
-        """Boxes, scores and labels of every image."""
+    def detect(self, maps: list[Tensor], size: Size) -> list[Detections]:
+        """Return the boxes, scores and labels of each image."""
         outputs, layout = self._outputs(maps), self.anchors.layout(maps)
-        counts, images = [len(one) for one in layout], len(maps[0])
-        split = {name: list(values.split(counts, dim=1)) for name, values in outputs.items()}
-        found: list[Found] = self.model.postprocess_detections(split, [layout] * images, [size] * images)
-        return found
+        counts, num_images = [len(level) for level in layout], len(maps[0])
+        by_level = {name: list(values.split(counts, dim=1)) for name, values in outputs.items()}
+        detections: list[Detections] = self.model.postprocess_detections(
+            by_level, [layout] * num_images, [size] * num_images
+        )
+        return detections

@@ -1,4 +1,4 @@
-"""Detectors that look twice: Faster R-CNN and Mask R-CNN from torchvision's parts over our pyramid."""
+"""Two-stage detectors: torchvision's Faster R-CNN and Mask R-CNN on the pyramid of a timm backbone."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, mask
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from autotimm.models.backbone.feature_maps import Level
-from autotimm.models.detection.detector import Detector, Found, Objects, Size, StridedAnchors
+from autotimm.models.detection.detector import Detections, Detector, Size, StridedAnchors, Targets
 from autotimm.models.layers.deterministic import RegionPool
 from autotimm.models.layers.feature_pyramid import Pyramid
 from autotimm.models.layers.normalize import Normalize
 
-__all__ = ["TwoStageDetector", "proposals", "region_heads"]
+__all__ = ["TwoStageDetector", "build_proposal_network", "build_roi_heads"]
 
-_BOX, _MASK = 7, 14  # sides of the squares that boxes are resampled to
-_MASK_OUT = 28
+_BOX_SIDE, _MASK_SIDE = 7, 14  # sides of the squares that regions are resampled to
+_MASK_OUTPUT_SIDE = 28
 
 
 class _ProposalHead(nn.Module):
-    """torchvision's head, with results in full precision: half is too coarse for coordinates in pixels."""
+    """torchvision's head with outputs in full precision: half precision is too coarse for coordinates in pixels."""
 
     def __init__(self, width: int, anchors: int) -> None:
         super().__init__()
@@ -35,60 +35,73 @@ class _ProposalHead(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         objectness, offsets = self.body(maps)
-        return [one.float() for one in objectness], [one.float() for one in offsets]
+        return [values.float() for values in objectness], [values.float() for values in offsets]
 
 
-def proposals(width: int, strides: Sequence[int]) -> RegionProposalNetwork:
-    """A region proposal network as torchvision's, in numbers that follow the width."""
+def build_proposal_network(width: int, strides: Sequence[int]) -> RegionProposalNetwork:
+    """Build torchvision's region proposal network, with numbers of samples and proposals proportional to the width.
+
+    Args:
+        width: Number of channels of the pyramid. At 256, the numbers are torchvision's own.
+        strides: Strides of the pyramid in pixels.
+    """
     anchors = StridedAnchors([[8 * stride] for stride in strides], (0.5, 1.0, 2.0), strides)
     head = _ProposalHead(width, anchors.num_anchors_per_location()[0])
-    kept = {"training": 2000 * width // 256, "testing": 1000 * width // 256}
+    top_n = {"training": 2000 * width // 256, "testing": 1000 * width // 256}
     return RegionProposalNetwork(
         anchors, head, fg_iou_thresh=0.7, bg_iou_thresh=0.3, batch_size_per_image=width, positive_fraction=0.5,
-        pre_nms_top_n=kept, post_nms_top_n=kept, nms_thresh=0.7,
+        pre_nms_top_n=top_n, post_nms_top_n=top_n, nms_thresh=0.7,
     )  # fmt: skip
 
 
-def region_heads(
-    num_classes: int, width: int, strides: Sequence[int], *, masks: bool, score: float, overlap: float, most: int
+def build_roi_heads(
+    num_classes: int,
+    width: int,
+    strides: Sequence[int],
+    *,
+    masks: bool,
+    score_threshold: float,
+    nms_threshold: float,
+    max_objects: int,
 ) -> RoIHeads:
-    """The heads that look at regions, as torchvision's. At a width of 256 the numbers are torchvision's own.
+    """Build torchvision's heads on regions, with sizes proportional to the width.
 
     Args:
         num_classes: Number of classes, without a background.
-        width: Channels of the pyramid.
-        strides: Of the maps to cut from.
-        masks: Whether to find masks too.
-        score: Boxes must score more.
-        overlap: Boxes of a class that overlap more with a better one are dropped.
-        most: Boxes per image.
+        width: Number of channels of the pyramid. At 256, the numbers are torchvision's own.
+        strides: Strides in pixels of the maps that regions are resampled from.
+        masks: Whether to predict masks.
+        score_threshold: Boxes with a lower score are dropped.
+        nms_threshold: Boxes whose IoU with a better box of the same class is larger are dropped.
+        max_objects: Maximum number of boxes per image.
     """
     classes = num_classes + 1  # torchvision's class 0 is the background
     branch: dict[str, nn.Module] = {}
     if masks:
         layers = MaskRCNNHeads(width, (width,) * 4, dilation=1)
         predictor = MaskRCNNPredictor(width, width, classes)
-        branch = {"mask_roi_pool": RegionPool(strides, _MASK), "mask_head": layers, "mask_predictor": predictor}
+        branch = {"mask_roi_pool": RegionPool(strides, _MASK_SIDE), "mask_head": layers, "mask_predictor": predictor}
     return RoIHeads(
-        RegionPool(strides, _BOX), TwoMLPHead(width * _BOX**2, 4 * width), FastRCNNPredictor(4 * width, classes),
-        fg_iou_thresh=0.5, bg_iou_thresh=0.5, batch_size_per_image=2 * width, positive_fraction=0.25,
-        bbox_reg_weights=None, score_thresh=score, nms_thresh=overlap, detections_per_img=most, **branch,
+        RegionPool(strides, _BOX_SIDE), TwoMLPHead(width * _BOX_SIDE**2, 4 * width),
+        FastRCNNPredictor(4 * width, classes), fg_iou_thresh=0.5, bg_iou_thresh=0.5, batch_size_per_image=2 * width,
+        positive_fraction=0.25, bbox_reg_weights=None, score_thresh=score_threshold, nms_thresh=nms_threshold,
+        detections_per_img=max_objects, **branch,
     )  # fmt: skip
 
 
 class TwoStageDetector(Detector):
-    """Regions that may hold an object, then a closer look at each.
+    """A detector that proposes regions, then classifies and refines each of them.
 
-    In evaluation the regions of one image after the other are looked at: otherwise the number of those in one image
-    would set the shape of a matrix product, and might so change the last bits in all others.
+    In evaluation the heads run image by image. In one batch, the number of regions in one image would determine the
+    shape of a matrix product and could change the last bits of the other images.
 
     Args:
-        normalize: The network's first layer.
-        backbone: A model of timm.
-        levels: The maps that it gives.
-        pyramid: Makes of them maps of one width.
-        proposals: See :func:`proposals`.
-        heads: See :func:`region_heads`. Their parts and rules are used, their ``forward`` is not.
+        normalize: The first layer.
+        backbone: A timm model.
+        levels: The feature maps to compute.
+        pyramid: Converts them to maps of equal width.
+        proposals: See :func:`build_proposal_network`.
+        heads: See :func:`build_roi_heads`. Their parts and settings are used, their ``forward`` is not.
     """
 
     def __init__(
@@ -104,25 +117,26 @@ class TwoStageDetector(Detector):
         self.proposals = proposals
         self.heads = heads
 
-    def _proposed(
-        self, maps: list[Tensor], size: Size, targets: list[Objects] | None = None
+    def _propose(
+        self, maps: list[Tensor], size: Size, targets: list[Targets] | None = None
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        # Of the images only the number and the sizes are looked at.
+        # The proposal network reads only the number and the sizes of the images.
         images = ImageList(maps[0], [size] * len(maps[0]))
-        named = OrderedDict((str(level), one) for level, one in enumerate(maps))
-        found: tuple[list[Tensor], dict[str, Tensor]] = self.proposals(images, named, targets)
-        return found
+        named = OrderedDict((str(index), level) for index, level in enumerate(maps))
+        proposals: tuple[list[Tensor], dict[str, Tensor]] = self.proposals(images, named, targets)
+        return proposals
 
-    def losses(self, maps: list[Tensor], size: Size, targets: list[Objects]) -> dict[str, Tensor]:
-        """``objectness`` and ``region`` of the proposals, ``classification`` and ``box`` of the heads, and ``mask``."""
+    def losses(self, maps: list[Tensor], size: Size, targets: list[Targets]) -> dict[str, Tensor]:
+        """Compute ``objectness`` and ``region`` of the proposals, and ``classification``, ``box`` and ``mask``."""
+        # torchvision's class 0 is the background.
         targets = [{**target, "labels": target["labels"] + 1} for target in targets]
-        regions, first = self._proposed(maps, size, targets)
-        regions, matches, labels, wanted = self.heads.select_training_samples(regions, targets)
-        logits, boxes = self._boxes(maps, regions)
-        classification, box = fastrcnn_loss(logits, boxes, labels, wanted)
+        regions, proposal_losses = self._propose(maps, size, targets)
+        regions, matches, labels, offsets = self.heads.select_training_samples(regions, targets)
+        logits, boxes = self._predict_boxes(maps, regions)
+        classification, box = fastrcnn_loss(logits, boxes, labels, offsets)
         losses = {
-            "objectness": first["loss_objectness"],
-            "region": first["loss_rpn_box_reg"],
+            "objectness": proposal_losses["loss_objectness"],
+            "region": proposal_losses["loss_rpn_box_reg"],
             "classification": classification,
             "box": box,
         }
@@ -130,11 +144,11 @@ class TwoStageDetector(Detector):
             losses["mask"] = self._mask_loss(maps, regions, matches, labels, targets)
         return losses
 
-    def _boxes(self, maps: list[Tensor], regions: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def _predict_boxes(self, maps: list[Tensor], regions: list[Tensor]) -> tuple[Tensor, Tensor]:
         logits, offsets = self.heads.box_predictor(self.heads.box_head(self.heads.box_roi_pool(maps, regions)))
         return logits.float(), offsets.float()
 
-    def _masks(self, maps: list[Tensor], regions: list[Tensor]) -> Tensor:
+    def _predict_masks(self, maps: list[Tensor], regions: list[Tensor]) -> Tensor:
         logits: Tensor = self.heads.mask_predictor(self.heads.mask_head(self.heads.mask_roi_pool(maps, regions)))
         return logits.float()
 
@@ -144,45 +158,48 @@ class TwoStageDetector(Detector):
         regions: list[Tensor],
         matches: list[Tensor],
         labels: list[Tensor],
-        targets: list[Objects],
+        targets: list[Targets],
     ) -> Tensor:
-        """Binary cross-entropy of the masks of the right class, in regions that show an object."""
-        shown = [torch.where(one > 0)[0] for one in labels]
-        some = [one[at] for one, at in zip(regions, shown, strict=True)]
-        logits = self._masks(maps, some)
-        classes = torch.cat([one[at] for one, at in zip(labels, shown, strict=True)])
-        wanted = torch.cat(
+        """Compute the binary cross-entropy of the masks of the true class, in regions that contain an object."""
+        positive = [torch.where(image_labels > 0)[0] for image_labels in labels]
+        regions = [image_regions[index] for image_regions, index in zip(regions, positive, strict=True)]
+        logits = self._predict_masks(maps, regions)
+        classes = torch.cat([image_labels[index] for image_labels, index in zip(labels, positive, strict=True)])
+        true_masks = torch.cat(
             [
-                _cut_masks(target["masks"], boxes, match[at])
-                for target, boxes, match, at in zip(targets, some, matches, shown, strict=True)
+                _crop_masks(target["masks"], boxes, match[index])
+                for target, boxes, match, index in zip(targets, regions, matches, positive, strict=True)
             ]
         )
         if not len(classes):
-            return logits.sum() * 0  # the mean over no mask is not a number
-        chosen = logits[torch.arange(len(classes), device=classes.device), classes]
-        return F.binary_cross_entropy_with_logits(chosen, wanted)
+            return logits.sum() * 0  # the mean over no masks would be NaN
+        class_logits = logits[torch.arange(len(classes), device=classes.device), classes]
+        return F.binary_cross_entropy_with_logits(class_logits, true_masks)
 
-    def detect(self, maps: list[Tensor], size: Size) -> list[Found]:
-        """Boxes, scores and labels, and masks within the boxes, of every image."""
-        regions, _ = self._proposed(maps, size)
-        return [self._look([one[at : at + 1] for one in maps], some, size) for at, some in enumerate(regions)]
+    def detect(self, maps: list[Tensor], size: Size) -> list[Detections]:
+        """Return the boxes, scores and labels of each image, and masks within the boxes."""
+        regions, _ = self._propose(maps, size)
+        return [
+            self._detect_image([level[index : index + 1] for level in maps], image_regions, size)
+            for index, image_regions in enumerate(regions)
+        ]
 
-    def _look(self, maps: list[Tensor], regions: Tensor, size: Size) -> Found:
-        logits, offsets = self._boxes(maps, [regions])
+    def _detect_image(self, maps: list[Tensor], regions: Tensor, size: Size) -> Detections:
+        logits, offsets = self._predict_boxes(maps, [regions])
         boxes, scores, labels = self.heads.postprocess_detections(logits, offsets, [regions], [size])
-        found = {"boxes": boxes[0], "scores": scores[0], "labels": labels[0] - 1}
+        detections = {"boxes": boxes[0], "scores": scores[0], "labels": labels[0] - 1}
         if self.heads.has_mask():
-            masks = maskrcnn_inference(self._masks(maps, boxes), labels) if len(boxes[0]) else [None]
-            empty = boxes[0].new_zeros(0, _MASK_OUT, _MASK_OUT)
-            found["masks"] = empty if masks[0] is None else masks[0][:, 0]
-        return found
+            masks = maskrcnn_inference(self._predict_masks(maps, boxes), labels) if len(boxes[0]) else [None]
+            empty = boxes[0].new_zeros(0, _MASK_OUTPUT_SIDE, _MASK_OUTPUT_SIDE)
+            detections["masks"] = empty if masks[0] is None else masks[0][:, 0]
+        return detections
 
 
 @torch.no_grad()
-def _cut_masks(masks: Tensor, boxes: Tensor, matches: Tensor) -> Tensor:
-    """What masks (K, H, W) show within boxes (R, 4) that belong to them, resampled to (R, 28, 28)."""
+def _crop_masks(masks: Tensor, boxes: Tensor, matches: Tensor) -> Tensor:
+    """Crop masks (K, H, W) to boxes (R, 4) and resample to (R, 28, 28); ``matches`` (R,) is the mask of each box."""
     regions = torch.cat([matches[:, None].to(boxes.dtype), boxes], dim=1)
-    cut: Tensor = torch.ops.torchvision.roi_align(
-        masks[:, None].to(boxes.dtype), regions, 1.0, _MASK_OUT, _MASK_OUT, 0, False
+    cropped: Tensor = torch.ops.torchvision.roi_align(
+        masks[:, None].to(boxes.dtype), regions, 1.0, _MASK_OUTPUT_SIDE, _MASK_OUTPUT_SIDE, 0, False
     )
-    return cut[:, 0]
+    return cropped[:, 0]

@@ -1,1 +1,1 @@
-"""Layers shared by several networks."""
+"""Layers that several networks share: normalization, feature pyramids, operators with deterministic gradients."""

@@ -1,12 +1,13 @@
-"""Resizing whose way back is repeatable on an accelerator.
+"""Resizing, average pooling and RoI align with deterministic gradients on CUDA.
 
-A ViT that gets images of another size than it was built for resizes its position embeddings in every step, bicubically,
-as timm does it. The backward pass of that raises on CUDA under deterministic algorithms, so that the same training runs
-on a CPU and stops on a GPU.
+torch and torchvision have no deterministic backward kernel for some operators: under
+``torch.use_deterministic_algorithms(True)``, a network that trains on the CPU raises an error on a GPU. The operators
+here compute the same results, up to rounding, by matrix products, which are deterministic in both directions:
 
-Adaptive average pooling whose gradient has the same bits every time.
-
-Cutting regions out of feature maps, with the same bits every time.
+- Bicubic resizing. A ViT that gets images of another size than it was built for resizes its position embeddings in
+  every step: :func:`deterministic_resizing`.
+- Adaptive average pooling: :class:`AveragePool`.
+- RoI align: :func:`region_align` and, over the maps of a feature pyramid, :class:`RegionPool`.
 """
 
 from __future__ import annotations
@@ -25,91 +26,95 @@ from torchvision.ops.poolers import LevelMapper
 __all__ = [
     "AveragePool",
     "RegionPool",
+    "deterministic_resizing",
     "region_align",
-    "region_align_by_products",
+    "region_align_by_matmul",
     "replace_pooling",
-    "resize_by_products",
-    "steady_resizing",
+    "resize_by_matmul",
 ]
 
 
-def steady_resizing(backbone: nn.Module, images: Tensor) -> AbstractContextManager[Any]:
-    """Where a model of timm may run on images of another size than its own.
+def deterministic_resizing(backbone: nn.Module, images: Tensor) -> AbstractContextManager[Any]:
+    """Return a context in which a timm model may train on images of another size than its own.
 
-    It does something only where it must: on an accelerator, under deterministic algorithms, with gradients, and if the
-    sizes differ. There it replaces ``interpolate`` by :func:`resize_by_products`.
+    The context replaces ``interpolate`` by :func:`resize_by_matmul`, but only where necessary: on an accelerator, under
+    deterministic algorithms, with gradients, and if the image size differs from that of the model.
 
     Args:
-        backbone: A model of timm.
+        backbone: A timm model.
         images: (N, 3, H, W).
     """
     strict = torch.are_deterministic_algorithms_enabled() and images.device.type != "cpu" and torch.is_grad_enabled()
-    own = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
-    return _ByProducts() if strict and own is not None and tuple(own) != images.shape[-2:] else nullcontext()
+    model_size = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
+    differs = model_size is not None and tuple(model_size) != images.shape[-2:]
+    return _ResizeByMatmul() if strict and differs else nullcontext()
 
 
-def resize_by_products(
+class _ResizeByMatmul(TorchFunctionMode):
+    """Replace calls of ``interpolate`` whose backward pass would raise by :func:`resize_by_matmul`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.interpolate and len(args) == 1 and _backward_raises(args[0], **kwargs):
+            size = kwargs["size"]
+            size = [size] * (args[0].ndim - 2) if isinstance(size, int) else list(size)
+            return resize_by_matmul(
+                args[0], size, kwargs["mode"], kwargs.get("align_corners"), kwargs.get("antialias", False)
+            )
+        return func(*args, **kwargs)
+
+
+def _backward_raises(
+    values: Tensor, size: Any = None, mode: str = "nearest", antialias: bool = False, **_: Any
+) -> bool:
+    """Whether ``interpolate`` has no deterministic backward pass. For plain bilinear resizing torch decomposes it."""
+    unsupported = mode in ("linear", "bicubic") or (mode == "bilinear" and antialias)
+    return unsupported and size is not None and values.requires_grad
+
+
+def resize_by_matmul(
     values: Tensor, size: Sequence[int], mode: str, align_corners: bool | None = None, antialias: bool = False
 ) -> Tensor:
-    """The same as ``interpolate``, up to rounding, by a matrix product per direction.
+    """Resize as ``torch.nn.functional.interpolate`` does, up to rounding, by one matrix product per dimension.
 
     Args:
-        values: (N, C, H, W), or (N, C, W).
-        size: H and W of the result, or W.
-        mode: ``"linear"``, ``"bilinear"`` or ``"bicubic"``; all are products of one direction after the other.
+        values: (N, C, H, W) or (N, C, W).
+        size: Height and width of the result, or its width.
+        mode: ``"linear"``, ``"bilinear"`` or ``"bicubic"``, all of which are separable.
         align_corners: See ``interpolate``.
         antialias: See ``interpolate``.
 
+    Returns:
+        (N, C, *size), with the data type of ``values``.
+
     Example:
         >>> ramp = torch.arange(4.0).reshape(1, 1, 4)
-        >>> resize_by_products(ramp, [2], "linear").flatten().tolist()
+        >>> resize_by_matmul(ramp, [2], "linear").flatten().tolist()
         [0.5, 2.5]
     """
     with torch.autocast(values.device.type, enabled=False):
-        found = values.float()
-        for side in size:  # the first direction becomes the last, until each has had its turn
-            found = found.movedim(2, -1)
-            weights = _resize_weights(found.shape[-1], side, len(size), mode, align_corners, antialias)
-            found = found @ weights.to(found.device)
-        return found.to(values.dtype)
+        resized = values.float()
+        for side in size:  # each pass moves the first spatial dimension to the end and resizes it there
+            resized = resized.movedim(2, -1)
+            weights = _resize_weights(resized.shape[-1], side, len(size), mode, align_corners, antialias)
+            resized = resized @ weights.to(resized.device)
+        return resized.to(values.dtype)
 
 
 def _resize_weights(
-    cells: int, side: int, directions: int, mode: str, align_corners: bool | None, antialias: bool
+    cells: int, side: int, dimensions: int, mode: str, align_corners: bool | None, antialias: bool
 ) -> Tensor:
-    """How much of each cell goes into each place, (cells, side): what becomes of unit vectors."""
-    others = [1] * (directions - 1)
-    # Along the last direction: torch 2.14 resizes antialiased images one pixel wide, (1, C, H, 1), wrongly on the CPU.
+    """Return the weight of each input cell in each output cell, (cells, side), by resizing unit vectors."""
+    others = [1] * (dimensions - 1)
+    # The last dimension is the resized one: torch 2.14 resizes antialiased (1, C, H, 1) images wrongly on the CPU.
     units = torch.eye(cells).reshape(1, cells, *others, cells)
     with torch.no_grad():
         resized = F.interpolate(units, (*others, side), mode=mode, align_corners=align_corners, antialias=antialias)
     return resized.reshape(cells, side)
 
 
-class _ByProducts(TorchFunctionMode):
-    """Puts :func:`resize_by_products` in the place of ``interpolate`` where its backward pass would raise."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.interpolate and len(args) == 1 and _raises(args[0], **kwargs):
-            size = kwargs["size"]
-            size = [size] * (args[0].ndim - 2) if isinstance(size, int) else list(size)
-            return resize_by_products(
-                args[0], size, kwargs["mode"], kwargs.get("align_corners"), kwargs.get("antialias", False)
-            )
-        return func(*args, **kwargs)
-
-
-def _raises(values: Tensor, size: Any = None, mode: str = "nearest", antialias: bool = False, **_: Any) -> bool:
-    """Whether the backward pass has no deterministic kernel; that of plain bilinear resizing has a way around."""
-    odd = mode in ("linear", "bicubic") or (mode == "bilinear" and antialias)
-    return odd and size is not None and values.requires_grad
-
-
 class AveragePool(nn.Module):
-    """What :class:`torch.nn.AdaptiveAvgPool2d` does, as two matrix products.
-
-    torch's own has no deterministic gradient on CUDA, and raises there.
+    """Adaptive average pooling to a square, as :class:`torch.nn.AdaptiveAvgPool2d`, by two matrix products.
 
     Args:
         size: Side of the result.
@@ -124,20 +129,26 @@ class AveragePool(nn.Module):
         self.size = size
 
     def forward(self, images: Tensor) -> Tensor:
-        """Pool."""
-        rows, columns = (self._shares(side, images) for side in images.shape[-2:])
+        """Pool a batch of images or feature maps."""
+        rows, columns = (self._bin_weights(side, images) for side in images.shape[-2:])
         return rows @ images @ columns.transpose(0, 1)
 
-    def _shares(self, side: int, like: Tensor) -> Tensor:
-        """How much of each cell goes into each bin, (size, side); bins overlap where ``side`` is no multiple."""
-        at = torch.arange(self.size, device=like.device)[:, None]
-        start, end = at * side // self.size, -(-(at + 1) * side // self.size)
+    def _bin_weights(self, side: int, like: Tensor) -> Tensor:
+        """Return the weight of each cell in each bin, (size, side). Bins overlap unless ``side`` is a multiple."""
+        bins = torch.arange(self.size, device=like.device)[:, None]
+        start, end = bins * side // self.size, -(-(bins + 1) * side // self.size)
         cell = torch.arange(side, device=like.device)
         return ((cell >= start) & (cell < end)).to(like.dtype) / (end - start).to(like.dtype)
 
 
 def replace_pooling(module: nn.Module) -> None:
-    """Put :class:`AveragePool` in the place of every adaptive average pooling, except to one value, which is a mean."""
+    """Replace each ``AdaptiveAvgPool2d`` in a module by :class:`AveragePool`, in place.
+
+    Pooling to a single value is kept: it is a mean, whose gradient is deterministic.
+
+    Args:
+        module: The module to search.
+    """
     for name, child in module.named_children():
         if isinstance(child, nn.AdaptiveAvgPool2d):
             size = child.output_size
@@ -147,72 +158,16 @@ def replace_pooling(module: nn.Module) -> None:
             replace_pooling(child)
 
 
-def region_align(features: Tensor, boxes: Tensor, size: int, scale: float, sampling: int = 2) -> Tensor:
-    """Cut boxes out of one image's feature map and resample them to a square (RoIAlign).
-
-    On an accelerator torchvision's backward pass adds up in any order. Where that is forbidden it takes a way through
-    ``torch.compile``, which needs a compiler on the machine; here :func:`region_align_by_products` is taken instead.
-
-    Args:
-        features: (1, C, H, W).
-        boxes: (K, 4) as x1, y1, x2, y2 in pixels of the image.
-        size: Side of the squares.
-        scale: Cells of the map per pixel of the image.
-        sampling: Points per cell of a square and direction; 0 follows the size of the box.
-
-    Returns:
-        (K, C, size, size).
-
-    Source:
-        He et al., "Mask R-CNN", ICCV 2017.
-    """
-    strict = torch.are_deterministic_algorithms_enabled() and features.device.type != "cpu"
-    if strict and features.requires_grad:
-        return region_align_by_products(features, boxes, size, scale, sampling)
-    # The operator and not torchvision.ops.roi_align, which would compile also where nothing is differentiated.
-    regions = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], dim=1).to(features.dtype)
-    found: Tensor = torch.ops.torchvision.roi_align(features, regions, scale, size, size, sampling, False)
-    return found
-
-
-def region_align_by_products(features: Tensor, boxes: Tensor, size: int, scale: float, sampling: int = 2) -> Tensor:
-    """The same as :func:`region_align`, by two matrix products, which are deterministic in both directions.
-
-    The points of a square lie on a grid and bilinear weights are products, so that rows and columns can be resampled
-    one after the other, each by a matrix of weights.
-    """
-    with torch.autocast(features.device.type, enabled=False):
-        source = features[0].float()
-        boxes = boxes.float() * scale
-        channels, height, width = source.shape
-        rows = _region_weights(boxes[:, 1], boxes[:, 3], height, size, sampling)
-        columns = _region_weights(boxes[:, 0], boxes[:, 2], width, size, sampling)
-        tall = rows.flatten(0, 1) @ source.transpose(0, 1).flatten(1)  # (K size, C W)
-        squares = tall.reshape(len(boxes), size * channels, width) @ columns.transpose(1, 2)
-        return squares.reshape(len(boxes), size, channels, size).transpose(1, 2).to(features.dtype)
-
-
-def _region_weights(low: Tensor, high: Tensor, cells: int, size: int, sampling: int) -> Tensor:
-    """How much of each cell goes into each place along one direction, (K, size, cells)."""
-    step = (high - low).clamp(min=1) / size  # at least a cell in all: torchvision's rule
-    place = torch.arange(size * sampling, device=low.device) + 0.5
-    points = low[:, None] + place * (step[:, None] / sampling)  # (K, size sampling)
-    inside = ((points >= -1) & (points <= cells)).to(points.dtype)
-    distance = points.clamp(0, cells - 1)[..., None] - torch.arange(cells, device=low.device)
-    weights = (1 - distance.abs()).clamp(min=0) * inside[..., None]
-    return weights.reshape(len(low), size, sampling, cells).mean(dim=2)
-
-
 class RegionPool(nn.Module):
-    """Cut boxes of any size out of the map of the pyramid that suits them.
+    """RoI align over a feature pyramid: each box is resampled from the map that suits its size.
 
     Args:
-        strides: Pixels per cell of the maps, doubling.
-        size: Side of the squares.
+        strides: Strides of the maps in pixels, each twice the one before.
+        size: Side of the resampled squares.
 
     Shape:
-        - maps: One per stride, (N, C, H, W); further ones are not looked at.
-        - boxes: One tensor (K, 4) per image, in pixels.
+        - maps: one (N, C, H, W) per stride; further maps are ignored.
+        - boxes: one (K, 4) per image, as x1, y1, x2, y2 in pixels.
         - output: (sum of K, C, size, size), image by image.
 
     Source:
@@ -225,13 +180,76 @@ class RegionPool(nn.Module):
         self._mapper = LevelMapper(int(math.log2(strides[0])), int(math.log2(strides[-1])))
 
     def forward(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """Cut out all boxes of all images."""
-        return torch.cat([self._image([one[at : at + 1] for one in maps], some) for at, some in enumerate(boxes)])
+        """Resample the boxes of all images."""
+        return torch.cat(
+            [
+                self._pool_image([level[index : index + 1] for level in maps], image_boxes)
+                for index, image_boxes in enumerate(boxes)
+            ]
+        )
 
-    def _image(self, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
-        chosen = self._mapper([boxes])
+    def _pool_image(self, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
+        levels = self._mapper([boxes])
         result = maps[0].new_zeros(len(boxes), maps[0].shape[1], self.size, self.size)
-        for level, (one, stride) in enumerate(zip(maps, self.strides, strict=False)):
-            where = torch.where(chosen == level)[0]
-            result[where] = region_align(one, boxes[where], self.size, 1 / stride).to(result.dtype)
+        for level, (features, stride) in enumerate(zip(maps, self.strides, strict=False)):
+            indices = torch.where(levels == level)[0]
+            result[indices] = region_align(features, boxes[indices], self.size, 1 / stride).to(result.dtype)
         return result
+
+
+def region_align(features: Tensor, boxes: Tensor, size: int, scale: float, sampling: int = 2) -> Tensor:
+    """Resample boxes of one image's feature map to squares (RoI align).
+
+    The backward pass of torchvision's operator is not deterministic on an accelerator. Under deterministic algorithms
+    torchvision resorts to ``torch.compile``, which needs a compiler on the machine; this function uses
+    :func:`region_align_by_matmul` there.
+
+    Args:
+        features: (1, C, H, W).
+        boxes: (K, 4) as x1, y1, x2, y2 in pixels of the image.
+        size: Side of the squares.
+        scale: Cells of the map per pixel of the image.
+        sampling: Sampling points per cell of a square and dimension; 0 adapts the number to the size of the box.
+
+    Returns:
+        (K, C, size, size).
+
+    Source:
+        He et al., "Mask R-CNN", ICCV 2017.
+    """
+    strict = torch.are_deterministic_algorithms_enabled() and features.device.type != "cpu"
+    if strict and features.requires_grad:
+        return region_align_by_matmul(features, boxes, size, scale, sampling)
+    # torchvision.ops.roi_align would compile here too, even where no gradient is needed.
+    regions = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], dim=1).to(features.dtype)
+    resampled: Tensor = torch.ops.torchvision.roi_align(features, regions, scale, size, size, sampling, False)
+    return resampled
+
+
+def region_align_by_matmul(features: Tensor, boxes: Tensor, size: int, scale: float, sampling: int = 2) -> Tensor:
+    """Compute :func:`region_align` by two matrix products.
+
+    The sampling points of a box form a grid and bilinear weights are separable, so rows and columns are resampled one
+    after the other, each with a matrix of weights. Arguments and result are those of :func:`region_align`; ``sampling``
+    must be at least 1.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        source = features[0].float()
+        boxes = boxes.float() * scale
+        channels, height, width = source.shape
+        rows = _region_weights(boxes[:, 1], boxes[:, 3], height, size, sampling)
+        columns = _region_weights(boxes[:, 0], boxes[:, 2], width, size, sampling)
+        by_rows = rows.flatten(0, 1) @ source.transpose(0, 1).flatten(1)  # (K size, C W)
+        squares = by_rows.reshape(len(boxes), size * channels, width) @ columns.transpose(1, 2)
+        return squares.reshape(len(boxes), size, channels, size).transpose(1, 2).to(features.dtype)
+
+
+def _region_weights(low: Tensor, high: Tensor, cells: int, size: int, sampling: int) -> Tensor:
+    """Return the weight of each cell of the map in each cell of the squares, for one dimension: (K, size, cells)."""
+    step = (high - low).clamp(min=1) / size  # torchvision's rule: a box covers at least one cell
+    offsets = torch.arange(size * sampling, device=low.device) + 0.5
+    points = low[:, None] + offsets * (step[:, None] / sampling)  # (K, size sampling)
+    inside = ((points >= -1) & (points <= cells)).to(points.dtype)
+    distance = points.clamp(0, cells - 1)[..., None] - torch.arange(cells, device=low.device)
+    weights = (1 - distance.abs()).clamp(min=0) * inside[..., None]
+    return weights.reshape(len(low), size, sampling, cells).mean(dim=2)

@@ -1,4 +1,4 @@
-"""Feature pyramids: maps of one width with strides that double, from whatever maps a backbone gives."""
+"""Feature pyramids: maps of equal width with doubling strides, from the feature maps of a backbone."""
 
 from __future__ import annotations
 
@@ -18,31 +18,36 @@ __all__ = ["Pyramid", "SimplePyramid", "check_width"]
 
 
 def check_width(width: int, owner: str) -> None:
-    """Refuse a width that the 32 groups of group normalization do not divide.
+    """Check that a width suits group normalization with 32 groups of at least two channels.
 
-    Groups of one channel would be all zeros where a map has one cell, as the coarsest of small images do.
+    A group of one channel would be normalized to zero where a map has a single cell, as for small images.
+
+    Args:
+        width: Number of channels.
+        owner: The network that has this width, for the message.
 
     Raises:
-        UsageError: If it is no positive multiple of 64.
+        UsageError: If the width is not a positive multiple of 64.
     """
-    fits = type(width) is int and width > 0 and width % 64 == 0
-    require(fits, "width", owner, "a multiple of 64", width, "Give 256, or 64 for a small and fast one.")
+    valid = type(width) is int and width > 0 and width % 64 == 0
+    require(valid, "width", owner, "a multiple of 64", width, "Give 256, or 64 for a small and fast network.")
 
 
 class SimplePyramid(nn.Module):
-    """Maps of several strides from the last map of a plain ViT, each by itself, without top-down connections.
+    """Simple feature pyramid: maps of several strides from the single map of a plain ViT.
 
-    Finer maps come from transposed convolutions, coarser ones from max pooling; then a 1 x 1 and a 3 x 3 convolution.
+    Each map is computed independently of the others, without top-down connections: transposed convolutions for finer
+    maps or max pooling for coarser ones, then a 1 x 1 and a 3 x 3 convolution.
 
     Args:
-        channels: Of the backbone's map.
-        stride: Of the backbone's map.
-        strides: Of the maps to make, see :func:`autotimm.models.backbone.feature_maps.simple_strides`.
-        width: Channels of the maps to make.
+        channels: Number of channels of the backbone's map.
+        stride: Stride of the backbone's map in pixels.
+        strides: Strides of the output, see :func:`autotimm.models.backbone.feature_maps.simple_strides`.
+        width: Number of channels of the output.
 
     Shape:
-        - maps: One of (N, channels, H / stride, W / stride).
-        - output: For each of the strides s (N, width, H / s, W / s).
+        - maps: a list whose last map is (N, channels, H / stride, W / stride).
+        - output: (N, width, H / s, W / s) for each stride s.
 
     Source:
         Li et al., "Exploring plain vision transformer backbones for object detection", ECCV 2022, arXiv:2203.16527.
@@ -50,16 +55,16 @@ class SimplePyramid(nn.Module):
 
     def __init__(self, channels: int, stride: int, strides: Sequence[int], width: int) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(self._branch(channels, stride / one, width) for one in strides)
+        self.branches = nn.ModuleList(self._branch(channels, stride / target, width) for target in strides)
 
     @staticmethod
     def _branch(channels: int, factor: float, width: int) -> nn.Sequential:
         layers: list[nn.Module] = []
         doublings = round(math.log2(factor))
-        for number in range(doublings):
+        for index in range(doublings):
             halved = max(width, channels // 2)
             layers.append(nn.ConvTranspose2d(channels, halved, kernel_size=2, stride=2))
-            if number + 1 < doublings:
+            if index + 1 < doublings:
                 layers += [LayerNorm2d(halved), nn.GELU()]
             channels = halved
         layers += [nn.MaxPool2d(2) for _ in range(-doublings)]
@@ -68,34 +73,35 @@ class SimplePyramid(nn.Module):
         return nn.Sequential(*layers)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Make all maps, fine to coarse."""
+        """Compute all maps, fine to coarse."""
         return [branch(maps[-1]) for branch in self.branches]
 
 
 class Pyramid(nn.Module):
-    """The pyramid under a detector: torchvision's over the maps of a hierarchy, a simple one over a plain ViT.
+    """The feature pyramid of a detector: torchvision's for hierarchical backbones, a simple one for plain ViTs.
 
     Args:
-        levels: What the backbone gives, see :func:`autotimm.models.backbone.feature_maps.build_maps`.
-        width: Channels of every map.
-        finest: The smallest stride.
-        extra: ``"pool"`` adds one coarser map by taking every second cell (as Faster R-CNN), ``"convolutions"`` adds
-            two by convolutions with stride 2 (as RetinaNet and FCOS).
-        name: The backbone, for messages.
+        levels: Feature maps of the backbone, see :func:`autotimm.models.backbone.feature_maps.build_feature_backbone`.
+        width: Number of channels of each map.
+        finest: Smallest stride of the pyramid in pixels.
+        extra: ``"pool"`` adds one coarser map by subsampling (as Faster R-CNN), ``"convolutions"`` adds two by
+            convolutions with stride 2 (as RetinaNet and FCOS).
+        name: Name of the backbone, for messages.
 
     Shape:
-        - maps: One per level, (N, C, H / stride, W / stride).
-        - output: One per entry of ``strides``, (N, width, H / s, W / s), rounded up.
+        - maps: one (N, C, H / stride, W / stride) per level.
+        - output: one (N, width, H / s, W / s) per entry s of ``strides``, sides rounded up.
 
     Attributes:
-        strides: Pixels per cell of every map, fine to coarse.
-        multiple: What the sides of images must be a multiple of.
+        strides: Strides of the output in pixels, fine to coarse.
+        multiple: Number of pixels of which the sides of the images must be multiples.
 
     Raises:
-        ModelError: If the backbone has no maps to build on.
+        ModelError: If a hierarchical backbone has fewer than two maps with a stride of at least ``finest``, or the
+            patch size of a plain ViT is not a power of two.
 
     Source:
-        Lin et al., "Feature pyramid networks for object detection", CVPR 2017; :class:`SimplePyramid`.
+        Lin et al., "Feature pyramid networks for object detection", CVPR 2017; for plain ViTs :class:`SimplePyramid`.
     """
 
     def __init__(self, levels: Sequence[Level], width: int, finest: int, extra: str, name: str) -> None:
@@ -103,30 +109,30 @@ class Pyramid(nn.Module):
         self.strides: tuple[int, ...]
         self._used = len(levels)
         if len(levels) == 1:
-            only = levels[0]
-            self.strides = tuple(one for one in simple_strides(only.stride, name) if one >= finest)
-            self.body: nn.Module = SimplePyramid(only.channels, only.stride, self.strides, width)
+            single = levels[0]
+            self.strides = tuple(stride for stride in simple_strides(single.stride, name) if stride >= finest)
+            self.body: nn.Module = SimplePyramid(single.channels, single.stride, self.strides, width)
         else:
-            kept = [level for level in levels if level.stride >= finest]
-            self.strides, self._used = tuple(level.stride for level in kept), len(kept)
-            if len(kept) < 2:
-                found = ", ".join(str(level.stride) for level in levels)
+            used = [level for level in levels if level.stride >= finest]
+            self.strides, self._used = tuple(level.stride for level in used), len(used)
+            if len(used) < 2:
+                available = ", ".join(str(level.stride) for level in levels)
                 raise ModelError(
                     f"The `backbone` {name} must have at least two feature maps of stride {finest} or more. Its "
-                    f"strides are {found}. Choose another, such as 'resnet18'."
+                    f"strides are {available}. Choose another, such as 'resnet18'."
                 )
-            self.body = FeaturePyramidNetwork([level.channels for level in kept], width)
+            self.body = FeaturePyramidNetwork([level.channels for level in used], width)
         self.extra = LastLevelMaxPool() if extra == "pool" else LastLevelP6P7(width, width)
         self.multiple = self.strides[-1]
         coarsest = self.strides[-1]
         self.strides += (2 * coarsest,) if extra == "pool" else (2 * coarsest, 4 * coarsest)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Make all maps, fine to coarse."""
+        """Compute all maps, fine to coarse."""
         if isinstance(self.body, SimplePyramid):
             results = self.body(maps)
         else:
             used = maps[-self._used :]
-            results = list(self.body(OrderedDict((str(at), one) for at, one in enumerate(used))).values())
-        extended, _ = self.extra(results, list(maps), [str(at) for at in range(len(results))])
+            results = list(self.body(OrderedDict((str(index), level) for index, level in enumerate(used))).values())
+        extended, _ = self.extra(results, list(maps), [str(index) for index in range(len(results))])
         return list(extended)

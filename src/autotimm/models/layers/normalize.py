@@ -1,4 +1,4 @@
-"""The first layer of every network: pixels as they were read become what the backbone was trained on."""
+"""The first layer of every network, which scales and normalizes the pixels."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ __all__ = ["Normalize"]
 
 
 class Normalize(nn.Module):
-    """Scale RGB pixels to [0, 1] if they are ``uint8``, then subtract a mean and divide by a standard deviation.
+    """Scale ``uint8`` pixels to [0, 1], then subtract a mean and divide by a standard deviation.
 
-    The network owns this layer, so that training, evaluation, prediction and an exported file cannot disagree about
-    it. The result has the data type of the buffers, whatever the type of the images.
+    The layer is part of the network, so that training, evaluation, prediction and an exported file use the same
+    normalization. The output has the data type of the buffers, whatever the type of the images.
 
     Args:
-        mean: Mean of each channel, in [0, 1] units.
-        std: Standard deviation of each channel, in [0, 1] units, above 0.
+        mean: Mean of each channel, for pixels in [0, 1].
+        std: Standard deviation of each channel, for pixels in [0, 1]; above 0.
 
     Shape:
         - images: (N, C, H, W), ``uint8`` in [0, 255] or float in [0, 1].
         - output: (N, C, H, W), float.
 
     Raises:
-        UsageError: If there are not as many deviations as means, one of them is not above 0, or the images are integers
-            other than ``uint8``.
+        UsageError: If ``mean`` and ``std`` differ in length, if a standard deviation is not above 0, or if the images
+            have an integer type other than ``uint8``.
 
     Example:
         >>> normalize = Normalize(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -42,16 +42,16 @@ class Normalize(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         must = f"{len(mean)} numbers above 0, one for each channel of `mean`"
-        fits = len(mean) == len(std) and all(value > 0 for value in std)
-        require(fits, "std", "Normalize", must, std, "Give the standard deviation of each channel.")
-        # Persistent, so that a checkpoint or an exported file holds its preprocessing.
+        valid = len(mean) == len(std) and all(value > 0 for value in std)
+        require(valid, "std", "Normalize", must, std, "Give the standard deviation of each channel.")
+        # Persistent buffers, so that checkpoints and exported files contain their preprocessing.
         self.register_buffer("mean", torch.tensor(tuple(mean)).reshape(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(tuple(std)).reshape(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalize a batch of images."""
         if images.dtype == torch.uint8:
-            # In place on the fresh copy: the same bits for a third of the memory that is walked through.
+            # In place on the new copy: the same bits with a third of the memory traffic.
             return images.to(self.mean.dtype).div_(255).sub_(self.mean).div_(self.std)
         if not images.is_floating_point():
             raise UsageError(
@@ -61,7 +61,7 @@ class Normalize(nn.Module):
         return (images.to(self.mean.dtype) - self.mean) / self.std
 
     def extra_repr(self) -> str:
-        """Show the numbers in ``print(model)``."""
+        """Show the mean and the standard deviation in ``print(model)``."""
         return f"mean={[round(v, 4) for v in self.mean.flatten().tolist()]}, std=" + str(
             [round(v, 4) for v in self.std.flatten().tolist()]
         )

@@ -1,4 +1,4 @@
-"""Decoders of segmentation-models-pytorch over feature maps of ours."""
+"""Decoders of segmentation-models-pytorch (smp) on the feature maps of a timm backbone."""
 
 from __future__ import annotations
 
@@ -17,137 +17,142 @@ from torch import Tensor, nn
 from autotimm.errors import UsageError
 from autotimm.models.layers.deterministic import replace_pooling
 
-__all__ = ["DECODERS", "Decoder", "Made", "Rule", "decoded_channels"]
+__all__ = ["DECODERS", "BuiltDecoder", "Decoder", "DecoderSpec", "decoded_channels"]
 
 
-class Made(NamedTuple):
-    """A decoder of smp, and the side of the kernel of the layer that smp puts behind it."""
+class BuiltDecoder(NamedTuple):
+    """A decoder of smp, and the kernel size of the output layer that smp uses with it."""
 
     module: nn.Module
     kernel: int = 1
 
 
-class Rule(NamedTuple):
-    """How to make a decoder, and what it asks of the backbone.
+class DecoderSpec(NamedTuple):
+    """How to build a decoder, and which feature maps it needs.
 
     Attributes:
-        make: Takes the channels of maps of strides 1, 2, 4, 8 ... (0 for none) and the width.
-        finest: The smallest stride that it makes use of.
-        dilated: Whether strides end at 16, by dilation.
+        make: Takes the channels of the maps with strides 1, 2, 4, 8 and so on (0 for a missing map) and the width.
+        finest: Smallest stride that it uses.
+        dilated: Whether the largest stride is 16, by dilation of the backbone.
     """
 
-    make: Callable[[list[int], int], Made]
+    make: Callable[[list[int], int], BuiltDecoder]
     finest: int = 4
     dilated: bool = False
 
 
-def _fpn(channels: list[int], width: int) -> Made:
-    return Made(FPNDecoder(channels, pyramid_channels=width, segmentation_channels=width // 2))
+def _fpn(channels: list[int], width: int) -> BuiltDecoder:
+    return BuiltDecoder(FPNDecoder(channels, pyramid_channels=width, segmentation_channels=width // 2))
 
 
-def _unet(channels: list[int], width: int) -> Made:
-    steps = [max(16, width >> step) for step in range(len(channels) - 1)]
-    return Made(UnetDecoder(channels, steps, n_blocks=len(steps)), kernel=3)
+def _unet(channels: list[int], width: int) -> BuiltDecoder:
+    widths = [max(16, width >> step) for step in range(len(channels) - 1)]
+    return BuiltDecoder(UnetDecoder(channels, widths, n_blocks=len(widths)), kernel=3)
 
 
-def _deeplab(channels: list[int], width: int) -> Made:
+def _deeplab(channels: list[int], width: int) -> BuiltDecoder:
     decoder = DeepLabV3PlusDecoder(
         channels, encoder_depth=5, out_channels=width, atrous_rates=(12, 24, 36), output_stride=16,
         aspp_separable=True, aspp_dropout=0.5,
     )  # fmt: skip
-    return Made(decoder)
+    return BuiltDecoder(decoder)
 
 
-def _upernet(channels: list[int], width: int) -> Made:
-    return Made(UPerNetDecoder(channels, decoder_channels=width))
+def _upernet(channels: list[int], width: int) -> BuiltDecoder:
+    return BuiltDecoder(UPerNetDecoder(channels, decoder_channels=width))
 
 
-def _segformer(channels: list[int], width: int) -> Made:
-    return Made(SegformerDecoder(channels, segmentation_channels=width))
+def _segformer(channels: list[int], width: int) -> BuiltDecoder:
+    return BuiltDecoder(SegformerDecoder(channels, segmentation_channels=width))
 
 
-DECODERS: dict[str, Rule] = {
-    "fpn": Rule(_fpn),  # Kirillov et al., "Panoptic feature pyramid networks", CVPR 2019
-    "unet": Rule(_unet, finest=2),  # Ronneberger et al., MICCAI 2015
-    "deeplabv3plus": Rule(_deeplab, dilated=True),  # Chen et al., ECCV 2018
-    "upernet": Rule(_upernet),  # Xiao et al., ECCV 2018
-    "segformer": Rule(_segformer),  # Xie et al., NeurIPS 2021
+DECODERS: dict[str, DecoderSpec] = {
+    "fpn": DecoderSpec(_fpn),  # Kirillov et al., "Panoptic feature pyramid networks", CVPR 2019
+    "unet": DecoderSpec(_unet, finest=2),  # Ronneberger et al., MICCAI 2015
+    "deeplabv3plus": DecoderSpec(_deeplab, dilated=True),  # Chen et al., ECCV 2018
+    "upernet": DecoderSpec(_upernet),  # Xiao et al., ECCV 2018
+    "segformer": DecoderSpec(_segformer),  # Xie et al., NeurIPS 2021
 }
 
 
 class Decoder(nn.Module):
-    """A decoder of smp, fed as smp's own encoders would.
+    """A decoder of smp on the feature maps of a timm backbone.
 
-    It expects maps of strides 1, 2, 4 ... of which the first is the image. Only their sizes count where we have none:
-    then it gets maps without channels.
+    smp's decoders expect the maps of smp's encoders: strides 1, 2, 4 and so on, beginning with the image. Where a
+    backbone has no such map, the decoder reads only its size; it gets a map without channels.
 
     Args:
-        rule: How to make it.
-        channels: Of the maps that there are.
-        strides: Of the maps, fine to coarse.
-        width: Of the decoder.
+        spec: How to build the decoder.
+        channels: Number of channels of each available map.
+        strides: Stride of each available map in pixels, fine to coarse.
+        width: Number of channels of the decoder.
 
     Shape:
         - maps: (N, C, H / stride, W / stride) each.
         - output: (N, D, h, w), with a stride of 1 for U-Net and of 4 for all others.
 
     Attributes:
-        kernel: Side of the kernel of the layer that smp puts behind this decoder.
+        kernel: Kernel size of the output layer that smp uses with this decoder.
     """
 
-    def __init__(self, rule: Rule, channels: Sequence[int], strides: Sequence[int], width: int) -> None:
+    def __init__(self, spec: DecoderSpec, channels: Sequence[int], strides: Sequence[int], width: int) -> None:
         super().__init__()
-        known = dict(zip(strides, channels, strict=True))
-        if rule.dilated:  # the last map stands where one of stride 32 would; nobody looks at the one before it
-            known[2 * strides[-1]] = known.pop(strides[-1])
-        self._finest, self._dilated = strides[0], rule.dilated
-        self._missing = tuple(stride for stride in (2,) if stride not in known)
-        made = rule.make([3, *(known.get(2**step, 0) for step in range(1, 6))], width)
-        self.body, self.kernel = made.module, made.kernel
+        by_stride = dict(zip(strides, channels, strict=True))
+        if spec.dilated:  # the last map takes the place of one of stride 32; the decoder ignores the one before it
+            by_stride[2 * strides[-1]] = by_stride.pop(strides[-1])
+        self._finest, self._dilated = strides[0], spec.dilated
+        self._missing = tuple(stride for stride in (2,) if stride not in by_stride)
+        decoder = spec.make([3, *(by_stride.get(2**step, 0) for step in range(1, 6))], width)
+        self.body, self.kernel = decoder.module, decoder.kernel
         initialize_decoder(self.body)
         replace_pooling(self.body)
-        _spare_pooled(self.body)
+        _replace_pooled_norms(self.body)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Decode."""
+        """Decode the feature maps."""
         finest = maps[0]
         height, width = (side * self._finest for side in finest.shape[-2:])
-        full = [finest.new_empty(len(finest), 0, height, width)]
-        full += [finest.new_empty(len(finest), 0, height // stride, width // stride) for stride in self._missing]
+        empty = [finest.new_empty(len(finest), 0, height, width)]
+        empty += [finest.new_empty(len(finest), 0, height // stride, width // stride) for stride in self._missing]
         gap = [maps[-1][:, :0]] if self._dilated else []
-        decoded: Tensor = self.body([*full, *maps[:-1], *gap, maps[-1]])
+        decoded: Tensor = self.body([*empty, *maps[:-1], *gap, maps[-1]])
         return decoded
 
 
-def _spare_pooled(module: nn.Module) -> None:
-    """Give branches that pool an image to one value a normalization that a batch of one image can have too.
+def _replace_pooled_norms(module: nn.Module) -> None:
+    """Replace batch normalization by group normalization after global pooling, in place.
 
-    The statistics of a batch normalization would be of one value there, which torch refuses.
+    With a single image per batch, there is one value per channel, and torch's batch normalization raises an error.
     """
     for branch in module.modules():
         if isinstance(branch, nn.Sequential) and isinstance(branch[0], nn.AdaptiveAvgPool2d):
             for name, child in list(branch.named_modules()):
                 if isinstance(child, nn.BatchNorm2d):
-                    owner, _, last = name.rpartition(".")
-                    setattr(branch.get_submodule(owner), last, nn.GroupNorm(1, child.num_features))
+                    parent, _, attribute = name.rpartition(".")
+                    setattr(branch.get_submodule(parent), attribute, nn.GroupNorm(1, child.num_features))
 
 
 def decoded_channels(decoder: nn.Module, channels: Sequence[int], strides: Sequence[int]) -> int:
-    """Measure how many channels a decoder gives, with maps of zeros.
+    """Measure the number of output channels of a decoder, by running it on zeros.
+
+    Args:
+        decoder: The decoder.
+        channels: Number of channels of each map.
+        strides: Stride of each map in pixels, fine to coarse.
 
     Raises:
-        UsageError: If it gives no map.
+        UsageError: If the decoder does not return one tensor (N, D, h, w).
     """
     side = 2 * max(strides)
     training = decoder.training
     with torch.no_grad():
         maps = [torch.zeros(1, c, side // s, side // s) for c, s in zip(channels, strides, strict=True)]
-        found: Any = decoder.eval()(maps)
+        output: Any = decoder.eval()(maps)
     decoder.train(training)
-    if not isinstance(found, Tensor) or found.ndim != 4 or len(found) != 1:
-        got = f"a tensor {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+    if not isinstance(output, Tensor) or output.ndim != 4 or len(output) != 1:
+        got = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise UsageError(
-            "The `arch` of a segmenter must make a module that takes a list of maps and gives one tensor (N, D, h, w). "
-            f"Got {got} for maps of N = 1 instead. Let it return its last map alone."
+            "The `arch` of a segmenter must create a module that takes a list of maps and returns one tensor "
+            f"(N, D, h, w). Got {got} for maps with N = 1 instead. Return the last map only."
         )
-    return found.shape[1]
+    return output.shape[1]

@@ -1,4 +1,4 @@
-"""Networks that give every pixel a class."""
+"""Networks for semantic segmentation."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autotimm.errors import ModelError, UsageError, require, require_choice, sentence
-from autotimm.models.backbone.feature_maps import DenseNetwork, Level, build_maps, simple_strides
+from autotimm.models.backbone.feature_maps import DenseNetwork, Level, build_feature_backbone, simple_strides
 from autotimm.models.backbone.pooled import data_config
 from autotimm.models.backbone.weights import Weights
 from autotimm.models.layers.feature_pyramid import SimplePyramid, check_width
 from autotimm.models.layers.normalize import Normalize
-from autotimm.models.segmentation.decoders import DECODERS, Decoder, Rule, decoded_channels
+from autotimm.models.segmentation.decoders import DECODERS, Decoder, DecoderSpec, decoded_channels
 from autotimm.repro.streams import scope
 from autotimm.serialization import import_object
 
@@ -25,19 +25,19 @@ MakeDecoder = Callable[[Sequence[int], Sequence[int], int], nn.Module]
 
 
 class Segmenter(DenseNetwork):
-    """Normalization, a backbone with feature maps, a decoder and a layer that tells classes apart.
+    """Normalization, a backbone with feature maps, a decoder and a convolution that classifies each cell.
 
     Args:
-        normalize: The network's first layer.
-        backbone: A model of timm.
-        levels: The maps that it gives.
-        pyramid: Makes of one map those that the decoder takes; ``None`` where the backbone gives them.
-        decoder: Takes maps, fine to coarse, and gives (N, D, h, w).
-        head: Turns D channels into C.
+        normalize: The first layer.
+        backbone: A timm model.
+        levels: The feature maps to compute.
+        pyramid: Computes the decoder's maps from the single map of a plain ViT; ``None`` for hierarchical backbones.
+        decoder: Maps a list of feature maps, fine to coarse, to (N, D, h, w).
+        head: Maps D channels to C.
 
     Shape:
         - images: (N, 3, H, W), ``uint8`` in [0, 255] or float in [0, 1].
-        - logits: (N, C, H, W), resized bilinearly from what the decoder gives.
+        - logits: float32 (N, C, H, W), resized bilinearly from (N, C, h, w).
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Segmenter(DenseNetwork):
         self.head = head
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of every pixel."""
+        """Compute the logits of each pixel."""
         maps = self.maps(images)
         logits: Tensor = self.head(self.decoder(maps if self.pyramid is None else self.pyramid(maps))).float()
         size = images.shape[-2:]
@@ -75,24 +75,24 @@ def build_segmenter(
     width: int = 256,
     drop_path_rate: float = 0.0,
 ) -> Segmenter:
-    """Build a network for semantic segmentation around any timm model with feature maps.
+    """Build a network for semantic segmentation on any timm model with feature maps.
 
     Args:
-        arch: One of :data:`SEGMENTERS`, or a callable of your own, or the import path of one. It is given the channels
-            and the strides of the maps, fine to coarse, and the width, and returns a module that takes the list of maps
-            and gives one (N, D, h, w).
+        arch: One of :data:`SEGMENTERS`, or a callable of your own or its import path. The callable takes the channels
+            of the feature maps, their strides, fine to coarse, and ``width``; it returns a module that takes the list
+            of maps and returns one tensor (N, D, h, w).
         backbone: Name of the backbone.
         num_classes: Number of classes C.
-        weights: Where the backbone's weights come from; default random.
+        weights: Initial weights of the backbone; ``None`` is random.
         seed: Root seed of the streams ``(init, backbone)``, ``(init, pyramid)``, ``(init, decoder)`` and
             ``(init, head)``.
-        image_size: Side of the square images in pixels; ``None`` is the backbone's own.
-        width: Channels of the decoder, a multiple of 64; 64 is small and fast.
+        image_size: Side of the square images in pixels; ``None`` is the backbone's own size.
+        width: Number of channels of the decoder, a multiple of 64; 64 is small and fast.
         drop_path_rate: Probability in [0, 1) of skipping a residual block.
 
     Raises:
-        ModelError: If the backbone is unknown or does not give the maps that the decoder needs.
-        UsageError: If an argument is wrong.
+        ModelError: If the backbone is unknown, or does not provide the feature maps that the decoder needs.
+        UsageError: If an argument is out of range, or ``arch`` is not a decoder.
         WeightsError: If the weights do not fit.
 
     Example:
@@ -102,14 +102,14 @@ def build_segmenter(
         torch.Size([2, 3, 64, 64])
     """
     owner = "a segmenter"
-    whole = type(num_classes) is int and num_classes > 0
-    require(whole, "num_classes", owner, "an integer of at least 1", num_classes, "Give the number of your classes.")
+    valid = type(num_classes) is int and num_classes > 0
+    require(valid, "num_classes", owner, "an integer of at least 1", num_classes, "Give the number of your classes.")
     check_width(width, owner)
-    chosen = _chosen(arch)
-    rule = chosen if isinstance(chosen, Rule) else None
-    body, levels = build_maps(
+    factory = _find_decoder(arch)
+    spec = factory if isinstance(factory, DecoderSpec) else None
+    body, levels = build_feature_backbone(
         backbone, weights=weights, seed=seed, image_size=image_size, drop_path_rate=drop_path_rate,
-        finest=rule.finest if rule else 2, output_stride=16 if rule and rule.dilated else None,
+        finest=spec.finest if spec else 2, output_stride=16 if spec and spec.dilated else None,
     )  # fmt: skip
     pyramid, channels, strides = None, [level.channels for level in levels], [level.stride for level in levels]
     if len(levels) == 1:
@@ -117,52 +117,55 @@ def build_segmenter(
         with scope(seed, "init", "pyramid"):
             pyramid = SimplePyramid(channels[0], levels[0].stride, strides, width)
         channels = [width] * len(strides)
-    if rule:
-        _check_strides(str(arch), backbone, strides, [4, 8, 16] if rule.dilated else [4, 8, 16, 32])
+    if spec:
+        _check_strides(str(arch), backbone, strides, [4, 8, 16] if spec.dilated else [4, 8, 16, 32])
     with scope(seed, "init", "decoder"):
-        into = (channels, strides, width)
-        decoder = Decoder(chosen, *into) if isinstance(chosen, Rule) else _own(chosen, *into)
-        inner = decoded_channels(decoder, channels, strides)
+        maps = (channels, strides, width)
+        decoder = Decoder(factory, *maps) if isinstance(factory, DecoderSpec) else _custom_decoder(factory, *maps)
+        decoder_channels = decoded_channels(decoder, channels, strides)
     with scope(seed, "init", "head"):
         kernel = decoder.kernel if isinstance(decoder, Decoder) else 1
-        head = nn.Conv2d(inner, num_classes, kernel, padding=kernel // 2)
-        # LeCun et al., "Efficient backprop", 1998. Much smaller, as in mmsegmentation (0.01), suits its 160,000 steps:
-        # Adam moves a weight by at most the rate per step, and rare classes would wait until the logits have grown.
+        head = nn.Conv2d(decoder_channels, num_classes, kernel, padding=kernel // 2)
+        # LeCun et al., "Efficient backprop", 1998. The 0.01 of mmsegmentation suits its 160,000 steps: Adam changes a
+        # weight by at most the learning rate per step, and rare classes would be learned only after the logits grew.
         nn.init.normal_(head.weight, std=head.weight[0].numel() ** -0.5)
-        nn.init.zeros_(head.bias)  # type: ignore[arg-type]  # there is one
+        nn.init.zeros_(head.bias)  # type: ignore[arg-type]  # not None, since bias=True
     config = data_config(body)
     return Segmenter(Normalize(config.mean, config.std), body, levels, pyramid, decoder, head)
 
 
-def _chosen(arch: str | MakeDecoder) -> Rule | MakeDecoder:
-    """How to make the decoder. An import path is what checkpoints and the records of runs know of a callable."""
+def _find_decoder(arch: str | MakeDecoder) -> DecoderSpec | MakeDecoder:
+    """Look up a decoder by name or import path. Checkpoints and run records store a callable as its import path."""
     if isinstance(arch, str) and arch in DECODERS:
         return DECODERS[arch]
-    found: Any = arch
+    factory: Any = arch
     if isinstance(arch, str) and "." in arch:
         try:
-            found = import_object(arch)
+            factory = import_object(arch)
         except ImportError as error:
             do = f"It cannot be imported ({error}). Check the path."
-            raise UsageError(sentence("arch", "a segmenter", "a name, or the path of a callable", arch, do)) from None
-    if not callable(found):
-        require_choice("arch", "a segmenter", found, SEGMENTERS)
-    make: MakeDecoder = found
-    return make
+            must = "a name, or the import path of a callable"
+            raise UsageError(sentence("arch", "a segmenter", must, arch, do)) from None
+    if not callable(factory):
+        require_choice("arch", "a segmenter", factory, SEGMENTERS)
+    make_decoder: MakeDecoder = factory
+    return make_decoder
 
 
-def _own(make: MakeDecoder, channels: Sequence[int], strides: Sequence[int], width: int) -> nn.Module:
-    made: Any = make(channels, strides, width)
-    if isinstance(made, nn.Module):
-        return made
-    do = "See segmentation_models_pytorch.decoders for some."
-    raise UsageError(sentence("arch", "a segmenter", "a name, or a callable that returns a module", made, do))
+def _custom_decoder(
+    make_decoder: MakeDecoder, channels: Sequence[int], strides: Sequence[int], width: int
+) -> nn.Module:
+    decoder: Any = make_decoder(channels, strides, width)
+    if isinstance(decoder, nn.Module):
+        return decoder
+    do = "See segmentation_models_pytorch.decoders for examples."
+    raise UsageError(sentence("arch", "a segmenter", "a name, or a callable that returns a module", decoder, do))
 
 
 def _check_strides(arch: str, backbone: str, strides: Sequence[int], needed: list[int]) -> None:
     if [stride for stride in strides if stride > 2] != needed:
-        shown, wanted = (", ".join(map(str, some)) for some in (strides, needed))
+        available, required = (", ".join(map(str, values)) for values in (strides, needed))
         raise ModelError(
-            f"The `backbone` {backbone} must have feature maps of strides {wanted} for {arch}. Its strides are {shown}."
-            " Choose another, such as 'resnet18'."
+            f"The `backbone` {backbone} must have feature maps of strides {required} for {arch}. Its strides are "
+            f"{available}. Choose another, such as 'resnet18'."
         )

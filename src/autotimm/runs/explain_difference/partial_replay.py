@@ -21,8 +21,8 @@ from autotimm.records.digest import state_digest
 from autotimm.records.ledger import Line
 from autotimm.records.ledger_diff import Comparer, Difference
 from autotimm.records.manifest import Manifest
+from autotimm.records.replay_versions import require_replayable
 from autotimm.records.run_folder import RunFolder
-from autotimm.records.versions import require_replayable
 from autotimm.runs.explain_difference.operators import Operator, OperatorLog
 from autotimm.runs.restore import Rebuilt, read_config, read_manifest, rebuild
 from autotimm.runs.verify import EnoughError, changed_files, play

@@ -1,4 +1,4 @@
-"""What happens in a run, written into its ledger: the one place that looks at losses, in groups."""
+"""Writes the ledger of a run, and checks in groups that losses are finite."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from autotimm.types import Batch
 
 __all__ = ["Recorder", "weight_digests"]
 
-GROUP = 32  # steps between two looks at the losses: a device is waited for once in that many
+GROUP = 32  # steps whose losses are fetched together: every fetch waits for the device
 DIGEST_EVERY = 100  # optimizer steps between two digests of the weights within an epoch
 
 
@@ -36,7 +36,7 @@ class _Step(NamedTuple):
 
 
 def weight_digests(module: pl.LightningModule) -> dict[str, str]:
-    """Digests of weights and of buffers, 16 hexadecimal digits each; metrics are no part of a model."""
+    """Return digests of weights and of buffers, 16 hexadecimal digits each; metrics are left out."""
     part = module.network if isinstance(module, Task) else module
     return {
         "weights": state_digest(dict(part.named_parameters()))[:16],
@@ -47,41 +47,41 @@ def weight_digests(module: pl.LightningModule) -> dict[str, str]:
 class Recorder(Callback):
     """Writes the ledger: a line per step, validation and epoch, see :mod:`autotimm.records.ledger`.
 
-    Losses stay on the device and are looked at in groups of 32, before every validation and before anything is saved.
-    A loss that is not a finite number ends the run there: such weights must not replace good ones.
+    Losses stay on the device and are fetched in groups of 32, before every validation and before anything is saved.
+    A loss that is not finite ends the run there, so that its weights cannot replace good ones.
 
     Args:
-        epochs: Tells what belongs to an epoch.
+        epochs: Knows the metrics of each epoch.
     """
 
     def __init__(self, epochs: EpochMetrics) -> None:
         self.epochs = epochs
         self.ledger = Ledger(None)
         self.declare: Callable[[str], str] = lambda initial: ""  # writes the manifest and returns the run's id
-        self.gap = ""  # why a resumed run could not go on in its ledger
+        self.gap = ""  # why a resumed run could not continue its ledger
         self._position: dict[str, Any] | None = None
         self._steps: list[_Step] = []
         self._rate, self._seen = math.nan, 0
         self._distributed = False
 
     def write_to(self, path: Path | None, listener: Any = None) -> None:
-        """Begin a ledger in a file, or none; ``listener`` is called with every line."""
+        """Begin a ledger in a file, or in none; ``listener`` is called with every line."""
         self.ledger = Ledger(path, listener)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the ledger stands, with all lines up to here on the disk."""
+        """Return the position in the ledger, with all lines up to here on the disk."""
         self.look()
         self.ledger.flush(sync=True)
         return dict(self.ledger.position)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember the place of the checkpoint, to cut the ledger back to it."""
+        """Remember the position of the checkpoint, to cut the ledger back to it."""
         self._position = dict(state_dict)
 
     # Hooks, in the order in which they are called
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin the ledger, or go on where the checkpoint was."""
+        """Begin the ledger, or continue it from the checkpoint."""
         self._distributed = trainer.world_size > 1
         if not trainer.is_global_zero:
             self.ledger = Ledger(None)
@@ -90,14 +90,14 @@ class Recorder(Callback):
         weights = weight_digests(pl_module)["weights"]
         run = self.declare(weights)
         if self._position is None:
-            self.ledger.rewind({"bytes": 0, "last": "", "lines": 0})  # of a run that left no checkpoint
+            self.ledger.rewind({"bytes": 0, "last": "", "lines": 0})  # of an interrupted run without checkpoint
             self.ledger.add("start", run=run, weights=weights, world_size=trainer.world_size)
         else:
             self._go_back(trainer, self._position)
         self.ledger.flush()
 
     def _go_back(self, trainer: pl.Trainer, position: dict[str, Any]) -> None:
-        """Cut the ledger back to where the checkpoint was; where it does not hold that, say so."""
+        """Cut the ledger back to the checkpoint; note a gap where it does not reach that far."""
         self._position = None
         if not self.ledger.rewind(position):
             self.gap = "its ledger does not hold what the checkpoint was written with"
@@ -106,43 +106,45 @@ class Recorder(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Note the learning rate that this step is made with."""
+        """Note the learning rate of this step."""
         rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        # A tensor where the optimizer wants one; on a device, reading it would make every step wait.
+        # Some optimizers keep it as a tensor; on a device, reading that would make every step wait.
         fixed = [rate for rate in rates if not isinstance(rate, Tensor)]
         self._rate = float(max(fixed)) if fixed else math.nan
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note what the step saw and gave."""
+        """Note the samples and the loss of the step."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         loss = loss.detach() if isinstance(loss, Tensor) and loss.numel() == 1 else None
         ids, fingerprints = _identify(batch)
         done = trainer.global_step
         self._steps.append(_Step(trainer.current_epoch, batch_idx, done, ids, fingerprints, self._rate, loss))
         due = done != self._seen and (done == 1 or done % DIGEST_EVERY == 0)
-        self._seen = done  # accumulated batches leave the number of steps as it is
+        self._seen = done  # gradient accumulation leaves the number of steps unchanged
         if due or len(self._steps) >= GROUP:
             self.look()
         if due:
             self.ledger.add("weights", step=done, **weight_digests(pl_module))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look at the losses first: nobody needs to measure weights that are not numbers."""
+        """Check the losses first: there is no use in validating weights that are not finite."""
         self.look()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note what was measured."""
+        """Note the validation metrics."""
         if not trainer.sanity_checking and trainer.state.fn == "fit":
             metrics = self.epochs.validation(trainer)
             self.ledger.add("val", epoch=trainer.current_epoch, step=trainer.global_step, metrics=metrics)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note how the epoch ended."""
+        """Note the metrics and digests at the end of an epoch."""
         self.look()
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
-        averaged = next((one for one in callbacks if isinstance(one, pl.callbacks.WeightAveraging)), None)
+        averaged = next(
+            (callback for callback in callbacks if isinstance(callback, pl.callbacks.WeightAveraging)), None
+        )
         model = getattr(averaged, "_average_model", None)  # private to Lightning: where the average is
         self.ledger.add(
             "epoch",
@@ -150,26 +152,26 @@ class Recorder(Callback):
             step=trainer.global_step,
             metrics=self.epochs.of(trainer),
             **weight_digests(pl_module),
-            optimizer=state_digest({str(i): one.state_dict() for i, one in enumerate(trainer.optimizers)})[:16],
+            optimizer=state_digest({str(i): each.state_dict() for i, each in enumerate(trainer.optimizers)})[:16],
             averaged=None if model is None else state_digest(model.state_dict())[:16],
         )
         self.ledger.flush()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say that the run came to its end."""
+        """Note that the run is finished."""
         self.look()
         self.ledger.add("end", step=trainer.global_step)
         self.ledger.flush(sync=True)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say so of a run that was stopped after its last epoch, too: going on calls no other hook of it."""
+        """Note it also for a run that was interrupted after its last epoch: its resume calls no other hook."""
         position, path = self._position, self.ledger.path
         if position is not None and path is not None and path.exists():
             self._go_back(trainer, position)
             self.on_train_end(trainer, pl_module)
 
     def look(self) -> None:
-        """Fetch the losses that nobody has looked at yet, and write their lines.
+        """Fetch the losses of the steps since the last call, and write their lines.
 
         Raises:
             RunError: If one of them is infinite or not a number; it names the first such step.
@@ -177,47 +179,47 @@ class Recorder(Callback):
         steps, self._steps = self._steps, []
         if not steps:
             return
-        losses = _fetch([one.loss for one in steps])
-        shares = [[(one.ids, one.fingerprints, loss) for one, loss in zip(steps, losses, strict=True)]]
+        losses = _fetch([step.loss for step in steps])
+        shares = [[(step.ids, step.fingerprints, loss) for step, loss in zip(steps, losses, strict=True)]]
         if self._distributed:
             shares = _gather(shares[0])
-        for number, one in enumerate(steps):
+        for number, step in enumerate(steps):
             parts = [share[number] for share in shares]
-            found = [loss for _, _, loss in parts if loss is not None]
-            loss = sum(found) / len(found) if found else None
+            known = [loss for _, _, loss in parts if loss is not None]
+            loss = sum(known) / len(known) if known else None
             ids = [name for names, _, _ in parts for name in names]
             inputs = "".join(text for _, text, _ in parts)
             self.ledger.add(
-                "step", epoch=one.epoch, batch=one.batch, step=one.step, lr=one.lr, loss=loss,
+                "step", epoch=step.epoch, batch=step.batch, step=step.step, lr=step.lr, loss=loss,
                 ids=digest16("\n".join(ids)) if ids else None, inputs=digest16(inputs) if inputs else None,
             )  # fmt: skip
             if loss is not None and not math.isfinite(loss):
                 self.ledger.flush()
                 raise RunError(
-                    f"The loss must be a finite number. Got {loss} at epoch {one.epoch}, batch {one.batch} instead. "
-                    "Lower `lr`, or use precision 32 if it is lower."
+                    f"The loss must be a finite number. Got {loss} at epoch {step.epoch + 1}, batch {step.batch + 1} "
+                    "instead. Lower `lr`, or use precision 32 if it is lower."
                 )
         self.ledger.flush()
 
 
 def _fetch(losses: list[Tensor | None]) -> list[float | None]:
-    """Numbers from where the losses are, all in one go."""
-    there = [loss.reshape(()).double() for loss in losses if loss is not None]
-    values = iter(torch.stack(there).tolist() if there else [])
+    """Fetch losses from their device, all at once."""
+    tensors = [loss.reshape(()).double() for loss in losses if loss is not None]
+    values = iter(torch.stack(tensors).tolist() if tensors else [])
     return [None if loss is None else next(values) for loss in losses]
 
 
 def _gather(share: list[Any]) -> list[list[Any]]:
-    """The steps of all processes, in the order of their ranks."""
+    """Gather the steps of all processes, in the order of their ranks."""
     shares: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(shares, share)
     return shares
 
 
 def _identify(batch: Any) -> tuple[tuple[str, ...], str]:
-    """Ids and fingerprints of a batch; of a batch that is not ours a digest of its tensors, if they are at hand.
+    """Ids and fingerprints of a batch; of a batch that is not ours a digest of its tensors, if they are on the CPU.
 
-    What lies on a device is left alone: reading it would make every step wait.
+    Tensors on a device are not read, since that would make every step wait.
     """
     if isinstance(batch, Batch) and batch.fingerprints:
         return batch.ids, batch.fingerprints
@@ -234,5 +236,5 @@ def _identify(batch: Any) -> tuple[tuple[str, ...], str]:
                 visit(f"{name}.{index}", child)
 
     visit("", batch)
-    at_hand = bool(tensors) and all(one.device.type == "cpu" for one in tensors.values())
-    return (), state_digest(tensors)[:16] if at_hand else ""
+    on_cpu = bool(tensors) and all(tensor.device.type == "cpu" for tensor in tensors.values())
+    return (), state_digest(tensors)[:16] if on_cpu else ""

@@ -1,6 +1,6 @@
-"""What a training must not mind: other people who draw from the global generators, or seed them.
+"""RNG disturbances that must not affect a training: code that seeds the global generators, or draws from them.
 
-The self-check and the contract suite train with these, and compare with a training that nobody disturbed.
+The self-check and the contract suite compare a training with these to one without.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["DrawsEverywhere", "pollute_generators"]
 
 
 def pollute_generators() -> None:
-    """Move every global generator somewhere else."""
+    """Put every global generator into another state."""
     random.seed(1)
     np.random.seed(2)
     torch.manual_seed(3)
@@ -24,7 +24,7 @@ def pollute_generators() -> None:
 
 
 class DrawsEverywhere(Callback):
-    """Draws from every global generator wherever it is called."""
+    """Draws from every global generator in every hook."""
 
     def _draw(self) -> None:
         torch.rand(3), np.random.rand(3), random.random()

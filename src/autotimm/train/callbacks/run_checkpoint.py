@@ -1,7 +1,4 @@
-"""Ctrl-C during a fit: the step that is being made is finished and written down first.
-
-When a run is written down: at the end of every epoch, as often as asked for, and when it is told to stop.
-"""
+"""When a run writes checkpoints: at the end of every epoch, at intervals, and when it is interrupted."""
 
 from __future__ import annotations
 
@@ -34,18 +31,18 @@ __all__ = ["RunCheckpoint", "StopRequest", "read_interval"]
 
 
 class StopRequest:
-    """Whether somebody has asked a training to stop.
+    """Whether a training was asked to stop.
 
-    The first Ctrl-C within a training epoch sets a flag, which is honored directly after the next optimizer step, where
-    a checkpoint loses nothing. The second one, and one anywhere else, stops at once.
+    The first Ctrl-C within a training epoch sets a flag that is honored directly after the next optimizer step, where a
+    checkpoint loses nothing. A second one, and one at any other time, stops at once.
     """
 
     def __init__(self) -> None:
         self.requested = False
-        self.armed = False  # only while training batches run is there somebody who looks at the flag
+        self.armed = False  # the flag is only looked at between training batches
 
     def obey(self) -> None:
-        """Stop, now that everything is written down. SIGTERM is left to Lightning, which stops after this batch."""
+        """Stop after a checkpoint was written. SIGTERM is left to Lightning, which stops after this batch."""
         if self.requested:
             raise KeyboardInterrupt
 
@@ -56,7 +53,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Listen for Ctrl-C; only the main thread may, and nobody who has it ignored or handled is overruled."""
+        """Listen for Ctrl-C, in the main thread, and unless the caller ignores or handles it."""
         self.requested = False
         default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if threading.current_thread() is not threading.main_thread() or not default:
@@ -98,9 +95,9 @@ def read_interval(every: str | int | None) -> tuple[int | None, float | None]:
 
 
 class _WhereTold(TorchCheckpointIO):
-    """Writes to the path it is given. Lightning writes to the system's folder for temporary files first, and moves.
+    """Writes straight to a path. Lightning writes to the system's folder for temporary files first, then moves.
 
-    That folder may be small, or kept in memory; a file that is replaced atomically needs no such help.
+    That folder may be small, or in memory, and our files are replaced atomically anyway.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
@@ -116,17 +113,18 @@ class _WhereTold(TorchCheckpointIO):
 class RunCheckpoint(Checkpoint):
     """Writes the checkpoints of a run (see :mod:`autotimm.records.checkpoint_store`) directly after an optimizer step.
 
-    It differs from Lightning's ``ModelCheckpoint`` in what an exact resume and a moved run need: what an epoch has
-    added up is stored with it, no path is, and files are replaced atomically: a crash or a full disk while one is
-    written leaves the one before as it was.
+    It differs from Lightning's ``ModelCheckpoint`` where an exact resume and a moved run need it: it stores the sums of
+    the running epoch, but no path, and replaces files atomically, so that a crash or a full disk leaves the previous
+    one unharmed.
 
     Args:
-        epochs: Tells what belongs to an epoch.
-        monitor: The logged value that tells the best epoch; without it, or before it is logged, the last is the best.
-        mode: ``"max"`` or ``"min"``; by default the smaller loss, or the larger of anything else.
-        every: Also in the middle of epochs: after so many optimizer steps (``500``), or a time (``"10min"``).
+        epochs: Knows the metrics of each epoch.
+        monitor: The logged value that selects the best epoch; without it, or before it is logged, the last is the best.
+        mode: ``"max"`` or ``"min"``; by default ``"min"`` for losses and ``"max"`` for everything else.
+        every: Write checkpoints within epochs too: after a number of optimizer steps (``500``), or a time
+            (``"10min"``).
         keep: Which to keep, see :class:`autotimm.records.checkpoint_store.CheckpointStore`.
-        stop: Set by a signal; the run is then written down and ended at the next chance.
+        stop: Set by a signal; the run then writes a checkpoint and ends at the next opportunity.
     """
 
     def __init__(
@@ -147,8 +145,8 @@ class RunCheckpoint(Checkpoint):
         self.keep = check_keep(keep)
         self.folder: Path | None = None
         self.best: dict[str, Any] = {}
-        self._unfinished = False  # whether the checkpoint that is being written stands in the middle of an epoch
-        self._found: Unfinished | None = None
+        self._unfinished = False  # whether the checkpoint that is being written is one within an epoch
+        self._loaded: Unfinished | None = None
         self._began = False
         self._saved_step, self._saved_time = 0, 0.0
 
@@ -165,7 +163,7 @@ class RunCheckpoint(Checkpoint):
 
     @best_model_path.setter
     def best_model_path(self, path: str) -> None:
-        """Lightning says so after processes that it spawned; what they remember is in the file."""
+        """Called by Lightning after processes that it spawned; their state is in the file."""
         self.load_state_dict(read_checkpoint(path)["callbacks"][self.state_key] if path else {"best": {}})
 
     @property
@@ -177,7 +175,7 @@ class RunCheckpoint(Checkpoint):
         return str(self.folder / name) if self.folder is not None and (self.folder / name).exists() else ""
 
     def state_dict(self) -> dict[str, Any]:
-        """The best epoch so far: its number, its score and its metrics."""
+        """Return the best epoch so far: its number and its metrics."""
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -187,43 +185,43 @@ class RunCheckpoint(Checkpoint):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Tell every process the folder that process 0 has chosen, and write straight to it."""
         self.folder = trainer.strategy.broadcast(self.folder)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # unless somebody has chosen another way
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the caller has given no other
             trainer.strategy.checkpoint_io = _WhereTold()
         if stage == "fit" and self.folder is not None and trainer.is_global_zero:
             self.store.sweep()  # the lock of the folder is held
 
-    # The sums of an epoch that is not over
+    # The sums of an unfinished epoch
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add what the running epoch has summed up so far."""
+        """Add the sums of the running epoch."""
         if self._unfinished:
             checkpoint[Unfinished.KEY] = Unfinished.of(trainer, pl_module).as_dict()
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Remember the sums until there is a place for them."""
+        """Remember the sums until they can be restored."""
         self._began = False
-        found = checkpoint.get(Unfinished.KEY)
-        self._found = Unfinished(**found) if found else None
+        sums = checkpoint.get(Unfinished.KEY)
+        self._loaded = Unfinished(**sums) if sums else None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the sums of metrics back; forget nothing of what was saved before."""
+        """Restore the states of metrics and the name of the best checkpoint."""
         self._began = True
         self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
         self._name_best(trainer)
-        if self._found is not None:
-            self._found.restore_metrics(pl_module)
+        if self._loaded is not None:
+            self._loaded.restore_metrics(pl_module)
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
-        stopping = (one for one in callbacks if isinstance(one, EarlyStopping))
-        if trainer.ckpt_path and any(one.stopping_reason is not EarlyStoppingReason.NOT_STOPPED for one in stopping):
-            # Lightning restores why it was to stop, but not that: the run would train one epoch more than another.
+        reasons = [callback.stopping_reason for callback in callbacks if isinstance(callback, EarlyStopping)]
+        if trainer.ckpt_path and any(reason is not EarlyStoppingReason.NOT_STOPPED for reason in reasons):
+            # Lightning restores the reason, but does not stop: the run would train one epoch too many.
             trainer.should_stop = True
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Give names that a kill after the last epoch has kept from it; a run with nothing left to do starts none."""
+        """Name the best and last checkpoint of a run that was killed after its last epoch."""
         if not self._began:
             self._name_best(trainer)
             if self.folder is not None and trainer.is_global_zero:
@@ -236,33 +234,33 @@ class RunCheckpoint(Checkpoint):
     # When to save
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From here on somebody looks at the flag of Ctrl-C after each step."""
+        """From here on the flag of Ctrl-C is looked at after each step."""
         self.stop.armed = self.folder is not None
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Validation can be long, and stopping in it loses nothing: stop at once."""
+        """Stop at once on Ctrl-C: validation can be long, and stopping in it loses nothing."""
         self.stop.armed = False
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Back to training."""
+        """Look at the flag of Ctrl-C again, and check the monitored value."""
         self.stop.armed = self.folder is not None and not trainer.sanity_checking
         self.watched.after_validation(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is time to, and end the run here if it was told to stop."""
+        """Save if a checkpoint is due, and end the run here if it was asked to stop."""
         self.watched.after_batch(trainer, pl_module)
-        if self._found is not None:
-            self._found.restore_logged(trainer)
-            self._found = None
+        if self._loaded is not None:
+            self._loaded.restore_logged(trainer)
+            self._loaded = None
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or batch_idx + 1 >= trainer.num_training_batches
         every = trainer.val_check_batch or math.inf
         # Lightning takes a checkpoint written between a batch and its validation for one written after both.
         validates = trainer.enable_validation and (batch_idx + 1) % every == 0
         if not stepped or last or validates:
-            return  # the end of an epoch is saved by its own hook
+            return  # the end of an epoch has its own hook
         stopping = self._all(trainer, self.stop.requested or trainer.received_sigterm)
         if self.folder is not None and (stopping or self._due(trainer)):
             self._unfinished = True
@@ -281,16 +279,16 @@ class RunCheckpoint(Checkpoint):
 
     @staticmethod
     def _all(trainer: pl.Trainer, here: bool) -> bool:
-        """What process 0 thinks, since all must save together."""
+        """Return the answer of process 0, since all must save together."""
         return here if trainer.world_size == 1 else bool(trainer.strategy.broadcast(here))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the epoch, and remember it as the best if it is."""
+        """Save the epoch, and remember it if it is the best."""
         self.watched.after_epoch(trainer, pl_module)
         if self.folder is None:
             return
         metrics = self.epochs.of(trainer)
-        # A run that goes on in another folder has the score of the best epoch, but not its file.
+        # A run that is resumed in another folder knows the score of the best epoch, but lacks its file.
         improved = not self.best_model_path or self._improves(metrics)
         if improved:
             self.best = {"epoch": trainer.current_epoch, "metrics": metrics}
@@ -305,19 +303,19 @@ class RunCheckpoint(Checkpoint):
             return True
         old = self.best["metrics"]
         if self.monitor not in metrics:
-            # Without validation each epoch is the best so far; with it only epochs that were validated compete.
+            # Without validation each epoch is the best so far; with it only validated epochs compete.
             return self.monitor not in old
         return self._rank(metrics) > self._rank(old)
 
     def _rank(self, metrics: dict[str, float]) -> tuple[float, float]:
-        """What to compare epochs by: the monitored value, and among equals, frequent on small sets, the loss."""
+        """What epochs are compared by: the monitored value, and for ties, frequent on small sets, the loss."""
         value = metrics.get(self.monitor or "", math.nan)
         value = -math.inf if math.isnan(value) else value if self.mode == "max" else -value
         return value, -metrics.get("val/loss", math.inf)
 
     def _save(self, trainer: pl.Trainer, name: str, best: bool = False) -> None:
         store = self.store
-        # Every process takes part in saving, process 0 alone writes.
+        # Every process takes part in saving, but only process 0 writes.
         with store.writing(name) if trainer.is_global_zero else nullcontext(store.folder / name) as temporary:
             try:
                 trainer.save_checkpoint(temporary)
@@ -326,7 +324,7 @@ class RunCheckpoint(Checkpoint):
                     raise
                 raise RunError(
                     f"The checkpoint {store.folder / name} could not be written: {error}. The one before it is "
-                    "unharmed. Free some space and continue the run, or start it again with another `--out`."
+                    "unharmed. Free some space and resume the run, or start it again with another `--out`."
                 ) from error
         self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
         if trainer.is_global_zero:

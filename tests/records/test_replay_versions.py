@@ -7,7 +7,7 @@ from autotimm.errors import ModelError
 from autotimm.records.causes import differences, likely_cause
 from autotimm.records.ledger_diff import Difference
 from autotimm.records.manifest import Manifest
-from autotimm.records.versions import (
+from autotimm.records.replay_versions import (
     CURRENT,
     RELEASES,
     not_replayable,

@@ -1,0 +1,37 @@
+"""``autotimm levels``: what a run may claim of its reproducibility, and why not more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autotimm.cli.parser import parse
+from autotimm.cli.run_args import FOLDER, open_folder
+from autotimm.cli.verb import Verb, loading_torch
+
+__all__ = ["LEVELS"]
+
+
+def run(argv: Sequence[str]) -> int:
+    """Print the levels R0 to R7: what each means, and what the run claims."""
+    given = parse(LEVELS, argv)
+    if given is None:
+        return 0
+    claims = open_folder(given.positionals["run"]).level()
+    with loading_torch():
+        from autotimm.train.run_description import LEVELS as MEANINGS
+    for level, claim in claims.items():
+        print(f"{level}  {MEANINGS[level]}\n    {claim}")
+    return 0
+
+
+LEVELS = Verb(
+    name="levels",
+    summary="show what a run may claim of its reproducibility, R0 to R7, and why",
+    run=run,
+    positionals=(FOLDER,),
+    examples=("autotimm levels runs/photos-001",),
+    notes=(
+        "`expected` is what autotimm is tested for. `autotimm verify RUN` turns it into `checked` where the replay is "
+        "identical.",
+    ),
+)
