@@ -95,7 +95,7 @@ def test_the_first_field_that_differs_names_the_stage(kind, step, fields, stage,
 def test_a_difference_names_place_and_values():
     first = first_difference(run(), changed("step", 5, loss="0x1p-3"))
     assert first == Difference("forward", 1, 1, 5, "loss", (1 / 5).hex(), "0x1p-3", equal_until=3)
-    assert first.place == "step 5 (epoch 1, batch 1)"
+    assert first.place == "step 5 (epoch 2, batch 2)"
 
 
 @pytest.mark.parametrize("missing", ["ids", "inputs"])

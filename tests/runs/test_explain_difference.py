@@ -62,7 +62,7 @@ class TestRunsApart:
             "Confirmed: the number of threads (1 instead of 2) restores the bits of "
         )
         assert "The first operator that differs: aten." in comparison.confirmed
-        assert "with equal inputs; epoch 0, batch 0." in comparison.confirmed
+        assert "with equal inputs; epoch 1, batch 1." in comparison.confirmed
         assert str(comparison).splitlines()[-2:] == [comparison.confirmed, "different"]
 
     def test_a_learning_rate(self, run, slower):

@@ -18,7 +18,7 @@ from autotimm.cli.main import main
 from autotimm.errors import DataError, RunError, UsageError
 from autotimm.records.digest import file_digest
 from autotimm.studies.statistics import summarize
-from autotimm.studies.trial_process import finished
+from autotimm.studies.trials import finished
 
 OPTIONS = {
     "backbone": "test_resnet",

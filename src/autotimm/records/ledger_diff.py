@@ -59,9 +59,9 @@ class Difference(NamedTuple):
 
     @property
     def place(self) -> str:
-        """The place in words: ``step 12 (epoch 1, batch 3)``."""
+        """The place in words, all counted from 1: ``step 12 (epoch 2, batch 4)``."""
         inner = [
-            f"{name} {value}" for name, value in (("epoch", self.epoch), ("batch", self.batch)) if value is not None
+            f"{name} {value + 1}" for name, value in (("epoch", self.epoch), ("batch", self.batch)) if value is not None
         ]
         if self.stage == "start" or (self.step is None and not inner):
             return "the start"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -11,7 +12,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from autotimm.errors import RunError, missing_extra
-from autotimm.studies.trial_process import command
 from autotimm.studies.trials import Trial
 
 __all__ = ["require_ray", "run_local", "run_on_ray"]
@@ -62,7 +62,7 @@ class _Processes:
                 return 130
             with log.open("wb") as output:
                 process = subprocess.Popen(
-                    command(config), stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT
+                    _command(config), stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT
                 )
             self._running.add(process)
         with process:
@@ -136,10 +136,16 @@ def _run_on_node(config: str, log: str, folder: str) -> int:
     with (
         open(log, "wb") as output,
         subprocess.Popen(
-            command(config), stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=folder
+            _command(config), stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=folder
         ) as process,
     ):
         return process.wait()
+
+
+def _command(config: str | Path) -> list[str]:
+    """The command that starts the process of a run; the process ends when its standard input is closed."""
+    # Named, not imported: runpy warns about a program that the package has imported already.
+    return [sys.executable, "-m", "autotimm.studies.trial_process", str(config), "--watch"]
 
 
 def _failure(name: str, code: int, log: Path) -> RunError:

@@ -16,8 +16,7 @@ from autotimm.records.manifest import Manifest
 from autotimm.runs.run import Run
 from autotimm.studies.execution import require_ray, run_local, run_on_ray
 from autotimm.studies.study_report import Results, as_text, draw, write_csv, write_json
-from autotimm.studies.trial_process import finished
-from autotimm.studies.trials import VARIED, Plan, keep_config, make_plan
+from autotimm.studies.trials import VARIED, Plan, finished, keep_config, make_plan
 from autotimm.train.progress import say
 
 __all__ = ["LAUNCHERS", "Study", "compared_with", "study", "study_configs"]

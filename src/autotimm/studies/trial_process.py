@@ -3,6 +3,8 @@
 It trains or resumes the run, and evaluates it on test data. With ``--watch`` it ends when its standard input is closed,
 that is, when the study that started it has died: a killed study leaves no process that would write into a run together
 with the study's next start.
+
+No other module imports this one: a module that the package imports cannot be run as a program without a warning.
 """
 
 from __future__ import annotations
@@ -18,24 +20,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from autotimm.config import FitConfig, read_yaml
-from autotimm.errors import AutotimmError, ModelError, RunError
-from autotimm.records.manifest import Manifest
+from autotimm.errors import AutotimmError, RunError
 from autotimm.runs.run import Run, fit_config
+from autotimm.studies.trials import has_test_data, is_tested, run_status
 
-__all__ = ["command", "finished", "main", "work"]
+__all__ = ["main", "work"]
 
 _LOCK_TIMEOUT = 120.0  # seconds for a process of a killed study to finish its step and its checkpoint
-
-
-def command(config: str | Path) -> list[str]:
-    """The command that starts the process of a run; the process ends when its standard input is closed."""
-    # The module's name is written out: `__name__` is `__main__` where it runs as a program.
-    return [sys.executable, "-m", "autotimm.studies.trial_process", str(config), "--watch"]
-
-
-def finished(folder: Path) -> bool:
-    """Whether nothing is left to do for the run in a folder."""
-    return _status(folder) == "finished" and (not _has_test_data(folder) or _is_tested(folder))
 
 
 def work(config: FitConfig) -> Run:
@@ -43,7 +34,7 @@ def work(config: FitConfig) -> Run:
     folder = Path(config.out) / str(config.name)
     _wait_for_lock(folder)
     run = _train(config, folder)
-    if _has_test_data(folder) and not _is_tested(folder):
+    if has_test_data(folder) and not is_tested(folder):
         run.test()
     return run
 
@@ -64,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _train(config: FitConfig, folder: Path) -> Run:
-    status = _status(folder)
+    status = run_status(folder)
     if status is not None and (status == "finished" or [*folder.glob("checkpoints/*.ckpt")]):
         return Run(folder).resume()
     if folder.exists():
@@ -81,23 +72,6 @@ def _wait_for_lock(folder: Path) -> None:
             pass
     except Timeout:
         raise RunError(f"Another process is writing to the run {folder}. Stop that process.") from None
-
-
-def _status(folder: Path) -> str | None:
-    """The recorded status of the run in a folder; ``None`` if there is none, or its manifest is damaged."""
-    try:
-        return str(Manifest.load(folder / "manifest.json").results.get("status"))
-    except ModelError:
-        return None
-
-
-def _has_test_data(folder: Path) -> bool:
-    with (folder / "splits.csv").open(encoding="utf-8") as lines:
-        return any(line.rstrip().endswith(",test") for line in lines)
-
-
-def _is_tested(folder: Path) -> bool:
-    return any(name.startswith("test/") for name in Run(folder).metrics)
 
 
 def _terminate_with_input() -> None:

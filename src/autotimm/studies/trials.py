@@ -1,4 +1,4 @@
-"""The plan of a study: its runs, the seeds of their random streams, and their folders."""
+"""The runs of a study: their plan, with the seeds of random streams, and the state of their folders."""
 
 from __future__ import annotations
 
@@ -11,12 +11,25 @@ from typing import Any
 from autotimm.config import FitConfig, read_yaml
 from autotimm.config.value_types import Seeds, stream_seeds
 from autotimm.constants import STREAMS
-from autotimm.errors import UsageError, require, require_choice, sentence
+from autotimm.errors import ModelError, UsageError, require, require_choice, sentence
 from autotimm.records.atomic import write_text
 from autotimm.records.digest import config_digest
+from autotimm.records.manifest import Manifest
 from autotimm.repro.seed import default_threads
+from autotimm.runs.run import Run
 
-__all__ = ["ALL", "VARIED", "Plan", "Trial", "make_plan"]
+__all__ = [
+    "ALL",
+    "VARIED",
+    "Plan",
+    "Trial",
+    "finished",
+    "has_test_data",
+    "is_tested",
+    "keep_config",
+    "make_plan",
+    "run_status",
+]
 
 ALL = "all"
 VARIED = (ALL, *STREAMS[:-1])  # without `eval`, which affects only layers that are random in evaluation
@@ -207,3 +220,27 @@ def keep_config(trial: Trial, folder: Path) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, trial.config.to_yaml())
     return file
+
+
+def finished(folder: Path) -> bool:
+    """Whether nothing is left to do for the run in a folder."""
+    return run_status(folder) == "finished" and (not has_test_data(folder) or is_tested(folder))
+
+
+def run_status(folder: Path) -> str | None:
+    """The recorded status of the run in a folder; ``None`` if there is none, or its manifest is damaged."""
+    try:
+        return str(Manifest.load(folder / "manifest.json").results.get("status"))
+    except ModelError:
+        return None
+
+
+def has_test_data(folder: Path) -> bool:
+    """Whether the run in a folder has test images."""
+    with (folder / "splits.csv").open(encoding="utf-8") as lines:
+        return any(line.rstrip().endswith(",test") for line in lines)
+
+
+def is_tested(folder: Path) -> bool:
+    """Whether the run in a folder has test metrics."""
+    return any(name.startswith("test/") for name in Run(folder).metrics)

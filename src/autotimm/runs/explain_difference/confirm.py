@@ -208,10 +208,10 @@ def _operator(question: _Question, start: Start, plain: Played, factors: Sequenc
         place = step
     if place is None:
         return ""
-    say(f"explain: recording the operators of epoch {place[0]}, batch {place[1]}, with and without")
+    say(f"explain: recording the operators of epoch {place[0] + 1}, batch {place[1] + 1}, with and without")
     setups = question.base.with_(factors), question.base
     logs = [replay_up_to(question.case, setup, start, place) for setup in setups]
     if why := next((log.problem for log in logs if log.problem), ""):
         return f"The first operator that differs could not be found: {why}"
     sentence = first_operator(*(log.operators for log in logs))
-    return f"{sentence[:-1]}; epoch {place[0]}, batch {place[1]}."
+    return f"{sentence[:-1]}; epoch {place[0] + 1}, batch {place[1] + 1}."
