@@ -1,14 +1,14 @@
-"""What ``deterministic=True`` costs, and what a seed costs.
+"""The cost of ``deterministic=True``, and the cost of a seed.
 
-Deterministic mode, for one backbone of each family: a training step (forward, backward, AdamW) of autotimm's network
-under ``set_deterministic(True)`` and under ``set_deterministic(False)``, on the same batch in one process. The two
-take turns step by step; the ratio is the median over the turns of deterministic over not. It runs on the CPU and, if
-there is one, on a CUDA device; without deterministic mode cuDNN may choose its kernels by timing them, which happens
-before the steps that count. On a CUDA device the clock is always the one on the wall.
+Deterministic mode, for one backbone per family: a training step (forward, backward, AdamW) of autotimm's network with
+``set_deterministic(True)`` and with ``set_deterministic(False)``, alternating on the same batch in one process. The
+figure is the median over the turns of the time with deterministic mode divided by the time without. It is measured on
+the CPU and, if available, on a CUDA device. Without deterministic mode cuDNN may choose its kernels by timing them,
+which happens in the warm-up steps. On a CUDA device wall-clock time is always used.
 
-Seeds: what ``fit`` takes with ``seed=42`` against ``seed=None``, in turns, from files through augmentation and
-``AutoTrainer``. Both key every random number, ``None`` merely draws the root, so neither is expected to be faster. What
-keying costs at all is measured beside it, as microseconds for each sample and each step.
+Seeds: the time of ``fit`` with ``seed=42`` and with ``seed=None``, alternating, from files through augmentation to
+``AutoTrainer``. With both, random numbers come from named streams, so neither should be faster. The cost of the streams
+themselves is given in microseconds per sample and per step.
 
     python benchmarks/determinism.py [--quick] [--device cpu cuda] [--threads 2] [--clock wall]
 """
@@ -42,7 +42,7 @@ CLASSES = 10
 
 
 def training_step(backbone: str, device: torch.device, batch_size: int, image_size: int) -> Callable[[], None]:
-    """A function that does one training step and waits for its end."""
+    """A function that runs one training step and waits until it is finished."""
     network = build_classifier(backbone, CLASSES, image_size=image_size).to(device).train()
     optimizer, criterion = torch.optim.AdamW(network.parameters(), lr=1e-4), nn.CrossEntropyLoss()
     stream = generator(0, "benchmark")
@@ -61,7 +61,7 @@ def training_step(backbone: str, device: torch.device, batch_size: int, image_si
 
 
 def cost_of_determinism(step: Callable[[], None], turns: int, clock: str) -> Turns:
-    """Time a step with and without deterministic mode, in turns."""
+    """Time a step with and without deterministic mode, alternately."""
 
     def timed(deterministic: bool) -> float:
         set_deterministic(deterministic)
@@ -92,7 +92,7 @@ def families(device: torch.device, quick: bool, clock: str) -> list[tuple[str, d
 
 
 def cost_of_seed(quick: bool, threads: int, clock: str) -> Turns:
-    """Time ``fit`` with a seed and without one, in turns."""
+    """Time ``fit`` with and without a seed, alternately."""
     with tempfile.TemporaryDirectory() as folder:
         write_toy_folder(folder, n=64 if quick else 640, image_size=64, num_classes=4, seed=0)
 
@@ -109,7 +109,7 @@ def cost_of_seed(quick: bool, threads: int, clock: str) -> Turns:
 
 
 def cost_of_keys(count: int = 5000) -> dict[str, float]:
-    """Microseconds that it takes to enter the stream of one sample, and that of one training step."""
+    """The microseconds needed to set the stream of one sample, and that of one training step."""
 
     def each(enter: Callable[[int], None]) -> float:
         return round(seconds(lambda: [enter(index) for index in range(count)]) / count * 1e6, 1)
