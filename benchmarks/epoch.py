@@ -1,15 +1,15 @@
 """The time of a training epoch with autotimm, compared with a hand-written PyTorch loop.
 
 Both sides train the same network (``build_classifier``, same seed) on the same batches in memory, with AdamW, weight
-decay on matrices only, gradients clipped to norm 1, and a cosine schedule per step. The hand-written loop only
-keeps a running loss. autotimm runs ``AutoTrainer`` and ``ImageClassifier`` with streams, switches, checks of the loss and
+decay on matrices only, gradients clipped to norm 1, and a cosine schedule per step. The hand-written loop only keeps a
+running loss. autotimm runs ``AutoTrainer`` and ``ImageClassifier`` with streams, switches, checks of the loss and
 logging. Run folder, progress and validation are off, because the loop has none. Both compute no training metric but the
 loss, which is autotimm's default.
 
-Trainer and loop alternate epoch by epoch in one process. The time of the trainer's epoch is everything between two epochs
-of the loop. At the end the weights of both sides are compared: if they have the same bits, both have done the same work.
-Ratios are given in wall-clock time and in CPU time of the process. On a busy machine, CPU time with ``--threads 1`` is
-more reliable.
+Trainer and loop alternate epoch by epoch in one process. The time of the trainer's epoch is everything between two
+epochs of the loop. At the end the weights of both sides are compared: if they have the same bits, both have done the
+same work. Ratios are given in wall-clock time and in CPU time of the process. On a busy machine, CPU time with
+``--threads 1`` is more reliable.
 
 Target: a ratio of at most 1.05 for resnet18 at 64 px, batch 32. The tiny network shows the overhead of a single step.
 

@@ -1,9 +1,9 @@
 """The cost of the manifest and the ledger of a run, as a share of the CPU time of training.
 
 A normal run is trained, with a run folder. All functions that exist only for the manifest and the ledger are timed by
-the CPU time of their thread: the digests of samples (in the data worker, here the main process), the recorder's hooks with
-the digests of weights, and the creation of the manifest. Checkpoints and ``files.csv`` do not count: checkpoints are
-also written without a ledger, and files are read once per run, not per step.
+the CPU time of their thread: the digests of samples (in the data worker, here the main process), the recorder's hooks
+with the digests of weights, and the creation of the manifest. Checkpoints and ``files.csv`` do not count: checkpoints
+are also written without a ledger, and files are read once per run, not per step.
 
 Target: under 1 % of a step for resnet18 at 64 px, batch 32, on a CPU.
 
