@@ -1,8 +1,8 @@
-"""What the benchmarks share: timing in turns, medians of ratios, the machine in words, tables for RESULTS.md.
+"""Shared by the benchmarks: alternating timing, medians of ratios, a description of the machine, tables for RESULTS.md.
 
-A shared machine slows down and speeds up by more than what is measured here. So the two sides of a comparison are never
-timed one after the other: they take turns, each turn gives one ratio, and the median of the ratios is reported
-with its quartiles. A disturbance then hits both sides, or one ratio of many.
+The speed of a shared machine varies by more than the differences measured here. Therefore the two sides of a comparison
+alternate: each turn gives one ratio, and the median of the ratios is reported with its quartiles. A disturbance then
+affects both sides, or one ratio of many.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PACKAGES = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics",
 
 @dataclass
 class Turns:
-    """What two sides took, turn by turn, in one unit."""
+    """The measurements of both sides, turn by turn, in the same unit."""
 
     ours: list[float] = field(default_factory=list)
     theirs: list[float] = field(default_factory=list)
@@ -65,7 +65,7 @@ def seconds(action: Callable[[], Any], clock: str = "wall") -> float:
 
 
 def take_turns(ours: Callable[[], float], theirs: Callable[[], float], turns: int, warm_up: int = 1) -> Turns:
-    """Let two sides measure themselves in turns; who begins changes each time. The first turns do not count."""
+    """Measure both sides alternately; the side that begins changes each turn. Warm-up turns do not count."""
     taken = Turns()
     for turn in range(-warm_up, turns):
         if turn % 2:
@@ -79,23 +79,23 @@ def take_turns(ours: Callable[[], float], theirs: Callable[[], float], turns: in
 
 
 class Outcome(NamedTuple):
-    """What one side reached, in per cent, once for each seed, and the seconds that a training took."""
+    """The metric of one side in percent, one value per seed, and the seconds that one training took."""
 
     values: list[float]
     seconds: float
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
+        """The mean over the seeds."""
         return statistics.mean(self.values)
 
     @property
     def std(self) -> float:
-        """Over the seeds, of a sample."""
+        """The sample standard deviation over the seeds."""
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
     def against(self, theirs: Outcome) -> str:
-        """Whether this is not worse than the other by more than one standard deviation, of the two pooled."""
+        """``holds`` unless this side is worse by more than one pooled standard deviation."""
         pooled = math.sqrt((self.std**2 + theirs.std**2) / 2)
         return "holds" if self.mean >= theirs.mean - pooled else "missed"
 
@@ -104,12 +104,12 @@ class Outcome(NamedTuple):
 
 
 def median(values: Iterable[float]) -> float:
-    """The median, under a name that reads well beside :class:`Turns`."""
+    """The median of some values."""
     return statistics.median(values)
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on; neither the name of the machine, nor a user, nor a path."""
+    """Hardware and versions that the figures depend on, without names of machine or user, and without paths."""
     import torch
 
     found = {

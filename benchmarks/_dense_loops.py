@@ -1,8 +1,8 @@
-"""Loops as a careful person writes them with torch, torchvision and segmentation-models-pytorch, for `dense.py`.
+"""Careful training loops with torch, torchvision and segmentation-models-pytorch, the baseline of `dense.py`.
 
-Each data set is read, varied, learned and measured by code that knows nothing of autotimm. All four share one training
-loop: AdamW with weight decay 0.05, one epoch of linear warm-up, a cosine to 0 by the step, gradients clipped to norm 1,
-validation after each epoch, and the weights of the best one are tested.
+Reading, augmentation, training and evaluation do not use autotimm. All four data sets share one training loop:
+AdamW with weight decay 0.05, one epoch of linear warm-up, then a cosine schedule to 0 per step, gradients clipped to
+norm 1, validation after each epoch. The weights of the best epoch are tested.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Budget(NamedTuple):
-    """What both sides spend."""
+    """Training settings that both sides share."""
 
     epochs: int
     batch_size: int
@@ -52,7 +52,7 @@ class Budget(NamedTuple):
 
 
 class Job(NamedTuple):
-    """What is special to a data set: the data of the three splits, the network, and how to use it."""
+    """What depends on the data set: the three splits, the network, and how to train and evaluate it."""
 
     data: dict[str, Dataset[Any]]
     model: nn.Module
@@ -63,7 +63,7 @@ class Job(NamedTuple):
 
 
 class Items(Dataset[Any]):
-    """Images and targets, read and transformed when they are asked for."""
+    """Images and targets, read and transformed on access."""
 
     def __init__(self, items: list[Any], read: Callable[[Any], Any], transform: Callable[..., Any]) -> None:
         self.items, self.read, self.transform = items, read, transform
@@ -134,13 +134,13 @@ def _score(job: Job, batches: DataLoader[Any]) -> float:
 
 
 def object_transforms(size: tuple[int, int]) -> dict[bool, Any]:
-    """What training and evaluation do with images, boxes and masks; ``size`` keeps the proportions."""
+    """Transforms of images, boxes and masks in training and evaluation; ``size`` keeps the aspect ratio."""
     plain = [v2.Resize(size), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()]
     return {True: v2.Compose([v2.RandomHorizontalFlip(), *plain]), False: v2.Compose(plain)}
 
 
 def object_loss(model: nn.Module, images: Any, targets: Any) -> Tensor:
-    """torchvision's detectors sum up nothing themselves."""
+    """The sum of the losses that torchvision's detectors return."""
     return sum(model(list(images), list(targets)).values())
 
 
@@ -179,7 +179,7 @@ def _found(model: nn.Module, images: Any, targets: Any, metric: Metric) -> None:
 
 
 def masks_job(root: Path, budget: Budget) -> Job:
-    """Nuts: COCO polygons; 14 images to learn from, 4 both to choose the epoch and to test, for there are no more."""
+    """Nuts: COCO polygons; 14 training images, and 4 both to choose the epoch and to test."""
     folder = root / "inst_nuts_coco"
     coco = COCO(folder / "data" / "trainval.json")
     numbers = {one["file_name"].rpartition("/")[2]: one["id"] for one in coco.imgs.values()}
@@ -209,7 +209,7 @@ def masks_job(root: Path, budget: Budget) -> Job:
 
 
 def _mask_rcnn(classes: int, size: tuple[int, int], width: int) -> MaskRCNN:
-    """Heads as thin as the other side's."""
+    """Mask R-CNN with heads of the same width as on autotimm's side."""
     layers = {f"layer{one}": str(one - 1) for one in (1, 2, 3, 4)}
     backbone = BackboneWithFPN(resnet18(weights=None), layers, [64, 128, 256, 512], width)
     kept = {"train": 2000 * width // 256, "test": 1000 * width // 256}

@@ -1,20 +1,20 @@
-"""Test accuracy from scratch: autotimm's defaults against a loop written by hand with torch, torchvision and timm.
+"""Test accuracy from random weights: autotimm's defaults compared with a loop in torch, torchvision and timm.
 
-Two sets of photographs, three seeds, the same backbone, image size, epochs, batch size and files on both sides:
+Two sets of photographs, three seeds; backbone, image size, epochs, batch size and files are the same on both sides:
 
 - ``clothing``: 6 classes; its own train, validation and test folders (276, 72 and 60 images).
 - ``digits``: sign language, 10 classes; ``val.txt`` is the test set (100 images), every eighth file of each class in
-  ``train.txt`` validates (50; the first ones would not do, since another camera took them), the rest trains (350).
+  ``train.txt`` is used for validation (50; the first ones are from another camera), the rest for training (350).
 
-autotimm's side is ``autotimm.fit`` with its defaults and no pretrained weights, then ``Run.test``, which takes the best
-epoch on validation. The loop is what a careful person writes: a timm model with random weights, AdamW at 1e-3 with
-weight decay 0.05, one epoch of linear warm-up, then a cosine to 0 by the step, gradients clipped to norm 1; random
-crops of 50 to 100 % of the area (torchvision's own default of 8 to 100 % would hold the loop back on so few images) and
-mirrors; validation after each epoch, the weights of the best one are tested. The seeds of the loop set initial weights,
-order and augmentation through ``torch.manual_seed``. One difference is left on purpose, since it is a default of ours:
-autotimm also changes brightness, contrast and saturation a little, so that its training loss stays higher.
+autotimm's side is ``autotimm.fit`` with its defaults and without pretrained weights, then ``Run.test`` with the best
+epoch on validation data. The loop is written with care: a timm model with random weights, AdamW at 1e-3 with weight
+decay 0.05, one epoch of linear warm-up, then a cosine schedule to 0 per step, gradients clipped to norm 1, random crops
+of 50 to 100 % of the area (torchvision's default of 8 to 100 % is a disadvantage with so few images), horizontal flips,
+and validation after each epoch. The weights of the best epoch are tested. ``torch.manual_seed`` sets initial weights,
+order and augmentation. One default of autotimm is kept although the loop lacks it: slight changes of brightness,
+contrast and saturation, which make its training loss higher.
 
-Target: autotimm's mean is not below the loop's by more than one standard deviation (of the two sides' pooled).
+Target: autotimm's mean is not below the loop's by more than one pooled standard deviation.
 
     python benchmarks/accuracy.py [--quick] [--dataset clothing] [--seeds 0 1 2] [--data FOLDER] [--threads 2]
 """
@@ -111,7 +111,7 @@ def _write_csv(photos: list[Photo], path: Path) -> str:
 
 
 class Photos(Dataset[tuple[Tensor, int]]):
-    """Files, decoded and transformed when they are asked for."""
+    """Files, decoded and transformed on access."""
 
     def __init__(self, photos: list[Photo], classes: list[str], transform: Callable[[Any], Tensor]) -> None:
         self.photos, self.classes, self.transform = photos, classes, transform
@@ -155,7 +155,7 @@ def train_epoch(model: nn.Module, batches: DataLoader[Any], optimizer: torch.opt
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, batches: DataLoader[Any]) -> float:
-    """Share of images that are classified rightly."""
+    """The share of images that are classified correctly."""
     model.eval()
     right = [(model(images).argmax(1) == targets) for images, targets in batches]
     return float(torch.cat(right).float().mean())
@@ -190,7 +190,7 @@ def by_hand(splits: Splits, epochs: int, seed: int, folder: Path) -> float:
 
 
 def compare(dataset: str, root: Path, seeds: list[int], epochs: int) -> dict[str, Outcome]:
-    """Train both sides with each seed, in turns."""
+    """Train both sides with each seed, alternately."""
     splits = DATASETS[dataset](root)
     print(f"{dataset}: " + ", ".join(f"{len(photos)} {split}" for split, photos in splits.items()), flush=True)
     found: dict[str, list[tuple[float, float]]] = {"autotimm": [], "by hand": []}

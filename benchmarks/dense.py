@@ -1,18 +1,18 @@
-"""Detection, segmentation, outlines and several labels from scratch: autotimm against loops written by hand.
+"""Detection, segmentation and multi-label classification from random weights, compared with hand-written loops.
 
-Four real sets, three seeds, a resnet18 without pretrained weights, the same image size, epochs, batch size, learning
-rate, width of pyramid and heads, and the same files on both sides; the best epoch on validation is tested:
+Four real data sets, three seeds, a resnet18 without pretrained weights; image size, epochs, batch size, learning rate,
+width of pyramid and heads, and files are the same on both sides. The best epoch on validation data is tested:
 
 - ``boxes``: `det_bccd_voc`, blood cells, FCOS, mAP50 of the test images;
 - ``pixels``: `seg_dhcn`, rooms of a building, FPN, mIoU of the test images;
-- ``masks``: `inst_nuts_coco`, nuts, Mask R-CNN, mask mAP50 of the four images that are not learned from;
+- ``masks``: `inst_nuts_coco`, nuts, Mask R-CNN, mask mAP50 of the four images that are not in the training set;
 - ``labels``: `multilabel_cards`, playing cards, a linear head, mAP of the test images.
 
-autotimm's side is ``autotimm.fit`` with its defaults otherwise, then ``Run.test``, and once ``Run.verify``, which
-makes every step of the run again and compares. The loops are in ``_dense_loops.py``: torchvision's own detectors,
-segmentation-models-pytorch's own FPN, timm's own classifier, and what their documentation recommends around them.
+autotimm's side is ``autotimm.fit`` with its other defaults, then ``Run.test``, and once ``Run.verify``, which replays
+every step of the run. The loops are in ``_dense_loops.py``: the detectors of torchvision, the FPN of
+segmentation-models-pytorch and the classifier of timm, trained as their documentation recommends.
 
-Target: autotimm's mean is not below the loop's by more than one standard deviation (of the two sides' pooled).
+Target: autotimm's mean is not below the loop's by more than one pooled standard deviation.
 
     python benchmarks/dense.py [--quick] [--set boxes] [--seeds 0 1 2] [--data FOLDER] [--threads 1] [--keep FOLDER]
 """
@@ -69,7 +69,7 @@ def fitted(name: str, root: Path, budget: Budget, seed: int, out: Path) -> autot
 
 
 def reached(run: autotimm.Run, name: str) -> float:
-    """The value of the test images, or of those that validate where there are no others."""
+    """The metric of the test images, or of the validation images if there is no test set."""
     if name == "masks":
         return run.metrics[f"val/{MEASURED[name]}"]
     return run.test()[f"test/{MEASURED[name]}"]
@@ -78,7 +78,7 @@ def reached(run: autotimm.Run, name: str) -> float:
 def compare(
     name: str, root: Path, seeds: list[int], budget: Budget, out: Path, sides: list[str]
 ) -> tuple[dict[str, Outcome], str]:
-    """Train the sides with each seed, in turns; verify the first run of ours."""
+    """Train both sides with each seed, alternately; verify the first run of autotimm."""
     found: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
     runs: list[autotimm.Run] = []
 

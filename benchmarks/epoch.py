@@ -1,17 +1,17 @@
-"""A training epoch through autotimm against a loop written by hand in PyTorch.
+"""The time of a training epoch with autotimm, compared with a hand-written PyTorch loop.
 
-Both sides train the same network (``build_classifier``, same seed) on the same batches, which lie in memory, with
-AdamW, weight decay on matrices only, gradients clipped to norm 1, and a cosine schedule that moves at every step. The
-hand-written loop keeps a running loss and nothing else. autotimm runs ``AutoTrainer`` and ``ImageClassifier`` with
-streams, switches, checks of the loss and logging as always; run folder, progress and validation are off, for the loop
-has none either. Both watch training by its loss alone, which is autotimm's default.
+Both sides train the same network (``build_classifier``, same seed) on the same batches in memory, with AdamW, weight
+decay on matrices only, gradients clipped to norm 1, and a cosine schedule per step. The hand-written loop only keeps a
+running loss. autotimm runs ``AutoTrainer`` and ``ImageClassifier`` with streams, switches, checks of the loss and
+logging. Run folder, progress and validation are off, because the loop has none. Both compute no training metric but the
+loss, which is autotimm's default.
 
-The trainer does one epoch, the loop does one epoch, and so on in one process. The time of the trainer's epoch is
-everything between two epochs of the loop. At the end the weights of both sides are compared: where they have the same
-bits, both have done the same work. Ratios are given by the clock on the wall and by the CPU time of the process; on a
-machine that is busy otherwise the latter, with ``--threads 1``, is the one to trust.
+Trainer and loop alternate epoch by epoch in one process. The time of the trainer's epoch is everything between two
+epochs of the loop. At the end the weights of both sides are compared: if they have the same bits, both have done the
+same work. Ratios are given in wall-clock time and in CPU time of the process. On a busy machine, CPU time with
+``--threads 1`` is more reliable.
 
-Target: a ratio of at most 1.05 for resnet18 at 64 px, batch 32. The tiny network shows what one step costs in itself.
+Target: a ratio of at most 1.05 for resnet18 at 64 px, batch 32. The tiny network shows the overhead of a single step.
 
     python benchmarks/epoch.py [--quick] [--threads 2]
 """
@@ -38,7 +38,7 @@ CLASSES, LEARNING_RATE, WEIGHT_DECAY = 10, 1e-3, 0.05
 
 @dataclass(frozen=True)
 class Case:
-    """What to train, and how much of it."""
+    """A network, and how many steps and epochs to train it."""
 
     backbone: str
     image_size: int
@@ -143,7 +143,7 @@ def compare(case: Case, threads: int) -> tuple[dict[str, Turns], bool]:
 
 
 def figures_of(case: Case, took: dict[str, Turns], same: bool) -> dict[str, Any]:
-    """What one line of the table says."""
+    """The figures of one line of the table."""
     wall, cpu = took["wall"], took["cpu"]
     return {
         "ratio": round(wall.ratio, 3),

@@ -1,10 +1,10 @@
-"""What must not change the weights: one digest for every way of running the same training.
+"""Settings that must not change the weights: the digest must be the same for all of them.
 
 Each setting trains a small network on photographs for three epochs in a fresh process, and prints the digest of the
-final weights. The settings differ in the number of loading processes, whether these persist, an extra metric, a
-logger, how often validation runs, checkpoints, what the global generators hold and what a callback draws from them.
+final weights. The settings differ in the number of data workers and whether they persist, in an extra metric, a logger,
+the interval of validation, checkpoints, the state of the global generators, and a callback that draws from them.
 
-Target: one digest. The exit code is 1 if there are several.
+Target: a single digest. The exit code is 1 if there are several.
 
     python benchmarks/invariance.py [--quick] [--data FOLDER_OF_CLASS_FOLDERS]
 """
@@ -37,7 +37,7 @@ BACKBONE, IMAGE_SIZE = "test_resnet", 32
 
 @dataclass(frozen=True)
 class Setting:
-    """A way of running the training; the defaults are the plain one."""
+    """How the training is run; the defaults are the baseline."""
 
     workers: int = 0
     persistent: bool = True

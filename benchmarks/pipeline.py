@@ -1,18 +1,18 @@
-"""Images per second of autotimm's input pipeline against torchvision's ``ImageFolder`` and torch's ``DataLoader``.
+"""Images per second of autotimm's input pipeline, compared with torchvision's ``ImageFolder`` and a ``DataLoader``.
 
-Both sides read the same files, decode them with Pillow, and apply the same random changes: a crop of 50 to 100 % of the
-area resized to 224 px with antialiasing, a mirror, brightness, contrast and saturation by up to 20 %. The side of
-torchvision converts to floats first and works on floats, as most training scripts do; autotimm's works on ``uint8``,
-and its order and augmentation are keyed, as always.
+Both sides read the same files, decode them with Pillow, and apply the same augmentation: a crop of 50 to 100 % of the
+area resized to 224 px with antialiasing, a horizontal flip, and changes of brightness, contrast and saturation by up to
+20 %. torchvision's side converts to floats first, as most training scripts do; autotimm's side works on ``uint8``, with
+order and augmentation from named streams.
 
-Normalization is compared in two ways. ``yes``: both sides end with normalized ``float32`` batches in the training
-process; torchvision's side normalizes each image in the loader, and autotimm's time includes the network's first layer,
-which does it for whole batches. ``no``: both leave it out, as when that layer runs on a GPU.
+Normalization is compared in two ways. ``yes``: both sides produce normalized ``float32`` batches in the training
+process. torchvision's side normalizes each image in the loader; autotimm's time includes the network's first layer,
+which normalizes whole batches. ``no``: both sides omit it, as when that layer runs on a GPU.
 
-Each turn is one epoch of each side, workers are persistent, and the first epoch, which starts them, does not count.
-autotimm's check for unreadable images, done once before training, is not part of it. By the clock ``wall`` the figures
-are those of the whole machine; ``--clock cpu --threads 1 --workers 0`` counts the work that an image takes, which
-other programs on a busy machine disturb less.
+Each turn is one epoch of each side. Workers are persistent, and the first epoch, which starts them, does not count.
+autotimm's check for unreadable images, once before training, is not included. ``--clock wall`` measures the throughput
+of the whole machine; ``--clock cpu --threads 1 --workers 0`` measures the CPU time per image, which other programs on a
+busy machine affect less.
 
 Target: at least 1.3 times the images per second.
 
@@ -42,7 +42,7 @@ MEAN, STD, BATCH_SIZE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 32
 
 
 def theirs(folder: Path, image_size: int, workers: int, normalize: bool) -> DataLoader[Any]:
-    """The pipeline of many a training script: floats from the start."""
+    """The pipeline of most training scripts: floats from the start."""
     transforms = [
         v2.ToImage(),
         v2.ToDtype(torch.float32, scale=True),
@@ -56,7 +56,7 @@ def theirs(folder: Path, image_size: int, workers: int, normalize: bool) -> Data
 
 
 class Ours:
-    """autotimm's loader, with the network's first layer behind it or without."""
+    """autotimm's loader, with or without the network's first layer after it."""
 
     def __init__(self, folder: Path, image_size: int, workers: int, normalize: bool) -> None:
         data = ImageDataModule(folder, image_size=image_size, batch_size=BATCH_SIZE, num_workers=workers, val_split=0)
@@ -68,7 +68,7 @@ class Ours:
 
 
 def count(batches: Iterable[Any], expected: int) -> None:
-    """Take every batch, and check that no image is missing."""
+    """Iterate over all batches, and check that no image is missing."""
     found = sum(len(images) for images, _ in batches)
     if found != expected:
         raise SystemExit(f"{found} images came instead of {expected}")

@@ -1,12 +1,11 @@
-"""How long it takes to start: what ``import autotimm`` adds to Python, and the CPU time of ``autotimm --help``.
+"""Startup time: what ``import autotimm`` adds to that of Python, and the CPU time of ``autotimm --help``.
 
-Each turn starts two fresh processes, ``python -c pass`` and the command; the difference of the two is what the command
-adds. The median over the turns is reported, by the clock on the wall and in CPU time, which is user and system time of
-the process as the kernel counts it, so that other programs on the machine hardly matter. Files are in the page cache:
-the first turn is not counted.
+Each turn starts two fresh processes, ``python -c pass`` and the command, and takes the difference. The median over the
+turns is reported as wall-clock time and as CPU time, which is the user and system time of the process as counted by the
+kernel and hardly depends on other programs. Files are in the page cache, because the first turn is not counted.
 
-Targets: ``import autotimm`` adds less than 0.1 s on the clock, ``autotimm --help`` takes less than 0.5 s of CPU time in
-all, Python's own start included.
+Targets: ``import autotimm`` adds less than 0.1 s of wall-clock time; ``autotimm --help`` takes less than 0.5 s of CPU
+time in total, including Python's own startup.
 
     python benchmarks/startup.py [--quick]
 """
@@ -31,7 +30,7 @@ COMMANDS = {
 
 
 class Took(NamedTuple):
-    """What a process took, in seconds."""
+    """The seconds that a process took."""
 
     wall: float
     cpu: float
