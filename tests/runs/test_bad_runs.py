@@ -123,7 +123,7 @@ class TestLossThatIsNoNumber:
         assert files(tmp_path / "run") == EARLY
 
     def test_long_epochs_are_looked_at_on_the_way(self, toy_folder):
-        with pytest.raises(RunError, match="epoch 0, batch 2 "):
+        with pytest.raises(RunError, match="epoch 1, batch 3 "):
             trainer(1, callbacks=[NanAt(0, 2)], num_sanity_val_steps=0, limit_val_batches=0).fit(
                 classifier("test_vit"), datamodule=toy_data(toy_folder, batch_size=1, drop_last=False)
             )
