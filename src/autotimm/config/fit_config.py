@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 from autotimm.config.aliases import meant
-from autotimm.config.conflicts import is_table, options_of_others, task_defaults
 from autotimm.config.option import Option, Shadow, To, option
 from autotimm.config.record import header, split_record
 from autotimm.config.value_types import Choice, Either, Flag, Number, Path, StreamSeeds, Text, Whole, Words
@@ -328,9 +327,9 @@ class FitConfig:
         if self.val_split + self.test_split >= 1:
             got = f"Got {self.val_split:g} and {self.test_split:g} instead. Leave some images to train on."
             raise UsageError(f"The `val_split` and `test_split` of fit must sum to less than 1. {got}")
-        if is_table(self.path) and self.train_csv is not None:
+        if _is_table(self.path) and self.train_csv is not None:
             raise UsageError(f"fit takes one table to train on. Got {self.path} and `train_csv` instead. Give one.")
-        has = {**self.as_dict(), "train_csv": self.path if is_table(self.path) else self.train_csv}
+        has = {**self.as_dict(), "train_csv": self.path if _is_table(self.path) else self.train_csv}
         known, default = options(type(self)), defaults(type(self))
         for name, declared in known.items():
             useless = declared.needs and has[declared.needs] == default[declared.needs]
@@ -408,10 +407,10 @@ class FitConfig:
             512
         """
         known, default = options(type(self)), defaults(type(self))
-        for name in options_of_others(known, task):
+        for name in _options_of_others(known, task):
             if getattr(self, name) != default[name]:
                 raise UsageError(f"The `{name}` of fit has no effect on {task}. Leave it out.")
-        own = {name: value for name, value in task_defaults(known, task).items() if self.sources[name] == "default"}
+        own = {name: value for name, value in _task_defaults(known, task).items() if self.sources[name] == "default"}
         decided = {} if self.task == task else {"task": task}
         return self.resolved(own, f"task {task}").resolved(decided, "data")
 
@@ -479,3 +478,17 @@ def _read_layer(cls: type[FitConfig], source: str, given: Mapping[str, object]) 
         shown = f"--{key.replace('_', '-')}" if source == COMMAND_LINE and key != "path" else key
         values[name] = known[name].read(value, shown, owner, default[name], python=source == "argument")
     return values
+
+
+def _is_table(path: str | None) -> bool:
+    return path is not None and path.lower().endswith((".csv", ".tsv"))
+
+
+def _task_defaults(options: Mapping[str, Option], task: str) -> dict[str, Any]:
+    """Defaults of a task in place of those that all options have."""
+    return {name: option.by_task[task] for name, option in options.items() if task in option.by_task}
+
+
+def _options_of_others(options: Mapping[str, Option], task: str) -> list[str]:
+    """Options that have no effect on a task."""
+    return [name for name, option in options.items() if task not in option.tasks]
