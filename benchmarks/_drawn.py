@@ -14,8 +14,14 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from autotimm.data.toy import toy_classes, toy_scene, write_toy_folder
-from autotimm.data.toy_objects import draw_objects, write_toy_objects, write_toy_segmentation
+from autotimm.data.toy import (
+    draw_objects,
+    toy_classes,
+    toy_scene,
+    write_toy_folder,
+    write_toy_objects,
+    write_toy_segmentation,
+)
 
 __all__ = ["draw_classes", "draw_dense", "draw_photos"]
 
