@@ -60,14 +60,14 @@ test-oldest: ## run the test suite with the oldest versions that pyproject.toml 
 wheel: $(STAMP) ## build a wheel in dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
-check: $(STAMP) ## lint, format, types, floors and spelling
+check: $(STAMP) ## lint, format, types, import layers and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 
-format: $(STAMP) ## let ruff mend what it can
+format: $(STAMP) ## let ruff fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
