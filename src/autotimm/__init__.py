@@ -1,4 +1,4 @@
-"""autotimm: train vision models on timm backbones with PyTorch Lightning, and be able to show that a run repeats.
+"""autotimm: train vision models on timm backbones with PyTorch Lightning, in runs that can be verified bit for bit.
 
 Every public name is loaded on first use, so that ``import autotimm`` costs milliseconds and the command line can
 answer ``--help`` without loading torch.
