@@ -99,7 +99,7 @@ class TestRunsApart:
         comparison = diff(a.path, b.path, explain=True)
         assert comparison.confirmed.startswith("Confirmed: the option `schedule` (cosine instead of linear) restores")
         assert "replayed from epoch-0001-step-00000003.ckpt" in comparison.confirmed
-        assert "(optimizer), called with other numbers; epoch 1, batch" in comparison.confirmed
+        assert "(optimizer), called with other numbers; epoch 2, batch" in comparison.confirmed
 
     def test_a_checkpoint_from_which_nothing_differs(self, photos, tmp_path):
         # Both train alike until the patience of one ends, and its last checkpoint knows nothing of that.
