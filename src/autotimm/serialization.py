@@ -17,10 +17,10 @@ from torch import Tensor
 
 __all__ = [
     "CapturesArguments",
-    "current_path",
-    "first_path",
     "construct",
     "constructor_arguments",
+    "current_path",
+    "first_path",
     "import_name",
     "import_object",
     "is_object",
@@ -34,26 +34,31 @@ _OBJECT = "<object> "
 # Modules in records of version 1 of the pipeline, and their present names. Import paths are stored in configuration
 # files, checkpoints and manifests, so a module that moves needs a line here, which must never be removed.
 _MOVED = {
+    # Modules into which others were merged come first: what has no line in _MOVED_CLASSES was theirs from the start.
+    "autotimm.data.formats.recognize": "autotimm.data.formats.recognize",
+    "autotimm.data.outline": "autotimm.data.annotations.outlines",
+    "autotimm.data.toy": "autotimm.data.toy",
+    "autotimm.data.transforms": "autotimm.data.transforms.image_transforms",
+    "autotimm.models.detector": "autotimm.models.detection.detector",
+    "autotimm.models.features": "autotimm.models.backbone.feature_maps",
+    "autotimm.tasks.detection": "autotimm.tasks.detection",
+    # All others.
     "autotimm.data.detection": "autotimm.data.dense",
     "autotimm.data.formats.boxes_csv": "autotimm.data.formats.box_csv",
     "autotimm.data.formats.builtin": "autotimm.data.formats.torchvision_sets",
     "autotimm.data.formats.coco_outline": "autotimm.data.annotations.outlines",
     "autotimm.data.formats.csv": "autotimm.data.formats.class_csv",
     "autotimm.data.formats.folder": "autotimm.data.formats.class_folders",
-    "autotimm.data.formats.recognize": "autotimm.data.formats.recognize",
     "autotimm.data.formats.spatial": "autotimm.data.formats.recognize",
     "autotimm.data.instance": "autotimm.data.dense",
     "autotimm.data.jitter": "autotimm.data.transforms.image_transforms",
     "autotimm.data.masks": "autotimm.data.annotations.masks",
     "autotimm.data.objects": "autotimm.data.annotations.objects",
-    "autotimm.data.outline": "autotimm.data.annotations.outlines",
     "autotimm.data.read": "autotimm.data.image_io",
     "autotimm.data.segmentation": "autotimm.data.dense",
     "autotimm.data.spatial": "autotimm.data.transforms.spatial_transforms",
     "autotimm.data.spatial_module": "autotimm.data.dense",
-    "autotimm.data.toy": "autotimm.data.toy",
     "autotimm.data.toy_objects": "autotimm.data.toy",
-    "autotimm.data.transforms": "autotimm.data.transforms.image_transforms",
     "autotimm.losses": "autotimm.losses.image_losses",
     "autotimm.losses.dense": "autotimm.losses.pixel_losses",
     "autotimm.metrics.config": "autotimm.metrics.metric_config",
@@ -62,8 +67,6 @@ _MOVED = {
     "autotimm.models.decoders": "autotimm.models.segmentation.decoders",
     "autotimm.models.dense": "autotimm.models.backbone.feature_maps",
     "autotimm.models.detection": "autotimm.models.detection.build_detector",
-    "autotimm.models.detector": "autotimm.models.detection.detector",
-    "autotimm.models.features": "autotimm.models.backbone.feature_maps",
     "autotimm.models.layered": "autotimm.models.backbone.around_backbone",
     "autotimm.models.one_stage": "autotimm.models.detection.one_stage",
     "autotimm.models.opened": "autotimm.models.backbone.pooled",
@@ -91,7 +94,12 @@ _MOVED_CLASSES = {
     "autotimm.data.dense.DetectionDataModule": "autotimm.data.detection.DetectionDataModule",
     "autotimm.data.dense.InstanceSegmentationDataModule": "autotimm.data.instance.InstanceSegmentationDataModule",
     "autotimm.data.dense.SegmentationDataModule": "autotimm.data.segmentation.SegmentationDataModule",
+    "autotimm.data.dense.SpatialDataModule": "autotimm.data.spatial_module.SpatialDataModule",
+    "autotimm.data.transforms.image_transforms.ScaleJitter": "autotimm.data.jitter.ScaleJitter",
+    "autotimm.data.transforms.image_transforms.resize_masks": "autotimm.data.jitter.resize_masks",
     "autotimm.tasks.detection.InstanceSegmentor": "autotimm.tasks.instance.InstanceSegmentor",
+    "autotimm.tasks.detection.ObjectTask": "autotimm.tasks.objects.ObjectTask",
+    "autotimm.train.callbacks.logged_values.Watched": "autotimm.train.watched.Watched",
 }
 
 
@@ -117,7 +125,7 @@ def first_path(path: str) -> str:
     return _MOVED_CLASSES.get(path) or f"{_FIRST.get(module, module)}.{name}"
 
 
-_FIRST = {new: old for old, new in reversed(_MOVED.items()) if new != "autotimm.tasks.detection"}
+_FIRST = {new: old for old, new in reversed(_MOVED.items())}  # of several lines, the first
 
 
 def import_name(value: Any) -> str:
