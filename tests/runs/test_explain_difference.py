@@ -9,28 +9,15 @@ from pytorch_lightning.callbacks import Callback
 
 import autotimm
 from autotimm.cli.main import main
-from autotimm.data.toy import write_toy_folder
 from autotimm.runs.explain_difference.operators import Operator, first_operator
 from autotimm.runs.run import Run, diff
-from training import SMALL as SMALL_FIT
-from training import classifier, toy_data, trainer
+from training import classifier, small_fit, toy_data, trainer
 
-SMALL = {**SMALL_FIT, "epochs": 2}
 NONE = "no recorded factor restores the bits"
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return write_toy_folder(tmp_path_factory.mktemp("confirm") / "photos", n=24, num_classes=3, image_size=32, seed=7)
-
-
 def fit(photos, out, name="one", **options):
-    return autotimm.fit(photos, **{**SMALL, "out": str(out), "name": name, **options})
-
-
-@pytest.fixture(scope="module")
-def run(photos, tmp_path_factory):
-    return fit(photos, tmp_path_factory.mktemp("runs"))
+    return small_fit(photos, out, **{"name": name, "epochs": 2, **options})
 
 
 @pytest.fixture(scope="module")

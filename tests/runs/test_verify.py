@@ -14,7 +14,6 @@ from torch import nn
 
 import autotimm
 from autotimm import repro
-from autotimm.data.toy import write_toy_folder
 from autotimm.errors import DataError, ModelError, UsageError
 from autotimm.records.manifest import Manifest
 from autotimm.records.run_folder import RunFolder
@@ -22,24 +21,11 @@ from autotimm.runs.restore import rebuild
 from autotimm.runs.run import Run, diff
 from autotimm.runs.verify import _says_more
 from autotimm.train.run_description import UNKEYED_WEIGHTS
-from training import SMALL as SMALL_FIT
-from training import classifier, toy_data, trainer
-
-SMALL = {**SMALL_FIT, "epochs": 2}
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return write_toy_folder(tmp_path_factory.mktemp("replay") / "photos", n=24, num_classes=3, image_size=32, seed=7)
+from training import SMALL, classifier, small_fit, toy_data, trainer
 
 
 def fit(photos, out, name="one", **options):
-    return autotimm.fit(photos, **{**SMALL, "out": str(out), "name": name, **options})
-
-
-@pytest.fixture(scope="module")
-def run(photos, tmp_path_factory):
-    return fit(photos, tmp_path_factory.mktemp("runs"))
+    return small_fit(photos, out, **{"name": name, "epochs": 2, **options})
 
 
 @pytest.fixture
@@ -101,8 +87,7 @@ class TestIdentical:
 
     @pytest.mark.slow
     def test_found_learning_rate_and_batch_size_are_read_back(self, photos, tmp_path):
-        options = {name: value for name, value in SMALL.items() if name != "batch_size"}
-        searched = autotimm.fit(photos, **options, out=str(tmp_path), lr_find=True, batch_size_find=True)
+        searched = small_fit(photos, tmp_path, batch_size=None, epochs=2, lr_find=True, batch_size_find=True)
         decided = Manifest.load(searched.path / "manifest.json").decisions
         assert 0 < decided["lr"] < 1
         assert decided["batch_size"] != SMALL["batch_size"]

@@ -54,7 +54,7 @@ class Verb:
         defaults: The default of each option.
         examples: Commands worth copying.
         notes: Lines at the end of the help page.
-        elsewhere: Names of this verb in other tools; whoever types one is pointed to this verb.
+        elsewhere: Names of this verb in other tools; the error for such a name suggests this verb.
     """
 
     name: str

@@ -33,7 +33,7 @@ def meant(name: str, known: Iterable[str], shown: Callable[[str], str] = str) ->
 
     Args:
         name: What was given, with underscores.
-        known: The options that there are, with underscores.
+        known: The names of all options, with underscores.
         shown: How an option is written where the name was given.
 
     Example:

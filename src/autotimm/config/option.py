@@ -112,7 +112,7 @@ class Option:
     words: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse a declaration that names a part or a stage that there is not."""
+        """Refuse a declaration with an unknown part or stage."""
         wrong = [stage for stage in self.stages if stage not in STAGES]
         wrong += [to.part for to in self.to if to.part not in PARTS]
         if wrong:

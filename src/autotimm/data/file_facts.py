@@ -119,7 +119,8 @@ class FileFacts(Generic[_Result]):
         finally:  # an interruption keeps what was computed
             rows = [(*stamp, self.rules, json.dumps(fact)) for path, fact in fresh.items()
                     if not isinstance(fact, Problem) and (stamp := stamps[path])]  # fmt: skip
-            self._use(lambda connection: self._insert(connection, rows), None)
+            if rows:
+                self._use(lambda connection: self._insert(connection, rows), None)
         return {path: fresh[path] if path in fresh else known[stamp] for path, stamp in stamps.items()}
 
     def _map(self, paths: Sequence[Path]) -> Iterator[_Result | Problem]:

@@ -84,7 +84,7 @@ def read_cityscapes(folder: Path, notices: list[str], *, masks: bool = False, st
         strict: Refuse what is wrong instead of leaving it out.
 
     Returns:
-        A table for each split that there is.
+        A table per split.
 
     Raises:
         DataError: If the data cannot be used.

@@ -85,7 +85,7 @@ def read_coco(folder: Path, notices: list[str], *, masks: bool = False, strict: 
         strict: Refuse what is wrong instead of leaving it out.
 
     Returns:
-        A table for each split that there is.
+        A table per split.
 
     Raises:
         DataError: If the data cannot be used.

@@ -81,7 +81,7 @@ class Format(ABC):
             options: How they are read.
 
         Returns:
-            A table for each split that there is; ``train`` is among them.
+            A table per split, always including ``train``.
 
         Raises:
             DataError: If the data cannot be used.

@@ -98,7 +98,7 @@ def read_instance_masks(
         strict: Refuse what is wrong instead of leaving it out.
 
     Returns:
-        A table for each split that there is.
+        A table per split.
 
     Raises:
         DataError: If the data cannot be used.

@@ -91,7 +91,7 @@ def read_label_images(
         colors: Color, as red, green and blue or as #rrggbb, or pixel value of each class; or the path of such a file.
 
     Returns:
-        A table for each split that there is.
+        A table per split.
 
     Raises:
         DataError: If the data cannot be used.

@@ -82,7 +82,7 @@ def read_voc(folder: Path, notices: list[str], *, masks: bool = False, strict: b
         strict: Refuse what is wrong instead of leaving it out.
 
     Returns:
-        A table for each split that there is.
+        A table per split.
 
     Raises:
         DataError: If the data cannot be used.
