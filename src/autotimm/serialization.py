@@ -67,7 +67,7 @@ _MOVED = {
     "autotimm.models.decoders": "autotimm.models.segmentation.decoders",
     "autotimm.models.dense": "autotimm.models.backbone.feature_maps",
     "autotimm.models.detection": "autotimm.models.detection.build_detector",
-    "autotimm.models.layered": "autotimm.models.backbone.around_backbone",
+    "autotimm.models.layered": "autotimm.models.backbone.pooled",
     "autotimm.models.one_stage": "autotimm.models.detection.one_stage",
     "autotimm.models.opened": "autotimm.models.backbone.pooled",
     "autotimm.models.pooling": "autotimm.models.layers.deterministic",
@@ -86,8 +86,8 @@ _MOVED = {
     "autotimm.train.epochs": "autotimm.train.callbacks.epoch_metrics",
     "autotimm.train.keyed": "autotimm.train.lightning_compat",
     "autotimm.train.recorder": "autotimm.train.callbacks.recorder",
-    "autotimm.train.unfinished": "autotimm.train.callbacks.logged_values",
-    "autotimm.train.watched": "autotimm.train.callbacks.logged_values",
+    "autotimm.train.unfinished": "autotimm.train.callbacks.epoch_metrics",
+    "autotimm.train.watched": "autotimm.train.callbacks.epoch_metrics",
 }
 # For modules that were merged: the original path of each class.
 _MOVED_CLASSES = {
@@ -99,7 +99,7 @@ _MOVED_CLASSES = {
     "autotimm.data.transforms.image_transforms.resize_masks": "autotimm.data.jitter.resize_masks",
     "autotimm.tasks.detection.InstanceSegmentor": "autotimm.tasks.instance.InstanceSegmentor",
     "autotimm.tasks.detection.ObjectTask": "autotimm.tasks.objects.ObjectTask",
-    "autotimm.train.callbacks.logged_values.Watched": "autotimm.train.watched.Watched",
+    "autotimm.train.callbacks.epoch_metrics.Watched": "autotimm.train.watched.Watched",
 }
 
 

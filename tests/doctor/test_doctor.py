@@ -11,12 +11,11 @@ from torch.nn import functional as F
 
 from autotimm import Batch, ImageClassifier, MetricConfig, Prediction, RunError, Stage, Step, Task
 from autotimm.doctor import Finding, Operator, judge, preflight
-from autotimm.doctor.backward import backward
 from autotimm.doctor.documented import IRRELEVANT, TABLE, VISION, entries, unknown
 from autotimm.doctor.machine import check_machine, check_memory, check_switches
 from autotimm.doctor.numbers import Numbers
 from autotimm.doctor.package_versions import _dependencies, _pair, _python, check_versions
-from autotimm.doctor.trace import example_batch, trace
+from autotimm.doctor.trace import backward, example_batch, trace
 from autotimm.models.layers.normalize import Normalize
 
 needs_cuda_build = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="this torch is built without CUDA")

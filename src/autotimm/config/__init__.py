@@ -1,6 +1,5 @@
 """The options of ``fit``: one list for the command line, YAML, Python and the docs. Nothing here imports torch."""
 
-from autotimm.config.aliases import meant
 from autotimm.config.arguments import (
     Argument,
     argument_of,
@@ -13,7 +12,7 @@ from autotimm.config.arguments import (
     silent_names,
 )
 from autotimm.config.fit_config import COMMAND_LINE, FitConfig, defaults, options
-from autotimm.config.option import Option
+from autotimm.config.option import Option, meant
 from autotimm.config.record import read_yaml
 from autotimm.config.yaml import NESTED_KEYS, write_scalar
 

@@ -13,8 +13,7 @@ from dataclasses import Field, dataclass, field, fields
 from functools import partial
 from typing import Any
 
-from autotimm.config.aliases import meant
-from autotimm.config.option import Option, Shadow, To, option
+from autotimm.config.option import Option, Shadow, To, meant, option
 from autotimm.config.record import header, split_record
 from autotimm.config.value_types import Choice, Either, Flag, Number, Path, StreamSeeds, Text, Whole, Words
 from autotimm.config.yaml import write_scalar

@@ -11,15 +11,16 @@ A value comes from a command line (always text), from a YAML file (read as text 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from autotimm.config.value_types import Choice, Flag, Kind
 from autotimm.constants import TASKS
-from autotimm.errors import UsageError, sentence
+from autotimm.errors import UsageError, nearest, sentence
 
-__all__ = ["PARTS", "STAGES", "Option", "Shadow", "To", "option"]
+__all__ = ["PARTS", "STAGES", "Option", "Shadow", "To", "meant", "option"]
+
 
 PARTS = ("data", "model", "trainer")
 """What a run is built from: the data module, the task and the trainer, as they are called in ``config.yaml``."""
@@ -209,3 +210,41 @@ def option(default: Any, kind: Kind, help: str, group: str, **more: Any) -> Any:
     """Make a dataclass field that carries its :class:`Option` as metadata."""
     metadata: Mapping[str, Option] = {"option": Option(kind, help, group, **more)}
     return field(default=default, metadata=metadata)
+
+
+# What other libraries and tools call our options; too far apart in spelling for a "did you mean" to find.
+_ELSEWHERE = {
+    "amp": "precision",
+    "arch": "backbone",
+    "data": "path",
+    "data_dir": "path",
+    "device": "accelerator",
+    "early_stopping": "patience",
+    "gpu": "accelerator",
+    "gpus": "devices",
+    "gradient_clip": "clip",
+    "learning_rate": "lr",
+    "max_epochs": "epochs",
+    "model": "backbone",
+    "model_name": "backbone",
+    "wd": "weight_decay",
+    "weights": "pretrained",
+}
+
+
+def meant(name: str, known: Iterable[str], shown: Callable[[str], str] = str) -> str:
+    """Suggest the options that may have been meant; an empty string if none comes to mind.
+
+    Args:
+        name: What was given, with underscores.
+        known: The names of all options, with underscores.
+        shown: How an option is written where the name was given.
+
+    Example:
+        >>> meant("learning_rate", ["lr", "epochs"])
+        "Did you mean 'lr'?"
+    """
+    known = list(known)
+    if _ELSEWHERE.get(name) in known:
+        return f"Did you mean '{shown(_ELSEWHERE[name])}'?"
+    return nearest(shown(name), map(shown, known))

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from autotimm.config.aliases import meant
+from autotimm.config.option import meant
 from autotimm.errors import UsageError, sentence
 
 __all__ = ["NESTED_KEYS", "YamlLimitError", "load_yaml", "read_yaml", "write_scalar"]

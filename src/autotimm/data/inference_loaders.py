@@ -1,28 +1,212 @@
-"""Loaders for a trained model, which transform images as the model's record of its data says."""
+"""Data for a trained model: images to predict, and labelled images with the model's classes in the model's order.
+
+Loaders transform images as the model's record of its data says.
+"""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autotimm.data.content_digest import content
-from autotimm.data.formats.evaluation_tables import read_labelled, read_relabelled
+import torch
+from torch import Tensor
+
+from autotimm.constants import IGNORE_INDEX
+from autotimm.data.data_facts import content
+from autotimm.data.formats.class_csv import IMAGE_NAMES, LABEL_NAMES, CsvTable, open_table, read_csv
+from autotimm.data.formats.class_folders import read_folder
 from autotimm.data.formats.image_paths import read_paths
+from autotimm.data.formats.recognize import read_spatial
 from autotimm.data.loader import KeyedLoader, collate_samples, default_workers, transformed_loader
 from autotimm.data.module import DataModule
-from autotimm.data.table import Subset, Table
+from autotimm.data.table import ImageTable, Subset, Table
 from autotimm.data.table_checks import readable
 from autotimm.data.transforms.image_transforms import ImageTransform, SampleTransform, eval_transform
 from autotimm.data.transforms.spatial_transforms import SpatialTransform
-from autotimm.errors import DataError, ModelError
+from autotimm.errors import DataError, ModelError, join_names
 from autotimm.records.sample_index import seen_in_training
 from autotimm.repro.sampler import KeyedBatchSampler
 from autotimm.serialization import construct, import_object, is_object, lost_objects
-from autotimm.types import DataSpec
+from autotimm.types import DataSpec, Sample
 
-__all__ = ["labelled_loader", "predict_loader", "recorded_data"]
+__all__ = ["Relabelled", "labelled_loader", "predict_loader", "read_labelled", "read_relabelled", "recorded_data"]
+
+
+_SUFFIXES = (".csv", ".tsv")
+_FOLDERS = {"val": ("val", "valid", "validation"), "test": ("test",)}
+
+
+def read_labelled(
+    path: str | Path, spec: DataSpec, split: str, notices: list[str], recorded: Mapping[str, Any] | None = None
+) -> ImageTable:
+    """Read a folder or a table of labelled images for a model that knows its classes.
+
+    Args:
+        path: A folder with a sub-folder for the split, a folder of class folders, or a CSV file.
+        spec: What the model remembers of its data.
+        split: ``"val"`` or ``"test"``.
+        notices: Receives one line for each thing that was left out or looks strange.
+        recorded: The recorded arguments of the run's data module: its ``image_column``, ``label_column`` and
+            ``image_dir`` are used for a table that has such columns and whose images are not beside it.
+
+    Raises:
+        DataError: If there are no such images, or they have classes that the model does not know.
+    """
+    path = Path(path)
+    if path.suffix.lower() in _SUFFIXES:
+        table = _table(path.expanduser(), spec, split, notices, recorded or {})
+    else:
+        split_folders = [path / name for name in _FOLDERS[split] if (path / name).is_dir()]
+        if not split_folders and (path / "train").is_dir():
+            raise DataError(f"There is no {split} data in {path}: it has train/ but no {split}/. Give such a folder.")
+        table = read_folder(split_folders[0] if split_folders else path, notices)["train"]
+    return ImageTable(table.paths, table.ids, _renumbered(table, spec, path), spec.class_names)
+
+
+def _table(path: Path, spec: DataSpec, split: str, notices: list[str], recorded: Mapping[str, Any]) -> ImageTable:
+    """Read a table as that of the training was read: the verbs that evaluate have no option to say how."""
+    table = open_table(path)
+    image_column = _column(table, recorded.get("image_column"), IMAGE_NAMES, "image paths")
+    if spec.multi_label:
+        label_columns: str | list[str] = list(spec.class_names)
+        if missing := [name for name in label_columns if name not in table.columns]:
+            raise DataError(
+                f"{path} has no column for {join_names(missing)}, classes of the model. Add zeros and ones for each."
+            )
+    else:
+        label_column = recorded.get("label_column")
+        label_column = label_column[0] if isinstance(label_column, (list, tuple)) else label_column
+        label_columns = _column(table, label_column, LABEL_NAMES, "classes")
+    folder = _image_folder(path, [row.cells[image_column].strip() for row in table.rows], split, recorded)
+    tables = read_csv({"train": path}, notices, image_dir=folder, image_column=image_column, label_column=label_columns)
+    return tables["train"]
+
+
+def _column(table: CsvTable, recorded: str | None, usual: Sequence[str], what: str) -> str:
+    """The column that the run had, or the first with a usual name."""
+    if recorded in table.columns:
+        return str(recorded)
+    by_lower = {column.lower(): column for column in reversed(table.columns)}
+    if column := next((by_lower[name] for name in usual if name in by_lower), None):
+        return column
+    raise DataError(
+        f"{table.path} has no column {recorded or usual[0]!r} of {what}, but {join_names(table.columns, 20)}. "
+        "Rename that column."
+    )
+
+
+def _image_folder(path: Path, names: Sequence[str], split: str, recorded: Mapping[str, Any]) -> Path:
+    """The folder that the paths in a table are relative to: that of the table, or as in the training's tables."""
+    data_dir, train_csv = recorded.get("path") or recorded.get("data_dir"), recorded.get("train_csv")
+    if data_dir and Path(data_dir).suffix.lower() in _SUFFIXES:
+        data_dir, train_csv = None, data_dir
+    image_dir = recorded.get("image_dir") or (train_csv and (data_dir or Path(train_csv).parent))
+    roots = [path.parent, *([Path(image_dir).expanduser()] if image_dir else [])]
+    for root in roots:
+        for folder in (root, *(root / name for name in _FOLDERS[split])):
+            if any(_holds(folder, name) for name in names):
+                return folder
+    searched = " nor in ".join(str(root) for root in roots)
+    cure = "Put the table where its paths start."
+    raise DataError(f"{path}: none of its {len(names)} files is in {searched}, for example {names[0]}. {cure}")
+
+
+def _holds(folder: Path, name: str) -> bool:
+    file = os.path.abspath(folder / name)
+    return os.path.lexists(file) and Path(file).is_relative_to(os.path.abspath(folder))
+
+
+def _renumbered(table: ImageTable, spec: DataSpec, path: Path) -> Tensor:
+    _check_classes(table, spec, path)
+    if table.multi_label != spec.multi_label:
+        needed = (
+            "a column of zeros and ones per class. Give a CSV file"
+            if spec.multi_label
+            else "one class per image. Give class folders"
+        )
+        raise DataError(f"{path} has labels of another kind than the model, which needs {needed}.")
+    assert table.targets is not None
+    numbers = torch.tensor([spec.class_names.index(name) for name in table.class_names])
+    if not table.multi_label:
+        return numbers[table.targets]
+    targets = torch.zeros(len(table), len(spec.class_names), dtype=table.targets.dtype)
+    targets[:, numbers] = table.targets
+    return targets
+
+
+def _check_classes(table: Table, spec: DataSpec, path: str | Path) -> None:
+    if unknown := [name for name in table.class_names if name not in spec.class_names]:
+        raise DataError(
+            f"{path} has classes that the model does not know: {join_names(unknown)}. It knows "
+            f"{join_names(list(spec.class_names))}. Rename or remove these."
+        )
+
+
+class Relabelled(Table):
+    """A table of boxes, masks or label images with the class indices of a model.
+
+    Args:
+        table: The table.
+        class_names: The model's classes, which include all of the table's.
+    """
+
+    def __init__(self, table: Table, class_names: tuple[str, ...]) -> None:
+        self.table, self.class_names = table, class_names
+        self.ids, self.kind, self.draws_random = table.ids, table.kind, table.draws_random
+        self.multi_label = table.multi_label
+        self._numbers = torch.tensor([class_names.index(name) for name in table.class_names], dtype=torch.int64)
+
+    def load(self, index: int) -> Sample:
+        """Read a sample of the other table, with renumbered labels."""
+        sample = self.table.load(index)
+        return sample._replace(target=self._renumbered(sample.target))
+
+    def _renumbered(self, target: Any) -> Any:
+        if isinstance(target, dict):
+            return {**target, "labels": self._numbers[target["labels"]]}
+        numbers = torch.full((256,), IGNORE_INDEX, dtype=torch.uint8)
+        numbers[: len(self._numbers)] = self._numbers.to(torch.uint8)
+        return type(target)(numbers[target.long()])
+
+    def files(self) -> tuple[Path, ...]:
+        """The image files."""
+        return self.table.files()
+
+    def labels(self, index: int) -> tuple[str, ...]:
+        """Names of the classes of a sample."""
+        return self.table.labels(index)
+
+    def amounts(self, index: int) -> dict[str, int]:
+        """As in the other table."""
+        return self.table.amounts(index)
+
+    def target_digest(self, index: int) -> str:
+        """As in the other table."""
+        return self.table.target_digest(index)
+
+
+def read_relabelled(path: str | Path, spec: DataSpec, split: str, notices: list[str]) -> Table:
+    """Read data with boxes, outlines or a class per pixel for a model that knows its classes.
+
+    Args:
+        path: The folder, or a file that names the rest.
+        spec: What the model remembers of its data.
+        split: ``"val"`` or ``"test"``; a folder without splits is read whole.
+        notices: Receives one line for each thing that was left out or looks strange.
+
+    Raises:
+        DataError: If there are no such images, or they have classes that the model does not know.
+    """
+    tables = read_spatial(path, "auto", spec.kind, notices)
+    if split not in tables and len(tables) > 1:
+        raise DataError(f"There is no {split} data in {path}: it has {join_names(sorted(tables))}. Give such a folder.")
+    table = tables.get(split) or next(iter(tables.values()))
+    _check_classes(table, spec, path)
+    return Relabelled(table, spec.class_names)
+
 
 _MASK = re.compile(r"[-_ ]masks?$", re.IGNORECASE)
 
@@ -64,8 +248,8 @@ def labelled_loader(
 ) -> KeyedLoader:  # fmt: skip
     """Load labelled images to evaluate a model on.
 
-    Paths are read by :func:`~autotimm.data.formats.evaluation_tables.read_labelled` and, with boxes and masks, by
-    :func:`~autotimm.data.formats.evaluation_tables.read_relabelled`.
+    Paths are read by :func:`~autotimm.data.inference_loaders.read_labelled` and, with boxes and masks, by
+    :func:`~autotimm.data.inference_loaders.read_relabelled`.
 
     Args:
         path: The images and their labels.

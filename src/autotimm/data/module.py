@@ -18,8 +18,7 @@ from autotimm.data.file_facts import Problem
 from autotimm.data.formats.image_paths import read_paths
 from autotimm.data.formats.recognize import Recognized
 from autotimm.data.loader import KeyedLoader, collate_samples, default_workers, transformed_loader
-from autotimm.data.split import check_shares
-from autotimm.data.table import Table
+from autotimm.data.table import Table, check_shares
 from autotimm.data.table_checks import balanced_weights, check_classes, readable, split_off
 from autotimm.data.transforms.image_transforms import ImageTransform, SampleTransform, eval_transform, train_transform
 from autotimm.errors import DataError, is_whole, number, refuse_unknown, require, require_flags

@@ -1,8 +1,12 @@
-"""Tables: how the rest of the library sees a data set. Ids, class names, and one sample at a time."""
+"""Tables: how the rest of the library sees a data set. Ids, class names, and one sample at a time.
+
+A table is split by id: the side of a sample depends on its id, its class and the seed, never on the order of a listing.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +15,11 @@ import torch
 from torch import Tensor
 
 from autotimm.data.image_io import read_image
+from autotimm.errors import number, require
+from autotimm.repro.streams import key
 from autotimm.types import Sample
 
-__all__ = ["ImageTable", "Subset", "Table", "rarest_labels"]
+__all__ = ["LARGE_CLASS", "ImageTable", "Subset", "Table", "check_shares", "keyed_split", "rarest_labels"]
 
 
 class Table(ABC):
@@ -169,3 +175,84 @@ class Subset(Table):
     def target_digest(self, index: int) -> str:
         """Return that of the other table."""
         return self.table.target_digest(self.indices[index])
+
+
+LARGE_CLASS = 100
+"""Classes of at least this many samples are split by threshold, smaller ones by exact counts."""
+
+
+def check_shares(val: float, test: float, owner: str) -> None:
+    """Refuse shares that are not in [0, 1), or that leave nothing to train on.
+
+    Raises:
+        UsageError: If a share is out of range.
+    """
+    for name, share, effect in (("val_split", val, "to train on everything"), ("test_split", test, "to test nothing")):
+        require(0 <= number(share) < 1, name, owner, "a number in [0, 1)", share, f"Give 0 {effect}.")
+    require(val + test < 1, "test_split", owner, f"below {1 - val:g}, what `val_split` leaves", test, "Give less.")
+
+
+def _share_out(ids: list[tuple[int, int]], val: float, test: float) -> tuple[list[int], list[int], list[int]]:
+    """Split one class. ``ids`` are (key, index), sorted."""
+    size = len(ids)
+    if size < LARGE_CLASS:
+        n_val = max(int(size * val + 0.5), 1) if val and size >= 2 else 0
+        n_test = max(int(size * test + 0.5), 1) if test and size >= (3 if val else 2) else 0
+    else:
+        n_val = sum(number < int(val * 2**64) for number, _ in ids)
+        n_test = sum(number < int((val + test) * 2**64) for number, _ in ids) - n_val
+        # A side with a tiny share may be empty by chance; the lowest keys fill it.
+        n_val, n_test = max(n_val, int(val > 0)), max(n_test, int(test > 0))
+    # Training keeps at least one sample: large shares of a small class are reduced, test before validation.
+    n_val = min(n_val, size - 1)
+    n_test = min(n_test, size - 1 - n_val)
+    order = [index for _, index in ids]
+    return order[n_val + n_test :], order[:n_val], order[n_val : n_val + n_test]
+
+
+def keyed_split(
+    ids: Sequence[str], strata: Sequence[int] | None, val: float, test: float, seed: int
+) -> tuple[list[int], list[int], list[int]]:
+    """Split samples into train, validation and test, each class by itself.
+
+    Every sample has the number ``key(seed, "split", id)``. In a class, the lowest numbers go to validation, the next
+    to test, the rest to training. How many depends on the size of the class:
+
+    - below 100: exact counts, ``round(share * size)`` and at least one each, as long as one is left to train on. Ten
+      images give exactly one for validation; but adding images may move a few others to another side.
+    - from 100 on: everything below a threshold. The size of a side may be off by some percent (with 10 % of 1,000:
+      100 ± 9), but a sample *never* changes side because others were added.
+
+    Args:
+        ids: The samples' ids, unique, in any order.
+        strata: The class of each sample; ``None`` treats all as one class.
+        val: Share for validation, in [0, 1).
+        test: Share for test, in [0, 1).
+        seed: Root seed of the ``split`` stream.
+
+    Returns:
+        Indices into ``ids`` for train, validation and test, each ascending.
+
+    Raises:
+        UsageError: If a share is out of range.
+
+    Example:
+        >>> ids = [f"cat/{number}.jpg" for number in range(10)]
+        >>> train, val, test = keyed_split(ids, None, 0.2, 0.1, seed=42)
+        >>> len(train), len(val), len(test)
+        (7, 2, 1)
+        >>> flipped = keyed_split(ids[::-1], None, 0.2, 0.1, seed=42)
+        >>> [ids[::-1][index] for index in flipped[1][::-1]] == [ids[index] for index in val]
+        True
+    """
+    check_shares(val, test, "keyed_split")
+    classes: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for index, name in enumerate(ids):
+        classes[0 if strata is None else strata[index]].append((key(seed, "split", name), index))
+    sides: tuple[list[int], list[int], list[int]] = ([], [], [])
+    for members in classes.values():
+        # Ties between equal keys are broken by id, not by the order of the listing.
+        members.sort(key=lambda member: (member[0], ids[member[1]]))
+        for side, indices in zip(sides, _share_out(members, val, test), strict=True):
+            side.extend(indices)
+    return sorted(sides[0]), sorted(sides[1]), sorted(sides[2])

@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from autotimm.data.file_facts import Problem, scan
-from autotimm.data.split import keyed_split
-from autotimm.data.table import Subset, Table
+from autotimm.data.table import Subset, Table, keyed_split
 from autotimm.errors import DataError, join_names
 
 __all__ = ["balanced_weights", "check_classes", "own_sides", "readable", "split_off"]

@@ -5,7 +5,7 @@ CPU tensor with its values. Its device is CUDA, so that torch chooses the operat
 alternatives for a deterministic backward pass), and each operator is calculated on the CPU. Operators that the CPU
 lacks are replaced by the equivalent one of the CPU.
 
-Experimental: it relies on private switches of torch, as :mod:`autotimm.doctor.backward` does.
+Experimental: it relies on private switches of torch, as :mod:`autotimm.doctor.trace` does.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autotimm.config import FitConfig
-from autotimm.data.content_digest import content
+from autotimm.data.data_facts import content
 from autotimm.data.loader import default_workers
 from autotimm.errors import AutotimmError, DataError, ModelError, UsageError
 from autotimm.records.causes import differences, likely_cause

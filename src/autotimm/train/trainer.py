@@ -37,8 +37,7 @@ from autotimm.repro.seed import (
 )
 from autotimm.repro.streams import preserve_generators
 from autotimm.tasks import Task
-from autotimm.train.callbacks.epoch_metrics import EpochMetrics, MetricsTable
-from autotimm.train.callbacks.logged_values import Watched
+from autotimm.train.callbacks.epoch_metrics import EpochMetrics, MetricsTable, Watched
 from autotimm.train.callbacks.recorder import Recorder
 from autotimm.train.callbacks.run_checkpoint import RunCheckpoint, StopRequest, read_interval
 from autotimm.train.lightning_compat import (
@@ -51,8 +50,7 @@ from autotimm.train.lightning_compat import (
     seeded_devices,
 )
 from autotimm.train.progress import make_progress, say
-from autotimm.train.resume import checkpoint_file, resume_from
-from autotimm.train.run_lifecycle import declare, ending, open_run
+from autotimm.train.run_lifecycle import checkpoint_file, declare, ending, open_run, resume_from
 from autotimm.train.tuner import TunerConfig, tune
 
 __all__ = ["AutoTrainer", "TrainerOptions", "measuring_trainer"]

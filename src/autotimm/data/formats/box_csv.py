@@ -8,13 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from autotimm.data.annotations.outlines import Box
-from autotimm.data.formats.annotation_report import Report
 from autotimm.data.formats.coco import ImageFinder
-from autotimm.data.formats.data_format import Format, ReadOptions, Sighting
-from autotimm.data.formats.file_names import relative, split_of
-from autotimm.data.formats.listing import Listing
+from autotimm.data.formats.data_format import Format, ReadOptions, Report, Sighting, ordered
+from autotimm.data.formats.listing import Listing, relative, split_of
 from autotimm.data.formats.object_records import ImageRecord, ObjectRecord, object_tables
-from autotimm.data.formats.split_layout import ordered
 from autotimm.data.table import Table
 from autotimm.errors import DataError, join_names
 

@@ -6,14 +6,11 @@ from pathlib import Path
 
 from autotimm.data.annotations.masks import IGNORED, MaskCode
 from autotimm.data.file_facts import mask_facts
-from autotimm.data.formats.annotation_report import Report
-from autotimm.data.formats.data_format import Format, ReadOptions, Sighting
-from autotimm.data.formats.file_names import relative
+from autotimm.data.formats.data_format import Format, ReadOptions, Report, Sighting, by_split, ordered
 from autotimm.data.formats.instance_masks import InstanceMasks
 from autotimm.data.formats.label_images import LabelImages, MaskReading, mask_tables
-from autotimm.data.formats.listing import Listing
+from autotimm.data.formats.listing import Listing, relative
 from autotimm.data.formats.mask_pairs import Pair
-from autotimm.data.formats.split_layout import by_split, ordered
 from autotimm.data.table import Table
 from autotimm.errors import DataError, UsageError
 

@@ -13,8 +13,7 @@ import torch
 
 from autotimm.data.formats.box_csv import has_boxes, is_label_table
 from autotimm.data.formats.data_format import Format, ReadOptions, Sighting
-from autotimm.data.formats.file_names import relative, split_of, text
-from autotimm.data.formats.listing import Listing
+from autotimm.data.formats.listing import Listing, relative, split_of, text
 from autotimm.data.table import ImageTable
 from autotimm.errors import DataError, join_names, nearest
 

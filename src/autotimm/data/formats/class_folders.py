@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 
 from autotimm.data.formats.data_format import Format, ReadOptions, Sighting
-from autotimm.data.formats.file_names import split_of, text
-from autotimm.data.formats.listing import Listing
+from autotimm.data.formats.listing import Listing, split_of, text
 from autotimm.data.image_io import is_image_name
 from autotimm.data.table import ImageTable
 from autotimm.errors import DataError, join_names

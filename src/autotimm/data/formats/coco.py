@@ -13,12 +13,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from autotimm.data.annotations.outlines import Box, read_outline
-from autotimm.data.formats.annotation_report import Report
-from autotimm.data.formats.data_format import Format, ReadOptions, Sighting
-from autotimm.data.formats.file_names import relative, split_of
-from autotimm.data.formats.listing import Listing
+from autotimm.data.formats.data_format import Format, ReadOptions, Report, Sighting, listed, ordered, read_lists
+from autotimm.data.formats.listing import Listing, relative, split_of
 from autotimm.data.formats.object_records import ImageRecord, ObjectRecord, object_tables
-from autotimm.data.formats.split_layout import listed, ordered, read_lists
 from autotimm.data.table import Table
 from autotimm.errors import DataError, join_names
 

@@ -1,16 +1,59 @@
-"""What a data format is: something that can be seen in a listing, and read from it."""
+"""What a data format is: something that can be seen in a listing, and read from it.
+
+What all formats share is here too: the report of what is wrong with annotations, a line for each kind of problem with
+the names of a few files; and which split a sample belongs to, by lists of files or by the names of folders and files.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from autotimm.data.formats.listing import Listing
+from autotimm.data.formats.listing import Listing, split_of, text
 from autotimm.data.table import Table
+from autotimm.errors import DataError, join_names
 
-__all__ = ["Format", "ReadOptions", "Sighting"]
+__all__ = ["Format", "ReadOptions", "Report", "Sighting", "by_split", "listed", "ordered", "read_lists"]
+
+
+class Report:
+    """Collects problems of annotations while they are read.
+
+    Args:
+        strict: Refuse the data instead of leaving out what is wrong.
+    """
+
+    def __init__(self, strict: bool) -> None:
+        self.strict = strict
+        self._names: dict[tuple[str, str], list[str]] = {}
+
+    def add(self, problem: str, consequence: str, name: str) -> None:
+        """Note one case.
+
+        Args:
+            problem: What is wrong, in the plural.
+            consequence: What is done about it.
+            name: The file.
+        """
+        self._names.setdefault((problem, consequence), []).append(name)
+
+    def close(self, notices: list[str]) -> None:
+        """Append the lines to the notices.
+
+        Raises:
+            DataError: With ``strict``, if anything is wrong.
+        """
+        refusals, lines = [], []
+        for (problem, consequence), names in self._names.items():
+            files = list(dict.fromkeys(names))
+            count = f"{len(names)} {problem}" + (f" in {len(files)}" if len(files) < len(names) else "")
+            refusals.append(f"{count}: {join_names(files)}.")
+            lines.append(f"{count}, {consequence}: {join_names(files)}.")
+        if refusals and self.strict:
+            raise DataError(" ".join(refusals) + " Correct these, or leave out `strict`.")
+        notices.extend(lines)
 
 
 class Sighting(NamedTuple):
@@ -86,3 +129,77 @@ class Format(ABC):
         Raises:
             DataError: If the data cannot be used.
         """
+
+
+_LIST_STEMS = {"train": ("train", "trainval"), "val": ("val", "valid", "validation"), "test": ("test",)}
+_Item = TypeVar("_Item")
+
+
+def read_lists(folder: Path) -> dict[str, list[str]]:
+    """The lines of ``train.txt``, ``val.txt`` and ``test.txt``, if ``train.txt`` or ``trainval.txt`` is there."""
+    lists: dict[str, list[str]] = {}
+    for split, stems in _LIST_STEMS.items():
+        file = next((folder / f"{stem}.txt" for stem in stems if (folder / f"{stem}.txt").is_file()), None)
+        if file is not None:
+            # The bytes of names that are not UTF-8 come back as os.scandir gives them.
+            lines = file.read_bytes().decode("utf-8-sig", "surrogateescape").splitlines()
+            lists[split] = [line.strip() for line in lines if line.strip()]
+    return lists if "train" in lists else {}
+
+
+def listed(
+    items: Mapping[str, _Item], lists: Mapping[str, Sequence[str]], notices: list[str], report: Report
+) -> dict[str, list[_Item]]:
+    """Share items out by split lists, whose entries are paths, file names or stems.
+
+    Args:
+        items: By their paths relative to the root.
+        lists: Entries by split.
+        notices: Receives a line about images in no list, which may be intended.
+        report: Receives the entries that match no file.
+    """
+    names_by_key: dict[str, set[str]] = {}
+    for name in items:
+        path = PurePosixPath(name)
+        for start in range(len(path.parts)):
+            tail = PurePosixPath(*path.parts[start:])
+            for key in (str(tail), str(tail.with_suffix(""))):
+                names_by_key.setdefault(key, set()).add(name)
+    items_by_split: dict[str, list[_Item]] = {}
+    unmatched: list[str] = []
+    used: set[str] = set()
+    for split, lines in lists.items():
+        matched: dict[str, None] = {}
+        for line in lines:
+            # Lists of one class per file have a second column: "name -1".
+            names = names_by_key.get(line.removeprefix("./"), ()) or names_by_key.get(line.split()[0], ())
+            unmatched += [] if names else [line]
+            matched |= dict.fromkeys(sorted(names))
+        items_by_split[split] = [items[name] for name in matched]
+        used |= matched.keys()
+    for line in unmatched:
+        report.add("split-list entries that match no file", "left out", text(line))
+    if rest := sorted(items.keys() - used):
+        notices.append(f"{len(rest)} images are in no split list and left out: {join_names(rest)}.")
+    return items_by_split
+
+
+def by_split(items: Iterable[tuple[str, _Item]]) -> dict[str, list[_Item]]:
+    """Share items out by the splits that their relative paths name; a path that names none is for training."""
+    splits: dict[str, list[_Item]] = {}
+    for name, item in items:
+        splits.setdefault(split_of(name) or "train", []).append(item)
+    return splits
+
+
+def ordered(splits: Mapping[str, _Item]) -> dict[str, _Item]:
+    """In the order train, val, test.
+
+    Raises:
+        DataError: If there is no training split.
+    """
+    if "train" not in splits:
+        raise DataError(
+            f"There is {join_names(list(splits)) or 'nothing'} but no training data. Add a part named train."
+        )
+    return {split: splits[split] for split in ("train", "val", "test") if split in splits}

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autotimm.data.file_facts import scan
-from autotimm.data.formats.file_names import text
-from autotimm.data.formats.listing import ListedFile, Listing
+from autotimm.data.formats.listing import ListedFile, Listing, text
 from autotimm.data.table import ImageTable, Subset, Table
 from autotimm.errors import DataError, join_names
 

@@ -11,13 +11,10 @@ from typing import NamedTuple
 
 from autotimm.data.annotations.outlines import MaskFile
 from autotimm.data.file_facts import Problem, image_sizes, object_bounds
-from autotimm.data.formats.annotation_report import Report
-from autotimm.data.formats.data_format import Format, ReadOptions, Sighting
-from autotimm.data.formats.file_names import relative
+from autotimm.data.formats.data_format import Format, ReadOptions, Report, Sighting, by_split, listed, read_lists
 from autotimm.data.formats.label_images import LabelImages
-from autotimm.data.formats.listing import ListedFile, Listing
+from autotimm.data.formats.listing import ListedFile, Listing, relative
 from autotimm.data.formats.object_records import ImageRecord, ObjectRecord, object_tables
-from autotimm.data.formats.split_layout import by_split, listed, read_lists
 from autotimm.data.table import Table
 from autotimm.errors import DataError, join_names
 

@@ -9,13 +9,10 @@ from typing import Any, NamedTuple
 
 from autotimm.data.annotations.masks import IGNORED, MaskCode, MaskFacts, MaskTable, color_name
 from autotimm.data.file_facts import Problem, image_sizes, mask_facts
-from autotimm.data.formats.annotation_report import Report
 from autotimm.data.formats.class_tables import class_table, find_class_table
-from autotimm.data.formats.data_format import Format, ReadOptions, Sighting
-from autotimm.data.formats.file_names import relative
-from autotimm.data.formats.listing import Listing
+from autotimm.data.formats.data_format import Format, ReadOptions, Report, Sighting, ordered
+from autotimm.data.formats.listing import Listing, relative
 from autotimm.data.formats.mask_pairs import Pair, find_pairs
-from autotimm.data.formats.split_layout import ordered
 from autotimm.data.table import Table
 from autotimm.errors import DataError, join_names
 

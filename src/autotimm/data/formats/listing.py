@@ -1,6 +1,7 @@
-"""The listing of a folder: each directory is read once, whichever formats look at it.
+"""The listing of a folder, and what the names in it say: the split, the id of a sample.
 
-Names come in byte order on every system, hidden files are left out, and links never make a file appear twice.
+Each directory is read once, whichever formats look at it. Names come in byte order on every system, hidden files are
+left out, and links never make a file appear twice.
 """
 
 from __future__ import annotations
@@ -9,14 +10,52 @@ import functools
 import os
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from autotimm.data.formats.file_names import split_of, text
 from autotimm.data.image_io import is_image_name
 from autotimm.errors import DataError, join_names
 
-__all__ = ["ImageSearch", "ListedFile", "Listing"]
+__all__ = ["ImageSearch", "ListedFile", "Listing", "relative", "split_of", "text"]
+
+
+_SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+def text(name: str) -> str:
+    r"""A file name as valid text: bytes that are not UTF-8, which Linux allows, become ``\xff`` escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def relative(path: Path, root: Path) -> str:
+    """The id of a file: its path relative to the root of the data, as valid text."""
+    try:
+        return text(path.relative_to(root).as_posix())
+    except ValueError:
+        return text(os.path.relpath(path, root).replace(os.sep, "/"))
+
+
+def split_of(path: str | Path) -> str | None:
+    """The split that a relative path names: that of its last part that names exactly one.
+
+    Example:
+        >>> split_of("images/train2017/1.jpg"), split_of("instances_val2017.json"), split_of("trainval.json")
+        ('train', 'val', None)
+    """
+    for part in reversed(PurePosixPath(path).parts):
+        splits = {_SPLIT_WORDS[word] for word in re.findall(r"[a-z]+", part.lower()) if word in _SPLIT_WORDS}
+        if len(splits) == 1:
+            return splits.pop()
+    return None
+
 
 _ASIDE = {"readme", "license", "licence", "notice"}
 _ASIDE_SUFFIXES = ("", ".md", ".txt", ".pdf", ".html")

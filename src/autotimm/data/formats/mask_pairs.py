@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from autotimm.data.formats.annotation_report import Report
+from autotimm.data.formats.data_format import Report, by_split, listed, read_lists
 from autotimm.data.formats.listing import ListedFile, Listing
-from autotimm.data.formats.split_layout import by_split, listed, read_lists
 from autotimm.errors import DataError
 
 __all__ = ["Pair", "Pairs", "find_pairs"]

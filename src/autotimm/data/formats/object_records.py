@@ -10,8 +10,7 @@ from typing import NamedTuple
 from autotimm.data.annotations.objects import Annotation, ObjectTable
 from autotimm.data.annotations.outlines import Box, Outline, Polygons, RunLengths
 from autotimm.data.file_facts import image_sizes
-from autotimm.data.formats.annotation_report import Report
-from autotimm.data.formats.split_layout import ordered
+from autotimm.data.formats.data_format import Report, ordered
 from autotimm.data.table import Table
 from autotimm.errors import DataError
 

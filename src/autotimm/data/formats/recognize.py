@@ -13,10 +13,9 @@ from autotimm.data.formats.class_csv import ClassCsv
 from autotimm.data.formats.class_folders import ClassFolders
 from autotimm.data.formats.coco import Coco
 from autotimm.data.formats.data_format import Format, ReadOptions, Sighting
-from autotimm.data.formats.file_names import text
 from autotimm.data.formats.instance_masks import InstanceMasks
 from autotimm.data.formats.label_images import LabelImages
-from autotimm.data.formats.listing import Listing
+from autotimm.data.formats.listing import Listing, text
 from autotimm.data.formats.voc import Voc
 from autotimm.data.formats.yolo import Yolo
 from autotimm.data.table import Table

@@ -7,13 +7,10 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from autotimm.data.formats.annotation_report import Report
 from autotimm.data.formats.box_csv import BoxCsv
-from autotimm.data.formats.data_format import Format, ReadOptions, Sighting
-from autotimm.data.formats.file_names import relative, split_of
-from autotimm.data.formats.listing import Listing
+from autotimm.data.formats.data_format import Format, ReadOptions, Report, Sighting, by_split, listed, read_lists
+from autotimm.data.formats.listing import Listing, relative, split_of
 from autotimm.data.formats.object_records import ImageRecord, ObjectRecord, object_tables
-from autotimm.data.formats.split_layout import by_split, listed, read_lists
 from autotimm.data.table import Table
 from autotimm.errors import DataError
 

@@ -16,12 +16,9 @@ import yaml
 
 from autotimm.config.yaml import load_yaml
 from autotimm.data.annotations.outlines import Polygons
-from autotimm.data.formats.annotation_report import Report
-from autotimm.data.formats.data_format import Format, ReadOptions, Sighting
-from autotimm.data.formats.file_names import relative, split_of
-from autotimm.data.formats.listing import Listing
+from autotimm.data.formats.data_format import Format, ReadOptions, Report, Sighting, ordered
+from autotimm.data.formats.listing import Listing, relative, split_of
 from autotimm.data.formats.object_records import ImageRecord, ObjectRecord, object_tables
-from autotimm.data.formats.split_layout import ordered
 from autotimm.data.image_io import is_image_name
 from autotimm.data.table import Table
 from autotimm.errors import DataError, join_names

@@ -17,9 +17,8 @@ from torch.autograd.graph import Node
 
 from autotimm.errors import ModelError, UsageError
 from autotimm.models.backbone.architectures import Architecture
-from autotimm.models.backbone.around_backbone import BackboneNetwork
 from autotimm.models.backbone.model_args import at_size
-from autotimm.models.backbone.pooled import checked_arguments, make_backbone
+from autotimm.models.backbone.pooled import BackboneNetwork, checked_arguments, make_backbone
 from autotimm.models.backbone.weights import Weights
 from autotimm.models.layers.deterministic import deterministic_resizing
 from autotimm.models.layers.normalize import Normalize

@@ -24,8 +24,7 @@ from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from autotimm.errors import RunError, UsageError, sentence
 from autotimm.records.checkpoint_store import CheckpointStore, check_keep
 from autotimm.tasks.checkpoint import read_checkpoint
-from autotimm.train.callbacks.epoch_metrics import EpochMetrics
-from autotimm.train.callbacks.logged_values import Unfinished, Watched
+from autotimm.train.callbacks.epoch_metrics import EpochMetrics, Unfinished, Watched
 
 __all__ = ["RunCheckpoint", "StopRequest", "read_interval"]
 

@@ -5,9 +5,9 @@ import json
 import torch
 from PIL import Image
 
-from autotimm.data.content_digest import content
+from autotimm.data.data_facts import content
 from autotimm.data.dense import DetectionDataModule, InstanceSegmentationDataModule, SegmentationDataModule
-from autotimm.data.formats.evaluation_tables import Relabelled
+from autotimm.data.inference_loaders import Relabelled
 from autotimm.data.toy import write_toy_objects, write_toy_segmentation
 
 SPLITS = {"train": 3, "val": 1}

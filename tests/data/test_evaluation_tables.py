@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from autotimm.data.formats.evaluation_tables import read_labelled
+from autotimm.data.inference_loaders import read_labelled
 from autotimm.errors import DataError
 from autotimm.types import DataSpec
 
