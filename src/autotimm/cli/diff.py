@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from autotimm.cli.parser import parse
+from autotimm.cli.run_args import TRUST
 from autotimm.cli.verb import Positional, Verb, loading_torch
 from autotimm.config import Option
 from autotimm.config.value_types import Flag
@@ -20,7 +21,9 @@ def run(argv: Sequence[str]) -> int:
         return 0
     with loading_torch():
         from autotimm.runs.run import diff
-    comparison = diff(given.positionals["a"], given.positionals["b"], explain=given.value("explain"))
+    comparison = diff(
+        given.positionals["a"], given.positionals["b"], explain=given.value("explain"), trust=given.value("trust")
+    )
     print(json.dumps(comparison.as_dict(), indent=2, sort_keys=True) if given.value("json") else comparison)
     return comparison.exit_code
 
@@ -32,9 +35,10 @@ DIFF = Verb(
     positionals=(Positional("a", "RUN_A", "a run folder"), Positional("b", "RUN_B", "another run folder")),
     options={
         "explain": Option(Flag(), "confirm the cause: replay the step with each factor restored", "Options"),
+        "trust": TRUST,
         "json": Option(Flag(), "print JSON instead of text", "Options"),
     },
-    defaults={"explain": False, "json": False},
+    defaults={"explain": False, "trust": False, "json": False},
     examples=(
         "autotimm diff runs/photos-001 runs/photos-002",
         "autotimm diff runs/photos-001 runs/photos-002 --explain",

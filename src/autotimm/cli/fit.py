@@ -39,12 +39,14 @@ def train(argv: Sequence[str]) -> Run | None:
     # Imported late on purpose: help and mistakes in the command are answered without loading torch.
     if isinstance(resolved, FitConfig):
         with loading_torch(resolved.progress):
-            from autotimm.runs.run import fit_config
-        return fit_config(resolved)
+            from autotimm.runs.run import fit_config, names_of_file
+        with names_of_file(given.options.get("config")):
+            return fit_config(resolved)
     with loading_torch():
         from autotimm.cli.lightning_yaml import build
-        from autotimm.runs.run import fit_objects
-    return fit_objects(*build(resolved, given.options["config"]))
+        from autotimm.runs.run import fit_objects, names_of_file
+    with names_of_file(given.options["config"]):
+        return fit_objects(*build(resolved, given.options["config"]))
 
 
 def configure(given: Given) -> FitConfig | dict[str, object]:

@@ -16,7 +16,7 @@ def run(argv: Sequence[str]) -> int:
     given = parse(LEVELS, argv)
     if given is None:
         return 0
-    claims = open_folder(given.positionals["run"]).level()
+    claims = open_folder(given).level()
     with loading_torch():
         from autotimm.train.run_description import LEVELS as MEANINGS
     for level, claim in claims.items():

@@ -7,15 +7,16 @@ imports torch.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 import autotimm
 from autotimm.errors import UsageError, nearest
-from autotimm.serialization import import_object
+from autotimm.records.imports import Kind, import_named, require_admitted, require_importable
 
 __all__ = ["build"]
 
@@ -25,6 +26,7 @@ _SECTIONS: dict[str, tuple[type, str]] = {
     "data": (pl.LightningDataModule, "ImageDataModule"),
     "trainer": (pl.Trainer, "AutoTrainer"),
 }
+_ARGUMENT = Kind("class", "a class", object, ("autotimm",))
 
 
 class _RaisingParser(ArgumentParser):
@@ -61,6 +63,7 @@ def build(nested: Mapping[str, object], file: str) -> tuple[Any, Any, Any]:
         parsed = parser.parse_object(given, defaults=False)
     except UsageError as error:
         raise UsageError(_explain(str(error), arguments, file)) from None
+    _require_no_system_calls(parsed, file)
     objects = parser.instantiate(parsed)
     return objects.model, objects.data, objects.trainer
 
@@ -74,13 +77,14 @@ def _section(key: str, value: object, base: type, usual: str, file: str) -> tupl
     for unknown in value.keys() - {"class_path", "init_args"}:
         hint = nearest(str(unknown), ["class_path", "init_args"]) or "Move it under `init_args`."
         raise UsageError(f"The `{key}` of {file} has no key `{unknown}`. {hint}")
-    section_class = _find(str(value["class_path"]), key, file)
-    if not isinstance(section_class, type) or not issubclass(section_class, base):
-        raise UsageError(
-            f"The `{key}` of {file} must be a {base.__name__}. Got {value['class_path']} instead. Name a "
-            f"subclass, such as {usual}."
-        )
+    kind = Kind(
+        f"class of the `{key}` in {file}", f"a subclass of {base.__name__}, such as {usual}", base, ("autotimm",)
+    )
+    section_class = _find(str(value["class_path"]), key, kind, file)
     arguments = value.get("init_args") or {}
+    for path in _class_paths(arguments):
+        require_admitted(path, _ARGUMENT)
+        require_importable(path, _ARGUMENT)
     if not isinstance(arguments, Mapping):
         raise UsageError(
             f"The `init_args` under `{key}` of {file} must be lines `argument: value`. Write one per line."
@@ -88,18 +92,34 @@ def _section(key: str, value: object, base: type, usual: str, file: str) -> tupl
     return section_class, dict(arguments)
 
 
-def _find(path: str, key: str, file: str) -> object:
+def _find(path: str, key: str, kind: Kind, file: str) -> type:
     """Import a class by its dotted path; a public class of autotimm also by its name alone."""
     module, _, name = path.rpartition(".")
-    if not module or module == "autotimm":
-        if name in dir(autotimm):
-            return getattr(autotimm, name)
+    if module in ("", "autotimm") and name not in dir(autotimm):
         hint = nearest(name, dir(autotimm)) or "Give the full path of a class of your own, like my_models.MyModel."
         raise UsageError(f"The `{key}` of {file} names the class {path}, which autotimm does not have. {hint}")
-    try:
-        return import_object(path)
-    except ImportError as error:
-        raise UsageError(f"The `{key}` of {file} names the class {path}, which cannot be imported: {error}.") from error
+    found: type = import_named(path if module else f"autotimm.{name}", kind)
+    return found
+
+
+def _class_paths(value: Any) -> Iterator[str]:
+    """The classes that jsonargparse would import for the arguments of a section."""
+    if isinstance(value, Mapping):
+        if isinstance(path := value.get("class_path"), str) and "." in path:
+            yield path
+        value = [*value.values()]
+    if isinstance(value, list):
+        for item in value:
+            yield from _class_paths(item)
+
+
+def _require_no_system_calls(value: Any, file: str) -> None:
+    """Refuse functions of Python itself, to which jsonargparse turns the import path of an argument."""
+    items = vars(value).values() if isinstance(value, Namespace) else value if isinstance(value, (list, dict)) else ()
+    for item in items.values() if isinstance(items, dict) else items:
+        _require_no_system_calls(item, file)
+    if callable(value) and str(getattr(value, "__module__", "")).partition(".")[0] in sys.stdlib_module_names:
+        raise UsageError(f"{file} names the function {value.__name__} of Python itself. Name one of your own.")
 
 
 def _explain(message: str, arguments: Mapping[str, list[str]], file: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from autotimm.cli.parser import parse
-from autotimm.cli.run_args import CKPT, RUN, open_run
+from autotimm.cli.run_args import CKPT, RUN, TRUST, open_run
 from autotimm.cli.verb import Positional, Verb
 from autotimm.config import Option
 from autotimm.config.value_types import Flag, Number, Path
@@ -124,6 +124,7 @@ PREDICT = Verb(
         "out": Option(Path(metavar="FILE|DIR"), "save a .csv table, COCO .json, or label images in DIR", "Options"),
         "draw": Option(Path(metavar="DIR"), "save pictures with boxes, masks, class names and scores", "Options"),
         "ckpt": CKPT,
+        "trust": TRUST,
         "threshold": Option(
             Number(0, 1, low_open=True, high_open=True),
             "minimum score of reported labels and objects",
@@ -132,7 +133,7 @@ PREDICT = Verb(
         ),
         "fast": Option(Flag(), "do not pad the last batch; the last bits of the scores may differ", "Options"),
     },
-    defaults={"ckpt": "best", "threshold": None, "fast": False},
+    defaults={"ckpt": "best", "trust": False, "threshold": None, "fast": False},
     examples=(
         "autotimm predict runs/photos-001 new/ --out predictions.csv",
         "autotimm predict runs/photos-001 one.jpg two.jpg",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autotimm.cli.parser import parse
-from autotimm.cli.run_args import DATA, FOLDER, open_folder, print_run
+from autotimm.cli.run_args import DATA, FOLDER, TRUST, open_folder, print_run
 from autotimm.cli.verb import Verb
 from autotimm.config import Option
 from autotimm.config.value_types import Path
@@ -18,7 +18,7 @@ def run(argv: Sequence[str]) -> int:
     given = parse(REPRODUCE, argv)
     if given is None:
         return 0
-    original = open_folder(given.positionals["run"])
+    original = open_folder(given)
     from autotimm.runs.run import diff
 
     reproduced = original.reproduce(given.value("out"), data=given.value("data"))
@@ -33,8 +33,8 @@ REPRODUCE = Verb(
     summary="train a run again as a new run, and compare the two",
     run=run,
     positionals=(FOLDER,),
-    options={"out": Option(Path(), "folder of the new run", "Options", none="auto"), "data": DATA},
-    defaults={"out": None, "data": None},
+    options={"out": Option(Path(), "folder of the new run", "Options", none="auto"), "data": DATA, "trust": TRUST},
+    defaults={"out": None, "data": None, "trust": False},
     examples=("autotimm reproduce runs/photos-001",),
     notes=("Exit codes: 0 the runs are equal, 5 they differ.",),
 )

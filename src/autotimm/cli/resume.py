@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autotimm.cli.parser import parse
-from autotimm.cli.run_args import DATA, FOLDER, WORKERS, open_folder, print_run
+from autotimm.cli.run_args import DATA, FOLDER, TRUST, WORKERS, open_folder, print_run
 from autotimm.cli.verb import Verb
 
 __all__ = ["RESUME"]
@@ -16,7 +16,7 @@ def run(argv: Sequence[str]) -> int:
     given = parse(RESUME, argv)
     if given is None:
         return 0
-    run = open_folder(given.positionals["run"]).resume(data=given.value("data"), workers=given.value("workers"))
+    run = open_folder(given).resume(data=given.value("data"), workers=given.value("workers"))
     print_run(run)
     return 0
 
@@ -26,7 +26,7 @@ RESUME = Verb(
     summary="resume an interrupted run, bit for bit",
     run=run,
     positionals=(FOLDER,),
-    options={"data": DATA, "workers": WORKERS},
-    defaults={"data": None, "workers": None},
+    options={"data": DATA, "workers": WORKERS, "trust": TRUST},
+    defaults={"data": None, "workers": None, "trust": False},
     examples=("autotimm resume runs/photos-001",),
 )

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 from autotimm.cli.parser import Given, parse
 from autotimm.cli.verb import Positional, Verb, loading_torch
 from autotimm.config import Option
-from autotimm.config.value_types import Path, Whole
+from autotimm.config.value_types import Flag, Path, Whole
 from autotimm.errors import UsageError
 
 if TYPE_CHECKING:
     from autotimm.runs.run import Run
 
 __all__ = [
-    "CKPT", "DATA", "FOLDER", "RUN", "WORKERS", "class_lines", "measuring", "open_folder", "open_run", "print_run",
+    "CKPT", "DATA", "FOLDER", "RUN", "TRUST", "WORKERS", "class_lines", "measuring", "open_folder", "open_run", "print_run",
 ]  # fmt: skip
 
 _MAX_NAME = 40  # characters of a class name
@@ -30,14 +30,15 @@ RUN = Positional("run", "RUN|CKPT", "a run folder, or one of its checkpoints")
 FOLDER = Positional("run", "RUN", "a run folder")
 DATA = Option(Path(), "new path of the data, if it was moved", "Options", none="as recorded")
 WORKERS = Option(Whole(), "data loading processes; never changes results", "Options", none="as recorded")
+TRUST = Option(Flag(), "import own classes that the run names; this runs their code", "Options")
 CKPT = Option(Path(metavar="best|last|FILE"), "which checkpoint of the run", "Options", cure="Give best or last.")
 
 
-def open_folder(path: str) -> Run:
-    """Open a run folder."""
+def open_folder(given: Given) -> Run:
+    """Open the run given as ``RUN``, with ``--trust`` if the verb has it and it was given."""
     with loading_torch():
         from autotimm.runs.run import Run
-    return Run(path)
+    return Run(given.positionals["run"], trust=bool(given.options.get("trust")))
 
 
 def open_run(given: Given) -> tuple[Run, str]:
@@ -49,7 +50,7 @@ def open_run(given: Given) -> tuple[Run, str]:
     path, ckpt = given.positionals["run"], given.value("ckpt")
     if "ckpt" in given.options and path.endswith(".ckpt"):
         raise UsageError(f"{path} is a checkpoint already. Leave out --ckpt, or give the run folder.")
-    return open_folder(path), ckpt
+    return open_folder(given), ckpt
 
 
 def print_run(run: Run) -> None:
@@ -85,8 +86,8 @@ def measuring(name: str, images: str, measure: Callable[[Run, str | None, str], 
         summary=f"evaluate a run on its {images} images",
         run=run,
         positionals=(RUN, Positional("path", "PATH", "other labelled images: a folder or a CSV file", required=False)),
-        options={"ckpt": CKPT},
-        defaults={"ckpt": "best"},
+        options={"ckpt": CKPT, "trust": TRUST},
+        defaults={"ckpt": "best", "trust": False},
         examples=(f"autotimm {name} runs/photos-001", f"autotimm {name} runs/photos-001 more-photos/"),
     )
     return verb

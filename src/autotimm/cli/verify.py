@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from autotimm.cli.parser import parse
-from autotimm.cli.run_args import DATA, FOLDER, WORKERS, open_folder
+from autotimm.cli.run_args import DATA, FOLDER, TRUST, WORKERS, open_folder
 from autotimm.cli.verb import Verb
 from autotimm.config import Option
 from autotimm.config.value_types import Flag, Text, Whole
@@ -21,7 +21,7 @@ def run(argv: Sequence[str]) -> int:
     if given is None:
         return 0
     epochs = _epoch_range(given.value("epochs"))
-    recorded_run = open_folder(given.positionals["run"])
+    recorded_run = open_folder(given)
     verdict = recorded_run.verify(
         data=given.value("data"), steps=given.value("steps"), epochs=epochs, workers=given.value("workers"),
         explain=given.value("explain"),
@@ -53,9 +53,10 @@ VERIFY = Verb(
             Text(metavar="A:B"), "replay epochs A to B only, from a checkpoint; counted from 1", "Options", none="all"
         ),
         "workers": WORKERS,
+        "trust": TRUST,
         "explain": Option(Flag(), "confirm the cause: replay the step with each factor restored", "Options"),
     },
-    defaults={"data": None, "steps": None, "epochs": None, "workers": None, "explain": False},
+    defaults={"data": None, "steps": None, "epochs": None, "workers": None, "trust": False, "explain": False},
     examples=("autotimm verify runs/photos-001", "autotimm verify runs/photos-001 --epochs 3:4 --workers 2"),
     notes=("Exit codes: 0 identical, 5 different, 3 the data has changed, 4 the run cannot be replayed here.",),
 )

@@ -11,12 +11,13 @@ from typing import Any, ClassVar
 from typing_extensions import Unpack
 
 from autotimm.constants import IGNORE_INDEX
-from autotimm.data.formats.recognize import read_spatial
+from autotimm.data.formats.recognize import READER, read_spatial
 from autotimm.data.module import CommonDataOptions, DataModule, DataOptions
 from autotimm.data.table import Table
 from autotimm.data.transforms.image_transforms import SampleTransform
 from autotimm.data.transforms.spatial_transforms import SpatialTransform, spatial_augmentation
 from autotimm.errors import require
+from autotimm.records.imports import require_admitted
 
 __all__ = [
     "DetectionDataModule",
@@ -84,6 +85,8 @@ class SpatialDataModule(DataModule, ABC):
             image_size=image_size, batch_size=batch_size, eval_batch_size=eval_batch_size, augmentation=augmentation,
             train_transforms=train_transforms, **common,
         )  # fmt: skip
+        if "." in format:
+            require_admitted(format, READER)  # it is imported when the data is read
         self.data_dir, self.format = Path(data_dir).expanduser(), format
         self._splits: Mapping[str, Table] = {}
         self._reader_options: dict[str, Any] = {}

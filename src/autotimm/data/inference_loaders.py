@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from autotimm.constants import IGNORE_INDEX
@@ -27,14 +28,24 @@ from autotimm.data.table_checks import readable
 from autotimm.data.transforms.image_transforms import ImageTransform, SampleTransform, eval_transform
 from autotimm.data.transforms.spatial_transforms import SpatialTransform
 from autotimm.errors import DataError, ModelError, join_names
+from autotimm.records.imports import Kind, import_named
 from autotimm.records.sample_index import seen_in_training
 from autotimm.repro.sampler import KeyedBatchSampler
-from autotimm.serialization import construct, import_object, is_object, lost_objects
+from autotimm.serialization import construct, is_object, lost_objects
 from autotimm.types import DataSpec, Sample
 
 __all__ = ["Relabelled", "labelled_loader", "predict_loader", "read_labelled", "read_relabelled", "recorded_data"]
 
-
+DATA_MODULE = Kind(
+    "data module", "a subclass of pytorch_lightning.LightningDataModule", LightningDataModule, ("autotimm",)
+)
+TRANSFORM = Kind(
+    "`eval_transforms`",
+    "a function of an image",
+    base=None,
+    libraries=("autotimm.data.transforms", "torchvision.transforms"),
+    function=lambda function: True,  # it is called with an image
+)
 _SUFFIXES = (".csv", ".tsv")
 _FOLDERS = {"val": ("val", "valid", "validation"), "test": ("test",)}
 
@@ -289,13 +300,7 @@ def recorded_data(recorded: Mapping[str, Any]) -> DataModule:
             f"The {' and '.join(f'`{argument}`' for argument in lost)} of the run's data, an object, must be given "
             "again: no file holds it. Build the data module as before, and give it as `data`."
         )
-    try:
-        module: DataModule = construct(import_object(name), arguments)
-    except ImportError as error:
-        raise DataError(
-            f"The run's data module {name} must be importable. It is not ({error}). Install or import its module, or "
-            "give another one as `data`."
-        ) from None
+    module: DataModule = construct(import_named(name, DATA_MODULE), arguments)
     return module
 
 
@@ -322,15 +327,12 @@ def _image_transforms(spec: DataSpec) -> Callable[[Any], Any]:
     """The transforms of evaluation; the user's own only if they can be imported."""
     if spec.eval_transforms is None:
         return eval_transform(spec.image_size, spec.crop_pct, spec.interpolation)
-    reason = "they are an object, which no checkpoint can hold"
     if not is_object(spec.eval_transforms):
-        try:
-            transforms: Callable[[Any], Any] = import_object(spec.eval_transforms)
-            return transforms
-        except ImportError as error:
-            reason = str(error)
+        transforms: Callable[[Any], Any] = import_named(spec.eval_transforms, TRANSFORM)
+        return transforms
     name = spec.eval_transforms.removeprefix("<object> ")
     raise ModelError(
         f"The model must predict with the transforms that it was evaluated with, your own {name}. They cannot be "
-        f"loaded: {reason}. Give them as a function of a module, or use a trainer and `data.predict_loader(paths)`."
+        "loaded: they are an object, which no checkpoint can hold. Give them as a function of a module, or use a "
+        "trainer and `data.predict_loader(paths)`."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,12 +18,34 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from autotimm.errors import UsageError, nearest, require, sentence
-from autotimm.serialization import import_object
+from autotimm.records.imports import Kind, import_named
 
 __all__ = ["LOSSES", "MULTI_LABEL_LOSSES", "FocalLoss", "FunctionLoss", "balanced_weights", "build_loss"]
 
 LOSSES = ("asymmetric", "bce", "cross_entropy", "focal")
 MULTI_LABEL_LOSSES = ("asymmetric", "bce", "focal")
+
+
+def _takes_targets(function: Callable[..., Any]) -> bool:
+    """Whether a function can be called as ``function(predictions, targets)``; one of a library must name the latter."""
+    try:
+        signature = inspect.signature(function)
+        signature.bind(None, None)
+    except (TypeError, ValueError):  # ValueError: some built-in functions have no signature
+        return False
+    second = [*signature.parameters][1:2]
+    named = bool(second) and second[0].startswith(("target", "label", "y_true", "y"))
+    return named or function.__module__.partition(".")[0] not in _LIBRARIES
+
+
+_LIBRARIES = ("torch", "torchvision", "timm", "segmentation_models_pytorch")
+LOSS = Kind(
+    "`loss`",
+    "a subclass of torch.nn.Module, or of a function of predictions and targets",
+    base=nn.Module,
+    libraries=("autotimm.losses", "torch.nn", "torchvision.ops", "timm.loss", "segmentation_models_pytorch.losses"),
+    function=_takes_targets,
+)
 
 
 class FocalLoss(nn.Module):
@@ -210,10 +233,7 @@ def _import_loss(path: str) -> Any:
     if "." not in path:
         suggestion = nearest(path, LOSSES) or f"Choose one of {', '.join(LOSSES)}, or give an import path."
         raise UsageError(f"Unknown `loss` {path!r}. {suggestion}")
-    try:
-        return import_object(path)
-    except ImportError as error:
-        raise UsageError(f"The `loss` {path!r} cannot be imported: {error}. Check the path.") from None
+    return import_named(path, LOSS)
 
 
 def loss_module(loss: Any) -> nn.Module:

@@ -17,12 +17,21 @@ from torchmetrics import Metric
 
 from autotimm.errors import UsageError, nearest, require, require_choice, sentence
 from autotimm.metrics.scores import Scores
-from autotimm.serialization import import_object
+from autotimm.records.imports import Kind, import_named
 
 __all__ = ["MetricConfig", "build_metrics"]
 
 BACKENDS = ("torchmetrics", "custom")
 STAGES = ("train", "val", "test")
+_PARTS = ("aggregation", "classification", "clustering", "detection", "nominal", "regression", "segmentation")
+METRIC = Kind(
+    "`metric_class`",
+    "a subclass of torchmetrics.Metric",
+    base=Metric,
+    # Not all of torchmetrics: metrics of texts and of image pairs load further models, by names that they are given.
+    libraries=("autotimm.metrics", *(f"torchmetrics.{part}" for part in _PARTS)),
+    modules=("torchmetrics",),
+)
 _SOURCES = (torchmetrics, torchmetrics.classification, torchmetrics.regression, torchmetrics.segmentation)
 
 
@@ -178,14 +187,8 @@ def _find_class(config: MetricConfig) -> type[Metric]:
             return known[path]
         suggestion = nearest(path, known) or "Use backend='custom' with an import path for a metric of your own."
         raise UsageError(sentence("metric_class", owner, "a metric of torchmetrics", path, suggestion))
-    try:
-        imported = import_object(path)
-    except ImportError:
-        imported = None
-    if not (isinstance(imported, type) and issubclass(imported, Metric)):
-        must = "the import path of a subclass of torchmetrics.Metric"
-        raise UsageError(sentence("metric_class", owner, must, path, "Give for example 'my_package.metrics.MyMetric'."))
-    return imported
+    metric: type[Metric] = import_named(path, METRIC)
+    return metric
 
 
 def _parameter_names(metric_class: type[Metric], params: Mapping[str, Any]) -> list[str]:

@@ -10,11 +10,14 @@ from timm.optim import list_optimizers as _list_optimizers  # type: ignore[attr-
 from torch.optim import Optimizer
 
 from autotimm.errors import UsageError, nearest
-from autotimm.serialization import import_object
+from autotimm.records.imports import Kind, import_named, require_admitted
 
-__all__ = ["find_optimizer"]
+__all__ = ["admit_optimizer", "find_optimizer"]
 
 LOOKAHEAD = "lookahead_"
+OPTIMIZER = Kind(
+    "`optimizer`", "a subclass of torch.optim.Optimizer", base=Optimizer, libraries=("torch.optim", "timm.optim")
+)
 
 
 def list_optimizers() -> list[str]:
@@ -47,10 +50,17 @@ def find_optimizer(optimizer: str | type[Optimizer]) -> type[Optimizer]:
     if "." not in optimizer:
         suggestion = nearest(optimizer, [*list_optimizers(), *in_torch]) or "Give an import path for one of your own."
         raise UsageError(f"Neither timm nor torch has an `optimizer` {optimizer!r}. {suggestion}")
-    try:
-        return _checked(import_object(optimizer), optimizer)
-    except ImportError as error:
-        raise UsageError(f"The `optimizer` {optimizer!r} cannot be imported: {error}. Check the path.") from None
+    return _checked(import_named(optimizer, OPTIMIZER), optimizer)
+
+
+def admit_optimizer(optimizer: str | type[Optimizer] | None) -> None:
+    """Refuse the import path of a record that is not trusted, before the optimizer is built.
+
+    Raises:
+        ModelError: If it is one.
+    """
+    if isinstance(optimizer, str) and "." in optimizer:
+        require_admitted(optimizer, OPTIMIZER)
 
 
 def in_timm(optimizer: str | type[Optimizer]) -> bool:

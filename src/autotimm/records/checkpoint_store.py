@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,10 +52,13 @@ class CheckpointStore:
         keep: ``"epochs"`` keeps the end of every epoch, a number N those of the last N epochs, ``"last"`` only the
             newest two; ``"auto"`` keeps every epoch while they take less than 2 GB, then every second, every fourth and
             so on. The best and the newest two are always kept.
+        remember: Called with the SHA-256 of each checkpoint before it appears.
     """
 
-    def __init__(self, folder: Path, keep: str | int = "auto") -> None:
-        self.folder, self.keep = folder, check_keep(keep)
+    def __init__(
+        self, folder: Path, keep: str | int = "auto", remember: Callable[[str], None] = lambda digest: None
+    ) -> None:
+        self.folder, self.keep, self.remember = folder, check_keep(keep), remember
 
     @staticmethod
     def name(step: int, epochs: int | None = None) -> str:
@@ -75,7 +78,9 @@ class CheckpointStore:
         """
         with atomic_path(self.folder / name) as temporary:
             yield temporary
-            self._list_digest(name, file_digest(temporary))
+            digest = file_digest(temporary)
+            self.remember(digest)
+            self._list_digest(name, digest)
 
     def _list_digest(self, name: str, digest: str) -> None:
         lines = [line for line in self._lines() if (self.folder / line[66:]).exists()]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["config_digest", "file_digest", "files_digest", "state_digest", "tensor_digest"]
+__all__ = ["config_digest", "file_digest", "files_digest", "state_digest", "tensor_digest", "text_digest"]
 
 
 def _update(digest: hashlib._Hash, tensor: Tensor) -> None:
@@ -39,6 +39,16 @@ def tensor_digest(tensor: Tensor) -> str:
     digest = hashlib.sha256()
     _update(digest, tensor)
     return digest.hexdigest()
+
+
+def text_digest(text: str) -> str:
+    """Digest the UTF-8 bytes of a text, as :func:`file_digest` digests a file with them.
+
+    Example:
+        >>> text_digest("")[:16]
+        'e3b0c44298fc1c14'
+    """
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def state_digest(state: Mapping[str, Any]) -> str:

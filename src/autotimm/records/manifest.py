@@ -86,9 +86,13 @@ class Manifest:
         Raises:
             OSError: If it cannot be written. The old file is kept.
         """
+        write_text(path, self.text())
+
+    def text(self) -> str:
+        """The content of its file."""
         # ASCII: a path need not be text that UTF-8 can hold.
         content = {**self._content(), "digest": self.digest}
-        write_text(path, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        return json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
     @classmethod
     def load(cls, path: str | Path) -> Manifest:

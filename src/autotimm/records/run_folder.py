@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from math import isnan, nan
@@ -29,9 +29,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from autotimm.errors import RunError, UsageError, sentence
+from autotimm.errors import ModelError, RunError, UsageError, sentence
 from autotimm.records.atomic import write_text
+from autotimm.records.digest import file_digest, text_digest
+from autotimm.records.manifest import Manifest
 from autotimm.records.sample_index import SampleIndex
+from autotimm.records.trust import remember
 
 __all__ = ["PER_CLASS", "RunFolder", "read_results", "write_results"]
 
@@ -139,7 +142,27 @@ class RunFolder:
     def write_config(self, text: str) -> None:
         """Write ``config.yaml``; nothing in a process that has no folder."""
         if self.chosen is not None:
+            self.remember(text_digest(text))
             write_text(self.chosen / "config.yaml", text)
+
+    def write_manifest(self, manifest: Manifest, names: Iterable[str] = ()) -> None:
+        """Write the manifest, and remember that the run is made here.
+
+        Args:
+            manifest: The manifest.
+            names: When a run begins: the names that it is made with.
+        """
+        config = self.path / "config.yaml"
+        digests = [text_digest(manifest.text()), *([file_digest(config)] if config.exists() else [])]
+        with suppress(OSError):  # of a run that is not remembered, its maker is asked to --trust it
+            remember(manifest.run_id, digests, names)
+        manifest.save(self.manifest)
+
+    def remember(self, digest: str) -> None:
+        """Remember the SHA-256 of a file that is about to be written; nothing before there is a manifest."""
+        if self.chosen is not None and self.manifest.exists():
+            with suppress(OSError, ModelError):  # the manifest may have been damaged meanwhile
+                remember(Manifest.load(self.manifest).run_id, [digest])
 
     def discard(self) -> bool:
         """Remove the folder if it has no checkpoint; return whether it was removed."""

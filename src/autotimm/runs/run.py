@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from autotimm.config.record import RECORD, VERSION
 from autotimm.data.inference_loaders import labelled_loader, recorded_data
 from autotimm.data.module import DataModule
 from autotimm.errors import AutotimmError, DataError, ModelError, nearest, sentence
+from autotimm.records.imports import RecordedNames
 from autotimm.records.run_folder import RunFolder
+from autotimm.records.trust import OfRun
 from autotimm.runs.diff import Comparison, compare
 from autotimm.runs.explain_difference import confirm_difference, confirm_replay
 from autotimm.runs.factory import settle_data
@@ -27,7 +30,7 @@ from autotimm.train.progress import say
 from autotimm.train.trainer import measuring_trainer
 from autotimm.types import ObjectPrediction, PixelPrediction, Prediction
 
-__all__ = ["Run", "diff", "fit", "fit_config", "fit_objects"]
+__all__ = ["Run", "diff", "fit", "fit_config", "fit_objects", "names_of_file"]
 
 
 def fit(path: str | Path | None = None, **options: Any) -> Run:
@@ -51,7 +54,7 @@ def fit_config(config: FitConfig) -> Run:
     return Run(launch(config))
 
 
-def diff(a: str | Path, b: str | Path, *, explain: bool = False) -> Comparison:
+def diff(a: str | Path, b: str | Path, *, explain: bool = False, trust: bool = False) -> Comparison:
     """Compare two runs: configuration, environment, data, first differing step, metrics.
 
     Args:
@@ -59,15 +62,26 @@ def diff(a: str | Path, b: str | Path, *, explain: bool = False) -> Comparison:
         b: That of another.
         explain: Confirm the cause: replay the first differing step with each factor set back, see ``confirmed`` of the
             comparison. It takes a replay from the nearest checkpoint for each of at most 8 factors.
+        trust: With ``explain``: whether classes and functions that the first run names may be imported, see
+            :class:`Run`.
 
     Raises:
         ModelError: If one of them has no record of a run.
     """
-    folders = Run(a).path, Run(b).path
+    run, folders = Run(a, trust=trust), (Path(a), Run(b).path)
     comparison = compare(*folders)
     if not explain or comparison.difference is None:
         return comparison
-    return replace(comparison, confirmed=confirm_difference(*folders, comparison.difference))
+    with run.names:
+        return replace(comparison, confirmed=confirm_difference(*folders, comparison.difference))
+
+
+def names_of_file(file: str | None) -> RecordedNames | nullcontext[None]:
+    """The context of a configuration file: one in a run folder is a record of the run, any other is the user's own."""
+    folder = Path(file).absolute().parent if file is not None else None
+    if folder is None or not (folder / "manifest.json").is_file():
+        return nullcontext()
+    return RecordedNames(OfRun(folder, False, "If you trust whoever made the run, copy the file out of its folder."))
 
 
 def fit_objects(task: Task, data: DataModule, trainer: AutoTrainer) -> Run:
@@ -80,15 +94,18 @@ class Run:
 
     Args:
         path: A run folder, or a ``.ckpt`` file.
+        trust: Whether classes and functions that the run names may be imported, which runs their code. Those of
+            autotimm and its libraries need no trust, nor does a run that you made on this machine.
 
     Raises:
         ModelError: If the path is neither.
 
     Attributes:
         path: The run folder, or the folder of a checkpoint that stands alone.
+        trust: Whether the run's maker is trusted.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, trust: bool = False) -> None:
         path = Path(path)
         path = path.absolute() if path.is_file() else path  # the folder above must have a name
         self._file = path if path.is_file() else None
@@ -100,11 +117,22 @@ class Run:
             raise ModelError(f"{path} must be a run folder or a checkpoint. It {problem}. {hint}")
         inside = self._file is not None and self._file.parent.name == "checkpoints"
         self.path = path if self._file is None else path.parent.parent if inside else path.parent
+        self.trust = trust
         self._folder = RunFolder(self.path, self.path.parent)
         self._per_class: dict[str, dict[str, float]] | None = None
 
     def __repr__(self) -> str:
         return f"Run({str(self._file or self.path)!r})"
+
+    @property
+    def names(self) -> RecordedNames | nullcontext[None]:
+        """The context in which the run's records are read: their names are not the user's own.
+
+        For a checkpoint that stands alone it has no effect: the checkpoint itself says what it names.
+        """
+        if (self.path / "manifest.json").is_file() or (self.path / "config.yaml").is_file():
+            return RecordedNames(OfRun(self.path, self.trust))
+        return nullcontext()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -148,7 +176,8 @@ class Run:
 
     def model(self, ckpt: str | Path = "best") -> Task:
         """The trained task, in evaluation mode."""
-        task: Task = Task.load_from_checkpoint(self.checkpoint(ckpt))
+        with self.names:
+            task: Task = Task.load_from_checkpoint(self.checkpoint(ckpt), trust=self.trust)
         return task
 
     def data(self) -> DataModule:
@@ -158,11 +187,14 @@ class Run:
             DataError: If it was made from loaders of the caller's own.
         """
         config = self._config()
-        if isinstance(config, FitConfig):
-            return settle_data(config)[1]
-        if "data" not in config:
-            raise DataError(f"The run {self.path} was made from loaders of your own. Give a folder, or a data module.")
-        return recorded_data(config["data"])
+        with self.names:
+            if isinstance(config, FitConfig):
+                return settle_data(config)[1]
+            if "data" not in config:
+                raise DataError(
+                    f"The run {self.path} was made from loaders of your own. Give a folder, or a data module."
+                )
+            return recorded_data(config["data"])
 
     def validate(self, data: str | Path | DataModule | None = None, *, ckpt: str | Path = "best") -> dict[str, float]:
         """Measure on the run's validation data, or on other labelled images.
@@ -197,6 +229,10 @@ class Run:
         return results
 
     def _measure(self, verb: str, data: str | Path | DataModule | None, ckpt: str | Path) -> dict[str, float]:
+        with self.names:
+            return self._measured(verb, data, ckpt)
+
+    def _measured(self, verb: str, data: str | Path | DataModule | None, ckpt: str | Path) -> dict[str, float]:
         task, trainer = self.model(ckpt), self._trainer()
         measure = trainer.validate if verb == "validate" else trainer.test
         if isinstance(data, (str, Path)):
@@ -231,7 +267,8 @@ class Run:
         Raises:
             DataError: If there is no readable image.
         """
-        return predict(self.model(ckpt), paths, trainer=self._trainer(), fast=fast, threshold=threshold)
+        with self.names:
+            return predict(self.model(ckpt), paths, trainer=self._trainer(), fast=fast, threshold=threshold)
 
     def verify(
         self,
@@ -247,10 +284,11 @@ class Run:
         With ``explain`` the cause of a difference is confirmed: the step is replayed with each factor set back, see
         ``confirmed`` of the verdict.
         """
-        verdict = verify(self.path, data=data, steps=steps, epochs=epochs, workers=workers)
-        if not explain or verdict.difference is None:
-            return verdict
-        return replace(verdict, confirmed=confirm_replay(self.path, verdict.difference, data=data, workers=workers))
+        with self.names:
+            verdict = verify(self.path, data=data, steps=steps, epochs=epochs, workers=workers)
+            if not explain or verdict.difference is None:
+                return verdict
+            return replace(verdict, confirmed=confirm_replay(self.path, verdict.difference, data=data, workers=workers))
 
     def level(self) -> dict[str, str]:
         """What the run may claim, for R0 to R7: ``checked``, ``expected`` or ``no, because ...``."""
@@ -270,8 +308,9 @@ class Run:
         if self._folder.manifest.exists() and read_manifest(self.path).results.get("status") == "finished":
             say(f"{self.path} is finished: there is nothing to resume")
             return self
-        rebuilt = rebuild(self.path, self._folder, data=data, workers=workers, weights_needed=self._starts_over)
-        return Run(train(rebuilt, self._folder, ckpt_path="last"))
+        with self.names:
+            rebuilt = rebuild(self.path, self._folder, data=data, workers=workers, weights_needed=self._starts_over)
+            return Run(train(rebuilt, self._folder, ckpt_path="last"), trust=self.trust)
 
     @property
     def _starts_over(self) -> bool:
@@ -286,14 +325,15 @@ class Run:
         """
         place = Path(out) if out is not None else self.path.with_name(f"{self.path.name}-again")
         folder = RunFolder.create(place.parent, place.name, exact=out is not None)
-        try:
-            rebuilt = rebuild(self.path, folder, data=data)
-        except AutotimmError:
-            folder.discard()
-            raise
-        if rebuilt.config is not None:
-            folder.write_config(rebuilt.config.to_yaml())
-        return Run(train(rebuilt, folder))
+        with self.names:
+            try:
+                rebuilt = rebuild(self.path, folder, data=data)
+            except AutotimmError:
+                folder.discard()
+                raise
+            if rebuilt.config is not None:
+                folder.write_config(rebuilt.config.to_yaml())
+            return Run(train(rebuilt, folder), trust=self.trust)
 
     def _trainer(self) -> AutoTrainer:
         """A trainer with the seed, switches and threads of the run."""

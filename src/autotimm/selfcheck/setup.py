@@ -14,6 +14,7 @@ import autotimm
 from autotimm.config import FitConfig
 from autotimm.data.module import DataModule
 from autotimm.errors import UsageError, sentence
+from autotimm.records.imports import Kind, import_named
 from autotimm.runs.factory import build_data, build_task, settle
 from autotimm.selfcheck.variations import Variation
 from autotimm.serialization import import_object
@@ -141,21 +142,21 @@ def import_class(path: str, flag: str, base: type) -> type[Any]:
     Raises:
         UsageError: If it cannot be imported, or is no concrete subclass of ``base``.
     """
-    try:
-        imported = _find(path)
-    except ImportError as error:
-        do = "Write package.module.Class, and run the command in the folder that contains the package."
-        raise UsageError(f"The `{flag}` of selfcheck must be importable. {path} is not ({error}). {do}") from None
-    if not isinstance(imported, type) or not issubclass(imported, base) or inspect.isabstract(imported):
+    imported = _imported(path, f"`{flag}`", base)
+    if inspect.isabstract(imported):
         do = f"Name a class that inherits from autotimm.{base.__name__}."
         raise UsageError(sentence(flag, "selfcheck", f"a subclass of {base.__name__}", path, do))
     return imported
 
 
-def _find(path: str) -> Any:
+def _imported(path: str, noun: str, base: type) -> type[Any]:
     """Import a class by its dotted path; a public class of autotimm also by its name alone."""
     module, _, name = path.rpartition(".")
-    return getattr(autotimm, name) if module in ("", "autotimm") and name in dir(autotimm) else import_object(path)
+    public = module in ("", "autotimm") and name in dir(autotimm)
+    imported: type = import_named(
+        f"autotimm.{name}" if public else path, Kind(noun, f"a subclass of {base.__name__}", base)
+    )
+    return imported
 
 
 def _parameters(chosen: type[Any]) -> Mapping[str, inspect.Parameter]:
@@ -221,6 +222,6 @@ def _with_seed(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _takes(path: str, name: str) -> bool:
-    chosen = _find(path)
+    chosen = _imported(path, "class", object)
     known = _parameters(chosen)
     return name in known or (issubclass(chosen, DataModule) and any(p.kind is p.VAR_KEYWORD for p in known.values()))

@@ -20,7 +20,7 @@ from typing_extensions import Never
 from autotimm.errors import UsageError, is_whole, number, refuse_unknown, require, require_flags, sentence
 from autotimm.metrics import MetricConfig, Scores, build_metrics, table_of
 from autotimm.models.backbone.weights import Weights
-from autotimm.optim import OptimizerOptions
+from autotimm.optim import OptimizerOptions, admit_optimizer
 from autotimm.repro.seed import root_seed, seed_everything, set_deterministic
 from autotimm.repro.streams import reseed, scope
 from autotimm.serialization import CapturesArguments
@@ -137,6 +137,7 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         whole = is_whole(eval_batch_size, 1)
         require(whole, "eval_batch_size", owner, "an integer of at least 1", eval_batch_size, "Give for example 16.")
         require_flags(owner, freeze_backbone=freeze_backbone, compile_model=compile_model)
+        admit_optimizer(optimizer)
         self.optimizer_options = OptimizerOptions(
             lr, optimizer, weight_decay, layer_decay, schedule, warmup_epochs, gradient_clip, backbone_scale
         )

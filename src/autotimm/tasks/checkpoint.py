@@ -18,16 +18,20 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.mixins.hparams_mixin import _given_hyperparameters_context
 
+from autotimm.data.inference_loaders import TRANSFORM
 from autotimm.errors import ModelError
 from autotimm.models.backbone.architectures import remember_architecture
 from autotimm.models.backbone.weights import Weights
+from autotimm.records.imports import Kind, RecordedNames, import_named, require_admitted
+from autotimm.records.trust import of_checkpoint
 from autotimm.repro.seed import preserve_switches
 from autotimm.repro.streams import preserve_generators
-from autotimm.serialization import construct, import_name, import_object, lost_objects, plain_value
+from autotimm.serialization import construct, import_name, is_object, lost_objects, plain_value
 from autotimm.types import DataSpec
 
 __all__ = ["Stored", "TaskRecord", "drop_folder", "read_checkpoint", "task_class_named"]
 
+TASK = Kind("task", "a subclass of pytorch_lightning.LightningModule", pl.LightningModule, ("autotimm",))
 _LOADING: ContextVar[bool] = ContextVar("autotimm_loading", default=False)
 
 
@@ -80,10 +84,13 @@ class Stored(pl.LightningModule):
         self.root_seed, self.eval_batch_size = record.root_seed, record.eval_batch_size
         self.weights = Weights.from_dict(record.weights)
         self.spec = DataSpec.from_dict(record.spec) if record.spec else None
+        transforms = self.spec.eval_transforms if self.spec else None
+        if transforms is not None and not is_object(transforms):
+            require_admitted(transforms, TRANSFORM)  # they are imported when the model predicts
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # less freedom on purpose: never unpickles
-        cls, checkpoint_path: Any, map_location: Any = None, **overrides: Any
+        cls, checkpoint_path: Any, map_location: Any = None, *, trust: bool = False, **overrides: Any
     ) -> Any:
         """Load a task from a checkpoint: never unpickles, never contacts a hub, leaves seeds and switches alone.
 
@@ -92,26 +99,31 @@ class Stored(pl.LightningModule):
         Args:
             checkpoint_path: A file that a trainer wrote.
             map_location: Where to put the weights; by default the CPU.
+            trust: Whether classes and functions that the checkpoint names may be imported, which runs their code. Those
+                of autotimm and its libraries need no trust, nor does a run that you made on this machine, nor the
+                class on which this method is called.
             overrides: Constructor arguments that replace the recorded ones.
 
         Returns:
             The task, in evaluation mode.
 
         Raises:
-            ModelError: If the file is damaged, is no checkpoint of this task, or holds more than plain data.
+            ModelError: If the file is damaged, is no checkpoint of this task, or holds more than plain data; or if it
+                names classes or functions that are not trusted.
         """
         checkpoint = read_checkpoint(checkpoint_path, map_location)
         record = TaskRecord.of(checkpoint, checkpoint_path)
-        task_class = _task_class(record, cls, checkpoint_path)
-        hparams = {**checkpoint["hyper_parameters"], **overrides}
-        _require_objects(hparams, task_class)
+        recorded = checkpoint["hyper_parameters"]
+        _require_objects({**recorded, **overrides}, record.task)
         if record.weights.get("architecture"):
             remember_architecture(record.weights["architecture"])
-        replaced = {"pretrained": False} if "pretrained" in hparams else {}  # a task of a user's own may ask a hub
-        with _loading(), preserve_switches(), preserve_generators():
-            task = construct(task_class, {**hparams, **replaced})
-        task.hparams.update(plain_value(hparams))
-        task.restore(record)
+        replaced = {"pretrained": False} if "pretrained" in recorded else {}  # a task of a user's own may ask a hub
+        with RecordedNames(of_checkpoint(checkpoint_path, [recorded, asdict(record)], trust)):
+            task_class = _task_class(record, cls, checkpoint_path)
+            with _loading(), preserve_switches(), preserve_generators():
+                task = construct(task_class, {**recorded, **overrides, **replaced})
+            task.hparams.update(plain_value({**recorded, **overrides}))
+            task.restore(record)
         task.load_state_dict(checkpoint["state_dict"])
         return task.eval()
 
@@ -193,18 +205,14 @@ def drop_folder(checkpoint: dict[str, Any]) -> None:
         hparams["pretrained"] = Path(weights).name
 
 
-def task_class_named(name: str) -> Any:
-    """Import what a record names.
+def task_class_named(name: str) -> type[pl.LightningModule]:
+    """Import the task that a record names.
 
     Raises:
-        ModelError: If it cannot be imported.
+        ModelError: If there is none of that name, or if the record's names are not admitted.
     """
-    try:
-        return import_object(name)
-    except ImportError as error:
-        raise ModelError(
-            f"The task {name} must be importable. It is not ({error}). Install or import its module."
-        ) from None
+    task: type[pl.LightningModule] = import_named(name, TASK)
+    return task
 
 
 def _task_class(record: TaskRecord, wanted: type[Any], path: object) -> type[Any]:
@@ -213,8 +221,10 @@ def _task_class(record: TaskRecord, wanted: type[Any], path: object) -> type[Any
     Raises:
         ModelError: If it cannot be imported, or is none of the class that is wanted.
     """
+    if record.task == import_name(wanted):
+        return wanted  # the caller has imported it
     chosen = task_class_named(record.task)
-    if not (isinstance(chosen, type) and issubclass(chosen, wanted)):
+    if not issubclass(chosen, wanted):
         raise ModelError(
             f"The checkpoint {path} must hold a {wanted.__name__}. It holds a {record.task} instead. "
             "Load it with that class, or with `Task.load_from_checkpoint`."
@@ -222,14 +232,15 @@ def _task_class(record: TaskRecord, wanted: type[Any], path: object) -> type[Any
     return chosen
 
 
-def _require_objects(hparams: Mapping[str, Any], task: type[Any]) -> None:
+def _require_objects(hparams: Mapping[str, Any], task: str) -> None:
     """Refuse recorded arguments that were objects, and so must be given again.
 
     Raises:
         ModelError: If there is one.
     """
     if missing := lost_objects(hparams):
+        names, owner = ", ".join(f"`{name}`" for name in missing), task.rpartition(".")[2]
         raise ModelError(
-            f"The {', '.join(f'`{name}`' for name in missing)} of {task.__name__} must be given again, since objects "
-            f"are not stored in checkpoints. Call load_from_checkpoint(path, {missing[0]}=...)."
+            f"The {names} of {owner} must be given again, since objects are not stored in checkpoints. Call "
+            f"load_from_checkpoint(path, {missing[0]}=...)."
         )

@@ -20,6 +20,7 @@ from autotimm.records.atomic import atomic_path
 from autotimm.records.checkpoint_store import CheckpointStore
 from autotimm.records.digest import config_digest
 from autotimm.records.environment import volatile
+from autotimm.records.imports import names_in
 from autotimm.records.ledger import read_ledger
 from autotimm.records.manifest import Manifest
 from autotimm.records.replay_versions import require_replayable
@@ -138,7 +139,7 @@ def declare(folder: RunFolder, trainer: Any, model: pl.LightningModule, data: Da
         levels=levels(trainer, model, data),
         volatile=clock,
     )
-    manifest.save(folder.manifest)
+    folder.write_manifest(manifest, names_in(describe(model, data, trainer)))
     return manifest.run_id
 
 
@@ -188,7 +189,7 @@ def conclude(folder: RunFolder, status: str, steps: int) -> None:
         ledger = read_ledger(folder.ledger)
         metrics = {name: value.hex() for name, value in folder.results().get("best", {}).items()}
         results = {"status": status, "steps": steps, "ledger": ledger.last, "metrics": metrics}
-        replace(manifest, results=results, volatile=manifest.volatile | {"ended": timestamp()}).save(folder.manifest)
+        folder.write_manifest(replace(manifest, results=results, volatile=manifest.volatile | {"ended": timestamp()}))
 
 
 def write_outcome(folder: RunFolder, trainer: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +19,8 @@ from autotimm.data.formats.listing import Listing, text
 from autotimm.data.formats.voc import Voc
 from autotimm.data.formats.yolo import Yolo
 from autotimm.data.table import Table
-from autotimm.errors import DataError, UsageError, join_names, require_choice
-from autotimm.serialization import import_object
+from autotimm.errors import DataError, join_names, require_choice
+from autotimm.records.imports import Kind, import_named
 
 __all__ = ["FORMATS", "Recognized", "format_names", "read_spatial", "recognize", "recognize_listing"]
 
@@ -37,6 +37,7 @@ FORMATS: tuple[Format, ...] = (
 )
 """Every format that is recognized, and that ``--format`` can name."""
 
+READER = Kind("`format`", "a function that reads a folder", None, function=lambda function: True)
 _TASK_OF_KIND = {"boxes": "detection", "instances": "instance", "pixels": "segmentation"}
 _TASK_WORDS = {
     "classification": "classification",
@@ -202,7 +203,7 @@ def read_spatial(
     if not path.exists():
         raise DataError(f"{path} must be a folder of data. It does not exist. Check the path.")
     if "." in format:
-        tables: dict[str, Table] = _own_reader(format)(path, notices)
+        tables: dict[str, Table] = import_named(format, READER)(path, notices)
         return tables
     listing = Listing(path) if recognized is None else recognized.listing
     if format == "auto":
@@ -213,14 +214,3 @@ def read_spatial(
     require_choice("format", f"data with {kind}", format, format_names(task))
     reader = next(known for known in FORMATS if known.name == format and task in known.tasks)
     return reader.read(listing, notices, ReadOptions(masks=kind == "instances", strict=strict, colors=colors))
-
-
-def _own_reader(name: str) -> Callable[..., Any]:
-    try:
-        reader: Callable[..., Any] = import_object(name)
-    except ImportError as error:
-        raise UsageError(
-            f"The format {name!r} must be a name or the import path of a reader. It cannot be imported ({error}). Give "
-            "for example coco, or my_package.data.read."
-        ) from None
-    return reader

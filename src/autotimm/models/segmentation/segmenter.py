@@ -15,13 +15,20 @@ from autotimm.models.backbone.weights import Weights
 from autotimm.models.layers.feature_pyramid import SimplePyramid, check_width
 from autotimm.models.layers.normalize import Normalize
 from autotimm.models.segmentation.decoders import DECODERS, Decoder, DecoderSpec, decoded_channels
+from autotimm.records.imports import Kind, import_named
 from autotimm.repro.streams import scope
-from autotimm.serialization import import_object
 
 __all__ = ["SEGMENTERS", "Segmenter", "build_segmenter"]
 
 SEGMENTERS = tuple(DECODERS)
 MakeDecoder = Callable[[Sequence[int], Sequence[int], int], nn.Module]
+DECODER = Kind(
+    "`arch`",
+    "a subclass of torch.nn.Module, or of a function that returns one",
+    base=nn.Module,
+    libraries=("autotimm.models.segmentation", "segmentation_models_pytorch.decoders"),
+    function=lambda function: True,  # it is called with channels, strides and a width, and what it returns is checked
+)
 
 
 class Segmenter(DenseNetwork):
@@ -140,12 +147,7 @@ def _find_decoder(arch: str | MakeDecoder) -> DecoderSpec | MakeDecoder:
         return DECODERS[arch]
     factory: Any = arch
     if isinstance(arch, str) and "." in arch:
-        try:
-            factory = import_object(arch)
-        except ImportError as error:
-            do = f"It cannot be imported ({error}). Check the path."
-            must = "a name, or the import path of a callable"
-            raise UsageError(sentence("arch", "a segmenter", must, arch, do)) from None
+        factory = import_named(arch, DECODER)
     if not callable(factory):
         require_choice("arch", "a segmenter", factory, SEGMENTERS)
     make_decoder: MakeDecoder = factory

@@ -23,6 +23,7 @@ from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
 from autotimm.errors import RunError, UsageError, sentence
 from autotimm.records.checkpoint_store import CheckpointStore, check_keep
+from autotimm.records.run_folder import RunFolder
 from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.train.callbacks.epoch_metrics import EpochMetrics, Unfinished, Watched
 
@@ -153,7 +154,8 @@ class RunCheckpoint(Checkpoint):
     def store(self) -> CheckpointStore:
         """The files."""
         assert self.folder is not None, "the run has not been opened"
-        return CheckpointStore(self.folder, self.keep)
+        run = RunFolder(self.folder.parent, self.folder.parent.parent)
+        return CheckpointStore(self.folder, self.keep, run.remember)
 
     @property
     def best_model_path(self) -> str:
