@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from autotimm.runs.run import Run
 
 __all__ = [
-    "CKPT", "DATA", "FOLDER", "RUN", "TRUST", "WORKERS", "class_lines", "measuring", "open_folder", "open_run", "print_run",
+    "CKPT", "DATA", "FOLDER", "RUN", "TRUST", "WORKERS", "class_lines", "measuring", "open_folder", "open_run",
+    "print_run",
 ]  # fmt: skip
 
 _MAX_NAME = 40  # characters of a class name
