@@ -53,13 +53,27 @@ def read_config(folder: Path) -> FitConfig | dict[str, Any]:
     """The options of a run, or class paths and arguments if it was made from objects.
 
     Raises:
-        ModelError: If the folder has none.
+        ModelError: If the folder has none, or one that is damaged.
     """
     file = folder / "config.yaml"
     if not file.exists():
         raise ModelError(f"{folder} has no config.yaml. Give the run's folder rather than a checkpoint alone.")
     values, nested = read_yaml(str(file))
-    return values if nested else FitConfig.layered([("file config.yaml", values)])
+    if not nested:
+        return FitConfig.layered([("file config.yaml", values)])
+    for name in ("model", "data"):
+        section = values.get(name, {"class_path": ""})
+        if not (
+            isinstance(section, dict)
+            and isinstance(section.get("class_path"), str)
+            and isinstance(section.get("init_args") or {}, dict)
+        ):
+            raise ModelError(
+                f"The `{name}` of {file} must have a class_path and init_args. It has not: the record is damaged."
+            )
+    if "model" not in values or not isinstance(values.get("trainer"), dict):
+        raise ModelError(f"{file} must have a model and a trainer. It has not: the record is damaged.")
+    return values
 
 
 def read_manifest(folder: Path) -> Manifest:
