@@ -124,8 +124,11 @@ def test_default_trainer_is_autotrainer():
         ({"model": {"class_path": "ImageClassifer"}}, "Did you mean 'ImageClassifier'?"),
         ({"model": {"class_path": "users_own.Modell"}}, "cannot be imported"),
         ({"model": {"class_path": "nowhere.Model"}}, "cannot be imported: No module named 'nowhere'"),
-        ({"model": {"class_path": "users_own.Data"}}, "must be a LightningModule. Got users_own.Data instead."),
-        ({"model": {"class_path": "users_own.function"}}, "must be a LightningModule"),
+        (
+            {"model": {"class_path": "users_own.Data"}},
+            "a subclass of LightningModule, such as ImageClassifier. It is something",
+        ),
+        ({"model": {"class_path": "users_own.function"}}, "must be the import path of a subclass of LightningModule"),
         ({"model": {"class_path": "users_own.Model", "init_arg": {}}}, "no key `init_arg`. Did you mean 'init_args'?"),
         ({"model": {"class_path": "users_own.Model", "width": 3}}, "no key `width`. Move it under `init_args`."),
         ({"model": {"init_args": {"width": 3}}}, "The `model` of n.yaml needs a class."),

@@ -11,7 +11,7 @@ from autotimm import ImageDataModule
 from autotimm.data.inference_loaders import predict_loader, recorded_data
 from autotimm.data.toy import write_toy_segmentation
 from autotimm.data.transforms import eval_transform
-from autotimm.errors import DataError, UsageError
+from autotimm.errors import DataError, ModelError, UsageError
 from autotimm.serialization import import_name, plain_value
 from autotimm.types import DataSpec
 
@@ -45,7 +45,7 @@ def test_an_object_must_be_given_again(toy: Path, name: str) -> None:
 
 
 def test_a_class_that_cannot_be_imported() -> None:
-    with pytest.raises(DataError, match=r"data module not_installed\.Data must be importable"):
+    with pytest.raises(ModelError, match=r"names the data module not_installed\.Data"):
         recorded_data({"class_path": "not_installed.Data", "init_args": {}})
 
 

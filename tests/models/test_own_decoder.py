@@ -33,9 +33,12 @@ def test_import_path_and_callable_give_the_same_network() -> None:
 @pytest.mark.parametrize(
     ("arch", "message"),
     [
-        ("nowhere.Decoder", r"must be a name, or the import path of a callable. Got .* \(No module named 'nowhere'\)"),
-        ("torch.nn.Gone", r"must be a name, or the import path of a callable. Got .* has no attribute 'Gone'\)"),
-        ("math.pi", r"must be one of fpn, .* Got 3\.14"),
+        ("nowhere.Decoder", r"'nowhere.Decoder' must be the import path of .* No module named 'nowhere'"),
+        ("torch.nn.Gone", r"'torch.nn.Gone' must be the import path of .* has no attribute 'Gone'"),
+        (
+            "math.pi",
+            r"'math.pi' must be the import path of .* math is a part of Python itself",
+        ),
         ("upernett", r"must be one of fpn, .*Did you mean 'upernet'"),
         (7, r"must be one of fpn, .* Got 7 instead"),
         (
@@ -45,7 +48,7 @@ def test_import_path_and_callable_give_the_same_network() -> None:
     ],
 )
 def test_invalid_decoders_are_rejected(arch: object, message: str) -> None:
-    with pytest.raises(UsageError, match=rf"`arch` of a segmenter {message}"):
+    with pytest.raises(UsageError, match=rf"`arch`( of a segmenter)? {message}"):
         build_segmenter(arch, **OPTIONS)
 
 

@@ -147,7 +147,7 @@ class TestRoundTrip:
         one = trainer()
         one.strategy.connect(model)
         one.save_checkpoint(tmp_path / "narrow.ckpt", weights_only=True)
-        loaded = Task.load_from_checkpoint(tmp_path / "narrow.ckpt")
+        loaded = Task.load_from_checkpoint(tmp_path / "narrow.ckpt", trust=True)
         assert (type(loaded), digest(loaded)) == (Narrow, digest(model))
 
     @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ class TestLoadingTouchesNothing:
         set_deterministic(False)
         os.environ["PYTHONHASHSEED"] = "123"
         before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist(), dict(os.environ)
-        Task.load_from_checkpoint(saved[0])
+        Task.load_from_checkpoint(saved[0], trust=True)
         assert torch.equal(torch.get_rng_state(), before[0])
         assert (random.getstate(), np.random.get_state()[1].tolist(), dict(os.environ)) == before[1:]
         assert torch.backends.cudnn.benchmark
@@ -346,5 +346,7 @@ class TestRefusals:
         checkpoint = torch.load(saved[0], weights_only=True)
         checkpoint["autotimm"]["task"] = "not_installed.Classifier"
         torch.save(checkpoint, tmp_path / "gone.ckpt")
-        with pytest.raises(ModelError, match=r"task not_installed\.Classifier must be importable"):
+        with pytest.raises(ModelError, match=r"names the task not_installed\.Classifier.*trust=True"):
             Task.load_from_checkpoint(tmp_path / "gone.ckpt")
+        with pytest.raises(ModelError, match=r"task 'not_installed\.Classifier' must be .* No module named"):
+            Task.load_from_checkpoint(tmp_path / "gone.ckpt", trust=True)

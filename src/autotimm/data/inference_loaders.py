@@ -28,8 +28,9 @@ from autotimm.data.table_checks import readable
 from autotimm.data.transforms.image_transforms import ImageTransform, SampleTransform, eval_transform
 from autotimm.data.transforms.spatial_transforms import SpatialTransform
 from autotimm.errors import DataError, ModelError, join_names
-from autotimm.records.imports import Kind, import_named
+from autotimm.records.imports import Kind, RecordedNames, import_named
 from autotimm.records.sample_index import seen_in_training
+from autotimm.records.trust import of_record
 from autotimm.repro.sampler import KeyedBatchSampler
 from autotimm.serialization import construct, is_object, lost_objects
 from autotimm.types import DataSpec, Sample
@@ -292,7 +293,8 @@ def recorded_data(recorded: Mapping[str, Any]) -> DataModule:
         recorded: ``class_path`` and ``init_args`` of the data module.
 
     Raises:
-        DataError: If its class cannot be imported, or it was given objects, which no file can hold.
+        DataError: If it was given objects, which no file can hold.
+        ModelError: If its class cannot be imported, or is not trusted.
     """
     name, arguments = recorded["class_path"], recorded.get("init_args") or {}
     if lost := lost_objects(arguments):
@@ -300,7 +302,8 @@ def recorded_data(recorded: Mapping[str, Any]) -> DataModule:
             f"The {' and '.join(f'`{argument}`' for argument in lost)} of the run's data, an object, must be given "
             "again: no file holds it. Build the data module as before, and give it as `data`."
         )
-    module: DataModule = construct(import_named(name, DATA_MODULE), arguments)
+    with RecordedNames(of_record()):
+        module: DataModule = construct(import_named(name, DATA_MODULE), arguments)
     return module
 
 

@@ -20,7 +20,7 @@ from autotimm.records.imports import Admission, admission, names_in
 from autotimm.records.manifest import Manifest
 from autotimm.records.user_state import read_state, write_state
 
-__all__ = ["OfRun", "of_checkpoint", "remember"]
+__all__ = ["OfRun", "of_checkpoint", "of_record", "remember"]
 
 _LIBRARIES = {
     "autotimm", "pytorch_lightning", "segmentation_models_pytorch", "timm", "torch", "torchmetrics", "torchvision"
@@ -119,6 +119,13 @@ class _OfCheckpoint:
 
     def refusal(self, path: str) -> str:
         return "" if self.trust and path in self.names else f"{_ASK} {_CURE}"
+
+
+def of_record(folder: Path | None = None) -> Admission:
+    """The names that a record may have imported where no context says: those of a run made here, or none at all."""
+    if (outer := admission()) is not None:
+        return outer
+    return _OfCheckpoint(frozenset(), trust=False) if folder is None else OfRun(folder, trust=False)
 
 
 def of_checkpoint(path: str | Path, recorded: Any, trust: bool) -> Admission:

@@ -22,8 +22,10 @@ from autotimm.data.module import DataModule
 from autotimm.errors import ModelError
 from autotimm.models.backbone.weights import Weights, as_recorded
 from autotimm.optim import Recipe
+from autotimm.records.imports import RecordedNames
 from autotimm.records.manifest import Manifest
 from autotimm.records.run_folder import RunFolder
+from autotimm.records.trust import of_record
 from autotimm.runs.factory import build_task, build_trainer, settle_data
 from autotimm.serialization import construct, is_object, takes
 from autotimm.tasks import Task
@@ -117,6 +119,7 @@ def rebuild(
     if manifest is not None and isinstance(config, FitConfig):
         config = _as_asked(config, manifest)
     with ExitStack() as stack:
+        stack.enter_context(RecordedNames(of_record(recorded)))
         if weights := decided.get("weights"):
             stack.enter_context(as_recorded(Weights.from_dict(weights), file_needed=weights_needed))
         if isinstance(config, FitConfig):
