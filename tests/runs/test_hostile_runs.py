@@ -20,8 +20,10 @@ from autotimm import ImageClassifier, ImageDataModule, ModelError, Run, Task
 from autotimm.cli.main import main
 from autotimm.data.toy import write_toy_folder, write_toy_objects, write_toy_segmentation
 from autotimm.records.manifest import Manifest
+from autotimm.records.run_folder import RunFolder
 from autotimm.records.user_state import read_state
-from training import trainer
+from autotimm.runs.restore import rebuild
+from training import small_fit, trainer
 
 RUN = "stranger"  # a name that could be a package's
 
@@ -423,3 +425,12 @@ def test_options_name_classes_of_their_kind(
     before = said.partition(name)[0].splitlines()[-1]
     assert before == typo.partition("no_such.Thing")[0].splitlines()[-1]
     assert not list((place).glob("runs/*"))
+
+
+def test_a_replay_logs_nowhere(finished: Path, tmp_path: Path) -> None:
+    """Loggers of a record would write to the account of whoever verifies it."""
+    run = small_fit(finished.parent / "photos", tmp_path, name="logged", val_split=None, loggers=["tensorboard"])
+    for loggers in (False, True):
+        place = RunFolder(tmp_path / "again", tmp_path)
+        assert bool(rebuild(run.path, place, loggers=loggers).trainer.loggers) is loggers
+    assert run.config["loggers"] == ["tensorboard"]

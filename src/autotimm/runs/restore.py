@@ -97,6 +97,7 @@ def rebuild(
     workers: int | None = None,
     weights_needed: bool = True,
     changes: Mapping[str, Any] | None = None,
+    loggers: bool = False,
 ) -> Rebuilt:
     """Rebuild the objects of a recorded run.
 
@@ -108,6 +109,8 @@ def rebuild(
         weights_needed: Whether pretrained weights must be available; not if a checkpoint replaces them anyway.
         changes: Other values than the recorded ones, by the names of the options; for a run made from objects also
             arguments of one part, such as ``model.lr``.
+        loggers: Whether the loggers of a run made from options log again. A mere replay must not: it would write to
+            the account of whoever checks the run, or fail where their packages are not installed.
 
     Raises:
         ModelError: If a class or an object of the run cannot be created again.
@@ -125,7 +128,8 @@ def rebuild(
         if isinstance(config, FitConfig):
             # Arguments from environment variables (PL_TRAINER_LIMIT_TRAIN_BATCHES) are in no option.
             given = manifest.inputs.get("config", {}).get("trainer", {}) if manifest is not None else {}
-            rebuilt = _from_options(config, decided, folder, data, workers, changes or {}, given)
+            silent = {} if loggers else {"loggers": None}
+            rebuilt = _from_options(config, decided, folder, data, workers, {**silent, **(changes or {})}, given)
         else:
             rebuilt = _from_classes(config, decided, folder, data, workers, changes or {})
     recipe = decided.get("recipe") or {}

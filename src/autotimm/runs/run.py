@@ -309,7 +309,9 @@ class Run:
             say(f"{self.path} is finished: there is nothing to resume")
             return self
         with self.names:
-            rebuilt = rebuild(self.path, self._folder, data=data, workers=workers, weights_needed=self._starts_over)
+            rebuilt = rebuild(
+                self.path, self._folder, data=data, workers=workers, weights_needed=self._starts_over, loggers=True
+            )
             return Run(train(rebuilt, self._folder, ckpt_path="last"), trust=self.trust)
 
     @property
@@ -327,7 +329,7 @@ class Run:
         folder = RunFolder.create(place.parent, place.name, exact=out is not None)
         with self.names:
             try:
-                rebuilt = rebuild(self.path, folder, data=data)
+                rebuilt = rebuild(self.path, folder, data=data, loggers=True)
             except AutotimmError:
                 folder.discard()
                 raise
