@@ -75,8 +75,8 @@ docs: $(STAMP) ## build the documentation in site/, offline; a warning or a brok
 	HF_HUB_OFFLINE=1 $(BIN)/python -m sphinx -E -q -W --keep-going -b html -d build/doctrees docs site
 	@echo "site/index.html"
 
-docs-links: $(STAMP) ## try the links of the documentation that lead elsewhere (needs the network)
-	$(BIN)/python -m sphinx -q -b linkcheck -d build/doctrees docs build/linkcheck
+docs-links: $(STAMP) ## try every link of the documentation, also those that lead elsewhere; needs a network
+	$(BIN)/python -m sphinx -E -q -W --keep-going -b linkcheck -d build/doctrees docs build/linkcheck
 
 constraints: $(STAMP) ## pin the versions that are installed now
 	$(BIN)/python tools/constraints.py > constraints.tmp && mv constraints.tmp constraints.txt

@@ -80,11 +80,3 @@ def test_errors_name_extras_that_there_are() -> None:
     sources = "\n".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
     named = set(re.findall(r'missing_extra\([^)]*"(\w+)"\)', sources))
     assert {"demo", "plot", "ray"} <= named <= declared_extras().keys() - PLANNED
-
-
-def test_the_extras_have_lower_bounds_and_reasons() -> None:
-    for extra, packages in declared_extras().items():
-        if extra != "dev":
-            for line in packages.strip().splitlines():
-                if '"' in line:
-                    assert re.search(r'"[\w.\-\[\]]+>=[\d.]+"\]?,? +# \w+', line), f"{extra}: {line}"
