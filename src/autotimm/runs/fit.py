@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def _refuse_unused_path(config: FitConfig) -> None:
     tables = [table for table in (config.train_csv, config.val_csv, config.test_csv) if table is not None]
     if not (tables and config.image_dir is not None and config.path is not None and config.given("path")):
         return
-    if all(Path(table).expanduser().exists() for table in tables):
+    if all(os.path.exists(Path(table).expanduser()) for table in tables):
         raise UsageError(
             f"The `path` of fit has no effect with `train_csv` and `image_dir`. Got {config.path} besides. "
             "Leave it out."

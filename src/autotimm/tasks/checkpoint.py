@@ -5,6 +5,7 @@ Beside weights a checkpoint holds plain data only: the arguments of the task, an
 
 from __future__ import annotations
 
+import os
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -158,7 +159,7 @@ def read_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any
     Raises:
         ModelError: If the file is missing, damaged, or would run code when unpickled.
     """
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise ModelError(
             f"The checkpoint {path} must be a file. There is none. Check the path, or give the run's folder."
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -72,7 +73,7 @@ def find_class_table(listing: Listing) -> ClassTable | None:
     """
     folders = [listing.root, *listing.folders(listing.root)]
     for name in _FILES:
-        tables = [class_table(folder / name) for folder in folders if (folder / name).is_file()]
+        tables = [class_table(folder / name) for folder in folders if os.path.isfile(folder / name)]
         if different := [table.source for table in tables if table.rows != tables[0].rows]:
             raise DataError(f"{tables[0].source} and {different[0]} disagree on the classes. Make them equal.")
         if tables:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def read_paths(
     """
     if isinstance(paths, (str, Path)):
         path = Path(paths)
-        files = _images_in(path, "", notices) if path.is_dir() else [_image(path, text(path.name))]
+        files = _images_in(path, "", notices) if os.path.isdir(path) else [_image(path, text(path.name))]
     else:
         files = [file for path in map(Path, paths) for file in _images_at(path, notices)]
     unique = {file.name: file for file in files}
@@ -54,7 +55,7 @@ def read_paths(
 
 def _images_at(path: Path, notices: list[str]) -> list[ListedFile]:
     name = text(path.as_posix())
-    return _images_in(path, f"{name}/", notices) if path.is_dir() else [_image(path, name)]
+    return _images_in(path, f"{name}/", notices) if os.path.isdir(path) else [_image(path, name)]
 
 
 def _images_in(folder: Path, prefix: str, notices: list[str]) -> list[ListedFile]:
@@ -66,6 +67,6 @@ def _images_in(folder: Path, prefix: str, notices: list[str]) -> list[ListedFile
 
 
 def _image(path: Path, name: str) -> ListedFile:
-    if not path.exists():
+    if not os.path.exists(path):
         raise DataError(f"There is no file or folder {path}. Check the path; relative paths start at {Path.cwd()}.")
     return ListedFile(path, name)

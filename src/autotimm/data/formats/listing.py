@@ -110,7 +110,7 @@ class Listing:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.file = self.path if self.path.is_file() else None
+        self.file = self.path if os.path.isfile(self.path) else None
         self._contents: dict[str, _Contents] = {}
         self._images: dict[Path, list[ListedFile]] = {}
 
@@ -124,7 +124,7 @@ class Listing:
         Raises:
             DataError: If ``path`` is not a folder.
         """
-        if not self.path.is_dir():
+        if not os.path.isdir(self.path):
             raise DataError(f"There is no folder {self.path}. Check the path; relative paths start at {Path.cwd()}.")
         root, entered = self.path, set[str]()
         while (real := os.path.realpath(root)) not in entered:

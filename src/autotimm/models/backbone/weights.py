@@ -177,7 +177,7 @@ def _reason(error: WeightsError) -> str:
 
 
 def _check_file(path: Path) -> Path:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise WeightsError(f"There is no weights file {path}. Check the path, or leave `pretrained` out.")
     if path.suffix not in SUFFIXES:
         raise WeightsError(
