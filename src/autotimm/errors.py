@@ -31,6 +31,7 @@ __all__ = [
     "RunError",
     "UsageError",
     "WeightsError",
+    "error_of",
     "is_whole",
     "join_names",
     "missing_extra",
@@ -146,6 +147,16 @@ def missing_extra(what: str, extra: str) -> UsageError:
         The launcher ray needs optional packages: pip install 'autotimm[ray]'
     """
     return UsageError(f"{what} needs optional packages: pip install 'autotimm[{extra}]'")
+
+
+def error_of(exit_code: int) -> type[AutotimmError]:
+    """The class of the errors with which a process ends with an exit code; :class:`RunError` for any other code.
+
+    Example:
+        >>> error_of(3)
+        <class 'autotimm.errors.DataError'>
+    """
+    return next((error for error in (UsageError, DataError, ModelError) if error.exit_code == exit_code), RunError)
 
 
 def nearest(word: str, options: Iterable[str], n: int = 3) -> str:

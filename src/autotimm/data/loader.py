@@ -7,6 +7,7 @@ of its samples, and can be resumed; :func:`transformed_loader` builds both for a
 from __future__ import annotations
 
 import os
+import re
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler, de
 
 from autotimm.data.table import Table
 from autotimm.data.transforms.image_transforms import SampleTransform
-from autotimm.errors import AutotimmError, UsageError
+from autotimm.errors import AutotimmError, RunError, UsageError
 from autotimm.records.digest import state_digest
 from autotimm.repro.sampler import Draw, KeyedBatchSampler
 from autotimm.repro.seed import fixed_threads
@@ -188,6 +189,23 @@ class KeyedDataset(Dataset[Any]):
         return item if self.transform is None else self.transform(item)
 
 
+def _next(batches: Iterator[Any]) -> Any:
+    """The next batch; a loading process that was killed is named as such."""
+    try:
+        return next(batches)
+    except RuntimeError as error:
+        if (killed := _KILLED.search(str(error))) is None:
+            raise
+        raise RunError(
+            f"A loading process was killed{killed['how'] or ''}. Most often it was the system, for want of memory: "
+            "lower `num_workers`, `batch_size` or `image_size`, or free memory, and resume the run."
+        ) from error
+
+
+# torch has no exception class for it.
+_KILLED = re.compile(r"DataLoader worker \(pid.*?\) (?:is killed(?P<how> by signal: [^.]*)|exited unexpectedly)")
+
+
 class _Collate:
     def __init__(self, collate: Callable[[Any], Any]) -> None:
         self.collate = collate
@@ -270,7 +288,7 @@ class KeyedLoader:
         source = self._start() if start < len(self) else None
         try:
             for done in range(start + 1, len(self) + 1):
-                batch = next(source) if source is not None else None
+                batch = _next(source) if source is not None else None
                 if isinstance(batch, _Failure):
                     raise batch.error
                 if done == len(self):

@@ -19,8 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from autotimm.errors import require
-from autotimm.records.atomic import atomic_path, write_text
+from autotimm.records.atomic import atomic_path, sweep, write_text
 from autotimm.records.digest import file_digest
+from autotimm.records.readers import read_text
 
 __all__ = ["CheckpointStore", "check_keep"]
 
@@ -83,7 +84,7 @@ class CheckpointStore:
 
     def _lines(self) -> list[str]:
         path = self.folder / _DIGESTS
-        return path.read_text().splitlines() if path.exists() else []
+        return read_text(path, "the list of digests").splitlines() if path.exists() else []
 
     def problem(self, path: Path) -> str | None:
         """Why a file may differ from what was written, as a part of a sentence; ``None`` if it is intact."""
@@ -105,8 +106,7 @@ class CheckpointStore:
 
     def sweep(self) -> None:
         """Remove temporary files of a process that was killed while writing; only call it while no other can write."""
-        for path in self.folder.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
+        sweep(self.folder)
 
     def link(self, name: str, second: str) -> None:
         """Give a checkpoint a second name: a hard link where the file system has them, else a copy."""

@@ -86,7 +86,7 @@ def train(rebuilt: Rebuilt, folder: RunFolder, ckpt_path: str | None = None) -> 
             say("interrupted; nothing was saved" if removed else said)
         raise
     except BaseException as error:
-        if ckpt_path is None and folder.unused_after(error):
+        if ckpt_path is None and folder.unused_after(error, rebuilt.trainer.global_step):
             folder.discard()  # so that the next attempt can use the same name
         raise
     if rebuilt.config is not None and folder.chosen is not None:

@@ -117,6 +117,11 @@ def clear_misuse() -> Iterator[None]:
         raise UsageError(f"The trainer's arguments must fit this machine and each other. {error}") from None
 
 
+# torch has no exception classes for these.
+_ONE_VALUE = "Expected more than 1 value per channel when training"
+_OVERFLOW = "value cannot be converted to type float without overflow"
+
+
 def _no_memory(error: Exception) -> str | None:
     """The message of an error about a device's memory; ``None`` for any other error.
 
@@ -147,8 +152,19 @@ def clear_failures() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
             raise KeyboardInterrupt from None
         raise
-    except (RuntimeError, MemoryError) as error:
-        if (reason := _no_memory(error)) is None:
+    except (RuntimeError, MemoryError, ValueError) as error:
+        if _ONE_VALUE in str(error):
+            raise UsageError(
+                "A training batch of one image is too small for batch normalization: at this image size the network's "
+                "last features have one pixel, and no variance. Give a larger `image_size`, or a `batch_size` with "
+                "which no batch of an epoch has a single image."
+            ) from error
+        if _OVERFLOW in str(error):
+            raise UsageError(
+                "A number of the optimizer is too large for the 32-bit floats of the weights. Lower `lr`, "
+                "`weight_decay` or the number that you have given."
+            ) from error
+        if isinstance(error, ValueError) or (reason := _no_memory(error)) is None:
             raise
         raise RunError(
             f"The device ran out of memory ({reason}). Lower `batch_size` or `image_size`, or use precision bf16-mixed."

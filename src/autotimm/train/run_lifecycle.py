@@ -15,7 +15,7 @@ from safetensors.torch import save
 
 from autotimm.data.data_facts import content
 from autotimm.data.module import DataModule
-from autotimm.errors import ModelError, RunError
+from autotimm.errors import AutotimmError, ModelError, RunError
 from autotimm.records.atomic import atomic_path
 from autotimm.records.checkpoint_store import CheckpointStore
 from autotimm.records.digest import config_digest
@@ -186,7 +186,7 @@ def conclude(folder: RunFolder, status: str, steps: int) -> None:
         manifest = Manifest.load(folder.manifest)
         # From the file, since in a run with spawned processes another one has written it.
         ledger = read_ledger(folder.ledger)
-        metrics = {name: value.hex() for name, value in folder.results().get("best", {}).items()}
+        metrics = {name: float(value).hex() for name, value in folder.results().get("best", {}).items()}
         results = {"status": status, "steps": steps, "ledger": ledger.last, "metrics": metrics}
         replace(manifest, results=results, volatile=manifest.volatile | {"ended": timestamp()}).save(folder.manifest)
 
@@ -226,7 +226,8 @@ def _last_metrics(trainer: Any) -> dict[str, float]:
 def ending(trainer: Any, *, resume: bool) -> Iterator[None]:
     """Open a run and train in this block; its folder is concluded and released at the end.
 
-    A run that fails before its first step leaves nothing: an empty folder would block a second attempt.
+    A run that fails before its first step has trained leaves nothing: an empty folder would block a second attempt. Of
+    one that fails later, the folder is kept and its manifest says so, as does the error.
     """
     folder = trainer.run_folder
     before, began = _stamp(folder), time.monotonic()
@@ -237,10 +238,18 @@ def ending(trainer: Any, *, resume: bool) -> Iterator[None]:
         if folder.opened and trainer.shows_progress and trainer.listener is None:
             show(trainer, *summary(folder, trainer, time.monotonic() - began, resumed=resume))
     except BaseException as error:
-        if folder.opened and not resume and folder.unused_after(error):
+        if folder.gone and isinstance(error, (AutotimmError, OSError)):
+            raise RunError(
+                f"The run folder {folder.path} was removed or renamed while the run was training. Train again, and "
+                "leave the folder where it is until the run has finished."
+            ) from error
+        if folder.opened and not resume and folder.unused_after(error, trainer.global_step):
             folder.close_unused()
         if _stamp(folder) != before:  # else the manifest is that of an earlier fit, which may have finished
-            _conclude(trainer, "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed")
+            interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
+            _conclude(trainer, "interrupted" if interrupted else "failed")
+            if isinstance(error, RunError) and folder.opened:
+                error.args = (f"{error} The run folder {folder.path} is kept, and marked as failed.",)
         raise
     finally:
         folder.release()
