@@ -149,8 +149,8 @@ def _check_positionals(verb: Verb, values: list[str], after_switch: Mapping[str,
     for index, value in enumerate(values):
         if problem := path_problem(value):
             known = [*verb.positionals[index:], *verb.positionals[-1:]]  # one too many is of the kind of the last
-            name, must = (known[0].metavar, known[0].help) if known else ("argument", "left out")
-            raise UsageError(sentence(name, f"autotimm {verb.name}", must, value, problem))
+            name = known[0].metavar if known else "argument"
+            raise UsageError(sentence(name, f"autotimm {verb.name}", "a path", value, problem))
     required = [positional for positional in verb.positionals if positional.required]
     if len(values) < len(required):
         missing = required[len(values)]

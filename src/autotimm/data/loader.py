@@ -37,6 +37,7 @@ __all__ = [
     "Shuffled",
     "collate_samples",
     "default_workers",
+    "killed_process",
     "transformed_loader",
     "with_fingerprints",
 ]
@@ -190,20 +191,30 @@ class KeyedDataset(Dataset[Any]):
 
 
 def _next(batches: Iterator[Any]) -> Any:
-    """The next batch; a loading process that was killed is named as such."""
+    """The next batch."""
     try:
         return next(batches)
     except RuntimeError as error:
-        if (killed := _KILLED.search(str(error))) is None:
+        if (killed := killed_process(error)) is None:
             raise
-        raise RunError(
-            f"A loading process was killed{killed['how'] or ''}. Most often it was the system, for want of memory: "
-            "lower `num_workers`, `batch_size` or `image_size`, or free memory, and resume the run."
-        ) from error
+        raise killed from error
 
 
 # torch has no exception class for it.
-_KILLED = re.compile(r"DataLoader worker \(pid.*?\) (?:is killed(?P<how> by signal: [^.]*)|exited unexpectedly)")
+_KILLED = re.compile(r"DataLoader worker \(pid.*?\) (?:is killed by signal|exited unexpectedly)")
+
+
+def killed_process(error: RuntimeError) -> RunError | None:
+    """What to raise if an error is that of a loading process that was killed; ``None`` for any other error.
+
+    torch raises it in a signal handler: wherever the program happens to be, or when it waits for the next batch.
+    """
+    if _KILLED.search(str(error)) is None:
+        return None
+    return RunError(
+        "A loading process was killed, most often by the system for want of memory. Lower `num_workers`, `batch_size` "
+        "or `image_size`, or free memory, and try again."
+    )
 
 
 class _Collate:

@@ -7,6 +7,7 @@ other types ends in one sentence and exit code 4, wherever it is read.
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def misfit(value: Any, shape: Any, name: str = "") -> Misfit | None:
     items: dict[Any, Any] = dict(enumerate(value)) if isinstance(value, list) else dict(value)
     if isinstance(shape, Fields):
         if missing := [field for field in shape.required if field not in items]:
-            return Misfit(f"{name}.{missing[0]}".lstrip("."), "there", None)
+            return Misfit(f"{name}.{missing[0]}".lstrip("."), "given", None)
         shapes = {field: inner for field, inner in shape.shapes.items() if field in items}
     else:
         shapes = dict.fromkeys(items, shape.shape if isinstance(shape, EachOf) else shape[0])
@@ -161,10 +162,10 @@ def read_table(path: Path, columns: Sequence[str], what: str) -> list[tuple[str,
     Raises:
         ModelError: If it cannot be read, is not UTF-8 text, or has other columns or rows of another length.
     """
-    lines = read_text(path, what).splitlines(keepends=True)
+    text = io.StringIO(read_text(path, what), newline="")  # not splitlines(): it also splits at separators in names
     before = csv.field_size_limit(_LONGEST_CELL)
     try:
-        rows = [tuple(row) for row in csv.reader(lines, strict=True)]
+        rows = [tuple(row) for row in csv.reader(text, strict=True)]
     except csv.Error as error:
         raise ModelError(f"{_named(what, path)} must be CSV. It is damaged ({error}). Use an intact copy.") from None
     finally:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from autotimm.errors import DataError, join_names, printable
 from autotimm.records.atomic import write_text
+from autotimm.records.csv_cells import csv_text
 from autotimm.records.readers import read_table
 
 __all__ = ["Content", "SampleIndex", "seen_in_training"]
@@ -98,8 +97,8 @@ class SampleIndex:
             assignments: Id, class and split of every sample.
             content: The digest of every sample.
         """
-        write_text(self.folder / "splits.csv", _table(_SPLITS, sorted(assignments)))
-        write_text(self.folder / "files.csv", _table(_FILES, content.items()))
+        write_text(self.folder / "splits.csv", csv_text([_SPLITS, *sorted(assignments)]))
+        write_text(self.folder / "files.csv", csv_text([_FILES, *content.items()]))
 
     def content(self) -> Content | None:
         """The digests of the samples of the run, or ``None`` if it was made from loaders.
@@ -125,11 +124,3 @@ class SampleIndex:
         trained = self.content_of("train")
         splits = {split: self.content_of(split) for split in ("val", "test")}
         return [line for split, part in splits.items() for line in seen_in_training(trained, part, f"{split} images")]
-
-
-def _table(columns: tuple[str, ...], rows: Iterable[Iterable[str]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue()

@@ -19,10 +19,11 @@ from autotimm.config import (
 )
 from autotimm.data.inference_loaders import recorded_data
 from autotimm.data.module import DataModule
-from autotimm.errors import ModelError
+from autotimm.errors import ModelError, UsageError
 from autotimm.models.backbone.weights import Weights, as_recorded
 from autotimm.optim import Recipe
 from autotimm.records.manifest import Manifest
+from autotimm.records.readers import Fields, require_shape
 from autotimm.records.run_folder import RunFolder
 from autotimm.runs.factory import build_task, build_trainer, settle_data
 from autotimm.serialization import construct, is_object, takes
@@ -31,6 +32,10 @@ from autotimm.tasks.checkpoint import task_class_named
 from autotimm.train import AutoTrainer
 
 __all__ = ["Rebuilt", "read_config", "read_manifest", "rebuild"]
+
+
+_PART = Fields({"class_path": str, "init_args": (dict, type(None))}, ("class_path",))
+_SHAPE = Fields({"model": _PART, "data": _PART, "trainer": dict}, ("model", "trainer"))
 
 
 class Rebuilt(NamedTuple):
@@ -53,13 +58,19 @@ def read_config(folder: Path) -> FitConfig | dict[str, Any]:
     """The options of a run, or class paths and arguments if it was made from objects.
 
     Raises:
-        ModelError: If the folder has none.
+        ModelError: If the folder has none, or they are damaged.
     """
     file = folder / "config.yaml"
     if not file.exists():
         raise ModelError(f"{folder} has no config.yaml. Give the run's folder rather than a checkpoint alone.")
-    values, nested = read_yaml(str(file))
-    return values if nested else FitConfig.layered([("file config.yaml", values)])
+    try:
+        values, nested = read_yaml(str(file))
+        if not nested:
+            return FitConfig.layered([("file config.yaml", values)])
+    except UsageError as error:  # of somebody who wrote the file, not of who opens the run
+        raise ModelError(f"The options of the run {folder} cannot be used. {error}") from None
+    require_shape(values, _SHAPE, f"the options {file}")
+    return values
 
 
 def read_manifest(folder: Path) -> Manifest:

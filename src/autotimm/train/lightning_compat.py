@@ -24,6 +24,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from autotimm.data.loader import killed_process
 from autotimm.data.module import DataModule
 from autotimm.errors import ModelError, RunError, UsageError
 from autotimm.repro.streams import preserve_generators, reseed
@@ -140,7 +141,7 @@ def _no_memory(error: Exception) -> str | None:
 
 @contextmanager
 def clear_failures() -> Iterator[None]:
-    """Restore Ctrl-C, and turn errors about full disks and memories into a :class:`RunError`."""
+    """Restore Ctrl-C, and turn failures of the machine, or of a step that could not work, into errors of ours."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -164,6 +165,8 @@ def clear_failures() -> Iterator[None]:
                 "A number of the optimizer is too large for the 32-bit floats of the weights. Lower `lr`, "
                 "`weight_decay` or the number that you have given."
             ) from error
+        if isinstance(error, RuntimeError) and (killed := killed_process(error)) is not None:
+            raise killed from error
         if isinstance(error, ValueError) or (reason := _no_memory(error)) is None:
             raise
         raise RunError(

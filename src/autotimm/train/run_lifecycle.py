@@ -162,7 +162,7 @@ def _claims(folder: RunFolder) -> str:
     """What the run may claim of its reproducibility, in one line."""
     levels: dict[str, list[str]] = {}
     for level, claim in Manifest.load(folder.manifest).levels.items():
-        levels.setdefault(claim.split()[0].rstrip(","), []).append(level)
+        levels.setdefault(claim.partition(" ")[0].rstrip(","), []).append(level)
     no = levels.pop("no", [])
     claims = [f"{' '.join(names)} {claim}" for claim, names in levels.items()]
     claims += [f"not {' '.join(no)}"] if no else []

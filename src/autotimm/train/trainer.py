@@ -232,7 +232,7 @@ class AutoTrainer(pl.Trainer):
             if isinstance(model, Task) and isinstance(data, DataModule):
                 model.check_data(data.spec)  # before there is a folder, which would block a second attempt
             checkpoint = resume_from(self, ckpt_path)
-            with ending(self, resume=ckpt_path is not None):
+            with ending(self, resume=ckpt_path is not None), clear_failures():  # the run's end must know the error
                 self._open(model, data, resume=ckpt_path is not None)
                 super().fit(model, train_dataloaders, val_dataloaders, datamodule, checkpoint, weights_only)
 

@@ -74,8 +74,9 @@ class Weights:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Weights:
-        """Create an object from the result of :meth:`as_dict`."""
-        return cls(**data)
+        """Create an object from the result of :meth:`as_dict`; fields of a later version are left out."""
+        known = [name for name in ("source", "sha256", "note", "architecture") if name in data]
+        return cls(**{name: data[name] for name in known})
 
 
 class _Record(NamedTuple):
