@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,7 +134,7 @@ def resolve_weights(
         'weights: random (pretrained is off)'
     """
     if (record := _RECORDED.get()) is not None:
-        if not record.file_needed:
+        if not record.file_needed or (record.weights.recorded == RANDOM and expected_sha256 in (None, RANDOM)):
             return record.weights
         expected_sha256 = expected_sha256 or record.weights.recorded
     valid = isinstance(pretrained, (bool, str, os.PathLike, type(None)))
@@ -161,6 +161,8 @@ def resolve_weights(
             f"The weights of {backbone} must have the recorded sha256 {expected_sha256}. {path.name} has {digest}. "
             "Give the path of the original file as `pretrained`."
         )
+    if record is not None and digest == record.weights.sha256:
+        return replace(record.weights, file=str(path))  # a run that starts over has the record of one that did not
     origin = path.name if source == "file" else _location(architecture)
     return Weights(source, digest, str(path), f"weights: {origin} ({source}, sha256 {digest[:12]})", hub_architecture)
 
