@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # raise BrokenPipeError here, not while the interpreter shuts down
         return code
     except AutotimmError as error:
-        print(f"error: {printable(error, keep=_BREAK)}", file=sys.stderr)
+        # Further lines are indented: none of them, which may come from a name, can be taken for one of ours.
+        print(f"error: {printable(error, keep=_BREAK)}".replace(_BREAK, f"{_BREAK}  "), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

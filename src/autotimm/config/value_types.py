@@ -71,9 +71,12 @@ def _refuse(condition: bool) -> None:
         raise ValueError
 
 
+_MOST_BITS = 31  # of a count: more fits into no size, and no loop ends
+
+
 @dataclass(frozen=True)
 class Whole(Kind):
-    """A whole number from ``low`` on, with at most ``bits`` bits."""
+    """A whole number from ``low`` on, with at most ``bits`` bits; 31 if they are not given."""
 
     low: int = 0
     bits: int | None = None
@@ -86,13 +89,18 @@ class Whole(Kind):
             return f"a whole number, {self.low} or more"
         return f"a whole number in [{self.low}, 2**{self.bits})"
 
+    def suggest(self, value: object) -> str:
+        """Say what is wrong with a number that is too large."""
+        large = re.fullmatch(r"\d{10,}", str(value)) and self.bits is None
+        return f"It is larger than {2**_MOST_BITS - 1:,}." if large else ""
+
     def read(self, value: object) -> int:
         """Convert text or an integer of any library; a bool is not a number."""
         if isinstance(value, bool) or not isinstance(value, (str, SupportsIndex)):
             raise TypeError
         # Not int() of everything: it cuts off the fraction of whatever has one.
         number = int(value) if isinstance(value, str) else operator.index(value)
-        _refuse(number < self.low or (self.bits is not None and number.bit_length() > self.bits))
+        _refuse(number < self.low or number.bit_length() > (_MOST_BITS if self.bits is None else self.bits))
         return number
 
 

@@ -13,6 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from autotimm.data.file_facts import Problem, file_digests
 from autotimm.data.table import Table
@@ -160,7 +161,7 @@ class Summary(RichTable):
 
     def __str__(self) -> str:
         stream = StringIO()
-        Console(file=stream, width=100).print(self)
+        Console(file=stream, width=100, emoji=False).print(self)
         return stream.getvalue().rstrip()
 
 
@@ -199,7 +200,7 @@ def summarize(tables: Mapping[str, Table], title: str, notes: Sequence[str]) -> 
     shown = _shown(train)
     for index in shown:
         cells = [str(counts[split][index]) for split in tables]
-        summary.add_row(escape(printable(names[index])), *cells, _bar(train[index], max(train)))
+        summary.add_row(Text(printable(names[index])), *cells, _bar(train[index], max(train)))
     if len(shown) < len(names):
         rest = [sum(counts[split]) - sum(counts[split][index] for index in shown) for split in tables]
         summary.add_row(f"… {len(names) - len(shown)} more", *map(str, rest), "", style="dim")

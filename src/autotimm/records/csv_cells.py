@@ -42,6 +42,13 @@ def true_cell(cell: str) -> str:
 
 def csv_text(rows: Iterable[Iterable[object]]) -> str:
     r"""Rows as CSV with ``\n`` at the end of each line, the same on every system."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+    line = io.StringIO()
+    # With its own line ends the writer quotes a carriage return in a name, at which a reader would end the line.
+    writer = csv.writer(line, lineterminator="\r\n")
+    lines = []
+    for row in rows:
+        writer.writerow(row)
+        lines.append(line.getvalue().removesuffix("\r\n"))
+        line.seek(0)
+        line.truncate()
+    return "".join(f"{text}\n" for text in lines)

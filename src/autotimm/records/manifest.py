@@ -49,7 +49,7 @@ _SHAPE = {
         "lr": (float, _NONE), "batch_size": int, "recipe": (Fields(_RECIPE), _NONE),
         "weights": (Fields(_WEIGHTS, ("source",)), _NONE),
     },
-    "results": {"status": str, "steps": int, "ledger": (str, _NONE), "metrics": EachOf((str, float))},
+    "results": {"status": str, "steps": float, "ledger": (str, _NONE), "metrics": EachOf((str, float))},
     "levels": EachOf(str),
     "volatile": {"resumes": [str]},
 }  # fmt: skip

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -44,6 +45,7 @@ PER_CLASS = "per_class"
 
 # The files written before the first checkpoint.
 _EARLY = (".lock", "config.yaml", "splits.csv", "files.csv", "manifest.json", "ledger.jsonl")
+_LOGS = ("tensorboard", "mlflow", "wandb")  # what loggers write from the start
 
 
 @dataclass
@@ -62,7 +64,7 @@ class RunFolder:
     _lock: FileLock | None = field(default=None, repr=False)
     _created: list[Path] = field(default_factory=list, repr=False)  # by `open`, in this order
     _numbered: bool = False  # whether `open` chose the folder
-    _made: list[Path] = field(default_factory=list, repr=False)  # by `create`: the folder, and those around it
+    _made: list[Path] = field(default_factory=list, repr=False)  # by `create`: folders around it, the inner first
 
     @classmethod
     def choose(cls, run_dir: str | Path | bool | None, root: str | Path | None) -> RunFolder:
@@ -100,7 +102,6 @@ class RunFolder:
             root.mkdir(parents=True, exist_ok=True)
             if exact:
                 path = root / name
-                made = made if path.exists() else [path, *made]
                 path.mkdir(exist_ok=True)
                 if any(path.iterdir()):
                     raise UsageError(sentence("name", "the run", "that of a new or empty folder", str(path),
@@ -112,7 +113,7 @@ class RunFolder:
                     path.mkdir()
                 except FileExistsError:
                     continue
-                return cls(path, root, _made=[path, *made])
+                return cls(path, root, _made=made)
         except OSError as error:
             raise RunError(
                 f"The output folder {root} must be writable. It is not ({error.strerror}). Give another `--out`."
@@ -167,21 +168,19 @@ class RunFolder:
         """
         if self.chosen is None or not self.path.is_dir():
             return False
+        sweep(self.path)
         names = {path.name for path in self.path.iterdir()}
-        # A folder that was made for this run holds nothing else: what loggers have written may go too.
-        unused = (self._made or names <= {*_EARLY, "checkpoints"}) and not [*self.path.glob("checkpoints/*")]
-        if unused and self._made:
+        unused = names <= {*_EARLY, "checkpoints", *_LOGS} and not [*self.path.glob("checkpoints/*")]
+        if unused:
             shutil.rmtree(self.path, ignore_errors=True)
-            for folder in self._made[1:]:
-                with suppress(OSError):  # not empty: it holds another run by now
-                    folder.rmdir()
-        elif unused:
-            for name in _EARLY:
-                (self.path / name).unlink(missing_ok=True)
-            for folder in (self.checkpoints, self.path):
-                if folder.exists():
+            for folder in self._made:
+                with suppress(OSError):  # it holds another run by now
                     folder.rmdir()
         return unused
+
+    def holds(self, path: object) -> bool:
+        """Whether a path lies in the folder."""
+        return isinstance(path, (str, Path)) and Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.path))
 
     @property
     def gone(self) -> bool:

@@ -114,7 +114,8 @@ def clear_misuse() -> Iterator[None]:
     """Raise a :class:`UsageError` for what Lightning refuses, such as a device that this machine lacks."""
     try:
         yield
-    except (MisconfigurationException, ValueError) as error:
+    # TypeError: a value of another type, which Lightning passes on. ModuleNotFoundError: the library of a device.
+    except (MisconfigurationException, ValueError, TypeError, ModuleNotFoundError) as error:
         raise UsageError(f"The trainer's arguments must fit this machine and each other. {error}") from None
 
 
@@ -157,8 +158,7 @@ def clear_failures() -> Iterator[None]:
         if _ONE_VALUE in str(error):
             raise UsageError(
                 "A training batch of one image is too small for batch normalization: at this image size the network's "
-                "last features have one pixel, and no variance. Give a larger `image_size`, or a `batch_size` with "
-                "which no batch of an epoch has a single image."
+                "last features have one pixel, and no variance. Give a larger `batch_size` or `image_size`."
             ) from error
         if _OVERFLOW in str(error):
             raise UsageError(

@@ -35,7 +35,7 @@ def make_progress(epochs: EpochMetrics) -> ProgressBar:
 def say(*lines: str) -> None:
     """Print lines for people to standard error; control characters in names are shown escaped."""
     for line in lines:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(printable(line), markup=False)
+        Console(stderr=True, highlight=False, soft_wrap=True, emoji=False).print(printable(line), markup=False)
 
 
 def show(trainer: pl.Trainer, *lines: str) -> None:
@@ -131,7 +131,7 @@ class PlainLines(_Progress):
 
     def __init__(self, epochs: EpochMetrics) -> None:
         super().__init__(epochs)
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
     def write(self, *lines: str) -> None:
         """Print lines."""
@@ -153,7 +153,7 @@ class LiveBar(_Progress, RichProgressBar):
     def __init__(self, epochs: EpochMetrics) -> None:
         RichProgressBar.__init__(self, leave=False, console_kwargs={"stderr": True})
         self.epochs = epochs
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
     def write(self, *lines: str) -> None:
         """Print lines, above the bar while there is one."""

@@ -238,21 +238,32 @@ def ending(trainer: Any, *, resume: bool) -> Iterator[None]:
         if folder.opened and trainer.shows_progress and trainer.listener is None:
             show(trainer, *summary(folder, trainer, time.monotonic() - began, resumed=resume))
     except BaseException as error:
-        if folder.gone and isinstance(error, (AutotimmError, OSError)):
-            raise RunError(
-                f"The run folder {folder.path} was removed or renamed while the run was training. Train again, and "
-                "leave the folder where it is until the run has finished."
-            ) from error
-        if folder.opened and not resume and folder.unused_after(error, trainer.global_step):
+        failure = _failure(folder, error)
+        if folder.opened and not resume and folder.unused_after(failure, trainer.global_step):
             folder.close_unused()
-        if _stamp(folder) != before:  # else the manifest is that of an earlier fit, which may have finished
-            interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
+        if _stamp(folder) not in (before, None):  # else the manifest is that of an earlier fit, which may have finished
+            interrupted = isinstance(failure, (KeyboardInterrupt, SystemExit))
             _conclude(trainer, "interrupted" if interrupted else "failed")
-            if isinstance(error, RunError) and folder.opened:
-                error.args = (f"{error} The run folder {folder.path} is kept, and marked as failed.",)
-        raise
+            if isinstance(failure, RunError) and folder.opened:
+                failure.args = (f"{failure} The run folder {folder.path} is kept, and marked as failed.",)
+        if failure is error:
+            raise
+        raise failure from error
     finally:
         folder.release()
+
+
+def _failure(folder: RunFolder, error: BaseException) -> BaseException:
+    """The error itself, or one of ours for a run folder in which nothing can be written any more."""
+    if folder.gone and isinstance(error, (AutotimmError, OSError)):
+        return RunError(
+            f"The run folder {folder.path} was removed or renamed while the run was training. Train again, and leave "
+            "the folder where it is until the run has finished."
+        )
+    if folder.opened and isinstance(error, OSError) and folder.holds(error.filename):
+        place = error.filename2 or error.filename
+        return RunError(f"{place} must be writable. It is not ({error.strerror}). Remove what is in the way.")
+    return error
 
 
 def _stamp(folder: RunFolder) -> tuple[int, int] | None:

@@ -32,7 +32,10 @@ _SPLIT_WORDS = {
 
 def text(name: str) -> str:
     r"""A file name as valid text: bytes that are not UTF-8, which Linux allows, become ``\xff`` escapes."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    try:
+        return os.fsencode(name).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a surrogate pair, in an annotation: no file has such a name
+        return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def relative(path: Path, root: Path) -> str:
