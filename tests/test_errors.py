@@ -1,6 +1,7 @@
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,9 @@ from autotimm.errors import (
     RunError,
     UsageError,
     WeightsError,
+    join_names,
     nearest,
+    printable,
     require,
     require_choice,
     sentence,
@@ -133,3 +136,29 @@ def test_errors_import_without_torch():
     code = "import sys, autotimm.errors; print(*{'torch', 'numpy', 'timm', 'pytorch_lightning'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("cat\x1b[2J", "cat\\x1b[2J"),
+        ("a\nb\tc\x07\x9b", "a\\nb\\tc\\x07\\x9b"),
+        ("gpj.\u202eexe", "gpj.\\u202eexe"),
+        ("\ud800", "\\ud800"),
+        ("Käse 猫 👨‍👩‍👧 نمی‌دانم", "Käse 猫 👨‍👩‍👧 نمی‌دانم"),
+        (Path("a\rb"), "a\\rb"),
+    ],
+)
+def test_names_cannot_steer_a_terminal(text, shown):
+    assert printable(text) == shown
+    assert join_names([str(text)]) == shown
+
+
+def test_line_breaks_of_a_message_stay():
+    assert printable("one\n\x1b[1mtwo", keep="\n") == "one\n\\x1b[1mtwo"
+
+
+def test_long_values_are_shortened():
+    message = sentence("out", "fit", "a path", "x" * 5000, "Shorten it.")
+    assert len(message) < 400
+    assert "...xxx" in message

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
@@ -30,11 +31,13 @@ __all__ = [
     "RunError",
     "UsageError",
     "WeightsError",
+    "error_of",
     "is_whole",
     "join_names",
     "missing_extra",
     "nearest",
     "number",
+    "printable",
     "refuse_unknown",
     "require",
     "require_choice",
@@ -92,10 +95,44 @@ def sentence(name: str, owner: str, must: str, got: object, do: str) -> str:
         name: The argument or field.
         owner: The class, function or file that it belongs to.
         must: What it must be, without the words "must be".
-        got: The invalid value; its ``repr`` is shown.
+        got: The invalid value; its ``repr`` is shown, the middle of a long one left out.
         do: What to do, as a sentence.
     """
-    return f"The `{name}` of {owner} must be {must}. Got {got!r} instead. {do}"
+    shown = repr(got)
+    if len(shown) > _LONGEST:
+        shown = f"{shown[: _LONGEST // 2]}...{shown[-_LONGEST // 4 :]}"
+    return f"The `{name}` of {owner} must be {must}. Got {shown} instead. {do}"
+
+
+_LONGEST = 300  # characters of a value in a message: a path of 4096 would hide what is wrong with it
+_UNSAFE = ("Cc", "Cs", "Zl", "Zp")  # controls, halves of surrogate pairs, separators of lines and paragraphs
+# They reorder the letters after them: a name may end in "gpj.exe" and look as if it ended in "exe.jpg".
+_REORDERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def printable(text: object, keep: str = "") -> str:
+    r"""A text as it may be shown: what would steer a terminal, or reorder the line, as Python's escape sequences.
+
+    Names of files, classes and columns are written by others. An escape sequence in one could erase an error, recolor
+    a verdict or rename the window.
+
+    Args:
+        text: The text, or an object whose text is shown.
+        keep: Characters that stay as they are, such as a line break in a message of several lines.
+
+    Example:
+        >>> printable("cat\x1b[2J"), printable("Käse")
+        ('cat\\x1b[2J', 'Käse')
+    """
+    text = str(text)
+    if text.isprintable():  # nearly always
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode("ascii")
+        if character not in keep and (unicodedata.category(character) in _UNSAFE or character in _REORDERING)
+        else character
+        for character in text
+    )
 
 
 def missing_extra(what: str, extra: str) -> UsageError:
@@ -110,6 +147,16 @@ def missing_extra(what: str, extra: str) -> UsageError:
         The launcher ray needs optional packages: pip install 'autotimm[ray]'
     """
     return UsageError(f"{what} needs optional packages: pip install 'autotimm[{extra}]'")
+
+
+def error_of(exit_code: int) -> type[AutotimmError]:
+    """The class of the errors with which a process ends with an exit code; :class:`RunError` for any other code.
+
+    Example:
+        >>> error_of(3)
+        <class 'autotimm.errors.DataError'>
+    """
+    return next((error for error in (UsageError, DataError, ModelError) if error.exit_code == exit_code), RunError)
 
 
 def nearest(word: str, options: Iterable[str], n: int = 3) -> str:
@@ -156,14 +203,14 @@ def _likeness(word: str, option: str) -> float:
 
 
 def join_names(names: Sequence[str], limit: int = 5) -> str:
-    """Join the first names by commas, and give the number of the others.
+    """Join the first names by commas, each as :func:`printable` shows it, and give the number of the others.
 
     Example:
         >>> join_names(["a", "b", "c"], limit=2)
         'a, b and 1 more'
     """
     rest = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(map(printable, names[:limit])) + (f" and {rest} more" if rest > 0 else "")
 
 
 def refuse_unknown(unknown: Iterable[str], owner: str, known: Iterable[str]) -> None:

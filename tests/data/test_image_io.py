@@ -1,5 +1,7 @@
 """Every mode that a file can have comes out as the right RGB."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,9 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from autotimm.data.image_io import is_image_name, read_image, to_rgb
+from autotimm import ImageDataModule
+from autotimm.data.formats.image_paths import read_paths
+from autotimm.data.image_io import is_image_name, read_image, read_rgb, to_rgb
 from autotimm.errors import DataError
 
 
@@ -114,3 +118,59 @@ def test_names() -> None:
 def test_error_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.png cannot be read as an image: there is no such file\. Replace"):
         read_image(tmp_path / "gone.png")
+
+
+def png16(path: Path, color: int, pixels: list[tuple[int, ...]], transparent: tuple[int, ...]) -> Path:
+    """Write a row of pixels with 16 bits per channel and a transparent color, which Pillow cannot."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    row = b"".join(struct.pack(f">{len(pixel)}H", *pixel) for pixel in pixels)
+    header = struct.pack(">IIBBBBB", len(pixels), 1, 16, color, 0, 0, 0)
+    key = struct.pack(f">{len(transparent)}H", *transparent)
+    parts = [
+        chunk(b"IHDR", header),
+        chunk(b"tRNS", key),
+        chunk(b"IDAT", zlib.compress(b"\0" + row)),
+        chunk(b"IEND", b""),
+    ]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    return path
+
+
+@pytest.mark.parametrize(("color", "channels"), [(0, 1), (2, 3)], ids=["gray", "RGB"])
+@pytest.mark.parametrize("key", [0, 1000, 40000])
+def test_sixteen_bits_with_a_transparent_value_are_laid_on_white(tmp_path, color, channels, key) -> None:
+    values = [0, 1000, 40000, 65535, 257]
+    path = png16(tmp_path / "a.png", color, [(value,) * channels for value in values], (key,) * channels)
+    image = read_image(path)
+    for x, value in enumerate(values):
+        shown = 255 if value == key else round(value / 257) if color == 0 else value >> 8
+        assert pixel(image, x) == [shown] * 3
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0, 1, []), (0, 255, []), (0, 1.2, ["0 to 1.2"]), (-3, 1, ["-3 to 1"]), (0, 9000, ["0 to 9000"]), (0, 16.5, [])],
+)
+def test_numbers_that_are_no_images_are_reported(tmp_path, low, high, expected) -> None:
+    Image.fromarray(np.array([[low, high]], np.float32)).save(tmp_path / "a.tif")
+    ranges: list[str] = []
+    read_rgb(tmp_path / "a.tif", ranges)
+    assert ranges == expected
+
+
+def test_the_data_names_them(tmp_path) -> None:
+    for number, high in enumerate((1.0, 1.0, 1.2, 70.0)):
+        folder = tmp_path / "photos" / ("cat", "dog")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.array([[0, high]], np.float32)).save(folder / f"{number}.tif")
+    data = ImageDataModule(tmp_path / "photos", image_size=32)
+    data.setup()
+    (line,) = [notice for notice in data.notices if "neither" in notice]
+    assert line.startswith("1 of 4 images have values that fit neither [0, 1] nor [0, 255]")
+    assert "cat/2.tif (0 to 1.2)" in line
+    notices: list[str] = []
+    read_paths(tmp_path / "photos", notices)
+    assert notices == [line]

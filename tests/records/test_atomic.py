@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from autotimm.records import atomic
-from autotimm.records.atomic import atomic_path, write_text
+from autotimm.records.atomic import atomic_path, sweep, write_text
 
 
 @pytest.fixture
@@ -156,3 +156,10 @@ def test_nested_writes_to_different_files_are_independent(tmp_path):
         second.write_text("2")
     assert ((tmp_path / "a").read_text(), (tmp_path / "b").read_text()) == ("1", "2")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_killed_processes_left_is_swept_and_nothing_else(tmp_path):
+    for name in (".manifest.json.4711.tmp", ".last.ckpt.1.tmp", "manifest.json", ".lock", "notes.tmp", ".mine.tmp"):
+        (tmp_path / name).touch()
+    sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"manifest.json", ".lock", "notes.tmp", ".mine.tmp"}

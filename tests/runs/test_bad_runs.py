@@ -1,8 +1,11 @@
 """Runs that go wrong: a clear sentence, a code, and nothing that was written before is lost."""
 
+import json
+import multiprocessing
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +21,8 @@ from pytorch_lightning.callbacks import Callback
 from autotimm import Run, Task
 from autotimm.cli.main import main
 from autotimm.errors import ModelError, RunError, UsageError
-from training import classifier, digest, toy_data, trained, trainer
+from autotimm.records.manifest import Manifest
+from training import classifier, digest, small_fit, toy_data, trained, trainer
 
 FLAGS = ["--backbone", "test_resnet", "--pretrained", "false", "--image-size", "32", "--threads", "1",
          "--batch-size", "8", "--accelerator", "cpu"]  # fmt: skip
@@ -393,3 +397,186 @@ class TestEarly:
 
         with pytest.raises(error, match=message):
             trained(toy_folder, 1, options, run_dir=tmp_path / "run", callbacks=[Never()])
+
+
+class TestNothingTrained:
+    """Wrong numbers that are noticed in the first step only, and a failure in it: no folder is left."""
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--batch-size", "1"], "batch of one image is too small for batch normalization"),
+            (["--lr", "1e38"], "A number of the optimizer is too large"),
+        ],
+    )
+    def test_a_step_that_cannot_work(self, toy_folder, tmp_path, capfd, words, message):
+        flags = [*FLAGS, "--val-split", "0.25", "--num-workers", "0", "--epochs", "1", "--name", "run"]
+        for flag, value in zip(words[::2], words[1::2], strict=True):
+            flags = flags if flag not in flags else flags[: flags.index(flag)] + flags[flags.index(flag) + 2 :]
+            flags += [flag, value]
+        assert main(["fit", str(toy_folder), *flags, "--out", str(tmp_path / "out" / "deep")]) == 2
+        assert message in capfd.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+    def test_a_failure_in_the_first_step(self, toy_folder, tmp_path):
+        class Fails(Callback):
+            def on_before_optimizer_step(self, *args):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        with pytest.raises(RunError, match="out of memory"):
+            trained(toy_folder, 1, run_dir=tmp_path / "run", callbacks=[Fails()])
+        assert not (tmp_path / "run").exists()
+
+
+class TestKept:
+    def test_a_failed_run_says_that_it_is_kept(self, toy_folder, tmp_path):
+        with pytest.raises(
+            RunError, match=r"must be a finite number.* The run folder .*run is kept, and marked as failed\.$"
+        ):
+            trained(toy_folder, 1, run_dir=tmp_path / "run", callbacks=[NanAt(0, 0)])
+        assert Manifest.load(tmp_path / "run" / "manifest.json").results["status"] == "failed"
+
+    def test_a_loading_process_that_is_killed(self, toy_folder, tmp_path):
+        class KillsOne(Callback):
+            def on_train_batch_end(self, trainer, task, outputs, batch, batch_idx):
+                if trainer.current_epoch == 1:
+                    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+        data = toy_data(toy_folder, num_workers=2, batch_size=2)
+        with pytest.raises(RunError, match=r"A loading process was killed.* is kept, and marked as failed"):
+            trainer(2, run_dir=tmp_path / "run", callbacks=[KillsOne()]).fit(classifier(), datamodule=data)
+        assert Manifest.load(tmp_path / "run" / "manifest.json").results["status"] == "failed"
+        assert Run(tmp_path / "run").checkpoint("last").exists()
+
+    @pytest.mark.parametrize("renamed", [False, True])
+    def test_a_folder_that_somebody_removes(self, toy_folder, tmp_path, renamed):
+        class Removes(Callback):
+            def on_train_batch_start(self, trainer, task, batch, batch_idx):
+                if (trainer.current_epoch, batch_idx) == (1, 0):
+                    shutil.move(tmp_path / "run", tmp_path / "elsewhere")
+                    if not renamed:
+                        shutil.rmtree(tmp_path / "elsewhere")
+
+        with pytest.raises(RunError, match=r"The run folder .*run was removed or renamed while the run was training"):
+            trained(toy_folder, 3, run_dir=tmp_path / "run", callbacks=[Removes()])
+        assert not (tmp_path / "run").exists()
+        if renamed:
+            assert isinstance(Run(tmp_path / "elsewhere").model("last"), Task)
+
+    def test_a_folder_in_place_of_a_file(self, toy_folder, tmp_path):
+        class Blocks(Callback):
+            def on_train_batch_start(self, trainer, task, batch, batch_idx):
+                if trainer.current_epoch == 1 and batch_idx == 0:
+                    (tmp_path / "run" / "metrics.csv").unlink()
+                    (tmp_path / "run" / "metrics.csv").mkdir()
+
+        with pytest.raises(RunError, match=r"metrics\.csv must be writable\. It is not \(Is a directory\)"):
+            trained(toy_folder, 3, run_dir=tmp_path / "run", callbacks=[Blocks()])
+
+    def test_temporary_files_of_killed_processes_are_swept(self, toy_folder, tmp_path):
+        class Leaves(Callback):
+            def on_train_epoch_end(self, trainer, task):
+                for name in (".manifest.json.4711.tmp", "checkpoints/.last.ckpt.4711.tmp"):
+                    (tmp_path / "run" / name).touch()
+                trainer.should_stop = True
+
+        trained(toy_folder, 2, run_dir=tmp_path / "run", callbacks=[Leaves()])
+        assert [*(tmp_path / "run").rglob(".*.tmp")]
+        trainer(2, run_dir=tmp_path / "run").fit(classifier(), datamodule=toy_data(toy_folder), ckpt_path="last")
+        assert not [*(tmp_path / "run").rglob(".*.tmp")]
+
+
+@pytest.fixture(scope="module")
+def recorded(toy_folder, tmp_path_factory):
+    """A finished run; only to be copied."""
+    return small_fit(toy_folder, tmp_path_factory.mktemp("runs"), name="run").path
+
+
+class TestRecords:
+    """A record that somebody has edited ends each verb that reads it in one sentence with exit code 4."""
+
+    @pytest.mark.parametrize(
+        ("name", "content", "verbs", "message"),
+        [
+            ("files.csv", b"id,sha256\n\xe9,1\n", ["verify", "validate", "diff"], "files.csv must be UTF-8 text"),
+            ("files.csv", b"name,digest\na,1\n", ["verify", "validate", "diff"], "must have the columns id, sha256"),
+            ("splits.csv", b"a,b,c\n1,2,3\n", ["validate"], "must have the columns id, class, split"),
+            ("results.json", b"[1, 2]", ["diff"], "results.json must be an object"),
+            (
+                "results.json",
+                b"[" * 100_000 + b"]" * 100_000,
+                ["diff"],
+                "results.json must be JSON. It is damaged (it is nested",
+            ),
+            ("results.json", b'{"best": {"val/loss": "low"}}', ["diff"], "`best.val/loss` of the results"),
+            ("config.yaml", b"a: " + b"[" * 3000 + b"]" * 3000, ["verify", "validate"], "nested more than 100 levels"),
+            (
+                "config.yaml",
+                b"model: {class_path: [1]}\ntrainer: {}\n",
+                ["verify"],
+                "`model.class_path` of the options",
+            ),
+            ("config.yaml", b"\xff\xfe", ["verify"], "The options of the run"),
+            (
+                "manifest.json",
+                b"[" * 100_000 + b"]" * 100_000,
+                ["verify", "levels", "diff"],
+                "manifest.json must be JSON",
+            ),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_it_ends_in_one_sentence(self, recorded, toy_folder, tmp_path, capfd, name, content, verbs, message):
+        run = shutil.copytree(recorded, tmp_path / "run")
+        (run / name).write_bytes(content)
+        words = {"validate": [str(toy_folder)], "diff": [str(recorded)]}
+        for verb in verbs:
+            assert main([verb, str(run), *words.get(verb, [])]) == 4, verb
+            shown = capfd.readouterr()
+            assert message in shown.err + shown.out
+            assert "Traceback" not in shown.err
+
+    @pytest.mark.parametrize(
+        ("place", "value", "message"),
+        [
+            (("decisions", "recipe", "lr"), "fast", "`decisions.recipe.lr` of the manifest"),
+            (("decisions", "recipe"), [1], "`decisions.recipe` of the manifest"),
+            (("decisions", "weights"), {"x": 1}, "`decisions.weights.source` of the manifest"),
+            (("levels", "R1"), 5, "`levels.R1` of the manifest"),
+            (("inputs", "config"), 7, "`inputs.config` of the manifest"),
+            (("environment", "replay_versions"), "new", "`environment.replay_versions` of the manifest"),
+            (("results", "metrics"), None, "`results.metrics` of the manifest"),
+        ],
+    )
+    def test_values_of_other_types_in_a_manifest(self, recorded, tmp_path, capfd, place, value, message):
+        run = shutil.copytree(recorded, tmp_path / "run")
+        content = json.loads((run / "manifest.json").read_text())
+        parent = content
+        for name in place[:-1]:
+            parent = parent[name]
+        parent[place[-1]] = value
+        (run / "manifest.json").write_text(json.dumps(content))
+        for words in (
+            ["verify", str(run)],
+            ["levels", str(run)],
+            ["diff", str(recorded), str(run)],
+            ["resume", str(run)],
+        ):
+            assert main(words) == 4, words
+            assert message in capfd.readouterr().err
+
+    @pytest.mark.parametrize("damage", [b"\xe9" * 100, b"a" * 100_000], ids=["text", "long"])
+    def test_checkpoints(self, recorded, tmp_path, capfd, damage):
+        run = shutil.copytree(recorded, tmp_path / "run")
+        content = (run / "checkpoints" / "best.ckpt").read_bytes()
+        (run / "checkpoints" / "best.ckpt").write_bytes(content[:500] + damage + content[500 + len(damage) :])
+        assert main(["validate", str(run)]) == 4
+        assert "error: The checkpoint" in capfd.readouterr().err
+
+    def test_weights_that_do_not_fit(self, recorded, tmp_path, capfd):
+        run = shutil.copytree(recorded, tmp_path / "run")
+        checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+        checkpoint["state_dict"].popitem()
+        torch.save(checkpoint, run / "checkpoints" / "best.ckpt")
+        assert main(["validate", str(run)]) == 4
+        assert "must hold the weights of its task" in capfd.readouterr().err

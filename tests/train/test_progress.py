@@ -68,8 +68,12 @@ class TestPlainLines:
         assert capfd.readouterr() == ("", "")
 
     def test_brackets_in_names_are_no_markup(self, capfd):
-        say("folder [bold]x[/bold] [/]")
-        assert capfd.readouterr().err == "folder [bold]x[/bold] [/]\n"
+        say("folder [bold]x[/bold] [/] :cat:")
+        assert capfd.readouterr().err == "folder [bold]x[/bold] [/] :cat:\n"
+
+    def test_names_cannot_steer_a_terminal(self, capfd):
+        say("classes: \x1b[2Jcat\nverdict: identical")
+        assert capfd.readouterr().err == "classes: \\x1b[2Jcat\\nverdict: identical\n"
 
 
 class TestLiveBar:

@@ -10,6 +10,7 @@ from autotimm.cli.run_args import TRUST
 from autotimm.cli.verb import Positional, Verb, loading_torch
 from autotimm.config import Option
 from autotimm.config.value_types import Flag
+from autotimm.errors import printable
 
 __all__ = ["DIFF"]
 
@@ -24,7 +25,10 @@ def run(argv: Sequence[str]) -> int:
     comparison = diff(
         given.positionals["a"], given.positionals["b"], explain=given.value("explain"), trust=given.value("trust")
     )
-    print(json.dumps(comparison.as_dict(), indent=2, sort_keys=True) if given.value("json") else comparison)
+    if given.value("json"):
+        print(json.dumps(comparison.as_dict(), indent=2, sort_keys=True))
+    else:
+        print(printable(comparison, keep="\n"))
     return comparison.exit_code
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from autotimm.cli.parser import parse
 from autotimm.cli.run_args import FOLDER, open_folder
 from autotimm.cli.verb import Verb, loading_torch
+from autotimm.errors import printable
 
 __all__ = ["LEVELS"]
 
@@ -20,7 +21,7 @@ def run(argv: Sequence[str]) -> int:
     with loading_torch():
         from autotimm.train.run_description import LEVELS as MEANINGS
     for level, claim in claims.items():
-        print(f"{level}  {MEANINGS[level]}\n    {claim}")
+        print(f"{level}  {MEANINGS.get(level, '')}\n    {printable(claim)}")
     return 0
 
 

@@ -22,7 +22,7 @@ from autotimm.cli.test import TEST
 from autotimm.cli.validate import VALIDATE
 from autotimm.cli.verb import HelpPage, Verb
 from autotimm.cli.verify import VERIFY
-from autotimm.errors import AutotimmError, UsageError, nearest
+from autotimm.errors import AutotimmError, UsageError, nearest, printable
 
 __all__ = ["VERBS", "entry", "main"]
 
@@ -30,6 +30,7 @@ _ALL = (
     FIT, RESUME, VALIDATE, TEST, PREDICT, VERIFY, DIFF, LEVELS, REPRODUCE, STUDY, BACKBONES, DOCTOR, SELFCHECK, DEMO
 )  # fmt: skip
 VERBS: dict[str, Verb] = {verb.name: verb for verb in _ALL}
+_BREAK = "\n"  # some messages have several lines
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
@@ -56,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # raise BrokenPipeError here, not while the interpreter shuts down
         return code
     except AutotimmError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # Further lines are indented: none of them, which may come from a name, can be taken for one of ours.
+        print(f"error: {printable(error, keep=_BREAK)}".replace(_BREAK, f"{_BREAK}  "), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

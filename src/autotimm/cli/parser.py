@@ -9,8 +9,8 @@ from typing import Any
 
 from autotimm.cli.verb import Verb
 from autotimm.config import meant
-from autotimm.config.value_types import TRUTH
-from autotimm.errors import UsageError
+from autotimm.config.value_types import TRUTH, path_problem
+from autotimm.errors import UsageError, sentence
 
 __all__ = ["Given", "parse"]
 
@@ -145,7 +145,12 @@ def _unknown(verb: Verb, flag: str) -> str:
 
 
 def _check_positionals(verb: Verb, values: list[str], after_switch: Mapping[str, str]) -> None:
-    """Check the number of positional arguments; one too many may have been meant as the value of a switch."""
+    """Check positional arguments, all of them paths; one too many may have been meant as the value of a switch."""
+    for index, value in enumerate(values):
+        if problem := path_problem(value):
+            known = [*verb.positionals[index:], *verb.positionals[-1:]]  # one too many is of the kind of the last
+            name = known[0].metavar if known else "argument"
+            raise UsageError(sentence(name, f"autotimm {verb.name}", "a path", value, problem))
     required = [positional for positional in verb.positionals if positional.required]
     if len(values) < len(required):
         missing = required[len(values)]

@@ -11,7 +11,7 @@ from autotimm.cli.run_args import CKPT, RUN, TRUST, open_run
 from autotimm.cli.verb import Positional, Verb
 from autotimm.config import Option
 from autotimm.config.value_types import Flag, Number, Path
-from autotimm.errors import UsageError, sentence
+from autotimm.errors import UsageError, printable, sentence
 from autotimm.runs.output_paths import require_new_file, require_new_folder
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _show(predictions: Any) -> None:
     titles, rows = as_rows(predictions)
     table = Table(*titles, box=None, pad_edge=False)
     for row in rows[:_ROWS_SHOWN]:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     Console().print(table)
     if len(rows) > _ROWS_SHOWN:
         print(f"... and {len(rows) - _ROWS_SHOWN} more; --out predictions.csv saves all of them.")

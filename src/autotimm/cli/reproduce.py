@@ -9,6 +9,7 @@ from autotimm.cli.run_args import DATA, FOLDER, TRUST, open_folder, print_run
 from autotimm.cli.verb import Verb
 from autotimm.config import Option
 from autotimm.config.value_types import Path
+from autotimm.errors import printable
 
 __all__ = ["REPRODUCE"]
 
@@ -23,7 +24,7 @@ def run(argv: Sequence[str]) -> int:
 
     reproduced = original.reproduce(given.value("out"), data=given.value("data"))
     comparison = diff(original.path, reproduced.path)
-    print(comparison)
+    print(printable(comparison, keep="\n"))
     print_run(reproduced)
     return comparison.exit_code
 

@@ -13,7 +13,7 @@ from autotimm.cli.parser import Given, parse
 from autotimm.cli.verb import Positional, Verb, loading_torch
 from autotimm.config import Option
 from autotimm.config.value_types import Flag, Path, Whole
-from autotimm.errors import UsageError
+from autotimm.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from autotimm.runs.run import Run
@@ -59,7 +59,7 @@ def print_run(run: Run) -> None:
     from pytorch_lightning.utilities import rank_zero_only  # by now it is loaded
 
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # set by Lightning when it is imported
-        print(f"run: {run.path}")
+        print(f"run: {printable(run.path) if sys.stdout.isatty() else run.path}")  # a script needs the path as it is
 
 
 def measuring(name: str, images: str, measure: Callable[[Run, str | None, str], Mapping[str, float]]) -> Verb:
@@ -98,7 +98,7 @@ def print_metrics(metrics: Mapping[str, float]) -> None:
     """Print one metric per line, aligned."""
     width = max(map(len, metrics), default=0)
     for name, value in metrics.items():
-        print(f"{name:<{width}}  {value:.4f}")
+        print(f"{printable(name):<{width}}  {value:.4f}")
 
 
 def _terminal_columns() -> int:
@@ -120,7 +120,7 @@ def class_lines(table: Mapping[str, Mapping[str, float]], width: int = 0) -> lis
         dog         -
     """
     titles = list(next(iter(table.values())))
-    names = [name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…" for name in table]
+    names = [name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…" for name in map(printable, table)]
     rows = [["-" if isnan(value) else f"{value:.4f}" for value in row.values()] for row in table.values()]
     widths = [max(6, len(title)) for title in titles]
     name_width = max(map(len, ["class", *names]))

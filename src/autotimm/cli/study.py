@@ -11,7 +11,7 @@ from autotimm.cli.verb import Verb, loading_torch
 from autotimm.config import FitConfig, Option
 from autotimm.config.value_types import Choice, Flag, Path, Seeds, Text, Whole, Words
 from autotimm.constants import STREAMS
-from autotimm.errors import UsageError
+from autotimm.errors import UsageError, printable
 
 __all__ = ["STUDY"]
 
@@ -32,8 +32,8 @@ def run(argv: Sequence[str]) -> int:
         from autotimm.studies.run_study import compared_with, study_configs
     vs = study_options.pop("vs")
     study = study_configs(config, None if vs is None else compared_with(config, vs), **study_options)
-    print(study)
-    print(f"study: {study.path}")
+    print(printable(study, keep="\n"))
+    print(f"study: {printable(study.path)}")
     return 0
 
 

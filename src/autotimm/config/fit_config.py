@@ -15,7 +15,7 @@ from typing import Any
 
 from autotimm.config.option import Option, Shadow, To, meant, option
 from autotimm.config.record import header, split_record
-from autotimm.config.value_types import Choice, Either, Flag, Number, Path, StreamSeeds, Text, Whole, Words
+from autotimm.config.value_types import Choice, Either, Flag, Name, Number, Path, StreamSeeds, Text, Whole, Words
 from autotimm.config.yaml import write_scalar
 from autotimm.constants import TASKS
 from autotimm.errors import UsageError
@@ -106,7 +106,7 @@ class FitConfig:
         to=_DATA_AND_MODEL, stages=("validation",), by_task=dict.fromkeys(_DENSE, 4),
     )
     format: str = _data(
-        "auto", Text(), "annotation format: coco, voc, yolo, csv, masks, cityscapes",
+        "auto", Name(), "annotation format: coco, voc, yolo, csv, masks, cityscapes",
         stages=("order", "inputs"), tasks=_DENSE,
     )
     strict: bool = _data(False, Flag(), "refuse data with unreadable images instead of skipping them")
@@ -149,7 +149,7 @@ class FitConfig:
         stages=("start",), recorded="decisions.weights", recipe="reads",
     )
     arch: str = _model(
-        "auto", Text(), "detector (fcos, retinanet, faster_rcnn), or decoder (fpn, unet, ..., a path)",
+        "auto", Name(), "detector (fcos, retinanet, faster_rcnn), or decoder (fpn, unet, ..., a path)",
         stages=("start", "forward"), recipe="reads", tasks=_DENSE,
         by_task={"detection": "fcos", "instance": "mask_rcnn", "segmentation": "fpn"},
     )
@@ -190,7 +190,7 @@ class FitConfig:
         stages=("rate", "update"), recipe="decides", words="the learning rate",
     )
     optimizer: str = _training(
-        "auto", Text(), "any optimizer of timm or torch, or a class path", common=True,
+        "auto", Name(), "any optimizer of timm or torch, or a class path", common=True,
         to=(To("model", default_word="auto"),), stages=("update",), recipe="decides",
     )
     schedule: str = _training(
@@ -220,7 +220,7 @@ class FitConfig:
         to=(To("trainer", "accumulate_grad_batches"),), stages=("update", "rate", "length"), recipe="reads",
     )
     loss: str = _training(
-        "auto", Text(), "a loss of torch, timm or torchvision, or a class path",
+        "auto", Name(), "a loss of torch, timm or torchvision, or a class path",
         to=(To("model", default_word="auto"),), stages=("forward",), tasks=_WITH_LOSS,
     )
     class_weights: str = _training(

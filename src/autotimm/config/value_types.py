@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ __all__ = [
     "Either",
     "Flag",
     "Kind",
+    "Name",
     "Number",
     "Path",
     "Seeds",
@@ -29,6 +31,7 @@ __all__ = [
     "Text",
     "Whole",
     "Words",
+    "path_problem",
     "stream_seeds",
 ]
 
@@ -68,9 +71,12 @@ def _refuse(condition: bool) -> None:
         raise ValueError
 
 
+_MOST_BITS = 31  # of a count: more fits into no size, and no loop ends
+
+
 @dataclass(frozen=True)
 class Whole(Kind):
-    """A whole number from ``low`` on, with at most ``bits`` bits."""
+    """A whole number from ``low`` on, with at most ``bits`` bits; 31 if they are not given."""
 
     low: int = 0
     bits: int | None = None
@@ -83,14 +89,22 @@ class Whole(Kind):
             return f"a whole number, {self.low} or more"
         return f"a whole number in [{self.low}, 2**{self.bits})"
 
+    def suggest(self, value: object) -> str:
+        """Say what is wrong with a number that is too large."""
+        large = re.fullmatch(r"\d{10,}", str(value)) and self.bits is None
+        return f"It is larger than {2**_MOST_BITS - 1:,}." if large else ""
+
     def read(self, value: object) -> int:
         """Convert text or an integer of any library; a bool is not a number."""
         if isinstance(value, bool) or not isinstance(value, (str, SupportsIndex)):
             raise TypeError
         # Not int() of everything: it cuts off the fraction of whatever has one.
         number = int(value) if isinstance(value, str) else operator.index(value)
-        _refuse(number < self.low or (self.bits is not None and number.bit_length() > self.bits))
+        _refuse(number < self.low or number.bit_length() > (_MOST_BITS if self.bits is None else self.bits))
         return number
+
+
+_SMALLEST, _LARGEST = 2.0**-126, 2.0**128 - 2.0**104  # of the 32-bit floats with full precision
 
 
 @dataclass(frozen=True)
@@ -110,11 +124,25 @@ class Number(Kind):
             return f"a number {'above' if self.low_open else 'of at least'} {self.low:g}"
         return f"a number in {'(' if self.low_open else '['}{self.low:g}, {self.high:g}{')' if self.high_open else ']'}"
 
+    def suggest(self, value: object) -> str:
+        """Say what is wrong with a number that is too large or too small for torch."""
+        try:
+            number = abs(float(str(value)))
+        except ValueError:
+            return ""
+        small, large = 0 < number < _SMALLEST, _LARGEST < number < math.inf
+        return f"torch computes with numbers from {_SMALLEST:.2g} to {_LARGEST:.2g}." if small or large else ""
+
     def read(self, value: object) -> float:
-        """Convert text or a number; a bool, infinity and nan are refused."""
+        """Convert text or a number; a bool, infinity, nan and what a 32-bit float cannot hold are refused."""
         if isinstance(value, bool) or not isinstance(value, (str, SupportsFloat, SupportsIndex)):
             raise TypeError
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # an integer of more than 308 digits
+            raise ValueError from None
+        # torch computes with 32 bits: 1e39 is infinite there, and 1e-46 is 0.
+        _refuse(number != 0 and not _SMALLEST <= abs(number) <= _LARGEST)
         below = number <= self.low if self.low_open else number < self.low
         above = number >= self.high if self.high_open else number > self.high
         _refuse(not math.isfinite(number) or below or above)
@@ -150,6 +178,19 @@ class Text(Kind):
 
 
 @dataclass(frozen=True)
+class Name(Kind):
+    """A name of something that can be imported: a word, or words with dots between them."""
+
+    must: str = "a name, or an import path such as my_package.Mine"
+    metavar: str = "TEXT"
+
+    def read(self, value: object) -> str:
+        """Return the name."""
+        _refuse(not isinstance(value, str) or not re.fullmatch(r"[A-Za-z_]\w*(-\w+)*(\.[A-Za-z_]\w*)*", str(value)))
+        return str(value)
+
+
+@dataclass(frozen=True)
 class Path(Kind):
     """A file or folder; ``~`` is the home folder."""
 
@@ -159,7 +200,38 @@ class Path(Kind):
     def read(self, value: object) -> str:
         """Convert text or a ``pathlib.Path``."""
         _refuse(not isinstance(value, (str, os.PathLike)) or not str(value))
-        return os.path.expanduser(str(value))
+        path = os.path.expanduser(str(value))
+        _refuse(bool(path_problem(path)))
+        return path
+
+    def suggest(self, value: object) -> str:
+        """Say why no file can have this name."""
+        return path_problem(str(value)) if isinstance(value, (str, os.PathLike)) else ""
+
+
+_MOST_BYTES_OF_NAME, _MOST_BYTES_OF_PATH = 255, 4095  # of Linux and macOS; most file systems have the first
+
+
+def path_problem(path: str) -> str:
+    """Why no file can have a path, as a sentence; empty if one can.
+
+    A system call with such a path raises an error that is not the one of a missing file.
+
+    Example:
+        >>> path_problem("photos"), path_problem("a" * 256)
+        ('', 'A name in it is longer than 255 bytes, which is the most that a file can have.')
+    """
+    if "\0" in path:
+        return "It contains a NUL character, which no file name can have."
+    try:
+        content = os.fsencode(path)
+    except UnicodeEncodeError:
+        return "It contains a half of a surrogate pair, which no file name can have."
+    if max(map(len, content.split(b"/"))) > _MOST_BYTES_OF_NAME:
+        return f"A name in it is longer than {_MOST_BYTES_OF_NAME} bytes, which is the most that a file can have."
+    if len(content) > _MOST_BYTES_OF_PATH:
+        return f"It is longer than {_MOST_BYTES_OF_PATH} bytes, which is the most that a path can have."
+    return ""
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from autotimm.data.file_facts import Problem, file_digests
 from autotimm.data.table import Table
-from autotimm.errors import DataError
+from autotimm.errors import DataError, printable
 from autotimm.records.digest import state_digest
 from autotimm.records.sample_index import Content
 from autotimm.repro.streams import scope
@@ -160,7 +161,7 @@ class Summary(RichTable):
 
     def __str__(self) -> str:
         stream = StringIO()
-        Console(file=stream, width=100).print(self)
+        Console(file=stream, width=100, emoji=False).print(self)
         return stream.getvalue().rstrip()
 
 
@@ -189,9 +190,9 @@ def summarize(tables: Mapping[str, Table], title: str, notes: Sequence[str]) -> 
     counts = {split: table.counts() for split, table in tables.items()}
     train = counts["train"]
     summary = Summary(
-        title=escape(title), box=SIMPLE_HEAD, title_justify="left", caption_justify="left", show_footer=True
+        title=escape(printable(title)), box=SIMPLE_HEAD, title_justify="left", caption_justify="left", show_footer=True
     )
-    summary.caption = "\n".join(f"• {escape(note)}" for note in notes) or None
+    summary.caption = "\n".join(f"• {escape(printable(note))}" for note in notes) or None
     summary.add_column("class", "images" if tables["train"].multi_label else "total", overflow="fold", style="bold")
     for split, table in tables.items():
         summary.add_column(split, str(len(table)), justify="right")
@@ -199,7 +200,7 @@ def summarize(tables: Mapping[str, Table], title: str, notes: Sequence[str]) -> 
     shown = _shown(train)
     for index in shown:
         cells = [str(counts[split][index]) for split in tables]
-        summary.add_row(escape(names[index]), *cells, _bar(train[index], max(train)))
+        summary.add_row(Text(printable(names[index])), *cells, _bar(train[index], max(train)))
     if len(shown) < len(names):
         rest = [sum(counts[split]) - sum(counts[split][index] for index in shown) for split in tables]
         summary.add_row(f"… {len(names) - len(shown)} more", *map(str, rest), "", style="dim")

@@ -194,14 +194,19 @@ def _with_progress(results: Iterator[_Result], total: int, wanted: bool, title: 
             progress.stop()
 
 
-def scan(files: Sequence[Path], progress: bool = True) -> list[Problem]:
+def scan(files: Sequence[Path], progress: bool = True, ranges: dict[Path, str] | None = None) -> list[Problem]:
     """Decode every file completely and list those that fail, in the order of ``files``.
 
     Args:
         files: The files; one that is listed twice is read once.
         progress: Whether a bar may appear.
+        ranges: Receives the range of the numbers of each file in which they are not those of an image, see
+            :func:`autotimm.data.image_io.read_rgb`.
     """
-    return [fact for fact in _READABLE(files, progress, "checking images").values() if isinstance(fact, Problem)]
+    facts = _READABLE(files, progress, "checking images")
+    if ranges is not None:
+        ranges |= {path: fact for path, fact in facts.items() if fact and not isinstance(fact, Problem)}
+    return [fact for fact in facts.values() if isinstance(fact, Problem)]
 
 
 def image_sizes(files: Sequence[Path], progress: bool = True) -> dict[Path, tuple[int, int]]:
@@ -235,9 +240,11 @@ def _tuples(part: Any) -> Any:
     return tuple(part) if isinstance(part, list) else part
 
 
-def _decode(path: Path) -> bool:
-    read_rgb(path)
-    return True
+def _decode(path: Path) -> str:
+    """The range of the numbers in a file if they are not those of an image, otherwise empty."""
+    ranges: list[str] = []
+    read_rgb(path, ranges)
+    return "".join(ranges)
 
 
 def _size(path: Path) -> tuple[int, int]:
@@ -260,7 +267,7 @@ def _bounds(path: Path) -> tuple[int, ...]:
 
 
 # A release of Pillow may read a file differently from an older one. The number counts changes of our own code.
-_READABLE: FileFacts[bool] = FileFacts("readable", _decode, f"1 {PIL.__version__}")
+_READABLE: FileFacts[str] = FileFacts("readable", _decode, f"2 {PIL.__version__}")
 _SIZES: FileFacts[tuple[int, int]] = FileFacts("sizes", _size, f"2 {PIL.__version__}")
 _MASKS: FileFacts[Any] = FileFacts("masks", facts_of, f"2 {PIL.__version__}")
 _BOUNDS: FileFacts[tuple[int, ...]] = FileFacts("objects", _bounds, f"2 {PIL.__version__}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -140,7 +141,7 @@ class ImageDataModule(DataModule):
     def _resolve(self, file: Path) -> Path:
         """Look for a table in the data folder if it is not at its path."""
         inside = None if self.data_dir is None else self.data_dir / file
-        return inside if inside is not None and not file.exists() and inside.exists() else file
+        return inside if inside is not None and not os.path.exists(file) and os.path.exists(inside) else file
 
 
 def _refuse_overridden(given: DataOptions, owner: str) -> None:

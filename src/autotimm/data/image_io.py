@@ -86,8 +86,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "F" or image.mode.startswith("I"):
-        return _to_eight_bits(image).convert("RGB")
+        gray, transparent = _to_eight_bits(image), image.info.get("transparency")
+        if isinstance(transparent, int):  # a PNG of 16 bits names one value; Pillow would drop it with the mode
+            gray.paste(255, mask=Image.fromarray(np.asarray(image) == transparent))
+        return gray.convert("RGB")
     if _has_alpha(image):
+        transparent = image.info.get("transparency")
+        if image.mode == "RGB" and isinstance(transparent, tuple) and max(transparent) > 255:
+            # Pillow reads the upper halves of 16-bit colors, and the whole of the transparent one.
+            image = image.copy()
+            image.info["transparency"] = tuple(value >> 8 for value in transparent)
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, layer).convert("RGB")
@@ -102,8 +110,23 @@ def to_tensor(image: Image.Image) -> tv_tensors.Image:
     return tv_tensors.Image(torch.from_numpy(np.array(image)).permute(2, 0, 1))
 
 
-def read_rgb(path: str | Path) -> Image.Image:
+def _strange_range(image: Image.Image) -> str:
+    """The range of an image's numbers if it is neither [0, 1] nor [0, 255] nor that of 16 bits; empty if it is."""
+    if image.mode not in ("F", "I"):
+        return ""
+    low, high = map(float, image.getextrema())  # type: ignore[arg-type]  # one band
+    # A float above 1 means [0, 255], in which all of an image up to 16 is nearly black.
+    fits = low >= 0 and (high <= 65535 if image.mode == "I" else high <= 1 or 16 < high <= 255)
+    return "" if fits else f"{low:g} to {high:g}"
+
+
+def read_rgb(path: str | Path, ranges: list[str] | None = None) -> Image.Image:
     """Decode a file completely to an upright RGB image.
+
+    Args:
+        path: The file.
+        ranges: Receives the range of the file's numbers if they are neither in [0, 1] nor in [0, 255], nor of 16 bits:
+            such an image becomes nearly black, or is clipped.
 
     Raises:
         OSError: Or another of :data:`BROKEN`, if the file is not an image, is damaged, or is beyond Pillow's
@@ -111,6 +134,8 @@ def read_rgb(path: str | Path) -> Image.Image:
     """
     with Image.open(path) as image:
         image.load()
+        if ranges is not None and (strange := _strange_range(image)):
+            ranges.append(strange)
         # A broken tag in an intact image gives no orientation. In place, since the copy that Pillow would make of every
         # upright photograph costs a quarter of its decoding.
         with contextlib.suppress(*BROKEN):

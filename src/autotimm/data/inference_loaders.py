@@ -71,8 +71,8 @@ def read_labelled(
     if path.suffix.lower() in _SUFFIXES:
         table = _table(path.expanduser(), spec, split, notices, recorded or {})
     else:
-        split_folders = [path / name for name in _FOLDERS[split] if (path / name).is_dir()]
-        if not split_folders and (path / "train").is_dir():
+        split_folders = [path / name for name in _FOLDERS[split] if os.path.isdir(path / name)]
+        if not split_folders and os.path.isdir(path / "train"):
             raise DataError(f"There is no {split} data in {path}: it has train/ but no {split}/. Give such a folder.")
         table = read_folder(split_folders[0] if split_folders else path, notices)["train"]
     return ImageTable(table.paths, table.ids, _renumbered(table, spec, path), spec.class_names)

@@ -7,6 +7,7 @@ of its samples, and can be resumed; :func:`transformed_loader` builds both for a
 from __future__ import annotations
 
 import os
+import re
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler, de
 
 from autotimm.data.table import Table
 from autotimm.data.transforms.image_transforms import SampleTransform
-from autotimm.errors import AutotimmError, UsageError
+from autotimm.errors import AutotimmError, RunError, UsageError
 from autotimm.records.digest import state_digest
 from autotimm.repro.sampler import Draw, KeyedBatchSampler
 from autotimm.repro.seed import fixed_threads
@@ -36,6 +37,7 @@ __all__ = [
     "Shuffled",
     "collate_samples",
     "default_workers",
+    "killed_process",
     "transformed_loader",
     "with_fingerprints",
 ]
@@ -188,6 +190,33 @@ class KeyedDataset(Dataset[Any]):
         return item if self.transform is None else self.transform(item)
 
 
+def _next(batches: Iterator[Any]) -> Any:
+    """The next batch."""
+    try:
+        return next(batches)
+    except RuntimeError as error:
+        if (killed := killed_process(error)) is None:
+            raise
+        raise killed from error
+
+
+# torch has no exception class for it.
+_KILLED = re.compile(r"DataLoader worker \(pid.*?\) (?:is killed by signal|exited unexpectedly)")
+
+
+def killed_process(error: RuntimeError) -> RunError | None:
+    """What to raise if an error is that of a loading process that was killed; ``None`` for any other error.
+
+    torch raises it in a signal handler: wherever the program happens to be, or when it waits for the next batch.
+    """
+    if _KILLED.search(str(error)) is None:
+        return None
+    return RunError(
+        "A loading process was killed, most often by the system for want of memory. Lower `num_workers`, `batch_size` "
+        "or `image_size`, or free memory, and try again."
+    )
+
+
 class _Collate:
     def __init__(self, collate: Callable[[Any], Any]) -> None:
         self.collate = collate
@@ -270,7 +299,7 @@ class KeyedLoader:
         source = self._start() if start < len(self) else None
         try:
             for done in range(start + 1, len(self) + 1):
-                batch = next(source) if source is not None else None
+                batch = _next(source) if source is not None else None
                 if isinstance(batch, _Failure):
                     raise batch.error
                 if done == len(self):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -233,7 +234,7 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         for key in ("data_dir", "train_csv", "dataset_name"):
             if source := self.arguments.get(key):
                 path = Path(source).resolve()
-                return path.name if path.is_dir() else path.stem
+                return path.name if os.path.isdir(path) else path.stem
         return "run"
 
     @property

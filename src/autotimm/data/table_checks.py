@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 
 from autotimm.data.file_facts import Problem, scan
 from autotimm.data.table import Subset, Table, keyed_split
 from autotimm.errors import DataError, join_names
 
-__all__ = ["balanced_weights", "check_classes", "own_sides", "readable", "split_off"]
+__all__ = ["balanced_weights", "check_classes", "own_sides", "readable", "split_off", "strange_ranges"]
 
 _DEFAULT_SHARES = {"val": 0.1, "test": 0.0}  # of a data module
 
@@ -32,7 +33,15 @@ def readable(
         DataError: With ``strict`` if there is any, and always if no image is left.
     """
     files = {split: table.files() for split, table in tables.items()}
-    problems = scan([file for of_split in files.values() for file in of_split], progress)
+    ranges: dict[Path, str] = {}
+    problems = scan([file for of_split in files.values() for file in of_split], progress, ranges)
+    strange = {
+        table.ids[index]: ranges[file]
+        for split, table in tables.items()
+        for index, file in enumerate(files[split])
+        if file in ranges
+    }
+    notices += strange_ranges(strange, sum(map(len, files.values())))
     reasons = {problem.path: problem.reason for problem in problems}
     if not reasons:
         return dict(tables), problems
@@ -55,6 +64,26 @@ def readable(
         if files[split]
     }
     return {split: kept.get(split, table) for split, table in tables.items()}, problems
+
+
+def strange_ranges(ranges: Mapping[str, str], total: int) -> list[str]:
+    """A line about images whose numbers are not those of an image; none if there is no such image.
+
+    Args:
+        ranges: The range of each by its id.
+        total: The number of all images.
+
+    Example:
+        >>> strange_ranges({"a.tif": "0 to 1.2"}, 24)[0].partition(". ")[0]
+        '1 of 24 images have values that fit neither [0, 1] nor [0, 255]'
+    """
+    if not ranges:
+        return []
+    shown = join_names([f"{name} ({values})" for name, values in ranges.items()])
+    return [
+        f"{len(ranges)} of {total} images have values that fit neither [0, 1] nor [0, 255]. They are clipped, or "
+        f"nearly black: {shown}. Scale them to [0, 1]."
+    ]
 
 
 def check_classes(train: Table, notices: list[str]) -> None:

@@ -19,8 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from autotimm.errors import require
-from autotimm.records.atomic import atomic_path, write_text
+from autotimm.records.atomic import atomic_path, sweep, write_text
 from autotimm.records.digest import file_digest
+from autotimm.records.readers import read_text
 
 __all__ = ["CheckpointStore", "check_keep"]
 
@@ -88,7 +89,7 @@ class CheckpointStore:
 
     def _lines(self) -> list[str]:
         path = self.folder / _DIGESTS
-        return path.read_text().splitlines() if path.exists() else []
+        return read_text(path, "the list of digests").splitlines() if path.exists() else []
 
     def problem(self, path: Path) -> str | None:
         """Why a file may differ from what was written, as a part of a sentence; ``None`` if it is intact."""
@@ -110,8 +111,7 @@ class CheckpointStore:
 
     def sweep(self) -> None:
         """Remove temporary files of a process that was killed while writing; only call it while no other can write."""
-        for path in self.folder.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
+        sweep(self.folder)
 
     def link(self, name: str, second: str) -> None:
         """Give a checkpoint a second name: a hard link where the file system has them, else a copy."""
@@ -129,7 +129,8 @@ class CheckpointStore:
 
     def files(self) -> list[Path]:
         """All checkpoints without second names, the oldest first."""
-        named = [(match, path) for path in self.folder.glob("*.ckpt") if (match := _NAME.fullmatch(path.name))]
+        files = (path for path in self.folder.glob("*.ckpt") if path.is_file())
+        named = [(match, path) for path in files if (match := _NAME.fullmatch(path.name))]
         # At the same step the end of the epoch comes after its last batch.
         named.sort(key=lambda pair: (int(pair[0]["step"]), pair[0]["epoch"] or ""))
         return [path for _, path in named]

@@ -17,12 +17,43 @@ from typing import Any
 from autotimm.errors import ModelError, nearest, sentence
 from autotimm.records.atomic import write_text
 from autotimm.records.digest import config_digest
+from autotimm.records.readers import EachOf, Fields, read_json, require_shape
 
 __all__ = ["SCHEMA", "SECTIONS", "Manifest"]
 
 #: The version of the format. It grows when an older reader would misunderstand a file.
 SCHEMA = 1
 SECTIONS = ("inputs", "environment", "decisions", "results", "levels", "volatile")
+
+_NONE = type(None)
+_RECIPE = {
+    "optimizer": str, "lr": float, "weight_decay": float, "layer_decay": float, "backbone_scale": float,
+    "schedule": str, "warmup_epochs": (float, _NONE), "gradient_clip": float, "reason": str,
+}  # fmt: skip
+_WEIGHTS = {"source": str, "sha256": (str, _NONE), "note": str, "architecture": (dict, _NONE)}
+_SHAPE = {
+    "inputs": {
+        "config": {"model": dict, "data": dict, "trainer": dict, "model_class": str, "data_class": str},
+        "seeds": EachOf((int, EachOf(int))),
+        "data": {"digest": (str, _NONE), "samples": (int, _NONE)},
+        "splits": (str, _NONE),
+        "initial": str,
+        "transforms": dict,
+    },
+    "environment": {
+        "versions": EachOf((str, _NONE)), "libraries": dict, "hardware": dict, "switches": dict,
+        "variables": EachOf((str, _NONE)), "threads": int, "processes": int, "precision": str, "device": str,
+        "git": (dict, _NONE), "callbacks": dict, "replay_versions": EachOf(int),
+    },
+    "decisions": {
+        "lr": (float, _NONE), "batch_size": int, "recipe": (Fields(_RECIPE), _NONE),
+        "weights": (Fields(_WEIGHTS, ("source",)), _NONE),
+    },
+    "results": {"status": str, "steps": float, "ledger": (str, _NONE), "metrics": EachOf((str, float))},
+    "levels": EachOf(str),
+    "volatile": {"resumes": [str]},
+}  # fmt: skip
+"""The types that the readers of a manifest rely on; what they only compare or show may be anything."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +145,7 @@ class Manifest:
                 raise ModelError(
                     sentence(name, f"the manifest {path}", "an object", got, "Use the file of another run.")
                 )
+        require_shape(content, _SHAPE, f"the manifest {path}")
         manifest = cls(**{name: content[name] for name in SECTIONS}, schema=content["schema"])
         stored = {"digest": content.get("digest"), "run_id": content.get("run_id")}
         object.__setattr__(manifest, "_stored", stored)
@@ -149,15 +181,9 @@ def _plain(value: Any, where: str) -> Any:
 
 def _read(path: str | Path) -> dict[str, Any]:
     try:
-        content = _plain(json.loads(Path(path).read_bytes().decode()), "manifest")
-    except OSError as error:
-        why = error.strerror
-        raise ModelError(
-            f"The manifest {path} must be readable. It is not ({why}). Give the folder of a run."
-        ) from None
-    except (ValueError, RecursionError) as error:  # ValueError: not JSON, or not UTF-8
-        why = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else "it is not text"
-        raise ModelError(f"The manifest {path} must be JSON. It is damaged ({why}). Use an intact copy.") from None
+        content = _plain(read_json(Path(path), "the manifest"), "manifest")
+    except RecursionError:
+        raise ModelError(f"The manifest {path} must be JSON. It is nested too deeply. Use an intact copy.") from None
     if not isinstance(content, dict):
         raise ModelError(f"The manifest {path} must be a JSON object. It is something else. Use an intact copy.")
     return content

@@ -20,6 +20,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -29,10 +31,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from autotimm.config.value_types import path_problem
 from autotimm.errors import ModelError, RunError, UsageError, sentence
-from autotimm.records.atomic import write_text
+from autotimm.records.atomic import sweep, write_text
 from autotimm.records.digest import file_digest, text_digest
+from autotimm.records.ledger import read_ledger
 from autotimm.records.manifest import Manifest
+from autotimm.records.readers import EachOf, read_json, read_text, require_shape
 from autotimm.records.sample_index import SampleIndex
 from autotimm.records.trust import remember
 
@@ -43,6 +48,7 @@ PER_CLASS = "per_class"
 
 # The files written before the first checkpoint.
 _EARLY = (".lock", "config.yaml", "splits.csv", "files.csv", "manifest.json", "ledger.jsonl")
+_LOGS = ("tensorboard", "mlflow", "wandb")  # what loggers write from the start
 
 
 @dataclass
@@ -61,6 +67,7 @@ class RunFolder:
     _lock: FileLock | None = field(default=None, repr=False)
     _created: list[Path] = field(default_factory=list, repr=False)  # by `open`, in this order
     _numbered: bool = False  # whether `open` chose the folder
+    _made: list[Path] = field(default_factory=list, repr=False)  # by `create`: folders around it, the inner first
 
     @classmethod
     def choose(cls, run_dir: str | Path | bool | None, root: str | Path | None) -> RunFolder:
@@ -89,6 +96,9 @@ class RunFolder:
             raise UsageError(
                 sentence("name", "the run", "a folder's name, without a path", name, "Give `--out` for that.")
             )
+        if problem := path_problem(str(root / (name if exact else f"{name}-001"))):
+            raise UsageError(sentence("name", "the run", "that of a folder", name, problem))
+        made = [folder for folder in (root, *root.parents) if not folder.exists()]
         if root.exists() and not root.is_dir():
             raise UsageError(sentence("out", "the run", "a folder", str(root), "There is a file of that name."))
         try:
@@ -99,14 +109,14 @@ class RunFolder:
                 if any(path.iterdir()):
                     raise UsageError(sentence("name", "the run", "that of a new or empty folder", str(path),
                                               "Give another name, or none for the next free number."))  # fmt: skip
-                return cls(path, root)
+                return cls(path, root, _made=made)
             for number in itertools.count(1):
                 path = root / f"{name}-{number:03d}"
                 try:
                     path.mkdir()
                 except FileExistsError:
                     continue
-                return cls(path, root)
+                return cls(path, root, _made=made)
         except OSError as error:
             raise RunError(
                 f"The output folder {root} must be writable. It is not ({error.strerror}). Give another `--out`."
@@ -129,10 +139,19 @@ class RunFolder:
         """Whether a run in this folder has got as far as its first step."""
         return self.chosen is not None and self.manifest.exists()
 
-    def unused_after(self, error: BaseException) -> bool:
-        """Whether an error came before the first step, or is a wrong argument found in that step."""
-        kept = self.begun and [*self.checkpoints.glob("*.ckpt")]
-        return not self.begun or (isinstance(error, UsageError) and not kept)
+    def unused_after(self, error: BaseException, steps: int) -> bool:
+        """Whether nothing was trained before an error, or it is a wrong argument found in the first steps.
+
+        Args:
+            error: The error. An interruption is none: the run can be resumed.
+            steps: Optimizer steps done in this process; in a run with spawned processes the ledger knows of them.
+        """
+        if not self.begun:
+            return True
+        if not isinstance(error, Exception) or [*self.checkpoints.glob("*.ckpt")]:
+            return False
+        trained = steps > 0 or any(line["kind"] == "step" for line in read_ledger(self.ledger).lines)
+        return isinstance(error, UsageError) or not trained
 
     @property
     def checkpoints(self) -> Path:
@@ -165,18 +184,31 @@ class RunFolder:
                 remember(Manifest.load(self.manifest).run_id, [digest])
 
     def discard(self) -> bool:
-        """Remove the folder if it has no checkpoint; return whether it was removed."""
-        if self.chosen is None:
+        """Remove the folder if it has no checkpoint, and those around it that were made for it.
+
+        Returns:
+            Whether it was removed.
+        """
+        if self.chosen is None or not self.path.is_dir():
             return False
+        sweep(self.path)
         names = {path.name for path in self.path.iterdir()}
-        unused = names <= {*_EARLY, "checkpoints"} and not [*self.path.glob("checkpoints/*")]
+        unused = names <= {*_EARLY, "checkpoints", *_LOGS} and not [*self.path.glob("checkpoints/*")]
         if unused:
-            for name in _EARLY:
-                (self.path / name).unlink(missing_ok=True)
-            for folder in (self.checkpoints, self.path):
-                if folder.exists():
+            shutil.rmtree(self.path, ignore_errors=True)
+            for folder in self._made:
+                with suppress(OSError):  # it holds another run by now
                     folder.rmdir()
         return unused
+
+    def holds(self, path: object) -> bool:
+        """Whether a path lies in the folder."""
+        return isinstance(path, (str, Path)) and Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.path))
+
+    @property
+    def gone(self) -> bool:
+        """Whether the folder was opened, and somebody has removed or renamed it since."""
+        return self.opened and not self.path.is_dir()
 
     def open(self, name: str, config: str, *, resume: bool) -> None:
         """Create the folder, take its lock and write ``config.yaml``.
@@ -201,9 +233,11 @@ class RunFolder:
         with self.writing():
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._acquire()
+            for folder in (self.path, self.checkpoints):
+                sweep(folder)
             present = self.path / "config.yaml"
             # The command line writes its own, with a comment per value.
-            if not present.exists() or "class_path:" in present.read_text():
+            if not present.exists() or "class_path:" in read_text(present, "the options"):
                 self.write_config(config)
 
     def close_unused(self) -> None:
@@ -274,9 +308,21 @@ class RunFolder:
         return read_results(self.path / "results.json")
 
 
+_ROWS = EachOf(EachOf((float, type(None))))
+
+
 def read_results(path: Path) -> dict[str, Any]:
-    """The groups of metrics in a file; none if there is no file."""
-    groups: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """The groups of metrics in a file; none if there is no file.
+
+    Raises:
+        ModelError: If it is damaged.
+    """
+    if not path.exists():
+        return {}
+    groups: dict[str, Any] = read_json(path, "the results")
+    require_shape(groups, EachOf(dict), f"the results {path}")
+    for name in groups:
+        require_shape(groups, {name: _ROWS if name == PER_CLASS else EachOf(float)}, f"the results {path}")
     if PER_CLASS in groups:
         groups[PER_CLASS] = {
             name: _replaced(row, lambda metric: nan if metric is None else metric)

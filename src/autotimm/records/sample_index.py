@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from autotimm.errors import DataError, join_names
+from autotimm.errors import DataError, join_names, printable
 from autotimm.records.atomic import write_text
+from autotimm.records.csv_cells import csv_text
+from autotimm.records.readers import read_table
 
 __all__ = ["Content", "SampleIndex", "seen_in_training"]
 
@@ -36,7 +36,7 @@ class Content(dict[str, str]):
         """
         names = sorted({*self, *now}, key=lambda name: name.encode("utf-8", "surrogatepass"))
         return [
-            f"{'new' if name not in self else 'missing' if name not in now else 'changed'}: {name}"
+            f"{'new' if name not in self else 'missing' if name not in now else 'changed'}: {printable(name)}"
             for name in names
             if self.get(name) != now.get(name)
         ]
@@ -62,6 +62,9 @@ def seen_in_training(trained: Mapping[str, str], measured: Mapping[str, str], wh
         f"{len(both)} of {len(measured)} {what} also occur in the training set; metrics will be optimistic: "
         f"{join_names(both)}."
     ]
+
+
+_FILES, _SPLITS = ("id", "sha256"), ("id", "class", "split")  # the columns of the two tables
 
 
 class SampleIndex:
@@ -94,24 +97,26 @@ class SampleIndex:
             assignments: Id, class and split of every sample.
             content: The digest of every sample.
         """
-        write_text(self.folder / "splits.csv", _table(("id", "class", "split"), sorted(assignments)))
-        write_text(self.folder / "files.csv", _table(("id", "sha256"), content.items()))
+        write_text(self.folder / "splits.csv", csv_text([_SPLITS, *sorted(assignments)]))
+        write_text(self.folder / "files.csv", csv_text([_FILES, *content.items()]))
 
     def content(self) -> Content | None:
-        """The digests of the samples of the run, or ``None`` if it was made from loaders."""
+        """The digests of the samples of the run, or ``None`` if it was made from loaders.
+
+        Raises:
+            ModelError: If the table is damaged.
+        """
         path = self.folder / "files.csv"
         if not path.exists():
             return None
-        with path.open(newline="", encoding="utf-8") as file:
-            return Content((row["id"], row["sha256"]) for row in csv.DictReader(file))
+        return Content((name, digest) for name, digest in read_table(path, _FILES, "the list of samples"))
 
     def content_of(self, split: str) -> Mapping[str, str]:
         """The digests of the samples of one split by id; empty if the run was made from loaders."""
         content, path = self.content(), self.folder / "splits.csv"
         if content is None or not path.exists():
             return {}
-        with path.open(newline="", encoding="utf-8") as file:
-            names = [row["id"] for row in csv.DictReader(file) if row["split"] == split]
+        names = [name for name, _, side in read_table(path, _SPLITS, "the list of splits") if side == split]
         return {name: content[name] for name in names if name in content}
 
     def overlaps(self) -> list[str]:
@@ -119,11 +124,3 @@ class SampleIndex:
         trained = self.content_of("train")
         splits = {split: self.content_of(split) for split in ("val", "test")}
         return [line for split, part in splits.items() for line in seen_in_training(trained, part, f"{split} images")]
-
-
-def _table(columns: tuple[str, ...], rows: Iterable[Iterable[str]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue()

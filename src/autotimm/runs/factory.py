@@ -6,6 +6,7 @@ What cannot be passed on as it is, such as balanced class weights, goes through 
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -111,7 +112,7 @@ def _recognized(config: FitConfig) -> Recognized | None:
     if config.task != "auto" or config.path is None or config.train_csv or config.dataset_name:
         return None
     path = Path(config.path).expanduser()
-    return recognize(path) if path.exists() else None
+    return recognize(path) if os.path.exists(path) else None
 
 
 def _with_task(config: FitConfig, recognized: Recognized | None) -> FitConfig:

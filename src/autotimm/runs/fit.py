@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def _refuse_unused_path(config: FitConfig) -> None:
     tables = [table for table in (config.train_csv, config.val_csv, config.test_csv) if table is not None]
     if not (tables and config.image_dir is not None and config.path is not None and config.given("path")):
         return
-    if all(Path(table).expanduser().exists() for table in tables):
+    if all(os.path.exists(Path(table).expanduser()) for table in tables):
         raise UsageError(
             f"The `path` of fit has no effect with `train_csv` and `image_dir`. Got {config.path} besides. "
             "Leave it out."
@@ -85,7 +86,7 @@ def train(rebuilt: Rebuilt, folder: RunFolder, ckpt_path: str | None = None) -> 
             say("interrupted; nothing was saved" if removed else said)
         raise
     except BaseException as error:
-        if ckpt_path is None and folder.unused_after(error):
+        if ckpt_path is None and folder.unused_after(error, rebuilt.trainer.global_step):
             folder.discard()  # so that the next attempt can use the same name
         raise
     if rebuilt.config is not None and folder.chosen is not None:

@@ -11,8 +11,6 @@ Files of predictions, written whole or not at all, where there was nothing befor
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from collections import Counter
@@ -29,6 +27,7 @@ from torchvision.transforms.v2 import functional as F
 from autotimm.data.image_io import read_image
 from autotimm.errors import RunError
 from autotimm.records.atomic import atomic_path, write_text
+from autotimm.records.csv_cells import csv_text, safe_cell
 from autotimm.runs.draw import class_colors, draw_prediction
 from autotimm.runs.output_paths import require_new_file, require_new_folder
 from autotimm.types import ObjectPrediction, PixelPrediction, Prediction
@@ -91,16 +90,17 @@ def as_csv(predictions: Sequence[Prediction | PixelPrediction | ObjectPrediction
     For objects: path, label, score, x1, y1, x2, y2 in pixels of the original image, a line per object. Images without
     objects have none.
 
-    Nine digits are what a 32-bit float needs to be read back to the bit.
+    Paths and names that a spreadsheet would take for formulas get an apostrophe in front, see
+    :mod:`autotimm.records.csv_cells`. Nine digits are what a 32-bit float needs to be read back to the bit.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    for number, one in enumerate(predictions):
-        titles, lines = _lines(one)
-        if number == 0:
-            writer.writerow(["path", "label", "score", *titles])
-        writer.writerows([one.id, label, *(f"{value:.9g}" for value in values)] for label, *values in lines)
-    return text.getvalue()
+    rows: list[list[str]] = []
+    for prediction in predictions:
+        titles, lines = _lines(prediction)
+        if not rows:
+            rows.append(["path", "label", "score", *map(safe_cell, titles)])
+        path = safe_cell(prediction.id)
+        rows += ([path, safe_cell(label), *(f"{value:.9g}" for value in values)] for label, *values in lines)
+    return csv_text(rows)
 
 
 def _lines(one: Prediction | PixelPrediction | ObjectPrediction) -> tuple[Iterable[str], Iterable[tuple[Any, ...]]]:
@@ -220,8 +220,8 @@ def write_labels(folder: str | Path, predictions: Sequence[PixelPrediction], cla
                 labels.putpalette(palette)
                 _save(labels, Path(folder, name))
         # As our own reader of label images expects it.
-        lines = ["Pixel Value, Class", *(f"{index}, {name}" for index, name in enumerate(class_names))]
-        write_text(Path(folder, CLASSES), "\n".join(lines) + "\n")
+        lines = (f"{index}, {csv_text([[safe_cell(name)]])}" for index, name in enumerate(class_names))
+        write_text(Path(folder, CLASSES), "".join(["Pixel Value, Class\n", *lines]))
 
 
 def write_pictures(

@@ -19,11 +19,12 @@ from autotimm.config import (
 )
 from autotimm.data.inference_loaders import recorded_data
 from autotimm.data.module import DataModule
-from autotimm.errors import ModelError
+from autotimm.errors import ModelError, UsageError
 from autotimm.models.backbone.weights import Weights, as_recorded
 from autotimm.optim import Recipe
 from autotimm.records.imports import RecordedNames
 from autotimm.records.manifest import Manifest
+from autotimm.records.readers import Fields, require_shape
 from autotimm.records.run_folder import RunFolder
 from autotimm.records.trust import of_record
 from autotimm.runs.factory import build_task, build_trainer, settle_data
@@ -33,6 +34,10 @@ from autotimm.tasks.checkpoint import task_class_named
 from autotimm.train import AutoTrainer
 
 __all__ = ["Rebuilt", "read_config", "read_manifest", "rebuild"]
+
+
+_PART = Fields({"class_path": str, "init_args": (dict, type(None))}, ("class_path",))
+_SHAPE = Fields({"model": _PART, "data": _PART, "trainer": dict}, ("model", "trainer"))
 
 
 class Rebuilt(NamedTuple):
@@ -55,26 +60,18 @@ def read_config(folder: Path) -> FitConfig | dict[str, Any]:
     """The options of a run, or class paths and arguments if it was made from objects.
 
     Raises:
-        ModelError: If the folder has none, or one that is damaged.
+        ModelError: If the folder has none, or they are damaged.
     """
     file = folder / "config.yaml"
     if not file.exists():
         raise ModelError(f"{folder} has no config.yaml. Give the run's folder rather than a checkpoint alone.")
-    values, nested = read_yaml(str(file))
-    if not nested:
-        return FitConfig.layered([("file config.yaml", values)])
-    for name in ("model", "data"):
-        section = values.get(name, {"class_path": ""})
-        if not (
-            isinstance(section, dict)
-            and isinstance(section.get("class_path"), str)
-            and isinstance(section.get("init_args") or {}, dict)
-        ):
-            raise ModelError(
-                f"The `{name}` of {file} must have a class_path and init_args. It has not: the record is damaged."
-            )
-    if "model" not in values or not isinstance(values.get("trainer"), dict):
-        raise ModelError(f"{file} must have a model and a trainer. It has not: the record is damaged.")
+    try:
+        values, nested = read_yaml(str(file))
+        if not nested:
+            return FitConfig.layered([("file config.yaml", values)])
+    except UsageError as error:  # of somebody who wrote the file, not of who opens the run
+        raise ModelError(f"The options of the run {folder} cannot be used. {error}") from None
+    require_shape(values, _SHAPE, f"the options {file}")
     return values
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -107,13 +108,13 @@ class Run:
 
     def __init__(self, path: str | Path, *, trust: bool = False) -> None:
         path = Path(path)
-        path = path.absolute() if path.is_file() else path  # the folder above must have a name
-        self._file = path if path.is_file() else None
-        if self._file is None and not ((path / "checkpoints").is_dir() or (path / "config.yaml").is_file()):
-            beside = path.parent.glob("*/checkpoints") if path.parent.is_dir() else []
+        path = path.absolute() if os.path.isfile(path) else path  # the folder above must have a name
+        self._file = path if os.path.isfile(path) else None
+        if self._file is None and not (os.path.isdir(path / "checkpoints") or os.path.isfile(path / "config.yaml")):
+            beside = path.parent.glob("*/checkpoints") if os.path.isdir(path.parent) else []
             hint = nearest(path.name, (checkpoints.parent.name for checkpoints in beside))
             hint = hint or "Give the folder that the last line of `autotimm fit` names."
-            problem = "is not a run folder" if path.is_dir() else "does not exist"
+            problem = "is not a run folder" if os.path.isdir(path) else "does not exist"
             raise ModelError(f"{path} must be a run folder or a checkpoint. It {problem}. {hint}")
         inside = self._file is not None and self._file.parent.name == "checkpoints"
         self.path = path if self._file is None else path.parent.parent if inside else path.parent
@@ -169,7 +170,7 @@ class Run:
             ckpt = self._folder.checkpoints / f"{ckpt}.ckpt"
             if not ckpt.is_file():
                 raise ModelError(f"The run {self.path} has no checkpoint. It was stopped before its first epoch ended.")
-        if not Path(ckpt).is_file():
+        if not os.path.isfile(ckpt):
             cure = nearest(str(ckpt), ("best", "last")) or "Give one of these."
             raise ModelError(sentence("ckpt", f"the run {self.path}", "best, last or a file", str(ckpt), cure))
         return Path(ckpt)

@@ -19,7 +19,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from autotimm.data.loader import KeyedLoader
-from autotimm.errors import AutotimmError
+from autotimm.errors import AutotimmError, printable
 from autotimm.metrics import MetricConfig, build_metrics
 from autotimm.records.atomic import write_text
 from autotimm.repro.streams import RootSeed
@@ -112,7 +112,7 @@ def main(file: str) -> int:
     try:
         _run(json.loads(Path(file).read_text(encoding="utf-8")))
     except AutotimmError as error:
-        print(error, file=sys.stderr)
+        print(printable(error), file=sys.stderr)
         return error.exit_code
     return 0
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.util import find_spec
 from pathlib import Path
 
-from autotimm.errors import RunError, missing_extra
+from autotimm.errors import AutotimmError, error_of, missing_extra
 from autotimm.studies.trials import Trial
 
 __all__ = ["require_ray", "run_local", "run_on_ray"]
@@ -26,7 +26,8 @@ def run_local(configs: Mapping[str, Path], jobs: int, logs: Path) -> Iterator[st
         logs: Folder for the output of the processes.
 
     Raises:
-        RunError: If a run fails. Other runs that have started are finished first, and no more are started.
+        AutotimmError: If a run fails, of the class of its error. Other runs that have started are finished first, and
+            no more are started.
     """
     logs.mkdir(parents=True, exist_ok=True)
     processes = _Processes()
@@ -38,7 +39,7 @@ def run_local(configs: Mapping[str, Path], jobs: int, logs: Path) -> Iterator[st
                 if code := future.result():
                     raise _failure(name, code, logs / f"{name}.log")
                 yield name
-        except RunError:
+        except AutotimmError:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
         except BaseException:
@@ -101,7 +102,7 @@ def run_on_ray(trials: Mapping[str, Trial], configs: Mapping[str, Path], logs: P
 
     Raises:
         UsageError: If Ray, an optional extra, is not installed.
-        RunError: If a run fails.
+        AutotimmError: If a run fails, of the class of its error.
     """
     import ray  # an optional extra
 
@@ -148,9 +149,8 @@ def _command(config: str | Path) -> list[str]:
     return [sys.executable, "-m", "autotimm.studies.trial_process", str(config), "--watch"]
 
 
-def _failure(name: str, code: int, log: Path) -> RunError:
-    """The error for a failed run, with the last line of its output."""
+def _failure(name: str, code: int, log: Path) -> AutotimmError:
+    """The error for a failed run, with the last line of its output and its exit code."""
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     last = lines[-1].removeprefix("error: ") if lines else f"It ended with exit code {code} and no output"
-    return RunError(f"The run {name} of the study failed: {last.rstrip('.')}. Its output is in {log}. "
-                    "Repeat the command to continue the study once the cause is fixed.")  # fmt: skip
+    return error_of(code)(f"The run {name} of the study failed: {last.rstrip('.')}.")

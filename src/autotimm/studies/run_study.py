@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,10 @@ from filelock import FileLock, Timeout
 
 from autotimm.config import FitConfig, read_yaml
 from autotimm.config.value_types import Kind, Whole, Words
-from autotimm.errors import DataError, RunError, UsageError, missing_extra, require_choice, sentence
+from autotimm.errors import AutotimmError, DataError, RunError, UsageError, missing_extra, require_choice, sentence
+from autotimm.records.atomic import sweep
 from autotimm.records.manifest import Manifest
+from autotimm.runs.factory import settle_data
 from autotimm.runs.run import Run
 from autotimm.studies.execution import require_ray, run_local, run_on_ray
 from autotimm.studies.study_report import Results, as_text, draw, write_csv, write_json
@@ -117,12 +121,27 @@ def study_configs(
         require_ray()
     jobs, streams = _read("jobs", Whole(1), jobs), _read("vary", Words(VARIED), vary)
     plan = make_plan(a, b, seeds=seeds, vary=streams, decompose=decompose, jobs=jobs, out=out, name=name)
-    plan.folder.mkdir(parents=True, exist_ok=True)
+    for config in filter(None, (a, b)):
+        settle_data(config)[1].setup("fit")  # data that no run could use leave no study
+    made = [folder for folder in (plan.folder, *plan.folder.parents) if not folder.exists()]
     try:
+        plan.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(plan.folder / ".lock", timeout=0):
+            sweep(plan.folder)
             return _run(plan, jobs, launcher)
     except Timeout:
         raise RunError(f"Another process is running the study {plan.folder}. Wait until it has finished.") from None
+    except OSError as error:
+        raise RunError(
+            f"The study {plan.folder} must be writable. It is not ({error.strerror}). Give another `out`."
+        ) from error
+    except AutotimmError as error:
+        if plan.folder in made and _is_unused(plan, error):
+            shutil.rmtree(plan.folder, ignore_errors=True)
+            for folder in made[1:]:
+                with suppress(OSError):  # not empty
+                    folder.rmdir()
+        raise
 
 
 def _read(name: str, kind: Kind, value: object) -> Any:
@@ -142,9 +161,16 @@ def _run(plan: Plan, jobs: int, launcher: str) -> Study:
     say(f"study: {plan.folder}, {len(files)} runs{f', {done} of them finished' if done else ''}")
     logs = plan.folder / "logs"
     completed = run_local(remaining, jobs, logs) if launcher == "local" else run_on_ray(trials, remaining, logs)
-    for name in completed if remaining else ():
-        done += 1
-        say(f"  {done}/{len(files)}  {name}  {_metrics_text(Run(trials[name].folder).metrics)}")
+    try:
+        for name in completed if remaining else ():
+            done += 1
+            say(f"  {done}/{len(files)}  {name}  {_metrics_text(Run(trials[name].folder).metrics)}")
+    except AutotimmError as error:
+        if _is_unused(plan, error):
+            raise
+        raise type(error)(
+            f"{error} Its output is in {logs}. Repeat the command to continue the study once the cause is fixed."
+        ) from None
     _check_inputs(plan)
     results = Results.read(plan)
     write_json(plan.folder / "study.json", results)
@@ -152,6 +178,11 @@ def _run(plan: Plan, jobs: int, launcher: str) -> Study:
     if not draw(plan.folder / "plot.png", results):
         say(str(missing_extra("The picture plot.png", "plot")))
     return Study(plan.folder, results)
+
+
+def _is_unused(plan: Plan, error: AutotimmError) -> bool:
+    """Whether no run of a study has begun, for a reason that no run could avoid: the folder is of no use."""
+    return not isinstance(error, RunError) and not [*plan.folder.glob("runs/*")]
 
 
 def _metrics_text(metrics: Mapping[str, float]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from dataclasses import asdict, dataclass, field
@@ -11,10 +10,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from autotimm.config import options
-from autotimm.errors import DataError
+from autotimm.errors import DataError, printable
 from autotimm.records.atomic import atomic_path, write_text
+from autotimm.records.csv_cells import csv_text, safe_cell
 from autotimm.records.manifest import Manifest
 from autotimm.runs.run import Run
 from autotimm.studies.statistics import Paired, Share, Summary, compare_pairs, least_p, share_variance, summarize
@@ -147,7 +148,7 @@ def _spread_table(results: Results) -> Table:
     for name in results.names:
         for arm in results.arms:
             summary = results.summaries[arm][name]
-            label = f"{name}  {arm.upper()}" if several else name
+            label = _label(f"{name}  {arm.upper()}" if several else name)
             table.add_row(label, *_mean_cells(summary), f"{summary.min:.4f}", f"{summary.max:.4f}")
     return table
 
@@ -157,7 +158,7 @@ def _difference_table(results: Results) -> Table:
     for name, comparison in results.paired.items():
         unknown = "-" if comparison.difference.mean == 0 else "> 100,000"
         needed = unknown if comparison.needed is None else f"{comparison.needed:,}"
-        table.add_row(name, *_mean_cells(comparison.difference, "+"), f"{comparison.p:.3g}", needed)
+        table.add_row(_label(name), *_mean_cells(comparison.difference, "+"), f"{comparison.p:.3g}", needed)
     return table
 
 
@@ -166,11 +167,16 @@ def _share_table(results: Results) -> Table:
     for name, streams in results.shares.items():
         for stream, share in streams.items():
             if share.share is None or share.low is None or share.high is None:
-                table.add_row(name, stream, f"{share.sd:.4f}", "-", "-")
+                table.add_row(_label(name), stream, f"{share.sd:.4f}", "-", "-")
             else:
                 interval = f"{_percent(share.low)} to {_percent(share.high)}"
-                table.add_row(name, stream, f"{share.sd:.4f}", _percent(share.share), interval)
+                table.add_row(_label(name), stream, f"{share.sd:.4f}", _percent(share.share), interval)
     return table
+
+
+def _label(name: str) -> Text:
+    """The name of a metric, in which rich shall see no markup."""
+    return Text(printable(name))
 
 
 def _table(*columns: str) -> Table:
@@ -320,11 +326,9 @@ def write_json(path: Path, results: Results) -> None:
 
 def write_csv(path: Path, results: Results) -> None:
     """Write ``study.csv``: a row per configuration, varied streams and seed, with every metric."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["config", "vary", "seed", "run", *results.names])
+    rows: list[list[object]] = [["config", "vary", "seed", "run", *map(safe_cell, results.names)]]
     for (arm, vary), trials in results.plan.groups.items():
         for seed, trial in zip(results.plan.seeds, trials, strict=True):
             metrics = results.metrics[trial.name]
-            writer.writerow([arm, vary, seed, trial.name, *(repr(metrics[name]) for name in results.names)])
-    write_text(path, text.getvalue())
+            rows.append([arm, vary, seed, trial.name, *(repr(metrics[name]) for name in results.names)])
+    write_text(path, csv_text(rows))

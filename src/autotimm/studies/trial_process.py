@@ -20,7 +20,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from autotimm.config import FitConfig, read_yaml
-from autotimm.errors import AutotimmError, RunError
+from autotimm.errors import AutotimmError, RunError, printable
 from autotimm.runs.run import Run, fit_config
 from autotimm.studies.trials import has_test_data, is_tested, run_status
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         work(FitConfig.layered([(f"file {argv[0]}", values)]))
     except AutotimmError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130

@@ -5,6 +5,7 @@ Beside weights a checkpoint holds plain data only: the arguments of the task, an
 
 from __future__ import annotations
 
+import os
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from autotimm.errors import ModelError
 from autotimm.models.backbone.architectures import remember_architecture
 from autotimm.models.backbone.weights import Weights
 from autotimm.records.imports import Kind, RecordedNames, import_named, require_admitted
+from autotimm.records.readers import Fields, require_shape
 from autotimm.records.trust import of_checkpoint
 from autotimm.repro.seed import preserve_switches
 from autotimm.repro.streams import preserve_generators
@@ -124,8 +126,20 @@ class Stored(pl.LightningModule):
                 task = construct(task_class, {**recorded, **overrides, **replaced})
             task.hparams.update(plain_value({**recorded, **overrides}))
             task.restore(record)
-        task.load_state_dict(checkpoint["state_dict"])
+        _load_state(task, checkpoint["state_dict"], checkpoint_path)
         return task.eval()
+
+
+_WEIGHTS = {"source": str, "sha256": (str, type(None)), "note": str, "architecture": (dict, type(None))}
+_SPEC = {
+    "class_names": [str], "multi_label": bool, "image_size": int, "eval_batch_size": int, "crop_pct": float,
+    "interpolation": str, "eval_transforms": (str, type(None)), "kind": str,
+}  # fmt: skip
+_RECORD = {
+    "task": str, "root_seed": int, "weights": Fields(_WEIGHTS, ("source",)),
+    "spec": (Fields(_SPEC, ("class_names",)), type(None)), "eval_batch_size": int,
+}  # fmt: skip
+_SHAPE = Fields({"state_dict": dict, "hyper_parameters": dict, "autotimm": Fields(_RECORD)}, ("hyper_parameters",))
 
 
 @dataclass(frozen=True)
@@ -155,6 +169,7 @@ class TaskRecord:
         Raises:
             ModelError: If the checkpoint was not written by a task of autotimm, or by a later version.
         """
+        require_shape(dict(checkpoint), _SHAPE, f"the checkpoint {path}")
         try:
             return cls(**checkpoint[cls.KEY])
         except (KeyError, TypeError) as error:
@@ -164,13 +179,19 @@ class TaskRecord:
             ) from None
 
 
+# The unpickler reads whatever it finds in a damaged file: also text that is none, and marks without a beginning.
+_DAMAGED = (
+    RuntimeError, EOFError, zipfile.BadZipFile, OSError, ValueError, LookupError, TypeError, AttributeError
+)  # fmt: skip
+
+
 def read_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any]:
     """Read a checkpoint with ``weights_only=True``: tensors and plain data, never code.
 
     Raises:
         ModelError: If the file is missing, damaged, or would run code when unpickled.
     """
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise ModelError(
             f"The checkpoint {path} must be a file. There is none. Check the path, or give the run's folder."
         )
@@ -186,7 +207,7 @@ def read_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any
             f"The checkpoint {path} must hold tensors and plain data only. It is refused, since reading it could run "
             f"code or it is damaged ({str(error).splitlines()[0]}). Use a file that you trust and that is whole."
         ) from None
-    except (RuntimeError, EOFError, zipfile.BadZipFile, OSError) as error:
+    except _DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
             f"The checkpoint {path} must be readable. It is damaged or cut off ({reason}). Use another one of the run."
@@ -196,6 +217,17 @@ def read_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any
             f"The checkpoint {path} must hold a `state_dict`. It does not. Give a checkpoint of a trainer."
         )
     return checkpoint
+
+
+def _load_state(task: pl.LightningModule, state: Mapping[str, Any], path: object) -> None:
+    try:
+        task.load_state_dict(state)
+    except (RuntimeError, AttributeError, TypeError) as error:  # other names or shapes; what is no tensor
+        reason = " ".join(str(error).split())
+        raise ModelError(
+            f"The checkpoint {path} must hold the weights of its task. It does not ({reason[:300]}). Use another one "
+            "of the run."
+        ) from None
 
 
 def drop_folder(checkpoint: dict[str, Any]) -> None:

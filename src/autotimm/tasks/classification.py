@@ -116,9 +116,9 @@ class ImageClassifier(Task):
         check_num_classes(num_classes, least, owner)
         require(0 < number(threshold) < 1, "threshold", owner, "in (0, 1)", threshold, "Give for example 0.5.")
         for name, value in (("mixup_alpha", mixup), ("cutmix_alpha", cutmix)):
-            require(
-                number(value) >= 0, name, owner, "at least 0", value, "Give 0 to switch it off, or for example 0.2."
-            )
+            # A smaller one is 0 in the 32-bit floats that torch draws the shares with, and its distribution refuses 0.
+            fine = number(value) == 0 or number(value) >= torch.finfo(torch.float32).tiny
+            require(fine, name, owner, "0, or at least 1e-37", value, "Give 0 to switch it off, or for example 0.2.")
 
     def step(self, batch: Batch, stage: Stage) -> Step:
         """Logits and loss of one batch; metrics do not see mixed targets."""

@@ -24,6 +24,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from autotimm.data.loader import killed_process
 from autotimm.data.module import DataModule
 from autotimm.errors import ModelError, RunError, UsageError
 from autotimm.repro.streams import preserve_generators, reseed
@@ -113,8 +114,14 @@ def clear_misuse() -> Iterator[None]:
     """Raise a :class:`UsageError` for what Lightning refuses, such as a device that this machine lacks."""
     try:
         yield
-    except (MisconfigurationException, ValueError) as error:
+    # TypeError: a value of another type, which Lightning passes on. ModuleNotFoundError: the library of a device.
+    except (MisconfigurationException, ValueError, TypeError, ModuleNotFoundError) as error:
         raise UsageError(f"The trainer's arguments must fit this machine and each other. {error}") from None
+
+
+# torch has no exception classes for these.
+_ONE_VALUE = "Expected more than 1 value per channel when training"
+_OVERFLOW = "value cannot be converted to type float without overflow"
 
 
 def _no_memory(error: Exception) -> str | None:
@@ -135,7 +142,7 @@ def _no_memory(error: Exception) -> str | None:
 
 @contextmanager
 def clear_failures() -> Iterator[None]:
-    """Restore Ctrl-C, and turn errors about full disks and memories into a :class:`RunError`."""
+    """Restore Ctrl-C, and turn failures of the machine, or of a step that could not work, into errors of ours."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -147,8 +154,20 @@ def clear_failures() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
             raise KeyboardInterrupt from None
         raise
-    except (RuntimeError, MemoryError) as error:
-        if (reason := _no_memory(error)) is None:
+    except (RuntimeError, MemoryError, ValueError) as error:
+        if _ONE_VALUE in str(error):
+            raise UsageError(
+                "A training batch of one image is too small for batch normalization: at this image size the network's "
+                "last features have one pixel, and no variance. Give a larger `batch_size` or `image_size`."
+            ) from error
+        if _OVERFLOW in str(error):
+            raise UsageError(
+                "A number of the optimizer is too large for the 32-bit floats of the weights. Lower `lr`, "
+                "`weight_decay` or the number that you have given."
+            ) from error
+        if isinstance(error, RuntimeError) and (killed := killed_process(error)) is not None:
+            raise killed from error
+        if isinstance(error, ValueError) or (reason := _no_memory(error)) is None:
             raise
         raise RunError(
             f"The device ran out of memory ({reason}). Lower `batch_size` or `image_size`, or use precision bf16-mixed."

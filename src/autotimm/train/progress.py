@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import ProgressBar, RichProgressBar
 from rich.console import Console
 
 from autotimm.data.module import DataModule
+from autotimm.errors import printable
 from autotimm.tasks import Task
 from autotimm.train.callbacks.epoch_metrics import EpochMetrics
 
@@ -32,9 +33,9 @@ def make_progress(epochs: EpochMetrics) -> ProgressBar:
 
 
 def say(*lines: str) -> None:
-    """Print lines for people to standard error."""
+    """Print lines for people to standard error; control characters in names are shown escaped."""
     for line in lines:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(line, markup=False)
+        Console(stderr=True, highlight=False, soft_wrap=True, emoji=False).print(printable(line), markup=False)
 
 
 def show(trainer: pl.Trainer, *lines: str) -> None:
@@ -130,12 +131,12 @@ class PlainLines(_Progress):
 
     def __init__(self, epochs: EpochMetrics) -> None:
         super().__init__(epochs)
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
     def write(self, *lines: str) -> None:
         """Print lines."""
         for line in lines:
-            self.console.print(line, markup=False)
+            self.console.print(printable(line), markup=False)
 
     def disable(self) -> None:
         """Print nothing, on every process but the first."""
@@ -152,13 +153,13 @@ class LiveBar(_Progress, RichProgressBar):
     def __init__(self, epochs: EpochMetrics) -> None:
         RichProgressBar.__init__(self, leave=False, console_kwargs={"stderr": True})
         self.epochs = epochs
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
     def write(self, *lines: str) -> None:
         """Print lines, above the bar while there is one."""
         console = self.console if self.progress is None else self.progress.console
         for line in lines:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     def _init_progress(self, trainer: pl.Trainer) -> None:
         super()._init_progress(trainer)
@@ -187,7 +188,7 @@ class NotebookOutput(_Progress):
 
     def write(self, *lines: str) -> None:
         """Add lines to the output."""
-        self._lines += lines
+        self._lines += map(printable, lines)
         self._refresh()
 
     def _refresh(self, status: str = "") -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import save
 
 from autotimm.data.data_facts import content
 from autotimm.data.module import DataModule
-from autotimm.errors import ModelError, RunError
+from autotimm.errors import AutotimmError, ModelError, RunError
 from autotimm.records.atomic import atomic_path
 from autotimm.records.checkpoint_store import CheckpointStore
 from autotimm.records.digest import config_digest
@@ -163,7 +163,7 @@ def _claims(folder: RunFolder) -> str:
     """What the run may claim of its reproducibility, in one line."""
     levels: dict[str, list[str]] = {}
     for level, claim in Manifest.load(folder.manifest).levels.items():
-        levels.setdefault(claim.split()[0].rstrip(","), []).append(level)
+        levels.setdefault(claim.partition(" ")[0].rstrip(","), []).append(level)
     no = levels.pop("no", [])
     claims = [f"{' '.join(names)} {claim}" for claim, names in levels.items()]
     claims += [f"not {' '.join(no)}"] if no else []
@@ -187,7 +187,7 @@ def conclude(folder: RunFolder, status: str, steps: int) -> None:
         manifest = Manifest.load(folder.manifest)
         # From the file, since in a run with spawned processes another one has written it.
         ledger = read_ledger(folder.ledger)
-        metrics = {name: value.hex() for name, value in folder.results().get("best", {}).items()}
+        metrics = {name: float(value).hex() for name, value in folder.results().get("best", {}).items()}
         results = {"status": status, "steps": steps, "ledger": ledger.last, "metrics": metrics}
         folder.write_manifest(replace(manifest, results=results, volatile=manifest.volatile | {"ended": timestamp()}))
 
@@ -227,7 +227,8 @@ def _last_metrics(trainer: Any) -> dict[str, float]:
 def ending(trainer: Any, *, resume: bool) -> Iterator[None]:
     """Open a run and train in this block; its folder is concluded and released at the end.
 
-    A run that fails before its first step leaves nothing: an empty folder would block a second attempt.
+    A run that fails before its first step has trained leaves nothing: an empty folder would block a second attempt. Of
+    one that fails later, the folder is kept and its manifest says so, as does the error.
     """
     folder = trainer.run_folder
     before, began = _stamp(folder), time.monotonic()
@@ -238,13 +239,32 @@ def ending(trainer: Any, *, resume: bool) -> Iterator[None]:
         if folder.opened and trainer.shows_progress and trainer.listener is None:
             show(trainer, *summary(folder, trainer, time.monotonic() - began, resumed=resume))
     except BaseException as error:
-        if folder.opened and not resume and folder.unused_after(error):
+        failure = _failure(folder, error)
+        if folder.opened and not resume and folder.unused_after(failure, trainer.global_step):
             folder.close_unused()
-        if _stamp(folder) != before:  # else the manifest is that of an earlier fit, which may have finished
-            _conclude(trainer, "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed")
-        raise
+        if _stamp(folder) not in (before, None):  # else the manifest is that of an earlier fit, which may have finished
+            interrupted = isinstance(failure, (KeyboardInterrupt, SystemExit))
+            _conclude(trainer, "interrupted" if interrupted else "failed")
+            if isinstance(failure, RunError) and folder.opened:
+                failure.args = (f"{failure} The run folder {folder.path} is kept, and marked as failed.",)
+        if failure is error:
+            raise
+        raise failure from error
     finally:
         folder.release()
+
+
+def _failure(folder: RunFolder, error: BaseException) -> BaseException:
+    """The error itself, or one of ours for a run folder in which nothing can be written any more."""
+    if folder.gone and isinstance(error, (AutotimmError, OSError)):
+        return RunError(
+            f"The run folder {folder.path} was removed or renamed while the run was training. Train again, and leave "
+            "the folder where it is until the run has finished."
+        )
+    if folder.opened and isinstance(error, OSError) and folder.holds(error.filename):
+        place = error.filename2 or error.filename
+        return RunError(f"{place} must be writable. It is not ({error.strerror}). Remove what is in the way.")
+    return error
 
 
 def _stamp(folder: RunFolder) -> tuple[int, int] | None:

@@ -7,9 +7,9 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar, get_args, get_type_hints
 
 import pytorch_lightning as pl
 import torch
@@ -22,7 +22,7 @@ from typing_extensions import Unpack
 
 from autotimm.data.loader import KeyedLoader
 from autotimm.data.module import DataModule
-from autotimm.errors import UsageError, is_whole, refuse_unknown, require, require_flags
+from autotimm.errors import UsageError, is_whole, refuse_unknown, require, require_flags, sentence
 from autotimm.metrics import choose_monitor
 from autotimm.records.checkpoint_store import check_keep
 from autotimm.records.ledger import Line
@@ -100,6 +100,13 @@ class TrainerOptions(TypedDict, total=False):
     default_root_dir: str | Path | None
     enable_autolog_hparams: bool
     model_registry: str | None
+
+
+@cache
+def _may_be_none() -> set[str]:
+    """The arguments of Lightning's trainer for which it takes ``None``; of others it fails in the middle of a run."""
+    hints = get_type_hints(TrainerOptions)
+    return {name for name, hint in hints.items() if hint is Any or type(None) in get_args(hint)}
 
 
 class AutoTrainer(pl.Trainer):
@@ -186,6 +193,8 @@ class AutoTrainer(pl.Trainer):
             kwargs.setdefault("enable_model_summary", False)
         unknown = [name for name in kwargs if name not in inspect.signature(pl.Trainer).parameters]
         refuse_unknown(unknown, "AutoTrainer", inspect.signature(AutoTrainer).parameters)
+        for name in (name for name, value in kwargs.items() if value is None and name not in _may_be_none()):
+            raise UsageError(sentence(name, "AutoTrainer", "a value", None, "Leave it out for Lightning's default."))
         # Lightning sets switches when it is constructed; here they are set while the trainer runs, and restored.
         with quiet(), preserve_switches(), clear_misuse():
             # Unwrapped: Lightning would read PL_AUTOTRAINER_* again, and pass on those that are ours alone.
@@ -232,7 +241,7 @@ class AutoTrainer(pl.Trainer):
             if isinstance(model, Task) and isinstance(data, DataModule):
                 model.check_data(data.spec)  # before there is a folder, which would block a second attempt
             checkpoint = resume_from(self, ckpt_path)
-            with ending(self, resume=ckpt_path is not None):
+            with ending(self, resume=ckpt_path is not None), clear_failures():  # the run's end must know the error
                 self._open(model, data, resume=ckpt_path is not None)
                 super().fit(model, train_dataloaders, val_dataloaders, datamodule, checkpoint, weights_only)
 

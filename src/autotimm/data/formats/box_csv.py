@@ -110,10 +110,10 @@ def _columns(path: Path) -> tuple[dict[str, str], str]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             header = file.readline()
-    except (OSError, UnicodeDecodeError):
+        delimiter = max(",;\t", key=header.count)
+        cells = next(csv.reader([header], delimiter=delimiter), [])
+    except (OSError, UnicodeDecodeError, csv.Error):
         return {}, ","
-    delimiter = max(",;\t", key=header.count)
-    cells = next(csv.reader([header], delimiter=delimiter), [])
     lower = {cell.strip().lower(): cell for cell in reversed(cells)}
     usual = (_COLUMNS | _SIZE_COLUMNS).items()
     return {key: lower[name] for key, names in usual for name in reversed(names) if name in lower}, delimiter
@@ -123,8 +123,11 @@ def _records(path: Path, listing: Listing, split: str, report: Report) -> list[I
     columns, delimiter = _columns(path)
     if missing := [_COLUMNS[key][0] for key in _COLUMNS if key not in columns]:
         raise DataError(f"{path} has no column for {join_names(missing)}. Name them so in the header.")
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        rows = [row for row in csv.DictReader(file, delimiter=delimiter) if (row[columns["image"]] or "").strip()]
+    try:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            rows = [row for row in csv.DictReader(file, delimiter=delimiter) if (row[columns["image"]] or "").strip()]
+    except csv.Error as error:
+        raise DataError(f"{path} is not a table: {error}. Check quotes and line ends.") from error
     root, names = listing.base, [_cell(row, columns["image"]) for row in rows]
     finder = ImageFinder(listing, path, split, list(dict.fromkeys(names)))
     objects: dict[str, list[ObjectRecord]] = {}

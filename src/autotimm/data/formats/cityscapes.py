@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from autotimm.data.annotations.masks import IGNORED, MaskCode
@@ -57,7 +58,7 @@ class Cityscapes(Format):
         kind = "labelTrainIds" if has_train_ids else "labelIds"
         pairs = []
         for folder in listing.folders(root / _IMAGES):
-            labelled = listing.images_below(folder) if (root / _MASKS / folder.name).is_dir() else []
+            labelled = listing.images_below(folder) if os.path.isdir(root / _MASKS / folder.name) else []
             for image in (file.path for file in labelled):
                 stem = image.stem.removesuffix("_leftImg8bit")
                 mask = root / _MASKS / image.parent.relative_to(root / _IMAGES) / f"{stem}_gtFine_{kind}.png"
@@ -90,7 +91,7 @@ def read_cityscapes(folder: Path, notices: list[str], *, masks: bool = False, st
 
 
 def _is_cityscapes(root: Path) -> bool:
-    return (root / _IMAGES).is_dir() and (root / _MASKS).is_dir()
+    return os.path.isdir(root / _IMAGES) and os.path.isdir(root / _MASKS)
 
 
 def _reading(has_train_ids: bool) -> MaskReading:

@@ -165,7 +165,7 @@ def open_table(path: Path) -> CsvTable:
     Raises:
         DataError: If it is missing, or not a table.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"There is no file {path}. Check the path; relative paths start at {Path.cwd()}.")
     try:
         # utf-8-sig drops the byte order mark that spreadsheet programs write
@@ -265,7 +265,7 @@ class _Reader:
     def read(self, path: Path, split: str) -> ImageTable:
         table = open_table(path)
         image_dir = self.image_dir or path.parent
-        if not image_dir.is_dir():
+        if not os.path.isdir(image_dir):
             raise DataError(f"There is no image folder {image_dir}. Give `image_dir`.")
         column = table.column(self.image_column, IMAGE_NAMES, "image_column")
         columns, multi_label = self._label_columns(table)
@@ -275,7 +275,7 @@ class _Reader:
             image, id = _locate(table, row, column, base, image_dir)
             rows.append(_Labelled(image, id, _label(table, row, columns, multi_label), row.line))
         rows = _unique(table, rows, self.notices)
-        if not any(row.path.exists() for row in rows):
+        if not any(os.path.exists(row.path) for row in rows):
             raise table.error(
                 f"none of its {len(rows)} files is in {image_dir}, for example {rows[0].id}. Give `image_dir`."
             )

@@ -48,8 +48,8 @@ class ClassFolders(Format):
     def read(self, listing: Listing, notices: list[str], options: ReadOptions) -> dict[str, ImageTable]:
         """Read the folders; see the base class."""
         root = listing.path
-        if not root.is_dir():
-            what = "It is a file" if root.exists() else f"There is none; relative paths start at {Path.cwd()}"
+        if not os.path.isdir(root):
+            what = "It is a file" if os.path.exists(root) else f"There is none; relative paths start at {Path.cwd()}"
             raise DataError(f"{root} must be a folder of images. {what}. Check the path.")
         root = _descend(listing, notices)
         splits = _split_folders(listing, root, notices)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any, NamedTuple
 from autotimm.data.annotations.masks import IGNORED, MaskCode, color_key
 from autotimm.data.formats.listing import Listing
 from autotimm.errors import DataError, join_names
+from autotimm.records.csv_cells import true_cell
 
 __all__ = ["ClassRow", "ClassTable", "class_table", "find_class_table"]
 
@@ -72,7 +75,7 @@ def find_class_table(listing: Listing) -> ClassTable | None:
     """
     folders = [listing.root, *listing.folders(listing.root)]
     for name in _FILES:
-        tables = [class_table(folder / name) for folder in folders if (folder / name).is_file()]
+        tables = [class_table(folder / name) for folder in folders if os.path.isfile(folder / name)]
         if different := [table.source for table in tables if table.rows != tables[0].rows]:
             raise DataError(f"{tables[0].source} and {different[0]} disagree on the classes. Make them equal.")
         if tables:
@@ -95,13 +98,13 @@ def class_table(source: Path | Mapping[str, Any]) -> ClassTable:
     try:
         content = source.read_bytes().decode("utf-8-sig")
         if source.suffix.lower() == ".csv":
-            rows = _from_csv(content.splitlines())
+            rows = _from_csv(content)
         else:
             rows = _from_json(json.loads(content)) if source.suffix.lower() == ".json" else _from_text(content)
         return _table(rows, str(source))
     except OSError as error:
         raise DataError(f"{source} cannot be read: {error.strerror}. Check the path.") from error
-    except (ValueError, TypeError, LookupError) as error:
+    except (ValueError, TypeError, LookupError, RecursionError, csv.Error) as error:
         raise DataError(f"{source} is not a class table: {error}. See the page on data formats.") from error
 
 
@@ -121,8 +124,9 @@ def _table(rows: Iterable[ClassRow], source: str) -> ClassTable:
     return ClassTable(tuple(listed), source)
 
 
-def _from_csv(lines: Sequence[str]) -> Iterable[ClassRow]:
-    rows = [[cell.strip() for cell in row] for row in csv.reader(lines, skipinitialspace=True) if any(row)]
+def _from_csv(content: str) -> Iterable[ClassRow]:
+    lines = csv.reader(io.StringIO(content, newline=""), skipinitialspace=True)
+    rows = [[cell.strip() for cell in row] for row in lines if any(row)]
     header = [cell.lower() for cell in rows[0]]
 
     def column(names: Sequence[str]) -> int | None:
@@ -134,7 +138,7 @@ def _from_csv(lines: Sequence[str]) -> Iterable[ClassRow]:
         raise ValueError(f"no column is named one of {join_names(list(_NAME_COLUMNS))}")
     for row in rows[1:]:
         color = None if None in rgb else color_key(*(_byte(row[at]) for at in rgb if at is not None))
-        yield ClassRow(row[name], None if value is None else int(row[value]), color)
+        yield ClassRow(true_cell(row[name]), None if value is None else int(row[value]), color)
 
 
 def _from_text(content: str) -> Iterable[ClassRow]:

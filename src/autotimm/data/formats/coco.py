@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import mmap
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -307,7 +308,7 @@ class ImageFinder:
         wanted = self._split or split
 
         def fitness(folder: Path) -> tuple[bool, int]:
-            hits = sum((folder / tail).is_file() for tail in tails[:20])
+            hits = sum(os.path.isfile(folder / tail) for tail in tails[:20])
             return hits > 0 and wanted in self._splits_in(folder), hits
 
         candidates = [folder for folder in folders if self._split is None or self._may_hold(folder, self._split)]
@@ -317,7 +318,7 @@ class ImageFinder:
         """The file of that name; where it should be if there is none."""
         tail = PurePosixPath(_safe_path(name))
         path = self._base / tail
-        if path.is_file() or self._uses[tail.name] > 1:
+        if os.path.isfile(path) or self._uses[tail.name] > 1:
             return path
         if self._images_by_name is None:
             self._images_by_name = self._list_images()

@@ -6,6 +6,7 @@ the names of a few files; and which split a sample belongs to, by lists of files
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -139,7 +140,7 @@ def read_lists(folder: Path) -> dict[str, list[str]]:
     """The lines of ``train.txt``, ``val.txt`` and ``test.txt``, if ``train.txt`` or ``trainval.txt`` is there."""
     lists: dict[str, list[str]] = {}
     for split, stems in _LIST_STEMS.items():
-        file = next((folder / f"{stem}.txt" for stem in stems if (folder / f"{stem}.txt").is_file()), None)
+        file = next((folder / f"{stem}.txt" for stem in stems if os.path.isfile(folder / f"{stem}.txt")), None)
         if file is not None:
             # The bytes of names that are not UTF-8 come back as os.scandir gives them.
             lines = file.read_bytes().decode("utf-8-sig", "surrogateescape").splitlines()

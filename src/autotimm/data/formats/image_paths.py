@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from autotimm.data.file_facts import scan
 from autotimm.data.formats.listing import ListedFile, Listing, text
 from autotimm.data.table import ImageTable, Subset, Table
+from autotimm.data.table_checks import strange_ranges
 from autotimm.errors import DataError, join_names
 
 __all__ = ["read_paths"]
@@ -32,14 +34,17 @@ def read_paths(
     """
     if isinstance(paths, (str, Path)):
         path = Path(paths)
-        files = _images_in(path, "", notices) if path.is_dir() else [_image(path, text(path.name))]
+        files = _images_in(path, "", notices) if os.path.isdir(path) else [_image(path, text(path.name))]
     else:
         files = [file for path in map(Path, paths) for file in _images_at(path, notices)]
     unique = {file.name: file for file in files}
     if len(unique) < len(files):
         notices.append(f"{len(files) - len(unique)} images were listed twice and are predicted once.")
     table = ImageTable([file.path for file in unique.values()], list(unique))
-    problems = {str(problem.path): problem.reason for problem in scan(table.files(), progress)}
+    ranges: dict[Path, str] = {}
+    problems = {str(problem.path): problem.reason for problem in scan(table.files(), progress, ranges)}
+    named = zip(table.ids, table.files(), strict=True)
+    notices += strange_ranges({name: ranges[file] for name, file in named if file in ranges}, len(table))
     unreadable = [f"{path} ({problems[path]})" for path in table.paths if path in problems]
     if not len(table):
         raise DataError("No images to predict were given. Give an image or a folder.")
@@ -54,7 +59,7 @@ def read_paths(
 
 def _images_at(path: Path, notices: list[str]) -> list[ListedFile]:
     name = text(path.as_posix())
-    return _images_in(path, f"{name}/", notices) if path.is_dir() else [_image(path, name)]
+    return _images_in(path, f"{name}/", notices) if os.path.isdir(path) else [_image(path, name)]
 
 
 def _images_in(folder: Path, prefix: str, notices: list[str]) -> list[ListedFile]:
@@ -66,6 +71,6 @@ def _images_in(folder: Path, prefix: str, notices: list[str]) -> list[ListedFile
 
 
 def _image(path: Path, name: str) -> ListedFile:
-    if not path.exists():
+    if not os.path.exists(path):
         raise DataError(f"There is no file or folder {path}. Check the path; relative paths start at {Path.cwd()}.")
     return ListedFile(path, name)

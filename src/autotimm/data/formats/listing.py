@@ -32,7 +32,10 @@ _SPLIT_WORDS = {
 
 def text(name: str) -> str:
     r"""A file name as valid text: bytes that are not UTF-8, which Linux allows, become ``\xff`` escapes."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    try:
+        return os.fsencode(name).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a surrogate pair, in an annotation: no file has such a name
+        return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def relative(path: Path, root: Path) -> str:
@@ -110,7 +113,7 @@ class Listing:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.file = self.path if self.path.is_file() else None
+        self.file = self.path if os.path.isfile(self.path) else None
         self._contents: dict[str, _Contents] = {}
         self._images: dict[Path, list[ListedFile]] = {}
 
@@ -124,7 +127,7 @@ class Listing:
         Raises:
             DataError: If ``path`` is not a folder.
         """
-        if not self.path.is_dir():
+        if not os.path.isdir(self.path):
             raise DataError(f"There is no folder {self.path}. Check the path; relative paths start at {Path.cwd()}.")
         root, entered = self.path, set[str]()
         while (real := os.path.realpath(root)) not in entered:

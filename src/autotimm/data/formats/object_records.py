@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -110,7 +111,7 @@ def object_tables(
 
 
 def _is_usable(image: ImageRecord, size: tuple[int, int] | None, report: Report) -> bool:
-    if not image.path.is_file():
+    if not os.path.isfile(image.path):
         report.add("missing images", "left out", image.id)
         return False
     if size is not None and image.size is not None and image.size != size:

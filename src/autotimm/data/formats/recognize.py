@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -200,7 +201,7 @@ def read_spatial(
         UsageError: If there is no such format.
     """
     path, task = Path(path).expanduser(), _TASK_OF_KIND[kind]
-    if not path.exists():
+    if not os.path.exists(path):
         raise DataError(f"{path} must be a folder of data. It does not exist. Check the path.")
     if "." in format:
         tables: dict[str, Table] = import_named(format, READER)(path, notices)

@@ -70,7 +70,7 @@ class Yolo(Format):
         splits = {split: records for split, records in splits.items() if records}
         if "train" not in splits:
             raise DataError(f"{data.path}: `train` leads to no image: {data.content['train']!r}. Correct it.")
-        first = next((image for image in splits["train"] if image.path.is_file()), None)
+        first = next((image for image in splits["train"] if os.path.isfile(image.path)), None)
         if first is not None and not any(_label_file(image.path) for image in splits["train"]):
             places = " or ".join(relative(place, data.root) for place in _label_places(first.path))
             raise DataError(f"{data.path}: no training image has a label file. For {first.id} it would be {places}.")
@@ -130,7 +130,7 @@ class _DataYaml:
         # The corners of a pose follow the box and are not a polygon.
         self.has_points = "kpt_shape" in content
         stated = Path(str(content.get("path") or "."))
-        self._base = next((base for base in (path.parent / stated, path.parent) if base.is_dir()), path.parent)
+        self._base = next((base for base in (path.parent / stated, path.parent) if os.path.isdir(base)), path.parent)
         self.root = Path(os.path.normpath(self._base))
 
     def images(self, split: str, report: Report | None = None) -> list[Path]:
@@ -150,9 +150,9 @@ class _DataYaml:
 
     def _expand(self, entry: str, split: str) -> list[Path]:
         place = _find_place(entry, (self._base, self.path.parent), split)
-        if place.is_dir():
+        if os.path.isdir(place):
             return [image.path for image in self._listing.images_below(place)]
-        if place.suffix.lower() == ".txt" and place.is_file():
+        if place.suffix.lower() == ".txt" and os.path.isfile(place):
             return _images_in_list(place, self._base, split)
         return [place] if is_image_name(place.name) else []
 
@@ -204,7 +204,7 @@ def _find_place(entry: str, bases: Sequence[Path], split: str) -> Path:
     Roboflow writes ``../train/images`` beside ``train/``, others ``/content/data/train/images`` or ``train\images``.
     """
     places = [base / spelling for spelling in _spellings(entry, split) for base in bases]
-    return next((Path(os.path.normpath(place)) for place in places if place.exists()), places[0])
+    return next((Path(os.path.normpath(place)) for place in places if os.path.exists(place)), places[0])
 
 
 def _images_in_list(file: Path, root: Path, split: str) -> list[Path]:
@@ -218,13 +218,13 @@ def _images_in_list(file: Path, root: Path, split: str) -> list[Path]:
         dict.fromkeys(line for line in map(str.strip, content.splitlines()) if is_image_name(_posix(line).name))
     )
     written = [file.parent / line if line.startswith("./") else root / line for line in lines]
-    if not any(path.is_file() for path in written):
+    if not any(os.path.isfile(path) for path in written):
         spellings = [_spellings(line, split) for line in lines]
         for number in range(1, max(map(len, spellings), default=0)):
             for base in (root, file.parent):
                 paths = [base / ways[min(number, len(ways) - 1)] for ways in spellings]
                 # Lines that become equal have lost what tells them apart.
-                if any(path.is_file() for path in paths) and len(set(paths)) == len(paths):
+                if any(os.path.isfile(path) for path in paths) and len(set(paths)) == len(paths):
                     return paths
     return [Path(os.path.normpath(path)) for path in written]
 
@@ -258,7 +258,7 @@ def _label_places(image: Path) -> list[Path]:
 
 
 def _label_file(image: Path) -> Path | None:
-    return next((path for path in _label_places(image) if path.is_file()), None)
+    return next((path for path in _label_places(image) if os.path.isfile(path)), None)
 
 
 def _label_lines(path: Path) -> list[str]:
@@ -281,10 +281,10 @@ def _missing_yaml(listing: Listing) -> str:
         return ""
     image, label = min(labelled, key=lambda pair: split_of(pair[0].name) != "train")
     folder = image.name.rpartition("/")[0] or "."
-    train = "train.txt" if (root / "train.txt").is_file() else folder
+    train = "train.txt" if os.path.isfile(root / "train.txt") else folder
     files = [place / name for place in (root, label.parent) for name in ("classes.txt", "obj.names")]
     names = next(
-        (_label_lines(path) for path in files if path.is_file()), ["name of class 0", "name of class 1", "..."]
+        (_label_lines(path) for path in files if os.path.isfile(path)), ["name of class 0", "name of class 1", "..."]
     )
     return (
         f"There are YOLO labels ({relative(label, root)}), and no YAML file names the classes and the images: "

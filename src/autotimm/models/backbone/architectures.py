@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from huggingface_hub.errors import HFValidationError
 from timm.models import get_deprecated_models, get_pretrained_cfg, is_model
 
 from autotimm.errors import ModelError, WeightsError, nearest
@@ -142,7 +143,12 @@ def _registered(name: str) -> str:
 
 def _from_hub(name: str) -> Architecture:
     repo = name.partition(":")[2]
-    path = cached_file(repo, [_CONFIG])
+    try:
+        path = cached_file(repo, [_CONFIG])
+    except HFValidationError:
+        raise ModelError(
+            f"The `backbone` {name!r} must name a hub repository, as in hf-hub:owner/name. It does not. Check the name."
+        ) from None
     if path is None:
         if reason := hub_state():
             raise ModelError(

@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,8 +74,9 @@ class Weights:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Weights:
-        """Create an object from the result of :meth:`as_dict`."""
-        return cls(**data)
+        """Create an object from the result of :meth:`as_dict`; fields of a later version are left out."""
+        known = [name for name in ("source", "sha256", "note", "architecture") if name in data]
+        return cls(**{name: data[name] for name in known})
 
 
 class _Record(NamedTuple):
@@ -133,7 +134,7 @@ def resolve_weights(
         'weights: random (pretrained is off)'
     """
     if (record := _RECORDED.get()) is not None:
-        if not record.file_needed:
+        if not record.file_needed or (record.weights.recorded == RANDOM and expected_sha256 in (None, RANDOM)):
             return record.weights
         expected_sha256 = expected_sha256 or record.weights.recorded
     valid = isinstance(pretrained, (bool, str, os.PathLike, type(None)))
@@ -160,6 +161,8 @@ def resolve_weights(
             f"The weights of {backbone} must have the recorded sha256 {expected_sha256}. {path.name} has {digest}. "
             "Give the path of the original file as `pretrained`."
         )
+    if record is not None and digest == record.weights.sha256:
+        return replace(record.weights, file=str(path))  # a run that starts over has the record of one that did not
     origin = path.name if source == "file" else _location(architecture)
     return Weights(source, digest, str(path), f"weights: {origin} ({source}, sha256 {digest[:12]})", hub_architecture)
 
@@ -177,7 +180,7 @@ def _reason(error: WeightsError) -> str:
 
 
 def _check_file(path: Path) -> Path:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise WeightsError(f"There is no weights file {path}. Check the path, or leave `pretrained` out.")
     if path.suffix not in SUFFIXES:
         raise WeightsError(

@@ -7,8 +7,6 @@ never interrupted. And a monitored value that is never logged would make every e
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +21,7 @@ from torchmetrics import Metric
 
 from autotimm.errors import nearest, require
 from autotimm.records.atomic import write_text
+from autotimm.records.csv_cells import csv_text, safe_cell
 from autotimm.tasks import Task
 
 __all__ = ["EpochMetrics", "MetricsTable", "Unfinished", "Watched", "logged_in_step"]
@@ -231,8 +230,5 @@ class MetricsTable(Callback):
         if self.path is None or not trainer.is_global_zero or not (self.rows or self.path.exists()):
             return
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_text(self.path, text.getvalue())
+        rows = ([row.get(name, "") for name in columns] for row in self.rows)
+        write_text(self.path, csv_text([[*map(safe_cell, columns)], *rows]))

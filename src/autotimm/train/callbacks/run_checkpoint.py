@@ -316,6 +316,8 @@ class RunCheckpoint(Checkpoint):
 
     def _save(self, trainer: pl.Trainer, name: str, best: bool = False) -> None:
         store = self.store
+        if trainer.is_global_zero and not store.folder.is_dir():  # it would be made again, with this checkpoint alone
+            raise RunError(f"The checkpoint {store.folder / name} could not be written: there is no such folder.")
         # Every process takes part in saving, but only process 0 writes.
         with store.writing(name) if trainer.is_global_zero else nullcontext(store.folder / name) as temporary:
             try:
