@@ -164,7 +164,8 @@ STRANGE = [
     "\ud800", "\udce9",
     "-1", "0", "1e308", "1e-300", "nan", "-inf", "1" * 30, "1.5", "true", "none", "auto", "null", "[]", "{}", "1,2",
     "init=1", "a=b", "os.system", "torch.nn.L1Loss", "%s%n", "~", "~nobody/x", "$HOME", "\n", "*",
-    "shapes", "shapes/labels.csv", "runs/finished", "10min", "hf-hub:", "hf-hub:a/b", "resnet18.nope", "cross_entropy", "sgd",
+    "shapes", "shapes/labels.csv", "runs/finished", "10min",
+    "hf-hub:", "hf-hub:a/b", "resnet18.nope", "cross_entropy", "sgd",
 ]  # fmt: skip
 RIGHT: dict[str, list[str]] = {
     "optimizer": ["sgd", "adamw", "lion", "torch.optim.SGD"],
@@ -460,8 +461,8 @@ def test_images(world: World, seed: int) -> None:
 
 
 HOSTILE = [
-    "../../../etc/passwd", "/etc/passwd", "C:\\x.png", "a\0b.png", LONG + ".png", "", ".", "..", "\x1b[2J.png", "\ud800",
-    " ", "[red]x", "=cmd()", "p/" * 3000 + "x.png", "\n", "con.png", 7, 1e400, None,
+    "../../../etc/passwd", "/etc/passwd", "C:\\x.png", "a\0b.png", LONG + ".png", "", ".", "..",
+    "\x1b[2J.png", "\ud800",    " ", "[red]x", "=cmd()", "p/" * 3000 + "x.png", "\n", "con.png", 7, 1e400, None,
 ]  # fmt: skip
 
 

@@ -140,6 +140,20 @@ def test_no_control_characters_outside_a_terminal(capsys: pytest.CaptureFixture[
         (["demo", "photos"], "takes no arguments"),
         (["demo", "--epochs", "0"], "The `--epochs` of autotimm demo must be"),
         (["predict", "r", "p", "--fats"], "Did you mean '--fast'"),
+        (["fit", "a" * 256], "A name in it is longer than 255 bytes"),
+        (["fit", "a/" * 3000], "It is longer than 4095 bytes"),
+        (["fit", "a\0b"], "It contains a NUL character"),
+        (["fit", "a\ud800"], "It contains a half of a surrogate pair"),
+        (["verify", "a\0b"], "The `RUN` of autotimm verify must be a path"),
+        (["predict", "runs/a", "b", "c" * 300], "The `PATH` of autotimm predict must be a path"),
+        (["fit", "photos", "--out", "x" * 300], "The `--out` of autotimm fit must be a path"),
+        (["fit", "photos", "--config", "x" * 300], "cannot be read: File name too long"),
+        (["fit", "photos", "--lr", "1e308"], "torch computes with numbers from 1.2e-38 to 3.4e+38."),
+        (["fit", "photos", "--mixup-alpha", "1e-300"], "torch computes with numbers from 1.2e-38 to 3.4e+38."),
+        (["fit", "photos", "--batch-size", "1" * 30], "It is larger than 2,147,483,647."),
+        (["fit", "photos", "--loss", ".."], "must be a name, or an import path such as my_package.Mine. Got '..'"),
+        (["fit", "photos", "--optimizer", "a b"], "must be a name, or an import path"),
+        (["fit", "photos", "--arch", "a/b"], "must be a name, or an import path"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -252,3 +266,9 @@ def test_closed_pipe_is_no_error():
     )
     assert done.stdout.splitlines()[-1] == "0"
     assert done.stderr == ""
+
+
+def test_names_cannot_steer_a_terminal_or_fake_a_line(capsys: pytest.CaptureFixture[str]):
+    assert main(["\x1b[2Jfit\nverdict: identical"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: autotimm has no verb '\\x1b[2Jfit\n  verdict: identical'.")

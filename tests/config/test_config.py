@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 import sys
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ from textwrap import indent
 import pytest
 
 from autotimm.config import COMMAND_LINE, FitConfig, defaults, options, read_yaml, write_scalar
-from autotimm.config.value_types import Flag, Number, Text, Whole
+from autotimm.config.value_types import Flag, Name, Number, Text, Whole
 from autotimm.errors import UsageError
 
 
@@ -357,7 +358,7 @@ def test_written_configurations_read_back(tmp_path: Path):
             "seed": None,
             "train_csv": "~x: y",
             "label_column": ["a b", "c,d"],
-            "loss": "a\nb",
+            "monitor": "a\nb",
         },
     ).resolved({"optimizer": "adamw"}, "recipe: CNN")
     text = config.to_yaml()
@@ -403,3 +404,25 @@ def test_numbers_of_other_libraries_are_numbers():
     config = FitConfig.from_options("photos", {"epochs": numpy.int64(3), "lr": numpy.float32(0.5)})
     assert (config.epochs, config.lr) == (3, 0.5)
     assert (type(config.epochs), type(config.lr)) == (int, float)
+
+
+@pytest.mark.parametrize("value", [1e39, 1e-39, -1e308, "1e400", 10**400, 5e-324])
+def test_numbers_that_32_bit_floats_cannot_hold_are_refused(value: object):
+    with pytest.raises(ValueError):  # noqa: PT011  # the caller words it
+        Number(-math.inf).read(value)
+
+
+@pytest.mark.parametrize("value", [0, 0.0, 3.4e38, 1.2e-38, "1e-3"])
+def test_all_others_are_numbers(value: object):
+    assert Number().read(value) == float(value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["adamw", "my_losses.Focal", "lookahead_adamw", "faster_rcnn", "a.b.c", "two-words"])
+def test_names_and_import_paths(name: str):
+    assert Name().read(name) == name
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".a", "a.", "a..b", "a b", "a/b", "1a", "a.1", "a\n", "-a", None, 3])
+def test_what_is_no_import_path(name: object):
+    with pytest.raises(ValueError):  # noqa: PT011  # the caller words it
+        Name().read(name)

@@ -1,5 +1,7 @@
 """What was predicted as files: names, tables, COCO, label images, and that nothing is written over."""
 
+import csv
+import io
 import json
 from io import BytesIO
 from pathlib import Path
@@ -11,8 +13,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from autotimm.data.formats.class_tables import class_table
 from autotimm.data.formats.recognize import read_spatial
 from autotimm.errors import UsageError
+from autotimm.records.csv_cells import true_cell
 from autotimm.runs.output_paths import require_new_file, require_new_folder
 from autotimm.runs.prediction_files import (
     as_csv,
@@ -196,3 +200,24 @@ class TestPlaces:
 def test_json_is_one_that_others_read(tmp_path: Path):
     write_json(tmp_path / "x.json", {"name": "é", "values": [0.5]})
     assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"name": "é", "values": [0.5]}
+
+
+class TestFormulas:
+    """Names that a spreadsheet would take for formulas."""
+
+    HOSTILE = ("=cmd|' /C calc'!A0", "+1, or more", "-", "@SUM(A1)", "'=quoted", "plain")
+
+    def test_no_cell_of_a_table_is_one(self):
+        scores = {name: 1 / len(self.HOSTILE) for name in self.HOSTILE}
+        table = as_csv([Prediction("=1.png", ("-",), scores), Prediction("a\rb.png", ("plain",), scores)])
+        rows = [*csv.reader(io.StringIO(table, newline=""))]
+        assert not [cell for row in rows for cell in row if cell[:1] in ("=", "+", "-", "@", "\t", "\r")]
+        assert [true_cell(cell) for cell in rows[0][3:]] == [*self.HOSTILE]
+        assert [true_cell(row[0]) for row in rows[1:]] == ["=1.png", "a\rb.png"]
+        assert true_cell(rows[1][1]) == "-"
+
+    def test_our_own_reader_takes_the_true_names(self, tmp_path: Path):
+        write_labels(tmp_path / "labels", [pixels("a.png")], self.HOSTILE)
+        text = (tmp_path / "labels" / "_classes.csv").read_text()
+        assert text.splitlines()[1] == "0, '=cmd|' /C calc'!A0"
+        assert class_table(tmp_path / "labels" / "_classes.csv").names == self.HOSTILE

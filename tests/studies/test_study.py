@@ -126,7 +126,11 @@ def test_killed_study_is_resumed(toy_folder, tmp_path):
 
 def test_failed_run_is_named(toy_folder, tmp_path):
     options = {**OPTIONS, "loss": "no.such.loss"}
-    with pytest.raises(RunError, match=r"The run seed-42 of the study failed: .*no\.such.* is in .*seed-42\.log"):
+    with pytest.raises(UsageError, match=r"The run seed-42 of the study failed: .*no\.such"):
+        autotimm.study(toy_folder, seeds=2, jobs=1, out=tmp_path, **options)
+    options = {**OPTIONS, "lr": 1e30, "clip": 0, "warmup_epochs": 0, "schedule": "constant", "epochs": 3}
+    message = r"The run seed-42 of the study failed: The loss must be a finite number.* Its output is in .*logs\. Repeat"
+    with pytest.raises(RunError, match=message):
         autotimm.study(toy_folder, seeds=2, jobs=1, out=tmp_path, **options)
 
 
@@ -186,3 +190,18 @@ def test_mistakes_on_the_command_line(tmp_path, capsys):
 def test_with_ray(finished_study, toy_folder, tmp_path):
     on_ray = autotimm.study(toy_folder, seeds=[42, 44], launcher="ray", out=tmp_path, **OPTIONS)
     assert on_ray.results.summaries["a"] == finished_study.results.summaries["a"]
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "code"),
+    [("nope", {}, 3), (None, {"backbone": "resnett18"}, 4), (None, {"monitor": "val/nothing"}, 2)],
+    ids=["data", "backbone", "monitor"],
+)
+def test_a_study_that_cannot_train_leaves_nothing(toy_folder, tmp_path, capfd, path, options, code):
+    place = path or str(toy_folder)
+    command = ["study", place, "--seeds", "2", "--out", str(tmp_path / "studies"), *words(**{**OPTIONS, **options})]
+    assert main(command) == code
+    shown = capfd.readouterr().err
+    assert "Traceback" not in shown
+    assert shown.splitlines()[-1].startswith("error: ")
+    assert not (tmp_path / "studies").exists()

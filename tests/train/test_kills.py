@@ -156,3 +156,26 @@ def test_one_writer(photos, tmp_path):
         assert (folder / "manifest.json").read_bytes() == before
     process.communicate(timeout=120)
     assert process.returncode == 0
+
+
+def test_a_run_killed_before_its_first_checkpoint_has_the_same_manifest(photos, tmp_path):
+    """It starts over, and must not show in the record that it does."""
+    words = [word if word != "3" else "1000" for word in FIT]
+    process = start("fit", photos, *words, "--epochs", "1", "--name", "whole", cwd=tmp_path)
+    process.communicate(timeout=300)
+    assert process.returncode == 0
+    process = start("fit", photos, *words, "--epochs", "1", "--name", "killed", cwd=tmp_path)
+    folder = tmp_path / "runs" / "killed"
+    while process.poll() is None and not (folder / "manifest.json").exists():
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=120)
+    assert not [*folder.glob("checkpoints/*.ckpt")]
+    (folder / ".manifest.json.4711.tmp").touch()
+    assert "it starts over" in finish(folder, tmp_path)
+    whole, killed = (
+        json.loads((tmp_path / "runs" / name / "manifest.json").read_text()) for name in ("whole", "killed")
+    )
+    assert killed["digest"] == whole["digest"]
+    assert not [*folder.rglob(".*.tmp")]
+    same(folder, tmp_path / "runs" / "whole")

@@ -464,3 +464,23 @@ def test_ambiguous_files_are_refused(write: Callable[..., Path], tmp_path: Path)
         read(tmp_path / "empty")
     with pytest.raises(DataError, match="There is no folder"):
         read(tmp_path / "nowhere")
+
+
+HOSTILE = ["../../etc/passwd", "/etc/passwd", "C:\\x.png", "a\0b.png", "x" * 300 + ".png", "", ".", "..", "\x1b[2J.png",
+           "\ud800", " ", "p/" * 3000 + "x.png", "\n"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_names_of_images_are_missing_images(write: Callable[..., Path], name: str) -> None:
+    images = sheet()["images"]
+    images[1]["file_name"] = name
+    tables, notices = read(write(images=images))
+    assert len(tables["train"]) == 1
+    (line,) = [notice for notice in notices if "are not there" in notice or "missing" in notice]
+    assert not [character for character in line if ord(character) < 32]
+
+
+@pytest.mark.parametrize("name", ["\x1b[2J", "=cmd()", "a\0b", "\ud800", "x" * 5000, "[red]x[/red]"])
+def test_hostile_names_of_classes_are_names(write: Callable[..., Path], name: str) -> None:
+    tables, _ = read(write(categories=[{"id": 5, "name": name}, {"id": 90, "name": "ant"}]))
+    assert tables["train"].class_names == (name, "ant")
