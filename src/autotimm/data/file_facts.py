@@ -19,13 +19,12 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import PIL
-from PIL import Image
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from autotimm.data.annotations.masks import MaskFacts, facts_of
 from autotimm.data.annotations.outlines import object_pixels
-from autotimm.data.image_io import BROKEN, read_rgb, reason
+from autotimm.data.image_io import BROKEN, decoded, needs_conversion, open_image, reason, row_strips, to_rgb
 from autotimm.records.digest import file_digest
 
 __all__ = ["FileFacts", "Problem", "Stamp", "file_digests", "image_sizes", "mask_facts", "object_bounds", "scan"]
@@ -236,12 +235,14 @@ def _tuples(part: Any) -> Any:
 
 
 def _decode(path: Path) -> bool:
-    read_rgb(path)
+    with decoded(path) as image:
+        for _, strip in row_strips(image) if needs_conversion(image) else ():
+            to_rgb(strip)  # in strips, since nobody needs the whole
     return True
 
 
 def _size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as image:
+    with open_image(path) as image:
         width, height = image.size
         # Pillow decodes a whole PNG to look for a tag behind its pixels, where none is written.
         may_have_tag = image.format != "PNG" or "exif" in image.info
