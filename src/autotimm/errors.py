@@ -40,6 +40,7 @@ __all__ = [
     "require_choice",
     "require_flags",
     "sentence",
+    "shortened",
 ]
 
 
@@ -92,10 +93,20 @@ def sentence(name: str, owner: str, must: str, got: object, do: str) -> str:
         name: The argument or field.
         owner: The class, function or file that it belongs to.
         must: What it must be, without the words "must be".
-        got: The invalid value; its ``repr`` is shown.
+        got: The invalid value; its ``repr`` is shown, or the beginning of a long one.
         do: What to do, as a sentence.
     """
-    return f"The `{name}` of {owner} must be {must}. Got {got!r} instead. {do}"
+    return f"The `{name}` of {owner} must be {must}. Got {shortened(repr(got))} instead. {do}"
+
+
+def shortened(text: str, limit: int = 300) -> str:
+    """The beginning of a text that is too long for a message.
+
+    Example:
+        >>> shortened("abcdef", 3)
+        'abc...'
+    """
+    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def missing_extra(what: str, extra: str) -> UsageError:
@@ -121,6 +132,8 @@ def nearest(word: str, options: Iterable[str], n: int = 3) -> str:
         >>> nearest("resnet81", ["resnet18", "vit_tiny"])
         "Did you mean 'resnet18'?"
     """
+    if len(word) > 200:  # no misspelt name, and the comparison takes the square of its length
+        return ""
     by_lower = {option.lower(): option for option in options}
     likeness = {option: _likeness(word, option) for option in by_lower.values()}
     best = max(likeness.values(), default=0.0)

@@ -26,6 +26,7 @@ from autotimm.data.annotations.masks import MaskFacts, facts_of
 from autotimm.data.annotations.outlines import object_pixels
 from autotimm.data.image_io import BROKEN, decoded, needs_conversion, open_image, reason, row_strips, to_rgb
 from autotimm.records.digest import file_digest
+from autotimm.serialization import parse_json
 
 __all__ = ["FileFacts", "Problem", "Stamp", "file_digests", "image_sizes", "mask_facts", "object_bounds", "scan"]
 
@@ -146,7 +147,7 @@ class FileFacts(Generic[_Result]):
             rows = connection.execute(
                 f"select * from facts where rules = ? and path in ({marks})", [self.rules, *paths]
             )
-            known |= {Stamp(*row[:width]): json.loads(row[-1]) for row in rows}
+            known |= {Stamp(*row[:width]): parse_json(row[-1]) for row in rows}
         return known
 
     def _insert(self, connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from autotimm.errors import ModelError, nearest, sentence
 from autotimm.records.atomic import write_text
 from autotimm.records.digest import config_digest
+from autotimm.serialization import json_problem, read_json
 
 __all__ = ["SCHEMA", "SECTIONS", "Manifest"]
 
@@ -145,14 +146,14 @@ def _plain(value: Any, where: str) -> Any:
 
 def _read(path: str | Path) -> dict[str, Any]:
     try:
-        content = _plain(json.loads(Path(path).read_bytes().decode()), "manifest")
+        content = _plain(read_json(Path(path)), "manifest")
     except OSError as error:
         why = error.strerror
         raise ModelError(
             f"The manifest {path} must be readable. It is not ({why}). Give the folder of a run."
         ) from None
-    except (ValueError, RecursionError) as error:  # ValueError: not JSON, or not UTF-8
-        why = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else "it is not text"
+    except ValueError as error:
+        why = json_problem(error)
         raise ModelError(f"The manifest {path} must be JSON. It is damaged ({why}). Use an intact copy.") from None
     if not isinstance(content, dict):
         raise ModelError(f"The manifest {path} must be a JSON object. It is something else. Use an intact copy.")

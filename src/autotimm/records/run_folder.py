@@ -29,9 +29,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from autotimm.errors import RunError, UsageError, sentence
+from autotimm.errors import ModelError, RunError, UsageError, sentence
 from autotimm.records.atomic import write_text
 from autotimm.records.sample_index import SampleIndex
+from autotimm.serialization import json_problem, read_json
 
 __all__ = ["PER_CLASS", "RunFolder", "read_results", "write_results"]
 
@@ -252,14 +253,36 @@ class RunFolder:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """The groups of metrics in a file; none if there is no file."""
-    groups: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """The groups of metrics in a file; none if there is no file.
+
+    Raises:
+        ModelError: If it is damaged.
+    """
+    if not path.exists():
+        return {}
+    try:
+        groups = read_json(path)
+        problem = "" if _are_groups(groups) else "it does not hold groups of metrics"
+    except OSError as error:
+        problem = f"it cannot be read: {error.strerror}"
+    except ValueError as error:
+        problem = json_problem(error)
+    if problem:
+        raise ModelError(
+            f"The file {path} must hold the metrics of the run. It is damaged ({problem}). Use an intact copy."
+        )
     if PER_CLASS in groups:
         groups[PER_CLASS] = {
             name: _replaced(row, lambda metric: nan if metric is None else metric)
             for name, row in groups[PER_CLASS].items()
         }
-    return groups
+    return dict(groups)
+
+
+def _are_groups(groups: object) -> bool:
+    if not isinstance(groups, dict) or not all(isinstance(group, dict) for group in groups.values()):
+        return False
+    return all(isinstance(row, dict) for row in groups.get(PER_CLASS, {}).values())
 
 
 def write_results(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:

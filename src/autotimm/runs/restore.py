@@ -19,7 +19,7 @@ from autotimm.config import (
 )
 from autotimm.data.inference_loaders import recorded_data
 from autotimm.data.module import DataModule
-from autotimm.errors import ModelError
+from autotimm.errors import ModelError, UsageError
 from autotimm.models.backbone.weights import Weights, as_recorded
 from autotimm.optim import Recipe
 from autotimm.records.manifest import Manifest
@@ -53,12 +53,15 @@ def read_config(folder: Path) -> FitConfig | dict[str, Any]:
     """The options of a run, or class paths and arguments if it was made from objects.
 
     Raises:
-        ModelError: If the folder has none.
+        ModelError: If the folder has none that can be read.
     """
     file = folder / "config.yaml"
     if not file.exists():
         raise ModelError(f"{folder} has no config.yaml. Give the run's folder rather than a checkpoint alone.")
-    values, nested = read_yaml(str(file))
+    try:
+        values, nested = read_yaml(str(file))
+    except UsageError as error:  # of the file, which is no argument here
+        raise ModelError(f"{str(error).partition('. ')[0]}. Use an intact copy of the run.") from None
     return values if nested else FitConfig.layered([("file config.yaml", values)])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 from autotimm.data.annotations.masks import IGNORED, MaskCode, color_key
 from autotimm.data.formats.listing import Listing
 from autotimm.errors import DataError, join_names
+from autotimm.serialization import parse_json
 
 __all__ = ["ClassRow", "ClassTable", "class_table", "find_class_table"]
 
@@ -97,7 +97,7 @@ def class_table(source: Path | Mapping[str, Any]) -> ClassTable:
         if source.suffix.lower() == ".csv":
             rows = _from_csv(content.splitlines())
         else:
-            rows = _from_json(json.loads(content)) if source.suffix.lower() == ".json" else _from_text(content)
+            rows = _from_json(parse_json(content)) if source.suffix.lower() == ".json" else _from_text(content)
         return _table(rows, str(source))
     except OSError as error:
         raise DataError(f"{source} cannot be read: {error.strerror}. Check the path.") from error
