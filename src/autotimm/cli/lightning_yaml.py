@@ -53,8 +53,8 @@ def build(nested: Mapping[str, object], file: str) -> tuple[Any, Any, Any]:
     """
     if _more_values(nested, _MOST_VALUES):
         raise UsageError(
-            f"The file {file} must have at most {_MOST_VALUES:,} values. It has more. Build the model, the data and the "
-            "trainer in Python, where lists may have any length."
+            f"The file {file} must have at most {_MOST_VALUES:,} values. It has more. Build the model, the data and "
+            "the trainer in Python, where lists may have any length."
         )
     parser = _RaisingParser(prog="autotimm fit", default_env=False)
     arguments: dict[str, list[str]] = {}

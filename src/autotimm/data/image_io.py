@@ -10,9 +10,9 @@ Images that are not plain 8-bit RGB are converted:
   above 1, as [0, 255] otherwise;
 - of an animation or a multi-page file the first frame is read; color profiles are ignored.
 
-A file may come from a stranger, and 300 KB of PNG can hold 150 million pixels. So images beyond Pillow's limit, by default
-89 million pixels, are refused; conversions work on strips of rows; and threads that decode at once share a budget of
-memory.
+A file may come from a stranger, and 300 KB of PNG can hold 150 million pixels. So images beyond Pillow's limit, by
+default 89 million pixels, are refused; conversions work on strips of rows; and threads that decode at once share a
+budget of memory.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def to_tensor(image: Image.Image) -> tv_tensors.Image:
     """
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for top, strip in row_strips(image):
-        pixels[top : top + strip.height] = strip
+        pixels[top : top + strip.height] = np.asarray(strip)
     return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
 
 

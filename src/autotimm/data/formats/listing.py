@@ -239,8 +239,8 @@ def _check_depth(folder: Path, levels: int) -> None:
     """Refuse folders that are nested deeper than any that are meant well."""
     if levels > _MOST_LEVELS:
         raise DataError(
-            f"The folders in {folder} must be nested at most {_MOST_LEVELS} levels deep. They are deeper. Give the folder "
-            "that holds the images."
+            f"The folders in {folder} must be nested at most {_MOST_LEVELS} levels deep. They are deeper. Give the "
+            "folder that holds the images."
         )
 
 
