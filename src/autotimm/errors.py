@@ -43,6 +43,7 @@ __all__ = [
     "require_choice",
     "require_flags",
     "sentence",
+    "shortened",
 ]
 
 
@@ -98,13 +99,20 @@ def sentence(name: str, owner: str, must: str, got: object, do: str) -> str:
         got: The invalid value; its ``repr`` is shown, the middle of a long one left out.
         do: What to do, as a sentence.
     """
-    shown = repr(got)
-    if len(shown) > _LONGEST:
-        shown = f"{shown[: _LONGEST // 2]}...{shown[-_LONGEST // 4 :]}"
-    return f"The `{name}` of {owner} must be {must}. Got {shown} instead. {do}"
+    return f"The `{name}` of {owner} must be {must}. Got {shortened(repr(got))} instead. {do}"
 
 
-_LONGEST = 300  # characters of a value in a message: a path of 4096 would hide what is wrong with it
+def shortened(text: str, limit: int = 300) -> str:
+    """A text, without its middle if it is too long for a message.
+
+    Example:
+        >>> shortened("abcdefghij", 4)
+        'ab...j'
+    """
+    # A path of 4096 characters would hide what is wrong with it.
+    return text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 4 :]}"
+
+
 _UNSAFE = ("Cc", "Cs", "Zl", "Zp")  # controls, halves of surrogate pairs, separators of lines and paragraphs
 # They reorder the letters after them: a name may end in "gpj.exe" and look as if it ended in "exe.jpg".
 _REORDERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -168,6 +176,8 @@ def nearest(word: str, options: Iterable[str], n: int = 3) -> str:
         >>> nearest("resnet81", ["resnet18", "vit_tiny"])
         "Did you mean 'resnet18'?"
     """
+    if len(word) > 200:  # no misspelt name, and the comparison takes the square of its length
+        return ""
     by_lower = {option.lower(): option for option in options}
     likeness = {option: _likeness(word, option) for option in by_lower.values()}
     best = max(likeness.values(), default=0.0)

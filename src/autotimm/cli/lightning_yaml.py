@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 from jsonargparse import ArgumentParser, Namespace
 
 import autotimm
-from autotimm.errors import UsageError, nearest
+from autotimm.errors import UsageError, nearest, shortened
 from autotimm.records.imports import Kind, import_named, require_admitted, require_importable
 
 __all__ = ["build"]
@@ -27,6 +27,9 @@ _SECTIONS: dict[str, tuple[type, str]] = {
     "trainer": (pl.Trainer, "AutoTrainer"),
 }
 _ARGUMENT = Kind("class", "a class", object, ("autotimm",))
+
+
+_MOST_VALUES = 2000  # jsonargparse copies a list for each of its elements: 5000 of them take half a minute
 
 
 class _RaisingParser(ArgumentParser):
@@ -50,6 +53,11 @@ def build(nested: Mapping[str, object], file: str) -> tuple[Any, Any, Any]:
     Raises:
         UsageError: If a class cannot be found, or if an argument is unknown or has the wrong type.
     """
+    if _more_values(nested, _MOST_VALUES):
+        raise UsageError(
+            f"The file {file} must have at most {_MOST_VALUES:,} values. It has more. Build the model, the data and "
+            "the trainer in Python, where lists may have any length."
+        )
     parser = _RaisingParser(prog="autotimm fit", default_env=False)
     arguments: dict[str, list[str]] = {}
     given: dict[str, object] = {}
@@ -66,6 +74,16 @@ def build(nested: Mapping[str, object], file: str) -> tuple[Any, Any, Any]:
     _require_no_system_calls(parsed, file)
     objects = parser.instantiate(parsed)
     return objects.model, objects.data, objects.trainer
+
+
+def _more_values(nested: Mapping[str, object], most: int) -> bool:
+    """Whether a file has more values than ``most``, at any depth, each as often as its aliases repeat it."""
+    values: list[object] = [nested]
+    for value in values:  # grows
+        values += value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+        if len(values) > most:
+            return True
+    return False
 
 
 def _section(key: str, value: object, base: type, usual: str, file: str) -> tuple[type, dict[str, Any]]:
@@ -132,15 +150,15 @@ def _explain(message: str, arguments: Mapping[str, list[str]], file: str) -> str
     if missing := re.search(r"required: (\w+)\.(.*)", message):
         return f"The class of `{missing[1]}` in {file} needs the argument `{missing[2]}`. Write it under `init_args`."
     if wrong := re.match(r'Parser key "([^"]+)":(.*)', message, re.DOTALL):
-        types = [_type_name(text) for text in re.findall(r"Expected an? (.+?)(?:\. Got|\n|$)", wrong[2])]
+        types = [shortened(_type_name(text)) for text in re.findall(r"Expected an? (.+?)(?:\. Got|\n|$)", wrong[2])]
         if inner := re.search(r"Option '([^']+)' is not accepted", wrong[2]):
             return f"The `{wrong[1]}` of {file} has no argument `{inner[1]}`. Correct that line."
         got = re.search(r"(?:Got|Given) value: (.*)", wrong[2])
-        shown = got[1] if got else "something else"
+        shown = shortened(got[1]) if got else "something else"
         return (
             f"The `{wrong[1]}` of {file} must be of type {' or '.join(types)}. Got {shown} instead. Correct that line."
         )
-    return f"{file} cannot be used: {' '.join(message.split())}"
+    return f"{file} cannot be used: {shortened(' '.join(message.split()))}"
 
 
 def _type_name(text: str) -> str:

@@ -9,6 +9,7 @@ A file may come from a stranger, so its size, depth and aliases are checked befo
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML may have 
 _MOST_BYTES = 16 * 2**20  # the 21,000 class names of ImageNet-21k take 0.7 MB
 _MOST_LEVELS = 100  # both composing and using what was read is recursive, and Python stops at 1000 calls
 _MOST_VALUES = 250_000  # counted in half a second; twice the images of COCO, were they listed here
+_MOST_CHARACTERS = 100_000  # of one text; the longest are scripts that download a data set
 _MOST_COPIES = 10_000  # values that aliases stand for: nine lines of nine aliases each make 400 million
 
 
@@ -64,6 +66,8 @@ def read_yaml(path: str) -> tuple[dict[str, Any], bool]:
         mapping = _checked(_composed(_read(Path(path)).decode("utf-8")), path)
         nested = any(key.value in NESTED_KEYS for key, _ in mapping.value)
         loaded = _constructed(mapping) if nested else _flat(mapping)
+        if nested:
+            _check_texts(loaded)
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UsageError(f"The file {path} cannot be read: {why}. Give `--config` a YAML file.") from None
@@ -88,8 +92,13 @@ def _read(path: Path) -> bytes:
     return content
 
 
-def _composed(content: str | bytes) -> yaml.Node | None:
-    """Parse a file, after a first pass over it that builds nothing and counts."""
+def _check_limits(content: str | bytes) -> None:
+    """Refuse YAML that is too large to build, in a pass over it that builds nothing and counts.
+
+    Raises:
+        yaml.YAMLError: If it is not YAML; a :class:`YamlLimitError` if it is deeper or more repetitive than any that is
+            meant well.
+    """
     values = 0  # so far, those that aliases stand for included
     written = 0
     sizes: dict[str | None, int] = {}  # how many values each anchor stands for
@@ -107,6 +116,8 @@ def _composed(content: str | bytes) -> yaml.Node | None:
                 unfinished.append((event.anchor, values - 1))
             elif event.anchor:
                 sizes[event.anchor] = 1
+            if isinstance(event, yaml.ScalarEvent) and len(event.value) > _MOST_CHARACTERS:
+                raise YamlLimitError(f"line {line} has a text of more than {_MOST_CHARACTERS:,} characters")
         elif isinstance(event, yaml.CollectionEndEvent):
             anchor, before = unfinished.pop()
             if anchor:
@@ -117,6 +128,22 @@ def _composed(content: str | bytes) -> yaml.Node | None:
             raise YamlLimitError(f"it has more than {_MOST_VALUES:,} values")
         if values - written > _MOST_COPIES:
             raise YamlLimitError(f"its aliases stand for more than {_MOST_COPIES:,} values")
+
+
+def _check_texts(value: Any) -> None:
+    """Check the texts in a file in Lightning's style: jsonargparse parses each of them as YAML once more."""
+    if isinstance(value, str):
+        if len(value) > _MOST_LEVELS:  # shorter ones cannot exceed a limit
+            with suppress(yaml.MarkedYAMLError, yaml.reader.ReaderError):
+                _check_limits(value)
+    elif isinstance(value, (dict, list)):
+        for child in value.values() if isinstance(value, dict) else value:
+            _check_texts(child)
+
+
+def _composed(content: str | bytes) -> yaml.Node | None:
+    """Parse a file that keeps the limits."""
+    _check_limits(content)
     root: yaml.Node | None = yaml.compose(content, Loader=_LOADER)
     return root
 

@@ -19,14 +19,23 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import PIL
-from PIL import Image
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from autotimm.data.annotations.masks import MaskFacts, facts_of
 from autotimm.data.annotations.outlines import object_pixels
-from autotimm.data.image_io import BROKEN, read_rgb, reason
+from autotimm.data.image_io import (
+    BROKEN,
+    decoded,
+    needs_conversion,
+    open_image,
+    reason,
+    row_strips,
+    strange_range,
+    to_rgb,
+)
 from autotimm.records.digest import file_digest
+from autotimm.serialization import parse_json
 
 __all__ = ["FileFacts", "Problem", "Stamp", "file_digests", "image_sizes", "mask_facts", "object_bounds", "scan"]
 
@@ -147,7 +156,7 @@ class FileFacts(Generic[_Result]):
             rows = connection.execute(
                 f"select * from facts where rules = ? and path in ({marks})", [self.rules, *paths]
             )
-            known |= {Stamp(*row[:width]): json.loads(row[-1]) for row in rows}
+            known |= {Stamp(*row[:width]): parse_json(row[-1]) for row in rows}
         return known
 
     def _insert(self, connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
@@ -242,13 +251,14 @@ def _tuples(part: Any) -> Any:
 
 def _decode(path: Path) -> str:
     """The range of the numbers in a file if they are not those of an image, otherwise empty."""
-    ranges: list[str] = []
-    read_rgb(path, ranges)
-    return "".join(ranges)
+    with decoded(path) as image:
+        for _, strip in row_strips(image) if needs_conversion(image) else ():
+            to_rgb(strip)  # in strips, since nobody needs the whole
+        return strange_range(image)
 
 
 def _size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as image:
+    with open_image(path) as image:
         width, height = image.size
         # Pillow decodes a whole PNG to look for a tag behind its pixels, where none is written.
         may_have_tag = image.format != "PNG" or "exif" in image.info

@@ -9,24 +9,48 @@ Images that are not plain 8-bit RGB are converted:
 - 32-bit integers are treated as 16-bit values, since files of that mode hold these; floats as [0, 1] if no value is
   above 1, as [0, 255] otherwise;
 - of an animation or a multi-page file the first frame is read; color profiles are ignored.
+
+A file may come from a stranger, and 300 KB of PNG can hold 150 million pixels. So images beyond Pillow's limit, by
+default 89 million pixels, are refused; conversions work on strips of rows; and threads that decode at once share a
+budget of memory.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import re
 import struct
+import threading
+import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision import tv_tensors
 
 from autotimm.errors import DataError
 
-__all__ = ["BROKEN", "IMAGE_SUFFIXES", "is_image_name", "read_image", "read_rgb", "reason", "to_rgb", "to_tensor"]
+__all__ = [
+    "BROKEN",
+    "IMAGE_SUFFIXES",
+    "decoded",
+    "is_image_name",
+    "needs_conversion",
+    "open_image",
+    "read_image",
+    "read_rgb",
+    "reason",
+    "row_strips",
+    "strange_range",
+    "to_rgb",
+    "to_tensor",
+]
 
 _EXTENSIONS = (
     "avif", "bmp", "gif", "jfif", "jpe", "jpeg", "jpg", "pbm", "pgm", "png", "pnm", "ppm", "tif", "tiff", "webp",
@@ -47,8 +71,21 @@ BROKEN = (
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
+    Image.DecompressionBombWarning,  # raised where a caller turns warnings into errors
 )
 """All exceptions that Pillow's decoders are known to raise on damaged files."""
+
+# From one to two times its limit Pillow only warns, for each file anew. Here such images are refused.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+_ORIENTATION = 0x0112
+_STRIP = 1 << 18  # pixels that are converted at once
+_MEMORY = 512 * 2**20  # bytes that all decoding threads share; an image that needs more is decoded alone
+_LARGE = 128 * 2**20
+# Each thread of glibc keeps what it has freed: 16 of them kept 4 GB.
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+_BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}  # in Pillow; others have 4
+_DECODER = {"AVIF": 5, "JPEG2000": 15, "TIFF": 4, "WEBP": 12}  # measured: bytes per pixel while a file is decoded
 
 
 def is_image_name(name: str) -> bool:
@@ -65,15 +102,59 @@ def _has_alpha(image: Image.Image) -> bool:
     return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Scale the grayscale modes of more than 8 bits to 8."""
-    values = np.asarray(image).astype(np.float64)
+def row_strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Cut an image into strips of whole rows, to convert it without a second copy of all its pixels.
+
+    Yields:
+        The first row of a strip, and the strip. A small image is one strip.
+    """
+    rows = max(1, _STRIP // max(image.width, 1))
+    if rows >= image.height:
+        yield 0, image
+        return
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _from_wide_gray(image: Image.Image) -> Image.Image:
+    """Convert the grayscale modes of more than 8 bits."""
     if image.mode == "F":
-        values = np.nan_to_num(values, nan=0.0)
-        scaled = values * 255 if values.size and values.max() <= 1 else values
-    else:
-        scaled = np.clip(values, 0, 65535) / 257
-    return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
+        highest = max((_finite(strip).max() for _, strip in row_strips(image)), default=0.0)
+        factor = 255.0 if highest <= 1 else 1.0
+    rgb, transparent = Image.new("RGB", image.size), image.info.get("transparency")
+    for top, strip in row_strips(image):
+        if image.mode == "F":
+            scaled = _finite(strip) * factor
+        else:
+            scaled = np.clip(np.asarray(strip).astype(np.float64), 0, 65535) / 257
+        gray = Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
+        if isinstance(transparent, int):  # a PNG of 16 bits names one value; Pillow would drop it with the mode
+            gray.paste(255, mask=Image.fromarray(np.asarray(strip) == transparent))
+        rgb.paste(gray.convert("RGB"), (0, top))
+    return rgb
+
+
+def _finite(strip: Image.Image) -> NDArray[np.float64]:
+    """The values of an image of floats; what is not a number becomes 0."""
+    return np.nan_to_num(np.asarray(strip).astype(np.float64), nan=0.0)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Composite an image with transparency on white."""
+    opaque, transparent = Image.new("RGB", image.size), image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(transparent, tuple) and max(transparent) > 255:
+        # Pillow reads the upper halves of 16-bit colors, and the whole of the transparent one.
+        image.info["transparency"] = tuple(value >> 8 for value in transparent)
+    for top, strip in row_strips(image):
+        layer = strip.convert("RGBA")
+        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        opaque.paste(Image.alpha_composite(white, layer).convert("RGB"), (0, top))
+    return opaque
+
+
+def needs_conversion(image: Image.Image) -> bool:
+    """Whether an image is anything but RGB without transparency."""
+    return image.mode != "RGB" or "transparency" in image.info
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -83,23 +164,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
         >>> to_rgb(Image.new("LA", (1, 1), (0, 0))).getpixel((0, 0))
         (255, 255, 255)
     """
-    if image.mode == "RGB" and "transparency" not in image.info:
+    if not needs_conversion(image):
         return image
     if image.mode == "F" or image.mode.startswith("I"):
-        gray, transparent = _to_eight_bits(image), image.info.get("transparency")
-        if isinstance(transparent, int):  # a PNG of 16 bits names one value; Pillow would drop it with the mode
-            gray.paste(255, mask=Image.fromarray(np.asarray(image) == transparent))
-        return gray.convert("RGB")
-    if _has_alpha(image):
-        transparent = image.info.get("transparency")
-        if image.mode == "RGB" and isinstance(transparent, tuple) and max(transparent) > 255:
-            # Pillow reads the upper halves of 16-bit colors, and the whole of the transparent one.
-            image = image.copy()
-            image.info["transparency"] = tuple(value >> 8 for value in transparent)
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB")
+        return _from_wide_gray(image)
+    return _on_white(image) if _has_alpha(image) else image.convert("RGB")
 
 
 def to_tensor(image: Image.Image) -> tv_tensors.Image:
@@ -107,10 +176,107 @@ def to_tensor(image: Image.Image) -> tv_tensors.Image:
 
     The memory keeps the layout of the decoder, channels last: this saves a copy, and torch resizes it faster.
     """
-    return tv_tensors.Image(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top, strip in row_strips(image):
+        pixels[top : top + strip.height] = np.asarray(strip)
+    return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
 
 
-def _strange_range(image: Image.Image) -> str:
+class _Budget:
+    """Bytes that the threads of a process share; one that asks for more than all of them gets all of them."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._reset()
+        # A loading process may be forked while a thread holds the lock, which nobody there would release.
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
+        self.free, self._changed = self.total, threading.Condition()
+
+    @contextlib.contextmanager
+    def borrowed(self, size: int) -> Iterator[None]:
+        """Wait until so many bytes are free, and hold them in a block."""
+        size = min(size, self.total)
+        with self._changed:
+            self._changed.wait_for(lambda: self.free >= size)
+            self.free -= size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.free += size
+                self._changed.notify_all()
+
+
+_BUDGET = _Budget(_MEMORY)
+
+
+def _bytes_needed(image: Image.Image) -> int:
+    """How many bytes decoding an image and converting it take at most, from its header."""
+    held = _BYTES_PER_PIXEL.get(image.mode, 4)
+    coefficients = 2 * len(image.getbands()) if image.info.get("progressive") else 0  # libjpeg keeps all of them
+    turned = "exif" in image.info
+    if turned and image.format in ("JPEG", "MPO"):
+        with contextlib.suppress(*BROKEN):
+            turned = image.getexif().get(_ORIENTATION, 1) != 1
+    converted = 4 if turned or needs_conversion(image) else 0
+    decoder = max(coefficients, _DECODER.get(image.format or "", 0))
+    return image.width * image.height * (held + max(decoder, converted))
+
+
+@contextlib.contextmanager
+def open_image(path: str | Path) -> Iterator[Image.Image]:
+    """Read the header of an image file.
+
+    Raises:
+        OSError: Or another of :data:`BROKEN`, if the file is not an image, or has more pixels than Pillow's limit.
+    """
+    with Image.open(path) as image:
+        pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
+        if limit is not None and pixels > limit:
+            raise Image.DecompressionBombError(f"Image size ({pixels} pixels) exceeds limit of {limit} pixels")
+        yield image
+
+
+@contextlib.contextmanager
+def _loaded(path: str | Path, upright: bool = True) -> Iterator[Image.Image]:
+    with open_image(path) as image, _BUDGET.borrowed(_bytes_needed(image)):
+        image.load()
+        # A broken tag in an intact image gives no orientation. In place, since the copy that Pillow would make of every
+        # upright photograph costs a quarter of its decoding.
+        if upright:
+            with contextlib.suppress(*BROKEN):
+                ImageOps.exif_transpose(image, in_place=True)
+        yield image
+
+
+@contextlib.contextmanager
+def decoded(path: str | Path, upright: bool = True) -> Iterator[Image.Image]:
+    """Decode an image file completely, when there is memory for it beside those of other threads.
+
+    The pixels are released at the end of the block.
+
+    Args:
+        path: The file.
+        upright: Whether to apply the EXIF orientation.
+
+    Raises:
+        OSError: Or another of :data:`BROKEN`, if the file is not an image, is damaged, or has more pixels than Pillow's
+            limit.
+    """
+    with _loaded(path, upright) as image:
+        large = _bytes_needed(image) > _LARGE
+        try:
+            yield image
+        finally:
+            image.close()
+            if large and _TRIM is not None:
+                _TRIM(0)
+
+
+def strange_range(image: Image.Image) -> str:
     """The range of an image's numbers if it is neither [0, 1] nor [0, 255] nor that of 16 bits; empty if it is."""
     if image.mode not in ("F", "I"):
         return ""
@@ -120,26 +286,14 @@ def _strange_range(image: Image.Image) -> str:
     return "" if fits else f"{low:g} to {high:g}"
 
 
-def read_rgb(path: str | Path, ranges: list[str] | None = None) -> Image.Image:
+def read_rgb(path: str | Path) -> Image.Image:
     """Decode a file completely to an upright RGB image.
 
-    Args:
-        path: The file.
-        ranges: Receives the range of the file's numbers if they are neither in [0, 1] nor in [0, 255], nor of 16 bits:
-            such an image becomes nearly black, or is clipped.
-
     Raises:
-        OSError: Or another of :data:`BROKEN`, if the file is not an image, is damaged, or is beyond Pillow's
-            decompression bomb limit.
+        OSError: Or another of :data:`BROKEN`, if the file is not an image, is damaged, or has more pixels than Pillow's
+            limit.
     """
-    with Image.open(path) as image:
-        image.load()
-        if ranges is not None and (strange := _strange_range(image)):
-            ranges.append(strange)
-        # A broken tag in an intact image gives no orientation. In place, since the copy that Pillow would make of every
-        # upright photograph costs a quarter of its decoding.
-        with contextlib.suppress(*BROKEN):
-            ImageOps.exif_transpose(image, in_place=True)
+    with _loaded(path) as image:
         return to_rgb(image)
 
 
@@ -147,8 +301,10 @@ def reason(path: str | Path, error: BaseException) -> str:
     """Say in a few words why a file could not be read."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
-    if isinstance(error, Image.DecompressionBombError):
-        return "more pixels than Pillow's decompression bomb limit (Image.MAX_IMAGE_PIXELS) allows"
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        pixels = re.search(r"\d+", str(error))  # Pillow's own message, or ours above
+        has = f"it has {int(pixels[0]):,} pixels" if pixels else "it has too many pixels"
+        return f"{has}, and Pillow's decompression bomb limit (Image.MAX_IMAGE_PIXELS) is {Image.MAX_IMAGE_PIXELS:,}"
     if isinstance(error, UnidentifiedImageError):
         try:
             return "not an image" if os.path.getsize(path) else "the file is empty"

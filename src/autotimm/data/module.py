@@ -24,7 +24,7 @@ from autotimm.data.table_checks import balanced_weights, check_classes, readable
 from autotimm.data.transforms.image_transforms import ImageTransform, SampleTransform, eval_transform, train_transform
 from autotimm.errors import DataError, is_whole, number, refuse_unknown, require, require_flags
 from autotimm.repro.sampler import KeyedBatchSampler
-from autotimm.repro.seed import root_seed
+from autotimm.repro.seed import most_on_cpu, root_seed
 from autotimm.serialization import CapturesArguments
 
 __all__ = ["CommonDataOptions", "DataModule", "DataOptions", "default_workers"]
@@ -74,7 +74,8 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         image_size: Side in pixels of the square that the network sees.
         batch_size: Training samples per step and process.
         eval_batch_size: Samples per batch in validation, test and prediction; does not change training.
-        num_workers: Loading processes. ``None`` chooses by the number of CPUs. Never changes a result.
+        num_workers: Loading processes, at most 4 per CPU core. ``None`` chooses by the number of cores. Never changes a
+            result.
         seed: Root seed of the split, and of order and augmentation unless a trainer gives its own (``run_seed``).
             ``None`` draws one from Python's ``random``.
         val_split: Share in [0, 1) of the training samples of each class to validate on, if there is no validation data.
@@ -138,6 +139,11 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         require(
             num_workers is None or is_whole(num_workers, 0), "num_workers", owner, "a whole number, 0 or more, or None",
             num_workers, "Give 0 to load in the main process.",
+        )  # fmt: skip
+        require(
+            not is_whole(num_workers, most_on_cpu() + 1), "num_workers", owner,
+            f"at most {most_on_cpu()} on this machine, which has {os.cpu_count()} CPU cores", num_workers,
+            "Leave it out for one per core.",
         )  # fmt: skip
         require(
             0 < number(crop_pct) <= 1, "crop_pct", owner, "a number in (0, 1]", crop_pct,

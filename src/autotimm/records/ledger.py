@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from autotimm.errors import RunError
+from autotimm.serialization import parse_json
 
 __all__ = ["Ledger", "Line", "ReadLedger", "digest16", "read_ledger"]
 
@@ -243,8 +244,8 @@ def read_ledger(path: str | Path) -> ReadLedger:
 
 def _parse(raw: bytes) -> Line | None:
     try:
-        line = json.loads(raw.decode())
-    except (ValueError, RecursionError):  # ValueError: not JSON, or not UTF-8
+        line = parse_json(raw.decode())
+    except ValueError:  # not JSON, or not UTF-8
         return None
     known = isinstance(line, dict) and isinstance(line.get("kind"), str) and "prev" in line
     return line if known else None

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from autotimm import serialization
 from autotimm.errors import ModelError, sentence
 
 __all__ = ["EachOf", "Fields", "Misfit", "misfit", "read_json", "read_table", "read_text", "require_shape"]
@@ -144,13 +144,11 @@ def read_json(path: Path, what: str) -> Any:
         ModelError: If it cannot be read, or is not JSON.
     """
     try:
-        return json.loads(read_text(path, what))
-    except (ValueError, RecursionError) as error:
-        why = (
-            f"line {error.lineno}: {error.msg}"
-            if isinstance(error, json.JSONDecodeError)
-            else "it is nested too deeply"
-        )
+        return serialization.read_json(path)
+    except OSError as error:
+        raise ModelError(f"{_named(what, path)} must be readable. It is not ({error.strerror}).") from None
+    except ValueError as error:
+        why = serialization.json_problem(error)
         raise ModelError(
             f"{_named(what, path)} must be JSON. It is damaged ({why}). Use an intact copy of the run."
         ) from None

@@ -328,7 +328,7 @@ def read_results(path: Path) -> dict[str, Any]:
             name: _replaced(row, lambda metric: nan if metric is None else metric)
             for name, row in groups[PER_CLASS].items()
         }
-    return groups
+    return dict(groups)
 
 
 def write_results(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:

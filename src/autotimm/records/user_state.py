@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autotimm.records.atomic import write_text
+from autotimm.serialization import read_json
 
 __all__ = ["Kept", "read_state", "state_folder", "write_state"]
 
@@ -34,8 +35,8 @@ def state_folder() -> Path:
 def read_state(kept: Kept, run_id: str) -> dict[str, Any]:
     """What is kept of a run; empty if nothing is, or if the file is damaged."""
     try:
-        values = json.loads(_path(kept, run_id).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        values = read_json(_path(kept, run_id))
+    except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
 

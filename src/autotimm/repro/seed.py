@@ -18,6 +18,7 @@ __all__ = [
     "check_seed",
     "default_threads",
     "fixed_threads",
+    "most_on_cpu",
     "preserve_switches",
     "root_seed",
     "seed_everything",
@@ -160,6 +161,15 @@ def default_threads() -> int:
     siblings = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")
     physical = len({path.read_text() for path in siblings})
     return min(physical or os.cpu_count() or 1, 8)
+
+
+def most_on_cpu() -> int:
+    """Return the maximum number of threads, or of loading processes: 4 per CPU core of this machine, at least 8.
+
+    More are slower in any case, and some ten thousand make the system refuse to start them. At least 8, so that any
+    run that was made with the default number of threads can be replayed.
+    """
+    return max(4 * (os.cpu_count() or 1), 8)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from autotimm.runs.factory import build_task, build_trainer, settle_data
 from autotimm.runs.restore import Rebuilt, read_config
 from autotimm.tasks import Task
 from autotimm.train import AutoTrainer
+from autotimm.train.machine_limits import machine_problem
 from autotimm.train.progress import say
 
 __all__ = ["launch", "train", "train_objects"]
@@ -37,6 +38,8 @@ def launch(config: FitConfig) -> Path:
         # The rate of a record, which the search replaces; a rate that was given would have been refused.
         config = config.resolved({"lr": None}, "default")
     _refuse_unused_path(config)
+    if problem := machine_problem(config.threads, config.devices, config.accelerator, config.num_workers):
+        raise UsageError(f"{problem} Give less.")  # before a large data set is read
     config, data = settle_data(config)
     folder = _open_folder(config, data.source_name)
     try:

@@ -18,8 +18,9 @@ from autotimm.config import (
     read_yaml,
 )
 from autotimm.data.inference_loaders import recorded_data
+from autotimm.data.loader import default_workers
 from autotimm.data.module import DataModule
-from autotimm.errors import ModelError, UsageError
+from autotimm.errors import ModelError, UsageError, is_whole
 from autotimm.models.backbone.weights import Weights, as_recorded
 from autotimm.optim import Recipe
 from autotimm.records.imports import RecordedNames
@@ -27,13 +28,16 @@ from autotimm.records.manifest import Manifest
 from autotimm.records.readers import Fields, require_shape
 from autotimm.records.run_folder import RunFolder
 from autotimm.records.trust import of_record
+from autotimm.repro.seed import most_on_cpu
 from autotimm.runs.factory import build_task, build_trainer, settle_data
 from autotimm.serialization import construct, is_object, takes
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import task_class_named
 from autotimm.train import AutoTrainer
+from autotimm.train.machine_limits import require_machine_for
+from autotimm.train.progress import say
 
-__all__ = ["Rebuilt", "read_config", "read_manifest", "rebuild"]
+__all__ = ["Rebuilt", "affordable", "read_config", "read_manifest", "rebuild"]
 
 
 _PART = Fields({"class_path": str, "init_args": (dict, type(None))}, ("class_path",))
@@ -113,7 +117,9 @@ def rebuild(
         ModelError: If a class or an object of the run cannot be created again.
         DataError: If the data is missing.
     """
-    config = read_config(recorded)
+    config = affordable(read_config(recorded))
+    trainer: Mapping[str, Any] = config.as_dict() if isinstance(config, FitConfig) else config.get("trainer") or {}
+    require_machine_for({**trainer, **(changes or {})})
     manifest = read_manifest(recorded) if (recorded / "manifest.json").exists() else None
     decided = manifest.decisions if manifest is not None else {}
     if manifest is not None and isinstance(config, FitConfig):
@@ -134,6 +140,18 @@ def rebuild(
     if recipe.keys() == {field.name for field in fields(Recipe)} and not names_of_recipe() & changed:
         rebuilt.task.decided = Recipe(**recipe)
     return rebuilt
+
+
+def affordable(config: FitConfig | dict[str, Any]) -> FitConfig | dict[str, Any]:
+    """The options of a run, with no more loading processes than this machine can start: they never change a result."""
+    arguments = {} if isinstance(config, FitConfig) else (config.get("data") or {}).get("init_args") or {}
+    workers = config.num_workers if isinstance(config, FitConfig) else arguments.get("num_workers")
+    if not is_whole(workers, most_on_cpu() + 1):
+        return config
+    say(f"the run was made with {workers} loading processes, too many for this machine; using {default_workers()}")
+    if isinstance(config, FitConfig):
+        return config.resolved({"num_workers": None}, "this machine")
+    return {**config, "data": {**config["data"], "init_args": {**arguments, "num_workers": None}}}
 
 
 def _as_asked(config: FitConfig, manifest: Manifest) -> FitConfig:

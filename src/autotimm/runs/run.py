@@ -22,7 +22,7 @@ from autotimm.runs.explain_difference import confirm_difference, confirm_replay
 from autotimm.runs.factory import settle_data
 from autotimm.runs.fit import launch, train, train_objects
 from autotimm.runs.predict import known_data, predict
-from autotimm.runs.restore import read_config, read_manifest, rebuild
+from autotimm.runs.restore import affordable, read_config, read_manifest, rebuild
 from autotimm.runs.verdict import Verdict
 from autotimm.runs.verify import verify
 from autotimm.tasks import Task
@@ -187,7 +187,7 @@ class Run:
         Raises:
             DataError: If it was made from loaders of the caller's own.
         """
-        config = self._config()
+        config = affordable(self._config())
         with self.names:
             if isinstance(config, FitConfig):
                 return settle_data(config)[1]

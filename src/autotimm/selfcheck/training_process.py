@@ -25,6 +25,7 @@ from autotimm.records.atomic import write_text
 from autotimm.repro.streams import RootSeed
 from autotimm.selfcheck.setup import Setup, make
 from autotimm.selfcheck.variations import Variation
+from autotimm.serialization import read_json
 from autotimm.tasks import Task
 from autotimm.train.callbacks.rng_noise import DrawsEverywhere, pollute_generators
 from autotimm.types import Batch, Stage
@@ -110,7 +111,7 @@ def _run(job: Mapping[str, Any]) -> None:
 def main(file: str) -> int:
     """Run the trainings of a job file; an error of autotimm becomes one line and an exit code."""
     try:
-        _run(json.loads(Path(file).read_text(encoding="utf-8")))
+        _run(read_json(Path(file)))
     except AutotimmError as error:
         print(printable(error), file=sys.stderr)
         return error.exit_code

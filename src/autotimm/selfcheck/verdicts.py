@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ from autotimm.records.ledger import Line, read_ledger
 from autotimm.records.ledger_diff import Difference, first_difference
 from autotimm.records.manifest import Manifest
 from autotimm.runs.verdict import describe, worth_naming
+from autotimm.serialization import read_json
 
 __all__ = [
     "Report",
@@ -146,7 +146,7 @@ class TrainingRecord:
     def samples(self) -> dict[int, dict[str, str]]:
         """Digests of the samples' pixels by epoch and id; empty if the data loader does not record them."""
         by_epoch: dict[int, dict[str, str]] = {}
-        recorded = json.loads(self.folder.with_suffix(".json").read_text(encoding="utf-8"))
+        recorded = read_json(self.folder.with_suffix(".json"), largest=None)
         for epoch, name, digest in recorded["samples"]:
             by_epoch.setdefault(epoch, {})[name] = digest
         return by_epoch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -13,7 +14,16 @@ from filelock import FileLock, Timeout
 
 from autotimm.config import FitConfig, read_yaml
 from autotimm.config.value_types import Kind, Whole, Words
-from autotimm.errors import AutotimmError, DataError, RunError, UsageError, missing_extra, require_choice, sentence
+from autotimm.errors import (
+    AutotimmError,
+    DataError,
+    RunError,
+    UsageError,
+    missing_extra,
+    require,
+    require_choice,
+    sentence,
+)  # fmt: skip
 from autotimm.records.atomic import sweep
 from autotimm.records.manifest import Manifest
 from autotimm.runs.factory import settle_data
@@ -21,6 +31,7 @@ from autotimm.runs.run import Run
 from autotimm.studies.execution import require_ray, run_local, run_on_ray
 from autotimm.studies.study_report import Results, as_text, draw, write_csv, write_json
 from autotimm.studies.trials import VARIED, Plan, finished, keep_config, make_plan
+from autotimm.train.machine_limits import machine_problem
 from autotimm.train.progress import say
 
 __all__ = ["LAUNCHERS", "Study", "compared_with", "study", "study_configs"]
@@ -120,6 +131,8 @@ def study_configs(
     if launcher == "ray":
         require_ray()
     jobs, streams = _read("jobs", Whole(1), jobs), _read("vary", Words(VARIED), vary)
+    if launcher == "local":
+        _require_machine(jobs, a, b)
     plan = make_plan(a, b, seeds=seeds, vary=streams, decompose=decompose, jobs=jobs, out=out, name=name)
     for config in filter(None, (a, b)):
         settle_data(config)[1].setup("fit")  # data that no run could use leave no study
@@ -142,6 +155,18 @@ def study_configs(
                 with suppress(OSError):  # not empty
                     folder.rmdir()
         raise
+
+
+def _require_machine(jobs: int, *configs: FitConfig | None) -> None:
+    """Refuse more processes or threads than this machine can start, before a study creates its folder."""
+    cores = os.cpu_count() or 1
+    must = f"at most {max(cores, 2)} on this machine, which has {cores} CPU cores"
+    require(jobs <= max(cores, 2), "jobs", "a study", must, jobs, "Each is a training of its own: give less.")
+    for config in configs:
+        if config is None:
+            continue
+        if problem := machine_problem(config.threads, config.devices, config.accelerator, config.num_workers):
+            raise UsageError(f"{problem} Give less.")
 
 
 def _read(name: str, kind: Kind, value: object) -> Any:

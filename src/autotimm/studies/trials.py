@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from autotimm.records.digest import config_digest
 from autotimm.records.manifest import Manifest
 from autotimm.repro.seed import default_threads
 from autotimm.runs.run import Run
+from autotimm.serialization import read_json
 
 __all__ = [
     "ALL",
@@ -200,7 +200,14 @@ def _digest(configs: Iterable[FitConfig]) -> str:
 def _recorded_threads(folder: Path) -> int | None:
     """The threads of a resumed study: they change bits, so they must not follow the number of jobs or the machine."""
     file = folder / "study.json"
-    return int(json.loads(file.read_text())["threads"]) if file.exists() else None
+    if not file.exists():
+        return None
+    try:
+        return int(read_json(file)["threads"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ModelError(
+            f"The file {file} must hold the record of the study. It is damaged ({error}). Give another `name`."
+        ) from None
 
 
 def keep_config(trial: Trial, folder: Path) -> Path:

@@ -6,6 +6,7 @@ epoch. All of it goes to standard error, so that standard output holds results o
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from abc import abstractmethod
@@ -79,6 +80,9 @@ def header(trainer: pl.Trainer, model: pl.LightningModule) -> list[str]:
     lines.append(f"model: {name}, {millions:.1f} M parameters")
     if isinstance(model, Task):
         lines += [model.weights.note, model.recipe.reason if model.recipe else ""]
+    threads, cores = trainer.threads, os.cpu_count() or 1  # type: ignore[attr-defined]
+    if threads > cores:
+        lines.append(f"threads: {threads} on {cores} CPU cores, which is slower than one per core")
     folder = trainer.run_folder  # type: ignore[attr-defined]
     if folder.enabled and folder.chosen is not None and trainer.listener is None:  # type: ignore[attr-defined]
         lines.append(f"run folder: {folder.path}")

@@ -49,6 +49,7 @@ from autotimm.train.lightning_compat import (
     quiet,
     seeded_devices,
 )
+from autotimm.train.machine_limits import machine_problem, require_machine_for
 from autotimm.train.progress import make_progress, say
 from autotimm.train.run_lifecycle import checkpoint_file, declare, ending, open_run, resume_from
 from autotimm.train.tuner import TunerConfig, tune
@@ -123,7 +124,7 @@ class AutoTrainer(pl.Trainer):
             others.
         use_autotimm_seeding: Seed the global generators with :func:`autotimm.seed_everything` instead of Lightning's
             function of that name. Neither affects autotimm's own tasks, which draw from named streams.
-        threads: CPU threads to compute with; ``None`` is the number of physical cores, at most 8.
+        threads: CPU threads to compute with; ``None`` is the number of physical cores, at most 8. At most 4 per core.
         run_dir: The run folder of a ``fit``; ``None`` is the next free ``runs/<data>-NNN`` below ``default_root_dir``.
             ``False`` writes none.
         monitor: The logged value that selects the best checkpoint, such as ``"val/loss"``; ``None`` is the task's own.
@@ -164,6 +165,8 @@ class AutoTrainer(pl.Trainer):
         read_interval(checkpoint_every)
         fine = threads is None or is_whole(threads, 1)
         require(fine, "threads", "AutoTrainer", "an integer of at least 1 or None", threads, "Give None.")
+        if problem := machine_problem(threads, kwargs.get("devices"), kwargs.get("accelerator")):
+            raise UsageError(f"{problem} Give less.")
         fine = max_epochs is None or is_whole(max_epochs, -1)
         require(fine, "max_epochs", "AutoTrainer", "an integer, -1 or None", max_epochs, "Give for example 10.")
         fine = tuner is None or isinstance(tuner, TunerConfig)
@@ -353,6 +356,7 @@ def measuring_trainer(recorded: Mapping[str, Any]) -> AutoTrainer:
         recorded: The arguments of the run's own trainer, of which seed, switches, threads and device are used. A device
             that this machine lacks is replaced by another, with a line that says so.
     """
+    require_machine_for({"threads": recorded.get("threads")})
     # One device: several would each see all images, as the loaders of evaluation are not split.
     settings: dict[str, Any] = {"run_dir": False, "enable_checkpointing": False, "devices": 1}
     settings |= {name: recorded[name] for name in _KEPT if name in recorded}

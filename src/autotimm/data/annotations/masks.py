@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -13,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torchvision import tv_tensors
 
-from autotimm.data.image_io import BROKEN, read_image, reason
+from autotimm.data.image_io import BROKEN, decoded, read_image, reason, row_strips
 from autotimm.data.table import Table, rarest_labels
 from autotimm.errors import DataError
 from autotimm.records.digest import file_digest
@@ -30,6 +29,7 @@ IGNORED = 255
 
 _GRAY = 0x010101
 _VOC_BORDER = 0xE0E0C0  # the void of PASCAL VOC: its devkit paints borders between objects with it
+_STRIP = 1 << 20  # pixels that are counted at once
 _MANY = 1024  # a mask with more values than that is a photograph
 
 
@@ -93,25 +93,29 @@ def read_pixels(path: str | Path) -> Pixels:
     Raises:
         OSError: Or another of :data:`autotimm.data.image_io.BROKEN`, if it cannot be read, or holds fractions.
     """
-    with Image.open(path) as image:
-        image.load()
-        with contextlib.suppress(*BROKEN):
-            ImageOps.exif_transpose(image, in_place=True)
-        if image.mode == "P":
-            flat = np.array(image.getpalette("RGB"), np.int32).reshape(-1, 3)
-            palette = np.zeros(256, np.int32)
-            palette[: len(flat)] = flat @ np.array([1 << 16, 1 << 8, 1], np.int32)
-            return Pixels(np.array(image), palette=palette)
-        if image.mode in ("L", "I") or image.mode.startswith("I;"):
-            return Pixels(np.array(image))
-        if image.mode == "1":
-            return Pixels(np.array(image.convert("L")))
-        if image.mode in ("LA", "La"):
-            return Pixels(np.array(image)[..., 0])
-        if image.mode == "F":
-            raise ValueError("its pixels are fractions, not whole numbers")
-        channels = np.array(image.convert("RGB"), np.int32)
-        return Pixels(channels[..., 0] << 16 | channels[..., 1] << 8 | channels[..., 2], colors=True)
+    with decoded(path) as image:
+        return _pixels(image)
+
+
+def _pixels(image: Image.Image) -> Pixels:
+    if image.mode == "P":
+        flat = np.array(image.getpalette("RGB"), np.int32).reshape(-1, 3)
+        palette = np.zeros(256, np.int32)
+        palette[: len(flat)] = flat @ np.array([1 << 16, 1 << 8, 1], np.int32)
+        return Pixels(np.array(image), palette=palette)
+    if image.mode in ("L", "I") or image.mode.startswith("I;"):
+        return Pixels(np.array(image))
+    if image.mode == "1":
+        return Pixels(np.array(image.convert("L")))
+    if image.mode in ("LA", "La"):
+        return Pixels(np.array(image)[..., 0])
+    if image.mode == "F":
+        raise ValueError("its pixels are fractions, not whole numbers")
+    keys = np.empty((image.height, image.width), np.int32)
+    for top, strip in row_strips(image):
+        channels = np.array(strip.convert("RGB"), np.int32)
+        keys[top : top + strip.height] = channels[..., 0] << 16 | channels[..., 1] << 8 | channels[..., 2]
+    return Pixels(keys, colors=True)
 
 
 def facts_of(path: str | Path) -> MaskFacts:
@@ -120,14 +124,13 @@ def facts_of(path: str | Path) -> MaskFacts:
     Raises:
         OSError: Or another of :data:`autotimm.data.image_io.BROKEN`.
     """
-    pixels = read_pixels(path)
+    with decoded(path) as image:  # the block counts the memory of what is done with the pixels
+        return _facts(_pixels(image))
+
+
+def _facts(pixels: Pixels) -> MaskFacts:
     height, width = pixels.values.shape
-    if pixels.values.dtype == np.uint8:
-        frequencies = np.bincount(pixels.values.ravel(), minlength=256)  # ten times as fast as sorting
-        values = np.flatnonzero(frequencies)
-        frequencies = frequencies[values]
-    else:
-        values, frequencies = np.unique(pixels.values, return_counts=True)
+    values, frequencies = _frequencies(pixels.values)
     many, values, counts = len(values) > _MANY, values[:_MANY], tuple(frequencies[:_MANY].tolist())
     if pixels.palette is not None:
         return MaskFacts(width, height, tuple(values.tolist()), tuple(pixels.palette[values].tolist()), many, counts)
@@ -137,6 +140,22 @@ def facts_of(path: str | Path) -> MaskFacts:
     all_gray = bool((values == (values & 255) * _GRAY).all())
     gray_values = tuple((values & 255).tolist()) if all_gray else None
     return MaskFacts(width, height, gray_values, tuple(values.tolist()), many, counts)
+
+
+def _frequencies(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """The values that occur, in ascending order, and how often each does; of many values one more than those listed."""
+    rows = max(1, _STRIP // max(values.shape[1], 1))
+    strips = (values[top : top + rows] for top in range(0, len(values), rows))
+    if values.dtype == np.uint8:  # counting is ten times as fast as sorting
+        bins = sum((np.bincount(strip.ravel(), minlength=256) for strip in strips), np.zeros(256, np.int64))
+        return np.flatnonzero(bins), bins[bins > 0]
+    known, counts = values.ravel()[:0], np.zeros(0, np.int64)
+    for strip in strips:
+        new, new_counts = np.unique(strip, return_counts=True)
+        known, places = np.unique(np.concatenate([known, new]), return_inverse=True)
+        totals = np.bincount(places, np.concatenate([counts, new_counts]), len(known)).astype(np.int64)
+        known, counts = known[: _MANY + 1], totals[: _MANY + 1]  # what comes after these never comes before them
+    return known, counts
 
 
 @dataclass(frozen=True)

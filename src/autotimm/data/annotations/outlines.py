@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from autotimm.data.image_io import BROKEN, reason
+from autotimm.data.image_io import BROKEN, decoded, reason, row_strips
 from autotimm.errors import DataError
 
 __all__ = ["Box", "MaskFile", "Outline", "Outlines", "Polygons", "RunLengths", "object_pixels", "read_outline"]
@@ -155,13 +155,19 @@ def object_pixels(path: str | Path) -> NDArray[np.uint8]:
     Raises:
         OSError: Or another of :data:`autotimm.data.image_io.BROKEN`.
     """
-    with Image.open(path) as image:
-        image.load()
-        values = np.asarray(image.convert("RGB") if image.mode in ("RGBA", "CMYK", "YCbCr") else image)
-    values = values.astype(np.float64)
-    values = values[..., :1].max(-1) if image.mode == "LA" else values.max(-1) if values.ndim == 3 else values
-    above: NDArray[np.uint8] = (values > values.max() / 2).astype(np.uint8)
+    with decoded(path, upright=False) as image:
+        brightest = np.max([_brightness(strip).max() for _, strip in row_strips(image)])
+        above = np.empty((image.height, image.width), np.uint8)
+        for top, strip in row_strips(image):
+            above[top : top + strip.height] = _brightness(strip) > brightest / 2
     return above
+
+
+def _brightness(image: Image.Image) -> NDArray[np.float64]:
+    """The highest channel of each pixel (H, W); transparency is no channel."""
+    mode = image.mode
+    values = np.asarray(image.convert("RGB") if mode in ("RGBA", "CMYK", "YCbCr") else image).astype(np.float64)
+    return values[..., 0] if mode == "LA" else values.max(-1) if values.ndim == 3 else values
 
 
 def _clipped(corners: NDArray[np.float64], width: int, height: int) -> NDArray[np.float64]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from autotimm.data.annotations.masks import IGNORED, MaskCode, color_key
 from autotimm.data.formats.listing import Listing
 from autotimm.errors import DataError, join_names
 from autotimm.records.csv_cells import true_cell
+from autotimm.serialization import parse_json
 
 __all__ = ["ClassRow", "ClassTable", "class_table", "find_class_table"]
 
@@ -100,7 +100,7 @@ def class_table(source: Path | Mapping[str, Any]) -> ClassTable:
         if source.suffix.lower() == ".csv":
             rows = _from_csv(content)
         else:
-            rows = _from_json(json.loads(content)) if source.suffix.lower() == ".json" else _from_text(content)
+            rows = _from_json(parse_json(content)) if source.suffix.lower() == ".json" else _from_text(content)
         return _table(rows, str(source))
     except OSError as error:
         raise DataError(f"{source} cannot be read: {error.strerror}. Check the path.") from error

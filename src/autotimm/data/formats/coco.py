@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import mmap
 import os
@@ -19,6 +18,7 @@ from autotimm.data.formats.listing import Listing, relative, split_of
 from autotimm.data.formats.object_records import ImageRecord, ObjectRecord, object_tables
 from autotimm.data.table import Table
 from autotimm.errors import DataError, join_names
+from autotimm.serialization import read_json
 
 __all__ = ["Coco", "ImageFinder", "read_coco"]
 
@@ -234,7 +234,7 @@ class _CocoFile:
 
 def _load(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return read_json(path, largest=None)  # large data sets have files of gigabytes
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from error
     except ValueError as error:

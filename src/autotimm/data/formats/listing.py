@@ -60,6 +60,7 @@ def split_of(path: str | Path) -> str | None:
     return None
 
 
+_MOST_LEVELS = 100  # of folders below the one that was given; each level costs a call of Python's 1000
 _ASIDE = {"readme", "license", "licence", "notice"}
 _ASIDE_SUFFIXES = ("", ".md", ".txt", ".pdf", ".html")
 
@@ -139,6 +140,7 @@ class Listing:
             if split_of(only.name) or not self._contents_of(only).folders:
                 break
             root = only
+            _check_depth(self.path, len(entered))
         return root
 
     @property
@@ -236,6 +238,15 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
+def _check_depth(folder: Path, levels: int) -> None:
+    """Refuse folders that are nested deeper than any that are meant well."""
+    if levels > _MOST_LEVELS:
+        raise DataError(
+            f"The folders in {folder} must be nested at most {_MOST_LEVELS} levels deep. They are deeper. Give the "
+            "folder that holds the images."
+        )
+
+
 def _is_aside(name: str) -> bool:
     """Whether a file is a license or a text to read, which does not make a folder the root of the data."""
     stem, suffix = os.path.splitext(name)
@@ -308,4 +319,5 @@ class _ImageWalk:
             if entry.is_link:
                 self._linked_folders.append(_LinkedFile(below, owner))
             elif self._enter(below.path):
+                _check_depth(self._listing.path, below.name.count("/"))
                 yield from self._images_in(below, owner)

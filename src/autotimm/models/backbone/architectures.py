@@ -14,6 +14,7 @@ from timm.models import get_deprecated_models, get_pretrained_cfg, is_model
 
 from autotimm.errors import ModelError, WeightsError, nearest
 from autotimm.models.backbone.hub import cached_file, download_file, hub_state
+from autotimm.serialization import read_json
 
 __all__ = ["Architecture", "find_architecture", "list_backbones", "remember_architecture"]
 
@@ -164,7 +165,7 @@ def _from_hub(name: str) -> Architecture:
 
 def _read_config(name: str, path: Path) -> Architecture:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         architecture = str(data["architecture"])
         arguments, stored = dict(data.get("model_args") or {}), dict(data.get("pretrained_cfg") or data)
     except (OSError, ValueError, KeyError, TypeError) as error:
