@@ -130,6 +130,8 @@ def _checkpoint(run: RecordedRun, replay: Replay, file: str) -> Findings:
 def _ignored(run: RecordedRun, replay: Replay) -> set[tuple[Any, ...]]:
     """What depends on the version of autotimm or Lightning, and is no part of the training."""
     ignored: set[tuple[Any, ...]] = set()
+    if replay.first_epoch or any(line["kind"] == "gap" for line in run.ledger.lines):
+        ignored |= {("callbacks", "Recorder", name) for name in ("bytes", "last", "lines")}  # of another ledger
     versions = [manifest.environment.get("versions") or {} for manifest in (run.manifest, replay.manifest)]
     if versions[0] != versions[1] or run.manifest.volatile.get("resumes"):
         ignored.add(("pytorch-lightning_version",))
@@ -148,10 +150,10 @@ def _earlier_checkpoints(run: RecordedRun, replay: Replay, file: str) -> Finding
         place = f"checkpoints/{name}"
         if name in written:
             yield from checkpoint_findings(place, path, folder / name, _ignored(run, replay))
-        else:
-            yield f"{place} (the replay has none of this step)"
-    if replay.whole and run.finished:
-        yield from (f"checkpoints/{name} (it is missing)" for name in sorted(written - recorded.keys()))
+    if others := [f"checkpoints/{name}" for name in recorded if name not in written]:
+        yield f"{join_names(others, 3)} (not written by the replay)"
+    missing = sorted(written - recorded.keys()) if replay.whole and run.finished else []
+    yield from (f"checkpoints/{name} (it is missing)" for name in missing)
 
 
 def _digests(run: RecordedRun, replay: Replay, file: str) -> Findings:

@@ -173,9 +173,11 @@ _BOUND_SURROUNDINGS = {
 
 
 def _environment(run: RecordedRun, replay: Replay) -> Iterator[Finding | str]:
-    bound, unknown = _Compared(run, replay), 0
+    bound, unknown, project = _Compared(run, replay), 0, False
     for name, recorded, found in _section(run, replay, "environment"):
-        if name in _BOUND_SURROUNDINGS or _is_asked_device(run, name) or _is_callback(run, replay, name):
+        if name.partition(".")[0] == "git":
+            project = True
+        elif name in _BOUND_SURROUNDINGS or _is_asked_device(run, name) or _is_callback(run, replay, name):
             yield from bound.value(f"environment.{name}", recorded, found)
         elif not same_version(run, replay) and recorded is _MISSING:
             unknown += 1
@@ -183,6 +185,8 @@ def _environment(run: RecordedRun, replay: Replay) -> Iterator[Finding | str]:
             pair = (None if value is _MISSING else value for value in (recorded, found))
             yield f"environment.{name}: {ManifestDifference('environment', name, *pair).words}"
     yield from bound.rest(f"{_FILE}: environment")
+    if project:
+        yield "environment.git: the code of the project"
     if unknown:
         yield f"environment: {unknown} values that the version of autotimm that made the run did not record"
 
@@ -288,6 +292,8 @@ def _decided(run: RecordedRun, config: FitConfig) -> Iterator[Finding]:
         expected = left_open if expected is None else expected
         if _equal(value, expected):
             continue
+        if value == left_open and not run.finished:
+            continue  # what was chosen is written at the end
         if value == left_open:
             yield Finding(f"config.yaml: {name}", f"it lacks what was chosen, {expected}", damage=True)
         else:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from autotimm.errors import ModelError
+from autotimm.serialization import current_path
 from autotimm.tasks.checkpoint import read_checkpoint
 
 __all__ = [
@@ -237,9 +238,13 @@ def checkpoint_findings(
     except ModelError as error:
         yield Finding(file, str(error))
         return
-    yield from _first(
-        file, *({path: value for path, value in leaves(each) if path not in ignored} for each in contents)
-    )
+    values = ({path: _now(value) for path, value in leaves(each) if path not in ignored} for each in contents)
+    yield from _first(file, *values)
+
+
+def _now(value: Any) -> Any:
+    """A value with the present path of a class that has moved since it was recorded."""
+    return current_path(value) if isinstance(value, str) else value
 
 
 def _first(file: str, recorded: Mapping[Any, Any], found: Mapping[Any, Any]) -> Iterator[Finding]:

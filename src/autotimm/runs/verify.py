@@ -301,7 +301,8 @@ def _verdict(
     damages = [str(finding) for finding in findings if finding.damage]
     if not (run.finished or replay.part):
         damages.append("the run did not finish; compared up to where it stopped")
-    total = comparer.steps + comparer.missing if replay.whole else run.steps if run.whole and replay.part else None
+    total = run.steps if replay.part and not run.ledger.problem else None
+    total = comparer.steps + comparer.missing if replay.whole else total
     said: dict[str, Any] = {
         "steps": comparer.steps, "of_steps": total if total != comparer.steps or replay.part else None,
         "notes": tuple(damages), "findings": tuple(contradictions + damages), "not_checked": not_checked,
