@@ -16,6 +16,7 @@ from autotimm.runs.file_contents import (
     checkpoint_findings,
     data_findings,
     read_data,
+    same_bytes,
     text_findings,
     weights_findings,
 )
@@ -94,7 +95,11 @@ def _text(run: RecordedRun, replay: Replay, file: str) -> Findings:
 
 
 def _exported(run: RecordedRun, replay: Replay, file: str) -> Findings:
-    yield from weights_findings(file, run.folder / file, replay.folder / file)
+    paths = run.folder / file, replay.folder / file
+    findings = list(weights_findings(file, *paths))
+    yield from findings
+    if not findings and not same_bytes(*paths):
+        yield f"{file}: bytes that hold no value"
 
 
 def _manifest(run: RecordedRun, replay: Replay, file: str) -> Findings:
@@ -123,8 +128,16 @@ def _results(run: RecordedRun, replay: Replay, file: str) -> Findings:
 
 
 def _checkpoint(run: RecordedRun, replay: Replay, file: str) -> Findings:
-    paths = run.folder / file, replay.folder / file
-    yield from checkpoint_findings(file, *paths, _ignored(run, replay))
+    yield from _of_checkpoint(run, replay, file)
+
+
+def _of_checkpoint(run: RecordedRun, replay: Replay, file: str) -> Findings:
+    """What differs in a checkpoint that both have; or that it has bytes of which nothing is read."""
+    paths, ignored = (run.folder / file, replay.folder / file), _ignored(run, replay)
+    findings = list(checkpoint_findings(file, *paths, ignored))
+    yield from findings
+    if not findings and not ignored and not same_bytes(*paths):
+        yield f"{file}: bytes that hold no value"
 
 
 def _ignored(run: RecordedRun, replay: Replay) -> set[tuple[Any, ...]]:
@@ -146,10 +159,8 @@ def _earlier_checkpoints(run: RecordedRun, replay: Replay, file: str) -> Finding
     recorded = {path.name: path for path in store.files()} if store.folder.is_dir() else {}
     folder = replay.folder / "checkpoints"
     written = {path.name for path in CheckpointStore(folder).files()} if folder.is_dir() else set()
-    for name, path in recorded.items():
-        place = f"checkpoints/{name}"
-        if name in written:
-            yield from checkpoint_findings(place, path, folder / name, _ignored(run, replay))
+    for name in (name for name in recorded if name in written):
+        yield from _of_checkpoint(run, replay, f"checkpoints/{name}")
     if others := [f"checkpoints/{name}" for name in recorded if name not in written]:
         yield f"{join_names(others, 3)} (not written by the replay)"
     missing = sorted(written - recorded.keys()) if replay.whole and run.finished else []
@@ -163,11 +174,10 @@ def _digests(run: RecordedRun, replay: Replay, file: str) -> Findings:
     names = {path.name for path in CheckpointStore(run.folder / "checkpoints").files()}
     lines = (run.folder / file).read_bytes().decode(errors="backslashreplace").splitlines()
     others = [line for line in lines if line[64:66] != "  " or line[66:] not in names]
-    listed = [line[66:] for line in lines if line not in others]
-    if len(listed) != len(set(listed)):
-        yield Finding(file, "it lists a file twice")
+    # A checkpoint that a resumed run has written anew has two: one of them is that of the file.
+    others += lines[len(names) + len(others) :]
     if others:
-        yield f"{file}: {len(others)} line{'' if len(others) == 1 else 's'} about files that are not there"
+        yield f"{file}: {len(others)} line{'' if len(others) == 1 else 's'} about files that are not there any more"
 
 
 #: What each file of a run is bound to.

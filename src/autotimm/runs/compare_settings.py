@@ -7,6 +7,7 @@ versions records, and surroundings that are not those of the run, are named as n
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from autotimm.config import FitConfig, decided_by_recipe, defaults, options, read_yaml, recorded_argument  # fmt: skip
@@ -14,13 +15,14 @@ from autotimm.config.record import RECORD, VERSION
 from autotimm.errors import join_names
 from autotimm.models.backbone.weights import RANDOM_BY_CHOICE, RANDOM_BY_RECORD
 from autotimm.records.causes import ManifestDifference
+from autotimm.records.manifest import Manifest
 from autotimm.runs.file_contents import Finding, differs, dotted, leaves, same
 from autotimm.runs.recorded_run import RecordedRun
 from autotimm.runs.replayed_run import Replay
 from autotimm.runs.restore import read_config
 from autotimm.serialization import current_path
 
-__all__ = ["config_findings", "manifest_findings", "same_version"]
+__all__ = ["config_findings", "manifest_findings", "planned", "same_version"]
 
 _FILE = "manifest.json"
 
@@ -28,6 +30,24 @@ _FILE = "manifest.json"
 def same_version(run: RecordedRun, replay: Replay) -> bool:
     """Whether the code of autotimm that made the run is the code that replays it."""
     return same(*(manifest.environment.get("package") for manifest in (run.manifest, replay.manifest)))
+
+
+_PLANNED = ("threads", "precision", "processes", "callbacks", "package")
+
+
+def planned(run: RecordedRun, inputs: Mapping[str, Any], surroundings: Mapping[str, Any]) -> Manifest:
+    """The manifest of a run with the settings that its objects have before they are trained.
+
+    Args:
+        run: The record.
+        inputs: The settings of the objects, see :func:`autotimm.train.run_description.inputs`.
+        surroundings: Those of the trainer.
+    """
+    settings = {name: inputs[name] for name in ("config", "seeds", "keyed")}
+    around = {name: surroundings[name] for name in _PLANNED}
+    return replace(
+        run.manifest, inputs={**run.manifest.inputs, **settings}, environment={**run.manifest.environment, **around}
+    )
 
 
 def manifest_findings(run: RecordedRun, replay: Replay) -> Iterator[Finding | str]:
@@ -197,10 +217,9 @@ def _is_asked_device(run: RecordedRun, name: str) -> bool:
 
 
 def _is_callback(run: RecordedRun, replay: Replay, name: str) -> bool:
-    """Whether it is a callback that options ask for, in the versions and in the state that the run began with."""
+    """Whether it is a callback that options ask for, in the versions that the run was made with."""
     versions = [manifest.environment.get("versions") for manifest in (run.manifest, replay.manifest)]
-    as_begun = versions[0] == versions[1] and not run.manifest.volatile.get("resumes")
-    return name.partition(".")[0] == "callbacks" and as_begun
+    return name.partition(".")[0] == "callbacks" and same_version(run, replay) and versions[0] == versions[1]
 
 
 def _levels(run: RecordedRun, replay: Replay) -> Iterator[Finding]:
@@ -245,7 +264,8 @@ def config_findings(run: RecordedRun, replay: Replay) -> Iterator[Finding | str]
 
 def _objects(run: RecordedRun, replay: Replay, values: Mapping[str, Any]) -> Iterator[Finding | str]:
     """Class paths and arguments; the replay writes them in the same form."""
-    found, _ = read_yaml(str(replay.folder / "config.yaml"))
+    file = replay.folder / "config.yaml"
+    found = read_yaml(str(file))[0] if file.exists() else values  # there is none before the replay
     compared = _Compared(run, replay)
     a, b = dict(leaves(values)), dict(leaves(found))
     for path in dict.fromkeys([*a, *b]):
@@ -279,6 +299,8 @@ def _options(run: RecordedRun, replay: Replay, values: Mapping[str, Any]) -> Ite
     yield from _decided(run, config)
     for name, option in options().items():
         if option.finds and getattr(config, name):
+            if run.manifest.decisions.get(option.finds) is None:
+                yield Finding(f"config.yaml: {name}", "the manifest does not say what was found")
             yield f"config.yaml: {name} (the search is not made again)"
 
 

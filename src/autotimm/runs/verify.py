@@ -22,6 +22,7 @@ from autotimm.records.manifest import Manifest
 from autotimm.records.replay_versions import not_replayable
 from autotimm.records.run_folder import RunFolder, write_results
 from autotimm.runs.compare_folders import compare_folders
+from autotimm.runs.compare_settings import config_findings, manifest_findings, planned
 from autotimm.runs.file_contents import Finding, read_data
 from autotimm.runs.recorded_run import RecordedRun, export_findings, read_recorded
 from autotimm.runs.replayed_run import Replay
@@ -31,10 +32,22 @@ from autotimm.serialization import plain_value
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.train.progress import say
-from autotimm.train.run_description import UNKEYED_WEIGHTS, surroundings
+from autotimm.train.run_description import UNKEYED_WEIGHTS, inputs, surroundings
 from autotimm.train.trainer import measuring_trainer
 
-__all__ = ["EnoughError", "Verdict", "changed_files", "describe", "judge", "play", "verify", "worth_naming"]
+__all__ = [
+    "EnoughError",
+    "Verdict",
+    "changed_files",
+    "describe",
+    "judge",
+    "other_data",
+    "other_settings",
+    "play",
+    "replay_run",
+    "verify",
+    "worth_naming",
+]
 
 # What decides the bits of a CPU or GPU and no program can set back.
 _NAMED = 5  # differences of files in the reason; all are in `findings`
@@ -75,7 +88,6 @@ def verify(
     steps: int | None = None,
     epochs: tuple[int, int] | None = None,
     workers: int | None = None,
-    changes: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """Replay a run in a temporary folder, and compare it with its record step by step.
 
@@ -87,7 +99,6 @@ def verify(
         steps: Compare only this number of optimizer steps, from where the comparison begins.
         epochs: Compare only the epochs from one to another, counted from 1; there must be a checkpoint before them.
         workers: Loading processes instead of the recorded number.
-        changes: Options to replace by other values than recorded.
 
     Raises:
         UsageError: If there is no checkpoint where the epochs begin, or if they end after what is recorded.
@@ -102,26 +113,69 @@ def verify(
         place = RunFolder(Path(scratch) / "replay", Path(scratch))
         try:
             first = _first_checkpoint(folder, epochs)
-            rebuilt = rebuild(folder, place, data=data, workers=workers, weights_needed=first is None, changes=changes)
+            rebuilt = rebuild(folder, place, data=data, workers=workers, weights_needed=first is None)
         except AutotimmError as error:
             if isinstance(error, UsageError):
                 raise
             return Verdict("not comparable", error.exit_code, str(error), notes=notes)
-        if changed := _changed_files(run, rebuilt):
-            shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
-            return Verdict("not comparable", DataError.exit_code, f"The data is not what it was: {shown}.", notes=notes)
-        say(f"replaying {folder}")
-        verdict = judge(run, _replay(run, rebuilt, place, first, steps, epochs))
-    if verdict.identical and not changes and steps is None and run.whole:
+        verdict = other_data(run, rebuilt) or other_settings(run, rebuilt)
+        if verdict is None:
+            say(f"replaying {folder}")
+            verdict = judge(run, replay_run(run, rebuilt, place, first, steps=steps, epochs=epochs))
+    if verdict.identical and steps is None and run.whole:
         _keep_levels(run, workers, epochs)
     return verdict
 
 
-def _replay(
-    run: RecordedRun, rebuilt: Rebuilt, place: RunFolder, first: Path | None, steps: int | None,
-    epochs: tuple[int, int] | None,
+def other_data(run: RecordedRun, rebuilt: Rebuilt) -> Verdict | None:
+    """The verdict on a run whose images are not what they were; ``None`` if they are, or if the list is damaged."""
+    if any(finding.place == "files.csv" and finding.damage for finding in run.findings):
+        return None
+    if not (changed := changed_files(run.folder, rebuilt)):
+        return None
+    shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
+    reason = f"The data is not what it was: {shown}."
+    return Verdict("not comparable", DataError.exit_code, reason, notes=tuple(map(str, run.findings)))
+
+
+def other_settings(run: RecordedRun, rebuilt: Rebuilt) -> Verdict | None:
+    """The verdict on a run whose `config.yaml` and manifest contradict each other: no replay can agree with both."""
+    task: Any = rebuilt.task  # or any LightningModule
+    settings = inputs(rebuilt.trainer, task, rebuilt.data, content={}, initial="")
+    plan = Replay(
+        run.folder / "no replay yet", [], planned(run, settings, surroundings(rebuilt.trainer)), ended=False,
+        config=rebuilt.config, weights=task.weights if isinstance(task, Task) else None,
+        recipe=run.manifest.decisions.get("recipe"),
+    )  # fmt: skip
+    findings = [*config_findings(run, plan), *manifest_findings(run, plan)]
+    wrong = [str(each) for each in findings if isinstance(each, Finding) and not each.damage]
+    if not wrong:
+        return None
+    reason = f"The settings of the run contradict each other: {_listed(wrong)}. It was not replayed."
+    notes = tuple(map(str, run.findings))
+    return Verdict("different", DifferentError.exit_code, reason, notes=notes, findings=tuple(wrong))
+
+
+def _listed(findings: list[str]) -> str:
+    """The first findings, and the number of the others."""
+    more = f"; and {len(findings) - _NAMED} more" if len(findings) > _NAMED else ""
+    return f"{'; '.join(findings[:_NAMED])}{more}"
+
+
+def replay_run(
+    run: RecordedRun, rebuilt: Rebuilt, place: RunFolder, first: Path | None = None, *, steps: int | None = None,
+    epochs: tuple[int, int] | None = None,
 ) -> Replay:  # fmt: skip
-    """Train a rebuilt run, as far as asked for or to the first difference, and say what it has shown."""
+    """Train a rebuilt run, as far as asked for or to the first difference.
+
+    Args:
+        run: The record.
+        rebuilt: Its objects.
+        place: The folder that they write to.
+        first: The checkpoint to begin at.
+        steps: The number of optimizer steps to compare.
+        epochs: The first and the last epoch to compare, counted from 1.
+    """
     resolved = _as_noted(run, rebuilt.task)
     other_hardware = _other_hardware(run.manifest, rebuilt)
     limit = None if steps is None else steps + _steps_before(run.ledger, epochs)
@@ -168,13 +222,6 @@ def _part(steps: int | None, epochs: tuple[int, int] | None) -> str:
 
 def _last_epoch(ledger: ReadLedger) -> int:
     return max((line["epoch"] + 1 for line in ledger.lines if line["kind"] == "step"), default=0)
-
-
-def _changed_files(run: RecordedRun, rebuilt: Rebuilt) -> list[str]:
-    """The samples whose content differs; none if the list of them is damaged, which is a finding of its own."""
-    if any(finding.place == "files.csv" and finding.damage for finding in run.findings):
-        return []
-    return changed_files(run.folder, rebuilt)
 
 
 def _tested_again(run: RecordedRun, rebuilt: Rebuilt, replay: Replay) -> Mapping[str, Any] | None:
@@ -309,10 +356,7 @@ def _verdict(
         "partial": bool(replay.part),
     }  # fmt: skip
     if contradictions:
-        more = f"; and {len(contradictions) - _NAMED} more" if len(contradictions) > _NAMED else ""
-        reason = (
-            f"The steps are those of the record, and its files are not: {'; '.join(contradictions[:_NAMED])}{more}."
-        )
+        reason = f"The steps are those of the record, and other values are not: {_listed(contradictions)}."
         return Verdict("different", DifferentError.exit_code, reason, **said)
     if damages or comparer.missing:
         reason = "What could be compared equals the replay."
