@@ -10,6 +10,7 @@ from autotimm.errors import (
     AutotimmError,
     DataError,
     DifferentError,
+    IncompleteError,
     ModelError,
     RunError,
     UsageError,
@@ -29,6 +30,7 @@ EXIT_CODES = {
     ModelError: 4,
     WeightsError: 4,
     DifferentError: 5,
+    IncompleteError: 6,
     RunError: 1,
 }
 

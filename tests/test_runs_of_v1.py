@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 from torchvision.transforms import v2
 
 import autotimm
@@ -263,11 +264,23 @@ def test_it_is_measured(name, run_of):
     assert run.test(data) == pytest.approx(wanted["test"], abs=1e-4)
 
 
+def export_weights(folder):
+    """Write `model.safetensors` as the run did: most were left out of the fixtures."""
+    if not (folder / "model.safetensors").exists():
+        state = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+        save_file({name: tensor.clone() for name, tensor in state.items()}, folder / "model.safetensors")
+
+
 @pytest.mark.parametrize("name", REPLAYED)
 def test_it_is_verified(name, run_of):
-    verdict, wanted = run_of(name).verify(), expected(name)[name.split("/")[1]]["verify"]
+    run, wanted = run_of(name), expected(name)[name.split("/")[1]]["verify"]
+    if name in STOPPED:  # 54d10b0 called it identical, as far as it goes
+        wanted = {**wanted, "verdict": "incomplete"}
+    else:
+        export_weights(run.path)
+    verdict = run.verify()
     if differs := other_machine(name):
-        assert verdict.identical or verdict.reason
+        assert verdict.verdict == wanted["verdict"] or verdict.reason
         pytest.skip(f"made elsewhere ({'; '.join(differs)}): {verdict}")
     assert {"verdict": verdict.verdict, "steps": verdict.steps} == wanted, str(verdict)
 

@@ -20,6 +20,7 @@ from .data.module import DataModule as DataModule
 from .errors import AutotimmError as AutotimmError
 from .errors import DataError as DataError
 from .errors import DifferentError as DifferentError
+from .errors import IncompleteError as IncompleteError
 from .errors import ModelError as ModelError
 from .errors import RunError as RunError
 from .errors import UsageError as UsageError

@@ -8,6 +8,7 @@
     ├── ModelError                4   a backbone or checkpoint is wrong
     │   └── WeightsError          4   pretrained weights are unavailable or do not fit
     ├── DifferentError            5   two runs that should be equal are not
+    ├── IncompleteError           6   a record lacks something, so that a run cannot be called identical
     └── RunError                  1   a run failed
 
 Example:
@@ -27,6 +28,7 @@ __all__ = [
     "AutotimmError",
     "DataError",
     "DifferentError",
+    "IncompleteError",
     "ModelError",
     "RunError",
     "UsageError",
@@ -87,6 +89,12 @@ class DifferentError(AutotimmError):
     """Two runs that were expected to be equal are not."""
 
     exit_code = 5
+
+
+class IncompleteError(AutotimmError):
+    """A record is damaged, cut or unfinished, so that a run cannot be called identical to it."""
+
+    exit_code = 6
 
 
 def sentence(name: str, owner: str, must: str, got: object, do: str) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 
 import autotimm
 from autotimm import repro
-from autotimm.errors import DataError, ModelError, UsageError
+from autotimm.errors import DataError, IncompleteError, ModelError, UsageError
 from autotimm.records.manifest import Manifest
 from autotimm.records.run_folder import RunFolder
 from autotimm.runs.restore import rebuild
@@ -26,6 +26,12 @@ from training import SMALL, classifier, small_fit, toy_data, trainer
 
 def fit(photos, out, name="one", **options):
     return small_fit(photos, out, **{"name": name, "epochs": 2, **options})
+
+
+@pytest.fixture(autouse=True)
+def own_state(monkeypatch, tmp_path):
+    """What one test has checked is not known to the next: copies of a run are one record."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
 @pytest.fixture
@@ -112,14 +118,17 @@ class TestIdentical:
         with pytest.raises(RuntimeError):
             auto_trainer.fit(classifier(), datamodule=toy_data(photos))
         verdict = Run(tmp_path / "run").verify()
-        assert (verdict.verdict, verdict.steps) == ("identical", 3)
-        assert "did not finish" in verdict.notes[0]
+        assert (verdict.verdict, verdict.exit_code, verdict.steps) == ("incomplete", 6, 3)
+        assert verdict.notes == ("the run did not finish; compared up to where it stopped",)
+        with pytest.raises(IncompleteError, match="the run did not finish"):
+            verdict.require_identical()
+        assert str(Run(tmp_path / "run").verify(steps=2)).endswith("identical in part (2 of 3 steps compared)")
 
     def test_a_ledger_that_was_cut_in_a_line(self, copy):
         ledger, levels = copy.path / "ledger.jsonl", copy.level()
         ledger.write_bytes(ledger.read_bytes()[:1000])
         verdict = copy.verify()
-        assert verdict.identical
+        assert (verdict.verdict, verdict.exit_code, verdict.steps) == ("incomplete", 6, 3)
         assert "is cut off; compared up to there" in verdict.notes[0]
         assert copy.level() == levels
 
@@ -128,12 +137,12 @@ class TestIdentical:
         ledger, levels = copy.path / "ledger.jsonl", copy.level()
         ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:lines]))
         verdict = copy.verify()
-        assert verdict.identical
+        assert (verdict.verdict, verdict.exit_code) == ("incomplete", 6)
         assert "not the ones that the manifest refers to; compared up to there" in verdict.notes[0]
         assert copy.level() == levels
         for cut, other in ((copy, run), (run, copy)):
             comparison = diff(cut.path, other.path)
-            assert comparison.equal
+            assert (comparison.verdict, comparison.exit_code) == ("incomplete", 6)
             assert comparison.difference is None
             assert "compared up to there" in str(comparison)
 
@@ -227,7 +236,7 @@ class TestNotComparable:
         assert path.name in verdict.reason
         assert said in verdict.reason
 
-    def made_by_other_rules(self, run, **versions):
+    def made_by_other_rules(self, run, status="finished", **versions):
         """As a run that another version of autotimm has recorded."""
         file = run.path / "manifest.json"
         manifest = Manifest.load(file)
@@ -237,7 +246,7 @@ class TestNotComparable:
             environment["versions"] = {**environment["versions"], "autotimm": "9.8.7"}
         else:
             del environment["replay_versions"]
-        results = {**manifest.results, "status": "interrupted"}
+        results = {**manifest.results, "status": status}
         dataclasses.replace(manifest, environment=environment, results=results).save(file)
 
     @pytest.mark.parametrize("name", ["streams", "pipeline", "ledger"])
@@ -256,7 +265,7 @@ class TestNotComparable:
         assert copy.verify(steps=2).identical
 
     def test_resuming_by_other_rules(self, copy, photos):
-        self.made_by_other_rules(copy, pipeline=2)
+        self.made_by_other_rules(copy, "interrupted", pipeline=2)
         before = {path.name: path.read_bytes() for path in copy.path.iterdir() if path.is_file()}
         with pytest.raises(ModelError, match="has version 2 there and 1 here"):
             copy.resume()

@@ -15,14 +15,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from autotimm.errors import RunError
 from autotimm.serialization import parse_json
 
-__all__ = ["Ledger", "Line", "ReadLedger", "digest16", "read_ledger"]
+__all__ = ["FIELDS", "Ledger", "Line", "ReadLedger", "digest16", "malformed", "read_ledger"]
 
 Line = dict[str, Any]
 
@@ -245,7 +245,63 @@ def read_ledger(path: str | Path) -> ReadLedger:
 def _parse(raw: bytes) -> Line | None:
     try:
         line = parse_json(raw.decode())
+        # Only in the form in which lines are written: JSON may name a field twice, and readers would see one of them.
+        known = isinstance(line, dict) and _encode(line).encode("ascii") == raw
     except ValueError:  # not JSON, or not UTF-8
         return None
-    known = isinstance(line, dict) and isinstance(line.get("kind"), str) and "prev" in line
-    return line if known else None
+    return line if known and isinstance(line.get("kind"), str) and "prev" in line else None
+
+
+_TEXT = (str,)
+_WHOLE = (int,)
+_KNOWN = (str, type(None))
+_METRICS = (dict,)
+_AT = {"epoch": _WHOLE, "step": _WHOLE}
+_DIGESTS = {"weights": _TEXT, "buffers": _TEXT}
+
+#: The fields of each kind of line beside ``kind`` and ``prev``, with their types, by the version of the ledger.
+FIELDS: dict[int, dict[str, dict[str, tuple[type, ...]]]] = {
+    1: {
+        "start": {"run": _TEXT, "weights": _TEXT, "world_size": _WHOLE},
+        "step": {**_AT, "batch": _WHOLE, "ids": _KNOWN, "inputs": _KNOWN, "loss": _KNOWN, "lr": _TEXT},
+        "weights": {"step": _WHOLE, **_DIGESTS},
+        "val": {**_AT, "metrics": _METRICS},
+        "epoch": {**_AT, "metrics": _METRICS, **_DIGESTS, "optimizer": _TEXT, "averaged": _KNOWN},
+        "gap": {"step": _WHOLE, "reason": _TEXT},
+        "end": {"step": _WHOLE},
+    }
+}
+
+
+def malformed(lines: Sequence[Line], version: int) -> tuple[int, str] | None:
+    """The first line that does not have exactly the fields of its kind: its index, and what is wrong with it.
+
+    Args:
+        lines: The lines of a ledger.
+        version: The version of the ledger; nothing is known of a later one.
+
+    Example:
+        >>> malformed([{"kind": "end", "prev": "", "step": 6, "note": "all is well"}], 1)
+        (0, 'line 1 has a field `note`, which no line `end` has')
+    """
+    kinds = FIELDS.get(version)
+    for index, line in enumerate(lines if kinds is not None else ()):
+        if wrong := _wrong(line, kinds or {}):
+            return index, f"line {index + 1} {wrong}"
+    return None
+
+
+def _wrong(line: Line, kinds: Mapping[str, Mapping[str, tuple[type, ...]]]) -> str:
+    kind = line["kind"]
+    if kind not in kinds:
+        return f"is of an unknown kind `{kind}`"
+    fields = kinds[kind]
+    for name in sorted(line.keys() - fields.keys() - {"kind", "prev"}):
+        return f"has a field `{name}`, which no line `{kind}` has"
+    for name, types in fields.items():
+        if name not in line:
+            return f"lacks the field `{name}`"
+        if type(line[name]) not in types:  # not isinstance: True is an integer to Python
+            return f"has a field `{name}` of another type"
+    values = line.get("metrics", {}).values()
+    return "" if all(isinstance(value, str) for value in values) else "has a metric that is no hexadecimal number"

@@ -1,18 +1,31 @@
-"""Compare two runs: their manifests, the first step that differs, and their metrics."""
+"""Compare two runs: their manifests, the first step that differs, and their files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autotimm.errors import DifferentError, IncompleteError
 from autotimm.records.causes import ManifestDifference, differences, likely_cause
+from autotimm.records.checkpoint_store import CheckpointStore
 from autotimm.records.ledger_diff import Difference, first_difference
-from autotimm.records.run_folder import RunFolder
-from autotimm.runs.restore import read_manifest
+from autotimm.records.sample_index import Content
+from autotimm.runs.file_contents import (
+    Finding,
+    checkpoint_tensors,
+    data_findings,
+    printable,
+    read_data,
+    read_rows,
+    same,
+    same_bytes,
+    text_findings,
+    weights_findings,
+)
+from autotimm.runs.recorded_run import RecordedRun, export_findings, read_recorded
 from autotimm.runs.verdict import describe, worth_naming
-from autotimm.runs.verify import read_run_ledger
 
 __all__ = ["Comparison", "compare"]
 
@@ -31,6 +44,9 @@ class Comparison:
         metrics: Metrics of the best epochs, side by side; ``None`` for a run that has none.
         notes: Problems of the records.
         confirmed: The confirmed cause (`--explain`); empty if it was not asked for.
+        findings: With equal ledgers, what differs in other files of the two runs, and what contradicts itself within
+            one of them; a line each.
+        missing: What is damaged, missing or unfinished in one of the records, a line each.
     """
 
     manifests: tuple[ManifestDifference, ...]
@@ -40,20 +56,31 @@ class Comparison:
     metrics: Mapping[str, tuple[float | None, float | None]]
     notes: tuple[str, ...]
     confirmed: str = ""
+    findings: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
     @property
     def equal(self) -> bool:
-        """Whether both have trained alike, bit for bit."""
-        return self.difference is None and not self.files
+        """Whether both have trained alike, bit for bit, and have complete records that say so."""
+        return self.verdict == "equal"
+
+    @property
+    def verdict(self) -> str:
+        """``"equal"``, ``"different"``, or ``"incomplete"``: equal as far as the records go."""
+        if self.difference is not None or self.files or self.findings:
+            return "different"
+        return "incomplete" if self.missing else "equal"
 
     @property
     def exit_code(self) -> int:
-        """0 for equal runs, 5 for others."""
-        return 0 if self.equal else 5
+        """0 for equal runs, 5 for different ones, 6 if a record is incomplete."""
+        codes = {"equal": 0, "different": DifferentError.exit_code, "incomplete": IncompleteError.exit_code}
+        return codes[self.verdict]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for other programs."""
         return {
+            "verdict": self.verdict,
             "equal": self.equal,
             "manifests": [difference._asdict() for difference in self.manifests],
             "files": list(self.files),
@@ -61,6 +88,8 @@ class Comparison:
             "cause": self.cause,
             "confirmed": self.confirmed,
             "metrics": {name: list(pair) for name, pair in self.metrics.items()},
+            "findings": list(self.findings),
+            "missing": list(self.missing),
             "notes": list(self.notes),
         }
 
@@ -68,17 +97,20 @@ class Comparison:
         lines = list(self.notes)
         for section in ("inputs", "environment", "decisions"):
             words = [difference.words for difference in self.manifests if difference.section == section]
-            lines += [f"{section}: {text}" for text in words[:_SHOWN]]
-            lines += [f"{section}: and {len(words) - _SHOWN} more"] if len(words) > _SHOWN else []
-        lines += [f"data: {line}" for line in self.files[:_SHOWN]]
-        lines += [f"data: and {len(self.files) - _SHOWN} more"] if len(self.files) > _SHOWN else []
+            lines += _shortened([f"{section}: {text}" for text in words], section)
+        lines += _shortened([f"data: {line}" for line in self.files], "data")
         width = max(map(len, self.metrics), default=0)
         for name, pair in self.metrics.items():
             a, b = ("-" if value is None else f"{value:.4f}" for value in pair)
             lines.append(f"{name:<{width}}  {a}  {b}" + ("" if pair[0] == pair[1] else "  differs"))
+        lines += _shortened([f"files: {line}" for line in self.findings], "files")
         if self.difference is not None:
             lines += [text for text in (describe(self.difference), self.cause, self.confirmed) if text]
-        return "\n".join([*lines, "equal" if self.equal else "different"])
+        return "\n".join([*map(printable, lines), self.verdict])
+
+
+def _shortened(lines: list[str], kind: str) -> list[str]:
+    return lines[:_SHOWN] + ([f"{kind}: and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else [])
 
 
 def compare(a: Path, b: Path) -> Comparison:
@@ -87,18 +119,91 @@ def compare(a: Path, b: Path) -> Comparison:
     Raises:
         ModelError: If one of them has no record of a run.
     """
-    manifests = [read_manifest(folder) for folder in (a, b)]
-    read = [read_run_ledger(folder, manifest) for folder, manifest in zip((a, b), manifests, strict=True)]
-    notes = [f"{folder}: {note}" for folder, (_, problems) in zip((a, b), read, strict=True) for note in problems]
-    contents = [RunFolder(folder, folder.parent).samples.content() for folder in (a, b)]
+    runs = read_recorded(a), read_recorded(b)
+    contents = [_content(run) for run in runs]
     files = contents[0].changed(contents[1]) if contents[0] is not None and contents[1] is not None else []
-    difference = first_difference(read[0][0].lines, read[1][0].lines)
-    if difference is not None and difference.field == "lines":  # one is longer: no difference if the other was cut
-        shorter = read[0][0] if difference.recorded is None else read[1][0]
-        difference = None if shorter.problem else difference
-    differing = worth_naming(differences(*manifests))
+    difference = _first_difference(*runs)
+    differing = worth_naming(differences(runs[0].manifest, runs[1].manifest))
     names = [line.partition(": ")[2] for line in files]
-    cause = likely_cause(difference, differing, recorded=manifests[0], files=names) if difference else ""
-    best, other = (RunFolder(folder, folder.parent).results().get("best", {}) for folder in (a, b))
-    metrics = {name: (best.get(name), other.get(name)) for name in dict.fromkeys([*best, *other])}
-    return Comparison(tuple(differing), tuple(files), difference, cause, metrics, tuple(notes))
+    cause = likely_cause(difference, differing, recorded=runs[0].manifest, files=names) if difference else ""
+    best = [_best(run) for run in runs]
+    metrics = {name: (best[0].get(name), best[1].get(name)) for name in dict.fromkeys([*best[0], *best[1]])}
+    missing = [f"{run.folder}: {each}" for run in runs for each in run.findings if each.damage]
+    missing += [f"{run.folder}: the run did not finish" for run in runs if not run.finished]
+    contradictions = [f"{run.folder}: {each}" for run in runs for each in _own(run) if not each.damage]
+    findings = contradictions + ([] if difference or files else [str(each) for each in _outcomes(*runs)])
+    return Comparison(
+        tuple(differing), tuple(files), difference, cause, metrics, tuple(missing), findings=tuple(findings),
+        missing=tuple(missing),
+    )  # fmt: skip
+
+
+def _first_difference(a: RecordedRun, b: RecordedRun) -> Difference | None:
+    """The first difference of the ledgers, as far as both are intact."""
+    # A loader of the caller's own tells no ids, and on a device nothing of its batches.
+    known = all(run.manifest.inputs.get("keyed") is True for run in (a, b))
+    device = [run.manifest.environment.get("device") for run in (a, b)]
+    every_field = known and device[0] == device[1]
+    difference = first_difference(a.ledger.lines, b.ledger.lines, every_field=every_field)
+    if difference is not None and difference.field == "lines":  # one is longer: no difference if the other was cut
+        shorter = a if difference.recorded is None else b
+        return None if shorter.ledger.problem else difference
+    return difference
+
+
+def _content(run: RecordedRun) -> Content | None:
+    """The digests of the samples of a run; ``None`` without a list of them that can be read."""
+    try:
+        return Content((row["id"], row["sha256"]) for row in read_rows(run.folder / "files.csv"))
+    except (ValueError, KeyError):
+        return None
+
+
+def _results(run: RecordedRun) -> Mapping[str, Any]:
+    try:
+        results = read_data(run.folder / "results.json")
+    except ValueError:
+        return {}
+    return results if isinstance(results, Mapping) else {}
+
+
+def _best(run: RecordedRun) -> dict[str, float]:
+    best = _results(run).get("best")
+    numbers = best.items() if isinstance(best, Mapping) else ()
+    return {name: value for name, value in numbers if isinstance(value, (int, float))}
+
+
+def _own(run: RecordedRun) -> Iterator[Finding]:
+    """What contradicts itself within one run."""
+    yield from run.findings
+    yield from export_findings(run.folder)
+
+
+def _outcomes(a: RecordedRun, b: RecordedRun) -> Iterator[Finding]:
+    """What differs in the files that both runs have, although their ledgers are equal."""
+    for file in ("splits.csv", "metrics.csv", "model.safetensors"):
+        paths = a.folder / file, b.folder / file
+        if all(path.is_file() for path in paths):
+            yield from (weights_findings if file.endswith(".safetensors") else text_findings)(file, *paths)
+    results = _results(a), _results(b)
+    common = [name for name in results[0] if name in results[1]]
+    yield from data_findings("results.json", *({name: each[name] for name in common} for each in results))
+    stores = [CheckpointStore(run.folder / "checkpoints") for run in (a, b)]
+    names = [{path.name for path in store.files()} if store.folder.is_dir() else set() for store in stores]
+    for name in sorted({*names[0] & names[1], "best.ckpt", "last.ckpt"}):
+        paths = stores[0].folder / name, stores[1].folder / name
+        if all(path.is_file() for path in paths):
+            yield from _weights_apart(f"checkpoints/{name}", *paths)
+
+
+def _weights_apart(file: str, a: Path, b: Path) -> Iterator[Finding]:
+    """Whether two checkpoints hold other weights: what else they hold depends on options that change no bit."""
+    if same_bytes(a, b):
+        return
+    try:
+        states = checkpoint_tensors(a), checkpoint_tensors(b)
+    except ValueError as error:
+        yield Finding(file, str(error))
+        return
+    if states[0].keys() != states[1].keys() or not all(same(states[0][name], states[1][name]) for name in states[0]):
+        yield Finding(file, "its weights differ")

@@ -14,6 +14,7 @@ from autotimm.config.record import RECORD, VERSION
 from autotimm.data.inference_loaders import labelled_loader, recorded_data
 from autotimm.data.module import DataModule
 from autotimm.errors import AutotimmError, DataError, ModelError, nearest, sentence
+from autotimm.records.checked_levels import level_claims
 from autotimm.records.imports import RecordedNames
 from autotimm.records.run_folder import RunFolder
 from autotimm.records.trust import OfRun
@@ -280,7 +281,9 @@ class Run:
         workers: int | None = None,
         explain: bool = False,
     ) -> Verdict:
-        """Replay the run in a temporary folder and compare every step, see :func:`autotimm.runs.verify.verify`.
+        """Replay the run in a temporary folder and compare every step and every file.
+
+        Nothing is written into the run's folder. See :func:`autotimm.runs.verify.verify` for the arguments.
 
         With ``explain`` the cause of a difference is confirmed: the step is replayed with each factor set back, see
         ``confirmed`` of the verdict.
@@ -292,8 +295,12 @@ class Run:
             return replace(verdict, confirmed=confirm_replay(self.path, verdict.difference, data=data, workers=workers))
 
     def level(self) -> dict[str, str]:
-        """What the run may claim, for R0 to R7: ``checked``, ``expected`` or ``no, because ...``."""
-        return read_manifest(self.path).levels
+        """What the run may claim, for R0 to R7: ``checked``, ``expected`` or ``no, because ...``.
+
+        ``checked`` is what this user has verified on this machine; see :mod:`autotimm.records.checked_levels`.
+        """
+        read_manifest(self.path)  # its error says what to give instead
+        return level_claims(self.path)
 
     def resume(self, *, data: str | Path | None = None, workers: int | None = None) -> Run:
         """Resume an interrupted run, bit for bit as if it had not been interrupted.

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from autotimm.errors import DifferentError
+from autotimm.errors import DifferentError, IncompleteError
 from autotimm.records.causes import ManifestDifference
 from autotimm.records.ledger_diff import Difference, Distance
+from autotimm.runs.file_contents import printable
 
 __all__ = ["Verdict", "describe", "worth_naming"]
+
+_SHOWN = 12  # lines about what was not checked; further ones are only counted
 
 
 @dataclass(frozen=True)
@@ -18,15 +21,20 @@ class Verdict:
     """The result of a verification.
 
     Attributes:
-        verdict: ``"identical"``, ``"different"`` or ``"not comparable"``.
-        exit_code: 0 for identical and 5 for different runs; 3 if the data, 4 if anything else cannot be compared.
+        verdict: ``"identical"``, ``"different"``, ``"incomplete"`` or ``"not comparable"``.
+        exit_code: 0 for identical and 5 for different runs; 6 if the record is damaged, cut or unfinished, and what is
+            there equals the replay; 3 if the data, 4 if anything else cannot be compared.
         reason: One or a few sentences; empty if there is nothing to say.
         difference: The first difference of the ledgers.
-        steps: Number of optimizer steps compared.
+        steps: Number of steps compared.
         notes: Other remarks, a line each.
         distances: On other hardware, the distance of the losses per step.
         metrics: On other hardware, metrics side by side.
         confirmed: The confirmed cause (`--explain`); empty if it was not asked for.
+        findings: What differs or is missing outside of the ledger, a line each.
+        not_checked: What the replay could not tell, in a few words each.
+        of_steps: Number of steps of the whole run, if fewer were compared and it is known.
+        partial: Whether only a part of the run was to be verified, by `steps` or `epochs`.
     """
 
     verdict: str
@@ -38,25 +46,41 @@ class Verdict:
     distances: tuple[Distance, ...] = ()
     metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     confirmed: str = ""
+    findings: tuple[str, ...] = ()
+    not_checked: tuple[str, ...] = ()
+    of_steps: int | None = None
+    partial: bool = False
 
     @property
     def identical(self) -> bool:
-        """Whether all compared bits are equal."""
+        """Whether all bits are equal that were to be compared; see :attr:`partial`."""
         return self.verdict == "identical"
 
     def require_identical(self) -> None:
         """Raise unless the run is identical.
 
         Raises:
-            DifferentError: With the reason.
+            DifferentError: If it differs or cannot be compared, with the reason.
+            IncompleteError: If its record is incomplete.
         """
+        if self.verdict == "incomplete":
+            raise IncompleteError(f"The record of the run must be complete. {' '.join([*self.notes, self.reason])}")
         if not self.identical:
             raise DifferentError(f"The run must be identical to its record. It is {self.verdict}. {self.reason}")
 
     def __str__(self) -> str:
-        lines = [*self.notes, *self._side_by_side(), self.reason, self.confirmed]
-        steps = f" ({self.steps} steps compared)" if self.steps else ""
-        return "\n".join([*(line for line in lines if line), f"verdict: {self.verdict}{steps}"])
+        not_checked = [f"not checked: {text}" for text in self.not_checked[:_SHOWN]]
+        not_checked += [f"not checked: {len(self.not_checked) - _SHOWN} more"] if self.not_checked[_SHOWN:] else []
+        lines = [*self.notes, *self._side_by_side(), *not_checked, self.reason, self.confirmed]
+        return "\n".join([*(printable(line) for line in lines if line), f"verdict: {self.words}"])
+
+    @property
+    def words(self) -> str:
+        """The verdict in words: ``identical in part (3 of 12 steps compared)``."""
+        name = f"{self.verdict} in part" if self.partial and self.identical else self.verdict
+        if not self.steps and self.verdict != "incomplete":
+            return name
+        return f"{name} ({self.steps}{f' of {self.of_steps}' if self.of_steps else ''} steps compared)"
 
     def _side_by_side(self) -> list[str]:
         if not self.distances:

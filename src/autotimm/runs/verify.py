@@ -1,4 +1,4 @@
-"""Verify a recorded run: replay it and compare every step, bit for bit."""
+"""Verify a recorded run: replay it, and compare every step and every file, bit for bit."""
 
 from __future__ import annotations
 
@@ -11,22 +11,46 @@ from typing import Any
 from autotimm.config import FitConfig
 from autotimm.data.data_facts import content
 from autotimm.data.loader import default_workers
-from autotimm.errors import AutotimmError, DataError, ModelError, UsageError
+from autotimm.errors import AutotimmError, DataError, DifferentError, IncompleteError, ModelError, UsageError
+from autotimm.models.backbone.weights import Weights
 from autotimm.records.causes import differences, likely_cause
+from autotimm.records.checked_levels import keep_checked, level_claims
 from autotimm.records.checkpoint_store import CheckpointStore
-from autotimm.records.ledger import Line, ReadLedger, read_ledger
+from autotimm.records.ledger import Line, ReadLedger
 from autotimm.records.ledger_diff import Comparer, Difference, numbers
 from autotimm.records.manifest import Manifest
 from autotimm.records.replay_versions import not_replayable
-from autotimm.records.run_folder import RunFolder
-from autotimm.runs.restore import Rebuilt, read_config, read_manifest, rebuild
+from autotimm.records.run_folder import RunFolder, write_results
+from autotimm.runs.compare_folders import compare_folders
+from autotimm.runs.compare_settings import config_findings, manifest_findings, planned
+from autotimm.runs.file_contents import Finding, read_data
+from autotimm.runs.recorded_run import RecordedRun, export_findings, read_recorded
+from autotimm.runs.replayed_run import Replay
+from autotimm.runs.restore import Rebuilt, read_config, rebuild
 from autotimm.runs.verdict import Verdict, describe, worth_naming
+from autotimm.serialization import plain_value
+from autotimm.tasks import Task
+from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.train.progress import say
-from autotimm.train.run_description import UNKEYED_WEIGHTS, surroundings
+from autotimm.train.run_description import UNKEYED_WEIGHTS, inputs, surroundings
+from autotimm.train.trainer import measuring_trainer
 
-__all__ = ["EnoughError", "Verdict", "changed_files", "describe", "play", "read_run_ledger", "verify", "worth_naming"]
+__all__ = [
+    "EnoughError",
+    "Verdict",
+    "changed_files",
+    "describe",
+    "judge",
+    "other_data",
+    "other_settings",
+    "play",
+    "replay_run",
+    "verify",
+    "worth_naming",
+]
 
 # What decides the bits of a CPU or GPU and no program can set back.
+_NAMED = 5  # differences of files in the reason; all are in `findings`
 _HARDWARE = ("hardware.instructions", "hardware.machine", "hardware.devices", "device")
 
 
@@ -35,61 +59,26 @@ class EnoughError(Exception):
 
 
 class _Listener:
-    """Compares lines as they are written, and ends the replay at the first difference, unless it is to go on."""
+    """Keeps lines as they are written, and ends the replay at the first difference, unless it is to go on."""
 
-    def __init__(
-        self, recorded: ReadLedger, steps: int | None, last_epoch: int | None, *, go_on: bool, whole: bool
-    ) -> None:
-        self.comparer, self.lines = Comparer(recorded.lines), [*recorded.lines]
-        self.whole = whole  # whether the record reaches the end of the run
-        self.limit, self.last_epoch, self.go_on = steps, last_epoch, go_on
-        self.taken: list[Line] = []
-        self.steps = 0
-        self.difference: Difference | None = None
-        self._over = False
+    def __init__(self, run: RecordedRun, steps: int | None, last_epoch: int | None, *, go_on: bool) -> None:
+        self._comparer, self._whole = Comparer(run.ledger.lines, every_field=True), run.whole
+        self._limit, self._last_epoch, self._go_on = steps, last_epoch, go_on
+        self._differs = False
+        self.lines: list[Line] = []
 
     def __call__(self, line: Line) -> None:
-        if not self.whole and not self.comparer.remaining and not self._over:
-            self._over = True
+        if not self._whole and not self._differs and self._comparer.exhausted:
+            raise EnoughError  # what comes next was not recorded
+        self.lines.append(line)
+        if not self._differs:
+            self._differs = self._comparer.take(line) is not None
+        if self._differs and not self._go_on:
             raise EnoughError
-        self.taken.append(line)
-        self.steps += line["kind"] == "step"
-        if not self._over:
-            self.difference = self.comparer.take(line)
-            self._over = self.difference is not None
-        if self.difference is not None and not self.go_on:
-            raise EnoughError
-        limit = self.limit is not None and line["kind"] == "step" and line["step"] >= self.limit
-        epoch = self.last_epoch is not None and line["kind"] == "epoch" and line["epoch"] + 1 >= self.last_epoch
+        limit = self._limit is not None and line["kind"] == "step" and line["step"] >= self._limit
+        epoch = self._last_epoch is not None and line["kind"] == "epoch" and line["epoch"] + 1 >= self._last_epoch
         if limit or epoch:
-            self._over = True
             raise EnoughError
-
-    def finish(self) -> Difference | None:
-        """The first difference, after the replay."""
-        if not self._over:
-            self.difference = self.comparer.finish()
-        return self.difference
-
-
-def read_run_ledger(folder: Path, manifest: Manifest) -> tuple[ReadLedger, list[str]]:
-    """The ledger of a run, and the problems of its records, also of a ledger that was cut between two lines.
-
-    Raises:
-        ModelError: If it has no line.
-    """
-    ledger = read_ledger(folder / "ledger.jsonl")
-    notes = []
-    if problem := manifest.problem():
-        notes.append(f"manifest.json: {problem}")
-    if not ledger.problem and manifest.results.get("ledger") not in (None, ledger.last):
-        ledger = ledger._replace(problem="its last lines are not the ones that the manifest refers to")
-    if ledger.problem:
-        notes.append(f"ledger.jsonl: {ledger.problem}; compared up to there")
-    if not ledger.lines:
-        raise ModelError(f"The run {folder} must have a ledger to compare with. It has none: {ledger.problem}. "
-                         "Make the run again.")  # fmt: skip
-    return ledger, notes
 
 
 def verify(
@@ -99,53 +88,165 @@ def verify(
     steps: int | None = None,
     epochs: tuple[int, int] | None = None,
     workers: int | None = None,
-    changes: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """Replay a run in a temporary folder, and compare it with its record step by step.
 
+    Nothing is written into the run's folder. What was checked is kept in this user's state, for ``Run.level``.
+
     Args:
-        folder: The run's folder; only the levels of its manifest are updated.
+        folder: The run's folder.
         data: The folder of the data, if it was moved.
         steps: Compare only this number of optimizer steps, from where the comparison begins.
         epochs: Compare only the epochs from one to another, counted from 1; there must be a checkpoint before them.
         workers: Loading processes instead of the recorded number.
-        changes: Options to replace by other values than recorded.
 
     Raises:
         UsageError: If there is no checkpoint where the epochs begin, or if they end after what is recorded.
         ModelError: If the folder has no record of a run.
     """
-    manifest = read_manifest(folder)
-    recorded, notes = read_run_ledger(folder, manifest)
-    _check_stretch(recorded, epochs)
-    if reason := not_replayable(manifest.environment):
-        return Verdict("not comparable", ModelError.exit_code, reason, notes=tuple(notes))
+    run = read_recorded(folder)
+    notes = tuple(str(finding) for finding in run.findings)
+    _check_stretch(run.ledger, epochs)
+    if reason := not_replayable(run.manifest.environment):
+        return Verdict("not comparable", ModelError.exit_code, reason, notes=notes)
     with tempfile.TemporaryDirectory(prefix="autotimm-verify-") as scratch:
         place = RunFolder(Path(scratch) / "replay", Path(scratch))
         try:
             first = _first_checkpoint(folder, epochs)
-            rebuilt = rebuild(folder, place, data=data, workers=workers, weights_needed=first is None, changes=changes)
+            rebuilt = rebuild(folder, place, data=data, workers=workers, weights_needed=first is None)
         except AutotimmError as error:
             if isinstance(error, UsageError):
                 raise
-            return Verdict("not comparable", error.exit_code, str(error), notes=tuple(notes))
-        if changed := changed_files(folder, rebuilt):
-            shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
-            return Verdict("not comparable", DataError.exit_code, f"The data is not what it was: {shown}.",
-                           notes=tuple(notes))  # fmt: skip
-        finished = manifest.results.get("status") == "finished"
-        if not finished:
-            notes.append("the run did not finish; compared up to where it stopped")
-        whole, go_on = finished and not recorded.problem, _other_hardware(manifest, rebuilt)
-        limit = None if steps is None else steps + _steps_before(recorded, epochs)
-        listener = _Listener(recorded, limit, epochs[1] if epochs else None, go_on=go_on, whole=whole)
-        say(f"replaying {folder}")
-        play(rebuilt, listener, first)
-        now = Manifest.load(place.manifest) if place.manifest.exists() else manifest
-        verdict = _judge(manifest, now, listener, notes)
-    if verdict.identical and not changes and steps is None and whole:
-        _note_level(folder, manifest, workers, epochs)
+            return Verdict("not comparable", error.exit_code, str(error), notes=notes)
+        verdict = other_data(run, rebuilt) or other_settings(run, rebuilt)
+        if verdict is None:
+            say(f"replaying {folder}")
+            verdict = judge(run, replay_run(run, rebuilt, place, first, steps=steps, epochs=epochs))
+    if verdict.identical and steps is None and run.whole:
+        _keep_levels(run, workers, epochs)
     return verdict
+
+
+def other_data(run: RecordedRun, rebuilt: Rebuilt) -> Verdict | None:
+    """The verdict on a run whose images are not what they were; ``None`` if they are, or if the list is damaged."""
+    if any(finding.place == "files.csv" and finding.damage for finding in run.findings):
+        return None
+    if not (changed := changed_files(run.folder, rebuilt)):
+        return None
+    shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
+    reason = f"The data is not what it was: {shown}."
+    return Verdict("not comparable", DataError.exit_code, reason, notes=tuple(map(str, run.findings)))
+
+
+def other_settings(run: RecordedRun, rebuilt: Rebuilt) -> Verdict | None:
+    """The verdict on a run whose `config.yaml` and manifest contradict each other: no replay can agree with both."""
+    task: Any = rebuilt.task  # or any LightningModule
+    settings = inputs(rebuilt.trainer, task, rebuilt.data, content={}, initial="")
+    plan = Replay(
+        run.folder / "no replay yet", [], planned(run, settings, surroundings(rebuilt.trainer)), ended=False,
+        config=rebuilt.config, weights=task.weights if isinstance(task, Task) else None,
+        recipe=run.manifest.decisions.get("recipe"),
+    )  # fmt: skip
+    findings = [*config_findings(run, plan), *manifest_findings(run, plan)]
+    wrong = [str(each) for each in findings if isinstance(each, Finding) and not each.damage]
+    if not wrong:
+        return None
+    reason = f"The settings of the run contradict each other: {_listed(wrong)}. It was not replayed."
+    notes = tuple(map(str, run.findings))
+    return Verdict("different", DifferentError.exit_code, reason, notes=notes, findings=tuple(wrong))
+
+
+def _listed(findings: list[str]) -> str:
+    """The first findings, and the number of the others."""
+    more = f"; and {len(findings) - _NAMED} more" if len(findings) > _NAMED else ""
+    return f"{'; '.join(findings[:_NAMED])}{more}"
+
+
+def replay_run(
+    run: RecordedRun, rebuilt: Rebuilt, place: RunFolder, first: Path | None = None, *, steps: int | None = None,
+    epochs: tuple[int, int] | None = None,
+) -> Replay:  # fmt: skip
+    """Train a rebuilt run, as far as asked for or to the first difference.
+
+    Args:
+        run: The record.
+        rebuilt: Its objects.
+        place: The folder that they write to.
+        first: The checkpoint to begin at.
+        steps: The number of optimizer steps to compare.
+        epochs: The first and the last epoch to compare, counted from 1.
+    """
+    resolved = _as_noted(run, rebuilt.task)
+    other_hardware = _other_hardware(run.manifest, rebuilt)
+    limit = None if steps is None else steps + _steps_before(run.ledger, epochs)
+    # The last epoch leads to the end of the run, where more can be compared.
+    last = epochs[1] if epochs is not None and epochs[1] < _last_epoch(run.ledger) else None
+    listener = _Listener(run, limit, last, go_on=other_hardware)
+    play(rebuilt, listener, first)
+    lines = listener.lines
+    replay = Replay(
+        place.path, lines, Manifest.load(place.manifest) if place.manifest.exists() else run.manifest,
+        ended=bool(lines) and lines[-1]["kind"] == "end",
+        first_epoch=0 if first is None or epochs is None else epochs[0] - 1, part=_part(steps, epochs),
+        other_hardware=other_hardware, config=rebuilt.config, weights=resolved, recipe=_chosen_recipe(rebuilt.task),
+    )  # fmt: skip
+    return replace(replay, test=_tested_again(run, rebuilt, replay)) if replay.ended else replay
+
+
+def _as_noted(run: RecordedRun, task: Any) -> Weights | None:
+    """The origin of the initial weights as it was found again; the task takes over how the run has described it.
+
+    Checkpoints hold that description: those of the replay then have the bytes of those of the run.
+    """
+    if not isinstance(task, Task):
+        return None
+    found, recorded = task.weights, run.manifest.decisions.get("weights")
+    if isinstance(recorded, Mapping) and recorded.get("sha256") == found.sha256:
+        source = recorded.get("source") if found.pretrained else found.source
+        task.weights = replace(found, source=str(source), note=str(recorded.get("note")))
+    return found
+
+
+def _chosen_recipe(task: Any) -> Mapping[str, Any] | None:
+    """What would be chosen for the values that were left open, as plain data."""
+    if not isinstance(task, Task) or task.recipe is None:
+        return None
+    recipe: Mapping[str, Any] = plain_value(task.choose_recipe().as_dict())
+    return recipe
+
+
+def _part(steps: int | None, epochs: tuple[int, int] | None) -> str:
+    words = [] if epochs is None else [f"epochs {epochs[0]} to {epochs[1]}"]
+    return ", ".join([*words, *([] if steps is None else [f"{steps} steps"])])
+
+
+def _last_epoch(ledger: ReadLedger) -> int:
+    return max((line["epoch"] + 1 for line in ledger.lines if line["kind"] == "step"), default=0)
+
+
+def _tested_again(run: RecordedRun, rebuilt: Rebuilt, replay: Replay) -> Mapping[str, Any] | None:
+    """``test`` and ``per_class`` of the best weights of the replay; ``None`` if the run was not tested, or at a cost.
+
+    A test takes about as long as the validation of as many images: it is made again if it has fewer images than the
+    training has seen.
+    """
+    images = len(rebuilt.data.tables.get("test", ()))
+    seen = len(rebuilt.data.tables["train"]) * max(_last_epoch(run.ledger), 1)
+    best = replay.folder / "checkpoints" / "best.ckpt"
+    if not (run.has_test and 0 < images <= seen and best.is_file()) or replay.other_hardware:
+        return None
+    config = read_config(run.folder)
+    given = config.as_dict() if isinstance(config, FitConfig) else config.get("trainer", {})
+    task = rebuilt.task
+    task.load_state_dict(read_checkpoint(best)["state_dict"])
+    measured = measuring_trainer(given).test(task.eval(), datamodule=rebuilt.data)
+    results: dict[str, Any] = {"test": {name: float(v) for each in measured for name, v in each.items()}}
+    if table := task.class_table:
+        results["per_class"] = table
+    path = replay.folder / "tested.json"
+    write_results(path, results)  # as the run has written it: sorted, and with null where nothing was measured
+    tested: dict[str, Any] = read_data(path)
+    return tested
 
 
 def _check_stretch(recorded: ReadLedger, epochs: tuple[int, int] | None) -> None:
@@ -212,19 +313,71 @@ def play(rebuilt: Rebuilt, listener: Callable[[Line], None], first: Path | None)
         return
 
 
-def _judge(manifest: Manifest, now: Manifest, listener: _Listener, notes: list[str]) -> Verdict:
-    difference = listener.finish()
+def judge(run: RecordedRun, replay: Replay) -> Verdict:
+    """Compare a record with a replay of it: each line of the ledger, then each file.
+
+    It depends on the two alone, and trains nothing.
+    """
+    comparer = Comparer(run.ledger.lines, every_field=True)
+    difference = next((each for line in replay.lines if (each := comparer.take(line)) is not None), None)
     if difference is None:
-        return Verdict("identical", 0, steps=listener.steps, notes=tuple(notes))
+        difference = comparer.finish() if replay.ended else comparer.pending
+    if difference is not None:
+        return _different(run, replay, difference, comparer.steps)
+    outcome = compare_folders(run, replay)
+    findings = [*run.findings, *outcome.findings]
+    if not replay.ended:
+        findings += export_findings(run.folder)
+    findings = list(dict.fromkeys(findings))
+    not_checked = (*_lines_not_met(run, replay, comparer), *outcome.not_checked)
+    return _verdict(run, replay, comparer, findings, not_checked)
+
+
+def _lines_not_met(run: RecordedRun, replay: Replay, comparer: Comparer) -> list[str]:
+    """The part of the ledger that was not to be compared."""
+    if not (replay.part and comparer.remaining):
+        return []
+    return [f"{comparer.remaining} of {len(run.ledger.lines)} lines of ledger.jsonl"]
+
+
+def _verdict(
+    run: RecordedRun, replay: Replay, comparer: Comparer, findings: list[Finding], not_checked: tuple[str, ...]
+) -> Verdict:
+    """The verdict on a record whose lines are those of the replay, as far as they were compared."""
+    contradictions = [str(finding) for finding in findings if not finding.damage]
+    damages = [str(finding) for finding in findings if finding.damage]
+    if not (run.finished or replay.part):
+        damages.append("the run did not finish; compared up to where it stopped")
+    total = run.steps if replay.part and not run.ledger.problem else None
+    total = comparer.steps + comparer.missing if replay.whole else total
+    said: dict[str, Any] = {
+        "steps": comparer.steps, "of_steps": total if total != comparer.steps or replay.part else None,
+        "notes": tuple(damages), "findings": tuple(contradictions + damages), "not_checked": not_checked,
+        "partial": bool(replay.part),
+    }  # fmt: skip
+    if contradictions:
+        reason = f"The steps are those of the record, and other values are not: {_listed(contradictions)}."
+        return Verdict("different", DifferentError.exit_code, reason, **said)
+    if damages or comparer.missing:
+        reason = "What could be compared equals the replay."
+        return Verdict("incomplete", IncompleteError.exit_code, reason, **said)
+    return Verdict("identical", 0, **said)
+
+
+def _different(run: RecordedRun, replay: Replay, difference: Difference, steps: int) -> Verdict:
+    """The verdict at the first line that differs, with its likely cause."""
     # Initial weights are compared by the ledgers; a replay that begins at a checkpoint has others.
-    differing = [value for value in worth_naming(differences(manifest, now)) if value.name != "initial"]
-    reason = f"{describe(difference)} {likely_cause(difference, differing, recorded=manifest)}"
-    if not listener.go_on:
-        return Verdict("different", 5, reason, difference, listener.steps, tuple(notes))
-    return Verdict(
-        "different", 5, reason, difference, listener.steps, tuple(notes),
-        tuple(numbers(listener.lines, listener.taken)), _metrics(listener.lines, listener.taken),
+    apart = worth_naming(differences(run.manifest, replay.manifest))
+    apart = [value for value in apart if value.name not in ("initial", "weights.source")]
+    reason = f"{describe(difference)} {likely_cause(difference, apart, recorded=run.manifest)}"
+    verdict = Verdict(
+        "different", DifferentError.exit_code, reason, difference, steps, tuple(map(str, run.findings)),
+        findings=tuple(map(str, run.findings)), partial=bool(replay.part),
     )  # fmt: skip
+    if not replay.other_hardware:
+        return verdict
+    lines = [*run.ledger.lines]
+    return replace(verdict, distances=tuple(numbers(lines, replay.lines)), metrics=_metrics(lines, replay.lines))
 
 
 def _metrics(recorded: list[Line], taken: list[Line]) -> dict[str, tuple[float, float]]:
@@ -238,21 +391,22 @@ def _metrics(recorded: list[Line], taken: list[Line]) -> dict[str, tuple[float, 
     return {name: (float.fromhex(a[name]), float.fromhex(b[name])) for name in a.keys() & b.keys()}
 
 
-def _note_level(folder: Path, manifest: Manifest, workers: int | None, epochs: tuple[int, int] | None) -> None:
-    """Record in the run's manifest what was checked; nothing is recorded in a folder that cannot be written to."""
+def _keep_levels(run: RecordedRun, workers: int | None, epochs: tuple[int, int] | None) -> None:
+    """Keep what was checked in this user's state; nothing is kept if it cannot be written."""
     checked = {}
-    if workers is not None and workers != _recorded_workers(folder):
+    if workers is not None and workers != _recorded_workers(run.folder):
         checked["R3"] = f"checked with {workers} workers" + (f" in epochs {epochs[0]} to {epochs[1]}" if epochs else "")
     if epochs is None:
         checked["R1"] = "checked"
     elif epochs[0] > 1:
         checked["R2"] = f"checked from the checkpoint before epoch {epochs[0]} to epoch {epochs[1]}"
-    changed = {name: claim for name, claim in checked.items() if _says_more(claim, manifest.levels.get(name, ""))}
-    if changed and not manifest.problem():
+    before = level_claims(run.folder)
+    changed = {name: claim for name, claim in checked.items() if _says_more(claim, before.get(name, ""))}
+    if changed:
         try:
-            replace(manifest, levels=manifest.levels | changed).save(folder / "manifest.json")
-        except OSError:
-            return
+            keep_checked(run.folder, changed)
+        except OSError as error:
+            say(f"what was checked is not kept: {error.strerror}")
 
 
 def _says_more(claim: str, before: str) -> bool:

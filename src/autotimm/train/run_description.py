@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 
 from autotimm.config import silent_arguments
 from autotimm.data.module import DataModule
-from autotimm.records.code_digest import code_digest, describe_code
+from autotimm.records.code_digest import code_digest
 from autotimm.records.environment import code_state, environment, package_digest
 from autotimm.repro.streams import own_streams
 from autotimm.serialization import first_path, import_name, plain_value
@@ -96,8 +96,7 @@ def surroundings(trainer: Any) -> dict[str, Any]:
         "device": device.split(":")[0],
     }
     # Not among the inputs, since most callbacks change nothing. One that does is named when runs differ.
-    callbacks = trainer.given_callbacks
-    world["callbacks"] = {describe_code(type(callback))["name"]: code_digest(callback) for callback in callbacks}
+    world["callbacks"] = dict(trainer.callback_digests)
     world |= {"package": package_digest()[:16], "git": code_state(Path.cwd())}
     return environment(trainer.threads, [device]) | world
 

@@ -17,6 +17,7 @@ from autotimm.data.data_facts import content
 from autotimm.data.module import DataModule
 from autotimm.errors import AutotimmError, ModelError, RunError
 from autotimm.records.atomic import atomic_path
+from autotimm.records.checked_levels import level_claims
 from autotimm.records.checkpoint_store import CheckpointStore
 from autotimm.records.digest import config_digest
 from autotimm.records.environment import volatile
@@ -162,7 +163,7 @@ def summary(folder: RunFolder, trainer: Any, seconds: float, *, resumed: bool = 
 def _claims(folder: RunFolder) -> str:
     """What the run may claim of its reproducibility, in one line."""
     levels: dict[str, list[str]] = {}
-    for level, claim in Manifest.load(folder.manifest).levels.items():
+    for level, claim in level_claims(folder.path).items():
         levels.setdefault(claim.partition(" ")[0].rstrip(","), []).append(level)
     no = levels.pop("no", [])
     claims = [f"{' '.join(names)} {claim}" for claim, names in levels.items()]

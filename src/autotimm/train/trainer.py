@@ -25,6 +25,7 @@ from autotimm.data.module import DataModule
 from autotimm.errors import UsageError, is_whole, refuse_unknown, require, require_flags, sentence
 from autotimm.metrics import choose_monitor
 from autotimm.records.checkpoint_store import check_keep
+from autotimm.records.code_digest import code_digest, describe_code
 from autotimm.records.ledger import Line
 from autotimm.records.run_folder import RunFolder
 from autotimm.repro.seed import (
@@ -207,7 +208,8 @@ class AutoTrainer(pl.Trainer):
     def _callbacks(self, kwargs: TrainerOptions, monitor: str | None) -> list[Callback]:
         given = kwargs.get("callbacks") or []
         callbacks = [given] if isinstance(given, Callback) else list(given)
-        self.given_callbacks = tuple(callbacks)
+        # Now, as they were given: while they train, callbacks hold the trainer, and with it clocks and addresses.
+        self.callback_digests = {describe_code(type(each))["name"]: code_digest(each) for each in callbacks}
         self.shows_progress = bool(kwargs.get("enable_progress_bar", True))
         if kwargs.get("barebones"):
             return callbacks

@@ -26,10 +26,17 @@ from autotimm.models.backbone.architectures import Architecture, find_architectu
 from autotimm.models.backbone.hub import cached_file, cached_url, download_file, download_url, hub_state
 from autotimm.records.digest import file_digest
 
-__all__ = ["RANDOM", "SUFFIXES", "Weights", "as_recorded", "load_weights", "read_weights", "resolve_weights"]
+__all__ = [
+    "RANDOM", "RANDOM_BY_CHOICE", "RANDOM_BY_RECORD", "SUFFIXES", "Weights", "as_recorded", "load_weights",
+    "read_weights", "resolve_weights"
+]  # fmt: skip
 
 
 RANDOM = "random"
+RANDOM_BY_CHOICE = "weights: random (pretrained is off)"
+"""The note of random weights that were asked for."""
+RANDOM_BY_RECORD = "weights: random (as recorded)"
+"""The note of random weights that a replay is told to take."""
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -143,11 +150,11 @@ def resolve_weights(
     architecture = find_architecture(backbone)
     hub_architecture = architecture.as_dict() if architecture.repo else None
     if expected_sha256 == RANDOM:
-        return Weights(note="weights: random (as recorded)", architecture=hub_architecture)
+        return Weights(note=RANDOM_BY_RECORD, architecture=hub_architecture)
     if isinstance(pretrained, (str, os.PathLike)):
         path, source = _check_file(Path(pretrained).expanduser()), "file"
     elif pretrained is False and expected_sha256 is None:
-        return Weights(note="weights: random (pretrained is off)", architecture=hub_architecture)
+        return Weights(note=RANDOM_BY_CHOICE, architecture=hub_architecture)
     else:
         try:
             path, source = _fetch(architecture)

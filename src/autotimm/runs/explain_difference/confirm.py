@@ -25,8 +25,8 @@ from autotimm.runs.explain_difference.partial_replay import (
     surroundings_apart,
     unsettable,
 )
+from autotimm.runs.recorded_run import read_recorded
 from autotimm.runs.restore import read_manifest
-from autotimm.runs.verify import read_run_ledger
 from autotimm.train.progress import say
 
 __all__ = ["confirm_difference", "confirm_replay"]
@@ -67,7 +67,7 @@ def confirm_difference(a: Path, b: Path, difference: Difference) -> str:
         difference: Their first difference.
     """
     manifests = {folder: read_manifest(folder) for folder in (a, b)}
-    ledgers = {folder: read_run_ledger(folder, manifests[folder])[0].lines for folder in (a, b)}
+    ledgers = {folder: read_recorded(folder).ledger.lines for folder in (a, b)}
     if any(line["kind"] == "gap" for lines in ledgers.values() for line in lines):
         return "Not confirmed: a ledger has a gap, so that a replay cannot be compared with it."
     goal, problems = _goal(ledgers[a], ledgers[b]), list[str]()
@@ -102,7 +102,7 @@ def confirm_replay(
         workers: Loading processes instead of the recorded number.
     """
     manifest = read_manifest(folder)
-    lines = read_run_ledger(folder, manifest)[0].lines
+    lines = read_recorded(folder).ledger.lines
     case = Case(folder, folder, lines, _lines_at(lines, difference)[0], data, workers)
     try:
         surroundings = now(case)

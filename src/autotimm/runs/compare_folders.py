@@ -1,0 +1,210 @@
+"""Compare the folder of a run with that of its replay, file by file: what each file is bound to.
+
+A file that no replay writes, and a value that no replay can tell, is never taken for checked: it is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from autotimm.errors import join_names
+from autotimm.records.checkpoint_store import CheckpointStore
+from autotimm.runs.compare_settings import config_findings, manifest_findings
+from autotimm.runs.file_contents import (
+    Finding,
+    checkpoint_findings,
+    data_findings,
+    read_data,
+    same_bytes,
+    text_findings,
+    weights_findings,
+)
+from autotimm.runs.recorded_run import RecordedRun
+from autotimm.runs.replayed_run import Replay
+
+__all__ = ["BOUND", "Binding", "Outcome", "compare_folders"]
+
+Findings = Iterator["Finding | str"]  # text names what is not checked
+_Compare = Callable[[RecordedRun, Replay, str], Findings]
+_MEASURED = ("test", "per_class")
+
+
+class Binding(NamedTuple):
+    """What a file of a run is bound to.
+
+    Attributes:
+        file: Its path in the folder; one that ends in ``*.ckpt`` stands for all checkpoints beside best and last.
+        to: What it must agree with, in words.
+        compare: Gives what does not agree, and in words what is not checked; ``None`` if it is compared elsewhere.
+        at_end: Whether only a replay that reached the end of the training can tell.
+        alone: Whether the file is compared whether or not the replay has written it.
+    """
+
+    file: str
+    to: str
+    compare: _Compare | None
+    at_end: bool = False
+    alone: bool = False
+
+
+class Outcome(NamedTuple):
+    """The result of a comparison of two folders.
+
+    Attributes:
+        findings: What differs, is missing or is damaged.
+        not_checked: What no one can tell from this replay.
+    """
+
+    findings: list[Finding]
+    not_checked: list[str]
+
+
+def compare_folders(run: RecordedRun, replay: Replay) -> Outcome:
+    """Compare all files of a run with those of its replay, the ledger excepted."""
+    outcome = Outcome([], [])
+    for binding in BOUND:
+        for found in _compared(binding, run, replay):
+            outcome.findings.append(found) if isinstance(found, Finding) else outcome.not_checked.append(found)
+    if others := _others(run):
+        outcome.not_checked.append(join_names(others))
+    return outcome
+
+
+def _compared(binding: Binding, run: RecordedRun, replay: Replay) -> Findings:
+    """What does not agree in a file, or that it is missing on one side."""
+    if binding.compare is None:
+        return
+    recorded, found = (folder / binding.file for folder in (run.folder, replay.folder))
+    if binding.alone:
+        yield from binding.compare(run, replay, binding.file)
+    elif binding.at_end and not (replay.ended and run.finished):
+        if recorded.exists():
+            yield binding.file
+    elif not recorded.exists():
+        if found.exists():
+            yield Finding(binding.file, "it is missing", damage=True)
+    elif not found.exists():
+        yield Finding(binding.file, "the replay has written none")
+    else:
+        yield from binding.compare(run, replay, binding.file)
+
+
+def _text(run: RecordedRun, replay: Replay, file: str) -> Findings:
+    yield from text_findings(file, run.folder / file, replay.folder / file)
+
+
+def _exported(run: RecordedRun, replay: Replay, file: str) -> Findings:
+    paths = run.folder / file, replay.folder / file
+    findings = list(weights_findings(file, *paths))
+    yield from findings
+    if not findings and not same_bytes(*paths):
+        yield f"{file}: bytes that hold no value"
+
+
+def _manifest(run: RecordedRun, replay: Replay, file: str) -> Findings:
+    yield from manifest_findings(run, replay)
+
+
+def _config(run: RecordedRun, replay: Replay, file: str) -> Findings:
+    yield from config_findings(run, replay)
+
+
+def _results(run: RecordedRun, replay: Replay, file: str) -> Findings:
+    """Compare the metrics of the best and the last epoch, and those of the test if it was made again."""
+    try:
+        recorded = read_data(run.folder / file)
+    except ValueError as error:
+        yield Finding(file, str(error), damage=True)
+        return
+    found = read_data(replay.folder / file)
+    tested = [name for name in _MEASURED if isinstance(recorded, Mapping) and name in recorded]
+    if tested and replay.test is None:
+        yield from (f"{file}: {name}" for name in tested)
+        recorded = {name: value for name, value in recorded.items() if name not in _MEASURED}
+    elif tested:
+        found |= replay.test
+    yield from data_findings(file, recorded, found)
+
+
+def _checkpoint(run: RecordedRun, replay: Replay, file: str) -> Findings:
+    yield from _of_checkpoint(run, replay, file)
+
+
+def _of_checkpoint(run: RecordedRun, replay: Replay, file: str) -> Findings:
+    """What differs in a checkpoint that both have; or that it has bytes of which nothing is read."""
+    paths, ignored = (run.folder / file, replay.folder / file), _ignored(run, replay)
+    findings = list(checkpoint_findings(file, *paths, ignored))
+    yield from findings
+    if not findings and not ignored and not same_bytes(*paths):
+        yield f"{file}: bytes that hold no value"
+
+
+def _ignored(run: RecordedRun, replay: Replay) -> set[tuple[Any, ...]]:
+    """What depends on the version of autotimm or Lightning, and is no part of the training."""
+    ignored: set[tuple[Any, ...]] = set()
+    if replay.first_epoch or any(line["kind"] == "gap" for line in run.ledger.lines):
+        ignored |= {("callbacks", "Recorder", name) for name in ("bytes", "last", "lines")}  # of another ledger
+    versions = [manifest.environment.get("versions") or {} for manifest in (run.manifest, replay.manifest)]
+    if versions[0] != versions[1] or run.manifest.volatile.get("resumes"):
+        ignored.add(("pytorch-lightning_version",))
+    if run.manifest.run_id != replay.manifest.run_id:  # the id is in the first line, whose digest is in the next
+        ignored.add(("callbacks", "Recorder", "last"))
+    return ignored
+
+
+def _earlier_checkpoints(run: RecordedRun, replay: Replay, file: str) -> Findings:
+    """Compare each kept checkpoint with that of the replay, if it has one of the same step."""
+    store = CheckpointStore(run.folder / "checkpoints")
+    recorded = {path.name: path for path in store.files()} if store.folder.is_dir() else {}
+    folder = replay.folder / "checkpoints"
+    written = {path.name for path in CheckpointStore(folder).files()} if folder.is_dir() else set()
+    for name in (name for name in recorded if name in written):
+        yield from _of_checkpoint(run, replay, f"checkpoints/{name}")
+    if others := [f"checkpoints/{name}" for name in recorded if name not in written]:
+        yield f"{join_names(others, 3)} (not written by the replay)"
+    missing = sorted(written - recorded.keys()) if replay.whole and run.finished else []
+    yield from (f"checkpoints/{name} (it is missing)" for name in missing)
+
+
+def _digests(run: RecordedRun, replay: Replay, file: str) -> Findings:
+    """The digests of files that are there were compared with their bytes; others are of files that were removed."""
+    if not (run.folder / file).exists():
+        return
+    names = {path.name for path in CheckpointStore(run.folder / "checkpoints").files()}
+    lines = (run.folder / file).read_bytes().decode(errors="backslashreplace").splitlines()
+    others = [line for line in lines if line[64:66] != "  " or line[66:] not in names]
+    # A checkpoint that a resumed run has written anew has two: one of them is that of the file.
+    others += lines[len(names) + len(others) :]
+    if others:
+        yield f"{file}: {len(others)} line{'' if len(others) == 1 else 's'} about files that are not there any more"
+
+
+#: What each file of a run is bound to.
+BOUND: tuple[Binding, ...] = (
+    Binding("config.yaml", "the options in the manifest, and those that the replay was built from", _config),
+    Binding("manifest.json", "the manifest of the replay: inputs, decisions, surroundings, levels, results", _manifest),
+    Binding("ledger.jsonl", "the lines that the replay writes, each in every field", None),
+    Binding("files.csv", "the images that the replay has read", _text),
+    Binding("splits.csv", "the split that the replay has made", _text),
+    Binding("metrics.csv", "the table that the replay has written", _text, at_end=True),
+    Binding("results.json", "the metrics of the replay; the test is made again", _results, at_end=True),
+    Binding("model.safetensors", "the weights of the best epoch of the replay", _exported, at_end=True),
+    Binding("checkpoints/best.ckpt", "everything in the checkpoint of the replay", _checkpoint, at_end=True),
+    Binding("checkpoints/last.ckpt", "everything in the checkpoint of the replay", _checkpoint, at_end=True),
+    Binding("checkpoints/*.ckpt", "the checkpoint of the replay at the same step", _earlier_checkpoints,
+            alone=True),
+    Binding("checkpoints/sha256.txt", "the bytes of the checkpoints that it lists", _digests, alone=True),
+)  # fmt: skip
+
+_KNOWN = {binding.file for binding in BOUND} | {".lock"}
+
+
+def _others(run: RecordedRun) -> list[str]:
+    """The files in the folder of a run that no run writes, and the folders in it."""
+    inside = [
+        path for folder in (run.folder, run.folder / "checkpoints") if folder.is_dir() for path in folder.iterdir()
+    ]
+    names = {path.relative_to(run.folder).as_posix(): path for path in inside}
+    kept = {f"checkpoints/{path.name}" for path in CheckpointStore(run.folder / "checkpoints").files()}
+    return sorted(name for name in names if name not in _KNOWN | kept | {"checkpoints"})
