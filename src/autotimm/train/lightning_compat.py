@@ -113,7 +113,7 @@ def clear_misuse() -> Iterator[None]:
     """Raise a :class:`UsageError` for what Lightning refuses, such as a device that this machine lacks."""
     try:
         yield
-    except (MisconfigurationException, ValueError) as error:
+    except (MisconfigurationException, ValueError, TypeError) as error:
         raise UsageError(f"The trainer's arguments must fit this machine and each other. {error}") from None
 
 
