@@ -39,11 +39,13 @@ def run(argv: Sequence[str]) -> int:
         return problems[0].exit_code
     from autotimm.doctor.machine import check_machine, check_switches
     from autotimm.doctor.training_step import settle_task
+    from autotimm.runs.run import names_of_file
 
     config = config if nested else settle_task(config)
     machine = check_machine(config.out, config.image_size, config.batch_size, config.num_workers)
     problems = _report("Switches", check_switches()) + _report("Machine", machine)
-    problems += _report("One training step", _check_step(config, nested, given.options.get("config", "")))
+    with names_of_file(given.options.get("config")):
+        problems += _report("One training step", _check_step(config, nested, given.options.get("config", "")))
     return problems[0].exit_code if problems else 0
 
 

@@ -15,8 +15,10 @@ import pytorch_lightning as pl
 from jsonargparse import ArgumentParser, Namespace
 
 import autotimm
-from autotimm.errors import UsageError, nearest, shortened
-from autotimm.records.imports import Kind, import_named, require_admitted, require_importable
+from autotimm.errors import ModelError, UsageError, nearest, shortened
+from autotimm.records.imports import Kind, admission, import_named, require_admitted, require_importable
+from autotimm.runs.restore import replayed_settings, require_plain
+from autotimm.serialization import construct, takes
 
 __all__ = ["build"]
 
@@ -58,6 +60,8 @@ def build(nested: Mapping[str, object], file: str) -> tuple[Any, Any, Any]:
             f"The file {file} must have at most {_MOST_VALUES:,} values. It has more. Build the model, the data and "
             "the trainer in Python, where lists may have any length."
         )
+    if admission() is not None:
+        return _from_record(nested, file)
     parser = _RaisingParser(prog="autotimm fit", default_env=False)
     arguments: dict[str, list[str]] = {}
     given: dict[str, object] = {}
@@ -84,6 +88,27 @@ def _more_values(nested: Mapping[str, object], most: int) -> bool:
         if len(values) > most:
             return True
     return False
+
+
+def _from_record(nested: Mapping[str, object], file: str) -> tuple[Any, Any, Any]:
+    """Build the objects that the config.yaml of a run describes, without jsonargparse, which imports any text."""
+    parts = {}
+    for key, (base, usual) in _SECTIONS.items():
+        section_class, arguments = _section(key, nested.get(key, {} if key == "trainer" else None), base, usual, file)
+        arguments = replayed_settings(arguments) if key == "trainer" else arguments
+        require_plain(arguments, key)
+        if inner := next(_class_paths(arguments, dotted=False), None):
+            raise ModelError(
+                f"The `{key}` of {file} names the class {inner} for an argument, which no record does. If you trust "
+                "whoever wrote the file, copy it out of the run's folder."
+            )
+        if not takes(section_class, arguments):
+            raise UsageError(
+                f"The class of `{key}` in {file} must take the arguments {', '.join(arguments) or 'none'}. It does "
+                "not. Correct these lines."
+            )
+        parts[key] = construct(section_class, arguments)
+    return parts["model"], parts["data"], parts["trainer"]
 
 
 def _section(key: str, value: object, base: type, usual: str, file: str) -> tuple[type, dict[str, Any]]:
@@ -120,15 +145,15 @@ def _find(path: str, key: str, kind: Kind, file: str) -> type:
     return found
 
 
-def _class_paths(value: Any) -> Iterator[str]:
-    """The classes that jsonargparse would import for the arguments of a section."""
+def _class_paths(value: Any, dotted: bool = True) -> Iterator[str]:
+    """The classes that jsonargparse would import for the arguments of a section; only those that are no mere names."""
     if isinstance(value, Mapping):
-        if isinstance(path := value.get("class_path"), str) and "." in path:
+        if isinstance(path := value.get("class_path"), str) and ("." in path or not dotted):
             yield path
         value = [*value.values()]
     if isinstance(value, list):
         for item in value:
-            yield from _class_paths(item)
+            yield from _class_paths(item, dotted)
 
 
 def _require_no_system_calls(value: Any, file: str) -> None:

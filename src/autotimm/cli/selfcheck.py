@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -52,9 +53,12 @@ def _setup(given: Given, values: dict[str, object], nested: bool) -> Setup:
     from autotimm.serialization import import_name
 
     file = given.options.get("config", "")
+    place = os.path.abspath(file) if file else ""
     if nested:
-        return Setup(nested=values, builder=import_name(build), file=file)
-    return Setup(options=values, file=file, model=given.options.get("model", ""), data=given.options.get("data", ""))
+        return Setup(nested=values, builder=import_name(build), file=file, place=place)
+    return Setup(
+        options=values, file=file, place=place, model=given.options.get("model", ""), data=given.options.get("data", "")
+    )
 
 
 def _show(report: Report) -> None:

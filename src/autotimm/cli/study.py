@@ -29,7 +29,9 @@ def run(argv: Sequence[str]) -> int:
             f"A study needs options of fit. {fit_options['config']} names classes instead. Write lines like `lr: 0.01`."
         )
     with loading_torch(config.progress):
+        from autotimm.runs.run import require_known_names
         from autotimm.studies.run_study import compared_with, study_configs
+    require_known_names(fit_options.get("config"), config)
     vs = study_options.pop("vs")
     study = study_configs(config, None if vs is None else compared_with(config, vs), **study_options)
     print(printable(study, keep="\n"))

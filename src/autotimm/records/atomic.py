@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 __all__ = ["atomic_path", "sweep", "write_text"]
 
-_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]+\.tmp")
 
 
 @contextmanager
@@ -20,7 +21,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     A reader therefore never sees a partial file, and after a crash or with a full disk the old file is still there.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A name that nobody can know before: in a folder of somebody else it could be a link to a file of the user.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
         with open(temporary, "rb+") as file:

@@ -75,8 +75,11 @@ def code_state(folder: str | Path) -> dict[str, Any] | None:
     commit = _git(top, "rev-parse", "--verify", "--quiet", "HEAD")
     # The user's git settings must not change the diff: it depends on the code alone.
     options = ("--no-ext-diff", "--no-textconv", "--no-color", "--full-index", "--binary", "--no-renames",
-               "--src-prefix=a/", "--dst-prefix=b/", "--unified=3", "--diff-algorithm=myers")  # fmt: skip
-    changes = _git(top, "diff", "HEAD", *options) if commit else b""
+               "--src-prefix=a/", "--dst-prefix=b/", "--unified=3", "--diff-algorithm=myers", "--submodule=short",
+               "--ignore-submodules=dirty")  # fmt: skip
+    if (filters := _own_filters(top)) is None:
+        return None
+    changes = _git(top, *filters, "diff", "HEAD", *options) if commit else b""
     new = _git(top, "ls-files", "--others", "--exclude-standard", "-z", "--", "*.py")
     if changes is None or new is None:
         return None
@@ -85,16 +88,38 @@ def code_state(folder: str | Path) -> dict[str, Any] | None:
     return {"commit": commit.decode().strip() if commit else None, "dirty": dirty, "diff": digest if dirty else None}
 
 
+def _own_filters(top: Path) -> list[str] | None:
+    """Options of git that switch off the filters of a repository's own settings, which would run on changed files.
+
+    A repository may have come with a run of somebody else. Filters of the user's own settings, such as that of Git LFS,
+    are not touched. ``None`` if the settings cannot be read, or a filter cannot be switched off.
+    """
+    listed = _git(top, "config", "--list", "--show-scope", "--name-only", "-z")
+    if listed is None:
+        return None
+    options: list[str] = []
+    words = os.fsdecode(listed).split("\0")
+    for scope, name in zip(words[::2], words[1::2], strict=False):
+        if scope in ("local", "worktree") and name.startswith("filter."):
+            filtered, _, key = name.rpartition(".")
+            if "=" in name:
+                return None
+            if key in ("clean", "smudge", "process"):
+                options += ["-c", f"{name}=", "-c", f"{filtered}.required=false"]
+    return options
+
+
 def _git(folder: str | Path, *arguments: str) -> bytes | None:
     """The output of git, or ``None`` if it fails, is not installed, or takes more than 5 seconds."""
-    # In a git hook, variables point to the repository of the hook. Nothing here may lock a repository.
+    # In a git hook, variables point to the repository of the hook.
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    command = ["git", "-C", str(folder), "-c", "core.fsmonitor=false", *arguments]
+    # Nothing here may lock a repository, run its hooks, or fetch what it lacks: it may be that of a stranger.
+    variables |= {"GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "none"}
+    command = ["git", "-C", str(folder), "-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}", *arguments]
     try:
         done = subprocess.run(
-            command, env=variables | {"GIT_OPTIONAL_LOCKS": "0"}, stdin=subprocess.DEVNULL, capture_output=True,
-            timeout=5, check=False,
-        )  # fmt: skip
+            command, env=variables, stdin=subprocess.DEVNULL, capture_output=True, timeout=5, check=False
+        )
     except (OSError, subprocess.TimeoutExpired, ValueError):  # ValueError: a path with a null character
         return None
     return done.stdout if done.returncode == 0 else None

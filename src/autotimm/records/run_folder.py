@@ -220,6 +220,7 @@ class RunFolder:
 
         Raises:
             UsageError: If the folder already holds a run, unless it is resumed.
+            ModelError: If a file in it is a link to one elsewhere.
             RunError: If the folder cannot be written to, or another process writes to it.
         """
         self._numbered = self.chosen is None
@@ -228,6 +229,7 @@ class RunFolder:
         elif self.checkpoints.exists() and not resume:
             raise UsageError(sentence("run_dir", "AutoTrainer", "a folder without a run", str(self.path),
                                       "Give another folder, or resume the run with ckpt_path='last'."))  # fmt: skip
+        self._require_no_links()
         places = (self.path, self.checkpoints, *(self.path / name for name in _EARLY))
         self._created = [place for place in places if not place.exists() or (self._numbered and place == self.path)]
         with self.writing():
@@ -239,6 +241,21 @@ class RunFolder:
             # The command line writes its own, with a comment per value.
             if not present.exists() or "class_path:" in read_text(present, "the options"):
                 self.write_config(config)
+
+    def _require_no_links(self) -> None:
+        """Refuse to write through a link out of the folder: a run of somebody else could have any file changed.
+
+        Raises:
+            ModelError: If there is one.
+        """
+        folder = self.path.resolve()
+        for place in (self.path, self.checkpoints):
+            for path in place.iterdir() if place.is_dir() else ():
+                if path.is_symlink() and not path.resolve().is_relative_to(folder):
+                    raise ModelError(
+                        f"The run folder {self.path} must hold its files itself. {path.relative_to(self.path)} is a "
+                        f"link to {path.resolve()}, which would be written to. Put the file or folder in its place."
+                    )
 
     def close_unused(self) -> None:
         """Release the lock and remove what :meth:`open` has created, and nothing else."""

@@ -37,7 +37,9 @@ from autotimm.train import AutoTrainer
 from autotimm.train.machine_limits import require_machine_for
 from autotimm.train.progress import say
 
-__all__ = ["Rebuilt", "affordable", "read_config", "read_manifest", "rebuild"]
+__all__ = [
+    "Rebuilt", "affordable", "read_config", "read_manifest", "rebuild", "replayed_settings", "require_plain"
+]  # fmt: skip
 
 
 _PART = Fields({"class_path": str, "init_args": (dict, type(None))}, ("class_path",))
@@ -130,7 +132,9 @@ def rebuild(
             stack.enter_context(as_recorded(Weights.from_dict(weights), file_needed=weights_needed))
         if isinstance(config, FitConfig):
             # Arguments from environment variables (PL_TRAINER_LIMIT_TRAIN_BATCHES) are in no option.
-            given = manifest.inputs.get("config", {}).get("trainer", {}) if manifest is not None else {}
+            given = (
+                replayed_settings(manifest.inputs.get("config", {}).get("trainer", {})) if manifest is not None else {}
+            )
             silent = {} if loggers else {"loggers": None}
             rebuilt = _from_options(config, decided, folder, data, workers, {**silent, **(changes or {})}, given)
         else:
@@ -200,7 +204,7 @@ def _from_classes(
     module.setup("fit")
     arguments = {**(config["model"].get("init_args") or {})}
     arguments |= _changed("model", arguments, changes)
-    _require_plain(arguments, "model")
+    require_plain(arguments, "model")
     task_class = task_class_named(config["model"]["class_path"])
     if not takes(task_class, arguments):
         raise ModelError(
@@ -208,15 +212,37 @@ def _from_classes(
             f"its arguments are recorded. Recorded are {', '.join(arguments) or 'none'}. Add it, and train again."
         )
     task = construct(task_class, arguments)
-    settings = {**config["trainer"]}
-    _require_plain(settings, "trainer")
+    settings = replayed_settings(config["trainer"])
     # Trainer arguments that were left at their defaults are not recorded: what no other part has is one of them.
     others = {name: value for name, value in changes.items() if "." not in name and name not in {*given, *arguments}}
     settings |= _changed("trainer", settings, changes)
     settings |= {argument_of("trainer", name) or name: value for name, value in others.items()}
-    settings.pop("logger", None)
     trainer = AutoTrainer(**{**settings, "run_dir": folder.chosen})
     return Rebuilt(task, module, trainer, None)
+
+
+# They change no bit, and write files where they like or ask a service.
+_NOT_REPLAYED = {"default_root_dir", "enable_autolog_hparams", "logger", "model_registry", "profiler", "run_dir"}
+# With the first two there would be no run; the others are objects, for which a record has placeholders.
+_NEVER_RECORDED = ("barebones", "fast_dev_run", "callbacks", "plugins")
+
+
+def replayed_settings(recorded: Any) -> dict[str, Any]:
+    """The arguments of a recorded trainer that a replay is given.
+
+    Raises:
+        ModelError: If one was an object, or if no run has such an argument.
+    """
+    if not isinstance(recorded, Mapping):
+        raise ModelError("The recorded trainer must have arguments by name. It has not: the record is damaged.")
+    settings = {str(name): value for name, value in recorded.items() if name not in _NOT_REPLAYED}
+    require_plain(settings, "trainer")
+    if wrong := [name for name in _NEVER_RECORDED if settings.get(name)]:
+        raise ModelError(
+            f"The `{wrong[0]}` of the recorded trainer must be left at its default, as in every run. It is not: the "
+            "record is damaged."
+        )
+    return settings
 
 
 def _changed(part: str, given: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,7 +251,12 @@ def _changed(part: str, given: Mapping[str, Any], changes: Mapping[str, Any]) ->
     return {name: changes[key] for name, keys in names.items() for key in keys if key in changes}
 
 
-def _require_plain(arguments: Mapping[str, Any], owner: str) -> None:
+def require_plain(arguments: Mapping[str, Any], owner: str) -> None:
+    """Refuse recorded arguments that were objects.
+
+    Raises:
+        ModelError: If there is one.
+    """
     lists = {name: value if isinstance(value, list) else [value] for name, value in arguments.items()}
     lost = [name for name, values in lists.items() if any(map(is_object, values))]
     if lost:

@@ -11,11 +11,15 @@ from typing import Any
 
 from autotimm.config import FitConfig
 from autotimm.config.record import RECORD, VERSION
+from autotimm.data.formats.recognize import READER
 from autotimm.data.inference_loaders import labelled_loader, recorded_data
 from autotimm.data.module import DataModule
 from autotimm.errors import AutotimmError, DataError, ModelError, nearest, sentence
+from autotimm.losses.image_losses import LOSS
+from autotimm.models.segmentation.segmenter import DECODER
+from autotimm.optim.optimizers import OPTIMIZER
 from autotimm.records.checked_levels import level_claims
-from autotimm.records.imports import RecordedNames
+from autotimm.records.imports import RecordedNames, names_in, require_admitted
 from autotimm.records.run_folder import RunFolder
 from autotimm.records.trust import OfRun
 from autotimm.runs.diff import Comparison, compare
@@ -32,7 +36,7 @@ from autotimm.train.progress import say
 from autotimm.train.trainer import measuring_trainer
 from autotimm.types import ObjectPrediction, PixelPrediction, Prediction
 
-__all__ = ["Run", "diff", "fit", "fit_config", "fit_objects", "names_of_file"]
+__all__ = ["Run", "diff", "fit", "fit_config", "fit_objects", "names_of_file", "require_known_names"]
 
 
 def fit(path: str | Path | None = None, **options: Any) -> Run:
@@ -84,6 +88,23 @@ def names_of_file(file: str | None) -> RecordedNames | nullcontext[None]:
     if folder is None or not (folder / "manifest.json").is_file():
         return nullcontext()
     return RecordedNames(OfRun(folder, False, "If you trust whoever made the run, copy the file out of its folder."))
+
+
+def require_known_names(file: str | None, config: FitConfig) -> None:
+    """Refuse the options of a run's ``config.yaml`` that name classes of strangers, before processes are given them.
+
+    Args:
+        file: The configuration file.
+        config: The options that came from it.
+
+    Raises:
+        ModelError: If there is one.
+    """
+    kinds = {"loss": LOSS, "optimizer": OPTIMIZER, "arch": DECODER, "format": READER}
+    with names_of_file(file):
+        for name, kind in kinds.items():
+            if names_in(value := getattr(config, name)):
+                require_admitted(value, kind)
 
 
 def fit_objects(task: Task, data: DataModule, trainer: AutoTrainer) -> Run:

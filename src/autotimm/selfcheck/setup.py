@@ -16,6 +16,7 @@ from autotimm.data.module import DataModule
 from autotimm.errors import UsageError, sentence
 from autotimm.records.imports import Kind, import_named
 from autotimm.runs.factory import build_data, build_task, settle
+from autotimm.runs.run import names_of_file
 from autotimm.selfcheck.variations import Variation
 from autotimm.serialization import import_object
 from autotimm.tasks import Task
@@ -45,6 +46,7 @@ class Setup:
         nested: The content of a file in Lightning's style instead.
         builder: Import path of the function that builds model, data and trainer from ``nested`` and ``file``.
         file: The name of the file, for error messages.
+        place: Its full path, since child processes work elsewhere: one in a run folder is a record of the run.
         model: Import path of a task class, instead of the model.
         data: Import path of a data module class, instead of the data.
     """
@@ -53,6 +55,7 @@ class Setup:
     nested: Mapping[str, Any] = field(default_factory=dict)
     builder: str = ""
     file: str = ""
+    place: str = ""
     model: str = ""
     data: str = ""
 
@@ -81,6 +84,11 @@ def make(setup: Setup, variation: Variation, toy: Path, run_dir: Path) -> Object
     Raises:
         UsageError: If a class cannot be found, has the wrong base class, or needs an argument that is not available.
     """
+    with names_of_file(setup.place or None):
+        return _make(setup, variation, toy, run_dir)
+
+
+def _make(setup: Setup, variation: Variation, toy: Path, run_dir: Path) -> Objects:
     loading = {"num_workers": 0, **variation.data}
     training = {**_TRAINER, "run_dir": str(run_dir), **variation.trainer}
     if variation.processes > 1:

@@ -27,7 +27,7 @@ from autotimm.errors import (
 from autotimm.records.atomic import sweep
 from autotimm.records.manifest import Manifest
 from autotimm.runs.factory import settle_data
-from autotimm.runs.run import Run
+from autotimm.runs.run import Run, require_known_names
 from autotimm.studies.execution import require_ray, run_local, run_on_ray
 from autotimm.studies.study_report import Results, as_text, draw, write_csv, write_json
 from autotimm.studies.trials import VARIED, Plan, finished, keep_config, make_plan
@@ -117,6 +117,8 @@ def compared_with(a: FitConfig, vs: str | Path | Mapping[str, object]) -> FitCon
         if nested:
             raise UsageError(f"A study needs options of fit. {vs} names classes instead. Write lines like `lr: 0.01`.")
     checked = FitConfig.layered([("default", {"path": "."}), (source, values)])
+    if not isinstance(vs, Mapping):
+        require_known_names(str(vs), checked)
     own = {name: getattr(checked, name) for name, said in checked.sources.items() if said != "default"}
     source = next((said for said in checked.sources.values() if said.startswith("record ")), source)
     return a.resolved({**own, "seed": a.seed, "stream_seeds": a.stream_seeds}, source)

@@ -22,6 +22,7 @@ from pytorch_lightning.core.mixins.hparams_mixin import _given_hyperparameters_c
 from autotimm.data.inference_loaders import TRANSFORM
 from autotimm.errors import ModelError
 from autotimm.models.backbone.architectures import remember_architecture
+from autotimm.models.backbone.hub import avoid_hub
 from autotimm.models.backbone.weights import Weights
 from autotimm.records.imports import Kind, RecordedNames, import_named, require_admitted
 from autotimm.records.readers import Fields, require_shape
@@ -122,7 +123,7 @@ class Stored(pl.LightningModule):
         replaced = {"pretrained": False} if "pretrained" in recorded else {}  # a task of a user's own may ask a hub
         with RecordedNames(of_checkpoint(checkpoint_path, [recorded, asdict(record)], trust)):
             task_class = _task_class(record, cls, checkpoint_path)
-            with _loading(), preserve_switches(), preserve_generators():
+            with _loading(), avoid_hub(), preserve_switches(), preserve_generators():
                 task = construct(task_class, {**recorded, **overrides, **replaced})
             task.hparams.update(plain_value({**recorded, **overrides}))
             task.restore(record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -25,8 +26,11 @@ _CONFIG_KEYS = (
     "input_size", "test_input_size", "min_input_size", "fixed_input_size", "interpolation", "crop_pct", "mean", "std",
     "num_classes", "label_offset", "pool_size", "first_conv", "classifier",
 )  # fmt: skip
-# Arguments that the caller decides, whatever the repository was saved with.
-_CALLER_ARGUMENTS = ("num_classes", "in_chans", "drop_rate", "drop_path_rate", "pretrained")
+# Arguments that the caller decides, whatever the repository was saved with. Those of `create_model` itself say where
+# weights and configurations are read from: a file of somebody else must not.
+_CALLER_ARGUMENTS = {
+    "in_chans", "num_classes", "drop_rate", "drop_path_rate", *inspect.signature(timm.create_model).parameters
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,9 +76,30 @@ def remember_architecture(data: Mapping[str, Any]) -> None:
 
     Args:
         data: The result of :meth:`Architecture.as_dict`.
+
+    Raises:
+        ModelError: If it is something else, names no hub repository, or an architecture that timm does not have. A
+            checkpoint may come from a stranger: it must not say what a name of timm means, nor where weights are.
     """
-    architecture = Architecture(**{**data, "overlay": _tuples(data.get("overlay", {}))})
-    _remembered[architecture.name] = architecture
+    try:
+        name, timm_name = str(data["name"]), str(data["timm_name"])
+        arguments, overlay = dict(data.get("arguments") or {}), dict(data.get("overlay") or {})
+    except (KeyError, TypeError, ValueError):
+        raise ModelError(
+            "The record of the architecture must hold a name, a name of timm and arguments. It does not: the "
+            "checkpoint is damaged. Use another one."
+        ) from None
+    if not name.startswith(HUB_PREFIXES):
+        raise ModelError(
+            f"The record of the architecture must be that of a hub repository. It is of {name!r}: the checkpoint is "
+            "damaged. Use another one."
+        )
+    kept = {key: value for key, value in overlay.items() if key in _CONFIG_KEYS}
+    _remembered[name] = Architecture(name, _registered(timm_name), _model_arguments(arguments), _tuples(kept))
+
+
+def _model_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in arguments.items() if key not in _CALLER_ARGUMENTS}
 
 
 def _tuples(overlay: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,5 +205,4 @@ def _read_config(name: str, path: Path) -> Architecture:
             "another."
         )
     overlay = {key: stored[key] for key in _CONFIG_KEYS if stored.get(key) is not None}
-    kept = {key: value for key, value in arguments.items() if key not in _CALLER_ARGUMENTS}
-    return Architecture(name, _registered(architecture), kept, _tuples(overlay))
+    return Architecture(name, _registered(architecture), _model_arguments(arguments), _tuples(overlay))

@@ -9,7 +9,9 @@ from __future__ import annotations
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from autotimm.errors import WeightsError
 
 __all__ = [
     "PROBE_SECONDS",
+    "avoid_hub",
     "cached_file",
     "cached_url",
     "download_file",
@@ -30,11 +33,22 @@ __all__ = [
 ]
 
 PROBE_SECONDS = 3.0
+_AVOIDED: ContextVar[bool] = ContextVar("autotimm_hub_avoided", default=False)
 _PROXY_WANTS_A_PASSWORD = 407
 
 # The base of the client's own errors (requests in old releases of huggingface_hub, httpx in new ones): named through
 # the error that derives from it, since the client is the hub library's choice and not a dependency of ours.
 _TRANSPORT_ERRORS: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)
+
+
+@contextmanager
+def avoid_hub() -> Iterator[None]:
+    """Use the cache alone in this block: a checkpoint of somebody else must not decide whom this machine asks."""
+    token = _AVOIDED.set(True)
+    try:
+        yield
+    finally:
+        _AVOIDED.reset(token)
 
 
 def split_revision(repo: str) -> tuple[str, str | None]:
@@ -63,6 +77,8 @@ def hub_state() -> str:
 
     ``HF_HUB_OFFLINE`` and ``HF_ENDPOINT`` are honored as ``huggingface_hub`` read them when it was imported.
     """
+    if _AVOIDED.get():
+        return "a checkpoint is loaded without the hub"
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     return "" if _answers(constants.ENDPOINT) else "the hub is not reachable"
