@@ -387,13 +387,6 @@ class TestResume:
         for name in ("metrics.csv", "model.safetensors", "results.json"):
             assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
-    def test_more_epochs_can_be_added(self, toy_folder, tmp_path):
-        task = {"schedule": "constant"}
-        trained(toy_folder, 1, task, run_dir=tmp_path / "run")
-        model = classifier(**task)
-        trainer(3, run_dir=tmp_path / "run").fit(model, datamodule=toy_data(toy_folder), ckpt_path="last")
-        assert digest(model) == digest(trained(toy_folder, 3, task))
-
     def test_a_moved_run_goes_on_and_keeps_its_best(self, toy_folder, tmp_path):
         whole = trainer(4, run_dir=tmp_path / "whole")
         whole.fit(classifier(), datamodule=toy_data(toy_folder))

@@ -28,6 +28,7 @@ from autotimm.runs.factory import build_task, build_trainer, settle_data
 from autotimm.serialization import construct, is_object, takes
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import task_class_named
+from autotimm.tasks.start import CHECKPOINT, WEIGHTS, Start, load_start, recorded_start
 from autotimm.train import AutoTrainer
 
 __all__ = ["Rebuilt", "read_config", "read_manifest", "rebuild"]
@@ -41,12 +42,14 @@ class Rebuilt(NamedTuple):
         data: The data module, set up.
         trainer: The trainer, writing to the folder that was asked for.
         config: Its options; ``None`` for a run that was made from objects.
+        checkpoint: The checkpoint of another run that it has begun at; ``None`` if it has begun at its first step.
     """
 
     task: Task
     data: DataModule
     trainer: AutoTrainer
     config: FitConfig | None
+    checkpoint: Path | None = None
 
 
 def read_config(folder: Path) -> FitConfig | dict[str, Any]:
@@ -102,9 +105,10 @@ def rebuild(
     decided = manifest.decisions if manifest is not None else {}
     if manifest is not None and isinstance(config, FitConfig):
         config = _as_asked(config, manifest)
+    start = recorded_start(recorded, manifest, needed=weights_needed) if manifest is not None else None
     with ExitStack() as stack:
         if weights := decided.get("weights"):
-            stack.enter_context(as_recorded(Weights.from_dict(weights), file_needed=weights_needed))
+            stack.enter_context(as_recorded(Weights.from_dict(weights), file_needed=weights_needed and start is None))
         if isinstance(config, FitConfig):
             # Arguments from environment variables (PL_TRAINER_LIMIT_TRAIN_BATCHES) are in no option.
             given = manifest.inputs.get("config", {}).get("trainer", {}) if manifest is not None else {}
@@ -115,7 +119,15 @@ def rebuild(
     changed = {name.rpartition(".")[-1] for name in changes or {}}
     if recipe.keys() == {field.name for field in fields(Recipe)} and not names_of_recipe() & changed:
         rebuilt.task.decided = Recipe(**recipe)
-    return rebuilt
+    return rebuilt if start is None else _started(rebuilt, start, weights_needed)
+
+
+def _started(rebuilt: Rebuilt, start: Start, weights_needed: bool) -> Rebuilt:
+    """The objects of a run that has started from what another one has made."""
+    rebuilt.trainer.start = start
+    if start.kind == WEIGHTS and weights_needed:
+        load_start(rebuilt.task.network, start)
+    return rebuilt._replace(checkpoint=start.file if start.kind == CHECKPOINT else None)
 
 
 def _as_asked(config: FitConfig, manifest: Manifest) -> FitConfig:
@@ -157,9 +169,9 @@ def _from_classes(
     if data is not None:
         given["image_dir" if given.get("train_csv") else "data_dir"] = str(data)
     given |= {} if workers is None else {"num_workers": workers}
-    given |= _changed("data", given, changes)
     if decided.get("batch_size") is not None:
         given["batch_size"] = decided["batch_size"]
+    given |= _changed("data", given, changes)
     module = recorded_data({**config["data"], "init_args": given})
     module.setup("fit")
     arguments = {**(config["model"].get("init_args") or {})}

@@ -140,11 +140,17 @@ class Run:
         if str(ckpt) in ("best", "last"):
             ckpt = self._folder.checkpoints / f"{ckpt}.ckpt"
             if not ckpt.is_file():
-                raise ModelError(f"The run {self.path} has no checkpoint. It was stopped before its first epoch ended.")
+                raise ModelError(f"The run {self.path} has no checkpoint. {self._why_without_checkpoint()}")
         if not Path(ckpt).is_file():
             cure = nearest(str(ckpt), ("best", "last")) or "Give one of these."
             raise ModelError(sentence("ckpt", f"the run {self.path}", "best, last or a file", str(ckpt), cure))
         return Path(ckpt)
+
+    def _why_without_checkpoint(self) -> str:
+        manifest = self._folder.manifest
+        if manifest.exists() and read_manifest(self.path).results.get("status") == "finished":
+            return "It is finished, and was made with enable_checkpointing=False."
+        return "It was stopped before its first epoch ended."
 
     def model(self, ckpt: str | Path = "best") -> Task:
         """The trained task, in evaluation mode."""

@@ -207,7 +207,7 @@ def play(rebuilt: Rebuilt, listener: Callable[[Line], None], first: Path | None)
     """Train a rebuilt run to its end, or until the listener raises :class:`EnoughError`."""
     rebuilt.trainer.listener = listener
     try:
-        rebuilt.trainer.fit(rebuilt.task, datamodule=rebuilt.data, ckpt_path=first)
+        rebuilt.trainer.fit(rebuilt.task, datamodule=rebuilt.data, ckpt_path=first or rebuilt.checkpoint)
     except EnoughError:
         return
 

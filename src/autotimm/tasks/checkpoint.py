@@ -48,6 +48,7 @@ class Stored(pl.LightningModule):
     weights: Weights
     spec: DataSpec | None
     eval_batch_size: int
+    loaded_from: Path | None = None  # the checkpoint, so that a training that begins with its weights can say so
 
     @property
     def is_loading(self) -> bool:
@@ -113,6 +114,7 @@ class Stored(pl.LightningModule):
         task.hparams.update(plain_value(hparams))
         task.restore(record)
         task.load_state_dict(checkpoint["state_dict"])
+        task.loaded_from = Path(checkpoint_path).absolute()
         return task.eval()
 
 

@@ -58,6 +58,7 @@ class Recorder(Callback):
         self.epochs = epochs
         self.ledger = Ledger(None)
         self.declare: Callable[[str], str] = lambda initial: ""  # writes the manifest and returns the run's id
+        self.begins = False  # whether a run begins at a checkpoint of another one, whose ledger it does not continue
         self.gap = ""  # why a resumed run could not continue its ledger
         self._position: dict[str, Any] | None = None
         self._steps: list[_Step] = []
@@ -89,7 +90,8 @@ class Recorder(Callback):
         self._seen = trainer.global_step
         weights = weight_digests(pl_module)["weights"]
         run = self.declare(weights)
-        if self._position is None:
+        if self._position is None or self.begins:
+            self._position, self.begins = None, False
             self.ledger.rewind({"bytes": 0, "last": "", "lines": 0})  # of an interrupted run without checkpoint
             self.ledger.add("start", run=run, weights=weights, world_size=trainer.world_size)
         else:
