@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autotimm.cli.parser import parse
-from autotimm.cli.run_args import DATA, FOLDER, open_folder, print_run
+from autotimm.cli.run_args import DATA, FOLDER, open_folder, print_once, print_run
 from autotimm.cli.verb import Verb
 from autotimm.config import Option
 from autotimm.config.value_types import Path
@@ -20,10 +20,11 @@ def run(argv: Sequence[str]) -> int:
         return 0
     original = open_folder(given.positionals["run"])
     from autotimm.runs.run import diff
+    from autotimm.train.lightning_compat import of_first_process
 
     reproduced = original.reproduce(given.value("out"), data=given.value("data"))
-    comparison = diff(original.path, reproduced.path)
-    print(comparison)
+    comparison = of_first_process(lambda: diff(original.path, reproduced.path))
+    print_once(comparison)
     print_run(reproduced)
     return comparison.exit_code
 

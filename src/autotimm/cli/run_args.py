@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from autotimm.runs.run import Run
 
 __all__ = [
-    "CKPT", "DATA", "FOLDER", "RUN", "WORKERS", "class_lines", "measuring", "open_folder", "open_run", "print_run",
+    "CKPT", "DATA", "FOLDER", "RUN", "WORKERS", "class_lines", "measuring", "open_folder", "open_run", "print_once",
+    "print_run",
 ]  # fmt: skip
 
 _MAX_NAME = 40  # characters of a class name
@@ -52,12 +53,17 @@ def open_run(given: Given) -> tuple[Run, str]:
     return open_folder(path), ckpt
 
 
-def print_run(run: Run) -> None:
-    """Print the line that scripts read, the last on standard output; of several processes the first prints it."""
+def print_once(result: object) -> None:
+    """Print a result; of several processes the first prints it."""
     from pytorch_lightning.utilities import rank_zero_only  # by now it is loaded
 
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # set by Lightning when it is imported
-        print(f"run: {run.path}")
+        print(result)
+
+
+def print_run(run: Run) -> None:
+    """Print the line that scripts read, the last on standard output."""
+    print_once(f"run: {run.path}")
 
 
 def measuring(name: str, images: str, measure: Callable[[Run, str | None, str], Mapping[str, float]]) -> Verb:

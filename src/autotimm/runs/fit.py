@@ -21,7 +21,7 @@ from autotimm.tasks import Task
 from autotimm.train import AutoTrainer
 from autotimm.train.progress import say
 
-__all__ = ["launch", "train", "train_objects"]
+__all__ = ["launch", "new_folder", "train", "train_objects"]
 
 
 def launch(config: FitConfig) -> Path:
@@ -37,7 +37,7 @@ def launch(config: FitConfig) -> Path:
         config = config.resolved({"lr": None}, "default")
     _refuse_unused_path(config)
     config, data = settle_data(config)
-    folder = _open_folder(config, data.source_name)
+    folder = new_folder(config.out, config.name or data.source_name, exact=config.name is not None)
     try:
         folder.write_config(config.to_yaml())
         data.setup("fit")
@@ -73,7 +73,7 @@ def _refuse_unused_shares(config: FitConfig, data: DataModule) -> None:
             )
 
 
-def train(rebuilt: Rebuilt, folder: RunFolder, ckpt_path: str | None = None) -> Path:
+def train(rebuilt: Rebuilt, folder: RunFolder, ckpt_path: str | Path | None = None) -> Path:
     """Train, then complete the record with the values that were chosen automatically."""
     try:
         _require_folder(rebuilt.trainer)
@@ -85,7 +85,7 @@ def train(rebuilt: Rebuilt, folder: RunFolder, ckpt_path: str | None = None) -> 
             say("interrupted; nothing was saved" if removed else said)
         raise
     except BaseException as error:
-        if ckpt_path is None and folder.unused_after(error):
+        if ckpt_path != "last" and folder.unused_after(error):
             folder.discard()  # so that the next attempt can use the same name
         raise
     if rebuilt.config is not None and folder.chosen is not None:
@@ -121,11 +121,11 @@ def _require_folder(trainer: pl.Trainer) -> AutoTrainer:
     return trainer
 
 
-def _open_folder(config: FitConfig, name: str) -> RunFolder:
-    """Create the run folder; of several processes the first creates it, and tells the others when they train."""
+def new_folder(root: str | Path, name: str, *, exact: bool) -> RunFolder:
+    """Create a run folder; of several processes the first creates it, and tells the others when they train."""
     if rank_zero_only.rank:  # type: ignore[attr-defined]  # set by Lightning when it is imported
-        return RunFolder(None, Path(config.out))
-    return RunFolder.create(config.out, config.name or name, exact=config.name is not None)
+        return RunFolder(None, Path(root))
+    return RunFolder.create(root, name, exact=exact)
 
 
 def _complete_record(config: FitConfig, task: Task, data: DataModule, folder: RunFolder) -> None:

@@ -16,7 +16,7 @@ from autotimm.records.run_folder import RunFolder
 from autotimm.runs.diff import Comparison, compare
 from autotimm.runs.explain_difference import confirm_difference, confirm_replay
 from autotimm.runs.factory import settle_data
-from autotimm.runs.fit import launch, train, train_objects
+from autotimm.runs.fit import launch, new_folder, train, train_objects
 from autotimm.runs.predict import known_data, predict
 from autotimm.runs.restore import read_config, read_manifest, rebuild
 from autotimm.runs.verdict import Verdict
@@ -291,7 +291,7 @@ class Run:
             data: Where the data is now, if it was moved.
         """
         place = Path(out) if out is not None else self.path.with_name(f"{self.path.name}-again")
-        folder = RunFolder.create(place.parent, place.name, exact=out is not None)
+        folder = new_folder(place.parent, place.name, exact=out is not None)
         try:
             rebuilt = rebuild(self.path, folder, data=data)
         except AutotimmError:
@@ -299,7 +299,7 @@ class Run:
             raise
         if rebuilt.config is not None:
             folder.write_config(rebuilt.config.to_yaml())
-        return Run(train(rebuilt, folder))
+        return Run(train(rebuilt, folder, ckpt_path=rebuilt.checkpoint))
 
     def _trainer(self) -> AutoTrainer:
         """A trainer with the seed, switches and threads of the run."""

@@ -21,6 +21,8 @@ from autotimm.records.replay_versions import not_replayable
 from autotimm.records.run_folder import RunFolder
 from autotimm.runs.restore import Rebuilt, read_config, read_manifest, rebuild
 from autotimm.runs.verdict import Verdict, describe, worth_naming
+from autotimm.train.callbacks.recorder import EnoughError
+from autotimm.train.lightning_compat import of_first_process
 from autotimm.train.progress import say
 from autotimm.train.run_description import UNKEYED_WEIGHTS, surroundings
 
@@ -28,10 +30,6 @@ __all__ = ["EnoughError", "Verdict", "changed_files", "describe", "play", "read_
 
 # What decides the bits of a CPU or GPU and no program can set back.
 _HARDWARE = ("hardware.instructions", "hardware.machine", "hardware.devices", "device")
-
-
-class EnoughError(Exception):
-    """Ends a replay that has come as far as it was asked to."""
 
 
 class _Listener:
@@ -142,7 +140,7 @@ def verify(
         say(f"replaying {folder}")
         play(rebuilt, listener, first)
         now = Manifest.load(place.manifest) if place.manifest.exists() else manifest
-        verdict = _judge(manifest, now, listener, notes)
+        verdict = of_first_process(lambda: _judge(manifest, now, listener, notes))
     if verdict.identical and not changes and steps is None and whole:
         _note_level(folder, manifest, workers, epochs)
     return verdict

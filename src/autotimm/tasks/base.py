@@ -375,6 +375,9 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         for name, value in losses.items():
             shown: dict[str, Any] = {"prog_bar": name == "loss", "on_step": train, "on_epoch": True}
             weight: Any = size if step.weight is None else step.weight  # Lightning multiplies and adds, also tensors
+            if not train and self.trainer.world_size > 1:
+                # Lightning takes the mean of the weights of all processes, and rounds that of whole numbers down.
+                weight = torch.as_tensor(weight, dtype=torch.get_default_dtype(), device=value.device)
             self.log(f"{stage.value}/{name}", value.detach(), batch_size=weight, sync_dist=not train, **shown)
         if step.targets is None:
             return

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar, RichProgressBar
+from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
 from autotimm.data.module import DataModule
@@ -32,8 +33,8 @@ def make_progress(epochs: EpochMetrics) -> ProgressBar:
 
 
 def say(*lines: str) -> None:
-    """Print lines for people to standard error."""
-    for line in lines:
+    """Print lines for people to standard error; of several processes the first prints them."""
+    for line in lines if rank_zero_only.rank == 0 else ():  # type: ignore[attr-defined]  # set by Lightning
         Console(stderr=True, highlight=False, soft_wrap=True).print(line, markup=False)
 
 

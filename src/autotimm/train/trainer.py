@@ -38,7 +38,7 @@ from autotimm.repro.seed import (
 from autotimm.repro.streams import preserve_generators
 from autotimm.tasks import Task
 from autotimm.tasks.start import CHECKPOINT, Start
-from autotimm.train.callbacks.epoch_metrics import EpochMetrics, MetricsTable, Watched
+from autotimm.train.callbacks.epoch_metrics import EpochMetrics, MetricsTable, SharedLosses, Watched
 from autotimm.train.callbacks.recorder import Recorder
 from autotimm.train.callbacks.run_checkpoint import RunCheckpoint, StopRequest, read_interval
 from autotimm.train.lightning_compat import (
@@ -204,6 +204,7 @@ class AutoTrainer(pl.Trainer):
         if kwargs.get("barebones"):
             return callbacks
         epochs = EpochMetrics()
+        callbacks.insert(0, SharedLosses())
         callbacks += [KeyedSteps(self.root_seed), epochs, Recorder(epochs), MetricsTable(epochs)]
         if self.shows_progress and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(make_progress(epochs))
@@ -244,6 +245,7 @@ class AutoTrainer(pl.Trainer):
                 tune(self, model, data, self.tuner)
             if isinstance(model, Task) and isinstance(data, DataModule):
                 model.check_data(data.spec)  # before there is a folder, which would block a second attempt
+                self._check_shares(data)
             with ending(self, resume=again):
                 self._open(model, data, beginning, again)
                 super().fit(model, train_dataloaders, val_dataloaders, datamodule, beginning.checkpoint, weights_only)
@@ -311,6 +313,7 @@ class AutoTrainer(pl.Trainer):
         if not self.run_folder.enabled:
             return
         self._refuse_shared_folder()
+        self._only(Recorder).followed = self.listener is not None
         if self.is_global_zero:
             open_run(self.run_folder, model, data if isinstance(data, DataModule) else None, self, resume=again)
         if self.run_folder.chosen is None:
@@ -327,6 +330,14 @@ class AutoTrainer(pl.Trainer):
             recorder.begins = start is not None and start.kind == CHECKPOINT and start.is_file(beginning.checkpoint)
             recorder.declare = partial(declare, folder, self, model, ours, start, frozen_by_hand(model))
         self.start = None  # of this fit alone
+
+    def _check_shares(self, data: DataModule) -> None:
+        """Refuse fewer images than processes, which take part in every step, before any is started."""
+        evaluates = self.limit_val_batches
+        for split in ("train", *(("val",) if evaluates else ())):
+            images = len(data.tables[split]) if split in data.tables else self.world_size
+            must = f"at most {images}, the number of {split} images"
+            require(images >= self.world_size, "devices", "AutoTrainer", must, self.world_size, "Use fewer.")
 
     def _refuse_shared_folder(self) -> None:
         """Refuse another callback that would write into the folder of the run's own checkpoints."""
