@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -21,7 +22,7 @@ from autotimm.tasks import Task
 from autotimm.train import AutoTrainer
 from autotimm.train.progress import say
 
-__all__ = ["launch", "new_folder", "train", "train_objects"]
+__all__ = ["launch", "new_folder", "refuse_unused_shares", "train", "train_objects"]
 
 
 def launch(config: FitConfig) -> Path:
@@ -41,7 +42,7 @@ def launch(config: FitConfig) -> Path:
     try:
         folder.write_config(config.to_yaml())
         data.setup("fit")
-        _refuse_unused_shares(config, data)
+        refuse_unused_shares(config, data, config.given)
         task = build_task(config, data)
         trainer = build_trainer(config, folder, task, data)
     except BaseException:
@@ -62,11 +63,11 @@ def _refuse_unused_path(config: FitConfig) -> None:
         )
 
 
-def _refuse_unused_shares(config: FitConfig, data: DataModule) -> None:
+def refuse_unused_shares(config: FitConfig, data: DataModule, given: Callable[[str], bool]) -> None:
     """Refuse a given `val_split` or `test_split` if the data has such images of its own."""
     own = own_sides(data.tables)
     for name, side, images in (("val_split", "val", "validation"), ("test_split", "test", "test")):
-        if side in own and getattr(config, name) and config.given(name):
+        if side in own and getattr(config, name) and given(name):
             raise UsageError(
                 f"The `{name}` of fit has no effect on data with {images} images of its own, as {data.source_name} is. "
                 "Leave it out."

@@ -20,6 +20,7 @@ from autotimm.config import (
 from autotimm.data.inference_loaders import recorded_data
 from autotimm.data.module import DataModule
 from autotimm.errors import ModelError
+from autotimm.models.backbone.architectures import remember_architecture
 from autotimm.models.backbone.weights import Weights, as_recorded
 from autotimm.optim import Recipe
 from autotimm.records.manifest import Manifest
@@ -31,7 +32,7 @@ from autotimm.tasks.checkpoint import task_class_named
 from autotimm.tasks.start import CHECKPOINT, WEIGHTS, Start, load_start, recorded_start
 from autotimm.train import AutoTrainer
 
-__all__ = ["Rebuilt", "read_config", "read_manifest", "rebuild"]
+__all__ = ["Rebuilt", "as_asked", "from_classes", "read_config", "read_manifest", "rebuild"]
 
 
 class Rebuilt(NamedTuple):
@@ -104,33 +105,38 @@ def rebuild(
     manifest = read_manifest(recorded) if (recorded / "manifest.json").exists() else None
     decided = manifest.decisions if manifest is not None else {}
     if manifest is not None and isinstance(config, FitConfig):
-        config = _as_asked(config, manifest)
+        config = as_asked(config, manifest)
     start = recorded_start(recorded, manifest, needed=weights_needed) if manifest is not None else None
     with ExitStack() as stack:
         if weights := decided.get("weights"):
             stack.enter_context(as_recorded(Weights.from_dict(weights), file_needed=weights_needed and start is None))
+            if start is not None and weights.get("architecture"):
+                remember_architecture(weights["architecture"])
         if isinstance(config, FitConfig):
             # Arguments from environment variables (PL_TRAINER_LIMIT_TRAIN_BATCHES) are in no option.
             given = manifest.inputs.get("config", {}).get("trainer", {}) if manifest is not None else {}
             rebuilt = _from_options(config, decided, folder, data, workers, changes or {}, given)
         else:
-            rebuilt = _from_classes(config, decided, folder, data, workers, changes or {})
+            rebuilt = from_classes(config, decided, folder, data, workers, changes or {})
     recipe = decided.get("recipe") or {}
     changed = {name.rpartition(".")[-1] for name in changes or {}}
     if recipe.keys() == {field.name for field in fields(Recipe)} and not names_of_recipe() & changed:
         rebuilt.task.decided = Recipe(**recipe)
-    return rebuilt if start is None else _started(rebuilt, start, weights_needed)
+    if start is None:
+        return rebuilt
+    return _started(rebuilt, start, Weights.from_dict(weights) if weights else Weights(), weights_needed)
 
 
-def _started(rebuilt: Rebuilt, start: Start, weights_needed: bool) -> Rebuilt:
+def _started(rebuilt: Rebuilt, start: Start, weights: Weights, weights_needed: bool) -> Rebuilt:
     """The objects of a run that has started from what another one has made."""
     rebuilt.trainer.start = start
+    rebuilt.task.weights = weights
     if start.kind == WEIGHTS and weights_needed:
         load_start(rebuilt.task.network, start)
     return rebuilt._replace(checkpoint=start.file if start.kind == CHECKPOINT else None)
 
 
-def _as_asked(config: FitConfig, manifest: Manifest) -> FitConfig:
+def as_asked(config: FitConfig, manifest: Manifest) -> FitConfig:
     """Reset what a recipe filled in, since the id of a run depends on the options as they were given."""
     asked = manifest.inputs.get("config", {}).get("model", {})
     chosen = [name for name, argument in decided_by_recipe().items() if argument in asked and asked[argument] is None]
@@ -156,10 +162,16 @@ def _from_options(
     return Rebuilt(task, module, build_trainer(config, folder, task, module, given), config)
 
 
-def _from_classes(
+def from_classes(
     config: Mapping[str, Any], decided: Mapping[str, Any], folder: RunFolder, data: Any, workers: Any,
     changes: Mapping[str, Any],
 ) -> Rebuilt:  # fmt: skip
+    """Build the objects of class paths and arguments, see :func:`rebuild` for the rest.
+
+    Raises:
+        ModelError: If a class or an object cannot be created again.
+        DataError: If the data is missing.
+    """
     if "data" not in config:
         raise ModelError(
             "The run was made from loaders of your own, which no file holds. Run your program again with another "

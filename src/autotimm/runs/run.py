@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from autotimm.errors import AutotimmError, DataError, ModelError, nearest, sente
 from autotimm.records.run_folder import RunFolder
 from autotimm.runs.diff import Comparison, compare
 from autotimm.runs.explain_difference import confirm_difference, confirm_replay
+from autotimm.runs.extend import extend
 from autotimm.runs.factory import settle_data
 from autotimm.runs.fit import launch, new_folder, train, train_objects
 from autotimm.runs.predict import known_data, predict
@@ -300,6 +301,44 @@ class Run:
         if rebuilt.config is not None:
             folder.write_config(rebuilt.config.to_yaml())
         return Run(train(rebuilt, folder, ckpt_path=rebuilt.checkpoint))
+
+    def extend(
+        self, path: str | Path | None = None, *, epochs: int | str, ckpt: str | Path | None = None, **changes: Any
+    ) -> Run:
+        """Train on from this finished run, as a new run with a learning-rate schedule of its own.
+
+        The new run begins with the weights of a checkpoint of this one, which its manifest names, and has its options.
+        Order and augmentation are drawn from new seeds, and the split stays as it is.
+
+        Args:
+            path: Other data to fine-tune on, a folder or a table; ``None`` for the run's own. Where its classes differ,
+                the weights that depend on them begin anew.
+            epochs: Epochs to train: ``10`` and ``"+10"`` mean the same.
+            ckpt: ``"last"`` or ``"best"``; ``None`` is the last on the same data, where training goes on, and the best
+                on other data.
+            changes: Any options of :func:`autotimm.fit` with other values than this run's, but for those that decide
+                the network.
+
+        Raises:
+            UsageError: If an option is wrong, or would change the network.
+            ModelError: If the run is not finished, or its weights do not fit.
+            DataError: If the data cannot be used.
+
+        Example:
+            ``run.extend(epochs="+10", lr=1e-4)``, or ``run.extend("other-photos", epochs=20)``
+        """
+        return self.extend_from(path, epochs=epochs, ckpt=ckpt, changes=changes, source="argument")
+
+    def extend_from(
+        self, path: str | Path | None, *, epochs: object, ckpt: str | Path | None, changes: Mapping[str, Any],
+        source: str,
+    ) -> Run:  # fmt: skip
+        """Train on as :meth:`extend` does; ``source`` says in the new run's record who asked for the changes."""
+
+        def choose(same_data: bool) -> Path:
+            return self.checkpoint(ckpt or ("last" if same_data else "best"))
+
+        return Run(extend(self.path, path, epochs=epochs, choose=choose, changes=changes, source=source))
 
     def _trainer(self) -> AutoTrainer:
         """A trainer with the seed, switches and threads of the run."""

@@ -5,6 +5,7 @@ Beside weights a checkpoint holds plain data only: the arguments of the task, an
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,7 @@ from autotimm.repro.streams import preserve_generators
 from autotimm.serialization import construct, import_name, import_object, lost_objects, plain_value
 from autotimm.types import DataSpec
 
-__all__ = ["Stored", "TaskRecord", "drop_folder", "read_checkpoint", "task_class_named"]
+__all__ = ["Stored", "TaskRecord", "drop_folder", "read_checkpoint", "rebuilt_with", "task_class_named"]
 
 _LOADING: ContextVar[bool] = ContextVar("autotimm_loading", default=False)
 
@@ -116,6 +117,19 @@ class Stored(pl.LightningModule):
         task.load_state_dict(checkpoint["state_dict"])
         task.loaded_from = Path(checkpoint_path).absolute()
         return task.eval()
+
+
+def rebuilt_with(task: Stored, **changes: Any) -> Any:
+    """A task of the same class with other arguments, for the shapes of its weights.
+
+    Arguments that it does not take are left out, and one that was an object, as a loss may be, has its default.
+    """
+    arguments = {**task.hparams}
+    defaults = {name: parameter.default for name, parameter in inspect.signature(type(task)).parameters.items()}
+    arguments |= {name: defaults[name] for name in lost_objects(arguments) if name in defaults}
+    arguments |= {name: value for name, value in changes.items() if name in arguments}
+    with _loading(), preserve_switches(), preserve_generators():
+        return construct(type(task), arguments)
 
 
 @dataclass(frozen=True)
