@@ -27,10 +27,10 @@ def run(argv: Sequence[str]) -> int:
     epochs, ckpt = given.value("epochs"), given.value("ckpt")
     changes = {name: given.value(name) for name in given.options if name not in ("epochs", "ckpt")}
     parent = open_folder(given.positionals["run"])
-    extended = parent.extend_from(
-        given.positionals["path"], epochs=epochs, ckpt=ckpt, changes=changes, source=COMMAND_LINE
-    )
-    print_run(extended)
+    from autotimm.runs.run import train_on
+
+    path = given.positionals["path"]
+    print_run(train_on(parent, path, epochs=epochs, ckpt=ckpt, changes=changes, source=COMMAND_LINE))
     return 0
 
 

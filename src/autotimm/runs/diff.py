@@ -10,6 +10,7 @@ from typing import Any
 from autotimm.records.causes import ManifestDifference, differences, likely_cause
 from autotimm.records.ledger_diff import Difference, first_difference
 from autotimm.records.run_folder import RunFolder
+from autotimm.runs.parent import check_parent
 from autotimm.runs.restore import read_manifest
 from autotimm.runs.verdict import describe, worth_naming
 from autotimm.runs.verify import read_run_ledger
@@ -90,6 +91,9 @@ def compare(a: Path, b: Path) -> Comparison:
     manifests = [read_manifest(folder) for folder in (a, b)]
     read = [read_run_ledger(folder, manifest) for folder, manifest in zip((a, b), manifests, strict=True)]
     notes = [f"{folder}: {note}" for folder, (_, problems) in zip((a, b), read, strict=True) for note in problems]
+    for folder, manifest in zip((a, b), manifests, strict=True):
+        chain = check_parent(folder, manifest)
+        notes += [f"{folder}: {note}" for note in (chain.problem, *chain.notes) if note]
     contents = [RunFolder(folder, folder.parent).samples.content() for folder in (a, b)]
     files = contents[0].changed(contents[1]) if contents[0] is not None and contents[1] is not None else []
     difference = first_difference(read[0][0].lines, read[1][0].lines)

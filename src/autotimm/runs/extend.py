@@ -6,6 +6,7 @@ the parent, so that it can be verified alone, and more strictly where the parent
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,6 +57,11 @@ class Parent(NamedTuple):
     manifest: Manifest
 
 
+def _name_after(parent: Parent) -> str:
+    """The stem of the new run's folder: a chain of runs does not make a chain of names."""
+    return re.sub(r"-extended-\d+$", "", parent.path.name) + "-extended"
+
+
 def read_epochs(epochs: object, owner: str) -> int:
     """Read the number of epochs of the new run: ``10`` and ``"+10"`` mean the same, since it has its own schedule.
 
@@ -66,8 +72,10 @@ def read_epochs(epochs: object, owner: str) -> int:
         >>> read_epochs("+10", "extend"), read_epochs(10, "extend")
         (10, 10)
     """
-    number = epochs.strip().removeprefix("+") if isinstance(epochs, str) else epochs
+    number = epochs.strip() if isinstance(epochs, str) else epochs
     try:
+        if isinstance(number, str) and not re.fullmatch(r"\+?\d+", number):
+            raise ValueError
         return int(Whole(1).read(number))
     except (TypeError, ValueError):
         must = "a number of epochs to train, 1 or more"
@@ -114,7 +122,7 @@ def _extend_options(
 ) -> Path:  # fmt: skip
     config = _config_of(parent, config, path, epochs, _checked(changes), source)
     config, data = settle_data(config)
-    name = data.source_name if path is not None else f"{parent.path.name}-extended"
+    name = data.source_name if path is not None else _name_after(parent)
     folder = new_folder(config.out, config.name or name, exact=config.name is not None)
     try:
         data.setup("fit")
@@ -214,7 +222,7 @@ def _extend_objects(
     if arguments.get("num_classes", data.num_classes) != data.num_classes:
         # Recorded metrics and weights of classes are those of the parent's classes.
         changes = {"num_classes": data.num_classes, "model.metrics": None, "model.class_weights": None, **changes}
-    parent_name = data.source_name if path is not None else f"{parent.path.name}-extended"
+    parent_name = data.source_name if path is not None else _name_after(parent)
     folder = new_folder(out, name or parent_name, exact=name is not None)
     try:
         checkpoint = _choose(parent, data, choose)

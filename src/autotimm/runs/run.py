@@ -28,7 +28,7 @@ from autotimm.train.progress import say
 from autotimm.train.trainer import measuring_trainer
 from autotimm.types import ObjectPrediction, PixelPrediction, Prediction
 
-__all__ = ["Run", "diff", "fit", "fit_config", "fit_objects"]
+__all__ = ["Run", "diff", "fit", "fit_config", "fit_objects", "train_on"]
 
 
 def fit(path: str | Path | None = None, **options: Any) -> Run:
@@ -74,6 +74,18 @@ def diff(a: str | Path, b: str | Path, *, explain: bool = False) -> Comparison:
 def fit_objects(task: Task, data: DataModule, trainer: AutoTrainer) -> Run:
     """Train objects that are already built, as a configuration with ``class_path`` does."""
     return Run(train_objects(task, data, trainer))
+
+
+def train_on(
+    run: Run, path: str | Path | None, *, epochs: object, ckpt: str | Path | None, changes: Mapping[str, Any],
+    source: str,
+) -> Run:  # fmt: skip
+    """Train on from a run, see :meth:`Run.extend`; ``source`` is who asked for the changes."""
+
+    def choose(same_data: bool) -> Path:
+        return run.checkpoint(ckpt or ("last" if same_data else "best"))
+
+    return Run(extend(run.path, path, epochs=epochs, choose=choose, changes=changes, source=source))
 
 
 class Run:
@@ -327,18 +339,7 @@ class Run:
         Example:
             ``run.extend(epochs="+10", lr=1e-4)``, or ``run.extend("other-photos", epochs=20)``
         """
-        return self.extend_from(path, epochs=epochs, ckpt=ckpt, changes=changes, source="argument")
-
-    def extend_from(
-        self, path: str | Path | None, *, epochs: object, ckpt: str | Path | None, changes: Mapping[str, Any],
-        source: str,
-    ) -> Run:  # fmt: skip
-        """Train on as :meth:`extend` does; ``source`` says in the new run's record who asked for the changes."""
-
-        def choose(same_data: bool) -> Path:
-            return self.checkpoint(ckpt or ("last" if same_data else "best"))
-
-        return Run(extend(self.path, path, epochs=epochs, choose=choose, changes=changes, source=source))
+        return train_on(self, path, epochs=epochs, ckpt=ckpt, changes=changes, source="argument")
 
     def _trainer(self) -> AutoTrainer:
         """A trainer with the seed, switches and threads of the run."""

@@ -11,7 +11,7 @@ from typing import Any
 from autotimm.config import FitConfig
 from autotimm.data.data_facts import content
 from autotimm.data.loader import default_workers
-from autotimm.errors import AutotimmError, DataError, ModelError, UsageError
+from autotimm.errors import AutotimmError, DataError, DifferentError, ModelError, UsageError
 from autotimm.records.causes import differences, likely_cause
 from autotimm.records.checkpoint_store import CheckpointStore
 from autotimm.records.ledger import Line, ReadLedger, read_ledger
@@ -19,6 +19,7 @@ from autotimm.records.ledger_diff import Comparer, Difference, numbers
 from autotimm.records.manifest import Manifest
 from autotimm.records.replay_versions import not_replayable
 from autotimm.records.run_folder import RunFolder
+from autotimm.runs.parent import check_parent
 from autotimm.runs.restore import Rebuilt, read_config, read_manifest, rebuild
 from autotimm.runs.verdict import Verdict, describe, worth_naming
 from autotimm.train.callbacks.recorder import EnoughError
@@ -131,6 +132,10 @@ def verify(
             shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
             return Verdict("not comparable", DataError.exit_code, f"The data is not what it was: {shown}.",
                            notes=tuple(notes))  # fmt: skip
+        chain = check_parent(folder, manifest)
+        notes += chain.notes
+        if chain.problem:
+            return Verdict("different", DifferentError.exit_code, chain.problem, notes=tuple(notes))
         finished = manifest.results.get("status") == "finished"
         if not finished:
             notes.append("the run did not finish; compared up to where it stopped")

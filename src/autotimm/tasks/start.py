@@ -24,7 +24,7 @@ from autotimm.tasks.checkpoint import read_checkpoint
 
 __all__ = [
     "CHECKPOINT", "INITIAL", "PROGRAM", "WEIGHTS", "Start", "describe_parent", "frozen_parameters", "load_start",
-    "network_digest", "network_weights", "recorded_start", "say_frozen", "store_start", "unrepeatable",
+    "network_digest", "network_weights", "read_weights", "recorded_start", "say_frozen", "store_start", "unrepeatable",
 ]  # fmt: skip
 
 PROGRAM, WEIGHTS, CHECKPOINT = "program", "weights", "checkpoint"
@@ -173,6 +173,18 @@ def unrepeatable(manifest: Manifest, *, needed: bool = True) -> str:
     return ""
 
 
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read the weights that a run keeps of its start.
+
+    Raises:
+        ModelError: If the file is missing or damaged.
+    """
+    try:
+        return load(path.read_bytes())
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _unfit(path, error) from None
+
+
 def load_start(network: nn.Module, start: Start) -> None:
     """Load the weights that a run started from into its network.
 
@@ -181,9 +193,13 @@ def load_start(network: nn.Module, start: Start) -> None:
     """
     assert start.file is not None, "weights are in a file"
     try:
-        network.load_state_dict(load(start.file.read_bytes()))
-    except (SafetensorError, RuntimeError, OSError, ValueError) as error:
-        raise ModelError(
-            f"The file {start.file} must hold the weights that the run started from. It does not "
-            f"({str(error).splitlines()[0]}). Use an intact copy."
-        ) from None
+        network.load_state_dict(read_weights(start.file))
+    except RuntimeError as error:
+        raise _unfit(start.file, error) from None
+
+
+def _unfit(path: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"The file {path} must hold the weights that the run started from. It does not "
+        f"({(str(error).splitlines() or [type(error).__name__])[0]}). Use an intact copy."
+    )

@@ -167,7 +167,7 @@ def start_of(trainer: Any, model: pl.LightningModule, checkpoint: Any) -> Start 
         if given is not None and given.is_file(path):
             return given
         _require_more_epochs(trainer, path)
-        return Start({"kind": CHECKPOINT, "parent": describe_parent(path)}, path, path.absolute().parent)
+        return Start({"kind": CHECKPOINT, "parent": describe_parent(path)}, path, _home(path))
     if given is not None or not isinstance(model, Task):
         return given
     now = network_digest(model.network)
@@ -175,17 +175,23 @@ def start_of(trainer: Any, model: pl.LightningModule, checkpoint: Any) -> Start 
         return None
     loaded = model.loaded_from
     if loaded is not None and loaded.is_file() and state_digest(network_weights(loaded)) == now:
-        return Start({"kind": WEIGHTS, "parent": describe_parent(loaded)}, None, loaded.parent, now)
+        return Start({"kind": WEIGHTS, "parent": describe_parent(loaded)}, None, _home(loaded), now)
     return Start({"kind": PROGRAM, "network": now[:16]})
 
 
+def _home(checkpoint: Path) -> Path:
+    """The folder of the run that a checkpoint belongs to, or that of one that stands alone."""
+    folder = checkpoint.absolute().parent
+    return folder.parent if folder.name == "checkpoints" else folder
+
+
 def _require_more_epochs(trainer: Any, path: Path) -> None:
-    done = read_checkpoint(path).get("epoch")
-    within = path.name.startswith("step-")  # in the middle of an epoch there is something left
-    most = trainer.max_epochs
-    if isinstance(done, int) and most is not None and 0 <= most <= done and not within:
+    checkpoint, most = read_checkpoint(path), trainer.max_epochs
+    progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
+    done = checkpoint.get("epoch", -1) + bool(progress.get("is_last_batch", True))  # the epoch that was being trained
+    if most is not None and 0 <= most <= done:
         raise UsageError(
-            f"The `max_epochs` of AutoTrainer must be above the {done} epochs that the checkpoint {path.name} has. "
+            f"The `max_epochs` of AutoTrainer must be above those that the checkpoint {path.name} has, {done}. "
             f"Got {most} instead. Give more."
         )
 
@@ -285,10 +291,10 @@ def _changed_rest(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator
     owners = {"task": "the model", "data": "the data module", "trainer": "the trainer"}
     for name, owner in owners.items():
         if name in seeds and name in drawn and seeds[name] != drawn[name]:
-            yield f"The seed of {owner} was {seeds[name]} when the run began. Got {drawn[name]} instead."
+            yield f"The `seed` of {owner} was {seeds[name]} when the run began. Got {drawn[name]} instead."
     if seeds.get("streams", {}) != drawn.get("streams", {}):
         then, today = seeds.get("streams", {}), drawn.get("streams", {})
-        yield f"The seeds of single streams were {then} when the run began. Got {today} instead."
+        yield f"The `stream_seeds` were {then} when the run began. Got {today} instead."
     if before.get("keyed", True) != now["keyed"]:
         yield "The data was a data module when the run began, and is a loader of your own now, or the other way round."
     for name, digest in before.get("transforms", {}).items():
