@@ -11,7 +11,7 @@ from autotimm.cli.main import main
 from autotimm.errors import RunError, UsageError
 from autotimm.runs.run import fit_objects
 from training import SMALL as SMALL_FIT
-from training import classifier, toy_data, trained, trainer
+from training import StopAfter, classifier, toy_data, trained, trainer
 
 SMALL = {name: value for name, value in SMALL_FIT.items() if name != "val_split"}
 
@@ -112,7 +112,7 @@ class TestNothingIsLeft:
         assert (folder / "config.yaml").read_text() == "mine: 1\n"
 
     def test_a_run_that_is_resumed_stays(self, toy_folder, tmp_path):
-        trained(toy_folder, run_dir=tmp_path / "run")
+        trained(toy_folder, 2, run_dir=tmp_path / "run", callbacks=[StopAfter(0)])
         before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.ckpt")}
         with pytest.raises(RuntimeError, match="mine"):
             trainer(2, run_dir=tmp_path / "run", callbacks=[Fails("setup")]).fit(
@@ -122,7 +122,7 @@ class TestNothingIsLeft:
         assert (tmp_path / "run" / "manifest.json").is_file()
 
     def test_a_run_that_somebody_else_writes_to_is_left_alone(self, toy_folder, tmp_path):
-        trained(toy_folder, run_dir=tmp_path / "run")
+        trained(toy_folder, 2, run_dir=tmp_path / "run", callbacks=[StopAfter(0)])
         before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
         with FileLock(tmp_path / "run" / ".lock"), pytest.raises(RunError, match="must have one writer"):
             trainer(2, run_dir=tmp_path / "run").fit(classifier(), datamodule=toy_data(toy_folder), ckpt_path="last")

@@ -1,6 +1,7 @@
 """Best and last checkpoints, the table of metrics, and steps on streams."""
 
 import csv
+from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
@@ -8,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from autotimm import Task
-from autotimm.errors import RunError
+from autotimm import ImageClassifier, Run, Task
+from autotimm.errors import RunError, UsageError
 from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.train.callbacks.epoch_metrics import EpochMetrics
 from autotimm.train.callbacks.run_checkpoint import RunCheckpoint
@@ -114,12 +115,34 @@ class TestFiles:
         assert not list((tmp_path / "run" / "checkpoints").iterdir())
         assert (tmp_path / "run" / "metrics.csv").exists()
 
-    def test_somebody_elses_checkpoint_callback_replaces_ours(self, toy_folder, tmp_path):
+    def test_a_checkpoint_callback_of_the_users_is_additional(self, toy_folder, tmp_path):
         theirs = pl.callbacks.ModelCheckpoint(dirpath=tmp_path / "theirs", monitor="val/loss")
-        trained(toy_folder, run_dir=tmp_path / "run", callbacks=[theirs])
-        assert len(list((tmp_path / "theirs").iterdir())) == 1
-        assert not list((tmp_path / "run" / "checkpoints").iterdir())
-        assert (tmp_path / "run" / "model.safetensors").exists()
+        fitted = trainer(run_dir=tmp_path / "run", callbacks=[theirs])
+        fitted.fit(classifier(), datamodule=toy_data(toy_folder))
+        assert [str(path) for path in (tmp_path / "theirs").iterdir()] == [theirs.best_model_path]
+        kept = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+        assert {"best.ckpt", "last.ckpt", "sha256.txt"} < kept
+        assert fitted.checkpoint_callback.best_model_path == str(tmp_path / "run" / "checkpoints" / "best.ckpt")
+        assert isinstance(Run(tmp_path / "run").model(), ImageClassifier)
+
+    def test_a_checkpoint_callback_of_the_users_is_resumed_too(self, toy_folder, tmp_path):
+        def fit(run, ckpt=None, stop=()):
+            theirs = pl.callbacks.ModelCheckpoint(dirpath=tmp_path / f"{run}-theirs", monitor="val/loss", save_top_k=2)
+            fitted = trainer(3, run_dir=tmp_path / run, callbacks=[theirs, *stop])
+            fitted.fit(classifier(), datamodule=toy_data(toy_folder), ckpt_path=ckpt)
+            return sorted(Path(path).name for path in theirs.best_k_models), Path(theirs.best_model_path).name
+
+        whole = fit("whole")
+        fit("parts", stop=[StopAfter(1)])
+        assert fit("parts", "last") == whole
+        ledgers = [(tmp_path / run / "ledger.jsonl").read_bytes() for run in ("whole", "parts")]
+        assert ledgers[0] == ledgers[1]
+
+    def test_a_checkpoint_callback_of_the_users_needs_a_folder_of_its_own(self, toy_folder, tmp_path):
+        theirs = pl.callbacks.ModelCheckpoint(dirpath=tmp_path / "run" / "checkpoints", save_last=True)
+        with pytest.raises(UsageError, match="`dirpath` of ModelCheckpoint must be another folder"):
+            trained(toy_folder, run_dir=tmp_path / "run", callbacks=[theirs])
+        assert not (tmp_path / "run").exists()
 
     def test_temporary_space_elsewhere_is_not_needed(self, toy_folder, tmp_path, monkeypatch):
         """A full or missing /tmp must not stop a run whose own disk has room."""

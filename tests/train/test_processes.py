@@ -1,5 +1,6 @@
 """Several processes that train together, as scripts that Lightning starts again for each of them."""
 
+import csv
 import json
 import os
 import re
@@ -13,9 +14,12 @@ import pytest
 import torch.distributed
 
 from autotimm import Run
+from autotimm.data.toy import write_toy_folder
+from autotimm.errors import UsageError
 from autotimm.records.digest import file_digest
 from autotimm.records.ledger import read_ledger
 from autotimm.runs.run import diff
+from training import classifier, toy_data, trainer
 
 SCRIPT = """
 import autotimm
@@ -133,6 +137,38 @@ def test_two_processes_that_were_killed_go_on(toy_folder, tmp_path):
     }
 
 
+def command(*words, cwd):
+    """Run the program with the processes that it starts, and return its exit code, its output and its errors."""
+    with open(cwd / "out.txt", "w") as out, open(cwd / "log.txt", "w") as log:
+        words = [sys.executable, "-m", "autotimm", *map(str, words)]
+        done = subprocess.run(words, cwd=cwd, stdout=out, stderr=log, timeout=240, check=False)
+    return done.returncode, (cwd / "out.txt").read_text(), (cwd / "log.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
+def test_two_processes_give_one_verdict_and_one_comparison(toy_folder, tmp_path):
+    autotimm("fit", toy_folder, *FIT, "--batch-size", 3, "--devices", 2, "--name", "two", cwd=tmp_path)
+    run = tmp_path / "runs" / "two"
+    code, out, log = command("verify", run, cwd=tmp_path)
+    assert code == 0, log
+    assert out.splitlines() == ["verdict: identical (9 steps compared)"]
+    assert log.count("replaying") == 1
+    code, out, log = command("verify", run, "--steps", 4, cwd=tmp_path)  # ended in the middle of an epoch
+    assert (code, out.splitlines()) == (0, ["verdict: identical (4 steps compared)"]), log
+    code, out, log = command("reproduce", run, cwd=tmp_path)
+    assert code == 0, log
+    assert out.splitlines()[-2:] == ["equal", f"run: {run}-again-001"]
+    assert out.count("equal\n") == 1
+    assert sorted(path.name for path in run.parent.iterdir()) == ["two", "two-again-001"]
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(re.sub(r"(?m)^seed: 42 ", "seed: 43 ", config))
+    code, out, log = command("verify", run, cwd=tmp_path)
+    assert code == 5, log
+    assert [line for line in out.splitlines() if line.startswith("verdict")] == ["verdict: different"]
+    assert "Traceback" not in log
+
+
 MEASURE = """
 import json, sys
 from pathlib import Path
@@ -161,6 +197,66 @@ def test_every_sample_is_measured_once(toy_folder, tmp_path):
     assert found[0][0] == found[1][0]
     assert found[0][1]["val/accuracy"] == found[1][1]["val/accuracy"]
     assert found[0][1]["val/loss"] == pytest.approx(found[1][1]["val/loss"], rel=1e-6)
+
+
+LOGGED = """
+import sys
+from autotimm import AutoTrainer, ImageClassifier, ImageDataModule
+devices = int(sys.argv[1])
+metrics = [
+    dict(name=name, metric_class=kind, params=dict(task="multiclass", num_classes=3), stages=["train", "val"])
+    for name, kind in (("accuracy", "Accuracy"), ("f1", "F1Score"))
+]
+for images, weights in {cases!r}:
+    data = ImageDataModule(
+        f"data-{{images}}", image_size=32, batch_size=8 // devices, eval_batch_size=4, num_workers=0,
+        augmentation="none",
+    )
+    # Without batch normalization, which sees other groups of images; with a rate that changes nothing.
+    model = ImageClassifier(
+        "test_vit", 3, pretrained=False, image_size=32, metrics=metrics, lr=1e-12, class_weights=weights
+    )
+    options = dict(accelerator="cpu", devices=devices, threads=1, enable_progress_bar=False)
+    run = f"run-{{images}}-{{weights is not None}}-{{devices}}"
+    AutoTrainer(2, run_dir=run, **options).fit(model, datamodule=data)
+"""
+CASES = [(5, None), (9, None), (10, None), (15, None), (5, [1.0, 2.0, 4.0])]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
+def test_every_logged_value_is_that_of_one_process(tmp_path):
+    """Of 15 training images the last batch has 7, which two processes share as 3 and 4; of 9 images none is left."""
+    for images in {images for images, _ in CASES}:
+        write_toy_folder(tmp_path / f"data-{images}", splits={"train": 15, "val": images}, num_classes=3)
+    script = tmp_path / "train.py"
+    script.write_text(LOGGED.format(cases=CASES))
+    for devices in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, script, devices], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    logged = {"train/loss", "val/loss", "train/accuracy", "val/accuracy", "train/f1", "val/f1"}
+    for images, weights in CASES:
+        runs = [tmp_path / f"run-{images}-{weights is not None}-{devices}" for devices in (1, 2)]
+        tables = []
+        for run in runs:
+            with open(run / "metrics.csv", newline="") as file:
+                tables.append([{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)])
+        assert logged <= tables[0][0].keys() == tables[1][0].keys()
+        for one, two in zip(*tables, strict=True):
+            expected = {name: one[name] for name in logged}
+            assert {name: two[name] for name in logged} == pytest.approx(expected, rel=1e-5), (images, weights)
+        assert Run(runs[1]).metrics == pytest.approx(Run(runs[0]).metrics, rel=1e-5)
+
+
+@pytest.mark.parametrize("side", ["train", "val"])
+def test_fewer_images_than_processes_are_refused_before_anything_is_started(side, tmp_path):
+    data = write_toy_folder(tmp_path / "data", splits={"train": 6, "val": 6} | {side: 2}, num_classes=2)
+    run = trainer(run_dir=tmp_path / "run", devices=3)
+    with pytest.raises(UsageError, match=f"`devices` of AutoTrainer must be at most 2, the number of {side} images"):
+        run.fit(classifier(num_classes=2), datamodule=toy_data(data))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ class TestDefaults:
         one = trainer(callbacks=mine)
         one.fit(classifier(ema_decay=0.9), datamodule=toy_data(toy_folder))
         assert mine == before
-        assert trainer(callbacks=mine[0]).callbacks[0] is mine[0]
+        assert mine[0] in trainer(callbacks=mine[0]).callbacks
 
     def test_an_unknown_argument(self):
         with pytest.raises(UsageError, match=r"AutoTrainer takes no argument `max_epoch`. Did you mean 'max_epochs'"):
@@ -386,13 +386,6 @@ class TestResume:
         assert resumed == whole
         for name in ("metrics.csv", "model.safetensors", "results.json"):
             assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-
-    def test_more_epochs_can_be_added(self, toy_folder, tmp_path):
-        task = {"schedule": "constant"}
-        trained(toy_folder, 1, task, run_dir=tmp_path / "run")
-        model = classifier(**task)
-        trainer(3, run_dir=tmp_path / "run").fit(model, datamodule=toy_data(toy_folder), ckpt_path="last")
-        assert digest(model) == digest(trained(toy_folder, 3, task))
 
     def test_a_moved_run_goes_on_and_keeps_its_best(self, toy_folder, tmp_path):
         whole = trainer(4, run_dir=tmp_path / "whole")

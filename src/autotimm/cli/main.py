@@ -11,6 +11,7 @@ from autotimm.cli.backbones import BACKBONES
 from autotimm.cli.demo import DEMO
 from autotimm.cli.diff import DIFF
 from autotimm.cli.doctor import DOCTOR
+from autotimm.cli.extend import EXTEND
 from autotimm.cli.fit import FIT
 from autotimm.cli.levels import LEVELS
 from autotimm.cli.predict import PREDICT
@@ -27,7 +28,8 @@ from autotimm.errors import AutotimmError, UsageError, nearest, printable
 __all__ = ["VERBS", "entry", "main"]
 
 _ALL = (
-    FIT, RESUME, VALIDATE, TEST, PREDICT, VERIFY, DIFF, LEVELS, REPRODUCE, STUDY, BACKBONES, DOCTOR, SELFCHECK, DEMO
+    FIT, RESUME, EXTEND, VALIDATE, TEST, PREDICT, VERIFY, DIFF, LEVELS, REPRODUCE, STUDY, BACKBONES, DOCTOR, SELFCHECK,
+    DEMO,
 )  # fmt: skip
 VERBS: dict[str, Verb] = {verb.name: verb for verb in _ALL}
 _BREAK = "\n"  # some messages have several lines

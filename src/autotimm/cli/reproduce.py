@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autotimm.cli.parser import parse
-from autotimm.cli.run_args import DATA, FOLDER, TRUST, open_folder, print_run
+from autotimm.cli.run_args import DATA, FOLDER, TRUST, open_folder, print_once, print_run
 from autotimm.cli.verb import Verb
 from autotimm.config import Option
 from autotimm.config.value_types import Path
-from autotimm.errors import printable
 
 __all__ = ["REPRODUCE"]
 
@@ -21,10 +20,11 @@ def run(argv: Sequence[str]) -> int:
         return 0
     original = open_folder(given)
     from autotimm.runs.run import diff
+    from autotimm.train.lightning_compat import of_first_process
 
     reproduced = original.reproduce(given.value("out"), data=given.value("data"))
-    comparison = diff(original.path, reproduced.path)
-    print(printable(comparison, keep="\n"))
+    comparison = of_first_process(lambda: diff(original.path, reproduced.path))
+    print_once(comparison)
     print_run(reproduced)
     return comparison.exit_code
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CKPT", "DATA", "FOLDER", "RUN", "TRUST", "WORKERS", "class_lines", "measuring", "open_folder", "open_run",
+    "print_once",
     "print_run",
 ]  # fmt: skip
 
@@ -52,6 +53,14 @@ def open_run(given: Given) -> tuple[Run, str]:
     if "ckpt" in given.options and path.endswith(".ckpt"):
         raise UsageError(f"{path} is a checkpoint already. Leave out --ckpt, or give the run folder.")
     return open_folder(given), ckpt
+
+
+def print_once(result: object) -> None:
+    """Print a result; of several processes the first prints it."""
+    from pytorch_lightning.utilities import rank_zero_only  # by now it is loaded
+
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # set by Lightning when it is imported
+        print(printable(result, keep="\n"))
 
 
 def print_run(run: Run) -> None:

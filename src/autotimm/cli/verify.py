@@ -6,11 +6,11 @@ import re
 from collections.abc import Sequence
 
 from autotimm.cli.parser import parse
-from autotimm.cli.run_args import DATA, FOLDER, TRUST, WORKERS, open_folder
+from autotimm.cli.run_args import DATA, FOLDER, TRUST, WORKERS, open_folder, print_once
 from autotimm.cli.verb import Verb
 from autotimm.config import Option
 from autotimm.config.value_types import Flag, Text, Whole
-from autotimm.errors import UsageError, printable, sentence
+from autotimm.errors import UsageError, sentence
 
 __all__ = ["VERIFY"]
 
@@ -26,7 +26,7 @@ def run(argv: Sequence[str]) -> int:
         data=given.value("data"), steps=given.value("steps"), epochs=epochs, workers=given.value("workers"),
         explain=given.value("explain"),
     )  # fmt: skip
-    print(printable(verdict, keep="\n"))
+    print_once(verdict)
     return verdict.exit_code
 
 

@@ -11,7 +11,7 @@ from autotimm.config.arguments import (
     silent_arguments,
     silent_names,
 )
-from autotimm.config.fit_config import COMMAND_LINE, FitConfig, defaults, options
+from autotimm.config.fit_config import COMMAND_LINE, NETWORK_OPTIONS, FitConfig, defaults, options
 from autotimm.config.option import Option, meant
 from autotimm.config.record import read_yaml
 from autotimm.config.yaml import NESTED_KEYS, write_scalar
@@ -20,6 +20,7 @@ __all__ = [
     "Argument",
     "COMMAND_LINE",
     "NESTED_KEYS",
+    "NETWORK_OPTIONS",
     "FitConfig",
     "Option",
     "argument_of",

@@ -20,9 +20,12 @@ from autotimm.config.yaml import write_scalar
 from autotimm.constants import TASKS
 from autotimm.errors import UsageError
 
-__all__ = ["COMMAND_LINE", "FitConfig", "defaults", "options"]
+__all__ = ["COMMAND_LINE", "NETWORK_OPTIONS", "FitConfig", "defaults", "options"]
 
 COMMAND_LINE = "command line"
+NETWORK_OPTIONS = ("task", "backbone", "pretrained", "arch", "width", "multi_label")
+"""The options that decide the network: a run that trains on from another one has those of that run."""
+
 _SCHEDULES = ("auto", "constant", "cosine", "linear", "onecycle", "plateau", "step")
 _AUGMENTATIONS = ("none", "light", "default", "strong", "randaugment", "trivialaugment", "autoaugment")
 _PRECISIONS = ("32", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["atomic_path", "sweep", "write_text"]
+__all__ = ["atomic_path", "link_or_copy", "sweep", "write_text"]
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]+\.tmp")
 
@@ -44,3 +45,11 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a text file atomically, as UTF-8 with the same line ends on every system."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(text.encode())
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name: a hard link where the file system has them, else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -41,7 +41,7 @@ class ManifestDifference(NamedTuple):
     def words(self) -> str:
         """The difference in words: ``the learning rate: 0.001 was recorded, 0.002 was found``."""
         name = _called(self)
-        if self.section == "inputs" and self.name.startswith("data."):
+        if self.section == "inputs" and self.name.startswith(("data.", "frozen.")):
             return name
         if any(_is_digest(value) for value in (self.a, self.b)):
             return name
@@ -76,6 +76,10 @@ _WORDS = {
     "inputs.transforms": "the settings or the code of a transform ({rest})",
     "inputs.code": "the code of the task",
     "inputs.initial": "the initial weights",
+    "inputs.start": "what the run started from",
+    "inputs.start.kind": "what the run started from",
+    "inputs.start.parent.checkpoint": "the checkpoint that the run started from",
+    "inputs.frozen": "which parameters are trained",
     "inputs.keyed": "a data loader with an order of its own",
     "environment.replay_versions": "the version of the {rest}",
     "environment.package": "the code of autotimm",
@@ -116,8 +120,8 @@ _SURROUNDINGS = ("environment.device", "environment.processes", "environment.pre
 _CALLBACKS = "environment.callbacks"
 # What can cause a difference in a stage, the likeliest first.
 _SUSPECTS = {
-    "start": (_REPLAY, "environment.processes", "inputs.seeds.task", "inputs.seeds.streams.init", "decisions.weights",
-              _OPTIONS, _FACTORS, *_CODE, "inputs.initial"),
+    "start": (_REPLAY, "inputs.start", "environment.processes", "inputs.seeds.task", "inputs.seeds.streams.init",
+              "decisions.weights", _OPTIONS, _FACTORS, *_CODE, "inputs.initial"),
     "order": (_REPLAY, "inputs.seeds.trainer", "inputs.seeds.streams.order", *_DATA, "inputs.keyed", _OPTIONS,
               "inputs.seeds.data", _FACTORS, *_CODE),
     "inputs": (_REPLAY, "inputs.data", "inputs.transforms.train", _OPTIONS, "inputs.seeds.trainer",
@@ -125,7 +129,7 @@ _SUSPECTS = {
     "forward": (_REPLAY, "inputs.seeds.trainer", "inputs.seeds.streams.step", _OPTIONS, _CALLBACKS, *_SURROUNDINGS,
                 _FACTORS, *_CODE),
     "rate": (_REPLAY, _OPTIONS, "inputs.data", _CALLBACKS, _FACTORS, *_CODE),
-    "update": (_REPLAY, _OPTIONS, _CALLBACKS, *_SURROUNDINGS, _FACTORS, *_CODE),
+    "update": (_REPLAY, "inputs.frozen", _OPTIONS, _CALLBACKS, *_SURROUNDINGS, _FACTORS, *_CODE),
     "validation": (_REPLAY, _OPTIONS, "inputs.transforms.eval", *_DATA, *_SURROUNDINGS, _FACTORS, *_CODE),
     "length": (_REPLAY, _OPTIONS, *_DATA, _CALLBACKS, "results.status"),
 }  # fmt: skip
@@ -281,6 +285,8 @@ def _said_once(suspects: list[ManifestDifference]) -> list[ManifestDifference]:
     dropped = [
         difference for difference in suspects if difference.section == "environment" and difference.name in decided
     ]
+    if any(_within(difference.path, "inputs.start") for difference in suspects):
+        dropped += [difference for difference in suspects if _within(difference.path, "decisions.weights")]
     # That the initial weights differ is what is to be explained.
     dropped += [difference for difference in suspects if difference.path == "inputs.initial" and len(suspects) > 1]
     groups: dict[str, list[ManifestDifference]] = {}

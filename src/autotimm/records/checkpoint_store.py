@@ -11,15 +11,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from autotimm.errors import require
-from autotimm.records.atomic import atomic_path, sweep, write_text
+from autotimm.records.atomic import atomic_path, link_or_copy, sweep, write_text
 from autotimm.records.digest import file_digest
 from autotimm.records.readers import read_text
 
@@ -109,6 +107,13 @@ class CheckpointStore:
         """Whether the list of digests exists: a partial copy of a run may lack it."""
         return (self.folder / _DIGESTS).exists()
 
+    def holds(self, path: Path) -> bool:
+        """Whether a file is one of these checkpoints, or an exact copy of one."""
+        if path.parent.exists() and self.folder.exists() and path.parent.samefile(self.folder):
+            return True
+        listed = {line[:64] for line in self._lines()}
+        return bool(listed) and file_digest(path) in listed
+
     def sweep(self) -> None:
         """Remove temporary files of a process that was killed while writing; only call it while no other can write."""
         sweep(self.folder)
@@ -116,10 +121,7 @@ class CheckpointStore:
     def link(self, name: str, second: str) -> None:
         """Give a checkpoint a second name: a hard link where the file system has them, else a copy."""
         with atomic_path(self.folder / second) as temporary:
-            try:
-                os.link(self.folder / name, temporary)
-            except OSError:
-                shutil.copyfile(self.folder / name, temporary)
+            link_or_copy(self.folder / name, temporary)
 
     def link_epoch(self, epochs: int, second: str) -> None:
         """Give the end of an epoch its second name where a killed process did not; nothing if the file is missing."""

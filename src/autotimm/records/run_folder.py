@@ -8,6 +8,7 @@
       ledger.jsonl         a line per step: digests of samples, inputs and weights, the loss
       files.csv            id and SHA-256 of every sample
       splits.csv           id, class, split of every sample
+      initial.safetensors  the weights that it began from, for a run that trains on from another one
       metrics.csv          one line per epoch
       results.json         metrics of the best and the last epoch, and of the test if there was one, also per class
       checkpoints/         best.ckpt, last.ckpt, and those of earlier epochs
@@ -47,7 +48,10 @@ PER_CLASS = "per_class"
 """The group of ``results.json`` with a row per class and a column per metric; the others hold one value per metric."""
 
 # The files written before the first checkpoint.
-_EARLY = (".lock", "config.yaml", "splits.csv", "files.csv", "manifest.json", "ledger.jsonl")
+_EARLY = (
+    ".lock", "config.yaml", "splits.csv", "files.csv", "initial.safetensors", "initial.ckpt", "manifest.json",
+    "ledger.jsonl",
+)  # fmt: skip
 _LOGS = ("tensorboard", "mlflow", "wandb")  # what loggers write from the start
 
 

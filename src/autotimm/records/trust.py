@@ -60,10 +60,11 @@ class OfRun:
         folder: The run's folder.
         trust: Whether its maker is trusted.
         cure: What to do about a name that is not admitted.
+        given: Names that are the caller's own, beside those of the run.
     """
 
-    def __init__(self, folder: Path, trust: bool, cure: str = "") -> None:
-        self._folder, self.trust, self._cure = folder, trust, cure or _CURE
+    def __init__(self, folder: Path, trust: bool, cure: str = "", given: Iterable[str] = ()) -> None:
+        self._folder, self.trust, self._cure, self._given = folder, trust, cure or _CURE, frozenset(given)
 
     @property
     def folder(self) -> Path | None:
@@ -72,7 +73,7 @@ class OfRun:
 
     def refusal(self, path: str) -> str:
         """Why a name is not admitted; empty if it is."""
-        if path in self._made:
+        if path in self._given or path in self._made:
             return ""
         if not self.trust:
             return f"{_ASK} {self._cure}"

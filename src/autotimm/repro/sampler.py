@@ -43,6 +43,10 @@ class KeyedBatchSampler(Sampler[list[Draw]]):
     A last training batch that would leave a process with a single sample is dropped unless it is the only batch, since
     batch normalization cannot be trained on one value. Only this last batch depends on the number of processes.
 
+    In evaluation every process has as many batches as the others, since they wait for each other. Samples that are too
+    few for one more batch each are added to the last one, of which a process then has one sample more. Only of fewer
+    samples than processes some have none.
+
     Pass it to a ``DataLoader`` as ``batch_sampler``; the data set then receives a :class:`Draw` in place of an index.
 
     Args:
@@ -138,27 +142,32 @@ class KeyedBatchSampler(Sampler[list[Draw]]):
         too_small = training and 0 < remainder < self.world_size * min(2, self.batch_size)
         return self.size - remainder if self.size > global_batch and (too_small or self.drop_last) else self.size
 
-    def _share(self, first: int) -> range:
-        """Return this process's positions in the global batch that begins at position ``first``."""
+    def _share(self, number: int) -> range:
+        """Return this process's positions in a global batch, counted from 0."""
+        global_batch = self.batch_size * self.world_size
+        first = number * global_batch
+        end = self._epoch_length() if number + 1 == self._global_batches() else first + global_batch
         # Integer division spreads a remainder: the shares differ by one sample at most.
-        length = min(self.batch_size * self.world_size, self._epoch_length() - first)
+        length = end - first
         return range(first + length * self.rank // self.world_size, first + length * (self.rank + 1) // self.world_size)
+
+    def _global_batches(self) -> int:
+        """Return the number of global batches of a whole epoch."""
+        full, remainder = divmod(self._epoch_length(), self.batch_size * self.world_size)
+        return full + (remainder >= self.world_size or full == 0)
 
     def __len__(self) -> int:
         """Return the number of batches of a whole epoch for this process, whatever ``start`` is."""
-        global_batch = self.batch_size * self.world_size
-        full, remainder = divmod(self._epoch_length(), global_batch)
-        # In evaluation, the last global batch may have no sample left for this process.
-        return full + bool(remainder and self._share(full * global_batch))
+        number = self._global_batches()
+        return number if self._share(number - 1) else number - 1
 
     def __iter__(self) -> Iterator[list[Draw]]:
         """Yield the batches of ``epoch`` from ``start`` on."""
         # Read once: a loader prefetches, and the next epoch may be set before the last batch is delivered.
-        epoch, global_batch = self.epoch, self.batch_size * self.world_size
+        epoch = self.epoch
         order = self.order(epoch)
-        for first in range(self.start * global_batch, self._epoch_length(), global_batch):
-            if share := self._share(first):
-                yield [Draw(epoch, position, order[position]) for position in share]
+        for number in range(self.start, len(self)):
+            yield [Draw(epoch, position, order[position]) for position in self._share(number)]
 
 
 def _checked_weights(weights: Sequence[float], size: int, owner: str) -> Tensor:

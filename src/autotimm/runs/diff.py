@@ -24,6 +24,7 @@ from autotimm.runs.file_contents import (
     text_findings,
     weights_findings,
 )
+from autotimm.runs.parent import check_parent
 from autotimm.runs.recorded_run import RecordedRun, export_findings, read_recorded
 from autotimm.runs.verdict import describe, worth_naming
 
@@ -131,9 +132,12 @@ def compare(a: Path, b: Path) -> Comparison:
     missing = [f"{run.folder}: {each}" for run in runs for each in run.findings if each.damage]
     missing += [f"{run.folder}: the run did not finish" for run in runs if not run.finished]
     contradictions = [f"{run.folder}: {each}" for run in runs for each in _own(run) if not each.damage]
+    chains = [(run.folder, check_parent(run.folder, run.manifest)) for run in runs]
+    contradictions += [f"{folder}: {chain.problem}" for folder, chain in chains if chain.problem]
+    notes = missing + [f"{folder}: {note}" for folder, chain in chains for note in chain.notes]
     findings = contradictions + ([] if difference or files else [str(each) for each in _outcomes(*runs)])
     return Comparison(
-        tuple(differing), tuple(files), difference, cause, metrics, tuple(missing), findings=tuple(findings),
+        tuple(differing), tuple(files), difference, cause, metrics, tuple(notes), findings=tuple(findings),
         missing=tuple(missing),
     )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -23,7 +24,7 @@ from autotimm.train import AutoTrainer
 from autotimm.train.machine_limits import machine_problem
 from autotimm.train.progress import say
 
-__all__ = ["launch", "train", "train_objects"]
+__all__ = ["launch", "new_folder", "refuse_unused_shares", "train", "train_objects"]
 
 
 def launch(config: FitConfig) -> Path:
@@ -41,11 +42,11 @@ def launch(config: FitConfig) -> Path:
     if problem := machine_problem(config.threads, config.devices, config.accelerator, config.num_workers):
         raise UsageError(f"{problem} Give less.")  # before a large data set is read
     config, data = settle_data(config)
-    folder = _open_folder(config, data.source_name)
+    folder = new_folder(config.out, config.name or data.source_name, exact=config.name is not None)
     try:
         folder.write_config(config.to_yaml())
         data.setup("fit")
-        _refuse_unused_shares(config, data)
+        refuse_unused_shares(config, data, config.given)
         task = build_task(config, data)
         trainer = build_trainer(config, folder, task, data)
     except BaseException:
@@ -66,18 +67,18 @@ def _refuse_unused_path(config: FitConfig) -> None:
         )
 
 
-def _refuse_unused_shares(config: FitConfig, data: DataModule) -> None:
+def refuse_unused_shares(config: FitConfig, data: DataModule, given: Callable[[str], bool]) -> None:
     """Refuse a given `val_split` or `test_split` if the data has such images of its own."""
     own = own_sides(data.tables)
     for name, side, images in (("val_split", "val", "validation"), ("test_split", "test", "test")):
-        if side in own and getattr(config, name) and config.given(name):
+        if side in own and getattr(config, name) and given(name):
             raise UsageError(
                 f"The `{name}` of fit has no effect on data with {images} images of its own, as {data.source_name} is. "
                 "Leave it out."
             )
 
 
-def train(rebuilt: Rebuilt, folder: RunFolder, ckpt_path: str | None = None) -> Path:
+def train(rebuilt: Rebuilt, folder: RunFolder, ckpt_path: str | Path | None = None) -> Path:
     """Train, then complete the record with the values that were chosen automatically."""
     try:
         _require_folder(rebuilt.trainer)
@@ -89,7 +90,7 @@ def train(rebuilt: Rebuilt, folder: RunFolder, ckpt_path: str | None = None) -> 
             say("interrupted; nothing was saved" if removed else said)
         raise
     except BaseException as error:
-        if ckpt_path is None and folder.unused_after(error, rebuilt.trainer.global_step):
+        if ckpt_path != "last" and folder.unused_after(error, rebuilt.trainer.global_step):
             folder.discard()  # so that the next attempt can use the same name
         raise
     if rebuilt.config is not None and folder.chosen is not None:
@@ -125,11 +126,11 @@ def _require_folder(trainer: pl.Trainer) -> AutoTrainer:
     return trainer
 
 
-def _open_folder(config: FitConfig, name: str) -> RunFolder:
-    """Create the run folder; of several processes the first creates it, and tells the others when they train."""
+def new_folder(root: str | Path, name: str, *, exact: bool) -> RunFolder:
+    """Create a run folder; of several processes the first creates it, and tells the others when they train."""
     if rank_zero_only.rank:  # type: ignore[attr-defined]  # set by Lightning when it is imported
-        return RunFolder(None, Path(config.out))
-    return RunFolder.create(config.out, config.name or name, exact=config.name is not None)
+        return RunFolder(None, Path(root))
+    return RunFolder.create(root, name, exact=exact)
 
 
 def _complete_record(config: FitConfig, task: Task, data: DataModule, folder: RunFolder) -> None:

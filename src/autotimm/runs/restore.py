@@ -21,6 +21,7 @@ from autotimm.data.inference_loaders import recorded_data
 from autotimm.data.loader import default_workers
 from autotimm.data.module import DataModule
 from autotimm.errors import ModelError, UsageError, is_whole
+from autotimm.models.backbone.architectures import remember_architecture
 from autotimm.models.backbone.weights import Weights, as_recorded
 from autotimm.optim import Recipe
 from autotimm.records.imports import RecordedNames
@@ -33,12 +34,14 @@ from autotimm.runs.factory import build_task, build_trainer, settle_data
 from autotimm.serialization import construct, is_object, takes
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import task_class_named
+from autotimm.tasks.start import CHECKPOINT, WEIGHTS, Start, load_start, recorded_start
 from autotimm.train import AutoTrainer
 from autotimm.train.machine_limits import require_machine_for
 from autotimm.train.progress import say
 
 __all__ = [
-    "Rebuilt", "affordable", "read_config", "read_manifest", "rebuild", "replayed_settings", "require_plain"
+    "Rebuilt", "affordable", "as_asked", "from_classes", "read_config", "read_manifest", "rebuild", "replayed_settings",
+    "require_plain"
 ]  # fmt: skip
 
 
@@ -54,12 +57,14 @@ class Rebuilt(NamedTuple):
         data: The data module, set up.
         trainer: The trainer, writing to the folder that was asked for.
         config: Its options; ``None`` for a run that was made from objects.
+        checkpoint: The checkpoint of another run that it has begun at; ``None`` if it has begun at its first step.
     """
 
     task: Task
     data: DataModule
     trainer: AutoTrainer
     config: FitConfig | None
+    checkpoint: Path | None = None
 
 
 def read_config(folder: Path) -> FitConfig | dict[str, Any]:
@@ -125,11 +130,14 @@ def rebuild(
     manifest = read_manifest(recorded) if (recorded / "manifest.json").exists() else None
     decided = manifest.decisions if manifest is not None else {}
     if manifest is not None and isinstance(config, FitConfig):
-        config = _as_asked(config, manifest)
+        config = as_asked(config, manifest)
+    start = recorded_start(recorded, manifest, needed=weights_needed) if manifest is not None else None
     with ExitStack() as stack:
         stack.enter_context(RecordedNames(of_record(recorded)))
         if weights := decided.get("weights"):
-            stack.enter_context(as_recorded(Weights.from_dict(weights), file_needed=weights_needed))
+            stack.enter_context(as_recorded(Weights.from_dict(weights), file_needed=weights_needed and start is None))
+            if start is not None and weights.get("architecture"):
+                remember_architecture(weights["architecture"])
         if isinstance(config, FitConfig):
             # Arguments from environment variables (PL_TRAINER_LIMIT_TRAIN_BATCHES) are in no option.
             given = (
@@ -138,12 +146,14 @@ def rebuild(
             silent = {} if loggers else {"loggers": None}
             rebuilt = _from_options(config, decided, folder, data, workers, {**silent, **(changes or {})}, given)
         else:
-            rebuilt = _from_classes(config, decided, folder, data, workers, changes or {})
+            rebuilt = from_classes(config, decided, folder, data, workers, changes or {})
     recipe = decided.get("recipe") or {}
     changed = {name.rpartition(".")[-1] for name in changes or {}}
     if recipe.keys() == {field.name for field in fields(Recipe)} and not names_of_recipe() & changed:
         rebuilt.task.decided = Recipe(**recipe)
-    return rebuilt
+    if start is None:
+        return rebuilt
+    return _started(rebuilt, start, Weights.from_dict(weights) if weights else Weights(), weights_needed)
 
 
 def affordable(config: FitConfig | dict[str, Any]) -> FitConfig | dict[str, Any]:
@@ -158,7 +168,16 @@ def affordable(config: FitConfig | dict[str, Any]) -> FitConfig | dict[str, Any]
     return {**config, "data": {**config["data"], "init_args": {**arguments, "num_workers": None}}}
 
 
-def _as_asked(config: FitConfig, manifest: Manifest) -> FitConfig:
+def _started(rebuilt: Rebuilt, start: Start, weights: Weights, weights_needed: bool) -> Rebuilt:
+    """The objects of a run that has started from what another one has made."""
+    rebuilt.trainer.start = start
+    rebuilt.task.weights = weights
+    if start.kind == WEIGHTS and weights_needed:
+        load_start(rebuilt.task.network, start)
+    return rebuilt._replace(checkpoint=start.file if start.kind == CHECKPOINT else None)
+
+
+def as_asked(config: FitConfig, manifest: Manifest) -> FitConfig:
     """Reset what a recipe filled in, since the id of a run depends on the options as they were given."""
     asked = manifest.inputs.get("config", {}).get("model", {})
     chosen = [name for name, argument in decided_by_recipe().items() if argument in asked and asked[argument] is None]
@@ -184,10 +203,16 @@ def _from_options(
     return Rebuilt(task, module, build_trainer(config, folder, task, module, given), config)
 
 
-def _from_classes(
+def from_classes(
     config: Mapping[str, Any], decided: Mapping[str, Any], folder: RunFolder, data: Any, workers: Any,
     changes: Mapping[str, Any],
 ) -> Rebuilt:  # fmt: skip
+    """Build the objects of class paths and arguments, see :func:`rebuild` for the rest.
+
+    Raises:
+        ModelError: If a class or an object cannot be created again.
+        DataError: If the data is missing.
+    """
     if "data" not in config:
         raise ModelError(
             "The run was made from loaders of your own, which no file holds. Run your program again with another "
@@ -197,9 +222,9 @@ def _from_classes(
     if data is not None:
         given["image_dir" if given.get("train_csv") else "data_dir"] = str(data)
     given |= {} if workers is None else {"num_workers": workers}
-    given |= _changed("data", given, changes)
     if decided.get("batch_size") is not None:
         given["batch_size"] = decided["batch_size"]
+    given |= _changed("data", given, changes)
     module = recorded_data({**config["data"], "init_args": given})
     module.setup("fit")
     arguments = {**(config["model"].get("init_args") or {})}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +24,9 @@ from autotimm.records.run_folder import RunFolder
 from autotimm.records.trust import OfRun
 from autotimm.runs.diff import Comparison, compare
 from autotimm.runs.explain_difference import confirm_difference, confirm_replay
+from autotimm.runs.extend import extend
 from autotimm.runs.factory import settle_data
-from autotimm.runs.fit import launch, train, train_objects
+from autotimm.runs.fit import launch, new_folder, train, train_objects
 from autotimm.runs.predict import known_data, predict
 from autotimm.runs.restore import affordable, read_config, read_manifest, rebuild
 from autotimm.runs.verdict import Verdict
@@ -36,7 +37,7 @@ from autotimm.train.progress import say
 from autotimm.train.trainer import measuring_trainer
 from autotimm.types import ObjectPrediction, PixelPrediction, Prediction
 
-__all__ = ["Run", "diff", "fit", "fit_config", "fit_objects", "names_of_file", "require_known_names"]
+__all__ = ["Run", "diff", "fit", "fit_config", "fit_objects", "names_of_file", "require_known_names", "train_on"]
 
 
 def fit(path: str | Path | None = None, **options: Any) -> Run:
@@ -110,6 +111,19 @@ def require_known_names(file: str | None, config: FitConfig) -> None:
 def fit_objects(task: Task, data: DataModule, trainer: AutoTrainer) -> Run:
     """Train objects that are already built, as a configuration with ``class_path`` does."""
     return Run(train_objects(task, data, trainer))
+
+
+def train_on(
+    run: Run, path: str | Path | None, *, epochs: object, ckpt: str | Path | None, changes: Mapping[str, Any],
+    source: str,
+) -> Run:  # fmt: skip
+    """Train on from a run, see :meth:`Run.extend`; ``source`` is who asked for the changes."""
+
+    def choose(same_data: bool) -> Path:
+        return run.checkpoint(ckpt or ("last" if same_data else "best"))
+
+    with RecordedNames(OfRun(run.path, run.trust, given=names_in(changes))):
+        return Run(extend(run.path, path, epochs=epochs, choose=choose, changes=changes, source=source))
 
 
 class Run:
@@ -191,11 +205,17 @@ class Run:
         if str(ckpt) in ("best", "last"):
             ckpt = self._folder.checkpoints / f"{ckpt}.ckpt"
             if not ckpt.is_file():
-                raise ModelError(f"The run {self.path} has no checkpoint. It was stopped before its first epoch ended.")
+                raise ModelError(f"The run {self.path} has no checkpoint. {self._why_without_checkpoint()}")
         if not os.path.isfile(ckpt):
             cure = nearest(str(ckpt), ("best", "last")) or "Give one of these."
             raise ModelError(sentence("ckpt", f"the run {self.path}", "best, last or a file", str(ckpt), cure))
         return Path(ckpt)
+
+    def _why_without_checkpoint(self) -> str:
+        manifest = self._folder.manifest
+        if manifest.exists() and read_manifest(self.path).results.get("status") == "finished":
+            return "It is finished, and was made with enable_checkpointing=False."
+        return "It was stopped before its first epoch ended."
 
     def model(self, ckpt: str | Path = "best") -> Task:
         """The trained task, in evaluation mode."""
@@ -355,7 +375,7 @@ class Run:
             data: Where the data is now, if it was moved.
         """
         place = Path(out) if out is not None else self.path.with_name(f"{self.path.name}-again")
-        folder = RunFolder.create(place.parent, place.name, exact=out is not None)
+        folder = new_folder(place.parent, place.name, exact=out is not None)
         with self.names:
             try:
                 rebuilt = rebuild(self.path, folder, data=data, loggers=True)
@@ -364,7 +384,34 @@ class Run:
                 raise
             if rebuilt.config is not None:
                 folder.write_config(rebuilt.config.to_yaml())
-            return Run(train(rebuilt, folder), trust=self.trust)
+            return Run(train(rebuilt, folder, ckpt_path=rebuilt.checkpoint), trust=self.trust)
+
+    def extend(
+        self, path: str | Path | None = None, *, epochs: int | str, ckpt: str | Path | None = None, **changes: Any
+    ) -> Run:
+        """Train on from this finished run, as a new run with a learning-rate schedule of its own.
+
+        The new run begins with the weights of a checkpoint of this one, which its manifest names, and has its options.
+        Order and augmentation are drawn from new seeds, and the split stays as it is.
+
+        Args:
+            path: Other data to fine-tune on, a folder or a table; ``None`` for the run's own. Where its classes differ,
+                the weights that depend on them begin anew.
+            epochs: Epochs to train: ``10`` and ``"+10"`` mean the same.
+            ckpt: ``"last"`` or ``"best"``; ``None`` is the last on the same data, where training goes on, and the best
+                on other data.
+            changes: Any options of :func:`autotimm.fit` with other values than this run's, but for those that decide
+                the network.
+
+        Raises:
+            UsageError: If an option is wrong, or would change the network.
+            ModelError: If the run is not finished, or its weights do not fit.
+            DataError: If the data cannot be used.
+
+        Example:
+            ``run.extend(epochs="+10", lr=1e-4)``, or ``run.extend("other-photos", epochs=20)``
+        """
+        return train_on(self, path, epochs=epochs, ckpt=ckpt, changes=changes, source="argument")
 
     def _trainer(self) -> AutoTrainer:
         """A trainer with the seed, switches and threads of the run."""

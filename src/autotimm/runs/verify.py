@@ -24,6 +24,7 @@ from autotimm.records.run_folder import RunFolder, write_results
 from autotimm.runs.compare_folders import compare_folders
 from autotimm.runs.compare_settings import config_findings, manifest_findings, planned
 from autotimm.runs.file_contents import Finding, read_data
+from autotimm.runs.parent import check_parent
 from autotimm.runs.recorded_run import RecordedRun, export_findings, read_recorded
 from autotimm.runs.replayed_run import Replay
 from autotimm.runs.restore import Rebuilt, read_config, rebuild
@@ -31,6 +32,8 @@ from autotimm.runs.verdict import Verdict, describe, worth_naming
 from autotimm.serialization import plain_value
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import read_checkpoint
+from autotimm.train.callbacks.recorder import EnoughError
+from autotimm.train.lightning_compat import of_first_process
 from autotimm.train.progress import say
 from autotimm.train.run_description import UNKEYED_WEIGHTS, inputs, surroundings
 from autotimm.train.trainer import measuring_trainer
@@ -52,10 +55,6 @@ __all__ = [
 # What decides the bits of a CPU or GPU and no program can set back.
 _NAMED = 5  # differences of files in the reason; all are in `findings`
 _HARDWARE = ("hardware.instructions", "hardware.machine", "hardware.devices", "device")
-
-
-class EnoughError(Exception):
-    """Ends a replay that has come as far as it was asked to."""
 
 
 class _Listener:
@@ -118,10 +117,15 @@ def verify(
             if isinstance(error, UsageError):
                 raise
             return Verdict("not comparable", error.exit_code, str(error), notes=notes)
+        chain = check_parent(folder, run.manifest)
         verdict = other_data(run, rebuilt) or other_settings(run, rebuilt)
+        if verdict is None and chain.problem:
+            verdict = Verdict("different", DifferentError.exit_code, chain.problem, notes=notes)
         if verdict is None:
             say(f"replaying {folder}")
-            verdict = judge(run, replay_run(run, rebuilt, place, first, steps=steps, epochs=epochs))
+            replay = replay_run(run, rebuilt, place, first, steps=steps, epochs=epochs)
+            verdict = of_first_process(lambda: judge(run, replay))
+        verdict = replace(verdict, notes=(*verdict.notes, *chain.notes))
     if verdict.identical and steps is None and run.whole:
         _keep_levels(run, workers, epochs)
     return verdict
@@ -308,7 +312,7 @@ def play(rebuilt: Rebuilt, listener: Callable[[Line], None], first: Path | None)
     """Train a rebuilt run to its end, or until the listener raises :class:`EnoughError`."""
     rebuilt.trainer.listener = listener
     try:
-        rebuilt.trainer.fit(rebuilt.task, datamodule=rebuilt.data, ckpt_path=first)
+        rebuilt.trainer.fit(rebuilt.task, datamodule=rebuilt.data, ckpt_path=first or rebuilt.checkpoint)
     except EnoughError:
         return
 

@@ -26,6 +26,7 @@ from autotimm.repro.streams import reseed, scope
 from autotimm.serialization import CapturesArguments
 from autotimm.tasks.checkpoint import Stored
 from autotimm.tasks.optimization import Optimized
+from autotimm.tasks.start import frozen_parameters, network_digest
 from autotimm.types import Batch, DataSpec, Stage, Step
 
 __all__ = ["Task", "TaskOptions", "check_num_classes", "check_spec", "first_of", "join", "names_of"]
@@ -93,6 +94,8 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         spec: What is known of the data, once a data module or a checkpoint has provided it.
         by_class: The values per class of the last evaluation, by metric: a tensor (C,) for each.
         details: Logged names that belong in tables, and not in the one line of an epoch.
+        built_digest: The digest of the network as the constructor left it; ``None`` of a task that was loaded.
+        built_frozen: The parameters that the constructor has frozen.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("classes",)
@@ -105,6 +108,8 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
     metrics: nn.ModuleDict
     by_class: dict[str, Any]
     details: set[str]
+    built_digest: str | None
+    built_frozen: frozenset[str]
 
     # `weights` is no keyword-only argument, since those are the options that subclasses pass on.
     def __init__(
@@ -172,6 +177,9 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         self.metrics = nn.ModuleDict({f"{stage.value}_metrics": build_metrics(configs, stage) for stage in Stage})
         if "metrics" in self.hparams:
             self.hparams["metrics"] = [metric.to_dict() for metric in configs]
+        # What a training begins with is compared with these: weights that a program has set are in no record.
+        self.built_frozen = frozen_parameters(self.network)
+        self.built_digest = None if self.is_loading else network_digest(self.network)
 
     # What a concrete task defines
 
@@ -368,6 +376,9 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         for name, value in losses.items():
             shown: dict[str, Any] = {"prog_bar": name == "loss", "on_step": train, "on_epoch": True}
             weight: Any = size if step.weight is None else step.weight  # Lightning multiplies and adds, also tensors
+            if not train and self.trainer.world_size > 1:
+                # Lightning takes the mean of the weights of all processes, and rounds that of whole numbers down.
+                weight = torch.as_tensor(weight, dtype=torch.get_default_dtype(), device=value.device)
             self.log(f"{stage.value}/{name}", value.detach(), batch_size=weight, sync_dist=not train, **shown)
         if step.targets is None:
             return

@@ -5,6 +5,7 @@ Beside weights a checkpoint holds plain data only: the arguments of the task, an
 
 from __future__ import annotations
 
+import inspect
 import os
 import pickle
 import zipfile
@@ -32,7 +33,7 @@ from autotimm.repro.streams import preserve_generators
 from autotimm.serialization import construct, import_name, is_object, lost_objects, plain_value
 from autotimm.types import DataSpec
 
-__all__ = ["Stored", "TaskRecord", "drop_folder", "read_checkpoint", "task_class_named"]
+__all__ = ["Stored", "TaskRecord", "drop_folder", "read_checkpoint", "rebuilt_with", "task_class_named"]
 
 TASK = Kind("task", "a subclass of pytorch_lightning.LightningModule", pl.LightningModule, ("autotimm",))
 _LOADING: ContextVar[bool] = ContextVar("autotimm_loading", default=False)
@@ -55,6 +56,7 @@ class Stored(pl.LightningModule):
     weights: Weights
     spec: DataSpec | None
     eval_batch_size: int
+    loaded_from: Path | None = None  # the checkpoint, so that a training that begins with its weights can say so
 
     @property
     def is_loading(self) -> bool:
@@ -128,6 +130,7 @@ class Stored(pl.LightningModule):
             task.hparams.update(plain_value({**recorded, **overrides}))
             task.restore(record)
         _load_state(task, checkpoint["state_dict"], checkpoint_path)
+        task.loaded_from = Path(checkpoint_path).absolute()
         return task.eval()
 
 
@@ -141,6 +144,19 @@ _RECORD = {
     "spec": (Fields(_SPEC, ("class_names",)), type(None)), "eval_batch_size": int,
 }  # fmt: skip
 _SHAPE = Fields({"state_dict": dict, "hyper_parameters": dict, "autotimm": Fields(_RECORD)}, ("hyper_parameters",))
+
+
+def rebuilt_with(task: Stored, **changes: Any) -> Any:
+    """A task of the same class with other arguments, for the shapes of its weights.
+
+    Arguments that it does not take are left out, and one that was an object, as a loss may be, has its default.
+    """
+    arguments = {**task.hparams}
+    defaults = {name: parameter.default for name, parameter in inspect.signature(type(task)).parameters.items()}
+    arguments |= {name: defaults[name] for name in lost_objects(arguments) if name in defaults}
+    arguments |= {name: value for name, value in changes.items() if name in arguments}
+    with _loading(), preserve_switches(), preserve_generators():
+        return construct(type(task), arguments)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from autotimm.repro.streams import preserve_generators, reseed
 from autotimm.tasks import Task
 
 __all__ = [
+    "of_first_process",
     "KeyedSteps",
     "clear_failures",
     "clear_misuse",
@@ -43,6 +44,7 @@ __all__ = [
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _Init = TypeVar("_Init", bound=Callable[..., None])
+_Value = TypeVar("_Value")
 
 
 def defaults_from_environment(init: _Init) -> _Init:
@@ -202,6 +204,17 @@ def on_streams_of(part: Task | DataModule, seed: int) -> Iterator[None]:
         yield
     finally:
         part.run_seed = before
+
+
+def of_first_process(find: Callable[[], _Value]) -> _Value:
+    """What the first of the processes that have trained together finds; every one of them must ask."""
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not together or torch.distributed.get_world_size() == 1:
+        return find()
+    shared: list[Any] = [find() if torch.distributed.get_rank() == 0 else None]
+    torch.distributed.broadcast_object_list(shared)
+    first: _Value = shared[0]
+    return first
 
 
 class KeyedSteps(Callback):

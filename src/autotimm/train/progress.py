@@ -14,6 +14,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar, RichProgressBar
+from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
 from autotimm.data.module import DataModule
@@ -34,8 +35,8 @@ def make_progress(epochs: EpochMetrics) -> ProgressBar:
 
 
 def say(*lines: str) -> None:
-    """Print lines for people to standard error; control characters in names are shown escaped."""
-    for line in lines:
+    """Print lines for people to standard error, control characters in names escaped; of several processes one does."""
+    for line in lines if rank_zero_only.rank == 0 else ():  # type: ignore[attr-defined]  # set by Lightning
         Console(stderr=True, highlight=False, soft_wrap=True, emoji=False).print(printable(line), markup=False)
 
 

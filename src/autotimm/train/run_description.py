@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,12 @@ from autotimm.records.environment import code_state, environment, package_digest
 from autotimm.repro.streams import own_streams
 from autotimm.serialization import first_path, import_name, plain_value
 from autotimm.tasks import Task
+from autotimm.tasks.start import PROGRAM
 
-__all__ = ["LEVELS", "UNKEYED_WEIGHTS", "decisions", "describe", "inputs", "levels", "surroundings"]
+__all__ = [
+    "FOREIGN_WEIGHTS", "FROZEN_BY_HAND", "LEVELS", "UNKEYED_WEIGHTS", "decisions", "describe", "inputs", "levels",
+    "surroundings",
+]  # fmt: skip
 
 LEVELS = {
     "R0": "seeded",
@@ -30,6 +35,9 @@ LEVELS = {
 """The levels of reproducibility: what a run that claims one promises."""
 
 UNKEYED_WEIGHTS = "no, because the weights of a module of your own are drawn where no stream is set"
+
+FOREIGN_WEIGHTS = "no, because the weights at the start are not those of the constructor, and no file holds them"
+FROZEN_BY_HAND = "no, because which parameters are trained was set by hand, and by no option"
 
 
 def describe(model: pl.LightningModule, data: DataModule | None, trainer: Any) -> dict[str, Any]:
@@ -113,17 +121,32 @@ def decisions(model: pl.LightningModule, data: DataModule | None) -> dict[str, A
     return decided
 
 
-def levels(trainer: Any, model: pl.LightningModule, data: DataModule | None) -> dict[str, str]:
-    """The claim of a run for each of :data:`LEVELS`, before it has been verified."""
+def levels(
+    trainer: Any, model: pl.LightningModule, data: DataModule | None, begun: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """The claim of a run for each of :data:`LEVELS`, before it has been verified.
+
+    Args:
+        trainer: The trainer.
+        model: What is trained.
+        data: The data module, or ``None`` for loaders of the caller's own.
+        begun: What the inputs say of the start and of frozen parameters.
+    """
+    begun = begun or {}
     foreign = "no, because order and augmentation are those of your own loader"
     deterministic = trainer.deterministic is True
     slack = "no, because deterministic kernels are switched off"
     expected = "expected" if deterministic else slack
     keyed = expected if data is not None else foreign
     gpu = trainer.strategy.root_device.type == "cuda"
+    repeated = expected if isinstance(model, Task) or not deterministic else UNKEYED_WEIGHTS
+    if begun.get("start", {}).get("kind") == PROGRAM:
+        repeated = FOREIGN_WEIGHTS
+    elif "frozen" in begun:
+        repeated = FROZEN_BY_HAND
     return {
         "R0": "checked" if trainer.seed is not None else "checked, with seeds that were drawn and recorded",
-        "R1": expected if isinstance(model, Task) or not deterministic else UNKEYED_WEIGHTS,
+        "R1": repeated,
         "R2": keyed,
         "R3": keyed,
         "R4": "no, because sums over processes, and the statistics of batch normalization, are taken in other groups",

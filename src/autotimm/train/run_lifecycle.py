@@ -18,79 +18,21 @@ from autotimm.data.module import DataModule
 from autotimm.errors import AutotimmError, ModelError, RunError
 from autotimm.records.atomic import atomic_path
 from autotimm.records.checked_levels import level_claims
-from autotimm.records.checkpoint_store import CheckpointStore
 from autotimm.records.digest import config_digest
 from autotimm.records.environment import volatile
 from autotimm.records.imports import names_in
 from autotimm.records.ledger import read_ledger
 from autotimm.records.manifest import Manifest
-from autotimm.records.replay_versions import require_replayable
 from autotimm.records.run_folder import RunFolder
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import read_checkpoint
+from autotimm.tasks.start import Start, store_start
 from autotimm.train.callbacks.epoch_metrics import MetricsTable
-from autotimm.train.callbacks.run_checkpoint import RunCheckpoint
 from autotimm.train.progress import duration, metrics_text, say, show
+from autotimm.train.resume import require_same_inputs, start_of
 from autotimm.train.run_description import decisions, describe, inputs, levels, surroundings
 
-__all__ = ["checkpoint_file", "conclude", "declare", "ending", "open_run", "resume_from", "summary", "write_outcome"]
-
-
-def checkpoint_file(trainer: Any, ckpt_path: Any) -> Any:
-    """Return the file that ``"best"`` or ``"last"`` means in the run folder; Lightning asks its own callback alone.
-
-    Raises:
-        ModelError: If there is none: starting over, or measuring random weights, would not be what the caller wants.
-    """
-    callback, folder = trainer.checkpoint_callback, trainer.run_folder
-    if ckpt_path not in ("best", "last") or not isinstance(callback, RunCheckpoint):
-        return ckpt_path
-    if folder.enabled and folder.chosen is not None:
-        callback.folder = folder.checkpoints
-    if path := callback.best_model_path if ckpt_path == "best" else callback.last_model_path:
-        return path
-    raise ModelError(
-        f"The run must have a {ckpt_path}.ckpt. There is none in {folder.chosen or 'a new run folder'}. "
-        "Give the `run_dir` of the run, or leave `ckpt_path` out."
-    )
-
-
-def resume_from(trainer: Any, ckpt_path: Any) -> Any:
-    """Return the checkpoint to resume from: for ``"last"`` the newest that is whole, with a line about damaged ones.
-
-    Returns:
-        The file, or ``None`` for a run that was interrupted before its first checkpoint and starts over.
-
-    Raises:
-        ModelError: If there is no such run, if this version would continue it by other rules, or if all of its
-            checkpoints are damaged or cannot be checked.
-    """
-    folder = trainer.run_folder
-    if ckpt_path != "last" or not folder.enabled or folder.chosen is None:
-        return checkpoint_file(trainer, ckpt_path)
-    if folder.is_run and not [*folder.checkpoints.glob("*.ckpt")]:
-        if trainer.is_global_zero:
-            say("the run was interrupted before its first checkpoint; it starts over")
-        return None
-    if folder.begun:
-        require_replayable(Manifest.load(folder.manifest).environment, folder.path)
-    last = checkpoint_file(trainer, ckpt_path)
-    store = CheckpointStore(folder.checkpoints)
-    if store.files() and not store.lists_digests:
-        raise ModelError(
-            f"The run {folder.path} must have digests of its checkpoints. The list checkpoints/sha256.txt is missing. "
-            "Copy it too, or, if you trust the checkpoints, write it in their folder: sha256sum *.ckpt > sha256.txt."
-        )
-    newest, damaged = store.newest()
-    if damaged and trainer.is_global_zero:
-        names = ", ".join(path.name for path in damaged)
-        say(f"{names}: damaged since it was written" + (f"; resuming from {newest.name}" if newest else ""))
-    if damaged and newest is None:
-        raise ModelError(
-            f"The run {folder.path} must have a checkpoint that is whole. All of them are damaged. "
-            "Start it again in another folder."
-        )
-    return newest or last
+__all__ = ["conclude", "declare", "ending", "keep_start", "open_run", "summary", "write_outcome"]
 
 
 def open_run(
@@ -99,10 +41,12 @@ def open_run(
     """Open the folder of a run, and list its samples before the first step.
 
     Raises:
-        UsageError: If the folder already holds a run, unless it is resumed.
+        UsageError: If the folder already holds a run, unless it is resumed, or if it is resumed with other arguments.
         DataError: If the data cannot be used, or has changed since the run began.
         RunError: If the folder cannot be written to.
     """
+    if resume and folder.begun:
+        require_same_inputs(folder, trainer, model, data)
     config = yaml.safe_dump(describe(model, data, trainer), sort_keys=False)
     folder.open(data.source_name if data is not None else "run", config, resume=resume)
     if data is None:
@@ -115,29 +59,64 @@ def open_run(
     data.notices += [line for line in folder.samples.overlaps() if line not in data.notices]
 
 
+def keep_start(folder: RunFolder, trainer: Any, model: pl.LightningModule, checkpoint: Any) -> Start | None:
+    """What a run that begins starts from, kept in its folder; ``None`` for the weights of the constructor.
+
+    Raises:
+        UsageError: If it begins at a checkpoint that has as many epochs as are asked for.
+        RunError: If the folder cannot be written to.
+    """
+    if trainer.listener is not None:  # a replay keeps no file, and may begin at a checkpoint in the middle of the run
+        given: Start | None = trainer.start
+        return given
+    start = start_of(trainer, model, checkpoint)
+    if start is None:
+        return None
+    with folder.writing():
+        return store_start(folder.path, start, model.network if isinstance(model, Task) else None)
+
+
 def timestamp() -> str:
     """The time now, in UTC, as ISO 8601."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def declare(folder: RunFolder, trainer: Any, model: pl.LightningModule, data: DataModule | None, initial: str) -> str:
-    """Write the manifest of a run that begins or is resumed, and return the run's id."""
+def declare(
+    folder: RunFolder, trainer: Any, model: pl.LightningModule, data: DataModule | None, start: Start | None,
+    frozen: dict[str, Any] | None, initial: str,
+) -> str:  # fmt: skip
+    """Write the manifest of a run that begins or is resumed, and return the run's id.
+
+    Args:
+        folder: The run's folder.
+        trainer: The trainer.
+        model: What is trained.
+        data: The data module, or ``None`` for loaders of the caller's own.
+        start: What the run starts from, if not from the constructor's weights.
+        frozen: The parameters that were frozen by hand, if they were.
+        initial: The digest of the weights now.
+    """
     before = Manifest.load(folder.manifest) if folder.manifest.exists() else None
+    resumed = before if trainer.global_step else None
     samples = folder.samples.content()
     splits = folder.path / "splits.csv"
     data_facts: dict[str, Any] = {"data": {"digest": samples and samples.digest, "samples": samples and len(samples)}}
     data_facts["splits"] = config_digest(splits.read_text()) if splits.exists() else None
-    if before is not None and trainer.global_step:
-        initial = before.inputs["initial"]
+    begun: dict[str, Any] = {} if start is None else {"start": dict(start.record)}
+    begun |= {} if frozen is None else {"frozen": frozen}
     clock = {"started": timestamp(), "folder": str(folder.path.resolve()), **volatile()}
-    if before is not None and trainer.global_step:
-        clock = before.volatile | {"resumes": [*before.volatile.get("resumes", []), timestamp()]}
+    if start is not None and start.parent is not None:
+        clock["parent"] = str(start.parent.resolve())
+    if resumed is not None:
+        initial = resumed.inputs["initial"]
+        begun = {name: resumed.inputs[name] for name in ("start", "frozen") if name in resumed.inputs}
+        clock = resumed.volatile | {"resumes": [*resumed.volatile.get("resumes", []), timestamp()]}
     manifest = Manifest(
-        inputs=inputs(trainer, model, data, content=data_facts, initial=initial),
+        inputs=inputs(trainer, model, data, content=data_facts, initial=initial) | begun,
         environment=surroundings(trainer),
         decisions=decisions(model, data),
         results={"status": "running"},
-        levels=levels(trainer, model, data),
+        levels=levels(trainer, model, data, begun),
         volatile=clock,
     )
     folder.write_manifest(manifest, names_in(describe(model, data, trainer)))

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypedDict, TypeVar, get_args, get_type_hints
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.accelerators import Accelerator
-from pytorch_lightning.callbacks import Callback, Checkpoint, ProgressBar
+from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.profilers import Profiler
 from pytorch_lightning.strategies import Strategy
@@ -38,7 +38,8 @@ from autotimm.repro.seed import (
 )
 from autotimm.repro.streams import preserve_generators
 from autotimm.tasks import Task
-from autotimm.train.callbacks.epoch_metrics import EpochMetrics, MetricsTable, Watched
+from autotimm.tasks.start import CHECKPOINT, Start
+from autotimm.train.callbacks.epoch_metrics import EpochMetrics, MetricsTable, SharedLosses, Watched
 from autotimm.train.callbacks.recorder import Recorder
 from autotimm.train.callbacks.run_checkpoint import RunCheckpoint, StopRequest, read_interval
 from autotimm.train.lightning_compat import (
@@ -52,7 +53,8 @@ from autotimm.train.lightning_compat import (
 )
 from autotimm.train.machine_limits import machine_problem, require_machine_for
 from autotimm.train.progress import make_progress, say
-from autotimm.train.run_lifecycle import checkpoint_file, declare, ending, open_run, resume_from
+from autotimm.train.resume import Beginning, beginning_of, checkpoint_file, frozen_by_hand, take_found
+from autotimm.train.run_lifecycle import declare, ending, keep_start, open_run
 from autotimm.train.tuner import TunerConfig, tune
 
 __all__ = ["AutoTrainer", "TrainerOptions", "measuring_trainer"]
@@ -134,7 +136,8 @@ class AutoTrainer(pl.Trainer):
             (``"10min"``). A run that is killed loses what came after the last one.
         keep: Which checkpoints to keep: ``"last"``, ``"epochs"``, a number of ends of epochs, or ``"auto"`` for every
             end of an epoch up to 2 GB, thinned evenly beyond. The best and the newest two are always kept.
-        kwargs: Arguments of ``pytorch_lightning.Trainer``. ``logger`` is off unless given, since ``metrics.csv`` is
+        kwargs: Arguments of ``pytorch_lightning.Trainer``. Checkpoint callbacks among the ``callbacks`` are additional
+            to the run's own checkpoints. ``logger`` is off unless given, since ``metrics.csv`` is
             always written.
 
     Raises:
@@ -183,6 +186,7 @@ class AutoTrainer(pl.Trainer):
         self.tuner = tuner
         self.stop = StopRequest()
         self.listener: Callable[[Line], None] | None = None  # a replay gets each line of the ledger as it is written
+        self.start: Start | None = None  # what a run that is built again, or extended, starts from
         self.checkpoint_every, self.keep = checkpoint_every, check_keep(keep)
         self.arguments: dict[str, Any] = {
             "max_epochs": max_epochs, "seed": seed, "deterministic": deterministic, "threads": self.threads,
@@ -214,11 +218,13 @@ class AutoTrainer(pl.Trainer):
         if kwargs.get("barebones"):
             return callbacks
         epochs = EpochMetrics()
+        callbacks.insert(0, SharedLosses())
         callbacks += [KeyedSteps(self.root_seed), epochs, Recorder(epochs), MetricsTable(epochs)]
         if self.shows_progress and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(make_progress(epochs))
         saves = kwargs.get("enable_checkpointing") is not False
-        if saves and not any(isinstance(callback, Checkpoint) for callback in callbacks):
+        if saves and not any(isinstance(callback, RunCheckpoint) for callback in callbacks):
+            # After those of the caller's own, whose states it stores.
             callbacks.append(
                 RunCheckpoint(epochs, monitor, every=self.checkpoint_every, keep=self.keep, stop=self.stop)
             )
@@ -235,20 +241,35 @@ class AutoTrainer(pl.Trainer):
     ) -> None:
         """Train, as ``pytorch_lightning.Trainer.fit`` does, and write a run folder.
 
+        With ``ckpt_path="last"`` the run in the folder is resumed, and must have the arguments that it began with. With
+        a checkpoint of another run a new run begins, which keeps that checkpoint.
+
         Raises:
+            UsageError: If a run is resumed with other arguments than it began with.
+            ModelError: If there is no such checkpoint, or the run is finished.
             RunError: If the loss of a task is not finite, the device is out of memory or the disk is full.
             KeyboardInterrupt: On Ctrl-C.
         """
         data = datamodule or train_dataloaders
         with self._session(model, data, val_dataloaders), self.stop.listening():
-            if self.tuner is not None and ckpt_path is None:
+            beginning = beginning_of(self, ckpt_path)
+            again = beginning.resumes or ckpt_path == "last"
+            found = self.tuner is not None and again and take_found(self, model, data)
+            if self.tuner is not None and not found and beginning.checkpoint is None:
                 tune(self, model, data, self.tuner)
             if isinstance(model, Task) and isinstance(data, DataModule):
                 model.check_data(data.spec)  # before there is a folder, which would block a second attempt
-            checkpoint = resume_from(self, ckpt_path)
-            with ending(self, resume=ckpt_path is not None), clear_failures():  # the run's end must know the error
-                self._open(model, data, resume=ckpt_path is not None)
-                super().fit(model, train_dataloaders, val_dataloaders, datamodule, checkpoint, weights_only)
+                self._check_shares(data)
+            with ending(self, resume=again), clear_failures():  # the run's end must know the error
+                self._open(model, data, beginning, again)
+                super().fit(model, train_dataloaders, val_dataloaders, datamodule, beginning.checkpoint, weights_only)
+
+    @property
+    def checkpoint_callback(self) -> Checkpoint | None:
+        """The callback that writes the run's checkpoints, also beside others that were given."""
+        return next((each for each in self.checkpoint_callbacks if isinstance(each, RunCheckpoint)), None) or next(
+            iter(self.checkpoint_callbacks), None
+        )
 
     def _only(self, kind: type[_Kind]) -> _Kind:
         """Our callback of a class."""
@@ -297,7 +318,7 @@ class AutoTrainer(pl.Trainer):
             checkpoint = checkpoint_file(self, ckpt_path)
             return super().predict(model, dataloaders, datamodule, return_predictions, checkpoint, weights_only)
 
-    def _open(self, model: pl.LightningModule, data: Any, resume: bool) -> None:
+    def _open(self, model: pl.LightningModule, data: Any, beginning: Beginning, again: bool) -> None:
         """Open the run folder, and tell the callbacks where it is and which value to monitor."""
         callback = self.checkpoint_callback
         if isinstance(callback, RunCheckpoint) and isinstance(model, Task):
@@ -305,8 +326,10 @@ class AutoTrainer(pl.Trainer):
             callback.monitor, callback.mode = choose_monitor(model.metric_configs, asked) if asked else model.monitor
         if not self.run_folder.enabled:
             return
+        self._refuse_shared_folder()
+        self._only(Recorder).followed = self.listener is not None
         if self.is_global_zero:
-            open_run(self.run_folder, model, data if isinstance(data, DataModule) else None, self, resume=resume)
+            open_run(self.run_folder, model, data if isinstance(data, DataModule) else None, self, resume=again)
         if self.run_folder.chosen is None:
             return  # process 0 chooses its number; RunCheckpoint.setup tells the others
         folder = self.run_folder
@@ -317,7 +340,27 @@ class AutoTrainer(pl.Trainer):
             ours = data if isinstance(data, DataModule) else None
             recorder = self._only(Recorder)
             recorder.write_to(folder.ledger, self.listener)
-            recorder.declare = partial(declare, folder, self, model, ours)
+            start = None if beginning.resumes else keep_start(folder, self, model, beginning.checkpoint)
+            recorder.begins = start is not None and start.kind == CHECKPOINT and start.is_file(beginning.checkpoint)
+            recorder.declare = partial(declare, folder, self, model, ours, start, frozen_by_hand(model))
+        self.start = None  # of this fit alone
+
+    def _check_shares(self, data: DataModule) -> None:
+        """Refuse fewer images than processes, which take part in every step, before any is started."""
+        evaluates = self.limit_val_batches
+        for split in ("train", *(("val",) if evaluates else ())):
+            images = len(data.tables[split]) if split in data.tables else self.world_size
+            must = f"at most {images}, the number of {split} images"
+            require(images >= self.world_size, "devices", "AutoTrainer", must, self.world_size, "Use fewer.")
+
+    def _refuse_shared_folder(self) -> None:
+        """Refuse another callback that would write into the folder of the run's own checkpoints."""
+        ours = self.run_folder.chosen and self.run_folder.checkpoints.resolve()
+        for callback in self.checkpoint_callbacks:
+            folder = callback.dirpath if isinstance(callback, ModelCheckpoint) else None
+            if folder and Path(folder).resolve() == ours:
+                must = "another folder than that of the run's own checkpoints"
+                raise UsageError(sentence("dirpath", "ModelCheckpoint", must, str(folder), "Leave it out."))
 
     @contextmanager
     def _session(self, model: Any, *data: Any) -> Iterator[None]:

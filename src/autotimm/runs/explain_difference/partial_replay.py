@@ -28,6 +28,7 @@ from autotimm.runs.restore import Rebuilt, read_config, read_manifest, rebuild
 from autotimm.runs.verify import EnoughError, changed_files, play
 from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.train.callbacks.recorder import Recorder, weight_digests
+from autotimm.train.lightning_compat import of_first_process
 from autotimm.train.run_description import surroundings
 
 __all__ = [
@@ -348,7 +349,7 @@ def replay_up_to(case: Case, setup: Setup, start: Start, traced: _Place | None =
             played.problem = str(error)
             return played
     played.difference = listener.finish()
-    return played
+    return of_first_process(lambda: played)
 
 
 def _rebuild(case: Case, setup: Setup, scratch: Path, start: Start) -> Rebuilt:

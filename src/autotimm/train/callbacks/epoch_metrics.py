@@ -8,7 +8,7 @@ never interrupted. And a monitored value that is never logged would make every e
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from autotimm.records.atomic import write_text
 from autotimm.records.csv_cells import csv_text, safe_cell
 from autotimm.tasks import Task
 
-__all__ = ["EpochMetrics", "MetricsTable", "Unfinished", "Watched", "logged_in_step"]
+__all__ = ["EpochMetrics", "MetricsTable", "SharedLosses", "Unfinished", "Watched", "logged_in_step"]
 
 
 class Unfinished:
@@ -33,16 +33,22 @@ class Unfinished:
     Args:
         logged: Sum and weight of each logged value, by Lightning's name for it.
         metrics: The states of each updated metric, by the name of the module.
+        others: Both of the other processes, in the order of their ranks.
     """
 
     KEY = "unfinished"
 
-    def __init__(self, logged: dict[str, dict[str, Any]], metrics: dict[str, dict[str, Any]]) -> None:
-        self.logged, self.metrics = logged, metrics
+    def __init__(
+        self,
+        logged: dict[str, dict[str, Any]],
+        metrics: dict[str, dict[str, Any]],
+        others: Sequence[dict[str, Any]] = (),
+    ) -> None:
+        self.logged, self.metrics, self.others = logged, metrics, others
 
     @classmethod
     def of(cls, trainer: pl.Trainer, module: pl.LightningModule) -> Unfinished:
-        """Return the sums of the running epoch."""
+        """Return the sums of the running epoch, in each process; every process must take part."""
         logged = {
             key: {name: getattr(value, name) for name in value._defaults}
             for key, value in _results(trainer).items()
@@ -56,11 +62,21 @@ class Unfinished:
             for name, metric in module.named_modules()
             if isinstance(metric, Metric) and metric._update_count
         }
-        return cls(logged, metrics)
+        if trainer.world_size == 1:
+            return cls(logged, metrics)
+        shares: list[Any] = [None] * trainer.world_size
+        share = move_data_to_device({"logged": logged, "metrics": metrics}, torch.device("cpu"))
+        torch.distributed.all_gather_object(shares, share)
+        return cls(**shares[0], others=shares[1:])
 
     def as_dict(self) -> dict[str, Any]:
         """Return tensors and plain data for a checkpoint."""
-        return {"logged": self.logged, "metrics": self.metrics}
+        sums = {"logged": self.logged, "metrics": self.metrics}
+        return sums | ({"others": list(self.others)} if self.others else {})
+
+    def share(self, rank: int) -> Unfinished:
+        """Return the sums of one process."""
+        return self if rank == 0 or rank > len(self.others) else Unfinished(**self.others[rank - 1])
 
     def restore_metrics(self, module: pl.LightningModule) -> None:
         """Restore the states of metrics, before the first step."""
@@ -145,6 +161,24 @@ class Watched:
             names = sorted(known - twins)
             cure = nearest(name, names) or "Give one of these, or leave it out."
             require(name in known, "monitor", "a task", f"one of {', '.join(names)}", name, cure)
+
+
+class SharedLosses(Callback):
+    """Sums the logged training losses over all processes at the end of an epoch; Lightning would show those of one.
+
+    Losses of single steps are those of the process: to share them would make every step wait. It comes before all other
+    callbacks, which may look at the values.
+    """
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Replace the sums of this process by those of all."""
+        if trainer.world_size == 1 or not isinstance(pl_module, Task):
+            return  # a module of the caller's own says by itself what is shared
+        for result in _results(trainer).values():
+            ours = result.is_tensor and result.meta.on_epoch and result.meta.is_mean_reduction
+            if ours and result.meta.name.startswith("train/") and not (result.meta.sync.should or result.has_reset):
+                for sums in (result.value, result.cumulated_batch_size):
+                    torch.distributed.all_reduce(sums)
 
 
 class EpochMetrics(Callback):

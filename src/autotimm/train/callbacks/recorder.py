@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,15 +15,19 @@ from torch import Tensor
 
 from autotimm.errors import RunError
 from autotimm.records.digest import state_digest
-from autotimm.records.ledger import Ledger, digest16
+from autotimm.records.ledger import Ledger, Line, digest16
 from autotimm.tasks import Task
 from autotimm.train.callbacks.epoch_metrics import EpochMetrics
 from autotimm.types import Batch
 
-__all__ = ["Recorder", "weight_digests"]
+__all__ = ["EnoughError", "Recorder", "weight_digests"]
 
 GROUP = 32  # steps whose losses are fetched together: every fetch waits for the device
 DIGEST_EVERY = 100  # optimizer steps between two digests of the weights within an epoch
+
+
+class EnoughError(Exception):
+    """Raised by a listener: ends a replay that has come as far as it was asked to."""
 
 
 class _Step(NamedTuple):
@@ -58,15 +63,38 @@ class Recorder(Callback):
         self.epochs = epochs
         self.ledger = Ledger(None)
         self.declare: Callable[[str], str] = lambda initial: ""  # writes the manifest and returns the run's id
+        self.begins = False  # whether a run begins at a checkpoint of another one, whose ledger it does not continue
         self.gap = ""  # why a resumed run could not continue its ledger
         self._position: dict[str, Any] | None = None
         self._steps: list[_Step] = []
         self._rate, self._seen = math.nan, 0
         self._distributed = False
+        self.followed = False  # whether a listener may end the training, in all processes together
+        self._enough: EnoughError | None = None
 
     def write_to(self, path: Path | None, listener: Any = None) -> None:
         """Begin a ledger in a file, or in none; ``listener`` is called with every line."""
-        self.ledger = Ledger(path, listener)
+        self.ledger = Ledger(path, None if listener is None else partial(self._tell, listener))
+
+    def _tell(self, listener: Any, line: Line) -> None:
+        """Pass a line on; of several processes the others must hear first that it is the last."""
+        if self._enough is not None:
+            return
+        try:
+            listener(line)
+        except EnoughError as enough:
+            if not self._distributed:
+                raise
+            self._enough = enough
+
+    def _end_together(self) -> None:
+        """End the training in every process where the listener in the first has had enough."""
+        if not (self.followed and self._distributed):
+            return
+        heard: list[Any] = [self._enough]
+        torch.distributed.broadcast_object_list(heard)
+        if heard[0] is not None:
+            raise heard[0]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the ledger, with all lines up to here on the disk."""
@@ -89,12 +117,14 @@ class Recorder(Callback):
         self._seen = trainer.global_step
         weights = weight_digests(pl_module)["weights"]
         run = self.declare(weights)
-        if self._position is None:
+        if self._position is None or self.begins:
+            self._position, self.begins = None, False
             self.ledger.rewind({"bytes": 0, "last": "", "lines": 0})  # of an interrupted run without checkpoint
             self.ledger.add("start", run=run, weights=weights, world_size=trainer.world_size)
         else:
             self._go_back(trainer, self._position)
         self.ledger.flush()
+        self._end_together()
 
     def _go_back(self, trainer: pl.Trainer, position: dict[str, Any]) -> None:
         """Cut the ledger back to the checkpoint; note a gap where it does not reach that far."""
@@ -127,16 +157,19 @@ class Recorder(Callback):
             self.look()
         if due:
             self.ledger.add("weights", step=done, **weight_digests(pl_module))
+        self._end_together()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check the losses first: there is no use in validating weights that are not finite."""
         self.look()
+        self._end_together()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the validation metrics."""
         if not trainer.sanity_checking and trainer.state.fn == "fit":
             metrics = self.epochs.validation(trainer)
             self.ledger.add("val", epoch=trainer.current_epoch, step=trainer.global_step, metrics=metrics)
+            self._end_together()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the metrics and digests at the end of an epoch."""
@@ -156,12 +189,14 @@ class Recorder(Callback):
             averaged=None if model is None else state_digest(model.state_dict())[:16],
         )
         self.ledger.flush()
+        self._end_together()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note that the run is finished."""
         self.look()
         self.ledger.add("end", step=trainer.global_step)
         self.ledger.flush(sync=True)
+        self._end_together()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note it also for a run that was interrupted after its last epoch: its resume calls no other hook."""

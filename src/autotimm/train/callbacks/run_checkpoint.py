@@ -206,7 +206,7 @@ class RunCheckpoint(Checkpoint):
         """Remember the sums until they can be restored."""
         self._began = False
         sums = checkpoint.get(Unfinished.KEY)
-        self._loaded = Unfinished(**sums) if sums else None
+        self._loaded = Unfinished(**sums).share(trainer.global_rank) if sums else None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore the states of metrics and the name of the best checkpoint."""
