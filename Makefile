@@ -48,7 +48,7 @@ coverage: $(STAMP) ## run the test suite and measure what it reaches
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
 
-# Removed afterwards: it takes about 5 GB, and is made again in some minutes.
+# Removed if the tests pass: it takes about 5.5 GB, and is made again in some minutes.
 test-oldest: ## run the test suite with the oldest versions that pyproject.toml allows
 	rm -rf .venv-oldest
 	$(PYTHON) -m venv .venv-oldest
