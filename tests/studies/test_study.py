@@ -129,7 +129,9 @@ def test_failed_run_is_named(toy_folder, tmp_path):
     with pytest.raises(UsageError, match=r"The run seed-42 of the study failed: .*no\.such"):
         autotimm.study(toy_folder, seeds=2, jobs=1, out=tmp_path, **options)
     options = {**OPTIONS, "lr": 1e30, "clip": 0, "warmup_epochs": 0, "schedule": "constant", "epochs": 3}
-    message = r"The run seed-42 of the study failed: The loss must be a finite number.* Its output is in .*logs\. Repeat"
+    message = (
+        r"The run seed-42 of the study failed: The loss must be a finite number.* Its output is in .*logs\. Repeat"
+    )
     with pytest.raises(RunError, match=message):
         autotimm.study(toy_folder, seeds=2, jobs=1, out=tmp_path, **options)
 
