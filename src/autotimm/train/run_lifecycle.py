@@ -227,9 +227,9 @@ def ending(trainer: Any, *, resume: bool) -> Iterator[None]:
             _conclude(trainer, "interrupted" if interrupted else "failed")
             if isinstance(failure, RunError) and folder.opened:
                 failure.args = (f"{failure} The run folder {folder.path} is kept, and marked as failed.",)
-        if failure is error:
-            raise
-        raise failure from error
+        if failure is not error:
+            raise failure from error
+        raise
     finally:
         folder.release()
 
