@@ -217,8 +217,9 @@ def _field_edits(lines: list[dict[str, Any]]) -> Iterator[tuple[str, Change]]:
         for path in leaves(lines[number]):
             name = f"ledger.jsonl: {kind}.{'.'.join(map(str, path))}"
             yield name, _rewrite(lambda lines, n=number, path=path: put(lines[n], path, other(at(lines[n], path))))
-            if path != ("kind",):
+            if at(lines[number], path) is not None and path != ("kind",):
                 yield f"{name} (null)", _rewrite(lambda lines, n=number, path=path: put(lines[n], path, None))
+            if path != ("kind",):
                 yield f"{name} (removed)", _rewrite(lambda lines, n=number, path=path: _remove(lines[n], path))
         yield f"ledger.jsonl: {kind} (a field more)", _rewrite(lambda lines, n=number: lines[n].update(note="all well"))
     yield "ledger.jsonl: step.epoch (false)", _rewrite(lambda lines: lines[1].update(epoch=False))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from autotimm.errors import RunError
-from autotimm.records.ledger import Ledger, digest16, read_ledger
+from autotimm.records.ledger import FIELDS, Ledger, digest16, malformed, read_ledger
 
 
 def step(ledger: Ledger, number: int, **changes) -> None:
@@ -381,3 +381,48 @@ def test_an_unreadable_file_is_reported_without_an_error(tmp_path):
     assert read_ledger(tmp_path / "missing").problem == "it cannot be read (No such file or directory)"
     assert read_ledger(tmp_path).problem == "it cannot be read (Is a directory)"
     assert read_ledger(tmp_path / "missing").lines == []
+
+
+def test_each_kind_of_line_has_its_fields():
+    lines = [
+        {"kind": "start", "prev": "", "run": "a", "weights": "b", "world_size": 1},
+        {"kind": "step", "prev": "", "epoch": 0, "batch": 0, "step": 1, "ids": None, "inputs": None, "loss": None, "lr": "1"},
+        {"kind": "weights", "prev": "", "step": 1, "weights": "a", "buffers": "b"},
+        {"kind": "val", "prev": "", "epoch": 0, "step": 1, "metrics": {"val/loss": "0x1p+0"}},
+        {"kind": "epoch", "prev": "", "epoch": 0, "step": 1, "metrics": {}, "weights": "a", "buffers": "b",
+         "optimizer": "c", "averaged": None},
+        {"kind": "gap", "prev": "", "step": 1, "reason": "why"},
+        {"kind": "end", "prev": "", "step": 1},
+    ]  # fmt: skip
+    assert malformed(lines, 1) is None
+    assert {line["kind"] for line in lines} == set(FIELDS[1])
+    for number, line in enumerate(lines):
+        for wrong in ({**line, "note": 1}, {**line, "kind": "other"}, {**line, "step": True}):
+            assert malformed([*lines[:number], wrong], 1)[0] == number
+        for name in FIELDS[1][line["kind"]]:
+            assert f"lacks the field `{name}`" in malformed([{k: v for k, v in line.items() if k != name}], 1)[1]
+    assert malformed([{**lines[3], "metrics": {"val/loss": 0.5}}], 1) is not None
+    assert malformed([{"kind": "new"}], 2) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda raw: raw.replace(b'"step":1', b'"step":1,"step":1'),
+        lambda raw: raw.replace(b'"step":1', b'"step": 1'),
+        lambda raw: raw.replace(b'"kind"', b'"k\\u0069nd"'),
+        lambda raw: b" " + raw,
+        lambda raw: raw.replace(b"1}", b"1.0}").replace(b"1.0}", b"1.00}"),
+    ],
+    ids=["a field twice", "a space", "an escape", "a space in front", "another number"],
+)
+def test_a_line_in_another_form_is_no_record(tmp_path, change):
+    """Readers would see one of two fields of a name, and no chain protects the last line."""
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path)
+    ledger.add("end", step=1)
+    ledger.flush()
+    raw = path.read_bytes()
+    path.write_bytes(change(raw))
+    assert path.read_bytes() != raw
+    assert read_ledger(path).problem == "line 1 is not a record"

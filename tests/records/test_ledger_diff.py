@@ -163,6 +163,57 @@ def test_a_gap_at_the_end_is_no_difference():
     assert first_difference(run(), holed) is None
 
 
+GAP = {"kind": "gap", "step": 1, "reason": "damaged"}
+
+
+def test_lines_after_a_gap_that_the_run_does_not_have_are_a_difference():
+    """A gap excuses lines that are missing, and none that are there."""
+    invented = [line | {"epoch": 7} if line["kind"] == "step" else line for line in run()[1:4]]
+    for holed in ([run()[0], GAP, *invented], [*run()[:4], GAP, *invented, *run()[8:]], [*run(), GAP, *invented]):
+        first = first_difference(holed, run())
+        assert (first.stage, first.field, first.found) == ("length", "lines", None)
+
+
+def test_lines_that_are_told_twice_are_compared_twice():
+    """A ledger that reached beyond the checkpoint of a resumed run tells the steps in between again."""
+    twice = [*run()[:7], GAP, *run()[5:]]
+    comparer = Comparer(twice)
+    assert [comparer.take(line) for line in run()] == [None] * len(run())
+    assert (comparer.finish(), comparer.steps, comparer.missing, comparer.remaining) == (None, 6, 0, 0)
+    forged = [*run()[:4], run()[4] | {"loss": "0x1p-9"}, *run()[5:7], GAP, *run()[4:]]
+    assert first_difference(forged, run()).stage == "forward"
+    forged = [*run()[:7], GAP, *run()[4:6], run()[6] | {"metrics": {}}, *run()[7:]]
+    assert first_difference(forged, run()) is not None
+
+
+def test_steps_in_a_gap_are_not_counted_as_compared():
+    lines = run()
+    holed = [*lines[: at(lines, "step", 2)], GAP, *lines[at(lines, "step", 4) :]]
+    comparer = Comparer(holed)
+    assert [comparer.take(line) for line in lines] == [None] * len(lines)
+    assert (comparer.finish(), comparer.steps, comparer.missing) == (None, 4, 2)
+
+
+def test_every_field_is_compared_if_asked_for():
+    def compared(kind: str, **fields: object) -> str:
+        first = first_difference(changed(kind, 1 if kind == "step" else None, **fields), run(), every_field=True)
+        return first.field if first is not None else ""
+
+    assert compared("step", ids=None) == "ids"
+    assert compared("step", inputs=None) == "inputs"
+    assert compared("step", note="fine") == "note"
+    assert compared("epoch", note=None) == "note"
+    assert compared("start", run="another") == ""
+    assert first_difference(run(), run(), every_field=True) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"), [("step", {"epoch": False}), ("step", {"step": True}), ("end", {"step": 6.0})]
+)
+def test_values_of_another_type_are_other_values(kind, fields):
+    assert first_difference(changed(kind, None, **fields), run()) is not None
+
+
 def test_a_comparer_stops_at_the_first_difference():
     comparer, other = Comparer(run()), changed("step", 4, loss="0x1p-3")
     answers = [comparer.take(line) for line in other[: at(other, "step", 4) + 1]]

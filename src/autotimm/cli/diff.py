@@ -16,7 +16,7 @@ __all__ = ["DIFF"]
 
 
 def run(argv: Sequence[str]) -> int:
-    """Print the differences; return 0 for equal and 5 for different runs."""
+    """Print the differences; return 0 for equal and 5 for different runs, and 6 if a record is incomplete."""
     given = parse(DIFF, argv)
     if given is None:
         return 0
@@ -47,5 +47,5 @@ DIFF = Verb(
         "autotimm diff runs/photos-001 runs/photos-002",
         "autotimm diff runs/photos-001 runs/photos-002 --explain",
     ),
-    notes=("Exit codes: 0 the runs are equal, 5 they differ.",),
+    notes=("Exit codes: 0 the runs are equal, 5 they differ, 6 a record is incomplete and equal as far as it goes.",),
 )

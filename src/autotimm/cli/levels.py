@@ -32,7 +32,7 @@ LEVELS = Verb(
     positionals=(FOLDER,),
     examples=("autotimm levels runs/photos-001",),
     notes=(
-        "`expected` is what autotimm is tested for. `autotimm verify RUN` turns it into `checked` where the replay is "
-        "identical.",
+        "`expected` is what autotimm is tested for. `checked` is what you have verified on this machine, of the record "
+        "as it is now: `autotimm verify RUN` remembers it outside of the run folder.",
     ),
 )

@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments after ``autotimm``; by default those of the process.
 
     Returns:
-        The exit code: 0 ok, 1 the run failed, 2 usage, 3 data, 4 model or weights, 5 different, 130 interrupted.
+        The exit code: 0 ok, 1 the run failed, 2 usage, 3 data, 4 model or weights, 5 different, 6 incomplete,
+        130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -105,7 +106,8 @@ def _help() -> str:
     page.lines(
         [
             "autotimm VERB --help explains a verb; autotimm --version prints the version.",
-            "Exit codes: 0 ok, 1 the run failed, 2 usage, 3 data, 4 model or weights, 5 different, 130 Ctrl-C.",
+            "Exit codes: 0 ok, 1 the run failed, 2 usage, 3 data, 4 model or weights, 5 different, 6 incomplete, "
+            "130 Ctrl-C.",
         ]
     )
     return str(page)

@@ -37,5 +37,5 @@ REPRODUCE = Verb(
     options={"out": Option(Path(), "folder of the new run", "Options", none="auto"), "data": DATA, "trust": TRUST},
     defaults={"out": None, "data": None, "trust": False},
     examples=("autotimm reproduce runs/photos-001",),
-    notes=("Exit codes: 0 the runs are equal, 5 they differ.",),
+    notes=("Exit codes: 0 the runs are equal, 5 they differ, 6 the record of the run is incomplete.",),
 )

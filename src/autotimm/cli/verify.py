@@ -58,5 +58,11 @@ VERIFY = Verb(
     },
     defaults={"data": None, "steps": None, "epochs": None, "workers": None, "trust": False, "explain": False},
     examples=("autotimm verify runs/photos-001", "autotimm verify runs/photos-001 --epochs 3:4 --workers 2"),
-    notes=("Exit codes: 0 identical, 5 different, 3 the data has changed, 4 the run cannot be replayed here.",),
+    notes=(
+        "`identical` means that every recorded line was met and compared, and that results, weights and settings agree "
+        "with the replay. What the replay cannot tell is listed as `not checked`. Nothing is written into the run.",
+        "With --steps or --epochs the verdict is `identical in part`.",
+        "Exit codes: 0 identical, 5 different, 6 the record is incomplete and equal as far as it goes, 3 the data has "
+        "changed, 4 the run cannot be replayed here.",
+    ),
 )
