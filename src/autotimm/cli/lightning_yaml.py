@@ -16,7 +16,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 import autotimm
 from autotimm.errors import ModelError, UsageError, nearest, shortened
-from autotimm.records.imports import Kind, admission, import_named, require_admitted, require_importable
+from autotimm.records.imports import Kind, admission, import_named, names_in, require_admitted, require_importable
+from autotimm.records.own_modules import use_own_modules
 from autotimm.runs.restore import replayed_settings, require_plain
 from autotimm.serialization import construct, takes
 
@@ -62,6 +63,8 @@ def build(nested: Mapping[str, object], file: str) -> tuple[Any, Any, Any]:
         )
     if admission() is not None:
         return _from_record(nested, file)
+    if any(name.partition(".")[0] != "autotimm" for name in names_in(nested)):
+        use_own_modules()
     parser = _RaisingParser(prog="autotimm fit", default_env=False)
     arguments: dict[str, list[str]] = {}
     given: dict[str, object] = {}

@@ -24,6 +24,7 @@ from autotimm.cli.validate import VALIDATE
 from autotimm.cli.verb import HelpPage, Verb
 from autotimm.cli.verify import VERIFY
 from autotimm.errors import AutotimmError, UsageError, nearest, printable
+from autotimm.records.own_modules import search_also
 
 __all__ = ["VERBS", "entry", "main"]
 
@@ -38,9 +39,8 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 def entry() -> None:
     """Entry point of the console script ``autotimm``."""
-    # Unlike `python -m`, a console script cannot import from the working directory, where users keep the classes that
-    # their configuration files name. It comes last, so that it cannot shadow an installed package.
-    sys.path.append(os.getcwd())
+    # Users keep the classes that their configuration files name in the working directory.
+    search_also(os.getcwd())
     sys.exit(main())
 
 

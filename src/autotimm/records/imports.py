@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from autotimm.errors import AutotimmError, ModelError, UsageError
+from autotimm.records.own_modules import search_path, use_own_modules
 from autotimm.serialization import current_path, import_object
 
 __all__ = [
@@ -122,6 +123,8 @@ def import_named(path: str, kind: Kind) -> Any:
     """
     require_admitted(path, kind)
     require_importable(path, kind)
+    if not kind.in_libraries(current_path(path)):
+        use_own_modules()
     try:
         value = import_object(path)
     except ImportError as error:
@@ -195,7 +198,7 @@ def _places(module: str) -> Iterator[Path]:
 
     ``importlib.util.find_spec`` would import the packages above the module.
     """
-    search: Sequence[str] = sys.path
+    search: Sequence[str] = search_path()
     parts = module.split(".")
     for end in range(1, len(parts) + 1):
         loaded = sys.modules.get(".".join(parts[:end]))
@@ -204,21 +207,20 @@ def _places(module: str) -> Iterator[Path]:
             continue
         places = [*_first_on(search, parts[end - 1])]
         yield from places
-        search = [str(place) for place in places if place.is_dir()]
+        packages = (place.parent if place.stem.partition(".")[0] == "__init__" else place for place in places)
+        search = [str(package) for package in packages if package.is_dir()]
 
 
 def _first_on(search: Iterable[str], name: str) -> Iterator[Path]:
-    """The module or package of a name on a search path; several folders for a namespace package."""
+    """The file of a module or package on a search path; several folders for a namespace package."""
     portions = []
     for entry in search:
         package = Path(entry or os.curdir, name)
-        if (package / "__init__.py").is_file():
-            yield package
-            return
-        for suffix in importlib.machinery.all_suffixes():
-            if (file := package.with_name(f"{name}{suffix}")).is_file():
-                yield file
-                return
+        for file in (package / "__init__", package):  # the file may be a link to elsewhere, also in a package
+            for suffix in importlib.machinery.all_suffixes():
+                if (source := file.with_name(f"{file.name}{suffix}")).is_file():
+                    yield source
+                    return
         if package.is_dir():
             portions.append(package)
     yield from portions

@@ -16,6 +16,7 @@ from pathlib import Path
 from autotimm.constants import STREAMS
 from autotimm.data.toy import write_toy_folder
 from autotimm.errors import AutotimmError, DataError, ModelError, RunError, UsageError
+from autotimm.records.own_modules import search_path
 from autotimm.selfcheck.setup import TOY, Setup
 from autotimm.selfcheck.variations import CHECKS, Variation, World, available_cores
 
@@ -105,8 +106,8 @@ class TrainingProcesses:
             for name, variation in child.trainings.items()
         ]
         toy = self._images(child.world)
-        search_path = [os.path.abspath(entry) for entry in sys.path]
-        job = {"setup": asdict(self.setup), "toy": str(toy), "path": search_path, "trainings": trainings}
+        places = [os.path.abspath(entry) for entry in search_path()]
+        job = {"setup": asdict(self.setup), "toy": str(toy), "path": places, "trainings": trainings}
         (job_folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         command = [sys.executable, "-m", "autotimm.selfcheck.training_process", str(job_folder / "job.json")]
         with open(job_folder / "out.txt", "wb") as out, open(job_folder / "err.txt", "wb") as err:
@@ -166,7 +167,8 @@ def _on_one_core(command: list[str]) -> list[str]:
 
 
 def _environment(world: World) -> dict[str, str]:
-    variables = dict(os.environ) | {"PYTHONHASHSEED": str(world.hash_seed)}
+    # Without the safe path the working directory would come before all packages; Python 3.10 does not know it.
+    variables = dict(os.environ) | {"PYTHONHASHSEED": str(world.hash_seed), "PYTHONSAFEPATH": "1"}
     if world.locale:
         variables |= {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     if world.zone:

@@ -22,6 +22,7 @@ from autotimm.data.loader import KeyedLoader
 from autotimm.errors import AutotimmError, printable
 from autotimm.metrics import MetricConfig, build_metrics
 from autotimm.records.atomic import write_text
+from autotimm.records.own_modules import search_also
 from autotimm.repro.streams import RootSeed
 from autotimm.selfcheck.setup import Setup, make
 from autotimm.selfcheck.variations import Variation
@@ -101,8 +102,8 @@ def _train(setup: Setup, variation: Variation, toy: Path, run_dir: Path) -> None
 
 
 def _run(job: Mapping[str, Any]) -> None:
-    # At the end, so that the user's files cannot shadow installed packages.
-    sys.path += [entry for entry in job["path"] if entry not in sys.path]
+    for entry in job["path"]:
+        search_also(entry)
     setup = Setup(**job["setup"])
     for training in job["trainings"]:
         _train(setup, Variation(**training["variation"]), Path(job["toy"]), Path(training["run_dir"]))

@@ -63,7 +63,7 @@ class _Processes:
                 return 130
             with log.open("wb") as output:
                 process = subprocess.Popen(
-                    _command(config), stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT
+                    _command(config), stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env=_environment()
                 )
             self._running.add(process)
         with process:
@@ -137,7 +137,12 @@ def _run_on_node(config: str, log: str, folder: str) -> int:
     with (
         open(log, "wb") as output,
         subprocess.Popen(
-            _command(config), stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=folder
+            _command(config),
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env=_environment(),
         ) as process,
     ):
         return process.wait()
@@ -147,6 +152,11 @@ def _command(config: str | Path) -> list[str]:
     """The command that starts the process of a run; the process ends when its standard input is closed."""
     # Named, not imported: runpy warns about a program that the package has imported already.
     return [sys.executable, "-m", "autotimm.studies.trial_process", str(config), "--watch"]
+
+
+def _environment() -> dict[str, str]:
+    # Without the safe path the working directory would come before all packages; Python 3.10 does not know it.
+    return {**os.environ, "PYTHONSAFEPATH": "1"}
 
 
 def _failure(name: str, code: int, log: Path) -> AutotimmError:

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from autotimm.config import FitConfig, read_yaml
 from autotimm.errors import AutotimmError, RunError, printable
+from autotimm.records.own_modules import search_also
 from autotimm.runs.run import Run, fit_config
 from autotimm.studies.trials import has_test_data, is_tested, run_status
 
@@ -81,4 +82,5 @@ def _terminate_with_input() -> None:
 
 
 if __name__ == "__main__":
+    search_also(os.getcwd())
     sys.exit(main(sys.argv[1:]))
