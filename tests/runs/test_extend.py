@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 from pytorch_lightning.callbacks import Callback
@@ -165,6 +166,17 @@ class TestRecords:
         comparison = autotimm.diff(run.path, child.path)
         assert comparison.difference.stage == "start"
         assert "what the run started from: none was recorded, weights was found" in comparison.cause
+
+    def test_the_published_schema_describes_it(self, child, others, run):
+        schema = json.loads((Path(__file__).parents[2] / "docs/reference/manifest.schema.json").read_text())
+        other = run.extend(others, epochs=1, name="for-the-schema")
+        for extended in (child, other):
+            record = json.loads((extended.path / "manifest.json").read_text())
+            jsonschema.Draft202012Validator(schema).validate(record)
+            start = schema["properties"]["inputs"]["properties"]["start"]["properties"]
+            assert record["inputs"]["start"].keys() <= start.keys()
+            assert record["inputs"]["start"]["parent"].keys() == start["parent"]["properties"].keys()
+            assert record["volatile"]["parent"] == str(run.path)
 
     def test_a_chain(self, child, tmp_path):
         grandchild = child.extend(epochs=1)

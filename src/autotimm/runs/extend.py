@@ -172,10 +172,10 @@ def _config_of(
     if path is not None:
         own |= {name: defaults()[name] for name in _SOURCES} | {"path": str(path)}
     asked = {**changes, "epochs": epochs}
-    return config.resolved(own | _seeds(parent, config, path, changes), "extend").resolved(asked, source)
+    return config.resolved(own | _seeds(parent, config, changes), "extend").resolved(asked, source)
 
 
-def _seeds(parent: Parent, config: FitConfig, path: str | Path | None, changes: Mapping[str, Any]) -> dict[str, Any]:
+def _seeds(parent: Parent, config: FitConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Seeds of single streams: another order and augmentation than in the parent's epochs, and the same split.
 
     With the parent's own the new run would see the images of its first epochs again, augmented alike. With another
@@ -186,7 +186,7 @@ def _seeds(parent: Parent, config: FitConfig, path: str | Path | None, changes: 
     own = stream_seeds(config.stream_seeds)
     if "seed" not in changes:
         own |= dict.fromkeys(("order", "augment", "step"), _seed_after(parent))
-    elif path is None and isinstance(config.seed, int):
+    elif isinstance(config.seed, int):
         own.setdefault("split", config.seed)
     return {"stream_seeds": tuple(f"{name}={seed}" for name, seed in own.items()) or None}
 
@@ -215,7 +215,7 @@ def _extend_objects(
         given["image_dir" if given.get("train_csv") else "data_dir"] = str(path)
     if "seed" not in changes:
         changes.setdefault("trainer.seed", _seed_after(parent))
-    elif path is None:
+    else:
         changes.setdefault("data.seed", given.get("seed"))  # the same split
     data = recorded_data({**config["data"], "init_args": given})
     arguments = config["model"].get("init_args") or {}

@@ -162,8 +162,10 @@ def start_of(trainer: Any, model: pl.LightningModule, checkpoint: Any) -> Start 
         UsageError: If the checkpoint has as many epochs as are asked for.
     """
     given: Start | None = trainer.start
-    if checkpoint is not None and Path(checkpoint).is_file():
+    if checkpoint is not None:
         path = Path(checkpoint)
+        if not path.is_file():
+            return Start({"kind": PROGRAM})  # at an address that Lightning knows: no file of the run will hold it
         if given is not None and given.is_file(path):
             return given
         _require_more_epochs(trainer, path)

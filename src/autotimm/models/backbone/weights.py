@@ -46,8 +46,9 @@ class Weights:
     """The origin of a backbone's initial weights.
 
     Attributes:
-        source: ``"random"``, ``"cache"``, ``"hub"`` or ``"file"``.
-        sha256: Digest of the weights file; ``None`` for random weights.
+        source: ``"random"``, ``"cache"``, ``"hub"`` or ``"file"``; ``"run"`` for those of another run, which a run that
+            trains on from it keeps.
+        sha256: Digest of the weights file or of the checkpoint; ``None`` for random weights.
         file: Path of the file on this machine, which is not stored in checkpoints; ``None`` for random weights.
         note: Description in one line, for the header of a run.
         architecture: For ``hf-hub:`` names, the architecture stored in the repository; see
