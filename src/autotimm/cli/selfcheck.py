@@ -56,7 +56,9 @@ def _setup(given: Given, values: dict[str, object], nested: bool) -> Setup:
     place = os.path.abspath(file) if file else ""
     if nested:
         return Setup(nested=values, builder=import_name(build), file=file, place=place)
-    return Setup(options=values, file=file, place=place, model=given.options.get("model", ""), data=given.options.get("data", ""))
+    return Setup(
+        options=values, file=file, place=place, model=given.options.get("model", ""), data=given.options.get("data", "")
+    )
 
 
 def _show(report: Report) -> None:

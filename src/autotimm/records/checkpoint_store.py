@@ -129,7 +129,9 @@ class CheckpointStore:
 
     def files(self) -> list[Path]:
         """All checkpoints without second names, the oldest first."""
-        named = [(match, path) for path in self.folder.glob("*.ckpt") if (match := _NAME.fullmatch(path.name))]
+        # Not a folder: some of Lightning's strategies would unpickle what is in it.
+        files = (path for path in self.folder.glob("*.ckpt") if path.is_file())
+        named = [(match, path) for path in files if (match := _NAME.fullmatch(path.name))]
         # At the same step the end of the epoch comes after its last batch.
         named.sort(key=lambda pair: (int(pair[0]["step"]), pair[0]["epoch"] or ""))
         return [path for _, path in named]

@@ -127,7 +127,9 @@ def rebuild(
             stack.enter_context(as_recorded(Weights.from_dict(weights), file_needed=weights_needed))
         if isinstance(config, FitConfig):
             # Arguments from environment variables (PL_TRAINER_LIMIT_TRAIN_BATCHES) are in no option.
-            given = replayed_settings(manifest.inputs.get("config", {}).get("trainer", {})) if manifest is not None else {}
+            given = (
+                replayed_settings(manifest.inputs.get("config", {}).get("trainer", {})) if manifest is not None else {}
+            )
             silent = {} if loggers else {"loggers": None}
             rebuilt = _from_options(config, decided, folder, data, workers, {**silent, **(changes or {})}, given)
         else:

@@ -53,7 +53,16 @@ def selfcheck(
     if nested:
         raise UsageError(f"The `config` of selfcheck must be a file with options of fit. {config} names classes. "
                          "Give it to `autotimm selfcheck --config`.")  # fmt: skip
-    return check(Setup(options=values, file=str(config or ""), place=os.path.abspath(config) if config else "", model=model or "", data=data or ""), say)
+    return check(
+        Setup(
+            options=values,
+            file=str(config or ""),
+            place=os.path.abspath(config) if config else "",
+            model=model or "",
+            data=data or "",
+        ),
+        say,
+    )
 
 
 def check(setup: Setup, say: Callable[[str], None] = lambda line: None) -> Report:

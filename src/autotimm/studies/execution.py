@@ -136,7 +136,11 @@ def _run_on_node(config: str, log: str, folder: str) -> int:
     with (
         open(log, "wb") as output,
         subprocess.Popen(
-            _command(config), stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=folder,
+            _command(config),
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
             env=_environment(),
         ) as process,
     ):
