@@ -60,14 +60,20 @@ CALLS = [
     "torch.hub.load", "torch.load", "torch.serialization.pickle.loads", "torch.utils.cpp_extension.load",
     "torch.multiprocessing.spawn", "torchvision.datasets.utils.download_url", "timm.create_model", "numpy.load",
     "autotimm.runs.run.fit", "autotimm.cli.main.main", "pytorch_lightning.Trainer", "torch.os.system",
-    "torch.nn.Module.apply",
+    "torch.nn.Module.apply", "antigravity.webbrowser", "this.s", "__main__.main", "__mp_main__.main", "pip.main",
+    "setuptools.setup", "pytest.main", "ctypes.CDLL", "code.interact", "_posixsubprocess.fork_exec",
+    "torch.distributed.launch.main", "torch.testing._internal.common_utils.run_tests", "autotimm.__main__.entry",
+    "autotimm.records.run_folder.FileLock", "autotimm.studies.trial_process.main",
 ]  # fmt: skip
 # Modules that are no installed ones: in the run's folder, beside it, in folders without __init__.py.
 MODULES = [
     f"{RUN}.evil", f"{RUN}.checkpoints.evil", f"{RUN}.package.evil", "evil", "beside.evil", "linked", "stranger-2.evil",
     "linked_folder.evil",
 ]  # fmt: skip
-NO_NAMES = ["", ".", "..", "evil", "evil.", ".evil.Model", "evil:Model", "evil Model", "evil/Model.x", "a\0b.c"]
+NO_NAMES = [
+    "", ".", "..", "evil", "evil.", ".evil.Model", "evil:Model", "evil Model", "evil/Model.x", "a\0b.c",
+    "OS.system", "\uff4f\uff53.system", "o\u017f.system", "os\u200b.system", "os .system", "\u202eos.system",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

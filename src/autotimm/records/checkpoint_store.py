@@ -131,6 +131,7 @@ class CheckpointStore:
 
     def files(self) -> list[Path]:
         """All checkpoints without second names, the oldest first."""
+        # Not a folder: some of Lightning's strategies would unpickle what is in it.
         files = (path for path in self.folder.glob("*.ckpt") if path.is_file())
         named = [(match, path) for path in files if (match := _NAME.fullmatch(path.name))]
         # At the same step the end of the epoch comes after its last batch.

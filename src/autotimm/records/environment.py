@@ -101,11 +101,9 @@ def _own_filters(top: Path) -> list[str] | None:
     words = os.fsdecode(listed).split("\0")
     for scope, name in zip(words[::2], words[1::2], strict=False):
         if scope in ("local", "worktree") and name.startswith("filter."):
-            filtered, _, key = name.rpartition(".")
             if "=" in name:
                 return None
-            if key in ("clean", "smudge", "process"):
-                options += ["-c", f"{name}=", "-c", f"{filtered}.required=false"]
+            options += ["-c", f"{name}={'false' if name.endswith('.required') else ''}"]
     return options
 
 

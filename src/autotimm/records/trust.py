@@ -137,12 +137,21 @@ def of_checkpoint(path: str | Path, recorded: Any, trust: bool) -> Admission:
         recorded: Its plain data that may hold names.
         trust: Whether its maker is trusted.
     """
-    if (outer := admission()) is not None:
-        return outer
     folder = Path(path).absolute().parent.parent
-    if (folder / "manifest.json").is_file():
+    outer = admission()
+    if outer is not None and (outer.folder is None or _is_of(path, outer.folder)):
+        return outer
+    if _is_of(path, folder) and (folder / "manifest.json").is_file():
         return OfRun(folder, trust)
-    return _OfCheckpoint(frozenset(names_in(recorded)), trust)
+    # Nothing vouches for a checkpoint elsewhere, not even the run that it is used with.
+    inside = Path(path).absolute().parent.name == "checkpoints"
+    return _OfCheckpoint(frozenset(names_in(recorded)), trust, folder if inside else None)
+
+
+def _is_of(path: str | Path, folder: Path) -> bool:
+    """Whether a file is one of a run's checkpoints, whose digests are remembered."""
+    file = Path(path)
+    return file.suffix == ".ckpt" and file.absolute().parent.resolve() == (folder / "checkpoints").resolve()
 
 
 _ASK = "It is none of autotimm's or its libraries', and importing it would run its code."

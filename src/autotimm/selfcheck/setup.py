@@ -162,7 +162,7 @@ def _imported(path: str, noun: str, base: type) -> type[Any]:
     module, _, name = path.rpartition(".")
     public = module in ("", "autotimm") and name in dir(autotimm)
     imported: type = import_named(
-        f"autotimm.{name}" if public else path, Kind(noun, f"a subclass of {base.__name__}", base)
+        f"autotimm.{name}" if public else path, Kind(noun, f"a subclass of {base.__name__}", base, ("autotimm",))
     )
     return imported
 

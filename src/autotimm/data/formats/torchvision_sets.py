@@ -16,6 +16,7 @@ from torchvision import datasets
 from autotimm.data.image_io import BROKEN, reason, to_rgb, to_tensor
 from autotimm.data.table import Table
 from autotimm.errors import DataError, nearest, require
+from autotimm.records.imports import admission
 from autotimm.types import Sample
 
 __all__ = ["BUILTIN", "BuiltinTable", "read_builtin"]
@@ -149,7 +150,7 @@ def read_builtin(name: str, root: str | Path, download: bool = False) -> dict[st
     Args:
         name: One of :data:`BUILTIN`, in any case.
         root: The folder where torchvision keeps it.
-        download: Fetch it if it is not there.
+        download: Fetch it if it is not there; not for a record of a run.
 
     Returns:
         One table per split; images are RGB, also where the data set is gray.
@@ -158,6 +159,8 @@ def read_builtin(name: str, root: str | Path, download: bool = False) -> dict[st
         UsageError: If the name is unknown.
         DataError: If it is not there and ``download`` is false, or cannot be fetched.
     """
+    if admission() is not None:
+        download = False  # a record must not fill the disk, nor ask a server: its maker may be a stranger
     by_lower = {known.lower(): known for known in _KNOWN}
     name = by_lower.get(name.lower(), name)
     cure = nearest(name, BUILTIN) or "Choose one of these."

@@ -173,7 +173,7 @@ class RunCheckpoint(Checkpoint):
         return self._path("last.ckpt")
 
     def _path(self, name: str) -> str:
-        return str(self.folder / name) if self.folder is not None and (self.folder / name).exists() else ""
+        return str(self.folder / name) if self.folder is not None and (self.folder / name).is_file() else ""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best epoch so far: its number and its metrics."""
