@@ -387,7 +387,7 @@ def test_each_kind_of_line_has_its_fields():
     lines = [
         {"kind": "start", "prev": "", "run": "a", "weights": "b", "world_size": 1},
         {"kind": "step", "prev": "", "epoch": 0, "batch": 0, "step": 1, "ids": None, "inputs": None, "loss": None,
-         "lr": "1"},
+         "lr": "0x1p-1"},
         {"kind": "weights", "prev": "", "step": 1, "weights": "a", "buffers": "b"},
         {"kind": "val", "prev": "", "epoch": 0, "step": 1, "metrics": {"val/loss": "0x1p+0"}},
         {"kind": "epoch", "prev": "", "epoch": 0, "step": 1, "metrics": {}, "weights": "a", "buffers": "b",

@@ -148,6 +148,10 @@ def _first_difference(a: RecordedRun, b: RecordedRun) -> Difference | None:
     known = all(run.manifest.inputs.get("keyed") is True for run in (a, b))
     device = [run.manifest.environment.get("device") for run in (a, b)]
     every_field = known and device[0] == device[1]
+    gapped = [any(line["kind"] == "gap" for line in run.ledger.lines) for run in (a, b)]
+    if gapped == [False, True]:  # lines that only the second has count where the first has no gap
+        swapped = _first_difference(b, a)
+        return swapped and swapped._replace(recorded=swapped.found, found=swapped.recorded)
     difference = first_difference(a.ledger.lines, b.ledger.lines, every_field=every_field)
     if difference is not None and difference.field == "lines":  # one is longer: no difference if the other was cut
         shorter = a if difference.recorded is None else b
