@@ -194,7 +194,7 @@ trainer: {{accelerator: cpu, max_epochs: 7}}
     ("words", "said"),
     [
         (["--model", "odd_classes.Missing"], "must be the import path of a subclass of Task. It cannot be imported"),
-        (["--model", "autotimm.ImageDataModule"], "must be the import path of a subclass of Task. It is something else"),
+        (["--model", "autotimm.ImageDataModule"], "must be the import path of a subclass of Task"),
         (["--data", "autotimm.DataModule"], "must be a subclass of DataModule"),
         pytest.param(["--model", "odd_classes.NeedsAWidth"], "needs the argument `width`", marks=pytest.mark.slow),
         (["--config", "missing.yaml"], "cannot be read"),
