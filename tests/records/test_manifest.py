@@ -32,7 +32,7 @@ def manifest(**changes) -> Manifest:
             "data": {"digest": DIGEST, "samples": 24},
             "splits": DIGEST,
             "transforms": {"train": "b" * 16, "eval": "c" * 16},
-            "code": {"model": "d" * 16, "callbacks": ["mine.Callback"], "callbacks_digest": "e" * 16},
+            "code": "d" * 16,
             "initial": "f" * 16,
             "keyed": True,
         },

@@ -165,7 +165,9 @@ class TestRecords:
     def test_diff_names_what_it_began_with(self, run, child):
         comparison = autotimm.diff(run.path, child.path)
         assert comparison.difference.stage == "start"
-        assert "what the run started from: none was recorded, weights was found" in comparison.cause
+        assert (
+            "the source of the initial weights: the constructor was recorded, another run was found" in comparison.cause
+        )
 
     def test_the_published_schema_describes_it(self, child, others, run):
         schema = json.loads((Path(__file__).parents[2] / "docs/reference/manifest.schema.json").read_text())

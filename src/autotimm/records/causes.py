@@ -45,6 +45,9 @@ class ManifestDifference(NamedTuple):
             return name
         if any(_is_digest(value) for value in (self.a, self.b)):
             return name
+        if self.path == "inputs.start.kind":
+            a, b = (_SOURCES.get(value, _shown(value)) for value in (self.a, self.b))
+            return f"{name}: {a} was recorded, {b} was found"
         verb = "is used" if self.section == "environment" else "was found"
         return f"{name}: {_shown(self.a)} was recorded, {_shown(self.b)} {verb}"
 
@@ -64,6 +67,7 @@ class ManifestDifference(NamedTuple):
         return recorded_argument(self.path)
 
 
+_SOURCES = {None: "the constructor", "weights": "another run", "checkpoint": "a checkpoint", "program": "the program"}
 # What the other values of a manifest are called. The longest name that a value's name begins with counts.
 _WORDS = {
     "inputs.seeds.task": "another seed of the model",
@@ -76,9 +80,9 @@ _WORDS = {
     "inputs.transforms": "the settings or the code of a transform ({rest})",
     "inputs.code": "the code of the task",
     "inputs.initial": "the initial weights",
-    "inputs.start": "what the run started from",
-    "inputs.start.kind": "what the run started from",
-    "inputs.start.parent.checkpoint": "the checkpoint that the run started from",
+    "inputs.start": "the source of the initial weights ({rest})",
+    "inputs.start.kind": "the source of the initial weights",
+    "inputs.start.parent.checkpoint": "the checkpoint that the initial weights are from",
     "inputs.frozen": "which parameters are trained",
     "inputs.keyed": "a data loader with an order of its own",
     "environment.replay_versions": "the version of the {rest}",
