@@ -153,6 +153,14 @@ def stop(place: Path) -> None:
 THOROUGH = ("subprocess.run", "evil", "evil.Model", f"{RUN}.evil.Model", f"{RUN}.evil", "")
 
 
+def every_third_fast(names: list[str]) -> list[Any]:
+    """All names as parameters; two thirds of them, none of those that are tried thoroughly, in the slow tests."""
+    return [
+        name if index % 3 == 0 or name.removesuffix(".Data") in THOROUGH else pytest.param(name, marks=pytest.mark.slow)
+        for index, name in enumerate(names)
+    ]
+
+
 def verbs(name: str, commands: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
     return commands if name.removesuffix(".Data") in THOROUGH else commands[:1]
 
@@ -166,7 +174,7 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", every_third_fast(NAMES))
 def test_no_model_of_a_config_is_executed(name: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = {"args": f"touch {place}/hit", "shell": True}
     in_config(place, lambda config: config["model"].update(class_path=name, init_args=arguments))
@@ -174,7 +182,7 @@ def test_no_model_of_a_config_is_executed(name: str, place: Path, capsys: pytest
     refused(place, capsys, *verbs(name, REBUILD))
 
 
-@pytest.mark.parametrize("name", [name.replace(".Model", ".Data") for name in NAMES])
+@pytest.mark.parametrize("name", every_third_fast([name.replace(".Model", ".Data") for name in NAMES]))
 def test_no_data_module_of_a_config_is_executed(name: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = {"args": f"touch {place}/hit", "shell": True}
     in_config(place, lambda config: config["data"].update(class_path=name, init_args=arguments))
@@ -182,7 +190,7 @@ def test_no_data_module_of_a_config_is_executed(name: str, place: Path, capsys: 
     refused(place, capsys, *verbs(name, [*REBUILD, ("validate", RUN), ("test", RUN)]))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", every_third_fast(NAMES))
 def test_no_task_of_a_checkpoint_is_executed(name: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     in_checkpoint(place, lambda checkpoint: checkpoint["autotimm"].update(task=name))
     refused(place, capsys, *verbs(name, LOAD))
@@ -197,7 +205,7 @@ def metric(path: str) -> list[dict[str, Any]]:
     return [{"name": "m", "backend": "custom", "metric_class": path, "params": {}, "stages": ["val"], "prog_bar": True}]
 
 
-@pytest.mark.parametrize("name", [*CALLS, *MODULES])
+@pytest.mark.parametrize("name", every_third_fast([*CALLS, *MODULES]))
 @pytest.mark.parametrize("slot", ["loss", "optimizer", "metrics"])
 def test_no_argument_is_executed(slot: str, name: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     member = {"loss": "Loss", "optimizer": "Optimizer", "metrics": "Metric"}[slot]
