@@ -48,9 +48,9 @@ def test_the_error_names_the_place_and_the_file():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\xff\xfe{}", "must be UTF-8 text. It is not"),
+        (b"\xff\xfe{}", "must be JSON. It is damaged"),
         (b"{", "must be JSON. It is damaged .line 1: "),
-        (b"[" * 100_000 + b"]" * 100_000, "must be JSON. It is damaged .it is nested too deeply"),
+        (b"[" * 100_000 + b"]" * 100_000, "must be JSON. It is damaged .it is nested more than 100 levels deep"),
         (None, "must be readable. It is not .No such file"),
     ],
 )

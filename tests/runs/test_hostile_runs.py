@@ -100,9 +100,14 @@ def place(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     (tmp_path / "linked_folder").symlink_to(tmp_path / RUN, target_is_directory=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])  # as the console script does
-    before = set(sys.modules)
+    forget()
     yield tmp_path
-    for name in set(sys.modules) - before:
+    forget()
+
+
+def forget() -> None:
+    """Forget the modules of other tests: one that is loaded does not run again."""
+    for name in list(sys.modules):
         if name.partition(".")[0] in ("evil", "beside", "linked", "linked_folder", RUN):
             del sys.modules[name]
 

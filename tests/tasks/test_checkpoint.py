@@ -332,7 +332,7 @@ class TestRefusals:
             ("none.ckpt", "There is none"),
             ("text.ckpt", "must be a file that a trainer wrote"),
             ("other.ckpt", "must hold a `state_dict`"),
-            ("foreign.ckpt", "must hold a task of autotimm"),
+            ("foreign.ckpt", "`hyper_parameters` of the checkpoint .* must be given"),
         ):
             with pytest.raises(ModelError, match=message):
                 Task.load_from_checkpoint(tmp_path / name)

@@ -153,7 +153,8 @@ def _weights(run: RecordedRun, replay: Replay) -> Iterator[Finding | str]:
         yield f"{_FILE}: decisions.weights (the replay begins at a checkpoint)"
         return
     expected, source = found.as_dict(), recorded.get("source")
-    if found.pretrained and _asked_weights(read_config(run.folder)) is False:
+    from_a_parent = run.manifest.inputs.get("start") is not None  # then the weights are those of another run
+    if found.pretrained and not from_a_parent and _asked_weights(read_config(run.folder)) is False:
         yield differs("config.yaml: pretrained", False, "pretrained weights")
     if {source, found.source} <= {"hub", "cache"}:  # what was fetched once is in the cache
         expected |= {"source": source, "note": found.note.replace(f"({found.source},", f"({source},")}
