@@ -99,9 +99,7 @@ class TestRandomParts:
 
     @pytest.mark.parametrize("name", ["mixup_alpha", "cutmix_alpha"])
     def test_a_negative_strength_is_refused(self, name):
-        with pytest.raises(
-            UsageError, match=f"`{name}` of ImageClassifier must be 0, or at least 1e-37"
-        ):
+        with pytest.raises(UsageError, match=f"`{name}` of ImageClassifier must be 0, or at least 1e-37"):
             classifier(**{name: -0.1})
 
 
