@@ -98,7 +98,7 @@ class _Compared:
 def _inputs(run: RecordedRun, replay: Replay) -> Iterator[Finding | str]:
     compared = _Compared(run, replay)
     for name, recorded, found in _section(run, replay, "inputs"):
-        if name == "initial" and replay.first_epoch:
+        if name.partition(".")[0] in ("initial", "start") and replay.first_epoch:
             yield f"{_FILE}: inputs.{name} (the replay begins at a checkpoint)"
         elif name.partition(".")[0] in ("code", "transforms") and not _has_our_code(run, replay, name):
             yield f"{_FILE}: inputs.{name} ({ManifestDifference('inputs', name, recorded, found).words} is another one)"
@@ -223,7 +223,7 @@ def _is_callback(run: RecordedRun, replay: Replay, name: str) -> bool:
     return name.partition(".")[0] == "callbacks" and same_version(run, replay) and versions[0] == versions[1]
 
 
-def _levels(run: RecordedRun, replay: Replay) -> Iterator[Finding]:
+def _levels(run: RecordedRun, replay: Replay) -> Iterator[Finding | str]:
     """The claims of a run before it was verified; earlier versions wrote into its manifest what was checked."""
     strict = same_version(run, replay)
     a, b = run.manifest.levels, replay.manifest.levels
@@ -232,7 +232,9 @@ def _levels(run: RecordedRun, replay: Replay) -> Iterator[Finding]:
         if not strict:
             recorded, found = (text.split()[0].rstrip(",") if text else "" for text in (recorded, found))
             recorded = found if recorded == "checked" and found in ("expected", "no") and name != "R0" else recorded
-        if recorded != found:
+        if recorded != found and name == "R1" and replay.first_epoch and "start" in run.manifest.inputs:
+            yield f"{_FILE}: levels.{name} (the replay begins at a checkpoint)"
+        elif recorded != found:
             yield _differs(f"levels.{name}", a.get(name, _MISSING), b.get(name, _MISSING))
 
 
