@@ -229,6 +229,9 @@ class TestRecords:
         verdict = Run(folder).verify()
         assert (verdict.verdict, verdict.exit_code) == ("not comparable", 4)
         assert "initial.safetensors was changed since the run began" in verdict.reason
+        verdict = Run(folder).verify(epochs=(2, 2))  # it begins at a checkpoint, and needs no start
+        assert (verdict.verdict, verdict.exit_code) == ("different", 5)
+        assert "initial.safetensors" in verdict.reason
         forgery = forged(
             Run(folder), tmp_path,
             lambda inputs: inputs["start"].update(sha256=file_digest(folder / "initial.safetensors")),

@@ -255,7 +255,9 @@ class TestWeightsThatAreNotTheConstructors:
         assert record["inputs"]["start"]["kind"] == "weights"
         assert (parent["checkpoint"], parent["run_id"]) == ("best.ckpt", manifest(tmp_path / "first")["run_id"])
         assert record["levels"]["R1"] == "expected"
-        assert str(Run(tmp_path / "second").verify()).splitlines()[-1] == "verdict: identical (3 steps compared)"
+        verdict = str(Run(tmp_path / "second").verify())
+        assert verdict.splitlines()[-1] == "verdict: identical (3 steps compared)"
+        assert "initial.safetensors" not in verdict  # it is checked
         shutil.rmtree(tmp_path / "first")
         verdict = Run(tmp_path / "second").verify()
         assert verdict.identical
@@ -302,7 +304,9 @@ class TestCheckpointsOfOtherRuns:
 
     def test_it_can_be_verified_and_reproduced_also_alone(self, continued, tmp_path):
         run = Run(continued)
-        assert str(run.verify()).splitlines()[-1] == "verdict: identical (3 steps compared)"
+        verdict = str(run.verify())
+        assert verdict.splitlines()[-1] == "verdict: identical (3 steps compared)"
+        assert "initial.ckpt" not in verdict  # it is checked
         again = run.reproduce()
         assert autotimm.diff(run.path, again.path).equal
         assert manifest(again.path)["run_id"] == manifest(continued)["run_id"]

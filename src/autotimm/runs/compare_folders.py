@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 from autotimm.errors import join_names
 from autotimm.records.checkpoint_store import CheckpointStore
+from autotimm.records.digest import file_digest
 from autotimm.runs.compare_settings import config_findings, manifest_findings
 from autotimm.runs.file_contents import (
     Finding,
     checkpoint_findings,
     data_findings,
+    differs,
     read_data,
     same_bytes,
     text_findings,
@@ -22,6 +24,7 @@ from autotimm.runs.file_contents import (
 )
 from autotimm.runs.recorded_run import RecordedRun
 from autotimm.runs.replayed_run import Replay
+from autotimm.tasks.start import INITIAL
 
 __all__ = ["BOUND", "Binding", "Outcome", "compare_folders"]
 
@@ -180,6 +183,18 @@ def _digests(run: RecordedRun, replay: Replay, file: str) -> Findings:
         yield f"{file}: {len(others)} line{'' if len(others) == 1 else 's'} about files that are not there any more"
 
 
+def _start(run: RecordedRun, replay: Replay, file: str) -> Findings:
+    """Compare what a run keeps of its start with the digest in its manifest, which is compared with the replay's."""
+    path, start = run.folder / file, run.manifest.inputs.get("start")
+    if not (isinstance(start, Mapping) and INITIAL.get(str(start.get("kind"))) == file):
+        if path.exists():
+            yield f"{file} (the run has not begun with it)"
+    elif not path.is_file():
+        yield Finding(file, "it is missing", damage=True)
+    elif (found := file_digest(path)) != start.get("sha256"):
+        yield differs(file, start.get("sha256"), found)
+
+
 #: What each file of a run is bound to.
 BOUND: tuple[Binding, ...] = (
     Binding("config.yaml", "the options in the manifest, and those that the replay was built from", _config),
@@ -187,6 +202,8 @@ BOUND: tuple[Binding, ...] = (
     Binding("ledger.jsonl", "the lines that the replay writes, each in every field", None),
     Binding("files.csv", "the images that the replay has read", _text),
     Binding("splits.csv", "the split that the replay has made", _text),
+    *(Binding(file, "its digest in the manifest, which is that of the replay's beginning", _start, alone=True)
+      for file in INITIAL.values()),
     Binding("metrics.csv", "the table that the replay has written", _text, at_end=True),
     Binding("results.json", "the metrics of the replay; the test is made again", _results, at_end=True),
     Binding("model.safetensors", "the weights of the best epoch of the replay", _exported, at_end=True),
