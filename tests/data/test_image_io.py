@@ -173,3 +173,17 @@ def test_the_data_names_them(tmp_path) -> None:
     notices: list[str] = []
     read_paths(tmp_path / "photos", notices)
     assert notices == [line]
+
+
+def test_formats_for_which_pillow_starts_another_program_are_no_images(tmp_path: Path) -> None:
+    path = tmp_path / "photo.png"
+    Image.new("RGB", (4, 4)).save(path, format="EPS")
+    with pytest.raises(DataError, match="not an image"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "PCX", "TGA", "ICO"])
+def test_other_formats_are_read_by_their_content(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "photo.png"
+    Image.new("RGB", (16, 16), (255, 0, 0)).save(path, format=name)
+    assert abs(read_image(path)[:, 8, 8].to(int) - torch.tensor([255, 0, 0])).max() <= 2

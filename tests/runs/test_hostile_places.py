@@ -17,10 +17,12 @@ import pytest
 import torch
 import yaml
 
-from autotimm import ImageClassifier, ImageDataModule, ModelError, Run, Task
+from autotimm import ImageClassifier, ImageDataModule, ModelError, Run, RunError, Task
+from autotimm.cli.fit import FIT, configure
 from autotimm.cli.lightning_yaml import build
 from autotimm.cli.main import main
-from autotimm.config import read_yaml
+from autotimm.cli.parser import parse
+from autotimm.config import FitConfig, defaults, read_yaml
 from autotimm.data.toy import write_toy_folder
 from autotimm.models.backbone.architectures import find_architecture, remember_architecture
 from autotimm.records.atomic import write_text
@@ -29,6 +31,7 @@ from autotimm.records.manifest import Manifest
 from autotimm.selfcheck.setup import Setup, make
 from autotimm.selfcheck.variations import Variation
 from autotimm.serialization import import_name
+from autotimm.studies.trial_process import work
 from training import small_fit, trainer
 
 RUN = "stranger"
@@ -352,6 +355,59 @@ class TestConfigOfARun:
         shutil.copytree(made / "photos", place / "photos")
         edit_config(place / RUN, lambda config: config["model"]["init_args"].update(loss="torch.nn.CrossEntropyLoss"))
         assert main(["fit", "--config", f"{RUN}/config.yaml"]) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are of POSIX")
+class TestPipes:
+    """A pipe that nobody writes to keeps whoever opens it waiting for ever."""
+
+    @pytest.mark.parametrize("place", ["manifest.json", "results.json", "checkpoints/last.ckpt", "notes"])
+    @pytest.mark.parametrize("verb", ["verify", "resume", "predict", "levels"])
+    def test_in_a_run_folder(self, verb, place, made, tmp_path, capsys):
+        run = tmp_path / RUN
+        shutil.copytree(made / "options", run)
+        (run / place).unlink(missing_ok=True)
+        os.mkfifo(run / place)
+        assert main([verb, str(run), *([str(made / "photos")] if verb == "predict" else [])]) == 4
+        assert f"{run / place} is a pipe or a device" in capsys.readouterr().err
+
+    def test_in_a_folder_of_images(self, made, tmp_path, capsys):
+        photos = tmp_path / "photos"
+        shutil.copytree(made / "photos", photos)
+        folder = next(path for path in (photos / "train").iterdir() if path.is_dir())
+        os.mkfifo(folder / "zz.jpg")
+        data = ImageDataModule(photos, image_size=32, num_workers=0)
+        data.setup()
+        assert "zz.jpg" not in str(data.tables["train"].ids)
+
+    def test_that_is_named(self, made, tmp_path, capsys):
+        os.mkfifo(tmp_path / "a.jpg")
+        (tmp_path / "photos.csv").write_text(f"image,label\n{tmp_path / 'a.jpg'},a\n")
+        assert main(["predict", str(made / "options"), str(tmp_path / "a.jpg")]) == 3
+        assert "it is a folder, a pipe or a device, and no file" in capsys.readouterr().err
+        assert main(["fit", str(tmp_path / "photos.csv"), "--backbone", "test_resnet", "--pretrained", "false"]) == 3
+        assert "it is a folder, a pipe or a device, and no file" in capsys.readouterr().err
+
+
+def test_the_file_of_a_run_does_not_say_where_a_new_run_goes(made, tmp_path):
+    lines = (made / "options" / "config.yaml").read_text().splitlines()
+    places = {"out": f"out: {tmp_path}/elsewhere", "name": "name: theirs"}
+    (tmp_path / "config.yaml").write_text("\n".join(places.get(line.split(":")[0], line) for line in lines))
+    config = configure(parse(FIT, ["--config", str(tmp_path / "config.yaml")]))
+    assert (config.out, config.name) == (defaults()["out"], defaults()["name"])
+    config = configure(parse(FIT, ["--config", str(tmp_path / "config.yaml"), "--name", "mine"]))
+    assert config.name == "mine"
+
+
+def test_a_study_removes_no_folder_that_is_not_of_a_run(made, tmp_path):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("my only copy")
+    values, _ = read_yaml(str(made / "options" / "config.yaml"))
+    config = FitConfig.layered([("file plan.yaml", {**values, "out": str(tmp_path), "name": "precious"})])
+    with pytest.raises(RunError, match="It holds other files"):
+        work(config)
+    assert (precious / "thesis.txt").read_text() == "my only copy"
 
 
 class TestNetwork:

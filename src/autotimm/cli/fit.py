@@ -9,6 +9,7 @@ from autotimm.cli.parser import Given, parse
 from autotimm.cli.run_args import print_run
 from autotimm.cli.verb import Positional, Verb, loading_torch
 from autotimm.config import COMMAND_LINE, FitConfig, Option, defaults, options, read_yaml
+from autotimm.config.record import RECORD
 from autotimm.config.value_types import Path
 from autotimm.errors import UsageError
 
@@ -63,6 +64,8 @@ def configure(given: Given) -> FitConfig | dict[str, object]:
     file = given.options["config"]
     values, nested = read_yaml(file)
     if not nested:
+        if RECORD in values:  # how a run was made is taken from it, not where: that is a place of whoever made it
+            values = {name: value for name, value in values.items() if name not in ("out", "name")}
         return FitConfig.layered([(f"file {file}", values), (COMMAND_LINE, typed)])
     if typed:
         first = next(iter(typed))

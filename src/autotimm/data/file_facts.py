@@ -30,6 +30,7 @@ from autotimm.data.image_io import (
     needs_conversion,
     open_image,
     reason,
+    require_file,
     row_strips,
     strange_range,
     to_rgb,
@@ -135,6 +136,7 @@ class FileFacts(Generic[_Result]):
     def _map(self, paths: Sequence[Path]) -> Iterator[_Result | Problem]:
         def attempt(path: Path) -> _Result | Problem:
             try:
+                require_file(path)
                 return self.look_up(path)
             except BROKEN as error:
                 return Problem(path, reason(path, error))

@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import re
+import stat
 import struct
 import threading
 import warnings
@@ -46,6 +48,7 @@ __all__ = [
     "read_image",
     "read_rgb",
     "reason",
+    "require_file",
     "row_strips",
     "strange_range",
     "to_rgb",
@@ -226,6 +229,27 @@ def _bytes_needed(image: Image.Image) -> int:
     return image.width * image.height * (held + max(decoder, converted))
 
 
+# By content, whatever the extension; those that most files have come first, the one without a signature last. Not all
+# that Pillow knows: for EPS it starts Ghostscript, and a file that somebody else made may be a program for that.
+_FORMATS = (
+    "JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000", "MPO", "DIB", "ICO", "PCX", "PSD", "QOI",
+    "SGI", "TGA",
+)  # fmt: skip
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """The formats that are read, as far as this build of Pillow has them."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def require_file(path: str | Path) -> None:
+    """Raise an ``OSError`` for what is no file: opening a pipe that nobody writes to would never end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("it is a folder, a pipe or a device, and no file")
+
+
 @contextlib.contextmanager
 def open_image(path: str | Path) -> Iterator[Image.Image]:
     """Read the header of an image file.
@@ -233,7 +257,8 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     Raises:
         OSError: Or another of :data:`BROKEN`, if the file is not an image, or has more pixels than Pillow's limit.
     """
-    with Image.open(path) as image:
+    require_file(path)
+    with Image.open(path, formats=_formats()) as image:
         pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
         if limit is not None and pixels > limit:
             raise Image.DecompressionBombError(f"Image size ({pixels} pixels) exceeds limit of {limit} pixels")

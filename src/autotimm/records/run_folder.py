@@ -42,7 +42,7 @@ from autotimm.records.readers import EachOf, read_json, read_text, require_shape
 from autotimm.records.sample_index import SampleIndex
 from autotimm.records.trust import remember
 
-__all__ = ["PER_CLASS", "RunFolder", "read_results", "write_results"]
+__all__ = ["PER_CLASS", "RunFolder", "read_results", "require_files", "write_results"]
 
 PER_CLASS = "per_class"
 """The group of ``results.json`` with a row per class and a column per metric; the others hold one value per metric."""
@@ -53,6 +53,18 @@ _EARLY = (
     "ledger.jsonl",
 )  # fmt: skip
 _LOGS = ("tensorboard", "mlflow", "wandb")  # what loggers write from the start
+
+
+def require_files(folder: Path) -> None:
+    """Refuse a run folder that holds a pipe or a device: opening one that nobody writes to would never end.
+
+    Raises:
+        ModelError: If there is one.
+    """
+    for place in (folder, folder / "checkpoints"):
+        for path in place.iterdir() if place.is_dir() else ():
+            if path.exists() and not path.is_file() and not path.is_dir():
+                raise ModelError(f"The run folder {folder} must hold files. {path} is a pipe or a device. Remove it.")
 
 
 @dataclass

@@ -20,7 +20,7 @@ from autotimm.models.segmentation.segmenter import DECODER
 from autotimm.optim.optimizers import OPTIMIZER
 from autotimm.records.checked_levels import level_claims
 from autotimm.records.imports import RecordedNames, names_in, require_admitted
-from autotimm.records.run_folder import RunFolder
+from autotimm.records.run_folder import RunFolder, require_files
 from autotimm.records.trust import OfRun
 from autotimm.runs.diff import Comparison, compare
 from autotimm.runs.explain_difference import confirm_difference, confirm_replay
@@ -154,6 +154,8 @@ class Run:
             raise ModelError(f"{path} must be a run folder or a checkpoint. It {problem}. {hint}")
         inside = self._file is not None and self._file.parent.name == "checkpoints"
         self.path = path if self._file is None else path.parent.parent if inside else path.parent
+        if self._file is None or inside:
+            require_files(self.path)
         self.trust = trust
         self._folder = RunFolder(self.path, self.path.parent)
         self._per_class: dict[str, dict[str, float]] | None = None

@@ -10,7 +10,6 @@ No other module imports this one: a module that the package imports cannot be ru
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -22,6 +21,7 @@ from filelock import FileLock, Timeout
 from autotimm.config import FitConfig, read_yaml
 from autotimm.errors import AutotimmError, RunError, printable
 from autotimm.records.own_modules import search_also
+from autotimm.records.run_folder import RunFolder
 from autotimm.runs.run import Run, fit_config
 from autotimm.studies.trials import has_test_data, is_tested, run_status
 
@@ -59,8 +59,11 @@ def _train(config: FitConfig, folder: Path) -> Run:
     status = run_status(folder)
     if status is not None and (status == "finished" or [*folder.glob("checkpoints/*.ckpt")]):
         return Run(folder).resume()
-    if folder.exists():
-        shutil.rmtree(folder)  # interrupted before its first checkpoint
+    # Interrupted before its first checkpoint. The plan may be somebody else's: only what a run writes is removed.
+    if folder.exists() and not RunFolder(folder, folder.parent).discard():
+        raise RunError(
+            f"{folder} must be a new folder, or that of a run of the study. It holds other files. Move them away."
+        )
     return fit_config(config)
 
 

@@ -225,10 +225,18 @@ def _read_directory(folder: Path) -> _Contents:
     for entry in sorted(visible, key=lambda entry: os.fsencode(entry.name)):
         if _is_folder(entry):
             contents.folders.append(_Entry(entry.name, entry.is_symlink()))
-        else:
+        elif _is_file(entry):
             contents.files.append(_Entry(entry.name, entry.is_symlink()))
             contents.by_suffix.setdefault(os.path.splitext(entry.name)[1].lower(), []).append(entry.name)
     return contents
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a file, or a link that leads nowhere; a pipe or a device is neither."""
+    try:
+        return entry.is_file() or not os.path.exists(entry.path)
+    except OSError:
+        return True  # the error of whoever reads it says more
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
