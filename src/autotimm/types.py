@@ -72,12 +72,17 @@ class Sample(NamedTuple):
             255 where unlabeled.
         id: Stable name of the sample within its data set, ``/``-separated; its position in every per-sample stream.
         placement: Position of the original image within ``image`` if it was letterboxed, otherwise ``None``.
+        truth: What metrics compare predictions with, where that is not the target: in pixels of the original image, and
+            with all objects. For detection a dictionary of ``boxes`` (K, 4), ``labels`` (K,), ``crowd`` (K,), ``area``
+            (K,), 0 where it follows from box or mask, and, for instance segmentation, ``masks``, K run lengths of COCO
+            as ``((height, width), counts)``; for semantic segmentation class indices (H, W).
     """
 
     image: Tensor
     target: Any
     id: str
     placement: Placement | None = None
+    truth: Any = None
 
 
 class Batch(NamedTuple):
@@ -92,6 +97,7 @@ class Batch(NamedTuple):
         fingerprints: 16 hexadecimal digits per sample, a digest of its image and target as they enter the network. It
             is computed by the process that loads them, so that the ledger need not wait for a device.
         placements: ``int64`` (N, 6), one :class:`Placement` per image, or ``None`` if images are not letterboxed.
+        truths: In evaluation, the truth of each of the N samples (see :class:`Sample`); ``None`` if it is the target.
     """
 
     images: Tensor
@@ -99,6 +105,7 @@ class Batch(NamedTuple):
     ids: tuple[str, ...] = ()
     fingerprints: str = ""
     placements: Tensor | None = None
+    truths: tuple[Any, ...] | None = None
 
     @classmethod
     def of(cls, batch: Any) -> Batch:
@@ -128,7 +135,8 @@ class Step:
 
     Attributes:
         losses: Named scalar losses, whose sum is minimized. Empty for a batch without targets.
-        predictions: Input of the metrics and of :meth:`Task.decode`, first dimension N.
+        predictions: Input of the metrics and of :meth:`Task.decode`, first dimension N; or a list of N tensors, which
+            metrics receive one at a time, if they differ in size.
         targets: Targets of the metrics, or ``None`` if metrics are not meaningful, as with mixup.
         weight: The divisor of the losses if it is not N: the sum of the samples' weights, a scalar. The mean over all
             batches is computed with it.
@@ -234,6 +242,7 @@ class DataSpec:
             :func:`autotimm.serialization.plain_value`; ``None`` for the built-in ones.
         kind: Kind of the targets: ``classes`` (of whole images), ``boxes``, ``instances`` (boxes and masks) or
             ``pixels`` (a class per pixel). Images are letterboxed in evaluation for all kinds but ``classes``.
+        category_ids: The numbers that the COCO file gave the classes, in their order; empty if there was none.
     """
 
     class_names: tuple[str, ...]
@@ -244,12 +253,17 @@ class DataSpec:
     interpolation: str = "bilinear"
     eval_transforms: str | None = None
     kind: str = "classes"
+    category_ids: tuple[int, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Convert to a dictionary of built-in types, for a checkpoint or a manifest."""
-        return asdict(self) | {"class_names": list(self.class_names)}
+        data = asdict(self) | {"class_names": list(self.class_names), "category_ids": list(self.category_ids)}
+        if not self.category_ids:
+            del data["category_ids"]  # as in the records of versions that did not know it
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DataSpec:
         """Create a spec from the result of :meth:`as_dict`. Missing entries get their defaults."""
-        return cls(**{**data, "class_names": tuple(data["class_names"])})
+        tuples = {name: tuple(data[name]) for name in ("class_names", "category_ids") if name in data}
+        return cls(**{**data, **tuples})

@@ -37,7 +37,11 @@ def run(argv: Sequence[str]) -> int:
     if given is None:
         return 0
     fast, out, draw, paths = (given.value("fast"), given.value("out"), given.value("draw"), given.positionals["paths"])
+    ids = given.value("ids")
     _check_outputs(out, draw)
+    if ids is not None and (out is None or _ending(out) != ".json"):
+        cure = "It says which numbers images and categories have in a COCO file. Add for example --out found.json."
+        raise UsageError(sentence("--ids", _OWNER, "given with an --out that ends in .json", ids, cure))
     run, ckpt = open_run(given)
     from autotimm.runs.predict import data_of_checkpoint, image_files
 
@@ -45,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
     _check_kind(data.kind, out, draw)
     predictions = run.predict(paths, fast=fast, ckpt=ckpt, threshold=given.value("threshold"))
     if out is not None:
-        _save(out, predictions, data)
+        _save(out, predictions, data, ids)
         print(f"predictions: {out} ({len(predictions)} images)")
     if draw is not None:
         from autotimm.runs.prediction_files import write_pictures
@@ -84,14 +88,14 @@ def _check_kind(kind: str, out: str | None, draw: str | None) -> None:
         raise UsageError(sentence("--draw", _OWNER, "left out for classification", draw, cure))
 
 
-def _save(out: str, predictions: Any, data: DataSpec) -> None:
+def _save(out: str, predictions: Any, data: DataSpec, ids: str | None) -> None:
     from autotimm.runs.prediction_files import as_csv, coco_results, write_json, write_labels, write_table
 
     ending = _ending(out)
     if ending == ".csv":
         write_table(out, as_csv(predictions))
     elif ending == ".json":
-        write_json(out, coco_results(predictions, data.class_names))
+        write_json(out, coco_results(predictions, data.class_names, category_ids=data.category_ids, ids=ids))
     else:
         write_labels(out, predictions, data.class_names)
 
@@ -122,6 +126,7 @@ PREDICT = Verb(
     positionals=(RUN, Positional("paths", "PATH", "images, or folders of images", many=True)),
     options={
         "out": Option(Path(metavar="FILE|DIR"), "save a .csv table, COCO .json, or label images in DIR", "Options"),
+        "ids": Option(Path(metavar="FILE"), "COCO file whose image and category ids the .json gets", "Options"),
         "draw": Option(Path(metavar="DIR"), "save pictures with boxes, masks, class names and scores", "Options"),
         "ckpt": CKPT,
         "trust": TRUST,
@@ -138,6 +143,7 @@ PREDICT = Verb(
         "autotimm predict runs/photos-001 new/ --out predictions.csv",
         "autotimm predict runs/photos-001 one.jpg two.jpg",
         "autotimm predict runs/cars-001 new/ --out found.json --draw pictures/ --threshold 0.5",
+        "autotimm predict runs/cars-001 val/ --out found.json --ids annotations/instances_val.json --threshold 0.001",
     ),
     notes=(
         "Without --out and --draw, prints a table on a terminal and CSV to a pipe or file.",

@@ -39,6 +39,7 @@ _SHARE = Number(0, 1, high_open=True)
 _CLASSIFICATION = ("classification",)
 _DENSE = ("detection", "instance", "segmentation")
 _WITH_LOSS = ("classification", "segmentation")
+_OBJECTS = ("detection", "instance")
 _WITH_SCORES = ("classification", "detection", "instance")
 _DATA_AND_MODEL = (To("data"), To("model"))
 _SEED = tuple(To(part, "seed", converter="seed") for part in ("data", "model", "trainer"))
@@ -166,6 +167,14 @@ class FitConfig:
     threshold: float = _model(
         0.5, Number(0, 1), "score from which labels (multi-label) or objects are reported",
         stages=("validation",), tasks=_WITH_SCORES, by_task={"detection": 0.3},
+    )
+    max_objects: int = _model(
+        100, Whole(1), "objects found in an image at most, those with the highest scores", stages=("validation",),
+        tasks=_OBJECTS,
+    )
+    nms_iou: float | None = _model(
+        None, Number(0, 1), "overlap (IoU) of two boxes of a class above which the one with the lower score is dropped",
+        none="auto", stages=("validation",), tasks=_OBJECTS,
     )
     freeze_backbone: bool = _model(
         False, Flag(), "train the head only", stages=("update", "forward"), recipe="reads",

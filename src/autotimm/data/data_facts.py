@@ -122,6 +122,7 @@ class Facts(ABC):
             interpolation=self.interpolation,
             eval_transforms=plain_value(self.arguments.get("eval_transforms")),
             kind=self.tables["train"].kind,
+            category_ids=self.tables["train"].category_ids,
         )
 
     def class_counts(self, split: str = "train") -> tuple[int, ...]:

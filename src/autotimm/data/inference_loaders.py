@@ -174,7 +174,8 @@ class Relabelled(Table):
     def load(self, index: int) -> Sample:
         """Read a sample of the other table, with renumbered labels."""
         sample = self.table.load(index)
-        return sample._replace(target=self._renumbered(sample.target))
+        truth = None if sample.truth is None else self._renumbered(sample.truth)
+        return sample._replace(target=self._renumbered(sample.target), truth=truth)
 
     def _renumbered(self, target: Any) -> Any:
         if isinstance(target, dict):

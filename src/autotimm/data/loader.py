@@ -81,7 +81,8 @@ def collate_samples(samples: Sequence[Sample], transforms: str = "transforms") -
             )
     targets = _targets([sample.target for sample in samples])
     ids = tuple(sample.id for sample in samples)
-    return Batch(torch.stack(images), targets, ids, placements=_placements(samples))
+    truths = None if any(sample.truth is None for sample in samples) else tuple(sample.truth for sample in samples)
+    return Batch(torch.stack(images), targets, ids, placements=_placements(samples), truths=truths)
 
 
 def with_fingerprints(batch: Batch) -> Batch:

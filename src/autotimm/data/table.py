@@ -34,6 +34,7 @@ class Table(ABC):
         multi_label: Whether a sample may have several classes.
         kind: The kind of the targets, see :class:`autotimm.types.DataSpec`.
         strata: The class index of each sample, for stratified splits and balanced draws; ``None`` if there is none.
+        category_ids: The numbers that a COCO file gives the classes, in their order; empty if there is none.
         draws_random: Whether :meth:`load` may draw from a global generator (``random``, NumPy, torch). ``False`` saves
             time.
     """
@@ -43,6 +44,7 @@ class Table(ABC):
     multi_label: bool = False
     kind: str = "classes"
     strata: Sequence[int] | None = None
+    category_ids: tuple[int, ...] = ()
     draws_random: bool = True
 
     @abstractmethod
@@ -152,7 +154,7 @@ class Subset(Table):
         self.table, self.indices = table, tuple(indices)
         self.ids = tuple(table.ids[index] for index in self.indices)
         self.class_names, self.multi_label, self.kind = table.class_names, table.multi_label, table.kind
-        self.draws_random = table.draws_random
+        self.draws_random, self.category_ids = table.draws_random, table.category_ids
         self.strata = None if table.strata is None else [table.strata[index] for index in self.indices]
 
     def load(self, index: int) -> Sample:

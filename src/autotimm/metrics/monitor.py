@@ -69,17 +69,19 @@ def default_metrics(num_classes: int, *, multi_label: bool = False, threshold: f
     return [*metrics, metric("f1", "MulticlassF1Score", num_classes=num_classes, average="macro")]
 
 
-def mean_ap(name: str, num_classes: int, iou_type: str) -> MetricConfig:
+def mean_ap(name: str, num_classes: int, iou_type: str, max_objects: int = 100) -> MetricConfig:
     """Configure :class:`autotimm.metrics.MeanAP` for validation and test.
 
     Args:
         name: Name of the metric in logs.
         num_classes: Number of classes C.
         iou_type: ``"bbox"`` for boxes, ``"segm"`` for masks.
+        max_objects: Detections per image that count at most.
     """
+    most = {} if max_objects == 100 else {"max_objects": max_objects}
     return MetricConfig(
         name, backend="custom", metric_class="autotimm.metrics.MeanAP",
-        params={"num_classes": num_classes, "iou_type": iou_type}, stages=("val", "test"), prog_bar=True,
+        params={"num_classes": num_classes, "iou_type": iou_type, **most}, stages=("val", "test"), prog_bar=True,
     )  # fmt: skip
 
 

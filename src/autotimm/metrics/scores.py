@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -63,17 +63,46 @@ class Scores(Metric, ABC):
         """Return one value per class (C,), NaN where it is undefined."""
 
 
+class _AveragePrecision(MeanAveragePrecision):
+    """COCO's evaluation of objects whose masks are run lengths already: pixels of 100 masks would fill the memory."""
+
+    def update(self, preds: Sequence[Mapping[str, Any]], target: Sequence[Mapping[str, Any]]) -> None:
+        for found in preds:
+            self.detection_labels.append(found["labels"])
+            self.detection_scores.append(found["scores"])
+        for true in target:
+            self.groundtruth_labels.append(true["labels"])
+            self.groundtruth_crowds.append(true.get("iscrowd", torch.zeros_like(true["labels"])))
+            self.groundtruth_area.append(true.get("area", torch.zeros_like(true["labels"])))
+        # With masks alone, torchmetrics drops images without true objects and thereby ignores the false positives in
+        # them. It keeps every image that has boxes, although it does not read them.
+        self.detection_box += [_as_coco(found["boxes"]) for found in preds]
+        self.groundtruth_box += [_as_coco(true["boxes"]) for true in target]
+        if "segm" in self.iou_type:
+            self.detection_mask.extend(tuple(found["masks"]) for found in preds)  # type: ignore[misc]  # as there
+            self.groundtruth_mask.extend(tuple(true["masks"]) for true in target)  # type: ignore[misc]
+
+
+def _as_coco(boxes: Tensor) -> Tensor:
+    """Boxes (K, 4) of x1, y1, x2, y2 as x, y, width, height; in 64 bits, as programs that read COCO's files compute."""
+    boxes = boxes.reshape(-1, 4).to(torch.float32 if boxes.device.type == "mps" else torch.float64)
+    return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
+
+
 class MeanAP(Scores):
     """COCO mean average precision: the mean over classes and over ten IoU thresholds from 0.5 to 0.95.
 
-    Further values: ``50`` and ``75`` (at the single thresholds 0.5 and 0.75), ``small``, ``medium`` and ``large``
-    (objects with an area below 32² pixels, up to 96², and above), and ``recall`` with up to 100 detections per image.
-    All are in [0, 1]. They are computed by faster-coco-eval if it is installed (the extra ``coco``), otherwise by
-    pycocotools, with the same results.
+    With the further values these are the twelve figures of COCO: ``50`` and ``75`` (at the single thresholds 0.5 and
+    0.75), ``small``, ``medium`` and ``large`` (objects with an area below 32² pixels, up to 96², and above), and the
+    average recall: ``recall`` with ``max_objects`` detections per image, ``recall_small``, ``recall_medium`` and
+    ``recall_large``, and with a single detection and with ten ``recall_1`` and ``recall_10``. All are in [0, 1]. They
+    are computed by faster-coco-eval if it is installed (the extra ``coco``), otherwise by pycocotools, with the same
+    results.
 
     Args:
         num_classes: Number of classes C.
         iou_type: ``"bbox"`` compares boxes, ``"segm"`` masks.
+        max_objects: Detections per image that count, those with the highest scores; 100 in COCO.
 
     Source:
         Lin et al., "Microsoft COCO: common objects in context", ECCV 2014.
@@ -81,30 +110,33 @@ class MeanAP(Scores):
 
     prefixed, headline, per_class = True, ("mean", "50"), "AP"
 
-    def __init__(self, num_classes: int, iou_type: str = "bbox") -> None:
+    def __init__(self, num_classes: int, iou_type: str = "bbox", max_objects: int = 100) -> None:
         backend = "faster_coco_eval" if find_spec("faster_coco_eval") else "pycocotools"
         # The thresholds of pycocotools. torchmetrics rounds its own to 32 bits, and a recall of exactly 0.6 misses one.
         overlaps, recalls = np.linspace(0.5, 0.95, 10).tolist(), np.linspace(0, 1, 101).tolist()
+        most = [min(1, max_objects), min(10, max_objects), max_objects]
         literals: Any = {"iou_type": iou_type, "backend": backend}  # annotated as Literal in torchmetrics
         super().__init__(
-            MeanAveragePrecision(iou_thresholds=overlaps, rec_thresholds=recalls, extended_summary=True, **literals)
+            _AveragePrecision(
+                iou_thresholds=overlaps,
+                rec_thresholds=recalls,
+                max_detection_thresholds=most,
+                extended_summary=True,
+                **literals,
+            )
         )
-        self.num_classes = num_classes
+        self.num_classes, self._most = num_classes, most
 
     def update(self, predictions: Sequence[Mapping[str, Tensor]], targets: Sequence[Mapping[str, Tensor]]) -> None:
         """Add one batch.
 
         Args:
-            predictions: For each image, a dictionary of ``boxes``, ``scores``, ``labels`` and, for ``segm``, ``masks``.
-            targets: For each image, a dictionary of ``boxes``, ``labels``, ``iscrowd`` and, for ``segm``, ``masks``.
+            predictions: For each image, a dictionary of ``boxes`` (K, 4), ``scores`` (K,), ``labels`` (K,) and, for
+                ``segm``, ``masks``: K run lengths of COCO as ``((height, width), counts)``.
+            targets: For each image, a dictionary of ``boxes``, ``labels`` and, for ``segm``, ``masks``, with
+                ``iscrowd`` (K,) and ``area`` (K,) where they are known; an area of 0 is that of the box or mask.
         """
         super().update(predictions, targets)
-        inner = cast(MeanAveragePrecision, self.inner)
-        if "segm" in inner.iou_type:
-            # With masks alone, torchmetrics drops images without true objects and thereby ignores the false positives
-            # in them. It keeps every image that has boxes, although it does not read them.
-            inner.detection_box += [prediction["boxes"] for prediction in predictions]
-            inner.groundtruth_box += [target["boxes"] for target in targets]
 
     def _summary(self) -> dict[str, Any]:
         summary: dict[str, Any] = self.inner.compute()  # cached by torchmetrics until the next batch
@@ -114,8 +146,13 @@ class MeanAP(Scores):
         """Return the mean average precision and the further values."""
         summary = self._summary()
         names = {"mean": "map", "50": "map_50", "75": "map_75", "small": "map_small", "medium": "map_medium"}
-        names |= {"large": "map_large", "recall": "mar_100"}
+        names |= {"large": "map_large", "recall": f"mar_{self._most[2]}", "recall_1": f"mar_{self._most[0]}"}
+        names |= {"recall_10": f"mar_{self._most[1]}", "recall_small": "mar_small", "recall_medium": "mar_medium"}
+        names |= {"recall_large": "mar_large"}
         values = {name: summary[key].to(torch.float32) for name, key in names.items()}
+        if self._most[2] != 100 and "precision" in summary:  # of another number pycocotools gives no mean, but -1
+            defined = summary["precision"][..., 0, -1]
+            values["mean"] = defined[defined > -1].mean().nan_to_num(-1).to(torch.float32)
         # COCO returns -1 if there are no true objects. The mean, which a run monitors, is 0 then.
         return {name: value.clamp(min=0) for name, value in values.items() if value >= 0 or name == "mean"}
 
@@ -125,13 +162,16 @@ class MeanAP(Scores):
         result = torch.full((self.num_classes,), torch.nan)
         if "precision" not in summary:  # there were no images
             return result
-        precision = summary["precision"][..., 0, -1]  # (IoU, recall, class), for all areas and 100 detections
+        precision = summary["precision"][..., 0, -1]  # (IoU, recall, class), for all areas and most detections
         for column, label in enumerate(torch.atleast_1d(summary["classes"]).tolist()):
             defined = precision[:, :, column]
             defined = defined[defined > -1]
             if len(defined):
                 result[label] = defined.mean()
         return result
+
+
+_AT_ONCE = 1 << 22  # pixels
 
 
 class RegionScores(Scores):
@@ -150,6 +190,21 @@ class RegionScores(Scores):
 
     def __init__(self, num_classes: int, ignore_index: int = IGNORE_INDEX) -> None:
         super().__init__(MulticlassConfusionMatrix(num_classes, ignore_index=ignore_index, validate_args=False))
+
+    def update(self, predictions: Tensor, targets: Tensor) -> None:
+        """Add one batch.
+
+        Args:
+            predictions: Logits (N, C, H, W), or class indices (N, H, W), of images of any size.
+            targets: Class indices (N, H, W).
+        """
+        if predictions.ndim > targets.ndim:
+            super().update(predictions, targets)
+            return
+        # In parts: torchmetrics makes 64-bit copies of them.
+        parts = zip(predictions.flatten().split(_AT_ONCE), targets.flatten().split(_AT_ONCE), strict=True)
+        for predicted, true in parts:
+            super().update(predicted, true)
 
     def _pixel_counts(self) -> tuple[Tensor, Tensor, Tensor]:
         """Count correct, predicted and true pixels per class, (C,) each."""

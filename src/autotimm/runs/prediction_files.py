@@ -18,21 +18,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torchvision.transforms.v2 import functional as F
 
 from autotimm.data.image_io import read_image
-from autotimm.errors import RunError
+from autotimm.errors import DataError, RunError, join_names
 from autotimm.records.atomic import atomic_path, write_text
 from autotimm.records.csv_cells import csv_text, safe_cell
 from autotimm.runs.draw import class_colors, draw_prediction
 from autotimm.runs.output_paths import require_new_file, require_new_folder
+from autotimm.serialization import read_json
 from autotimm.types import ObjectPrediction, PixelPrediction, Prediction
 
 __all__ = [
+    "CocoIds",
     "as_csv",
     "as_rows",
     "coco_results",
@@ -131,15 +133,84 @@ def as_rows(
     return titles, rows
 
 
-def coco_results(predictions: Sequence[ObjectPrediction], class_names: Sequence[str]) -> dict[str, Any]:
+class CocoIds(NamedTuple):
+    """The numbers that an annotation file gives its images and categories, which results must have to be compared.
+
+    Attributes:
+        images: The number of each image, by its ``file_name``.
+        categories: The number of each category, by its name.
+    """
+
+    images: Mapping[str, int | str]
+    categories: Mapping[str, int]
+
+    @classmethod
+    def read(cls, path: str | Path) -> CocoIds:
+        """Read them from a COCO file.
+
+        Raises:
+            DataError: If it cannot be read, or is no such file.
+        """
+        try:
+            content = read_json(Path(path), largest=None)
+            images = {str(image["file_name"]): image["id"] for image in content["images"]}
+            categories: dict[str, int] = {}
+            for category in content["categories"]:
+                categories.setdefault(str(category["name"]), category["id"])
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}. Check the path.") from error
+        except (ValueError, LookupError, TypeError) as error:
+            raise DataError(
+                f"{path} must be a COCO file: images and categories, each with an id and a name. It is not ({error}). "
+                "Give the annotation file that the predictions will be compared with."
+            ) from error
+        return cls(images, categories)
+
+    def of_images(self, ids: Sequence[str], path: str | Path) -> list[int | str]:
+        """The number of each predicted image: that of the image whose name shares the longest end of the path with it.
+
+        Raises:
+            DataError: If the file does not list an image, or lists several that it may be.
+        """
+        by_name: dict[str, list[str]] = {}
+        for name in self.images:
+            by_name.setdefault(PurePosixPath(name).name, []).append(name)
+        found = [_longest_end(id, by_name.get(PurePosixPath(id).name, [])) for id in ids]
+        if lost := [id for id, names in zip(ids, found, strict=True) if len(names) != 1]:
+            raise DataError(
+                f"{path} must list each predicted image once. {len(lost)} are not in it or cannot be told from "
+                f"others: {join_names(lost)}. Predict the images of that file."
+            )
+        return [self.images[name] for (name,) in found]
+
+
+def _longest_end(id: str, names: Sequence[str]) -> list[str]:
+    """Of names of files with the same last part, those that share most of their last parts with an id."""
+    parts = PurePosixPath(os.path.normpath(id)).parts[::-1]
+    common = {name: _equal_parts(parts, PurePosixPath(os.path.normpath(name)).parts[::-1]) for name in names}
+    return [name for name in names if common[name] == max(common.values())]
+
+
+def _equal_parts(a: Sequence[str], b: Sequence[str]) -> int:
+    return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def coco_results(
+    predictions: Sequence[ObjectPrediction], class_names: Sequence[str], *, category_ids: Sequence[int] = (),
+    ids: str | Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Put predictions into COCO's layout, as plain data for a JSON file.
 
-    The ``annotations`` are at the same time COCO's results, which ``COCO.loadRes`` takes. Numbers of images and
-    categories start at 1, in the order of the predictions and of the classes; images without objects are listed too.
+    The ``annotations`` are at the same time COCO's results, which ``COCO.loadRes`` takes. Images without objects are
+    listed too.
 
     Args:
         predictions: One per image.
         class_names: All classes, in the order of the model.
+        category_ids: The number of each class, as in the file that the model was trained on; without any they start at
+            1, in the order of the classes.
+        ids: A COCO file that the results will be compared with: images and categories have its numbers. Without one,
+            numbers of images start at 1, in the order of the predictions.
 
     Returns:
         ``images`` (``file_name`` is the id of the prediction), ``categories`` and ``annotations``, whose ``bbox`` is x,
@@ -147,19 +218,29 @@ def coco_results(predictions: Sequence[ObjectPrediction], class_names: Sequence[
 
     Example:
         >>> found = ObjectPrediction("a/1.jpg", ("cat",), (0.5,), ((1.0, 2.0, 4.0, 6.0),), (8, 9))
-        >>> coco_results([found], ["cat"])["annotations"][0]["bbox"]
+        >>> coco_results([found], ["cat"], category_ids=[17])["annotations"][0]["bbox"]
         [1.0, 2.0, 3.0, 4.0]
     """
-    numbers = {name: number for number, name in enumerate(class_names, 1)}
+    numbers = dict(zip(class_names, category_ids or range(1, len(class_names) + 1), strict=True))
+    images: Sequence[int | str] = range(1, len(predictions) + 1)
+    if ids is not None:
+        of_file = CocoIds.read(ids)
+        images = of_file.of_images([found.id for found in predictions], ids)
+        if unknown := [name for name in class_names if name not in of_file.categories]:
+            raise DataError(
+                f"{ids} must have the classes of the model among its categories. It lacks {join_names(unknown)}. Give "
+                "the file that the model was trained on, or one with the same names."
+            )
+        numbers = {name: of_file.categories[name] for name in class_names}
     annotations: list[dict[str, Any]] = []
-    for image, found in enumerate(predictions, 1):
+    for image, found in zip(images, predictions, strict=True):
         for index, label in enumerate(found.labels):
             annotations.append({"id": len(annotations) + 1, "image_id": image, "category_id": numbers[label],
                                 **_object(found, index)})  # fmt: skip
     return {
         "images": [
             {"id": number, "file_name": found.id, "height": found.size[0], "width": found.size[1]}
-            for number, found in enumerate(predictions, 1)
+            for number, found in zip(images, predictions, strict=True)
         ],
         "categories": [{"id": number, "name": name, "supercategory": ""} for name, number in numbers.items()],
         "annotations": annotations,

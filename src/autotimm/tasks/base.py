@@ -384,7 +384,9 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
             return
         for config, metric in self._of_stage(stage):
             # Only a call keeps the value of the batch, which is what Lightning logs for a step.
-            (metric if config.log_on_step else metric.update)(step.predictions, step.targets)
+            add = metric if config.log_on_step else metric.update
+            for predictions, targets in _of_one_size(step, metric.device):
+                add(predictions, targets)
             if isinstance(metric, Scores):
                 continue  # Lightning logs metrics of one value; these wait for the end of the epoch
             when: dict[str, Any] = {"on_step": config.log_on_step, "on_epoch": config.log_on_epoch}
@@ -413,6 +415,15 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         titles = {config.name: metric.per_class for config, metric in measured if isinstance(metric, Scores)}
         names = names_of(self.spec, max(map(len, self.by_class.values())))
         return table_of(self.by_class, titles, names)
+
+
+def _of_one_size(step: Step, device: torch.device) -> Iterator[tuple[Any, Any]]:
+    """Predictions and targets as metrics take them: a batch at a time, or an image where images differ in size."""
+    if not _is_list_of_tensors(step.predictions):
+        yield step.predictions, step.targets
+        return
+    for predicted, true in zip(step.predictions, step.targets, strict=True):
+        yield predicted[None].to(device), true[None].to(device)
 
 
 # Checks and names that tasks with classes share

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,13 +12,14 @@ from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from autotimm.data.transforms.image_transforms import resize_masks
 from autotimm.errors import number, require, require_choice
 from autotimm.metrics import MetricConfig, mean_ap
 from autotimm.models.backbone.weights import resolve_weights
 from autotimm.models.detection.build_detector import build_detector
 from autotimm.models.detection.two_stage import TwoStageDetector
 from autotimm.tasks.base import Task, TaskOptions, check_num_classes, check_spec, names_of
-from autotimm.tasks.letterbox import paste, places, to_original
+from autotimm.tasks.letterbox import encode, places, shown, to_original
 from autotimm.types import Batch, DataSpec, ObjectPrediction, Placement, Stage, Step
 
 __all__ = ["InstanceSegmentor", "ObjectDetector", "ObjectOptions", "ObjectTask"]
@@ -31,6 +32,8 @@ class ObjectOptions(TaskOptions, total=False):
     pretrained: bool | str | None
     image_size: int | None
     drop_path_rate: float
+    max_objects: int
+    nms_iou: float | None
 
 
 class ObjectTask(Task, ABC):
@@ -45,6 +48,8 @@ class ObjectTask(Task, ABC):
         pretrained: As for :class:`autotimm.ImageClassifier`; of the backbone alone.
         image_size: Side of the square images, for backbones that need it.
         drop_path_rate: Probability of skipping a residual block.
+        max_objects: Objects per image at most, those with the highest scores; also in metrics.
+        nms_iou: Overlap of two boxes of one class from which the one with the lower score is dropped.
         options: The options that all tasks share.
     """
 
@@ -66,19 +71,22 @@ class ObjectTask(Task, ABC):
         pretrained: bool | str | None = None,
         image_size: int | None = None,
         drop_path_rate: float = 0.0,
+        max_objects: int = 100,
+        nms_iou: float | None = None,
         **options: Unpack[TaskOptions],
     ) -> None:
         owner = type(self).__name__
         require_choice("arch", owner, arch, self.archs)
         check_num_classes(num_classes, 1, owner)
         require(0 < number(threshold) < 1, "threshold", owner, "in (0, 1)", threshold, "Give for example 0.3.")
-        self._num_classes, self.threshold = num_classes, threshold
+        self._num_classes, self.threshold, self._max_objects = num_classes, threshold, max_objects
         weights = resolve_weights(backbone, False if self.is_loading else pretrained)
 
         def network(seed: int) -> nn.Module:
             return build_detector(
                 arch, backbone, num_classes,
                 weights=weights, seed=seed, image_size=image_size, width=width, drop_path_rate=drop_path_rate,
+                max_objects=max_objects, nms_iou=nms_iou,
             )  # fmt: skip
 
         super().__init__(network, weights=weights, **options)
@@ -95,16 +103,10 @@ class ObjectTask(Task, ABC):
         output = self.infer(batch.images)
         if batch.targets is None:
             return Step({}, output)
-        placements, side = places(batch), batch.images.shape[-1]
-        predicted = [self._measurable(objects, place, side) for objects, place in zip(output, placements, strict=True)]
-        true = [_true(target, place) for target, place in zip(batch.targets, placements, strict=True)]
-        return Step({}, predicted, true)
-
-    def _measurable(self, objects: dict[str, Tensor], place: Placement, side: int) -> dict[str, Tensor]:
-        moved = {**objects, "boxes": to_original(objects["boxes"], place)}
-        if "masks" in objects:  # at the size of the true masks, which is that of the network's input
-            moved["masks"] = paste(objects["masks"], objects["boxes"], side, side)
-        return moved
+        placements = places(batch)
+        predicted = [_measurable(objects, place) for objects, place in zip(output, placements, strict=True)]
+        truths = batch.truths or [_truth(*each) for each in zip(batch.targets, placements, strict=True)]
+        return Step({}, predicted, [_true(truth) for truth in truths])
 
     def decode(self, output: Sequence[dict[str, Tensor]], batch: Batch) -> list[ObjectPrediction]:
         """Objects whose score reaches the threshold, in pixels of the original image."""
@@ -117,8 +119,8 @@ class ObjectTask(Task, ABC):
         boxes = to_original(objects["boxes"].float(), place)
         masks: tuple[str, ...] = ()
         if "masks" in objects:
-            pasted = paste(objects["masks"].float(), boxes, place.height, place.width)
-            masks = tuple(coco_mask.encode(np.asfortranarray(mask.numpy()))["counts"].decode() for mask in pasted)
+            runs = encode(objects["masks"].float(), boxes, place.height, place.width)
+            masks = tuple(counts.decode() for _, counts in runs)
         names = self.class_names
         return ObjectPrediction(
             id,
@@ -156,6 +158,10 @@ class ObjectDetector(ObjectTask):
             ``False`` never loads them; a path loads that file.
         image_size: Side in pixels of the square images, for backbones that need it; ``None`` is their default.
         drop_path_rate: Probability of skipping a residual block.
+        max_objects: Objects that are found in an image at most, those with the highest scores. Average precision is
+            computed with as many; COCO's is that of 100, the default.
+        nms_iou: Intersection over union in [0, 1] of two boxes of one class above which the one with the lower score is
+            dropped; ``None`` is torchvision's value, 0.6 for FCOS and 0.5 for the others.
         options: The options that all tasks share, see :class:`autotimm.tasks.base.Task`.
 
     Shape:
@@ -190,7 +196,7 @@ class ObjectDetector(ObjectTask):
 
     def default_metrics(self) -> list[MetricConfig]:
         """COCO's mean average precision of boxes."""
-        return [mean_ap("mAP", self._num_classes, "bbox")]
+        return [mean_ap("mAP", self._num_classes, "bbox", self._max_objects)]
 
 
 class InstanceSegmentor(ObjectTask):
@@ -207,6 +213,10 @@ class InstanceSegmentor(ObjectTask):
             ``False`` never loads them; a path loads that file.
         image_size: Side in pixels of the square images, for backbones that need it; ``None`` is their default.
         drop_path_rate: Probability of skipping a residual block.
+        max_objects: Objects that are found in an image at most, those with the highest scores. Average precision is
+            computed with as many; COCO's is that of 100, the default.
+        nms_iou: Intersection over union in [0, 1] of two boxes of one class above which the one with the lower score is
+            dropped; ``None`` is torchvision's value, 0.6 for FCOS and 0.5 for the others.
         options: The options that all tasks share, see :class:`autotimm.tasks.base.Task`.
 
     Shape:
@@ -243,7 +253,8 @@ class InstanceSegmentor(ObjectTask):
 
     def default_metrics(self) -> list[MetricConfig]:
         """COCO's mean average precision of masks, and that of boxes."""
-        return [mean_ap("mask_mAP", self._num_classes, "segm"), mean_ap("mAP", self._num_classes, "bbox")]
+        most = self._max_objects
+        return [mean_ap("mask_mAP", self._num_classes, "segm", most), mean_ap("mAP", self._num_classes, "bbox", most)]
 
 
 def _without_crowds(target: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -252,11 +263,25 @@ def _without_crowds(target: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value[keep] for name, value in target.items() if name != "crowd"}
 
 
-def _true(target: dict[str, Tensor], place: Placement) -> dict[str, Tensor]:
-    """The true objects under the names that torchmetrics expects."""
-    true = {"boxes": to_original(target["boxes"], place), "labels": target["labels"]}
-    if "crowd" in target:
-        true["iscrowd"] = target["crowd"].to(torch.int64)
+def _measurable(objects: dict[str, Tensor], place: Placement) -> dict[str, Any]:
+    """Predicted objects in pixels of the original image, under the names that torchmetrics expects."""
+    moved: dict[str, Any] = {**objects, "boxes": to_original(objects["boxes"].float(), place)}
+    if "masks" in objects:
+        moved["masks"] = encode(objects["masks"].float(), moved["boxes"], place.height, place.width)
+    return moved
+
+
+def _truth(target: dict[str, Tensor], place: Placement) -> dict[str, Any]:
+    """The truth of a sample from a loader of the caller's own: its target, in pixels of the original image."""
+    truth: dict[str, Any] = {**target, "boxes": to_original(target["boxes"], place)}
     if "masks" in target:
-        true["masks"] = target["masks"].to(torch.uint8)
-    return true
+        masks = resize_masks(shown(target["masks"], place), (place.height, place.width)).to(torch.uint8).cpu().numpy()
+        runs = [coco_mask.encode(np.asfortranarray(mask)) for mask in masks]
+        truth["masks"] = [(tuple(mask["size"]), mask["counts"]) for mask in runs]
+    return truth
+
+
+def _true(truth: dict[str, Any]) -> dict[str, Any]:
+    """True objects under the names that torchmetrics expects."""
+    true = {name: truth[name] for name in ("boxes", "labels", "area", "masks") if name in truth}
+    return true | ({"iscrowd": truth["crowd"].to(torch.int64)} if "crowd" in truth else {})

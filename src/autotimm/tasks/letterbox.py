@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from math import ceil
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.nn import functional as F
 
 from autotimm.types import Batch, Placement
 
-__all__ = ["likeliest", "paste", "places", "to_original"]
+__all__ = ["RunLengths", "encode", "likeliest", "paste", "places", "shown", "to_original"]
+
+RunLengths = tuple[tuple[int, int], bytes]
+"""A mask in COCO's run lengths: height and width, and the compressed counts."""
 
 
 def places(batch: Batch) -> list[Placement]:
@@ -34,29 +40,77 @@ def to_original(boxes: Tensor, place: Placement) -> Tensor:
     return torch.minimum(((boxes - low) * scale).clamp(min=0), limit)
 
 
-def paste(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
-    """Draw masks (K, M, M), probabilities within boxes (K, 4), to ``uint8`` (K, height, width) of zeros and ones.
+class _Window(NamedTuple):
+    """The part of a mask where it may have pixels: ``uint8`` zeros and ones, and its first row and column."""
+
+    pixels: Tensor
+    top: int
+    left: int
+
+
+def _drawn(mask: Tensor, box: list[float], height: int, width: int) -> _Window | None:
+    """A mask (M, M), probabilities within a box, in pixels of the image; ``None`` if it has none.
 
     A pixel belongs to an object if its center is in the box and the mask, interpolated there, is at least one half.
     torchvision's own function rounds boxes to whole pixels first, and towards zero: small masks move, and those at the
     upper and left border of the image lose their first pixels.
+    """
+    x1, y1, x2, y2 = box
+    left, right = max(0, ceil(x1 - 0.5)), min(width, ceil(x2 - 0.5))  # pixels whose centers the box holds
+    top, bottom = max(0, ceil(y1 - 0.5)), min(height, ceil(y2 - 0.5))
+    if right <= left or bottom <= top:
+        return None
+    columns = (torch.arange(left, right, device=mask.device) + 0.5 - x1) / (x2 - x1) * 2 - 1
+    rows = (torch.arange(top, bottom, device=mask.device) + 0.5 - y1) / (y2 - y1) * 2 - 1
+    grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1).to(mask.dtype)
+    values = F.grid_sample(mask[None, None], grid[None], padding_mode="border", align_corners=False)[0, 0]
+    return _Window((values >= 0.5).to(torch.uint8), top, left)
+
+
+def paste(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
+    """Draw masks (K, M, M), probabilities within boxes (K, 4), to ``uint8`` (K, height, width) of zeros and ones.
 
     Example:
         >>> paste(torch.ones(1, 28, 28), torch.tensor([[0.0, 0.4, 2.0, 2.0]]), 3, 4).tolist()
         [[[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]]
     """
-    drawn = masks.new_zeros((len(masks), height, width), dtype=torch.uint8)
-    for canvas, mask, (x1, y1, x2, y2) in zip(drawn, masks, boxes.tolist(), strict=True):
-        left, right = max(0, ceil(x1 - 0.5)), min(width, ceil(x2 - 0.5))  # pixels whose centers the box holds
-        top, bottom = max(0, ceil(y1 - 0.5)), min(height, ceil(y2 - 0.5))
-        if right <= left or bottom <= top:
-            continue
-        columns = (torch.arange(left, right, device=mask.device) + 0.5 - x1) / (x2 - x1) * 2 - 1
-        rows = (torch.arange(top, bottom, device=mask.device) + 0.5 - y1) / (y2 - y1) * 2 - 1
-        grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1).to(mask.dtype)
-        shown = F.grid_sample(mask[None, None], grid[None], padding_mode="border", align_corners=False)[0, 0]
-        canvas[top:bottom, left:right] = shown >= 0.5
-    return drawn
+    canvas = masks.new_zeros((len(masks), height, width), dtype=torch.uint8)
+    for whole, mask, box in zip(canvas, masks, boxes.tolist(), strict=True):
+        if (window := _drawn(mask, box, height, width)) is not None:
+            rows, columns = window.pixels.shape
+            whole[window.top : window.top + rows, window.left : window.left + columns] = window.pixels
+    return canvas
+
+
+def encode(masks: Tensor, boxes: Tensor, height: int, width: int) -> list[RunLengths]:
+    """The run lengths of what :func:`paste` draws, without drawing it: 100 masks of 12 megapixels fill 1.2 GB.
+
+    Example:
+        >>> encode(torch.ones(1, 28, 28), torch.tensor([[0.0, 0.4, 2.0, 2.0]]), 3, 4)
+        [((3, 4), b'021O6')]
+    """
+    windows = [_drawn(mask, box, height, width) for mask, box in zip(masks.cpu(), boxes.tolist(), strict=True)]
+    return [((height, width), _counts(window, height, width)) for window in windows]
+
+
+def _counts(window: _Window | None, height: int, width: int) -> bytes:
+    """COCO's compressed counts, column by column."""
+    size = [height, width]
+    if window is None:
+        return coco_mask.frPyObjects({"size": size, "counts": [height * width]}, *size)["counts"]  # type: ignore[no-any-return]
+    rows, columns = window.pixels.shape
+    strip = np.zeros((columns, height), np.int8)
+    strip[:, window.top : window.top + rows] = window.pixels.numpy().T
+    changes = np.flatnonzero(np.diff(strip.ravel(), prepend=0, append=0)) + window.left * height
+    counts = np.diff(changes, prepend=0, append=height * width)
+    counts = counts[:-1] if counts[-1] == 0 and len(counts) > 1 else counts
+    return coco_mask.frPyObjects({"size": size, "counts": counts.tolist()}, *size)["counts"]  # type: ignore[no-any-return]
+
+
+def shown(layers: Tensor, place: Placement) -> Tensor:
+    """The part of layers (..., S, S) of the square that the image covers."""
+    bottom, right = place.top + place.shown_height, place.left + place.shown_width
+    return layers[..., place.top : bottom, place.left : right]
 
 
 def likeliest(logits: Tensor, height: int, width: int, at_once: int = 1 << 22) -> Tensor:

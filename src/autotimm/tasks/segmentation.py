@@ -17,7 +17,7 @@ from autotimm.metrics import MetricConfig, region_scores
 from autotimm.models.backbone.weights import resolve_weights
 from autotimm.models.segmentation.segmenter import build_segmenter
 from autotimm.tasks.base import Task, TaskOptions, check_num_classes, check_spec, names_of
-from autotimm.tasks.letterbox import likeliest, places
+from autotimm.tasks.letterbox import likeliest, places, shown
 from autotimm.types import Batch, DataSpec, PixelPrediction, Placement, Stage, Step
 
 __all__ = ["SemanticSegmentor"]
@@ -101,13 +101,24 @@ class SemanticSegmentor(Task):
         self.criterion = criterion
 
     def step(self, batch: Batch, stage: Stage) -> Step:
-        """Logits and loss of one batch; the loss is a mean over the pixels that are not ignored."""
+        """Loss of one batch, with logits in training, and in evaluation the classes of the original images' pixels.
+
+        The loss is a mean over the pixels of the network's square that are not ignored.
+        """
         logits = self.infer(batch.images)
         if batch.targets is None:
             return Step({}, logits)
         targets = self._with_ignored(batch.targets)
         known = (targets != self._ignore_index).sum().to(logits.dtype)
-        return Step({"loss": self.criterion(logits, targets)}, logits, targets, known)
+        losses = {"loss": self.criterion(logits, targets)}
+        if batch.truths is None:
+            return Step(losses, logits, targets, known)
+        predicted = [self._labels(each, place) for each, place in zip(logits, places(batch), strict=True)]
+        return Step(losses, predicted, [self._with_ignored(truth) for truth in batch.truths], known)
+
+    def _labels(self, logits: Tensor, place: Placement) -> Tensor:
+        """The likeliest class of each pixel of an original image, ``uint8`` (H, W), on the CPU."""
+        return likeliest(shown(logits.float().cpu(), place), place.height, place.width)
 
     def _with_ignored(self, targets: Tensor) -> Tensor:
         """Targets with ``ignore_index`` in place of 255, which is what data modules write for unknown pixels."""
@@ -123,9 +134,7 @@ class SemanticSegmentor(Task):
         return [self._prediction(logits, id, place) for logits, id, place in images]
 
     def _prediction(self, logits: Tensor, id: str, place: Placement) -> PixelPrediction:
-        bottom, right = place.top + place.shown_height, place.left + place.shown_width
-        shown = logits.float().cpu()[:, place.top : bottom, place.left : right]
-        labels = likeliest(shown, place.height, place.width)
+        labels = self._labels(logits, place)
         shares = torch.bincount(labels.flatten(), minlength=self._num_classes).double() / labels.numel()
         scores = dict(zip(self.class_names, shares.tolist(), strict=True))
         occurring = sorted((name for name, share in scores.items() if share), key=lambda name: -scores[name])

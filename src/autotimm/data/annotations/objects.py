@@ -30,12 +30,15 @@ class Annotation(NamedTuple):
         box: x1, y1, x2, y2 in pixels from the corner of the upright image; x2 and y2 are just outside.
         crowd: Whether it is neither trained on nor counted, right or wrong: COCO's ``iscrowd``, VOC's ``difficult``.
         outline: Its outline, if it is known.
+        area: Its area in square pixels as the annotation states it, by which metrics tell small objects from large
+            ones; 0 if it does not.
     """
 
     label: str
     box: tuple[float, float, float, float]
     crowd: bool = False
     outline: Outline | None = None
+    area: float = 0.0
 
 
 class ObjectTable(Table):
@@ -69,6 +72,7 @@ class ObjectTable(Table):
         self._boxes = np.array([annotation.box for annotation in objects], np.float32).reshape(-1, 4)
         self._labels = np.array([number[annotation.label] for annotation in objects], np.int64)
         self._crowd = np.array([annotation.crowd for annotation in objects], bool)
+        self._areas = np.array([annotation.area for annotation in objects], np.float32)
         self._outlines = Outlines(annotation.outline for annotation in objects) if with_masks else None
         self.strata = rarest_labels(self._presence())
 
@@ -87,7 +91,8 @@ class ObjectTable(Table):
 
         The target has ``boxes`` (``tv_tensors.BoundingBoxes`` (K, 4), ``float32`` x1, y1, x2, y2 in pixels, within the
         image), ``labels`` (``int64`` (K,)), ``crowd`` (``bool`` (K,)) and, with masks, ``masks`` (``tv_tensors.Mask``
-        (K, H, W), ``uint8`` zeros and ones). K is 0 for an image without objects.
+        (K, H, W), ``uint8`` zeros and ones). K is 0 for an image without objects. The truth has all but the masks, the
+        boxes as they were read, and ``area`` (``float32`` (K,)).
         """
         image = read_image(self.paths[index])
         height, width = image.shape[-2:]
@@ -104,7 +109,13 @@ class ObjectTable(Table):
                 outline = self._outlines[number]
                 masks[row] = _rectangle(boxes[row], height, width) if outline is None else outline.mask(height, width)
             target["masks"] = tv_tensors.Mask(torch.from_numpy(masks))
-        return Sample(image, target, self.ids[index])
+        truth = {
+            "boxes": torch.from_numpy(self._boxes[objects].copy()),
+            "labels": target["labels"],
+            "crowd": target["crowd"],
+            "area": torch.from_numpy(self._areas[objects].copy()),
+        }
+        return Sample(image, target, self.ids[index], truth=truth)
 
     def files(self) -> tuple[Path, ...]:
         """The image files."""

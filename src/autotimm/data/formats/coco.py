@@ -70,7 +70,10 @@ class Coco(Format):
         lists = read_lists(root) or read_lists(paths["train"].parent)
         if len(files) == 1 and lists:
             splits = listed({image.id: image for image in splits["train"]}, lists, notices, report)
-        return object_tables(splits, class_names, notices, masks=options.masks, report=report)
+        category_ids = files["train"].category_ids(class_names)
+        return object_tables(
+            splits, class_names, notices, masks=options.masks, report=report, category_ids=category_ids
+        )
 
 
 def read_coco(folder: Path, notices: list[str], *, masks: bool = False, strict: bool = False) -> dict[str, Table]:
@@ -204,6 +207,14 @@ class _CocoFile:
             for image, path in zip(images, paths, strict=True)
         ]
 
+    def category_ids(self, class_names: Sequence[str]) -> list[int]:
+        """The number of each class, the first of several; none if a class has no number in this file."""
+        numbers: dict[str, Any] = {}
+        for category in self.categories:
+            numbers.setdefault(str(category["name"]), category["id"])
+        ids = [numbers.get(name) for name in class_names]
+        return [id for id in ids if isinstance(id, int)] if all(isinstance(id, int) for id in ids) else []
+
     def _distinct_images(self) -> list[dict[str, Any]]:
         """The images whose id is not shared: nothing says to which of several an annotation belongs."""
         by_id: dict[Any, dict[str, dict[str, Any]]] = {}
@@ -229,7 +240,7 @@ class _CocoFile:
                 name = f"{relative(self.path, self._root)} #{annotation.get('id')} ({error})"
                 self.report.add("outlines that cannot be read", "their objects neither learned nor counted", name)
                 crowd = True
-        return ObjectRecord(label, box, crowd, outline)
+        return ObjectRecord(label, box, crowd, outline, _area(annotation.get("area")))
 
 
 def _load(path: Path) -> Any:
@@ -258,6 +269,11 @@ def _box(bbox: Any) -> Box | None:
     except (TypeError, ValueError, OverflowError):
         return (math.nan,) * 4
     return x, y, x + width, y + height
+
+
+def _area(area: Any) -> float:
+    """An area in square pixels; 0 if it is not stated, or no positive number."""
+    return float(area) if isinstance(area, (int, float)) and 0 < area < math.inf else 0.0
 
 
 def _class_names(files: Sequence[_CocoFile], notices: list[str]) -> list[str]:

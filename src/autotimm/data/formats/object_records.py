@@ -26,12 +26,14 @@ class ObjectRecord(NamedTuple):
         box: x1, y1, x2, y2; ``None`` if only the outline is known.
         crowd: See :class:`autotimm.data.annotations.objects.Annotation`.
         outline: Its outline, if there is one.
+        area: See :class:`autotimm.data.annotations.objects.Annotation`.
     """
 
     label: str
     box: Box | None
     crowd: bool = False
     outline: Outline | None = None
+    area: float = 0.0
 
 
 class ImageRecord(NamedTuple):
@@ -59,6 +61,7 @@ def object_tables(
     *,
     masks: bool = False,
     report: Report,
+    category_ids: Sequence[int] = (),
 ) -> dict[str, Table]:
     """Check records against the images, report what is wrong, and make tables.
 
@@ -72,6 +75,7 @@ def object_tables(
         notices: Receives the report.
         masks: Whether samples have masks.
         report: What the format found wrong itself.
+        category_ids: The numbers of the classes in COCO files, in the order of the names.
 
     Raises:
         DataError: If there is no class, no image or no object to train on, or, with ``report.strict``, if anything is
@@ -98,6 +102,7 @@ def object_tables(
         if kept:
             paths, annotations = zip(*kept.values(), strict=True)
             tables[split] = ObjectTable(paths, list(kept), class_names, annotations, with_masks=masks)
+            tables[split].category_ids = tuple(category_ids)
     report.close(notices)
     if "train" not in tables:
         raise DataError(f"No image to train on is left. {' '.join(notices)}".rstrip())
@@ -140,7 +145,7 @@ def _annotation(
     if masks and outline is None and not crowd:
         report.add("objects without an outline", "neither learned nor counted", image.id)
         crowd = True
-    return Annotation(record.label, box, crowd, outline if masks else None)
+    return Annotation(record.label, box, crowd, outline if masks else None, record.area)
 
 
 def _clipped(box: Box | None, width: float, height: float) -> Box | None:

@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from autotimm.constants import IGNORE_INDEX
+from autotimm.data.annotations.outlines import RunLengths
 from autotimm.data.transforms.image_transforms import SampleTransform, ScaleJitter, draws_from_torch_only, resize_masks
 from autotimm.errors import UsageError, require_choice, sentence
 from autotimm.types import Placement, Sample
@@ -125,8 +126,9 @@ class SpatialTransform(SampleTransform):
             target = self._objects(target, placement)
         elif target is not None:
             target = self._boxed(target, placement, IGNORE_INDEX).to(torch.int64)
-        kept = placement if self.transform is None else None  # after a crop, predictions cannot be mapped back
-        return Sample(image, target, sample.id, kept)
+        if self.transform is not None:  # after a crop, predictions cannot be mapped back
+            return Sample(image, target, sample.id)
+        return Sample(image, target, sample.id, placement, _truth(sample))
 
     def check(self, sample: Sample) -> None:
         """Refuse a transform that dropped boxes and kept their labels, or vice versa."""
@@ -178,3 +180,15 @@ class SpatialTransform(SampleTransform):
             moved["masks"] = self._boxed(masks, at, 0) if len(masks) else masks.new_zeros(0, *[self.image_size] * 2)
             keep &= moved["masks"].flatten(1).bool().any(1) if len(masks) else keep
         return {name: value[keep] for name, value in moved.items()}
+
+
+def _truth(sample: Sample) -> Any:
+    """The truth of an untransformed sample, with masks as run lengths: those of pixels would not fit into memory."""
+    if not isinstance(sample.target, dict):
+        return None if sample.target is None else sample.target.as_subclass(Tensor)
+    target = {name: value.as_subclass(Tensor) for name, value in sample.target.items()}
+    truth = {"boxes": target["boxes"], "labels": target["labels"], **(sample.truth or {})}
+    if "masks" in target:
+        runs = [RunLengths.of_mask(mask.numpy()) for mask in target["masks"]]
+        truth["masks"] = [((mask.height, mask.width), mask.counts) for mask in runs]
+    return truth

@@ -32,6 +32,7 @@ def build_detector(
     drop_path_rate: float = 0.0,
     score_threshold: float = 0.05,
     max_objects: int = 100,
+    nms_iou: float | None = None,
 ) -> Detector:
     """Build a detector on any timm model with feature maps.
 
@@ -50,6 +51,8 @@ def build_detector(
         drop_path_rate: Probability in [0, 1) of skipping a residual block.
         score_threshold: Detections with a lower score are dropped, in [0, 1).
         max_objects: Maximum number of detections per image.
+        nms_iou: Intersection over union in [0, 1] with a better box of its class above which a box is dropped; ``None``
+            is torchvision's value, 0.6 for FCOS and 0.5 for the others.
 
     Returns:
         The detector. In training mode it takes images and targets and returns named losses; in evaluation mode it takes
@@ -74,6 +77,8 @@ def build_detector(
     do = "Give 0.05 to compute metrics, or for example 0.5 to view detections."
     require(0 <= number(score_threshold) < 1, "score_threshold", owner, "in [0, 1)", score_threshold, do)
     require(is_whole(max_objects, 1), "max_objects", owner, must, max_objects, "Give 100, as COCO's metrics do.")
+    nms = _NMS_THRESHOLDS[arch] if nms_iou is None else nms_iou
+    require(0 <= number(nms) <= 1, "nms_iou", owner, "in [0, 1]", nms_iou, "Give for example 0.5.")
     one_stage = arch in _ONE_STAGE
     finest = 8 if one_stage else 4
     body, levels = build_feature_backbone(
@@ -86,14 +91,14 @@ def build_detector(
     with scope(seed, "init", "head"):
         if one_stage:
             model, anchors = _ONE_STAGE[arch](
-                num_classes, width, pyramid.strides, score_thresh=score_threshold, nms_thresh=_NMS_THRESHOLDS[arch],
+                num_classes, width, pyramid.strides, score_thresh=score_threshold, nms_thresh=nms,
                 detections_per_img=max_objects,
             )  # fmt: skip
             return OneStageDetector(normalize, body, levels, pyramid, model, anchors)
         # The heads draw their weights before the proposal network does: the order decides the bits.
         heads = build_roi_heads(
             num_classes, width, pyramid.strides[:-1], masks=arch == "mask_rcnn", score_threshold=score_threshold,
-            nms_threshold=_NMS_THRESHOLDS[arch], max_objects=max_objects,
+            nms_threshold=nms, max_objects=max_objects,
         )  # fmt: skip
         proposals = build_proposal_network(width, pyramid.strides)
         return TwoStageDetector(normalize, body, levels, pyramid, proposals, heads)
