@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from pycocotools import mask as coco_mask
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
@@ -79,8 +80,16 @@ class _AveragePrecision(MeanAveragePrecision):
         self.detection_box += [_as_coco(found["boxes"]) for found in preds]
         self.groundtruth_box += [_as_coco(true["boxes"]) for true in target]
         if "segm" in self.iou_type:
-            self.detection_mask.extend(tuple(found["masks"]) for found in preds)  # type: ignore[misc]  # as there
-            self.groundtruth_mask.extend(tuple(true["masks"]) for true in target)  # type: ignore[misc]
+            self.detection_mask.extend(_run_lengths(found["masks"]) for found in preds)  # type: ignore[misc]  # as there
+            self.groundtruth_mask.extend(_run_lengths(true["masks"]) for true in target)  # type: ignore[misc]
+
+
+def _run_lengths(masks: Any) -> tuple[Any, ...]:
+    """Masks as torchmetrics keeps them, of run lengths or of pixels (K, H, W)."""
+    if not isinstance(masks, Tensor):
+        return tuple(masks)
+    encoded = (coco_mask.encode(np.asfortranarray(mask.to(torch.uint8).cpu().numpy())) for mask in masks)
+    return tuple((tuple(mask["size"]), mask["counts"]) for mask in encoded)
 
 
 def _as_coco(boxes: Tensor) -> Tensor:
@@ -132,7 +141,7 @@ class MeanAP(Scores):
 
         Args:
             predictions: For each image, a dictionary of ``boxes`` (K, 4), ``scores`` (K,), ``labels`` (K,) and, for
-                ``segm``, ``masks``: K run lengths of COCO as ``((height, width), counts)``.
+                ``segm``, ``masks``: K run lengths of COCO as ``((height, width), counts)``, or pixels (K, H, W).
             targets: For each image, a dictionary of ``boxes``, ``labels`` and, for ``segm``, ``masks``, with
                 ``iscrowd`` (K,) and ``area`` (K,) where they are known; an area of 0 is that of the box or mask.
         """
