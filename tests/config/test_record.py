@@ -34,6 +34,9 @@ def without_mark(text: str) -> str:
     return rest
 
 
+LATER = ("max_objects:", "nms_iou:")  # options that version 1 did not have
+
+
 @pytest.mark.parametrize("count", [3, 41, 64])
 def test_a_long_file_is_refused_as_a_short_one_is(tmp_path: Path, count: int):
     lines = {"path": "photos", "lr": 0.1, "lr_find": True}
@@ -56,7 +59,7 @@ def test_a_record_says_that_it_is_one(tmp_path: Path):
 
 
 def test_a_record_of_version_1_is_known_by_its_options_and_comments(tmp_path: Path):
-    text = without_mark(record())
+    text = "".join(line for line in without_mark(record()).splitlines(keepends=True) if not line.startswith(LATER))
     assert read(tmp_path, text).lr == 0.01
     lines = text.splitlines(keepends=True)
     for number, line in enumerate(lines):

@@ -115,8 +115,11 @@ def test_mean_ap_matches_pycocotools(iou_type: str, seed: int, backend: str) -> 
         metric.update(predictions[start : start + 5], targets[start : start + 5])
     stats, by_class = pycocotools_scores(predictions, targets, iou_type)
     assert 0.1 < stats[0] < 0.9, "the comparison needs predictions of medium quality"
-    names = ("mean", "50", "75", "small", "medium", "large")
-    expected = {name: max(0.0, value) for name, value in zip(names, stats, strict=False)} | {"recall": stats[8]}
+    names = (
+        "mean", "50", "75", "small", "medium", "large", "recall_1", "recall_10", "recall", "recall_small",
+        "recall_medium", "recall_large",
+    )  # fmt: skip
+    expected = {name: max(0.0, value) for name, value in zip(names, stats, strict=True)}
     computed = {name: value.item() for name, value in metric.compute().items()}
     assert computed == pytest.approx(expected, abs=1e-6)
     values = [-1 if math.isnan(value) else value for value in metric.by_class().tolist()]
