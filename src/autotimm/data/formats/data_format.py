@@ -78,7 +78,7 @@ class ReadOptions(NamedTuple):
 
     Attributes:
         masks: Whether samples have a mask for each object.
-        strict: Refuse what is wrong instead of leaving it out.
+        strict: Refuse doubtful data instead of repairing it with a notice.
         colors: What the values of label images mean, where no file gives it.
     """
 
