@@ -229,10 +229,14 @@ def test_boxes_without_area_are_left_out_and_named(write: Callable[..., Path]) -
         [-5, -5, 8, 9],
         [18, 14, 9, 9],
     ]
+    boxes += [[2, 3, 8, 5]] * 3
     root = write(annotations=[annotation(id=number, bbox=box) for number, box in enumerate(boxes)])
     tables, notices = read(root)
-    assert tables["train"].load(0).target["boxes"].tolist() == [[0, 0, 3, 4], [18, 14, 20, 16]]
-    assert notices == ["5 boxes without area in the image in 1, left out: images/a.png."]
+    assert tables["train"].load(0).target["boxes"].tolist()[:2] == [[0, 0, 3, 4], [18, 14, 20, 16]]
+    assert notices == [
+        "3 of 6 boxes reach beyond their image: are they x1, y1, x2, y2? They are cut at its border: images/a.png.",
+        "5 boxes without area in the image in 1, left out: images/a.png.",
+    ]
     with pytest.raises(DataError, match=r"5 boxes without area in the image in 1: images/a\.png\. Correct these"):
         read(root, strict=True)
 

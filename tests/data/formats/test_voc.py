@@ -101,7 +101,10 @@ def test_pixels_count_from_1_and_difficult_objects_are_crowds(tmp_path: Path, pi
     assert sample.target["boxes"].tolist() == [[0, 0, 20, 16], [2.5, 3, 8, 9], [0, 0, 20, 9]]
     assert sample.target["crowd"].tolist() == [False, True, False]
     assert tables["train"].class_names == ("cat", "dog")
-    assert notices == []
+    assert notices == [
+        "1 of 3 boxes reach beyond their image: were they drawn on images of another size? They are cut at its border: "
+        "JPEGImages/a.png."
+    ]
 
 
 def test_split_lists(tmp_path: Path, picture: Picture) -> None:

@@ -28,6 +28,8 @@ _COLUMNS = {
 }
 _SIZE_COLUMNS = {"width": ("width", "image_width", "img_width"), "height": ("height", "image_height", "img_height")}
 
+_DOUBT = "were they drawn on images of another size?"
+
 
 class BoxCsv(Format):
     """Tables with a line per box: ``filename,width,height,class,xmin,ymin,xmax,ymax``, or columns of similar names.
@@ -69,7 +71,7 @@ class BoxCsv(Format):
         report = Report(options.strict)
         records = {split: _records(path, listing, split, report) for split, path in ordered(splits).items()}
         labels = {record.label for images in records.values() for image in images for record in image.objects}
-        return object_tables(records, sorted(labels, key=str.encode), notices, report=report)
+        return object_tables(records, sorted(labels, key=str.encode), notices, report=report, doubt=_DOUBT)
 
 
 def read_boxes_csv(folder: Path, notices: list[str], *, masks: bool = False, strict: bool = False) -> dict[str, Table]:

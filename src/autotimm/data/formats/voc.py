@@ -19,6 +19,8 @@ __all__ = ["Voc", "read_voc"]
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _MASK_FOLDERS = ("segmentationclass", "segmentationobject")
 
+_DOUBT = "were they drawn on images of another size?"
+
 
 class Voc(Format):
     """One XML file per image, in ``Annotations/`` or beside the images.
@@ -66,7 +68,7 @@ class Voc(Format):
             splits = listed({record.id: record for record in records}, lists, notices, report)
         else:
             splits = by_split((str(PurePosixPath(record.id).parent), record) for record in records)
-        return object_tables(splits, names, notices, report=report)
+        return object_tables(splits, names, notices, report=report, doubt=_DOUBT)
 
 
 def read_voc(folder: Path, notices: list[str], *, masks: bool = False, strict: bool = False) -> dict[str, Table]:

@@ -18,7 +18,7 @@ from autotimm.config.yaml import load_yaml
 from autotimm.data.annotations.outlines import Polygons
 from autotimm.data.formats.data_format import Format, ReadOptions, Report, Sighting, ordered
 from autotimm.data.formats.listing import Listing, relative, split_of
-from autotimm.data.formats.object_records import ImageRecord, ObjectRecord, object_tables
+from autotimm.data.formats.object_records import SLACK_SHARE, ImageRecord, ObjectRecord, object_tables
 from autotimm.data.image_io import is_image_name
 from autotimm.data.table import Table
 from autotimm.errors import DataError, join_names
@@ -27,7 +27,6 @@ __all__ = ["Yolo", "read_yolo"]
 
 _SUFFIXES = (".yaml", ".yml")
 _KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-_SLACK = 0.01  # fraction of an image by which tools round coordinates beyond its border
 _SAMPLE = 200  # images whose labels are looked at to recognize them
 
 
@@ -173,7 +172,7 @@ class _DataYaml:
         label, coordinates = numbers[0], np.array(numbers[1:5] if self.has_points else numbers[1:], np.float64)
         if label not in range(len(self.names)):
             raise ValueError(f"class {label:g} of {len(self.names)}")
-        if not ((coordinates >= -_SLACK) & (coordinates <= 1 + _SLACK)).all():  # written so that NaN fails
+        if not ((coordinates >= -SLACK_SHARE) & (coordinates <= 1 + SLACK_SHARE)).all():  # written so that NaN fails
             raise ValueError("coordinates outside [0, 1]")
         if len(coordinates) in (4, 5):  # the fifth is a model's confidence
             x, y, width, height = coordinates[:4].tolist()
