@@ -329,7 +329,10 @@ def test_a_name_with_folders_is_not_found_in_others(tmp_path: Path, picture: Pic
         (tmp_path / name).unlink()
     tables, notices = read(tmp_path)
     assert tables["train"].ids == ("train/dog/1.png", "val/dog/2.png")
-    assert notices == ["2 missing images, left out: train/cat/1.png, train/dog/img 3.png."]
+    assert notices == [
+        "1 images are in no annotation file and left out: val/dog/img 3.png.",
+        "2 missing images, left out: train/cat/1.png, train/dog/img 3.png.",
+    ]
 
 
 def test_one_file_for_all_finds_the_images_of_all_splits(tmp_path: Path, picture: Picture) -> None:

@@ -126,9 +126,10 @@ class ObjectTable(Table):
         Args:
             longer_sides: The longer side of each image in pixels (N,); objects of an image with NaN have NaN.
         """
-        sides = (self._boxes[:, 2:] - self._boxes[:, :2]).min(1).astype(np.float64)
+        sides = (self._boxes[:, 2:] - self._boxes[:, :2]).min(1)
         shares: NDArray[np.float64] = sides / np.repeat(longer_sides, np.diff(self._starts))
-        return shares[~self._crowd]
+        learned: NDArray[np.float64] = shares[~self._crowd]
+        return learned
 
     def target_digest(self, index: int) -> str:
         """SHA-256 of the annotations of an image: names of classes, boxes, crowds and outlines, in their order.

@@ -86,7 +86,10 @@ def object_tables(
             wrong.
     """
     if not class_names:
-        raise DataError("There is no class: no file names one, and no object has a label. Add annotations.")
+        report.close(notices)  # the reason may be there: with strict it is the error
+        reasons = " ".join(notices) or "Add annotations."
+        what = "There is no class: no file names one, and no object has a label."
+        raise DataError(f"{what if any(splits.values()) else 'No image to train on is left.'} {reasons}")
     sizes = image_sizes([image.path for images in splits.values() for image in images])
     tables: dict[str, ObjectTable] = {}
     split_of_id: dict[str, str] = {}
