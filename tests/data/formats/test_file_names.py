@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
-from autotimm.data.formats import read_boxes_csv, read_coco, read_voc
+from autotimm.data.formats import read_boxes_csv, read_coco, read_voc, read_yolo
 from autotimm.errors import DataError
 
 Picture = Callable[..., Path]
@@ -187,3 +187,94 @@ def test_images_without_annotations_and_annotations_without_images_are_counted(r
     assert len(notices) == 2
     assert any(line.startswith("2 images") and "images/2.png, images/3.png" in line for line in notices)
     assert any(line.startswith(("1 missing images", "1 XML files without an image")) for line in notices)
+
+
+# YOLO, where names of files are all that connects labels and images
+
+
+@pytest.fixture
+def yolo(tmp_path: Path, picture: Picture) -> Callable[..., Any]:
+    """Write images and label files with one box each, and read them: objects per image, and the notices."""
+
+    def of_names(images: Sequence[str], labels: Sequence[str], train: str = "images", **options: Any) -> Any:
+        for name in images:
+            picture(tmp_path / name)
+        for name in labels:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text("0 0.5 0.5 0.5 0.5\n")
+        (tmp_path / "data.yaml").write_text(f"names: [cat]\ntrain: {train}\n")
+        notices: list[str] = []
+        table = read_yolo(tmp_path, notices, **options)["train"]
+        return {id: len(table.load(row).target["boxes"]) for row, id in enumerate(table.ids)}, notices
+
+    return of_names
+
+
+@pytest.mark.parametrize("way", WAYS, ids=["quoted", "decomposed", "case", "both"])
+@pytest.mark.parametrize("differs", ["labels", "images"])
+def test_labels_that_are_written_differently_are_found(
+    yolo: Callable[..., Any], way: Callable[[str], str], differs: str
+) -> None:
+    """Whole sets were taught as images without objects."""
+    stems = ["Café 1", "Café 2"]
+    written = [way(stem) for stem in stems]
+    images = [f"images/{stem}.png" for stem in (written if differs == "images" else stems)]
+    labels = [f"labels/{stem}.txt" for stem in (written if differs == "labels" else stems)]
+    objects, notices = yolo(images, labels)
+    assert objects == dict.fromkeys(images, 1)
+    pairs = ", ".join(f"{label} ({Path(image).name})" for label, image in zip(labels, images, strict=True))
+    assert notices == [f"2 label files that their images write differently, used all the same: {pairs}."]
+    with pytest.raises(DataError, match="2 label files that their images write differently"):
+        yolo(images, labels, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "noticed"),
+    [("images/1.png", "labels/1.TXT", 1), ("Images/1.png", "Labels/1.txt", 0), ("Images/1.png", "labels/1.txt", 0),
+     ("images/1.png", "Labels/1.txt", 0), ("IMAGES/1.png", "LABELS/1.txt", 0), ("photos/1.png", "photos/1.TXT", 1)],
+)  # fmt: skip
+def test_places_of_labels(yolo: Callable[..., Any], image: str, label: str, noticed: int) -> None:
+    objects, notices = yolo([image], [label], train=image.partition("/")[0])
+    assert objects == {image: 1}
+    assert len(notices) == noticed
+
+
+def test_images_without_labels_and_labels_without_images_are_counted(yolo: Callable[..., Any]) -> None:
+    images = [f"images/{number}.png" for number in (1, 2, 3)]
+    labels = ["labels/1.txt", "labels/8.txt", "labels/9.txt"]
+    objects, notices = yolo(images, labels)
+    assert objects == {"images/1.png": 1, "images/2.png": 0, "images/3.png": 0}
+    assert notices == [
+        "2 images have no label file, and count as images without objects: images/2.png, images/3.png.",
+        "2 label files without an image, left out: labels/8.txt, labels/9.txt.",
+    ]
+    with pytest.raises(DataError, match=r"^2 label files without an image: labels/8\.txt, labels/9\.txt\. Correct"):
+        yolo(images, labels, strict=True)
+
+
+def test_images_without_labels_are_not_doubtful(yolo: Callable[..., Any], tmp_path: Path) -> None:
+    """Background images are part of the format; neither are texts that are no labels, nor labels of unlisted images."""
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "classes.txt").write_text("cat\n")
+    (tmp_path / "list.txt").write_text("images/1.png\nimages/2.png\n")
+    objects, notices = yolo(
+        ["images/1.png", "images/2.png", "images/3.png"], ["labels/1.txt", "labels/3.txt"], "list.txt", strict=True
+    )
+    assert objects == {"images/1.png": 1, "images/2.png": 0}
+    assert notices == ["1 images have no label file, and count as images without objects: images/2.png."]
+
+
+def test_images_of_a_list_that_are_written_differently(yolo: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("images/a%201.png\nimages/B.png\n")
+    objects, notices = yolo(["images/a 1.png", "images/b.png"], ["labels/a 1.txt", "labels/b.txt"], "list.txt")
+    assert objects == {"images/a 1.png": 1, "images/b.png": 1}
+    assert notices == [
+        "2 file names that their images write differently, used all the same: images/a%201.png (a 1.png), "
+        "images/B.png (b.png)."
+    ]
+
+
+def test_a_label_file_is_given_to_one_image(yolo: Callable[..., Any]) -> None:
+    objects, notices = yolo(["images/a.png", "images/A.png"], ["labels/a.txt"])
+    assert objects == {"images/A.png": 0, "images/a.png": 1}
+    assert len(notices) == 1

@@ -186,7 +186,7 @@ def test_broken_xml_is_reported(tmp_path: Path, picture: Picture) -> None:
         write(tmp_path / f"{number}.xml", content)
     (tmp_path / "2.xml").write_bytes("<annotation><object><name>Käse</name></object></annotation>".encode("latin-1"))
     picture(tmp_path / "2.png")
-    with pytest.raises(DataError, match=r"^There is no class.*3 XML files that cannot be read.*0\.xml \(misma"):
+    with pytest.raises(DataError, match=r"^No image to train on is left.*3 XML files that cannot be read.*0\.xml"):
         read(tmp_path)
     picture(tmp_path / "good.png")
     write(tmp_path / "good.xml", thing("dog", (1, 1, 5, 5)), size=(0, 0))

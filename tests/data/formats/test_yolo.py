@@ -16,12 +16,13 @@ Picture = Callable[..., Path]
 
 @pytest.fixture
 def write(tmp_path: Path, picture: Picture) -> Callable[..., Path]:
-    """Two images to train on and one to validate; the second has no label file."""
+    """Two images to train on and one to validate; the label file of the second is empty."""
 
     def written(first: str = "1 0.5 0.5 0.5 0.25\n", **content: Any) -> Path:
         for name in ("train/images/a.png", "train/images/b.png", "valid/images/c.png"):
             picture(tmp_path / name)
-        for name, lines in {"train/labels/a.txt": first, "valid/labels/c.txt": "0 0.5 0.5 1 1"}.items():
+        labels = {"train/labels/a.txt": first, "train/labels/b.txt": "", "valid/labels/c.txt": "0 0.5 0.5 1 1"}
+        for name, lines in labels.items():
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).write_text(lines)
         given = {"train": "train/images", "val": "valid/images", "names": ["zebra", "ant"], "nc": 2} | content
@@ -48,7 +49,7 @@ def test_boxes_are_fractions_of_the_image(write: Callable[..., Path]) -> None:
     target = tables["train"].load(0).target
     assert target["boxes"].tolist() == [[5, 6, 15, 10]]
     assert target["labels"].tolist() == [1]
-    assert tables["train"].load(1).target["boxes"].shape == (0, 4)  # no label file, no objects
+    assert tables["train"].load(1).target["boxes"].shape == (0, 4)
     assert tables["val"].load(0).target["boxes"].tolist() == [[0, 0, 20, 16]]
     assert notices == []
 

@@ -17,7 +17,7 @@ import yaml
 from autotimm.config.yaml import load_yaml
 from autotimm.data.annotations.outlines import Polygons
 from autotimm.data.formats.data_format import Format, ReadOptions, Report, Sighting, ordered
-from autotimm.data.formats.listing import Listing, relative, split_of
+from autotimm.data.formats.listing import Listing, near_name, relative, split_of, text
 from autotimm.data.formats.object_records import SLACK_SHARE, ImageRecord, ObjectRecord, object_tables
 from autotimm.data.image_io import is_image_name
 from autotimm.data.table import Table
@@ -65,14 +65,18 @@ class Yolo(Format):
                 f"{listing.path} must have exactly one YAML file with YOLO's `names` and `train`. Got {count}. {cure}"
             )
         data, report = _DataYaml(files[0], listing), Report(options.strict)
-        splits = {split: [data.record(path, report) for path in data.images(split, report)] for split in _KEYS}
-        splits = {split: records for split, records in splits.items() if records}
-        if "train" not in splits:
+        paths = {split: images for split in _KEYS if (images := data.images(split, report))}
+        if "train" not in paths:
             raise DataError(f"{data.path}: `train` leads to no image: {data.content['train']!r}. Correct it.")
-        first = next((image for image in splits["train"] if os.path.isfile(image.path)), None)
-        if first is not None and not any(_label_file(image.path) for image in splits["train"]):
-            places = " or ".join(relative(place, data.root) for place in _label_places(first.path))
-            raise DataError(f"{data.path}: no training image has a label file. For {first.id} it would be {places}.")
+        labels = _Labels([path for images in paths.values() for path in images], listing)
+        first = next(filter(os.path.isfile, paths["train"]), None)
+        if first is not None and not any(map(labels.of, paths["train"])):
+            expected = dict.fromkeys([_label_places(first)[0], _label_places(first)[-1]])
+            places = " or ".join(relative(place, data.root) for place in expected)
+            name = relative(first, data.root)
+            raise DataError(f"{data.path}: no training image has a label file. For {name} it would be {places}.")
+        labels.report(data.root, notices, report)
+        splits = {split: [data.record(path, labels.of(path), report) for path in paths[split]] for split in paths}
         objects = [record for image in splits["train"] for record in image.objects]
         if options.masks and objects and not any(record.outline for record in objects):
             raise DataError(f"{data.path} has boxes and no outlines. Use task='detection'.")
@@ -124,7 +128,7 @@ class _DataYaml:
         content = _load(path)
         if not isinstance(content, dict) or "names" not in content:
             raise DataError(f"{path} has no `names`. Write the names of the classes there, as a list.")
-        self.path, self.content, self._listing = path, content, listing
+        self.path, self.content, self.listing = path, content, listing
         self.names = _class_names(content["names"], path)
         # The corners of a pose follow the box and are not a polygon.
         self.has_points = "kpt_shape" in content
@@ -142,6 +146,8 @@ class _DataYaml:
         paths: dict[Path, None] = {}
         for entry in map(str, entries):
             images = self._expand(entry, split)
+            if report is not None:
+                images = self._existing(images, report)
             if not images and report is not None:
                 report.add(f"entries of {self.path.name} that lead to no image", "left out", f"{key}: {entry}")
             paths |= dict.fromkeys(images)
@@ -150,15 +156,27 @@ class _DataYaml:
     def _expand(self, entry: str, split: str) -> list[Path]:
         place = _find_place(entry, (self._base, self.path.parent), split)
         if os.path.isdir(place):
-            return [image.path for image in self._listing.images_below(place)]
+            return [image.path for image in self.listing.images_below(place)]
         if place.suffix.lower() == ".txt" and os.path.isfile(place):
             return _images_in_list(place, self._base, split)
         return [place] if is_image_name(place.name) else []
 
-    def record(self, path: Path, report: Report) -> ImageRecord:
+    def _existing(self, images: list[Path], report: Report) -> list[Path]:
+        """The images, with the file of nearly the same name in place of one that is missing."""
+        listed, folders = set(images), _NearNames(self.listing)
+        existing = []
+        for path in images:
+            files = [] if os.path.isfile(path) else folders.of(path)
+            if len(files) == 1 and is_image_name(files[0].name) and files[0] not in listed:
+                spelling = f"{relative(path, self.root)} ({text(files[0].name)})"
+                report.add("file names that their images write differently", "used all the same", spelling)
+                listed.add(path := files[0])
+            existing.append(path)
+        return existing
+
+    def record(self, path: Path, label: Path | None, report: Report) -> ImageRecord:
         """An image with the objects that its label file lists."""
         name = relative(path, self.root)
-        label = _label_file(path)
         return ImageRecord(path, name, list(self._objects(label, name, report)) if label else (), relative=True)
 
     def _objects(self, label: Path, name: str, report: Report) -> Iterator[ObjectRecord]:
@@ -192,8 +210,9 @@ def _class_names(names: Any, path: Path) -> list[str]:
 
 def _has_polygons(data: _DataYaml) -> bool:
     """Whether the first labels of a data set have outlines: more numbers than a box."""
-    labels = [label for path in data.images("train")[:_SAMPLE] if (label := _label_file(path)) is not None]
-    lines = (line.split() for path in labels for line in _label_lines(path))
+    images = data.images("train")[:_SAMPLE]
+    labels = _Labels(images, data.listing)
+    lines = (line.split() for label in map(labels.of, images) if label for line in _label_lines(label))
     return not data.has_points and any(len(words) > 6 and len(words) % 2 for words in lines)
 
 
@@ -249,11 +268,94 @@ def _posix(entry: str) -> PurePosixPath:
     return PurePosixPath(entry.replace("\\", "/"))
 
 
+class _NearNames:
+    """Finds files by names that differ only in how tools write them."""
+
+    def __init__(self, listing: Listing) -> None:
+        self._listing = listing
+        self._folders: dict[Path, dict[str, list[Path]]] = {}
+
+    def of(self, path: Path) -> list[Path]:
+        """The files in the folder of a path with nearly its name."""
+        return self.inside(path.parent).get(near_name(path.name), [])
+
+    def inside(self, folder: Path) -> Mapping[str, list[Path]]:
+        """The files of a folder by what nearly equal names have in common."""
+        if folder not in self._folders:
+            names: dict[str, list[Path]] = {}
+            for file in self._listing.files(folder) if os.path.isdir(folder) else ():
+                names.setdefault(near_name(file.name), []).append(file)
+            self._folders[folder] = names
+        return self._folders[folder]
+
+
+class _Labels:
+    """The label files of images: of the same name, else of nearly the same that no other image has.
+
+    Args:
+        images: The images of all splits.
+        listing: The data.
+    """
+
+    def __init__(self, images: Sequence[Path], listing: Listing) -> None:
+        self._images, self._folders = [path for path in images if os.path.isfile(path)], _NearNames(listing)
+        self._files = {path: label for path in self._images if (label := _label_file(path)) is not None}
+        self._used = set(self._files.values())
+        self._differing: list[tuple[Path, Path]] = []
+        for path in self._images:
+            if path not in self._files and (label := self._nearly(path)) is not None:
+                self._files[path] = label
+                self._used.add(label)
+                self._differing.append((path, label))
+
+    def of(self, image: Path) -> Path | None:
+        """The label file of an image, if it has one."""
+        return self._files.get(image)
+
+    def _nearly(self, image: Path) -> Path | None:
+        files = [file for place in _label_places(image) for file in self._folders.of(place) if file not in self._used]
+        return files[0] if len(files) == 1 else None
+
+    def report(self, root: Path, notices: list[str], report: Report) -> None:
+        """Report label files without an image, and such that are named differently; count images without one."""
+        for image, label in self._differing:
+            spelling = f"{relative(label, root)} ({text(image.name)})"
+            report.add("label files that their images write differently", "used all the same", spelling)
+        for label in self._without_image():
+            report.add("label files without an image", "left out", relative(label, root))
+        # No problem by itself: it is how YOLO marks an image without objects.
+        if empty := [relative(image, root) for image in self._images if image not in self._files]:
+            count = f"{len(empty)} images have no label file"
+            notices.append(f"{count}, and count as images without objects: {join_names(empty)}.")
+
+    def _without_image(self) -> list[Path]:
+        """The label files, in the folders where labels were looked for, whose images are nowhere."""
+        pairs = ((path.parent, place.parent) for path in self._images for place in _label_places(path))
+        stems: dict[Path, set[str]] = {}
+        for images, labels in dict.fromkeys(pairs):
+            files = (file for of_name in self._folders.inside(images).values() for file in of_name)
+            stems.setdefault(labels, set()).update(near_name(file.stem) for file in files if is_image_name(file.name))
+        return [
+            file
+            for folder in sorted(stems, key=os.fsencode)
+            for files in self._folders.inside(folder).values()
+            for file in files
+            if file.suffix.lower() == ".txt" and file not in self._used and near_name(file.stem) not in stems[folder]
+            if _is_yolo(file)
+        ]
+
+
 def _label_places(image: Path) -> list[Path]:
     """Where the labels of an image may be: in ``labels`` instead of ``images``, then beside it."""
     beside = image.with_suffix(".txt")
-    head, folder, tail = str(beside).rpartition(f"{os.sep}images{os.sep}")
-    return [Path(head + f"{os.sep}labels{os.sep}" + tail), beside] if folder else [beside]
+    folders = beside.parts[:-1]
+    found = [index for index, name in enumerate(folders) if name.lower() == "images"]
+    if not found:
+        return [beside]
+    index = found[-1]
+    images = folders[index]
+    names = sorted(("labels", "Labels", "LABELS"), key=lambda name: name.islower() != images.islower())
+    return [*(Path(*folders[:index], name, *beside.parts[index + 1 :]) for name in names), beside]
 
 
 def _label_file(image: Path) -> Path | None:
