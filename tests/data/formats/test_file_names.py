@@ -8,8 +8,9 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from PIL import Image
 
-from autotimm.data.formats import read_boxes_csv, read_coco, read_voc, read_yolo
+from autotimm.data.formats import read_boxes_csv, read_coco, read_label_images, read_voc, read_yolo
 from autotimm.errors import DataError
 
 Picture = Callable[..., Path]
@@ -278,3 +279,25 @@ def test_a_label_file_is_given_to_one_image(yolo: Callable[..., Any]) -> None:
     objects, notices = yolo(["images/a.png", "images/A.png"], ["labels/a.txt"])
     assert objects == {"images/A.png": 0, "images/a.png": 1}
     assert len(notices) == 1
+
+
+# Masks
+
+
+@pytest.mark.parametrize("way", WAYS, ids=["quoted", "decomposed", "case", "both"])
+@pytest.mark.parametrize("mask", ["masks/{}.png", "images/{}_mask.png"])
+def test_masks_that_are_written_differently_are_found(tmp_path: Path, way: Callable[[str], str], mask: str) -> None:
+    names = ["Café 1", "Café 2", "b"]
+    for name in names:
+        written = mask.format(way(name) if name != "b" else name)
+        (tmp_path / written).parent.mkdir(exist_ok=True)
+        Image.new("L", (4, 4), 1).save(tmp_path / written)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "images" / f"{name}.png")
+    notices: list[str] = []
+    table = read_label_images(tmp_path, notices)["train"]
+    assert table.ids == ("images/Café 1.png", "images/Café 2.png", "images/b.png")
+    (notice,) = (line for line in notices if "differently" in line)
+    assert notice.startswith("2 masks that their images write differently, used all the same: ")
+    with pytest.raises(DataError, match="2 masks that their images write differently"):
+        read_label_images(tmp_path, [], strict=True)
