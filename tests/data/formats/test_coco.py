@@ -230,7 +230,8 @@ def test_boxes_without_area_are_left_out_and_named(write: Callable[..., Path]) -
         [18, 14, 9, 9],
     ]
     boxes += [[2, 3, 8, 5]] * 3
-    root = write(annotations=[annotation(id=number, bbox=box) for number, box in enumerate(boxes)])
+    entries = [annotation(id=number, bbox=box, segmentation=None) for number, box in enumerate(boxes)]
+    root = write(annotations=entries)
     tables, notices = read(root)
     assert tables["train"].load(0).target["boxes"].tolist()[:2] == [[0, 0, 3, 4], [18, 14, 20, 16]]
     assert notices == [
@@ -239,6 +240,25 @@ def test_boxes_without_area_are_left_out_and_named(write: Callable[..., Path]) -
     ]
     with pytest.raises(DataError, match=r"5 boxes without area in the image in 1: images/a\.png\. Correct these"):
         read(root, strict=True)
+
+
+@pytest.mark.parametrize("bbox", [[0, 0, 0, 0], [2, 3, 8, 0], [2, 3, float("nan"), 5]])
+def test_the_outline_counts_where_the_box_has_no_area(write: Callable[..., Path], bbox: list[float]) -> None:
+    root = write(annotations=[annotation(bbox=bbox)])
+    for masks in (False, True):
+        tables, notices = read(root, masks=masks)
+        assert tables["train"].load(0).target["boxes"].tolist() == [[2, 3, 10, 8]]
+        assert notices == ["1 boxes without area, taken from the outlines of their objects: images/a.png."]
+    with pytest.raises(DataError, match=r"1 boxes without area: images/a\.png"):
+        read(root, strict=True)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-8-sig"])
+def test_encodings_of_json(write: Callable[..., Path], encoding: str) -> None:
+    root = write()
+    mark = b"\xff\xfe" if encoding == "utf-16-le" else b""
+    (root / "coco.json").write_bytes(mark + json.dumps(sheet()).encode(encoding))
+    assert len(read(root)[0]["train"]) == 2
 
 
 def test_polygons_are_cut_at_the_border(write: Callable[..., Path]) -> None:
@@ -404,7 +424,9 @@ def test_images_that_share_an_id_do_not_share_their_objects(write: Callable[...,
         read(root, strict=True)
 
 
-@pytest.mark.parametrize("entries", [[], [annotation(image_id=7)], [annotation(iscrowd=1)], [annotation(bbox=[1] * 5)]])
+@pytest.mark.parametrize(
+    "entries", [[], [annotation(image_id=7)], [annotation(iscrowd=1)], [annotation(bbox=[1] * 5, segmentation=[])]]
+)
 @pytest.mark.parametrize("masks", [False, True])
 def test_data_without_objects_to_learn_is_refused(write: Callable[..., Path], entries: list[Any], masks: bool) -> None:
     """The loss of a model that finds nothing would fall to 0, and nothing would look wrong."""

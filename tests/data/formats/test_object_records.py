@@ -94,9 +94,11 @@ def test_boxes_beyond_their_image_are_counted_and_cut(read: Callable[..., Any], 
 
 
 def test_if_most_boxes_reach_beyond_their_image_it_is_an_error(read: Callable[..., Any], format: str) -> None:
-    assert read([INSIDE] * 12 + [BEYOND[0]] * 12)[1][0].startswith("12 of 24 boxes reach beyond their image")
+    inside: list[Box] = [(10 + shift, 10, 30, 30) for shift in range(12)]  # YOLO's equal lines are one object
+    beyond: list[Box] = [(60 + shift, 40, 120, 70) for shift in range(13)]
+    assert read(inside + beyond[:12])[1][0].startswith("12 of 24 boxes reach beyond their image")
     with pytest.raises(DataError, match=r"^13 of 24 boxes reach beyond their image") as caught:
-        read([INSIDE] * 11 + [BEYOND[0]] * 13)
+        read(inside[:11] + beyond)
     assert DOUBTS[format] in str(caught.value)
     assert "a.png" in str(caught.value)
     assert caught.value.exit_code == 3
@@ -109,6 +111,29 @@ def test_rounding_is_no_reason_to_doubt(read: Callable[..., Any], box: Box) -> N
     assert table.load(0).target["boxes"].tolist() == [
         pytest.approx([max(box[0], 0), max(box[1], 0), min(box[2], 100), min(box[3], 80)])
     ]
+
+
+@pytest.mark.parametrize("name", ["voc", "csv"])  # of two corners
+@pytest.mark.parametrize("box", [(30, 10, 10, 30), (10, 30, 30, 10), (30, 30, 10, 10)])
+def test_corners_in_another_order_are_sorted(tmp_path: Path, picture: Picture, name: str, box: Box) -> None:
+    picture(tmp_path / "a.png", SIZE)
+    write, read = FORMATS[name]
+    plain = name == "csv"
+    x1, y1, x2, y2 = box
+    written = (x1 - (x1 > x2 and not plain), y1 - (y1 > y2 and not plain), x2, y2)  # VOC counts the last pixel
+    written = (written[0], written[1], x2 + (x1 > x2 and not plain), y2 + (y1 > y2 and not plain))
+    write(tmp_path, [INSIDE, written])
+    notices: list[str] = []
+    table = read(tmp_path, notices)["train"]
+    assert table.load(0).target["boxes"].tolist() == [[10, 10, 30, 30]] * 2
+    assert notices == [
+        "1 of 2 boxes end before they begin: are they x, y, width, height? Their ends are sorted: a.png."
+    ]
+    with pytest.raises(DataError, match="1 of 2 boxes end before they begin"):
+        read(tmp_path, [], strict=True)
+    write(tmp_path, [written])
+    with pytest.raises(DataError, match=r"^1 of 1 boxes end before they begin: are they x, y, width, height\?"):
+        read(tmp_path, [])
 
 
 def test_corners_written_as_sizes(tmp_path: Path, picture: Picture) -> None:

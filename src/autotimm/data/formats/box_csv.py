@@ -28,8 +28,6 @@ _COLUMNS = {
 }
 _SIZE_COLUMNS = {"width": ("width", "image_width", "img_width"), "height": ("height", "image_height", "img_height")}
 
-_DOUBT = "were they drawn on images of another size?"
-
 
 class BoxCsv(Format):
     """Tables with a line per box: ``filename,width,height,class,xmin,ymin,xmax,ymax``, or columns of similar names.
@@ -73,7 +71,7 @@ class BoxCsv(Format):
         records = {split: images for split, (images, _) in tables.items()}
         note_unlisted(listing, [finder for _, finder in tables.values()], notices)
         labels = {record.label for images in records.values() for image in images for record in image.objects}
-        return object_tables(records, sorted(labels, key=str.encode), notices, report=report, doubt=_DOUBT)
+        return object_tables(records, sorted(labels, key=str.encode), notices, report=report, corners=True)
 
 
 def read_boxes_csv(folder: Path, notices: list[str], *, masks: bool = False, strict: bool = False) -> dict[str, Table]:

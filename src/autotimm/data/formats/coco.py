@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 import mmap
 import re
@@ -13,7 +14,7 @@ from autotimm.data.annotations.outlines import Box, read_outline
 from autotimm.data.formats.data_format import Format, ReadOptions, Report, Sighting, listed, ordered, read_lists
 from autotimm.data.formats.image_finder import ImageFinder, note_unlisted
 from autotimm.data.formats.listing import Listing, relative, split_of
-from autotimm.data.formats.object_records import ImageRecord, ObjectRecord, object_tables
+from autotimm.data.formats.object_records import ImageRecord, ObjectRecord, has_area, object_tables
 from autotimm.data.table import Table
 from autotimm.errors import DataError, join_names
 from autotimm.serialization import read_json
@@ -21,6 +22,7 @@ from autotimm.serialization import read_json
 __all__ = ["Coco", "read_coco"]
 
 _KEYS = tuple(re.compile(rb'"%s"\s*:\s*\[' % key) for key in (b"images", b"annotations", b"categories"))
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as PowerShell writes files
 _OUTLINE = re.compile(rb'"segmentation"\s*:\s*(\[\s*\[?\s*-?[\d.]|\{\s*")')
 
 
@@ -93,7 +95,9 @@ def _contains(path: Path, *patterns: re.Pattern[bytes]) -> bool:
     """Whether a file matches all patterns, without parsing half a gigabyte."""
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return all(pattern.search(content) for pattern in patterns)
+            wide = content[:2] in _UTF_16
+            searched = content[:].decode("utf-16").encode() if wide else content
+            return all(pattern.search(searched) for pattern in patterns)
     except (OSError, ValueError):  # an empty file cannot be mapped
         return False
 
@@ -224,7 +228,7 @@ class _CocoFile:
     def _object(self, annotation: Mapping[str, Any], label: str) -> ObjectRecord:
         box, crowd = _box(annotation.get("bbox")), bool(annotation.get("iscrowd"))
         outline = None
-        if self.masks or box is None:
+        if self.masks or not has_area(box):
             try:
                 outline = read_outline(annotation.get("segmentation"))
             except ValueError as error:

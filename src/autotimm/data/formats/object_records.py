@@ -15,7 +15,7 @@ from autotimm.data.formats.data_format import Report, ordered
 from autotimm.data.table import Table
 from autotimm.errors import DataError, join_names
 
-__all__ = ["SLACK_SHARE", "ImageRecord", "ObjectRecord", "object_tables"]
+__all__ = ["SLACK_SHARE", "ImageRecord", "ObjectRecord", "has_area", "object_tables"]
 
 SLACK_SHARE = 0.01
 """Share of an image's side by which tools round coordinates beyond its border."""
@@ -63,7 +63,7 @@ def object_tables(
     *,
     masks: bool = False,
     report: Report,
-    doubt: str = "are they x1, y1, x2, y2?",
+    corners: bool = False,
 ) -> dict[str, Table]:
     """Check records against the images, report what is wrong, and make tables.
 
@@ -78,7 +78,8 @@ def object_tables(
         notices: Receives the report.
         masks: Whether samples have masks.
         report: What the format found wrong itself.
-        doubt: A question: what boxes may be that reach beyond their image.
+        corners: Whether the format states boxes by two corners, and not by a point and a size. Corners in another order
+            are sorted then; if most are, they are a point and a size, and refused.
 
     Raises:
         DataError: If there is no class, no image or no object to train on, if most boxes reach beyond their image, if
@@ -93,13 +94,13 @@ def object_tables(
     sizes = image_sizes([image.path for images in splits.values() for image in images])
     tables: dict[str, ObjectTable] = {}
     split_of_id: dict[str, str] = {}
-    reach = _Reach(doubt)
+    reach = _Reach(corners)
     for split, images in ordered(splits).items():
         kept: dict[str, tuple[Path, list[Annotation]]] = {}
         for image in images:
             size = sizes.get(image.path)
             if _is_usable(image, size, report):
-                placed = [_in_pixels(record, image, size) for record in image.objects]
+                placed = [_in_pixels(reach.in_order(record, image), image, size, report) for record in image.objects]
                 for record, stated in zip(placed, image.objects, strict=True):
                     reach.add(record.box, image, size, stated=stated.box is not None)
                 checked = [_annotation(record, image, size, masks, report) for record in placed]
@@ -138,14 +139,23 @@ def _is_usable(image: ImageRecord, size: tuple[int, int] | None, report: Report)
     return True
 
 
-def _in_pixels(record: ObjectRecord, image: ImageRecord, size: tuple[int, int] | None) -> ObjectRecord:
+def has_area(box: Box | None) -> bool:
+    """Whether there is a box, of finite numbers, whose ends are in order."""
+    return box is not None and all(map(math.isfinite, box)) and box[2] > box[0] and box[3] > box[1]
+
+
+def _in_pixels(record: ObjectRecord, image: ImageRecord, size: tuple[int, int] | None, report: Report) -> ObjectRecord:
     """The object with a box, if it has an outline, both in pixels of its image."""
     box, outline = record.box, record.outline
     width, height = size or image.size or (math.inf, math.inf)
     if image.relative and math.isfinite(width):
         box = None if box is None else (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
         outline = outline.scaled(width, height) if isinstance(outline, Polygons) else outline
-    return record._replace(box=outline.box() if box is None and outline is not None else box, outline=outline)
+    if outline is not None and not has_area(box):
+        if box is not None:
+            report.add("boxes without area", "taken from the outlines of their objects", image.id)
+        box = outline.box()
+    return record._replace(box=box, outline=outline)
 
 
 def _annotation(
@@ -173,14 +183,26 @@ class _Reach:
     border may be annotated as a whole.
 
     Args:
-        doubt: A question: what boxes may be that reach beyond their image.
+        corners: Whether the format states boxes by two corners.
     """
 
-    def __init__(self, doubt: str) -> None:
-        self._doubt = doubt
-        self._total = 0
+    def __init__(self, corners: bool) -> None:
+        self._corners = corners
+        self._total = self._stated = 0
         self._beyond: list[str] = []
+        self._swapped: list[str] = []
         self._unit = self._larger = 0  # of the split: boxes within 0 to 1, and others
+
+    def in_order(self, record: ObjectRecord, image: ImageRecord) -> ObjectRecord:
+        """The object with the ends of its box in order, if they are two corners."""
+        if not self._corners or record.box is None:
+            return record
+        self._stated += 1
+        x1, y1, x2, y2 = record.box
+        if (x2 >= x1 and y2 >= y1) or not all(map(math.isfinite, record.box)):
+            return record
+        self._swapped.append(image.id)
+        return record._replace(box=(min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)))
 
     def add(self, box: Box | None, image: ImageRecord, size: tuple[int, int] | None, *, stated: bool) -> None:
         """Count a box in pixels; what has no finite numbers, area or image is counted elsewhere.
@@ -192,7 +214,7 @@ class _Reach:
             stated: Whether the annotations state the box, and not only an outline.
         """
         size = size or image.size
-        if box is None or size is None or not all(map(math.isfinite, box)) or box[2] <= box[0] or box[3] <= box[1]:
+        if box is None or size is None or not has_area(box):
             return
         if stated:
             self._total += 1
@@ -210,16 +232,25 @@ class _Reach:
         self._unit = self._larger = 0
 
     def close(self, report: Report) -> None:
-        """Report the boxes beyond their image, or refuse them if they are most."""
-        if not self._beyond:
-            return
-        problem = f"{len(self._beyond)} of {self._total} boxes reach beyond their image: {self._doubt}"
-        if 2 * len(self._beyond) > self._total:
-            raise DataError(
-                f"{problem} In {join_names(list(dict.fromkeys(self._beyond)))}. Correct the annotations, or name their "
-                "format."
-            )
-        report.add_share(problem, "They are cut at its border", self._beyond)
+        """Report the boxes beyond their image and those whose ends were swapped, or refuse them if they are most."""
+        doubt = "were they drawn on images of another size?" if self._corners else "are they x1, y1, x2, y2?"
+        problem = f"{len(self._beyond)} of {self._total} boxes reach beyond their image: {doubt}"
+        _report_share(self._beyond, self._total, problem, "They are cut at its border", report)
+        problem = f"{len(self._swapped)} of {self._stated} boxes end before they begin: are they x, y, width, height?"
+        _report_share(self._swapped, self._stated, problem, "Their ends are sorted", report)
+
+
+def _report_share(names: Sequence[str], total: int, problem: str, consequence: str, report: Report) -> None:
+    """Report what some objects may have; what most have is not what their format says.
+
+    Raises:
+        DataError: If more than half have it.
+    """
+    if 2 * len(names) > total:
+        files = join_names(list(dict.fromkeys(names)))
+        raise DataError(f"{problem} In {files}. Correct the annotations, or name their format.")
+    if names:
+        report.add_share(problem, consequence, names)
 
 
 def _overshoot(box: Box, size: tuple[int, int]) -> bool:

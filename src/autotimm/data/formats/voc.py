@@ -23,8 +23,6 @@ _ROOT = re.compile(rb"<annotation[\s>]")  # CVAT's files begin with <annotations
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _MASK_FOLDERS = ("segmentationclass", "segmentationobject")
 
-_DOUBT = "were they drawn on images of another size?"
-
 
 class Voc(Format):
     """One XML file per image, in ``Annotations/`` or beside the images.
@@ -34,7 +32,8 @@ class Voc(Format):
     where the stem fails or several images have it. Classes are sorted by name.
 
     VOC counts pixels from 1 and includes the last one; our boxes count from 0 and end outside: (x1 - 1, y1 - 1, x2,
-    y2). A box whose ends are equal is an annotation error and left out. ``difficult`` objects become crowds.
+    y2). A box whose ends are equal is an annotation error and left out; ends in another order are sorted. ``difficult``
+    objects become crowds.
 
     See:
         Everingham et al., "The PASCAL Visual Object Classes Challenge 2012 development kit", section 8.
@@ -77,7 +76,7 @@ class Voc(Format):
             splits = listed({record.id: record for record in records}, lists, notices, report)
         else:
             splits = by_split((str(PurePosixPath(record.id).parent), record) for record in records)
-        return object_tables(splits, names, notices, report=report, doubt=_DOUBT)
+        return object_tables(splits, names, notices, report=report, corners=True)
 
 
 def read_voc(folder: Path, notices: list[str], *, masks: bool = False, strict: bool = False) -> dict[str, Table]:
@@ -260,8 +259,16 @@ def _object(element: ElementTree.Element) -> ObjectRecord:
         raise ValueError("an object without a name")
     # Only the box of the object itself: people in VOC have heads and hands with boxes of their own.
     x1, y1, x2, y2 = (_coordinate(element, side) for side in _SIDES)
-    box = (x1 - 1, y1 - 1, x2, y2) if x2 > x1 and y2 > y1 else (x1, y1, x1, y1)
+    (left, right), (top, bottom) = _ends(x1, x2), _ends(y1, y2)
+    box = (left, top, right, bottom)
     return ObjectRecord(label, box, crowd=(element.findtext("difficult") or "0").strip() not in ("0", ""))
+
+
+def _ends(first: float, last: float) -> tuple[float, float]:
+    """Where a side begins and ends, from the numbers of its first and last pixel, which count from 1."""
+    if first == last:
+        return first, first
+    return (first - 1, last) if first < last else (first, last - 1)
 
 
 def _coordinate(element: ElementTree.Element, side: str) -> float:

@@ -27,6 +27,7 @@ __all__ = ["Yolo", "read_yolo"]
 
 _SUFFIXES = (".yaml", ".yml")
 _KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+_MOST_CLASSES = 100_000  # ImageNet-21k has 21,000
 _SAMPLE = 200  # images whose labels are looked at to recognize them
 
 
@@ -80,7 +81,9 @@ class Yolo(Format):
         objects = [record for image in splits["train"] for record in image.objects]
         if options.masks and objects and not any(record.outline for record in objects):
             raise DataError(f"{data.path} has boxes and no outlines. Use task='detection'.")
-        return object_tables(ordered(splits), data.names, notices, masks=options.masks, report=report)
+        data.check_names(report)
+        names = list(dict.fromkeys(data.names))
+        return object_tables(ordered(splits), names, notices, masks=options.masks, report=report)
 
 
 def read_yolo(folder: Path, notices: list[str], *, masks: bool = False, strict: bool = False) -> dict[str, Table]:
@@ -113,7 +116,7 @@ def _yaml_files(listing: Listing) -> list[Path]:
 
 def _load(path: Path, quiet: bool = False) -> Any:
     try:
-        return load_yaml(path)
+        return load_yaml(path, as_text=("names",))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         if quiet:
             return None
@@ -135,6 +138,15 @@ class _DataYaml:
         stated = Path(str(content.get("path") or "."))
         self._base = next((base for base in (path.parent / stated, path.parent) if os.path.isdir(base)), path.parent)
         self.root = Path(os.path.normpath(self._base))
+
+    def check_names(self, report: Report) -> None:
+        """Report names that several numbers have, and another number of classes than names."""
+        for name in dict.fromkeys(name for name in self.names if self.names.count(name) > 1):
+            report.add("classes with the name of another", "one class", text(name))
+        number = self.content.get("nc")
+        if isinstance(number, int) and number != len(self.names):
+            problem = f"{self.path.name} says `nc: {number}`, and has {len(self.names)} names."
+            report.add_share(problem, "The names count", [self.path.name])
 
     def images(self, split: str, report: Report | None = None) -> list[Path]:
         """The images of a split, each once; entries that lead to none are reported."""
@@ -180,9 +192,15 @@ class _DataYaml:
         return ImageRecord(path, name, list(self._objects(label, name, report)) if label else (), relative=True)
 
     def _objects(self, label: Path, name: str, report: Report) -> Iterator[ObjectRecord]:
+        seen: set[tuple[float, ...]] = set()
         for number, line in enumerate(_label_lines(label), 1):
             try:
-                yield self._object([float(word) for word in line.split()])
+                numbers = tuple(float(word) for word in line.split())
+                if numbers in seen:
+                    report.add("label lines that repeat another", "left out", f"{name}, line {number}")
+                    continue
+                seen.add(numbers)
+                yield self._object(numbers)
             except ValueError as error:
                 report.add("label lines that cannot be used", "left out", f"{name}, line {number} ({error})")
 
@@ -201,8 +219,11 @@ class _DataYaml:
 
 
 def _class_names(names: Any, path: Path) -> list[str]:
-    if isinstance(names, Mapping) and all(isinstance(key, int) for key in names) and names:
-        return [str(names.get(index, index)) for index in range(max(names) + 1)]
+    """The names in the order of their numbers, which some tools write as keys, and some of these in quotes."""
+    if isinstance(names, Mapping) and names and all(str(key).isdecimal() for key in names):
+        by_number = {int(key): name for key, name in names.items()}
+        if max(by_number) < _MOST_CLASSES:
+            return [str(by_number.get(index, index)) for index in range(max(by_number) + 1)]
     if isinstance(names, list) and names:
         return [str(name) for name in names]
     raise DataError(f"{path}: `names` must be a list, or a mapping from 0, 1, ... Got {names!r} instead.")
