@@ -424,9 +424,10 @@ def test_images_that_share_an_id_do_not_share_their_objects(write: Callable[...,
         read(root, strict=True)
 
 
-@pytest.mark.parametrize(
-    "entries", [[], [annotation(image_id=7)], [annotation(iscrowd=1)], [annotation(bbox=[1] * 5, segmentation=[])]]
-)
+NOWHERE = annotation(bbox=[1] * 5, segmentation=[[30, 30, 40, 30, 40, 40]])
+
+
+@pytest.mark.parametrize("entries", [[], [annotation(image_id=7)], [annotation(iscrowd=1)], [NOWHERE]])
 @pytest.mark.parametrize("masks", [False, True])
 def test_data_without_objects_to_learn_is_refused(write: Callable[..., Path], entries: list[Any], masks: bool) -> None:
     """The loss of a model that finds nothing would fall to 0, and nothing would look wrong."""

@@ -100,9 +100,10 @@ def object_tables(
         for image in images:
             size = sizes.get(image.path)
             if _is_usable(image, size, report):
-                placed = [_in_pixels(reach.in_order(record, image), image, size, report) for record in image.objects]
-                for record, stated in zip(placed, image.objects, strict=True):
-                    reach.add(record.box, image, size, stated=stated.box is not None)
+                stated = [reach.in_order(record, image) for record in image.objects]
+                placed = [_in_pixels(record, image, size, report) for record in stated]
+                for before, after in zip(stated, placed, strict=True):
+                    reach.add(after.box, image, size, stated=has_area(before.box))
                 checked = [_annotation(record, image, size, masks, report) for record in placed]
                 if image.id in kept:
                     report.add("images that are listed twice", "whose objects are merged", image.id)
