@@ -16,6 +16,7 @@ import autotimm
 from autotimm import repro
 from autotimm.errors import DataError, IncompleteError, ModelError, UsageError
 from autotimm.records.manifest import Manifest
+from autotimm.records.replay_versions import CURRENT
 from autotimm.records.run_folder import RunFolder
 from autotimm.runs.restore import rebuild
 from autotimm.runs.run import Run, diff
@@ -251,33 +252,36 @@ class TestNotComparable:
 
     @pytest.mark.parametrize("name", ["streams", "pipeline", "ledger"])
     def test_other_rules(self, copy, name):
-        self.made_by_other_rules(copy, **{name: 2})
+        self.made_by_other_rules(copy, **{name: 99})
         verdict = copy.verify()
         assert (verdict.verdict, verdict.exit_code) == ("not comparable", 4)
         assert name in verdict.reason
-        assert "has version 2 there and 1 here" in verdict.reason
+        assert f"has version 99 there and {CURRENT[name]} here" in verdict.reason
         assert 'pip install "autotimm==9.8.7"' in verdict.reason
         assert copy.verify(explain=True).confirmed == ""
         assert copy.validate()  # it is read and measured as any other
 
-    def test_a_record_without_versions_is_compared(self, copy):
+    def test_a_record_without_versions_has_the_first(self, copy):
         self.made_by_other_rules(copy)
-        assert copy.verify(steps=2).identical
+        verdict = copy.verify(steps=2)
+        assert (verdict.verdict, verdict.exit_code) == ("not comparable", 4)
+        assert f"has version 1 there and {CURRENT['pipeline']} here" in verdict.reason
+        assert 'pip install "autotimm==0.1.0"' in verdict.reason
 
     def test_resuming_by_other_rules(self, copy, photos):
-        self.made_by_other_rules(copy, "interrupted", pipeline=2)
+        self.made_by_other_rules(copy, "interrupted", pipeline=99)
         before = {path.name: path.read_bytes() for path in copy.path.iterdir() if path.is_file()}
-        with pytest.raises(ModelError, match="has version 2 there and 1 here"):
+        with pytest.raises(ModelError, match="has version 99 there"):
             copy.resume()
-        with pytest.raises(ModelError, match="has version 2 there and 1 here"):
+        with pytest.raises(ModelError, match="has version 99 there"):
             trainer(3, run_dir=copy.path).fit(classifier(), datamodule=toy_data(photos), ckpt_path="last")
         assert {path.name: path.read_bytes() for path in copy.path.iterdir() if path.is_file()} == before
 
     def test_other_rules_are_a_difference(self, copy, run):
-        self.made_by_other_rules(copy, pipeline=2)
+        self.made_by_other_rules(copy, pipeline=99)
         comparison = diff(run.path, copy.path)
         assert comparison.equal
-        assert "the version of the pipeline: 1 was recorded, 2 is used" in str(comparison)
+        assert f"the version of the pipeline: {CURRENT['pipeline']} was recorded, 99 is used" in str(comparison)
 
     def test_resuming_with_other_data(self, photos, tmp_path):
         moved = shutil.copytree(photos, tmp_path / "moved")

@@ -19,6 +19,7 @@ from autotimm.runs.prediction_files import coco_results
 from autotimm.tasks import InstanceSegmentor, SemanticSegmentor
 from autotimm.tasks.letterbox import encode, paste
 from autotimm.types import Stage
+from training import trainer
 
 SIDE = 64
 SIZES = [(90, 140), (200, 61), (64, 64), (33, 300), (480, 640), (50, 50)]
@@ -41,6 +42,7 @@ def coco_set(tmp_path_factory):
             x, y = generator.uniform(0, width * 0.8), generator.uniform(0, height * 0.8)
             w, h = generator.uniform(2, width * 0.2), generator.uniform(1, height * 0.2)
             w, h = (0.4, 0.7) if index == 0 else (w, h)
+            x = width - w / 2 if index == 1 else x  # it reaches beyond its image
             outline = [round(value, 2) for value in (x, y, x + w, y, x + w / 2, y + h)]
             box = [outline[0], outline[1], outline[2] - outline[0], outline[5] - outline[1]]
             annotations.append({
@@ -214,3 +216,11 @@ def test_a_detector_finds_as_many_objects_as_it_is_told():
     assert len(found["scores"]) == 7
     assert model.network.model.nms_thresh == 1.0
     assert model.default_metrics()[0].params["max_objects"] == 7
+
+
+@pytest.mark.parametrize(("most", "said"), [(7, True), (9, False)])
+def test_images_with_more_objects_are_named(most, said, coco_set, tmp_path):
+    data = DetectionDataModule(coco_set, image_size=SIDE, batch_size=4, num_workers=0, val_split=0.3)
+    runner = trainer(1, run_dir=False, limit_train_batches=1, limit_val_batches=0)
+    runner.fit(ObjectDetector(**SMALL, max_objects=most), datamodule=data)
+    assert any("An image has 9 objects, and at most 7 are found" in line for line in data.notices) == said

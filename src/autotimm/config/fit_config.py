@@ -113,7 +113,7 @@ class FitConfig:
         "auto", Name(), "annotation format: coco, voc, yolo, csv, masks, cityscapes",
         stages=("order", "inputs"), tasks=_DENSE,
     )
-    strict: bool = _data(False, Flag(), "refuse data with unreadable images instead of skipping them")
+    strict: bool = _data(False, Flag(), "refuse doubtful data instead of repairing it with a notice")
     train_csv: str | None = _tables(
         None, Path(), "table of training images", none="none", stages=("order", "inputs"), recorded="data"
     )

@@ -9,6 +9,7 @@ A file may come from a stranger, so its size, depth and aliases are checked befo
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -39,14 +40,27 @@ class YamlLimitError(yaml.YAMLError):
     """A file is larger, deeper or more repetitive than any that is meant well; the message ends a sentence."""
 
 
-def load_yaml(path: Path) -> Any:
+def load_yaml(path: Path, as_text: Collection[str] = ()) -> Any:
     """Read a YAML file that others have written, with YAML's types.
+
+    Args:
+        path: The file.
+        as_text: Keys at the top whose value, or each value of their list or mapping, is text as it stands in the file:
+            the classes ``[yes, no]`` are not ``True`` and ``False``.
 
     Raises:
         OSError: If it cannot be read.
         yaml.YAMLError: If it is not YAML; a :class:`YamlLimitError` if it is larger than any that is meant well.
     """
-    return _constructed(_composed(_read(path)))
+    root = _composed(_read(path))
+    for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
+        if key.value in as_text:
+            children = value.value if isinstance(value, yaml.CollectionNode) else [value]
+            for child in children:
+                node = child[1] if isinstance(child, tuple) else child
+                if isinstance(node, yaml.ScalarNode):
+                    node.tag = "tag:yaml.org,2002:str"
+    return _constructed(root)
 
 
 def read_yaml(path: str) -> tuple[dict[str, Any], bool]:

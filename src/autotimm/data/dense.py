@@ -14,6 +14,7 @@ from autotimm.constants import IGNORE_INDEX
 from autotimm.data.formats.recognize import READER, read_spatial
 from autotimm.data.module import CommonDataOptions, DataModule, DataOptions
 from autotimm.data.table import Table
+from autotimm.data.table_checks import check_object_sizes
 from autotimm.data.transforms.image_transforms import SampleTransform
 from autotimm.data.transforms.spatial_transforms import SpatialTransform, spatial_augmentation
 from autotimm.errors import require
@@ -97,7 +98,7 @@ class SpatialDataModule(DataModule, ABC):
         if given is None and name == "train_transforms":
             outside = IGNORE_INDEX if self.kind == "pixels" else 0
             given = spatial_augmentation(self.augmentation, self.image_size, owner, outside)
-        return SpatialTransform(given, self.image_size, name, owner)
+        return SpatialTransform(given, self.image_size, name, owner, keep_all=name == "eval_transforms")
 
     def read(self, split: str) -> Table | None:
         """Return the samples of a split, or ``None``."""
@@ -107,6 +108,7 @@ class SpatialDataModule(DataModule, ABC):
                 self.data_dir, self.format, self.kind, self.notices, strict=self.strict, recognized=recognized,
                 **self._reader_options,
             )  # fmt: skip
+            check_object_sizes(self._splits, self.image_size, self.notices)
         return self._splits.get(split)
 
 

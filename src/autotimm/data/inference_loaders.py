@@ -323,7 +323,7 @@ def _transform(spec: DataSpec) -> SampleTransform:
     """The transforms that samples went through in evaluation."""
     name, owner = "eval_transforms", "the model's data"
     if spec.kind != "classes":
-        return SpatialTransform(None, spec.image_size, name, owner)
+        return SpatialTransform(None, spec.image_size, name, owner, keep_all=True)
     return ImageTransform(_image_transforms(spec), name, owner)
 
 

@@ -85,7 +85,7 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         eval_transforms: The same for validation, test and prediction.
         augmentation: See :func:`autotimm.data.transforms.train_transform`.
         balanced_sampling: Draw every class equally often, with replacement.
-        strict: Refuse data with unreadable images instead of leaving them out.
+        strict: Refuse doubtful data, such as unreadable images, instead of repairing it with a notice.
         drop_last: Drop a last training batch that is not full.
         persistent_workers: Keep the loading processes from one epoch to the next.
         pin_memory: Copy batches to page-locked memory. ``None``: if the training runs on a GPU.

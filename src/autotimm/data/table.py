@@ -67,6 +67,10 @@ class Table(ABC):
         """Return how much of each of its classes a sample has, for balanced weights: pixels, or else 1."""
         return dict.fromkeys(self.labels(index), 1)
 
+    def most_objects(self) -> int:
+        """Return how many objects an image has at most; 0 where samples have none."""
+        return 0
+
     def target_digest(self, index: int) -> str:
         """Return the SHA-256 of a target in a file of its own; nothing where :meth:`labels` is all of the target."""
         return ""
@@ -173,6 +177,10 @@ class Subset(Table):
     def amounts(self, index: int) -> dict[str, int]:
         """Return those of the other table."""
         return self.table.amounts(self.indices[index])
+
+    def most_objects(self) -> int:
+        """Return that of the other table."""
+        return self.table.most_objects()
 
     def target_digest(self, index: int) -> str:
         """Return that of the other table."""

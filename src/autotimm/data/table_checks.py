@@ -6,11 +6,23 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from autotimm.data.file_facts import Problem, scan
+import numpy as np
+from numpy.typing import NDArray
+
+from autotimm.data.annotations.objects import ObjectTable
+from autotimm.data.file_facts import Problem, image_sizes, scan
 from autotimm.data.table import Subset, Table, keyed_split
 from autotimm.errors import DataError, join_names
 
-__all__ = ["balanced_weights", "check_classes", "own_sides", "readable", "split_off", "strange_ranges"]
+__all__ = [
+    "balanced_weights",
+    "check_classes",
+    "check_object_sizes",
+    "own_sides",
+    "readable",
+    "split_off",
+    "strange_ranges",
+]
 
 _DEFAULT_SHARES = {"val": 0.1, "test": 0.0}  # of a data module
 
@@ -108,6 +120,40 @@ def check_classes(train: Table, notices: list[str]) -> None:
     if rare := [name for name, count in counts.items() if count == 1]:
         where = "may be on either side of a split" if several else "stays in training"
         notices.append(f"Classes with a single image, which {where}: {join_names(rare)}.")
+
+
+def check_object_sizes(tables: Mapping[str, Table], image_size: int, notices: list[str]) -> None:
+    """Report objects that are too small for the network's square, which no training can find.
+
+    Args:
+        tables: Tables by split; those without boxes are skipped.
+        image_size: Side of the square in pixels, which the longer side of each image becomes.
+        notices: Receives the report, one line.
+
+    Raises:
+        DataError: If no object of the training images is as large as a pixel.
+    """
+    sides = {split: _sides(table) * image_size for split, table in tables.items() if isinstance(table, ObjectTable)}
+    cure = f"at image_size {image_size}: give a larger --image-size."
+    train = sides.get("train", np.zeros(0))
+    if len(train) and (train < 1).all():
+        raise DataError(f"All {len(train)} objects of the training images are under 1 px {cure}")
+    total, under = (
+        sum(map(len, sides.values())),
+        [sum(int((part < px).sum()) for part in sides.values()) for px in (1, 2)],
+    )
+    if under[0]:
+        lost = "They are counted in evaluation, and not learned in training."
+        notices.append(f"{under[0]} of {total} objects are under 1 px ({under[1]} under 2 px) {cure} {lost}")
+    elif under[1]:
+        notices.append(f"{under[1]} of {total} objects are under 2 px {cure}")
+
+
+def _sides(table: ObjectTable) -> NDArray[np.float64]:
+    """The shorter side of each object as a share of the longer side of its image; NaN where that cannot be read."""
+    sizes = image_sizes(table.files())
+    longer = [max(sizes[file]) if file in sizes else np.nan for file in table.files()]
+    return table.shorter_sides(np.array(longer, np.float64))
 
 
 def split_off(tables: Mapping[str, Table], val: float, test: float, seed: int, notices: list[str]) -> dict[str, Table]:

@@ -96,6 +96,18 @@ class ObjectTask(Task, ABC):
         """The part of the detector that predicts objects from the maps of the pyramid. Read-only."""
         return self.network.get_submodule("heads" if isinstance(self.network, TwoStageDetector) else "model.head")
 
+    def setup(self, stage: str) -> None:
+        """As in the base class; report images with more objects than are ever found in one."""
+        super().setup(stage)
+        if stage == "fit" and (data := self._data) is not None:
+            most = max(table.most_objects() for table in data.tables.values())
+            notice = (
+                f"An image has {most} objects, and at most {self._max_objects} are found in one: give a larger "
+                "`max_objects`."
+            )
+            if most > self._max_objects and notice not in data.notices:
+                data.notices.append(notice)
+
     def step(self, batch: Batch, stage: Stage) -> Step:
         """Named losses in training; else predicted and true objects, in pixels of the original image."""
         if stage is Stage.TRAIN:

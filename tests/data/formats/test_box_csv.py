@@ -55,7 +55,10 @@ def test_usual_headers(tmp_path: Path, picture: Picture, header: str) -> None:
     assert tables["train"].class_names == ("cat", "dog")
     assert tables["train"].load(0).target["boxes"].tolist() == [[1, 2, 9, 8], [0, 2, 20, 8.5]]
     assert tables["train"].load(1).target["boxes"].shape == (0, 4)
-    assert notices == []
+    assert notices == [
+        "1 of 2 boxes reach beyond their image: were they drawn on images of another size? They are cut at its border: "
+        "photos/a.png."
+    ]
     with pytest.raises(DataError, match="without outlines"):
         read(tmp_path, masks=True)
 

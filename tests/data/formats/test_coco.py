@@ -229,12 +229,36 @@ def test_boxes_without_area_are_left_out_and_named(write: Callable[..., Path]) -
         [-5, -5, 8, 9],
         [18, 14, 9, 9],
     ]
-    root = write(annotations=[annotation(id=number, bbox=box) for number, box in enumerate(boxes)])
+    boxes += [[2, 3, 8, 5]] * 3
+    entries = [annotation(id=number, bbox=box, segmentation=None) for number, box in enumerate(boxes)]
+    root = write(annotations=entries)
     tables, notices = read(root)
-    assert tables["train"].load(0).target["boxes"].tolist() == [[0, 0, 3, 4], [18, 14, 20, 16]]
-    assert notices == ["5 boxes without area in the image in 1, left out: images/a.png."]
+    assert tables["train"].load(0).target["boxes"].tolist()[:2] == [[0, 0, 3, 4], [18, 14, 20, 16]]
+    assert notices == [
+        "3 of 6 boxes reach beyond their image: are they x1, y1, x2, y2? They are cut at its border: images/a.png.",
+        "5 boxes without area in the image in 1, left out: images/a.png.",
+    ]
     with pytest.raises(DataError, match=r"5 boxes without area in the image in 1: images/a\.png\. Correct these"):
         read(root, strict=True)
+
+
+@pytest.mark.parametrize("bbox", [[0, 0, 0, 0], [2, 3, 8, 0], [2, 3, float("nan"), 5]])
+def test_the_outline_counts_where_the_box_has_no_area(write: Callable[..., Path], bbox: list[float]) -> None:
+    root = write(annotations=[annotation(bbox=bbox)])
+    for masks in (False, True):
+        tables, notices = read(root, masks=masks)
+        assert tables["train"].load(0).target["boxes"].tolist() == [[2, 3, 10, 8]]
+        assert notices == ["1 boxes without area, taken from the outlines of their objects: images/a.png."]
+    with pytest.raises(DataError, match=r"1 boxes without area: images/a\.png"):
+        read(root, strict=True)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-8-sig"])
+def test_encodings_of_json(write: Callable[..., Path], encoding: str) -> None:
+    root = write()
+    mark = b"\xff\xfe" if encoding == "utf-16-le" else b""
+    (root / "coco.json").write_bytes(mark + json.dumps(sheet()).encode(encoding))
+    assert len(read(root)[0]["train"]) == 2
 
 
 def test_polygons_are_cut_at_the_border(write: Callable[..., Path]) -> None:
@@ -325,7 +349,10 @@ def test_a_name_with_folders_is_not_found_in_others(tmp_path: Path, picture: Pic
         (tmp_path / name).unlink()
     tables, notices = read(tmp_path)
     assert tables["train"].ids == ("train/dog/1.png", "val/dog/2.png")
-    assert notices == ["2 missing images, left out: train/cat/1.png, train/dog/img 3.png."]
+    assert notices == [
+        "1 images are in no annotation file and left out: val/dog/img 3.png.",
+        "2 missing images, left out: train/cat/1.png, train/dog/img 3.png.",
+    ]
 
 
 def test_one_file_for_all_finds_the_images_of_all_splits(tmp_path: Path, picture: Picture) -> None:
@@ -397,7 +424,10 @@ def test_images_that_share_an_id_do_not_share_their_objects(write: Callable[...,
         read(root, strict=True)
 
 
-@pytest.mark.parametrize("entries", [[], [annotation(image_id=7)], [annotation(iscrowd=1)], [annotation(bbox=[1] * 5)]])
+NOWHERE = annotation(bbox=[1] * 5, segmentation=[[30, 30, 40, 30, 40, 40]])
+
+
+@pytest.mark.parametrize("entries", [[], [annotation(image_id=7)], [annotation(iscrowd=1)], [NOWHERE]])
 @pytest.mark.parametrize("masks", [False, True])
 def test_data_without_objects_to_learn_is_refused(write: Callable[..., Path], entries: list[Any], masks: bool) -> None:
     """The loss of a model that finds nothing would fall to 0, and nothing would look wrong."""

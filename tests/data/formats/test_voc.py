@@ -101,7 +101,10 @@ def test_pixels_count_from_1_and_difficult_objects_are_crowds(tmp_path: Path, pi
     assert sample.target["boxes"].tolist() == [[0, 0, 20, 16], [2.5, 3, 8, 9], [0, 0, 20, 9]]
     assert sample.target["crowd"].tolist() == [False, True, False]
     assert tables["train"].class_names == ("cat", "dog")
-    assert notices == []
+    assert notices == [
+        "1 of 3 boxes reach beyond their image: were they drawn on images of another size? They are cut at its border: "
+        "JPEGImages/a.png."
+    ]
 
 
 def test_split_lists(tmp_path: Path, picture: Picture) -> None:
@@ -178,18 +181,53 @@ def test_a_missing_image_is_not_replaced_by_its_namesake_of_another_split(tmp_pa
 
 
 def test_broken_xml_is_reported(tmp_path: Path, picture: Picture) -> None:
-    things = ["<object>", thing("", (1, 1, 5, 5)), thing("dog", ("x", 1, 5, 5)), "<object><name>dog</name></object>"]
-    for number, content in enumerate(things):
+    for number, content in enumerate(["<object>", thing("cat & dog", (1, 1, 5, 5))]):
         picture(tmp_path / f"{number}.png")
         write(tmp_path / f"{number}.xml", content)
+    (tmp_path / "2.xml").write_bytes("<annotation><object><name>Käse</name></object></annotation>".encode("latin-1"))
+    picture(tmp_path / "2.png")
+    with pytest.raises(DataError, match=r"^No image to train on is left.*3 XML files that cannot be read.*0\.xml"):
+        read(tmp_path)
     picture(tmp_path / "good.png")
     write(tmp_path / "good.xml", thing("dog", (1, 1, 5, 5)), size=(0, 0))
     tables, notices = read(tmp_path)
     assert tables["train"].ids == ("good.png",)
     assert len(notices) == 1  # their images are not without an XML file
-    assert "4 XML files that cannot be read, left out with their images: 0.xml (mismatched tag" in notices[0]
-    with pytest.raises(DataError, match="4 XML files that cannot be read"):
+    assert "3 XML files that cannot be read, left out with their images: 0.xml (mismatched tag" in notices[0]
+    assert "1.xml (not well-formed (invalid token)" in notices[0]
+    with pytest.raises(DataError, match="3 XML files that cannot be read"):
         read(tmp_path, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        (thing("", (1, 1, 5, 5)), "an object without a name"),
+        (thing("dog", ("3,5", 1, 5, 5)), "xmin is '3,5', and no number"),
+        (thing("dog", (1, 1, "", 5)), "a box without xmax"),
+        ("<object><name>dog</name></object>", "a box without xmin"),
+    ],
+)
+def test_an_object_that_cannot_be_used_is_left_out_and_not_its_image(
+    tmp_path: Path, picture: Picture, broken: str, reason: str
+) -> None:
+    picture(tmp_path / "a.png")
+    write(tmp_path / "a.xml", broken)
+    with pytest.raises(DataError, match=re.escape(f"1 objects that cannot be used, left out: a.xml ({reason}).")):
+        read(tmp_path)
+    write(tmp_path / "a.xml", broken, thing("cat", (1, 1, 5, 5)))
+    tables, notices = read(tmp_path)
+    assert tables["train"].object_counts() == (1,)
+    assert notices == [f"1 objects that cannot be used, left out: a.xml ({reason})."]
+    with pytest.raises(DataError, match=r"1 objects that cannot be used: a\.xml"):
+        read(tmp_path, strict=True)
+
+
+def test_files_of_cvat_are_not_of_voc(tmp_path: Path, picture: Picture) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "annotations.xml").write_text("<annotations><version>1.1</version></annotations>")
+    with pytest.raises(DataError, match="no VOC annotation"):
+        read(tmp_path)
 
 
 def test_boxes_are_refused_for_instances(tmp_path: Path) -> None:

@@ -16,12 +16,13 @@ Picture = Callable[..., Path]
 
 @pytest.fixture
 def write(tmp_path: Path, picture: Picture) -> Callable[..., Path]:
-    """Two images to train on and one to validate; the second has no label file."""
+    """Two images to train on and one to validate; the label file of the second is empty."""
 
     def written(first: str = "1 0.5 0.5 0.5 0.25\n", **content: Any) -> Path:
         for name in ("train/images/a.png", "train/images/b.png", "valid/images/c.png"):
             picture(tmp_path / name)
-        for name, lines in {"train/labels/a.txt": first, "valid/labels/c.txt": "0 0.5 0.5 1 1"}.items():
+        labels = {"train/labels/a.txt": first, "train/labels/b.txt": "", "valid/labels/c.txt": "0 0.5 0.5 1 1"}
+        for name, lines in labels.items():
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).write_text(lines)
         given = {"train": "train/images", "val": "valid/images", "names": ["zebra", "ant"], "nc": 2} | content
@@ -48,7 +49,7 @@ def test_boxes_are_fractions_of_the_image(write: Callable[..., Path]) -> None:
     target = tables["train"].load(0).target
     assert target["boxes"].tolist() == [[5, 6, 15, 10]]
     assert target["labels"].tolist() == [1]
-    assert tables["train"].load(1).target["boxes"].shape == (0, 4)  # no label file, no objects
+    assert tables["train"].load(1).target["boxes"].shape == (0, 4)
     assert tables["val"].load(0).target["boxes"].tolist() == [[0, 0, 20, 16]]
     assert notices == []
 
@@ -229,3 +230,55 @@ def test_images_of_lists_that_are_missing(write: Callable[..., Path]) -> None:
     tables, notices = read(root)
     assert tables["train"].ids == ("train/images/a.png",)
     assert notices == ["1 missing images, left out: train/images/gone.png."]
+
+
+def test_classes_of_one_name_are_one_class(write: Callable[..., Path]) -> None:
+    root = write("0 0.5 0.5 0.5 0.25\n2 0.5 0.5 0.25 0.25\n", names=["ant", "bee", "ant"], nc=3)
+    tables, notices = read(root)
+    assert tables["train"].class_names == ("ant", "bee")
+    assert tables["train"].load(0).target["labels"].tolist() == [0, 0]
+    assert notices == ["1 classes with the name of another, one class: ant."]
+    with pytest.raises(DataError, match="1 classes with the name of another: ant"):
+        read(root, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        ("[yes, no]", ("yes", "no")),
+        ("[on, off]", ("on", "off")),
+        ("[1e3, 08]", ("1e3", "08")),
+        ("[2024-01-01, ~]", ("2024-01-01", "~")),
+        ("{0: yes, 1: no}", ("yes", "no")),
+        ("{'0': cat, '1': dog}", ("cat", "dog")),
+        ('{"1": dog, 0: cat}', ("cat", "dog")),
+    ],
+)
+def test_names_are_text_as_they_stand_in_the_file(
+    write: Callable[..., Path], names: str, classes: tuple[str, ...]
+) -> None:
+    root = write()
+    (root / "data.yaml").write_text(f"names: {names}\ntrain: train/images\nnc: 2\n")
+    tables, notices = read(root)
+    assert (tables["train"].class_names, notices) == (classes, [])
+
+
+def test_another_number_of_classes_than_names(write: Callable[..., Path]) -> None:
+    root = write(nc=3)
+    assert read(root)[1] == ["data.yaml says `nc: 3`, and has 2 names. The names count: data.yaml."]
+    with pytest.raises(DataError, match=r"^data\.yaml says `nc: 3`, and has 2 names"):
+        read(root, strict=True)
+
+
+def test_lines_that_repeat_another_are_left_out(write: Callable[..., Path]) -> None:
+    root = write("1 0.5 0.5 0.5 0.25\n1 0.5 0.5 0.5 0.25\n0 0.5 0.5 0.5 0.25\n1 .5 .5 .5 .25\n")
+    tables, notices = read(root)
+    assert tables["train"].load(0).target["labels"].tolist() == [1, 0]
+    assert notices == [
+        "2 label lines that repeat another, left out: train/images/a.png, line 2, train/images/a.png, line 4."
+    ]
+
+
+def test_a_number_of_a_class_beyond_reason_is_refused(write: Callable[..., Path]) -> None:
+    with pytest.raises(DataError, match="`names` must be a list"):
+        read(write(names={10**9: "ant"}))

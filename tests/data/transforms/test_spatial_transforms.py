@@ -1,5 +1,6 @@
 """Boxes, masks and regions move with the pixels, and find back to those of the original image."""
 
+import json
 from itertools import product
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from autotimm.data.transforms.spatial_transforms import (
     place,
     spatial_augmentation,
 )
-from autotimm.errors import UsageError
+from autotimm.errors import DataError, UsageError
+from autotimm.metrics import MeanAP
 from autotimm.tasks.letterbox import paste, to_original
 from autotimm.types import Sample
 
@@ -29,8 +31,8 @@ SIDE = 64
 SIZES = [(37, 91), (91, 37), (64, 64), (1, 200), (33, 32), (640, 427), (5, 7)]
 
 
-def letterbox(transform=None, side: int = SIDE) -> SpatialTransform:
-    return SpatialTransform(transform, side, "train_transforms", "a test")
+def letterbox(transform=None, side: int = SIDE, **options) -> SpatialTransform:
+    return SpatialTransform(transform, side, "train_transforms", "a test", **options)
 
 
 def scene(height: int, width: int, boxes: list[list[int]], crowd: list[bool] | None = None) -> Sample:
@@ -126,6 +128,85 @@ class TestLetterbox:
         assert moved.placement[:2] == (60, 40)
         visible = to_original(tight(moved.image[0] > 200)[None], moved.placement)[0]
         assert (visible - torch.tensor([5.0, 10.0, 35.0, 20.0])).abs().max() <= 1
+
+
+TINY = [[10, 10, 410, 310], [500, 20, 504, 21], [300, 300, 302, 302]]  # of 640x480: the second and third under 1 px
+
+
+def test_training_leaves_out_what_evaluation_must_find():
+    sample = scene(480, 640, TINY, [False, False, True])
+    assert letterbox()(sample).target["labels"].tolist() == [0]
+    kept = letterbox(keep_all=True)(sample)
+    assert {name: len(value) for name, value in kept.target.items()} == dict.fromkeys(sample.target, 3)
+    assert to_original(kept.target["boxes"], kept.placement).tolist() == [pytest.approx(box, abs=1e-3) for box in TINY]
+    assert kept.target["masks"].flatten(1).any(1).tolist() == [True, False, False]  # no center of a pixel is in them
+
+
+def write_boxes(folder: Path, boxes: dict[str, list[list[int]]]) -> Path:
+    """One image of 640x480 pixels per split, with boxes, as a COCO file each."""
+    for split, of_split in boxes.items():
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (640, 480)).save(folder / split / f"{split}.png")
+        entries = [
+            {"id": number, "image_id": 1, "category_id": 1, "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            for number, (x1, y1, x2, y2) in enumerate(of_split)
+        ]
+        content = {
+            "images": [{"id": 1, "file_name": f"{split}.png"}],
+            "annotations": entries,
+            "categories": [{"id": 1, "name": "cat"}],
+        }
+        (folder / split / "coco.json").write_text(json.dumps(content))
+    return folder
+
+
+def small_objects(folder: Path, side: int, **boxes: list[list[int]]) -> DetectionDataModule:
+    data = DetectionDataModule(
+        write_boxes(folder, boxes), image_size=side, batch_size=1, num_workers=0, augmentation="none"
+    )
+    data.setup()
+    data.notices[:] = [line for line in data.notices if "px" in line]
+    return data
+
+
+def test_every_true_object_is_in_the_truth_of_evaluation(tmp_path: Path):
+    data = small_objects(tmp_path, SIDE, train=TINY, val=TINY, test=TINY)
+    assert data.notices == [
+        "6 of 9 objects are under 1 px (6 under 2 px) at image_size 64: give a larger --image-size. They are counted "
+        "in evaluation, and not learned in training."
+    ]
+    assert len(next(iter(data.train_dataloader())).targets[0]["boxes"]) == 1
+    for loader in (data.val_dataloader(), data.test_dataloader()):
+        (target,) = next(iter(loader)).targets
+        assert len(target["boxes"]) == 3
+        best = {"boxes": target["boxes"][:1], "labels": target["labels"][:1], "scores": torch.ones(1)}
+        score = MeanAP(1)
+        score.update([best], [{"boxes": target["boxes"], "labels": target["labels"]}])
+        assert score.compute()["recall"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("side", "said"),
+    [(640, []), (320, ["1 of 4 objects are under 1 px (2 under 2 px)"]), (500, ["1 of 4 objects are under 1 px"])],
+)
+def test_objects_that_are_small_for_the_network_are_counted(tmp_path: Path, side: int, said: list[str]):
+    line = [[0, 0, 30, 30], [10, 10, 410, 310], [0, 5, 640, 6], [20, 20, 23, 24]]
+    if side == 640:
+        line = line[:2]
+    notices = small_objects(tmp_path, side, train=line).notices
+    assert len(notices) == len(said)
+    assert all(notice.startswith(start) for notice, start in zip(notices, said, strict=True))
+    assert all(f"at image_size {side}: give a larger --image-size" in notice for notice in notices)
+
+
+def test_objects_between_one_and_two_pixels_are_counted_alone(tmp_path: Path):
+    (notice,) = small_objects(tmp_path, 320, train=[[0, 0, 30, 30], [20, 20, 23, 24]]).notices
+    assert notice == "1 of 2 objects are under 2 px at image_size 320: give a larger --image-size."
+
+
+def test_nothing_left_to_learn_is_an_error(tmp_path: Path):
+    with pytest.raises(DataError, match=r"^All 2 objects of the training images are under 1 px at image_size 64: give"):
+        small_objects(tmp_path, SIDE, train=TINY[1:])
 
 
 def disc(side: int) -> Tensor:

@@ -32,6 +32,8 @@ class Annotation(NamedTuple):
         outline: Its outline, if it is known.
         area: Its area in square pixels as the annotation states it, by which metrics tell small objects from large
             ones; 0 if it does not.
+        stated: The box as the annotation states it, if that reaches beyond the image: programs that read the annotation
+            compare with it, and so do our metrics.
     """
 
     label: str
@@ -39,6 +41,7 @@ class Annotation(NamedTuple):
     crowd: bool = False
     outline: Outline | None = None
     area: float = 0.0
+    stated: tuple[float, float, float, float] | None = None
 
 
 class ObjectTable(Table):
@@ -70,6 +73,9 @@ class ObjectTable(Table):
         # A few arrays, not a list per image: fast to pickle, and never copied by a forked process that only reads.
         self._starts = np.array([0, *itertools.accumulate(map(len, annotations))], np.int64)
         self._boxes = np.array([annotation.box for annotation in objects], np.float32).reshape(-1, 4)
+        self._stated = np.array([annotation.stated or annotation.box for annotation in objects], np.float32).reshape(
+            -1, 4
+        )
         self._labels = np.array([number[annotation.label] for annotation in objects], np.int64)
         self._crowd = np.array([annotation.crowd for annotation in objects], bool)
         self._areas = np.array([annotation.area for annotation in objects], np.float32)
@@ -92,7 +98,7 @@ class ObjectTable(Table):
         The target has ``boxes`` (``tv_tensors.BoundingBoxes`` (K, 4), ``float32`` x1, y1, x2, y2 in pixels, within the
         image), ``labels`` (``int64`` (K,)), ``crowd`` (``bool`` (K,)) and, with masks, ``masks`` (``tv_tensors.Mask``
         (K, H, W), ``uint8`` zeros and ones). K is 0 for an image without objects. The truth has all but the masks, the
-        boxes as they were read, and ``area`` (``float32`` (K,)).
+        boxes as they were stated, and ``area`` (``float32`` (K,)).
         """
         image = read_image(self.paths[index])
         height, width = image.shape[-2:]
@@ -110,7 +116,7 @@ class ObjectTable(Table):
                 masks[row] = _rectangle(boxes[row], height, width) if outline is None else outline.mask(height, width)
             target["masks"] = tv_tensors.Mask(torch.from_numpy(masks))
         truth = {
-            "boxes": torch.from_numpy(self._boxes[objects].copy()),
+            "boxes": torch.from_numpy(self._stated[objects].copy()),
             "labels": target["labels"],
             "crowd": target["crowd"],
             "area": torch.from_numpy(self._areas[objects].copy()),
@@ -127,9 +133,24 @@ class ObjectTable(Table):
         present = np.unique(self._labels[objects][~self._crowd[objects]])
         return tuple(self.class_names[label] for label in present)
 
+    def most_objects(self) -> int:
+        """Objects of the image with most of them, crowds included."""
+        return int(np.diff(self._starts).max(initial=0))
+
     def object_counts(self) -> tuple[int, ...]:
         """Objects per class, in class order; crowds do not count."""
         return tuple(np.bincount(self._labels[~self._crowd], minlength=len(self.class_names)).tolist())
+
+    def shorter_sides(self, longer_sides: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The shorter side of the box of each object, as a share of the longer side of its image; without crowds.
+
+        Args:
+            longer_sides: The longer side of each image in pixels (N,); objects of an image with NaN have NaN.
+        """
+        sides = (self._boxes[:, 2:] - self._boxes[:, :2]).min(1)
+        shares: NDArray[np.float64] = sides / np.repeat(longer_sides, np.diff(self._starts))
+        learned: NDArray[np.float64] = shares[~self._crowd]
+        return learned
 
     def target_digest(self, index: int) -> str:
         """SHA-256 of the annotations of an image: names of classes, boxes, crowds and outlines, in their order.

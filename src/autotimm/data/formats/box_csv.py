@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from autotimm.data.annotations.outlines import Box
-from autotimm.data.formats.coco import ImageFinder
 from autotimm.data.formats.data_format import Format, ReadOptions, Report, Sighting, ordered
+from autotimm.data.formats.image_finder import ImageFinder, note_unlisted
 from autotimm.data.formats.listing import Listing, relative, split_of
 from autotimm.data.formats.object_records import ImageRecord, ObjectRecord, object_tables
 from autotimm.data.table import Table
@@ -67,9 +67,11 @@ class BoxCsv(Format):
                 f"There is no table of boxes in {listing.path}. It needs the header filename,class,xmin,ymin,xmax,ymax."
             )
         report = Report(options.strict)
-        records = {split: _records(path, listing, split, report) for split, path in ordered(splits).items()}
+        tables = {split: _records(path, listing, split, report) for split, path in ordered(splits).items()}
+        records = {split: images for split, (images, _) in tables.items()}
+        note_unlisted(listing, [finder for _, finder in tables.values()], notices)
         labels = {record.label for images in records.values() for image in images for record in image.objects}
-        return object_tables(records, sorted(labels, key=str.encode), notices, report=report)
+        return object_tables(records, sorted(labels, key=str.encode), notices, report=report, corners=True)
 
 
 def read_boxes_csv(folder: Path, notices: list[str], *, masks: bool = False, strict: bool = False) -> dict[str, Table]:
@@ -119,7 +121,7 @@ def _columns(path: Path) -> tuple[dict[str, str], str]:
     return {key: lower[name] for key, names in usual for name in reversed(names) if name in lower}, delimiter
 
 
-def _records(path: Path, listing: Listing, split: str, report: Report) -> list[ImageRecord]:
+def _records(path: Path, listing: Listing, split: str, report: Report) -> tuple[list[ImageRecord], ImageFinder]:
     columns, delimiter = _columns(path)
     if missing := [_COLUMNS[key][0] for key in _COLUMNS if key not in columns]:
         raise DataError(f"{path} has no column for {join_names(missing)}. Name them so in the header.")
@@ -129,7 +131,7 @@ def _records(path: Path, listing: Listing, split: str, report: Report) -> list[I
     except csv.Error as error:
         raise DataError(f"{path} is not a table: {error}. Check quotes and line ends.") from error
     root, names = listing.base, [_cell(row, columns["image"]) for row in rows]
-    finder = ImageFinder(listing, path, split, list(dict.fromkeys(names)))
+    finder = ImageFinder(listing, path, split, list(dict.fromkeys(names)), report)
     objects: dict[str, list[ObjectRecord]] = {}
     sizes: dict[str, tuple[int, int] | None] = {}
     for line, (name, row) in enumerate(zip(names, rows, strict=True), 2):
@@ -144,10 +146,12 @@ def _records(path: Path, listing: Listing, split: str, report: Report) -> list[I
     boxes = [record.box for records in objects.values() for record in records if record.box is not None]
     are_fractions = bool(boxes) and max(map(max, boxes)) <= 1
     paths = {name: finder.find(name) for name in objects}
-    return [
+    records = [
         ImageRecord(path, relative(path, root), objects[name], sizes[name], are_fractions)
         for name, path in paths.items()
+        if path is not None
     ]
+    return records, finder
 
 
 def _cell(row: Mapping[str, str | None], column: str) -> str:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
+import codecs
 import math
 import mmap
-import os
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from autotimm.data.annotations.outlines import Box, read_outline
 from autotimm.data.formats.data_format import Format, ReadOptions, Report, Sighting, listed, ordered, read_lists
+from autotimm.data.formats.image_finder import ImageFinder, note_unlisted
 from autotimm.data.formats.listing import Listing, relative, split_of
-from autotimm.data.formats.object_records import ImageRecord, ObjectRecord, object_tables
+from autotimm.data.formats.object_records import ImageRecord, ObjectRecord, has_area, object_tables
 from autotimm.data.table import Table
 from autotimm.errors import DataError, join_names
 from autotimm.serialization import read_json
 
-__all__ = ["Coco", "ImageFinder", "read_coco"]
+__all__ = ["Coco", "read_coco"]
 
 _KEYS = tuple(re.compile(rb'"%s"\s*:\s*\[' % key) for key in (b"images", b"annotations", b"categories"))
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as PowerShell writes files
 _OUTLINE = re.compile(rb'"segmentation"\s*:\s*(\[\s*\[?\s*-?[\d.]|\{\s*")')
-_MANY_FOLDERS = 50  # siblings beyond that are classes or cities, not folders of a whole split
 
 
 class Coco(Format):
@@ -64,6 +63,7 @@ class Coco(Format):
         }
         class_names = _class_names(list(files.values()), notices)
         splits = {split: file.records() for split, file in files.items()}
+        note_unlisted(listing, [file.finder for file in files.values()], notices)
         objects = [record for image in splits["train"] for record in image.objects]
         if options.masks and objects and not any(record.outline for record in objects):
             raise DataError(f"{paths['train']} has boxes and no outlines. Use task='detection'.")
@@ -98,7 +98,9 @@ def _contains(path: Path, *patterns: re.Pattern[bytes]) -> bool:
     """Whether a file matches all patterns, without parsing half a gigabyte."""
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return all(pattern.search(content) for pattern in patterns)
+            wide = content[:2] in _UTF_16
+            searched = content[:].decode("utf-16").encode() if wide else content
+            return all(pattern.search(searched) for pattern in patterns)
     except (OSError, ValueError):  # an empty file cannot be mapped
         return False
 
@@ -189,7 +191,8 @@ class _CocoFile:
     def records(self) -> list[ImageRecord]:
         """The images with their objects, in the order of the file."""
         images = self._distinct_images()
-        finder = ImageFinder(self._listing, self.path, self.split, [str(image["file_name"]) for image in self.images])
+        file_names = [str(image["file_name"]) for image in images]
+        self.finder = finder = ImageFinder(self._listing, self.path, self.split, file_names, self.report)
         names = {category["id"]: str(category["name"]) for category in self.categories}
         image_ids = {image["id"] for image in self.images}
         objects: dict[Any, list[ObjectRecord]] = {}
@@ -201,10 +204,13 @@ class _CocoFile:
                 problem = "annotations of images or categories that the file does not list"
                 name = f"{relative(self.path, self._root)} #{annotation.get('id', number)}"
                 self.report.add(problem, "left out", name)
-        paths = [finder.find(str(image["file_name"])) for image in images]
+        for image in self.images:
+            finder.note(str(image["file_name"]))
+        paths = map(finder.find, file_names)
         return [
             ImageRecord(path, relative(path, self._root), objects.get(image["id"], ()), _size(image))
             for image, path in zip(images, paths, strict=True)
+            if path is not None
         ]
 
     def category_ids(self, class_names: Sequence[str]) -> list[int]:
@@ -233,7 +239,7 @@ class _CocoFile:
     def _object(self, annotation: Mapping[str, Any], label: str) -> ObjectRecord:
         box, crowd = _box(annotation.get("bbox")), bool(annotation.get("iscrowd"))
         outline = None
-        if self.masks or box is None:
+        if self.masks or not has_area(box):
             try:
                 outline = read_outline(annotation.get("segmentation"))
             except ValueError as error:
@@ -298,82 +304,3 @@ def _class_names(files: Sequence[_CocoFile], notices: list[str]) -> list[str]:
     if repeated := sorted({name for name in train_names if train_names.count(name) > 1}):
         notices.append(f"{files[0].path.name}: categories of the same name are one class: {join_names(repeated)}.")
     return list(names)
-
-
-class ImageFinder:
-    """Finds the images that an annotation file names, and never takes one of another split for them.
-
-    Numbered frames have the same names in every split: an image that was deleted from ``train/`` must be missing, not
-    be replaced by its namesake in ``val/``.
-
-    Args:
-        listing: The data; no file outside of its folder is read.
-        annotations: The file that names the images. If its path names a split, its images are of that split.
-        split: What the file is used for; of folders that match equally well, that of this split is taken.
-        names: The file names in it.
-    """
-
-    def __init__(self, listing: Listing, annotations: Path, split: str, names: Sequence[str]) -> None:
-        self._listing, self._root = listing, listing.base
-        self._split = split_of(relative(annotations, self._root))
-        self._images_by_name: dict[str, list[Path]] | None = None
-        tails = list(dict.fromkeys(map(_safe_path, names)))
-        # By its last part alone a path is looked up only where no other path ends alike: cat/1.jpg is not dog/1.jpg.
-        self._uses = Counter(PurePosixPath(tail).name for tail in tails)
-        folders = dict.fromkeys([annotations.parent, self._root, *_folders_below(listing, depth=3)])
-        wanted = self._split or split
-
-        def fitness(folder: Path) -> tuple[bool, int]:
-            hits = sum(os.path.isfile(folder / tail) for tail in tails[:20])
-            return hits > 0 and wanted in self._splits_in(folder), hits
-
-        candidates = [folder for folder in folders if self._split is None or self._may_hold(folder, self._split)]
-        self._base = max(candidates or [self._root], key=fitness)  # of equals the first: beside the file
-
-    def find(self, name: str) -> Path:
-        """The file of that name; where it should be if there is none."""
-        tail = PurePosixPath(_safe_path(name))
-        path = self._base / tail
-        if os.path.isfile(path) or self._uses[tail.name] > 1:
-            return path
-        if self._images_by_name is None:
-            self._images_by_name = self._list_images()
-        split = split_of(str(tail.parent)) or self._split
-        images = [image for image in self._images_by_name.get(tail.name, []) if self._may_hold(image.parent, split)]
-        return images[0] if len(images) == 1 else path
-
-    def _splits_in(self, folder: Path) -> set[str]:
-        """All splits that the path of a folder names: val/train/ may hold images of trains for validation."""
-        parts = PurePosixPath(relative(folder, self._root)).parts
-        return {split for part in parts if (split := split_of(part))}
-
-    def _may_hold(self, folder: Path, split: str | None) -> bool:
-        splits = self._splits_in(folder)
-        return not splits or split is None or split in splits
-
-    def _list_images(self) -> dict[str, list[Path]]:
-        images: dict[str, list[Path]] = {}
-        for image in self._listing.images_below(self._root):
-            images.setdefault(image.path.name, []).append(image.path)
-        if self._split is None and any(self._in_two_splits(paths) for paths in images.values() if len(paths) > 1):
-            # One file for all splits may name images of all; but where names say nothing, only the folder does.
-            self._split = split_of(relative(self._base, self._root))
-        return images
-
-    def _in_two_splits(self, paths: Sequence[Path]) -> bool:
-        return len({split_of(relative(path.parent, self._root)) for path in paths} - {None}) > 1
-
-
-def _safe_path(name: str) -> str:
-    """The path as far as it can be trusted: no drive, no root and no way up."""
-    path = PurePosixPath(name.replace("\\", "/"))
-    outside = path.is_absolute() or ".." in path.parts or ":" in path.parts[0] if path.parts else True
-    return path.name if outside else str(path)
-
-
-def _folders_below(listing: Listing, depth: int) -> Iterator[Path]:
-    level = [listing.base]
-    for _ in range(depth):
-        children = [listing.folders(folder) for folder in level]
-        level = list(itertools.chain.from_iterable(group for group in children if len(group) <= _MANY_FOLDERS))
-        yield from level

@@ -29,6 +29,7 @@ class Report:
     def __init__(self, strict: bool) -> None:
         self.strict = strict
         self._names: dict[tuple[str, str], list[str]] = {}
+        self._shares: list[tuple[str, str]] = []
 
     def add(self, problem: str, consequence: str, name: str) -> None:
         """Note one case.
@@ -40,13 +41,24 @@ class Report:
         """
         self._names.setdefault((problem, consequence), []).append(name)
 
+    def add_share(self, problem: str, consequence: str, names: Sequence[str]) -> None:
+        """Note a problem whose count, and of how many, is part of its sentence.
+
+        Args:
+            problem: A sentence.
+            consequence: What is done about it.
+            names: The files.
+        """
+        files = join_names(list(dict.fromkeys(names)))
+        self._shares.append((f"{problem} In {files}.", f"{problem} {consequence}: {files}."))
+
     def close(self, notices: list[str]) -> None:
         """Append the lines to the notices.
 
         Raises:
             DataError: With ``strict``, if anything is wrong.
         """
-        refusals, lines = [], []
+        refusals, lines = ([pair[side] for pair in self._shares] for side in (0, 1))
         for (problem, consequence), names in self._names.items():
             files = list(dict.fromkeys(names))
             count = f"{len(names)} {problem}" + (f" in {len(files)}" if len(files) < len(names) else "")
@@ -78,7 +90,7 @@ class ReadOptions(NamedTuple):
 
     Attributes:
         masks: Whether samples have a mask for each object.
-        strict: Refuse what is wrong instead of leaving it out.
+        strict: Refuse doubtful data instead of repairing it with a notice.
         colors: What the values of label images mean, where no file gives it.
     """
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 import functools
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from autotimm.data.image_io import is_image_name
 from autotimm.errors import DataError, join_names
 
-__all__ = ["ImageSearch", "ListedFile", "Listing", "relative", "split_of", "text"]
+__all__ = ["ImageSearch", "ListedFile", "Listing", "near_name", "relative", "split_of", "text"]
 
 
 _SPLIT_WORDS = {
@@ -44,6 +46,16 @@ def relative(path: Path, root: Path) -> str:
         return text(path.relative_to(root).as_posix())
     except ValueError:
         return text(os.path.relpath(path, root).replace(os.sep, "/"))
+
+
+def near_name(name: str) -> str:
+    """What names have in common that tools write differently: URL-quoted, decomposed (NFD), or in another case.
+
+    Example:
+        >>> near_name("Caf%C3%A9 1.JPG") == near_name("cafe\u0301 1.jpg")
+        True
+    """
+    return unicodedata.normalize("NFC", unquote(name).casefold())
 
 
 def split_of(path: str | Path) -> str | None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from autotimm.data.formats.data_format import Report, by_split, listed, read_lists
-from autotimm.data.formats.listing import ListedFile, Listing
+from autotimm.data.formats.listing import ListedFile, Listing, near_name
 from autotimm.errors import DataError
 
 __all__ = ["Pair", "Pairs", "find_pairs"]
@@ -56,6 +56,7 @@ class Pairs(NamedTuple):
         alone: Masks without an image.
         layout: How they are laid out, for people.
         duplicates: Two files each where one image or one mask is expected.
+        differing: Masks of nearly the name of their image.
     """
 
     pairs: list[Pair]
@@ -63,9 +64,12 @@ class Pairs(NamedTuple):
     alone: list[str]
     layout: str
     duplicates: list[str]
+    differing: list[str]
 
     def splits(self, root: Path, notices: list[str], report: Report) -> dict[str, list[Pair]]:
         """The pairs of each split: by ``ImageSets/Segmentation``, by lists, or by names of folders."""
+        for name in self.differing:
+            report.add("masks that their images write differently", "used all the same", name)
         lists = read_lists(root / "ImageSets" / "Segmentation") or read_lists(root)
         if lists:
             return listed({pair.id: pair for pair in self.pairs}, lists, notices, report)
@@ -92,7 +96,8 @@ def find_pairs(listing: Listing) -> Pairs | None:
     return best
 
 
-_Key = tuple[bool, tuple[str, ...]]  # whether a file is a mask, and what it has in common with its partner
+_Names = tuple[str, ...]  # what a file has in common with its partner
+_Key = tuple[bool, _Names]  # whether a file is a mask, and these names
 
 
 def _key_by_name(folder: str, stem: str) -> _Key:
@@ -125,8 +130,8 @@ _LAYOUTS: tuple[tuple[Callable[[str, str], _Key], str], ...] = (
 
 
 def _match(files: Sequence[ListedFile], key_of: Callable[[str, str], _Key], layout: str) -> Pairs:
-    images: dict[tuple[str, ...], ListedFile] = {}
-    masks: dict[tuple[str, ...], ListedFile] = {}
+    images: dict[_Names, ListedFile] = {}
+    masks: dict[_Names, ListedFile] = {}
     duplicates: list[str] = []
     for file in files:
         folder, _, name = file.name.rpartition("/")
@@ -136,7 +141,20 @@ def _match(files: Sequence[ListedFile], key_of: Callable[[str, str], _Key], layo
         first = (masks if is_mask else images).setdefault(key, file)
         if first is not file:
             duplicates.append(f"{first.name} and {file.name}")
+    differing = []
+    for key, similar in _nearly_equal(images.keys() - masks.keys(), masks.keys() - images.keys()):
+        masks[key] = masks.pop(similar)
+        differing.append(f"{masks[key].name} ({images[key].name})")
     pairs = [Pair(image.path, masks[key].path, image.name) for key, image in images.items() if key in masks]
     unlabelled = [image.name for key, image in images.items() if key not in masks]
     alone = [mask.name for key, mask in masks.items() if key not in images]
-    return Pairs(pairs, unlabelled, alone, layout, duplicates)
+    return Pairs(pairs, unlabelled, alone, layout, duplicates, sorted(differing))
+
+
+def _nearly_equal(images: Iterable[_Names], masks: Iterable[_Names]) -> Iterator[tuple[_Names, _Names]]:
+    """The keys of images and masks that differ only in how tools write names, where each has one partner."""
+    by_name: dict[_Names, tuple[list[_Names], list[_Names]]] = {}
+    for side, keys in enumerate((images, masks)):
+        for key in keys:
+            by_name.setdefault(tuple(map(near_name, key)), ([], []))[side].append(key)
+    return ((first[0], second[0]) for first, second in by_name.values() if len(first) == len(second) == 1)

@@ -13,9 +13,13 @@ from autotimm.data.annotations.outlines import Box, Outline, Polygons, RunLength
 from autotimm.data.file_facts import image_sizes
 from autotimm.data.formats.data_format import Report, ordered
 from autotimm.data.table import Table
-from autotimm.errors import DataError
+from autotimm.errors import DataError, join_names
 
-__all__ = ["ImageRecord", "ObjectRecord", "object_tables"]
+__all__ = ["SLACK_SHARE", "ImageRecord", "ObjectRecord", "has_area", "object_tables"]
+
+SLACK_SHARE = 0.01
+"""Share of an image's side by which tools round coordinates beyond its border."""
+_SLACK_PIXELS = 1.01  # the same for small images: tools disagree on whether the last pixel is counted
 
 
 class ObjectRecord(NamedTuple):
@@ -62,12 +66,14 @@ def object_tables(
     masks: bool = False,
     report: Report,
     category_ids: Sequence[int] = (),
+    corners: bool = False,
 ) -> dict[str, Table]:
     """Check records against the images, report what is wrong, and make tables.
 
     Images that are missing or have another size than their annotations state are left out; so are boxes without area
-    within the image. An object without an outline, where masks are wanted, is kept as a crowd: leaving it out would
-    teach the model that nothing is there.
+    within the image. Boxes that reach beyond their image are cut at its border; if most of them do, they are not what
+    their format says, and refused. An object without an outline, where masks are wanted, is kept as a crowd: leaving it
+    out would teach the model that nothing is there.
 
     Args:
         splits: Images by split.
@@ -76,22 +82,33 @@ def object_tables(
         masks: Whether samples have masks.
         report: What the format found wrong itself.
         category_ids: The numbers of the classes in COCO files, in the order of the names.
+        corners: Whether the format states boxes by two corners, and not by a point and a size. Corners in another order
+            are sorted then; if most are, they are a point and a size, and refused.
 
     Raises:
-        DataError: If there is no class, no image or no object to train on, or, with ``report.strict``, if anything is
+        DataError: If there is no class, no image or no object to train on, if most boxes reach beyond their image, if
+            the boxes of a split are fractions where pixels are expected, or, with ``report.strict``, if anything is
             wrong.
     """
     if not class_names:
-        raise DataError("There is no class: no file names one, and no object has a label. Add annotations.")
+        report.close(notices)  # the reason may be there: with strict it is the error
+        reasons = " ".join(notices) or "Add annotations."
+        what = "There is no class: no file names one, and no object has a label."
+        raise DataError(f"{what if any(splits.values()) else 'No image to train on is left.'} {reasons}")
     sizes = image_sizes([image.path for images in splits.values() for image in images])
     tables: dict[str, ObjectTable] = {}
     split_of_id: dict[str, str] = {}
+    reach = _Reach(corners)
     for split, images in ordered(splits).items():
         kept: dict[str, tuple[Path, list[Annotation]]] = {}
         for image in images:
             size = sizes.get(image.path)
             if _is_usable(image, size, report):
-                checked = [_annotation(record, image, size, masks, report) for record in image.objects]
+                stated = [reach.in_order(record, image) for record in image.objects]
+                placed = [_in_pixels(record, image, size, report) for record in stated]
+                for before, after in zip(stated, placed, strict=True):
+                    reach.add(after.box, image, size, stated=has_area(before.box))
+                checked = [_annotation(record, image, size, masks, report) for record in placed]
                 if image.id in kept:
                     report.add("images that are listed twice", "whose objects are merged", image.id)
                 objects = kept.setdefault(image.id, (image.path, []))[1]
@@ -103,6 +120,8 @@ def object_tables(
             paths, annotations = zip(*kept.values(), strict=True)
             tables[split] = ObjectTable(paths, list(kept), class_names, annotations, with_masks=masks)
             tables[split].category_ids = tuple(category_ids)
+        reach.check_unit(split)
+    reach.close(report)
     report.close(notices)
     if "train" not in tables:
         raise DataError(f"No image to train on is left. {' '.join(notices)}".rstrip())
@@ -126,16 +145,31 @@ def _is_usable(image: ImageRecord, size: tuple[int, int] | None, report: Report)
     return True
 
 
-def _annotation(
-    record: ObjectRecord, image: ImageRecord, size: tuple[int, int] | None, masks: bool, report: Report
-) -> Annotation | None:
-    """The object in pixels of its image; ``None`` if it is left out."""
-    box, outline, crowd = record.box, record.outline, record.crowd
+def has_area(box: Box | None) -> bool:
+    """Whether there is a box, of finite numbers, whose ends are in order."""
+    return box is not None and all(map(math.isfinite, box)) and box[2] > box[0] and box[3] > box[1]
+
+
+def _in_pixels(record: ObjectRecord, image: ImageRecord, size: tuple[int, int] | None, report: Report) -> ObjectRecord:
+    """The object with a box, if it has an outline, both in pixels of its image."""
+    box, outline = record.box, record.outline
     width, height = size or image.size or (math.inf, math.inf)
     if image.relative and math.isfinite(width):
         box = None if box is None else (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
         outline = outline.scaled(width, height) if isinstance(outline, Polygons) else outline
-    box = _clipped(outline.box() if box is None and outline is not None else box, width, height)
+    if outline is not None and not has_area(box):
+        if box is not None:
+            report.add("boxes without area", "taken from the outlines of their objects", image.id)
+        box = outline.box()
+    return record._replace(box=box, outline=outline)
+
+
+def _annotation(
+    record: ObjectRecord, image: ImageRecord, size: tuple[int, int] | None, masks: bool, report: Report
+) -> Annotation | None:
+    """The object within its image; ``None`` if it is left out."""
+    outline, crowd = record.outline, record.crowd
+    box = _clipped(record.box, *(size or image.size or (math.inf, math.inf)))
     if box is None:
         report.add("boxes without area in the image", "left out", image.id)
         return None
@@ -145,7 +179,92 @@ def _annotation(
     if masks and outline is None and not crowd:
         report.add("objects without an outline", "neither learned nor counted", image.id)
         crowd = True
-    return Annotation(record.label, box, crowd, outline if masks else None, record.area)
+    stated = record.box if record.box != box else None
+    return Annotation(record.label, box, crowd, outline if masks else None, record.area, stated)
+
+
+class _Reach:
+    """Counts the boxes that cannot be what their format says: those beyond their image, and fractions for pixels.
+
+    Corners read as sizes reach far beyond the image, and no single one of them proves it: an object that is cut by the
+    border may be annotated as a whole.
+
+    Args:
+        corners: Whether the format states boxes by two corners.
+    """
+
+    def __init__(self, corners: bool) -> None:
+        self._corners = corners
+        self._total = self._stated = 0
+        self._beyond: list[str] = []
+        self._swapped: list[str] = []
+        self._unit = self._larger = 0  # of the split: boxes within 0 to 1, and others
+
+    def in_order(self, record: ObjectRecord, image: ImageRecord) -> ObjectRecord:
+        """The object with the ends of its box in order, if they are two corners."""
+        if not self._corners or record.box is None:
+            return record
+        self._stated += 1
+        x1, y1, x2, y2 = record.box
+        if (x2 >= x1 and y2 >= y1) or not all(map(math.isfinite, record.box)):
+            return record
+        self._swapped.append(image.id)
+        return record._replace(box=(min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)))
+
+    def add(self, box: Box | None, image: ImageRecord, size: tuple[int, int] | None, *, stated: bool) -> None:
+        """Count a box in pixels; what has no finite numbers, area or image is counted elsewhere.
+
+        Args:
+            box: The box.
+            image: Its image.
+            size: Width and height of the file, if it can be read.
+            stated: Whether the annotations state the box, and not only an outline.
+        """
+        size = size or image.size
+        if box is None or size is None or not has_area(box):
+            return
+        if stated:
+            self._total += 1
+            self._beyond += [image.id] if _overshoot(box, size) else []
+        within_unit = not image.relative and 0 <= box[2] <= 1 and 0 <= box[3] <= 1
+        self._unit, self._larger = self._unit + within_unit, self._larger + (not within_unit)
+
+    def check_unit(self, split: str) -> None:
+        """Refuse a split whose boxes are all within 0 to 1: as pixels each would be one corner of its image."""
+        if self._unit and not self._larger:
+            raise DataError(
+                f"All {self._unit} boxes of {split} lie within 0 to 1: they are normalised, and pixels are expected. "
+                "Multiply them by width and height of their images."
+            )
+        self._unit = self._larger = 0
+
+    def close(self, report: Report) -> None:
+        """Report the boxes beyond their image and those whose ends were swapped, or refuse them if they are most."""
+        doubt = "were they drawn on images of another size?" if self._corners else "are they x1, y1, x2, y2?"
+        problem = f"{len(self._beyond)} of {self._total} boxes reach beyond their image: {doubt}"
+        _report_share(self._beyond, self._total, problem, "They are cut at its border", report)
+        problem = f"{len(self._swapped)} of {self._stated} boxes end before they begin: are they x, y, width, height?"
+        _report_share(self._swapped, self._stated, problem, "Their ends are sorted", report)
+
+
+def _report_share(names: Sequence[str], total: int, problem: str, consequence: str, report: Report) -> None:
+    """Report what some objects may have; what most have is not what their format says.
+
+    Raises:
+        DataError: If more than half have it.
+    """
+    if 2 * len(names) > total:
+        files = join_names(list(dict.fromkeys(names)))
+        raise DataError(f"{problem} In {files}. Correct the annotations, or name their format.")
+    if names:
+        report.add_share(problem, consequence, names)
+
+
+def _overshoot(box: Box, size: tuple[int, int]) -> bool:
+    """Whether a box reaches beyond its image by more than tools round."""
+    slack = [max(_SLACK_PIXELS, SLACK_SHARE * side) for side in size]
+    low = any(start < -room for start, room in zip(box[:2], slack, strict=True))
+    return low or any(end > side + room for end, side, room in zip(box[2:], size, slack, strict=True))
 
 
 def _clipped(box: Box | None, width: float, height: float) -> Box | None:

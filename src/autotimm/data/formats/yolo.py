@@ -17,8 +17,8 @@ import yaml
 from autotimm.config.yaml import load_yaml
 from autotimm.data.annotations.outlines import Polygons
 from autotimm.data.formats.data_format import Format, ReadOptions, Report, Sighting, ordered
-from autotimm.data.formats.listing import Listing, relative, split_of
-from autotimm.data.formats.object_records import ImageRecord, ObjectRecord, object_tables
+from autotimm.data.formats.listing import Listing, near_name, relative, split_of, text
+from autotimm.data.formats.object_records import SLACK_SHARE, ImageRecord, ObjectRecord, object_tables
 from autotimm.data.image_io import is_image_name
 from autotimm.data.table import Table
 from autotimm.errors import DataError, join_names
@@ -27,7 +27,7 @@ __all__ = ["Yolo", "read_yolo"]
 
 _SUFFIXES = (".yaml", ".yml")
 _KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-_SLACK = 0.01  # fraction of an image by which tools round coordinates beyond its border
+_MOST_CLASSES = 100_000  # ImageNet-21k has 21,000
 _SAMPLE = 200  # images whose labels are looked at to recognize them
 
 
@@ -66,18 +66,24 @@ class Yolo(Format):
                 f"{listing.path} must have exactly one YAML file with YOLO's `names` and `train`. Got {count}. {cure}"
             )
         data, report = _DataYaml(files[0], listing), Report(options.strict)
-        splits = {split: [data.record(path, report) for path in data.images(split, report)] for split in _KEYS}
-        splits = {split: records for split, records in splits.items() if records}
-        if "train" not in splits:
+        paths = {split: images for split in _KEYS if (images := data.images(split, report))}
+        if "train" not in paths:
             raise DataError(f"{data.path}: `train` leads to no image: {data.content['train']!r}. Correct it.")
-        first = next((image for image in splits["train"] if os.path.isfile(image.path)), None)
-        if first is not None and not any(_label_file(image.path) for image in splits["train"]):
-            places = " or ".join(relative(place, data.root) for place in _label_places(first.path))
-            raise DataError(f"{data.path}: no training image has a label file. For {first.id} it would be {places}.")
+        labels = _Labels([path for images in paths.values() for path in images], listing)
+        first = next(filter(os.path.isfile, paths["train"]), None)
+        if first is not None and not any(map(labels.of, paths["train"])):
+            expected = dict.fromkeys([_label_places(first)[0], _label_places(first)[-1]])
+            places = " or ".join(relative(place, data.root) for place in expected)
+            name = relative(first, data.root)
+            raise DataError(f"{data.path}: no training image has a label file. For {name} it would be {places}.")
+        labels.report(data.root, notices, report)
+        splits = {split: [data.record(path, labels.of(path), report) for path in paths[split]] for split in paths}
         objects = [record for image in splits["train"] for record in image.objects]
         if options.masks and objects and not any(record.outline for record in objects):
             raise DataError(f"{data.path} has boxes and no outlines. Use task='detection'.")
-        return object_tables(ordered(splits), data.names, notices, masks=options.masks, report=report)
+        data.check_names(report)
+        names = list(dict.fromkeys(data.names))
+        return object_tables(ordered(splits), names, notices, masks=options.masks, report=report)
 
 
 def read_yolo(folder: Path, notices: list[str], *, masks: bool = False, strict: bool = False) -> dict[str, Table]:
@@ -110,7 +116,7 @@ def _yaml_files(listing: Listing) -> list[Path]:
 
 def _load(path: Path, quiet: bool = False) -> Any:
     try:
-        return load_yaml(path)
+        return load_yaml(path, as_text=("names",))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         if quiet:
             return None
@@ -125,13 +131,22 @@ class _DataYaml:
         content = _load(path)
         if not isinstance(content, dict) or "names" not in content:
             raise DataError(f"{path} has no `names`. Write the names of the classes there, as a list.")
-        self.path, self.content, self._listing = path, content, listing
+        self.path, self.content, self.listing = path, content, listing
         self.names = _class_names(content["names"], path)
         # The corners of a pose follow the box and are not a polygon.
         self.has_points = "kpt_shape" in content
         stated = Path(str(content.get("path") or "."))
         self._base = next((base for base in (path.parent / stated, path.parent) if os.path.isdir(base)), path.parent)
         self.root = Path(os.path.normpath(self._base))
+
+    def check_names(self, report: Report) -> None:
+        """Report names that several numbers have, and another number of classes than names."""
+        for name in dict.fromkeys(name for name in self.names if self.names.count(name) > 1):
+            report.add("classes with the name of another", "one class", text(name))
+        number = self.content.get("nc")
+        if isinstance(number, int) and number != len(self.names):
+            problem = f"{self.path.name} says `nc: {number}`, and has {len(self.names)} names."
+            report.add_share(problem, "The names count", [self.path.name])
 
     def images(self, split: str, report: Report | None = None) -> list[Path]:
         """The images of a split, each once; entries that lead to none are reported."""
@@ -143,6 +158,8 @@ class _DataYaml:
         paths: dict[Path, None] = {}
         for entry in map(str, entries):
             images = self._expand(entry, split)
+            if report is not None:
+                images = self._existing(images, report)
             if not images and report is not None:
                 report.add(f"entries of {self.path.name} that lead to no image", "left out", f"{key}: {entry}")
             paths |= dict.fromkeys(images)
@@ -151,21 +168,39 @@ class _DataYaml:
     def _expand(self, entry: str, split: str) -> list[Path]:
         place = _find_place(entry, (self._base, self.path.parent), split)
         if os.path.isdir(place):
-            return [image.path for image in self._listing.images_below(place)]
+            return [image.path for image in self.listing.images_below(place)]
         if place.suffix.lower() == ".txt" and os.path.isfile(place):
             return _images_in_list(place, self._base, split)
         return [place] if is_image_name(place.name) else []
 
-    def record(self, path: Path, report: Report) -> ImageRecord:
+    def _existing(self, images: list[Path], report: Report) -> list[Path]:
+        """The images, with the file of nearly the same name in place of one that is missing."""
+        listed, folders = set(images), _NearNames(self.listing)
+        existing = []
+        for path in images:
+            files = [] if os.path.isfile(path) else folders.of(path)
+            if len(files) == 1 and is_image_name(files[0].name) and files[0] not in listed:
+                spelling = f"{relative(path, self.root)} ({text(files[0].name)})"
+                report.add("file names that their images write differently", "used all the same", spelling)
+                listed.add(path := files[0])
+            existing.append(path)
+        return existing
+
+    def record(self, path: Path, label: Path | None, report: Report) -> ImageRecord:
         """An image with the objects that its label file lists."""
         name = relative(path, self.root)
-        label = _label_file(path)
         return ImageRecord(path, name, list(self._objects(label, name, report)) if label else (), relative=True)
 
     def _objects(self, label: Path, name: str, report: Report) -> Iterator[ObjectRecord]:
+        seen: set[tuple[float, ...]] = set()
         for number, line in enumerate(_label_lines(label), 1):
             try:
-                yield self._object([float(word) for word in line.split()])
+                numbers = tuple(float(word) for word in line.split())
+                if numbers in seen:
+                    report.add("label lines that repeat another", "left out", f"{name}, line {number}")
+                    continue
+                seen.add(numbers)
+                yield self._object(numbers)
             except ValueError as error:
                 report.add("label lines that cannot be used", "left out", f"{name}, line {number} ({error})")
 
@@ -173,7 +208,7 @@ class _DataYaml:
         label, coordinates = numbers[0], np.array(numbers[1:5] if self.has_points else numbers[1:], np.float64)
         if label not in range(len(self.names)):
             raise ValueError(f"class {label:g} of {len(self.names)}")
-        if not ((coordinates >= -_SLACK) & (coordinates <= 1 + _SLACK)).all():  # written so that NaN fails
+        if not ((coordinates >= -SLACK_SHARE) & (coordinates <= 1 + SLACK_SHARE)).all():  # written so that NaN fails
             raise ValueError("coordinates outside [0, 1]")
         if len(coordinates) in (4, 5):  # the fifth is a model's confidence
             x, y, width, height = coordinates[:4].tolist()
@@ -184,8 +219,11 @@ class _DataYaml:
 
 
 def _class_names(names: Any, path: Path) -> list[str]:
-    if isinstance(names, Mapping) and all(isinstance(key, int) for key in names) and names:
-        return [str(names.get(index, index)) for index in range(max(names) + 1)]
+    """The names in the order of their numbers, which some tools write as keys, and some of these in quotes."""
+    if isinstance(names, Mapping) and names and all(str(key).isdecimal() for key in names):
+        by_number = {int(key): name for key, name in names.items()}
+        if max(by_number) < _MOST_CLASSES:
+            return [str(by_number.get(index, index)) for index in range(max(by_number) + 1)]
     if isinstance(names, list) and names:
         return [str(name) for name in names]
     raise DataError(f"{path}: `names` must be a list, or a mapping from 0, 1, ... Got {names!r} instead.")
@@ -193,8 +231,9 @@ def _class_names(names: Any, path: Path) -> list[str]:
 
 def _has_polygons(data: _DataYaml) -> bool:
     """Whether the first labels of a data set have outlines: more numbers than a box."""
-    labels = [label for path in data.images("train")[:_SAMPLE] if (label := _label_file(path)) is not None]
-    lines = (line.split() for path in labels for line in _label_lines(path))
+    images = data.images("train")[:_SAMPLE]
+    labels = _Labels(images, data.listing)
+    lines = (line.split() for label in map(labels.of, images) if label for line in _label_lines(label))
     return not data.has_points and any(len(words) > 6 and len(words) % 2 for words in lines)
 
 
@@ -250,11 +289,94 @@ def _posix(entry: str) -> PurePosixPath:
     return PurePosixPath(entry.replace("\\", "/"))
 
 
+class _NearNames:
+    """Finds files by names that differ only in how tools write them."""
+
+    def __init__(self, listing: Listing) -> None:
+        self._listing = listing
+        self._folders: dict[Path, dict[str, list[Path]]] = {}
+
+    def of(self, path: Path) -> list[Path]:
+        """The files in the folder of a path with nearly its name."""
+        return self.inside(path.parent).get(near_name(path.name), [])
+
+    def inside(self, folder: Path) -> Mapping[str, list[Path]]:
+        """The files of a folder by what nearly equal names have in common."""
+        if folder not in self._folders:
+            names: dict[str, list[Path]] = {}
+            for file in self._listing.files(folder) if os.path.isdir(folder) else ():
+                names.setdefault(near_name(file.name), []).append(file)
+            self._folders[folder] = names
+        return self._folders[folder]
+
+
+class _Labels:
+    """The label files of images: of the same name, else of nearly the same that no other image has.
+
+    Args:
+        images: The images of all splits.
+        listing: The data.
+    """
+
+    def __init__(self, images: Sequence[Path], listing: Listing) -> None:
+        self._images, self._folders = [path for path in images if os.path.isfile(path)], _NearNames(listing)
+        self._files = {path: label for path in self._images if (label := _label_file(path)) is not None}
+        self._used = set(self._files.values())
+        self._differing: list[tuple[Path, Path]] = []
+        for path in self._images:
+            if path not in self._files and (label := self._nearly(path)) is not None:
+                self._files[path] = label
+                self._used.add(label)
+                self._differing.append((path, label))
+
+    def of(self, image: Path) -> Path | None:
+        """The label file of an image, if it has one."""
+        return self._files.get(image)
+
+    def _nearly(self, image: Path) -> Path | None:
+        files = [file for place in _label_places(image) for file in self._folders.of(place) if file not in self._used]
+        return files[0] if len(files) == 1 else None
+
+    def report(self, root: Path, notices: list[str], report: Report) -> None:
+        """Report label files without an image, and such that are named differently; count images without one."""
+        for image, label in self._differing:
+            spelling = f"{relative(label, root)} ({text(image.name)})"
+            report.add("label files that their images write differently", "used all the same", spelling)
+        for label in self._without_image():
+            report.add("label files without an image", "left out", relative(label, root))
+        # No problem by itself: it is how YOLO marks an image without objects.
+        if empty := [relative(image, root) for image in self._images if image not in self._files]:
+            count = f"{len(empty)} images have no label file"
+            notices.append(f"{count}, and count as images without objects: {join_names(empty)}.")
+
+    def _without_image(self) -> list[Path]:
+        """The label files, in the folders where labels were looked for, whose images are nowhere."""
+        pairs = ((path.parent, place.parent) for path in self._images for place in _label_places(path))
+        stems: dict[Path, set[str]] = {}
+        for images, labels in dict.fromkeys(pairs):
+            files = (file for of_name in self._folders.inside(images).values() for file in of_name)
+            stems.setdefault(labels, set()).update(near_name(file.stem) for file in files if is_image_name(file.name))
+        return [
+            file
+            for folder in sorted(stems, key=os.fsencode)
+            for files in self._folders.inside(folder).values()
+            for file in files
+            if file.suffix.lower() == ".txt" and file not in self._used and near_name(file.stem) not in stems[folder]
+            if _is_yolo(file)
+        ]
+
+
 def _label_places(image: Path) -> list[Path]:
     """Where the labels of an image may be: in ``labels`` instead of ``images``, then beside it."""
     beside = image.with_suffix(".txt")
-    head, folder, tail = str(beside).rpartition(f"{os.sep}images{os.sep}")
-    return [Path(head + f"{os.sep}labels{os.sep}" + tail), beside] if folder else [beside]
+    folders = beside.parts[:-1]
+    found = [index for index, name in enumerate(folders) if name.lower() == "images"]
+    if not found:
+        return [beside]
+    index = found[-1]
+    images = folders[index]
+    names = sorted(("labels", "Labels", "LABELS"), key=lambda name: name.islower() != images.islower())
+    return [*(Path(*folders[:index], name, *beside.parts[index + 1 :]) for name in names), beside]
 
 
 def _label_file(image: Path) -> Path | None:

@@ -93,8 +93,8 @@ def place(height: int, width: int, image_size: int) -> Placement:
 class SpatialTransform(SampleTransform):
     """A transform of image and target together, followed by the letterbox, applied to a sample.
 
-    Class indices of the border are ``IGNORE_INDEX``; boxes outside of the image are dropped, with their labels and
-    masks.
+    Class indices of the border are ``IGNORE_INDEX``. In training, objects outside of the image or under one pixel are
+    dropped: nothing can be learned from them. In evaluation all are kept, as a missed object is missed however small.
 
     Args:
         transform: A callable from a ``uint8`` ``tv_tensors.Image`` (3, H, W) and its target (see
@@ -102,12 +102,16 @@ class SpatialTransform(SampleTransform):
         image_size: Side of the square in pixels.
         name: The argument it was given as, for errors.
         owner: The class it was given to, for errors.
+        keep_all: Whether no object is dropped, as in evaluation.
     """
 
-    def __init__(self, transform: PairTransform | None, image_size: int, name: str, owner: str) -> None:
+    def __init__(
+        self, transform: PairTransform | None, image_size: int, name: str, owner: str, keep_all: bool = False
+    ) -> None:
         if transform is not None and not callable(transform):
             raise UsageError(sentence(name, owner, "callable", transform, "Give for example a torchvision v2.Compose."))
         self.transform, self.image_size, self.name, self.owner = transform, image_size, name, owner
+        self.keep_all = keep_all
         self.torch_only = transform is None or draws_from_torch_only(transform)
 
     def __call__(self, sample: Sample) -> Sample:
@@ -167,18 +171,21 @@ class SpatialTransform(SampleTransform):
         return result
 
     def _objects(self, target: dict[str, Any], at: Placement) -> dict[str, Tensor]:
-        """Boxes and masks in pixels of the square; objects outside of the image, or without pixels, are dropped."""
+        """Boxes and masks in pixels of the square, without objects that are outside of it or under a pixel."""
         boxes = target["boxes"].as_subclass(Tensor).to(torch.float32)
         scale = boxes.new_tensor([at.shown_width / at.width, at.shown_height / at.height] * 2)
         low = boxes.new_tensor([at.left, at.top] * 2)
         high = low + boxes.new_tensor([at.shown_width, at.shown_height] * 2)
         moved = {name: value.as_subclass(Tensor) for name, value in target.items()}
         moved["boxes"] = torch.minimum(torch.maximum(boxes * scale + low, low), high)
-        keep = ((moved["boxes"][:, 2:] - moved["boxes"][:, :2]) >= 1).all(1)
         if "masks" in moved:
             masks = moved["masks"]
             moved["masks"] = self._boxed(masks, at, 0) if len(masks) else masks.new_zeros(0, *[self.image_size] * 2)
-            keep &= moved["masks"].flatten(1).bool().any(1) if len(masks) else keep
+        if self.keep_all:
+            return moved
+        keep = ((moved["boxes"][:, 2:] - moved["boxes"][:, :2]) >= 1).all(1)
+        if "masks" in moved and len(keep):
+            keep &= moved["masks"].flatten(1).bool().any(1)
         return {name: value[keep] for name, value in moved.items()}
 
 

@@ -1,0 +1,198 @@
+"""Finds the images that an annotation file names: by path, by name alone, or by nearly the same name."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from autotimm.data.formats.data_format import Report
+from autotimm.data.formats.listing import Listing, near_name, relative, split_of, text
+from autotimm.data.image_io import is_image_name
+from autotimm.errors import join_names
+
+__all__ = ["ImageFinder", "is_of_images", "note_unlisted"]
+
+_MANY_FOLDERS = 50  # siblings beyond that are classes or cities, not folders of a whole split
+_IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "pngimages", "photos", "pictures", "frames", "rgb")
+
+
+class ImageFinder:
+    """Finds the images that an annotation file names, and never takes one of another split for them.
+
+    Numbered frames have the same names in every split: an image that was deleted from ``train/`` must be missing, not
+    be replaced by its namesake in ``val/``. A name without folders that several folders have is ambiguous: whichever
+    was taken, it could get the objects of the other.
+
+    Args:
+        listing: The data; no file outside of its folder is read.
+        annotations: The file that names the images. If its path names a split, its images are of that split.
+        split: What the file is used for; of folders that match equally well, that of this split is taken.
+        names: The file names in it, one per image.
+        report: Receives the names that are ambiguous, or are not written like their file.
+
+    Attributes:
+        seen: The images that are named, and those that an ambiguous name may mean.
+    """
+
+    def __init__(self, listing: Listing, annotations: Path, split: str, names: Sequence[str], report: Report) -> None:
+        self._listing, self._root, self._report = listing, listing.base, report
+        self._own_split = self._split = split_of(relative(annotations, self._root))
+        self._times = Counter(map(_safe_path, names))
+        last = [PurePosixPath(tail).name for tail in self._times]
+        # By its last part alone a path is looked up only where no other path ends alike: cat/1.jpg is not dog/1.jpg.
+        self._uses, self._near_uses = Counter(last), Counter(map(near_name, last))
+        self._base = self._choose_base(annotations.parent, split)
+        self._beside = self._base == annotations.parent
+        self.seen: set[Path] = set()
+
+    def _choose_base(self, beside: Path, split: str) -> Path:
+        """The folder that paths are relative to: the one that has most of the first of them."""
+        folders = dict.fromkeys([beside, self._root, *_folders_below(self._listing, depth=3)])
+        wanted, tails = self._split or split, list(itertools.islice(self._times, 20))
+
+        def fitness(folder: Path) -> tuple[bool, int]:
+            hits = sum(os.path.isfile(folder / tail) for tail in tails)
+            return hits > 0 and wanted in self._splits_in(folder), hits
+
+        candidates = [folder for folder in folders if self._split is None or self._may_hold(folder, self._split)]
+        return max(candidates or [self._root], key=fitness)  # of equals the first: beside the file
+
+    def find(self, name: str) -> Path | None:
+        """The file of that name; where it should be if there is none; ``None`` if it may be one of several."""
+        tail = PurePosixPath(_safe_path(name))
+        path = self._base / tail
+        images = self._rivals_of(tail)
+        if not images and os.path.isfile(path):
+            images = [path]
+        elif not images and self._uses[tail.name] == 1:
+            images = self._alike(tail, exactly=True)
+        if not images and len(images := self._nearly(tail)) == 1:
+            spelling = f"{text(name)} ({relative(images[0], self._root)})"
+            self._report.add("file names that their images write differently", "used all the same", spelling)
+        self.seen.update(images)
+        if len(images) > 1:
+            places = join_names([relative(image, self._root) for image in images])
+            named = f"{text(name)} ({places})"
+            self._report.add("file names that several images have", "ambiguous and left out", named)
+            return None
+        return images[0] if images else path
+
+    def note(self, name: str) -> None:
+        """Note that an image is named, whether it is looked for or not."""
+        self.seen.add(self._base / _safe_path(name))
+
+    def _rivals_of(self, tail: PurePosixPath) -> list[Path]:
+        """The images that a name without folders may mean, if nothing says which of them; otherwise none."""
+        if len(tail.parts) > 1:
+            return []
+        images = self._named(tail.name, self._own_split)
+        if self._times[str(tail)] > 1:  # two images of this name are annotated
+            return images if len(images) > 1 else []
+        images = [image for image in images if self._may_hold(image.parent, self._split)]
+        return images if len(images) > 1 and any(image.parent in self._rivals for image in images) else []
+
+    @functools.cached_property
+    def _rivals(self) -> set[Path]:
+        """The folders besides the base from which images of the file may be: nothing says that they are not.
+
+        A folder that only repeats some images of the base, such as ``thumbnails/``, is none.
+        """
+        held: dict[Path, set[str]] = {}
+        for tail in self._times:
+            if "/" not in tail:
+                for image in self._named(tail, self._split):
+                    held.setdefault(image.parent, set()).add(tail)
+        own = held.pop(self._base, set())
+
+        def is_rival(folder: Path) -> bool:
+            chosen = self._beside or (is_of_images(self._base) and not is_of_images(folder))
+            return not held[folder] <= own or (held[folder] == own and not chosen)
+
+        self._narrow()
+        return {folder for folder in held if self._may_hold(folder, self._split) and is_rival(folder)}
+
+    def _alike(self, tail: PurePosixPath, *, exactly: bool) -> list[Path]:
+        """The images with the last part of a path, of the split that the path or the file names."""
+        self._narrow()
+        split = split_of(str(tail.parent)) or self._split
+        if exactly:
+            return self._named(tail.name, split)
+        images = self._images_by_name.get(near_name(tail.name), [])
+        return [image for image in images if self._may_hold(image.parent, split)]
+
+    def _nearly(self, tail: PurePosixPath) -> list[Path]:
+        """The images with nearly the same path, or the same last part where no other path ends alike."""
+        images = self._alike(tail, exactly=False)
+        parts = near_name(str(tail)).split("/")
+        whole = [image for image in images if near_name(relative(image, self._root)).split("/")[-len(parts) :] == parts]
+        if self._near_uses[near_name(tail.name)] == 1:
+            return images if len(images) == 1 else whole
+        return whole if len(parts) > 1 and len(whole) == 1 else []
+
+    def _named(self, name: str, split: str | None) -> list[Path]:
+        images = self._images_by_name.get(near_name(name), [])
+        return [image for image in images if image.name == name and self._may_hold(image.parent, split)]
+
+    def _splits_in(self, folder: Path) -> set[str]:
+        """All splits that the path of a folder names: val/train/ may hold images of trains for validation."""
+        parts = PurePosixPath(relative(folder, self._root)).parts
+        return {split for part in parts if (split := split_of(part))}
+
+    def _may_hold(self, folder: Path, split: str | None) -> bool:
+        splits = self._splits_in(folder)
+        return not splits or split is None or split in splits
+
+    @functools.cached_property
+    def _images_by_name(self) -> dict[str, list[Path]]:
+        """The images whose names the file has, by what nearly equal names have in common."""
+        images: dict[str, list[Path]] = {}
+        for image in self._listing.images_below(self._root):
+            if (key := near_name(image.path.name)) in self._near_uses:
+                images.setdefault(key, []).append(image.path)
+        return images
+
+    def _narrow(self) -> None:
+        """Keep to the split of the base where names say nothing.
+
+        One file for all splits may name images of all; but where two splits have a name, only the folder tells them.
+        """
+        if self._split is not None:
+            return
+        for name in self._uses:
+            images = self._named(name, None)
+            if len({split_of(relative(image.parent, self._root)) for image in images} - {None}) > 1:
+                self._split = split_of(relative(self._base, self._root))
+                return
+
+
+def note_unlisted(listing: Listing, finders: Sequence[ImageFinder], notices: list[str]) -> None:
+    """Say how many images lie beside annotated ones, and are named by no annotation file."""
+    seen = set[Path]().union(*(finder.seen for finder in finders))
+    folders = sorted({path.parent for path in seen if os.path.isfile(path)}, key=os.fsencode)
+    files = [path for folder in folders for path in listing.files(folder) if is_image_name(path.name)]
+    if others := [relative(path, listing.base) for path in files if path not in seen]:
+        notices.append(f"{len(others)} images are in no annotation file and left out: {join_names(others)}.")
+
+
+def is_of_images(folder: Path) -> bool:
+    """Whether a folder is called as folders of images are, and not of masks, previews or thumbnails."""
+    return folder.name.lower() in _IMAGE_FOLDERS
+
+
+def _safe_path(name: str) -> str:
+    """The path as far as it can be trusted: no drive, no root and no way up."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    outside = path.is_absolute() or ".." in path.parts or ":" in path.parts[0] if path.parts else True
+    return path.name if outside else str(path)
+
+
+def _folders_below(listing: Listing, depth: int) -> Iterator[Path]:
+    level = [listing.base]
+    for _ in range(depth):
+        children = [listing.folders(folder) for folder in level]
+        level = list(itertools.chain.from_iterable(group for group in children if len(group) <= _MANY_FOLDERS))
+        yield from level
