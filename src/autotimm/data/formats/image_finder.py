@@ -40,9 +40,10 @@ class ImageFinder:
 
     def __init__(self, listing: Listing, annotations: Path, split: str, names: Sequence[str], report: Report) -> None:
         self._listing, self._root, self._report = listing, listing.base, report
-        self._own_split = self._split = split_of(relative(annotations, self._root))
+        self._own_split = split_of(relative(annotations, self._root))
         self._times = Counter(map(_safe_path, names))
         last = [PurePosixPath(tail).name for tail in self._times]
+        self._folder_splits: dict[Path, set[str]] = {}
         # By its last part alone a path is looked up only where no other path ends alike: cat/1.jpg is not dog/1.jpg.
         self._uses, self._near_uses = Counter(last), Counter(map(near_name, last))
         self._base = self._choose_base(annotations.parent, split)
@@ -52,13 +53,13 @@ class ImageFinder:
     def _choose_base(self, beside: Path, split: str) -> Path:
         """The folder that paths are relative to: the one that has most of the first of them."""
         folders = dict.fromkeys([beside, self._root, *_folders_below(self._listing, depth=3)])
-        wanted, tails = self._split or split, list(itertools.islice(self._times, 20))
+        wanted, tails = self._own_split or split, list(itertools.islice(self._times, 20))
 
         def fitness(folder: Path) -> tuple[bool, int]:
             hits = sum(os.path.isfile(folder / tail) for tail in tails)
             return hits > 0 and wanted in self._splits_in(folder), hits
 
-        candidates = [folder for folder in folders if self._split is None or self._may_hold(folder, self._split)]
+        candidates = [folder for folder in folders if self._may_hold(folder, self._own_split)]
         return max(candidates or [self._root], key=fitness)  # of equals the first: beside the file
 
     def find(self, name: str) -> Path | None:
@@ -87,7 +88,7 @@ class ImageFinder:
 
     def _rivals_of(self, tail: PurePosixPath) -> list[Path]:
         """The images that a name without folders may mean, if nothing says which of them; otherwise none."""
-        if len(tail.parts) > 1:
+        if len(tail.parts) > 1 or len(self._images_by_name.get(near_name(tail.name), ())) < 2:
             return []
         images = self._named(tail.name, self._own_split)
         if self._times[str(tail)] > 1:  # two images of this name are annotated
@@ -112,12 +113,10 @@ class ImageFinder:
             chosen = self._beside or (is_of_images(self._base) and not is_of_images(folder))
             return not held[folder] <= own or (held[folder] == own and not chosen)
 
-        self._narrow()
         return {folder for folder in held if self._may_hold(folder, self._split) and is_rival(folder)}
 
     def _alike(self, tail: PurePosixPath, *, exactly: bool) -> list[Path]:
         """The images with the last part of a path, of the split that the path or the file names."""
-        self._narrow()
         split = split_of(str(tail.parent)) or self._split
         if exactly:
             return self._named(tail.name, split)
@@ -139,12 +138,13 @@ class ImageFinder:
 
     def _splits_in(self, folder: Path) -> set[str]:
         """All splits that the path of a folder names: val/train/ may hold images of trains for validation."""
-        parts = PurePosixPath(relative(folder, self._root)).parts
-        return {split for part in parts if (split := split_of(part))}
+        if folder not in self._folder_splits:
+            parts = PurePosixPath(relative(folder, self._root)).parts
+            self._folder_splits[folder] = {split for part in parts if (split := split_of(part))}
+        return self._folder_splits[folder]
 
     def _may_hold(self, folder: Path, split: str | None) -> bool:
-        splits = self._splits_in(folder)
-        return not splits or split is None or split in splits
+        return split is None or not (splits := self._splits_in(folder)) or split in splits
 
     @functools.cached_property
     def _images_by_name(self) -> dict[str, list[Path]]:
@@ -155,18 +155,18 @@ class ImageFinder:
                 images.setdefault(key, []).append(image.path)
         return images
 
-    def _narrow(self) -> None:
-        """Keep to the split of the base where names say nothing.
+    @functools.cached_property
+    def _split(self) -> str | None:
+        """The split that images are of where their names do not say it: that of the file, or of the base.
 
         One file for all splits may name images of all; but where two splits have a name, only the folder tells them.
         """
-        if self._split is not None:
-            return
-        for name in self._uses:
-            images = self._named(name, None)
-            if len({split_of(relative(image.parent, self._root)) for image in images} - {None}) > 1:
-                self._split = split_of(relative(self._base, self._root))
-                return
+        if self._own_split is None:
+            for name in self._uses:
+                images = self._named(name, None)
+                if len(images) > 1 and len({split_of(relative(one.parent, self._root)) for one in images} - {None}) > 1:
+                    return split_of(relative(self._base, self._root))
+        return self._own_split
 
 
 def note_unlisted(listing: Listing, finders: Sequence[ImageFinder], notices: list[str]) -> None:
