@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torchmetrics import classification
+from torchmetrics import Metric, classification
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassStatScores
 
 from autotimm.metrics import MetricConfig, build_metrics, default_metrics
 from autotimm.metrics.class_counts import linear
 from autotimm.metrics.scores import RegionScores
+from training import classifier
 
 CLASSES = 7
 BASES = (MulticlassStatScores, MulticlassConfusionMatrix)
@@ -47,15 +48,19 @@ def same_states(a: Any, b: Any) -> None:
         assert getattr(a, name).dtype == getattr(b, name).dtype == torch.int64
 
 
-@pytest.mark.parametrize("average", ["macro", "weighted", "none", "micro", None])
+def averages(metric: type[Any]) -> list[Any]:
+    with_average = issubclass(metric, (MulticlassStatScores, classification.MulticlassJaccardIndex))
+    return ["macro", "weighted", "none", "micro", None] if with_average else [None]
+
+
 @pytest.mark.parametrize("ignore", [None, 2, -100])
-@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.__name__)
+@pytest.mark.parametrize(
+    ("metric", "average"),
+    [pytest.param(metric, each, id=f"{metric.__name__} {each}") for metric in METRICS for each in averages(metric)],
+)
 def test_states_and_values_are_those_of_torchmetrics(metric: type[Any], ignore: int | None, average: Any) -> None:
     given = arguments(metric) | {"ignore_index": ignore}
-    if issubclass(metric, (MulticlassStatScores, classification.MulticlassJaccardIndex)):
-        given["average"] = average
-    elif average != "macro":
-        pytest.skip("has no average")
+    given |= {"average": average} if len(averages(metric)) > 1 else {}
     theirs, ours = metric(**given), linear(metric(**given))
     for logits, targets in batches((3, 4, 2)):
         if ignore == -100:
@@ -142,11 +147,16 @@ class Largest(TorchDispatchMode):
         return result
 
 
-def states(metrics: nn.ModuleDict) -> int:
-    """The elements of all states and of their defaults."""
-    values = [(getattr(metric, name), default) for metric in metrics.values() for name, default in
-              metric._defaults.items()]  # fmt: skip
+def states(module: nn.Module) -> int:
+    """The elements of all states of metrics, and of their defaults."""
+    metrics = [metric for metric in module.modules() if isinstance(metric, Metric)]
+    values = [(getattr(metric, name), default) for metric in metrics for name, default in metric._defaults.items()]
     return sum(tensor.numel() for pair in values for tensor in pair if isinstance(tensor, Tensor))
+
+
+def test_states_of_a_classifier_are_linear_in_the_number_of_classes() -> None:
+    elements = states(classifier(num_classes=2000).metrics)
+    assert 0 < elements <= 2 * len(default_metrics(2000)) * 8 * 2000  # validation and test
 
 
 @pytest.mark.parametrize("deterministic", [False, True])

@@ -2,7 +2,7 @@
 
 torchmetrics counts every pair of a true and a predicted class in each batch, also for metrics that need three numbers
 per class. With deterministic algorithms it compares each sample with each pair, which takes N x C x C integers for N
-samples and C classes: 7 GB for 16 images and 5,000 classes, 4 GB for the pixels of two masks of 512 x 512 and 21 classes.
+samples and C classes: 7 GB for 16 images and 5,000 classes, 4 GB for two masks of 512 x 512 pixels and 21 classes.
 """
 
 from __future__ import annotations
