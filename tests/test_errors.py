@@ -8,6 +8,7 @@ import pytest
 from autotimm import errors
 from autotimm.errors import (
     AutotimmError,
+    ChangedDataError,
     DataError,
     DifferentError,
     IncompleteError,
@@ -27,6 +28,7 @@ EXIT_CODES = {
     AutotimmError: 1,
     UsageError: 2,
     DataError: 3,
+    ChangedDataError: 3,
     ModelError: 4,
     WeightsError: 4,
     DifferentError: 5,

@@ -5,6 +5,7 @@
     AutotimmError                 exit code 1
     ├── UsageError (ValueError)   2   an argument, option or key is wrong
     ├── DataError                 3   the data on disk is wrong
+    │   └── ChangedDataError      3   files changed while a run trained; its folder is complete
     ├── ModelError                4   a backbone or checkpoint is wrong
     │   └── WeightsError          4   pretrained weights are unavailable or do not fit
     ├── DifferentError            5   two runs that should be equal are not
@@ -26,6 +27,7 @@ from typing import ClassVar
 
 __all__ = [
     "AutotimmError",
+    "ChangedDataError",
     "DataError",
     "DifferentError",
     "IncompleteError",
@@ -69,6 +71,10 @@ class DataError(AutotimmError):
     """The images, folders or tables on disk cannot be used as they are."""
 
     exit_code = 3
+
+
+class ChangedDataError(DataError):
+    """Files changed while a run trained on them. The run has finished, and its folder is complete."""
 
 
 class ModelError(AutotimmError):

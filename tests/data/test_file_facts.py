@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from autotimm.data.file_facts import FileFacts, Problem, scan
+from autotimm.data import file_facts
+from autotimm.data.file_facts import FileFacts, Problem, Stamp, scan
 
 READABLE: FileFacts[bool] = FileFacts("readable", bool, "")
 
@@ -33,6 +34,13 @@ class Reads:
         return path.read_bytes()[0]
 
 
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are old enough at once: no program can set a ctime to the past."""
+    monkeypatch.setattr(file_facts, "_SETTLED", 0)
+
+
+@pytest.mark.usefixtures("settled")
 def test_a_cached_fact_is_not_computed_again(tmp_path: Path) -> None:
     paths = [tmp_path / "a", tmp_path / "b", tmp_path / "gone"]
     paths[0].write_bytes(b"1")
@@ -45,6 +53,52 @@ def test_a_cached_fact_is_not_computed_again(tmp_path: Path) -> None:
     assert second.paths == [paths[2]]
     FileFacts("bytes", second, "other rules", threads=1)(paths[:1], False, "")
     assert second.paths == [paths[2], paths[0]]
+
+
+def reads(path: Path, *, cached: bool = True) -> int:
+    """How often a file is read for one fact."""
+    reader = Reads()
+    FileFacts("bytes", reader, "1", threads=1)([path], False, "", cached=cached)
+    return len(reader.paths)
+
+
+def test_a_fact_of_a_young_file_is_neither_cached_nor_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"1")
+    assert [reads(path) for _ in range(2)] == [1, 1]
+    with monkeypatch.context() as context:
+        context.setattr(file_facts, "_SETTLED", 0)
+        assert [reads(path) for _ in range(2)] == [1, 0]
+    assert reads(path) == 1  # as after a clock was set back: the cache knows a fact, and the file is too young for it
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_fact_of_a_file_from_the_future_is_not_cached(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"1")
+    os.utime(path, (2**32, 2**32))
+    assert [reads(path) for _ in range(2)] == [1, 1]
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_file_is_read_if_the_cache_may_not_be_used_and_the_cache_is_corrected(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"1")
+    wrong, right = (FileFacts("bytes", lambda _, value=value: value, "1") for value in (0, 1))
+    assert wrong([path], False, "") == {path: 0}
+    assert right([path], False, "") == {path: 0}
+    assert right([path], False, "", cached=False) == {path: 1}
+    assert wrong([path], False, "") == {path: 1}
+
+
+def test_times_that_do_not_fit_into_64_bits(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"1")
+    os.utime(path, (2**33 + 2**31, 2**33 + 2**31))  # the year 2310: more nanoseconds than SQLite has room for
+    assert reads(path) == 1
+    stamp = Stamp.of(path)
+    assert stamp is not None
+    assert stamp.mtime_ns <= 2**63 - 1
 
 
 def test_a_changed_file_of_the_same_size_and_mtime_is_read_again(toy: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from autotimm.data.data_facts import content
 from autotimm.data.toy import write_toy_folder
 from autotimm.errors import AutotimmError, IncompleteError
 from autotimm.records.manifest import Manifest
@@ -82,6 +83,7 @@ class Court:
         record, folder = read_recorded(run), RunFolder(place / "replay", place)
         self.rebuilt, self.run, self.place = rebuild(run, folder), run, place
         self.objects = objects(self.rebuilt)
+        self.content = content(self.rebuilt.data.tables.values())
         self.replay = replay_run(record, self.rebuilt, folder)
         self.untouched = judge(record, self.replay)
 
@@ -97,7 +99,7 @@ class Court:
                     return self.said(verdict, name)
                 if objects(rebuilt) != self.objects:
                     return None
-            refusal = other_data(record, rebuilt) if name.startswith("files.csv") else None
+            refusal = other_data(record, self.content) if name.startswith("files.csv") else None
             verdict = refusal or judge(record, self.replay)
         except AutotimmError as error:
             return refused(error)

@@ -1,21 +1,25 @@
-"""What is known of data once they are read: their facts, a table of these for people, and a digest of each sample."""
+"""What is known of data once they are read: their facts, digests of the samples, and which files changed since."""
 
 from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from autotimm.data.file_facts import Problem, file_digests
+from autotimm.data.file_facts import Problem, Stamp, file_digests
+from autotimm.data.image_io import BROKEN
 from autotimm.data.table import Table
 from autotimm.errors import DataError, printable
 from autotimm.records.digest import state_digest
@@ -24,31 +28,129 @@ from autotimm.repro.streams import scope
 from autotimm.serialization import plain_value
 from autotimm.types import DataSpec
 
-__all__ = ["Facts", "Summary", "content", "summarize"]
+__all__ = ["ChangedFiles", "Facts", "Snapshot", "Summary", "content", "summarize"]
 
 
-def content(tables: Sequence[Table], progress: bool = True) -> Content:
+def content(tables: Iterable[Table], progress: bool = True, *, cached: bool = True) -> Content:
     """Digest all samples of some tables: files in parallel, with a progress bar if it takes long.
 
     Args:
         tables: The tables; an id that occurs in several has the digest of the last.
         progress: Whether a progress bar may appear.
+        cached: Whether digests of the user's cache may be used where the stamp of a file is that of the digest. What
+            checks a record says ``False``: every file is read.
 
     Raises:
         DataError: If a file cannot be read.
     """
+    tables = list(tables)
+    return _by_id(tables, [_sample_digests(table, progress, cached) for table in tables])
+
+
+class ChangedFiles(NamedTuple):
+    """Files that have not the content any more that they had, or that are gone.
+
+    Attributes:
+        files: The files, sorted.
+        ids: The ids of their samples, sorted.
+    """
+
+    files: tuple[Path, ...]
+    ids: tuple[str, ...]
+
+
+class Snapshot:
+    """The digests of all samples, and what tells later which files have changed since.
+
+    Samples that are not files of their own, such as those of a data set in one archive, are digested and not followed.
+
+    Args:
+        tables: The tables, as for :func:`content`.
+        progress: Whether a progress bar may appear.
+        cached: Whether digests of the user's cache may be used.
+
+    Attributes:
+        content: The digests by id.
+
+    Raises:
+        DataError: If a file cannot be read.
+    """
+
+    def __init__(self, tables: Iterable[Table], progress: bool = True, *, cached: bool = True) -> None:
+        self._tables = list(tables)
+        # Before the digests: a file that changes while it is read has another stamp afterwards.
+        self._stamps = [_stamps(table) for table in self._tables]
+        self._digests = [_sample_digests(table, progress, cached) for table in self._tables]
+        self.content = _by_id(self._tables, self._digests)
+
+    def changed(self) -> ChangedFiles:
+        """The files whose content has changed since; only those with another stamp are read again.
+
+        A file with another stamp and the same bytes has been touched, copied or linked, and is no finding.
+        """
+        files: set[Path] = set()
+        ids: set[str] = set()
+        for table, stamps, digests in zip(self._tables, self._stamps, self._digests, strict=True):
+            moved: dict[int, list[Path]] = defaultdict(list)
+            differs = (_stamps(table) != stamps).any(axis=1)
+            for (index, path), other in zip(_sources(table), differs.tolist(), strict=True):
+                if other:
+                    moved[index].append(path)
+            for index, digest in zip(moved, _digests_now(table, [*moved]), strict=True):
+                if digest != digests[index]:
+                    files |= {*moved[index]}
+                    ids.add(table.ids[index])
+        return ChangedFiles(tuple(sorted(files)), tuple(sorted(ids)))
+
+
+def _sources(table: Table) -> Iterator[tuple[int, Path]]:
+    """The files of each sample, with its index: the image, then those of the target."""
+    for index, image in enumerate(table.files()):
+        yield index, image
+        for path in table.target_files(index):
+            yield index, path
+
+
+def _stamps(table: Table) -> NDArray[np.int64]:
+    """The stamps of all files of a table without their paths, (files, 5); zeros for one that is not there.
+
+    An array: a million named tuples take ten times the memory, for as long as the training.
+    """
+    width = len(Stamp._fields) - 1
+    rows = [stamp[1:] if (stamp := Stamp.of(path)) else (0,) * width for _, path in _sources(table)]
+    return np.array(rows, np.int64).reshape(-1, width)
+
+
+def _by_id(tables: Sequence[Table], digests: Sequence[Sequence[str]]) -> Content:
     by_id: dict[str, str] = {}
-    for table in tables:
-        files = table.files()
-        digests = _with_targets(table, _digests(files, progress)) if files else _samples(table)
-        by_id |= zip(table.ids, digests, strict=True)
+    for table, of_table in zip(tables, digests, strict=True):
+        by_id |= zip(table.ids, of_table, strict=True)
     return Content({id: by_id[id] for id in sorted(by_id, key=lambda id: id.encode("utf-8", "surrogatepass"))})
 
 
-def _with_targets(table: Table, images: Sequence[str]) -> Iterator[str]:
-    for index, image in enumerate(images):
-        target = table.target_digest(index)
-        yield hashlib.sha256(f"{image} {target}".encode()).hexdigest() if target else image
+def _sample_digests(table: Table, progress: bool, cached: bool) -> list[str]:
+    files = table.files()
+    if not files:
+        return [*_samples(table)]
+    return [_with_target(table, index, image) for index, image in enumerate(_digests(files, progress, cached))]
+
+
+def _digests_now(table: Table, indices: Sequence[int]) -> Iterator[str | None]:
+    """The digests of some samples, read from their files again; ``None`` for one that can no longer be read."""
+    files = table.files()
+    images = file_digests([files[index] for index in indices], progress=False, cached=False)
+    for index in indices:
+        image = images[files[index]]
+        try:
+            digest = None if isinstance(image, Problem) else _with_target(table, index, image)
+        except BROKEN:  # a mask is gone
+            digest = None
+        yield digest
+
+
+def _with_target(table: Table, index: int, image: str) -> str:
+    target = table.target_digest(index)
+    return hashlib.sha256(f"{image} {target}".encode()).hexdigest() if target else image
 
 
 def _samples(table: Table) -> Iterator[str]:
@@ -58,9 +160,9 @@ def _samples(table: Table) -> Iterator[str]:
         yield state_digest({"image": sample.image, "target": sample.target})
 
 
-def _digests(files: Sequence[Path], progress: bool) -> list[str]:
+def _digests(files: Sequence[Path], progress: bool, cached: bool) -> list[str]:
     digests: list[str] = []
-    known = file_digests(files, progress)
+    known = file_digests(files, progress, cached=cached)
     for path in files:
         digest = known[path]
         if isinstance(digest, Problem):

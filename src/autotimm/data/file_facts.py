@@ -1,7 +1,7 @@
 """Facts about files, computed in threads before training and cached between runs.
 
 Whether an image can be decoded, its size, which values a mask has, its digest. A fact is cached with the stamp of its
-file, and computed again when the stamp has changed.
+file, and computed again when the stamp has changed, or does not yet tell one content from another.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ __all__ = ["FileFacts", "Problem", "Stamp", "file_digests", "image_sizes", "mask
 _PATIENCE = 2.0  # seconds before a progress bar appears
 _BLOCK = 2048  # files per round: bounds memory, and what an interruption loses
 _QUERY = 500  # paths per query: SQLite bounds the number of parameters
+_SETTLED = 3 * 10**9  # nanoseconds: some file systems keep times in steps of two seconds
+_LAST = 2**63 - 1  # of a signed integer of 64 bits, which SQLite and NumPy have: in nanoseconds, the year 2262
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _Result = TypeVar("_Result")
 
@@ -80,10 +82,22 @@ class Stamp(NamedTuple):
             info = path.stat()
         except (OSError, ValueError):  # ValueError: a NUL in the name, which no system call takes
             return None
-        # SQLite's integers have 64 bits and a sign, inodes of some network file systems have none.
+        # Integers here have 64 bits and a sign; inodes of some network file systems have none, and any time can be set.
         inode, device = info.st_ino % 2**63, info.st_dev % 2**63
+        mtime, ctime = (max(-_LAST, min(time_ns, _LAST)) for time_ns in (info.st_mtime_ns, info.st_ctime_ns))
         name = os.fsencode(os.path.abspath(path))
-        return cls(name, info.st_size, info.st_mtime_ns, info.st_ctime_ns, inode, device)
+        return cls(name, info.st_size, mtime, ctime, inode, device)
+
+    def is_settled(self, now_ns: int) -> bool:
+        """Whether any later change of the file gives it another stamp; only then can a fact be cached under this one.
+
+        Two changes within one tick of a file system's clock leave one stamp for two contents. A time in the future
+        comes from another clock, or from one that was set back and will come by the same time again.
+
+        Args:
+            now_ns: The time now, or when the stamp was taken, in nanoseconds since 1970.
+        """
+        return max(self.mtime_ns, self.ctime_ns) <= now_ns - _SETTLED
 
 
 class FileFacts(Generic[_Result]):
@@ -108,18 +122,22 @@ class FileFacts(Generic[_Result]):
         home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
         return Path(home) / "autotimm" / f"{self.name}.sqlite3"
 
-    def __call__(self, files: Sequence[Path], progress: bool, title: str) -> dict[Path, _Result | Problem]:
+    def __call__(
+        self, files: Sequence[Path], progress: bool, title: str, *, cached: bool = True
+    ) -> dict[Path, _Result | Problem]:
         """The fact of each file, in the order of ``files``; one that is listed twice is read once.
 
         Args:
             files: The files.
             progress: Whether a progress bar may appear, on a terminal, if it takes more than 2 seconds.
             title: The title of the bar.
+            cached: Whether facts of the cache may be used; if not, every file is read, and the cache corrected.
         """
+        now = time.time_ns()  # before the files are read: what happens to them later gives them other stamps
         stamps = {path: Stamp.of(path) for path in dict.fromkeys(files)}
-        known = self._use(
-            lambda connection: self._select(connection, [stamp for stamp in stamps.values() if stamp]), {}
-        )
+        settled = {stamp for stamp in stamps.values() if stamp is not None and stamp.is_settled(now)}
+        usable = [stamp for stamp in stamps.values() if stamp in settled] if cached else []
+        known = self._use(lambda connection: self._select(connection, usable), {})
         # A file that was read before may be unreadable for this user.
         todo = [path for path, stamp in stamps.items() if stamp not in known or not os.access(path, os.R_OK)]
         fresh: dict[Path, _Result | Problem] = {}
@@ -128,7 +146,7 @@ class FileFacts(Generic[_Result]):
                 fresh[path] = fact
         finally:  # an interruption keeps what was computed
             rows = [(*stamp, self.rules, json.dumps(fact)) for path, fact in fresh.items()
-                    if not isinstance(fact, Problem) and (stamp := stamps[path])]  # fmt: skip
+                    if not isinstance(fact, Problem) and (stamp := stamps[path]) and stamp in settled]  # fmt: skip
             if rows:
                 self._use(lambda connection: self._insert(connection, rows), None)
         return {path: fresh[path] if path in fresh else known[stamp] for path, stamp in stamps.items()}
@@ -242,9 +260,9 @@ def object_bounds(files: Sequence[Path], progress: bool = True) -> dict[Path, tu
     }
 
 
-def file_digests(files: Sequence[Path], progress: bool = True) -> dict[Path, str | Problem]:
-    """SHA-256 of each file."""
-    return _DIGESTS(files, progress, "reading images")
+def file_digests(files: Sequence[Path], progress: bool = True, *, cached: bool = True) -> dict[Path, str | Problem]:
+    """SHA-256 of each file; ``cached=False`` reads every file, also where the cache knows a digest."""
+    return _DIGESTS(files, progress, "reading images", cached=cached)
 
 
 def _tuples(part: Any) -> Any:

@@ -200,6 +200,10 @@ class Relabelled(Table):
         """As in the other table."""
         return self.table.target_digest(index)
 
+    def target_files(self, index: int) -> tuple[Path, ...]:
+        """As in the other table."""
+        return self.table.target_files(index)
+
 
 def read_relabelled(path: str | Path, spec: DataSpec, split: str, notices: list[str]) -> Table:
     """Read data with boxes, outlines or a class per pixel for a model that knows its classes.

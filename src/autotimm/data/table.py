@@ -75,6 +75,10 @@ class Table(ABC):
         """Return the SHA-256 of a target in a file of its own; nothing where :meth:`labels` is all of the target."""
         return ""
 
+    def target_files(self, index: int) -> tuple[Path, ...]:
+        """Return the files that :meth:`load` reads a target from, such as a mask: part of :meth:`target_digest`."""
+        return ()
+
     def counts(self) -> tuple[int, ...]:
         """Return how many samples each class has, in class order."""
         totals = dict.fromkeys(self.class_names, 0)
@@ -185,6 +189,10 @@ class Subset(Table):
     def target_digest(self, index: int) -> str:
         """Return that of the other table."""
         return self.table.target_digest(self.indices[index])
+
+    def target_files(self, index: int) -> tuple[Path, ...]:
+        """Return those of the other table."""
+        return self.table.target_files(self.indices[index])
 
 
 LARGE_CLASS = 100

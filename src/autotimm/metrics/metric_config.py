@@ -16,6 +16,7 @@ from torch import nn
 from torchmetrics import Metric
 
 from autotimm.errors import UsageError, nearest, require, require_choice, sentence
+from autotimm.metrics.class_counts import linear
 from autotimm.metrics.scores import Scores
 from autotimm.records.imports import Kind, import_named
 
@@ -121,7 +122,7 @@ class MetricConfig:
             do = " ".join([hint for hint in hints if hint] or [f"See the documentation of {metric_class.__name__}."])
             raise UsageError(sentence("params", f"the MetricConfig {self.name!r}", must, self.params, do)) from None
         self._require_single_value(metric)
-        return metric
+        return linear(metric)
 
     def _require_single_value(self, metric: Metric) -> None:
         """Reject curves and dictionaries now, since Lightning could not log them at the end of the first epoch."""

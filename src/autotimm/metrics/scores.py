@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.detection import MeanAveragePrecision
 
 from autotimm.constants import IGNORE_INDEX
+from autotimm.metrics.class_counts import linear
 
 __all__ = ["MeanAP", "RegionScores", "Scores", "table_of"]
 
@@ -198,7 +199,8 @@ class RegionScores(Scores):
     prefixed, headline, per_class = False, ("mean", "pixel_accuracy"), "IoU"
 
     def __init__(self, num_classes: int, ignore_index: int = IGNORE_INDEX) -> None:
-        super().__init__(MulticlassConfusionMatrix(num_classes, ignore_index=ignore_index, validate_args=False))
+        matrix = MulticlassConfusionMatrix(num_classes, ignore_index=ignore_index, validate_args=False)
+        super().__init__(linear(matrix))
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
         """Add one batch.

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autotimm.errors import ModelError, nearest, sentence
+from autotimm.errors import ModelError, join_names, nearest, sentence
 from autotimm.records.atomic import write_text
 from autotimm.records.digest import config_digest
 from autotimm.records.readers import EachOf, Fields, read_json, require_shape
@@ -49,7 +49,10 @@ _SHAPE = {
         "lr": (float, _NONE), "batch_size": int, "recipe": (Fields(_RECIPE), _NONE),
         "weights": (Fields(_WEIGHTS, ("source",)), _NONE),
     },
-    "results": {"status": str, "steps": float, "ledger": (str, _NONE), "metrics": EachOf((str, float))},
+    "results": {
+        "status": str, "steps": float, "ledger": (str, _NONE), "metrics": EachOf((str, float)),
+        "changed_files": Fields({"count": int, "ids": [str]}, ("count", "ids")),
+    },
     "levels": EachOf(str),
     "volatile": {"resumes": [str]},
 }  # fmt: skip
@@ -67,7 +70,8 @@ class Manifest:
         inputs: All that decides the numbers: configuration, seeds, data, split, transforms, code, initial weights.
         environment: Its surroundings, see :func:`autotimm.records.environment.environment`.
         decisions: What was decided by a search or from the data: learning rate, batch size, recipe, pretrained weights.
-        results: The last digest of the ledger, the digest of the final weights, metrics, steps and status.
+        results: The last digest of the ledger, the digest of the final weights, metrics, steps, status and the files
+            that changed while the run trained.
         levels: The levels of reproducibility that the run claims, for example ``{"R0": "checked"}``.
         volatile: What differs between equal runs: clock, names of machine, user and folder, resumes.
         schema: The version of the format.
@@ -96,6 +100,16 @@ class Manifest:
     def __post_init__(self) -> None:
         for name in SECTIONS:
             object.__setattr__(self, name, _plain(getattr(self, name), name))
+
+    @property
+    def changed_files(self) -> str:
+        """A sentence about the files that changed while the run trained on them; empty if the record names none."""
+        if (changed := self.results.get("changed_files")) is None:
+            return ""
+        count, ids = changed["count"], changed["ids"]
+        files = f"{count} file{'' if count == 1 else 's'}"
+        why = "so that the recorded digests do not hold for what it has read"
+        return f"{files} changed while the run trained, {why}: {join_names(ids)}."
 
     @property
     def run_id(self) -> str:

@@ -131,6 +131,7 @@ def compare(a: Path, b: Path) -> Comparison:
     metrics = {name: (best[0].get(name), best[1].get(name)) for name in dict.fromkeys([*best[0], *best[1]])}
     missing = [f"{run.folder}: {each}" for run in runs for each in run.findings if each.damage]
     missing += [f"{run.folder}: the run did not finish" for run in runs if not run.finished]
+    missing += [f"{run.folder}: {reason}" for run in runs if (reason := run.manifest.changed_files)]
     contradictions = [f"{run.folder}: {each}" for run in runs for each in _own(run) if not each.damage]
     chains = [(run.folder, check_parent(run.folder, run.manifest)) for run in runs]
     contradictions += [f"{folder}: {chain.problem}" for folder, chain in chains if chain.problem]

@@ -14,7 +14,7 @@ from autotimm.config import FitConfig, decided_by_recipe, defaults, options
 from autotimm.config.record import completed
 from autotimm.data.module import DataModule
 from autotimm.data.table_checks import own_sides
-from autotimm.errors import UsageError, sentence
+from autotimm.errors import ChangedDataError, UsageError, sentence
 from autotimm.records.run_folder import RunFolder
 from autotimm.repro.seed import default_threads
 from autotimm.runs.factory import build_task, build_trainer, settle_data
@@ -79,7 +79,12 @@ def refuse_unused_shares(config: FitConfig, data: DataModule, given: Callable[[s
 
 
 def train(rebuilt: Rebuilt, folder: RunFolder, ckpt_path: str | Path | None = None) -> Path:
-    """Train, then complete the record with the values that were chosen automatically."""
+    """Train, then complete the record with the values that were chosen automatically.
+
+    Raises:
+        ChangedDataError: If files changed while the run trained, once its record is complete.
+    """
+    changed = None
     try:
         _require_folder(rebuilt.trainer)
         rebuilt.trainer.fit(rebuilt.task, datamodule=rebuilt.data, ckpt_path=ckpt_path)
@@ -89,6 +94,8 @@ def train(rebuilt: Rebuilt, folder: RunFolder, ckpt_path: str | Path | None = No
             said = f"interrupted; resume with: autotimm resume {folder.path}"
             say("interrupted; nothing was saved" if removed else said)
         raise
+    except ChangedDataError as error:  # the run is finished all the same
+        changed = error
     except BaseException as error:
         if ckpt_path != "last" and folder.unused_after(error, rebuilt.trainer.global_step):
             folder.discard()  # so that the next attempt can use the same name
@@ -98,7 +105,10 @@ def train(rebuilt: Rebuilt, folder: RunFolder, ckpt_path: str | Path | None = No
             _complete_record(rebuilt.config, rebuilt.task, rebuilt.data, folder)
         except OSError as error:  # for example a full disk; the run is complete without
             say(f"config.yaml could not be written again, with what the recipe has chosen: {error.strerror}")
-    return Path(str(rebuilt.trainer.strategy.broadcast(folder.chosen)))
+    path = Path(str(rebuilt.trainer.strategy.broadcast(folder.chosen)))
+    if changed is not None:  # only now: the other processes wait for the broadcast
+        raise changed
+    return path
 
 
 def train_objects(task: pl.LightningModule, data: pl.LightningDataModule, trainer: pl.Trainer) -> Path:

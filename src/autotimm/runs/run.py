@@ -386,6 +386,7 @@ class Run:
                 raise
             if rebuilt.config is not None:
                 folder.write_config(rebuilt.config.to_yaml())
+            rebuilt.trainer.hashes_anew = True
             return Run(train(rebuilt, folder, ckpt_path=rebuilt.checkpoint), trust=self.trust)
 
     def extend(

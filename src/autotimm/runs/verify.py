@@ -9,9 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from autotimm.config import FitConfig
-from autotimm.data.data_facts import content
+from autotimm.data.data_facts import Snapshot, content
 from autotimm.data.loader import default_workers
-from autotimm.errors import AutotimmError, DataError, DifferentError, IncompleteError, ModelError, UsageError
+from autotimm.errors import (
+    AutotimmError,
+    DataError,
+    DifferentError,
+    IncompleteError,
+    ModelError,
+    UsageError,
+    join_names,
+)
 from autotimm.models.backbone.weights import Weights
 from autotimm.records.causes import differences, likely_cause
 from autotimm.records.checked_levels import keep_checked, level_claims
@@ -21,6 +29,7 @@ from autotimm.records.ledger_diff import Comparer, Difference, numbers
 from autotimm.records.manifest import Manifest
 from autotimm.records.replay_versions import not_replayable
 from autotimm.records.run_folder import RunFolder, write_results
+from autotimm.records.sample_index import Content
 from autotimm.runs.compare_folders import compare_folders
 from autotimm.runs.compare_settings import config_findings, manifest_findings, planned
 from autotimm.runs.file_contents import Finding, read_data
@@ -108,6 +117,8 @@ def verify(
     _check_stretch(run.ledger, epochs)
     if reason := not_replayable(run.manifest.environment):
         return Verdict("not comparable", ModelError.exit_code, reason, notes=notes)
+    if reason := run.manifest.changed_files:
+        return Verdict("not comparable", DataError.exit_code, reason, notes=notes)
     with tempfile.TemporaryDirectory(prefix="autotimm-verify-") as scratch:
         place = RunFolder(Path(scratch) / "replay", Path(scratch))
         try:
@@ -118,24 +129,25 @@ def verify(
                 raise
             return Verdict("not comparable", error.exit_code, str(error), notes=notes)
         chain = check_parent(folder, run.manifest)
-        verdict = other_data(run, rebuilt) or other_settings(run, rebuilt)
+        snapshot = Snapshot(rebuilt.data.tables.values(), cached=False)
+        verdict = other_data(run, snapshot.content) or other_settings(run, rebuilt)
         if verdict is None and chain.problem:
             verdict = Verdict("different", DifferentError.exit_code, chain.problem, notes=notes)
         if verdict is None:
             say(f"replaying {folder}")
             replay = replay_run(run, rebuilt, place, first, steps=steps, epochs=epochs)
-            verdict = of_first_process(lambda: judge(run, replay))
+            verdict = of_first_process(lambda: _changed_meanwhile(run, snapshot) or judge(run, replay))
         verdict = replace(verdict, notes=(*verdict.notes, *chain.notes))
     if verdict.identical and steps is None and run.whole:
         _keep_levels(run, workers, epochs)
     return verdict
 
 
-def other_data(run: RecordedRun, rebuilt: Rebuilt) -> Verdict | None:
+def other_data(run: RecordedRun, now: Content) -> Verdict | None:
     """The verdict on a run whose images are not what they were; ``None`` if they are, or if the list is damaged."""
     if any(finding.place == "files.csv" and finding.damage for finding in run.findings):
         return None
-    if not (changed := changed_files(run.folder, rebuilt)):
+    if not (changed := _changed(run.folder, now)):
         return None
     shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
     reason = f"The data is not what it was: {shown}."
@@ -291,13 +303,26 @@ def _first_checkpoint(folder: Path, epochs: tuple[int, int] | None) -> Path | No
     return path
 
 
+def _changed_meanwhile(run: RecordedRun, snapshot: Snapshot) -> Verdict | None:
+    """The verdict where images have changed during the replay, which has then read another mixture than the run."""
+    if not (changed := snapshot.changed()).files:
+        return None
+    names = join_names([*map(str, changed.files)])
+    reason = f"Files changed during the replay: {names}. Verify again, and leave them as they are until it has ended."
+    return Verdict("not comparable", DataError.exit_code, reason, notes=tuple(map(str, run.findings)))
+
+
 def changed_files(folder: Path, rebuilt: Rebuilt) -> list[str]:
     """The samples whose content differs from what the run recorded."""
+    return _changed(folder, content(rebuilt.data.tables.values(), cached=False))
+
+
+def _changed(folder: Path, now: Content) -> list[str]:
     try:
         before = RunFolder(folder, folder.parent).samples.content()
     except ModelError:  # a list in another form is a finding, once the replay has written its own
         return []
-    return [] if before is None else before.changed(content([*rebuilt.data.tables.values()]))
+    return [] if before is None else before.changed(now)
 
 
 def _other_hardware(manifest: Manifest, rebuilt: Rebuilt) -> bool:

@@ -18,8 +18,8 @@ from autotimm.tasks import Task
 from autotimm.tasks.start import PROGRAM
 
 __all__ = [
-    "FOREIGN_WEIGHTS", "FROZEN_BY_HAND", "LEVELS", "UNKEYED_WEIGHTS", "decisions", "describe", "inputs", "levels",
-    "surroundings",
+    "FOREIGN_WEIGHTS", "FROZEN_BY_HAND", "LEVELS", "UNKEYED_WEIGHTS", "changed_while_training", "decisions", "describe",
+    "inputs", "levels", "surroundings",
 ]  # fmt: skip
 
 LEVELS = {
@@ -38,6 +38,11 @@ UNKEYED_WEIGHTS = "no, because the weights of a module of your own are drawn whe
 
 FOREIGN_WEIGHTS = "no, because the weights at the start are not those of the constructor, and no file holds them"
 FROZEN_BY_HAND = "no, because which parameters are trained was set by hand, and by no option"
+
+
+def changed_while_training(count: int) -> str:
+    """The claim of a run for R1 if files that it trained on have changed meanwhile."""
+    return f"no, because {count} file{'' if count == 1 else 's'} changed while it trained"
 
 
 def describe(model: pl.LightningModule, data: DataModule | None, trainer: Any) -> dict[str, Any]:

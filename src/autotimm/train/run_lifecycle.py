@@ -1,11 +1,15 @@
-"""How a run begins, resumes and ends: its folder and manifest are opened, completed and released."""
+"""How a run begins, resumes and ends: its folder and manifest are opened, completed and released.
+
+The digests of the data are those of the files when the training begins. Files that change while it reads them are
+found at its end: the run is finished, says so in its manifest, and ends with an error.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,9 +17,9 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import save
 
-from autotimm.data.data_facts import content
+from autotimm.data.data_facts import ChangedFiles, Snapshot
 from autotimm.data.module import DataModule
-from autotimm.errors import AutotimmError, ModelError, RunError
+from autotimm.errors import AutotimmError, ChangedDataError, ModelError, RunError, join_names
 from autotimm.records.atomic import atomic_path
 from autotimm.records.checked_levels import level_claims
 from autotimm.records.digest import config_digest
@@ -30,15 +34,27 @@ from autotimm.tasks.start import Start, store_start
 from autotimm.train.callbacks.epoch_metrics import MetricsTable
 from autotimm.train.progress import duration, metrics_text, say, show
 from autotimm.train.resume import require_same_inputs, start_of
-from autotimm.train.run_description import decisions, describe, inputs, levels, surroundings
+from autotimm.train.run_description import (
+    changed_while_training,
+    decisions,
+    describe,
+    inputs,
+    levels,
+    surroundings,
+)
 
-__all__ = ["conclude", "declare", "ending", "keep_start", "open_run", "summary", "write_outcome"]
+__all__ = ["OpenRun", "conclude", "declare", "ending", "keep_start", "open_run", "summary", "write_outcome"]
+
+_MOST_IDS = 100  # ids of changed files in a manifest; their number is exact
 
 
 def open_run(
     folder: RunFolder, model: pl.LightningModule, data: DataModule | None, trainer: Any, *, resume: bool
-) -> None:
+) -> Snapshot | None:
     """Open the folder of a run, and list its samples before the first step.
+
+    Returns:
+        The content of the data now; ``None`` for loaders of the caller's own.
 
     Raises:
         UsageError: If the folder already holds a run, unless it is resumed, or if it is resumed with other arguments.
@@ -50,13 +66,15 @@ def open_run(
     config = yaml.safe_dump(describe(model, data, trainer), sort_keys=False)
     folder.open(data.source_name if data is not None else "run", config, resume=resume)
     if data is None:
-        return
+        return None
     data.setup("fit")
-    now = content([*data.tables.values()], trainer.shows_progress)
-    folder.samples.require_same(now)
+    # What is compared with a record is read, not remembered.
+    now = Snapshot(data.tables.values(), trainer.shows_progress, cached=not (resume or trainer.hashes_anew))
+    folder.samples.require_same(now.content)
     with folder.writing():
-        folder.samples.write(data.assignments(), now)
+        folder.samples.write(data.assignments(), now.content)
     data.notices += [line for line in folder.samples.overlaps() if line not in data.notices]
+    return now
 
 
 def keep_start(folder: RunFolder, trainer: Any, model: pl.LightningModule, checkpoint: Any) -> Start | None:
@@ -161,15 +179,30 @@ def _next_command(folder: RunFolder, trainer: Any) -> str:
     return f"autotimm predict {folder.path} IMAGES"
 
 
-def conclude(folder: RunFolder, status: str, steps: int) -> None:
-    """Write how a run ended into its manifest."""
+def conclude(folder: RunFolder, status: str, steps: int, changed: ChangedFiles | None = None) -> None:
+    """Write how a run ended into its manifest.
+
+    Args:
+        folder: The run's folder.
+        status: ``finished``, ``interrupted`` or ``failed``.
+        steps: The number of optimizer steps.
+        changed: The files that changed while it trained.
+    """
     if folder.manifest.exists():
         manifest = Manifest.load(folder.manifest)
         # From the file, since in a run with spawned processes another one has written it.
         ledger = read_ledger(folder.ledger)
         metrics = {name: float(value).hex() for name, value in folder.results().get("best", {}).items()}
         results = {"status": status, "steps": steps, "ledger": ledger.last, "metrics": metrics}
-        folder.write_manifest(replace(manifest, results=results, volatile=manifest.volatile | {"ended": timestamp()}))
+        claims = dict(manifest.levels)
+        # A finished run that is resumed trains nothing: what was found at its end still holds.
+        found: dict[str, Any] | None = manifest.results.get("changed_files")
+        if changed is not None and changed.files:
+            found = {"count": len(changed.files), "ids": changed.ids[:_MOST_IDS]}
+            claims["R1"] = changed_while_training(len(changed.files))
+        results |= {} if found is None else {"changed_files": found}
+        ended = manifest.volatile | {"ended": timestamp()}
+        folder.write_manifest(replace(manifest, results=results, levels=claims, volatile=ended))
 
 
 def write_outcome(folder: RunFolder, trainer: Any) -> None:
@@ -203,19 +236,34 @@ def _last_metrics(trainer: Any) -> dict[str, float]:
     return {name: value for name, value in rows[-1].items() if name not in ("epoch", "step", "lr")} if rows else {}
 
 
+@dataclass
+class OpenRun:
+    """A run that trains.
+
+    Attributes:
+        snapshot: The content of its data when it began or was resumed; ``None`` if nothing is to be followed.
+    """
+
+    snapshot: Snapshot | None = None
+
+
 @contextmanager
-def ending(trainer: Any, *, resume: bool) -> Iterator[None]:
+def ending(trainer: Any, *, resume: bool) -> Iterator[OpenRun]:
     """Open a run and train in this block; its folder is concluded and released at the end.
 
     A run that fails before its first step has trained leaves nothing: an empty folder would block a second attempt. Of
     one that fails later, the folder is kept and its manifest says so, as does the error.
+
+    Raises:
+        ChangedDataError: If files changed since the snapshot of the run; its folder is complete by then.
     """
-    folder = trainer.run_folder
+    folder, run = trainer.run_folder, OpenRun()
     before, began = _stamp(folder), time.monotonic()
     try:
-        yield
+        yield run
         write_outcome(folder, trainer)
-        _conclude(trainer, "finished")
+        changed = None if run.snapshot is None else run.snapshot.changed()
+        _conclude(trainer, "finished", changed)
         if folder.opened and trainer.shows_progress and trainer.listener is None:
             show(trainer, *summary(folder, trainer, time.monotonic() - began, resumed=resume))
     except BaseException as error:
@@ -232,6 +280,17 @@ def ending(trainer: Any, *, resume: bool) -> Iterator[None]:
         raise
     finally:
         folder.release()
+    if changed is not None and changed.files:
+        raise _changed(folder, changed)
+
+
+def _changed(folder: RunFolder, changed: ChangedFiles) -> ChangedDataError:
+    count, names = len(changed.files), join_names([*map(str, changed.files)])
+    return ChangedDataError(
+        f"{count} file{'' if count == 1 else 's'} changed while the run trained: {names}. The run {folder.path} is "
+        "finished, but its digests of the data do not hold for them. Train again, and leave the files as they are "
+        "until the end."
+    )
 
 
 def _failure(folder: RunFolder, error: BaseException) -> BaseException:
@@ -255,6 +314,6 @@ def _stamp(folder: RunFolder) -> tuple[int, int] | None:
     return stat.st_ino, stat.st_mtime_ns
 
 
-def _conclude(trainer: Any, status: str) -> None:
+def _conclude(trainer: Any, status: str, changed: ChangedFiles | None = None) -> None:
     if trainer.run_folder.opened and trainer.is_global_zero:
-        conclude(trainer.run_folder, status, steps=trainer.global_step)
+        conclude(trainer.run_folder, status, trainer.global_step, changed)

@@ -20,6 +20,7 @@ from pytorch_lightning.profilers import Profiler
 from pytorch_lightning.strategies import Strategy
 from typing_extensions import Unpack
 
+from autotimm.data.data_facts import Snapshot
 from autotimm.data.loader import KeyedLoader
 from autotimm.data.module import DataModule
 from autotimm.errors import UsageError, is_whole, refuse_unknown, require, require_flags, sentence
@@ -187,6 +188,7 @@ class AutoTrainer(pl.Trainer):
         self.stop = StopRequest()
         self.listener: Callable[[Line], None] | None = None  # a replay gets each line of the ledger as it is written
         self.start: Start | None = None  # what a run that is built again, or extended, starts from
+        self.hashes_anew = False  # whether digests of images that are remembered are not enough
         self.checkpoint_every, self.keep = checkpoint_every, check_keep(keep)
         self.arguments: dict[str, Any] = {
             "max_epochs": max_epochs, "seed": seed, "deterministic": deterministic, "threads": self.threads,
@@ -248,6 +250,8 @@ class AutoTrainer(pl.Trainer):
             UsageError: If a run is resumed with other arguments than it began with.
             ModelError: If there is no such checkpoint, or the run is finished.
             RunError: If the loss of a task is not finite, the device is out of memory or the disk is full.
+            DataError: If the data cannot be used, or files of it changed while the run trained. In that case the run is
+                finished and its folder complete.
             KeyboardInterrupt: On Ctrl-C.
         """
         data = datamodule or train_dataloaders
@@ -260,8 +264,8 @@ class AutoTrainer(pl.Trainer):
             if isinstance(model, Task) and isinstance(data, DataModule):
                 model.check_data(data.spec)  # before there is a folder, which would block a second attempt
                 self._check_shares(data)
-            with ending(self, resume=again), clear_failures():  # the run's end must know the error
-                self._open(model, data, beginning, again)
+            with ending(self, resume=again) as run, clear_failures():  # the run's end must know the error
+                run.snapshot = self._open(model, data, beginning, again)
                 super().fit(model, train_dataloaders, val_dataloaders, datamodule, beginning.checkpoint, weights_only)
 
     @property
@@ -318,32 +322,38 @@ class AutoTrainer(pl.Trainer):
             checkpoint = checkpoint_file(self, ckpt_path)
             return super().predict(model, dataloaders, datamodule, return_predictions, checkpoint, weights_only)
 
-    def _open(self, model: pl.LightningModule, data: Any, beginning: Beginning, again: bool) -> None:
-        """Open the run folder, and tell the callbacks where it is and which value to monitor."""
+    def _open(self, model: pl.LightningModule, data: Any, beginning: Beginning, again: bool) -> Snapshot | None:
+        """Open the run folder, and tell the callbacks where it is and which value to monitor.
+
+        Returns:
+            What tells at the end which files have changed; ``None`` where nobody is to be told.
+        """
         callback = self.checkpoint_callback
         if isinstance(callback, RunCheckpoint) and isinstance(model, Task):
             asked, callback.watched = callback.asked, Watched(callback.asked)
             callback.monitor, callback.mode = choose_monitor(model.metric_configs, asked) if asked else model.monitor
         if not self.run_folder.enabled:
-            return
+            return None
+        snapshot = None
         self._refuse_shared_folder()
         self._only(Recorder).followed = self.listener is not None
+        ours = data if isinstance(data, DataModule) else None
         if self.is_global_zero:
-            open_run(self.run_folder, model, data if isinstance(data, DataModule) else None, self, resume=again)
+            snapshot = open_run(self.run_folder, model, ours, self, resume=again)
         if self.run_folder.chosen is None:
-            return  # process 0 chooses its number; RunCheckpoint.setup tells the others
+            return None  # process 0 chooses its number; RunCheckpoint.setup tells the others
         folder = self.run_folder
         if isinstance(callback, RunCheckpoint):
             callback.folder = folder.checkpoints
         self._only(MetricsTable).path = folder.path / "metrics.csv"
         if self.is_global_zero:
-            ours = data if isinstance(data, DataModule) else None
             recorder = self._only(Recorder)
             recorder.write_to(folder.ledger, self.listener)
             start = None if beginning.resumes else keep_start(folder, self, model, beginning.checkpoint)
             recorder.begins = start is not None and start.kind == CHECKPOINT and start.is_file(beginning.checkpoint)
             recorder.declare = partial(declare, folder, self, model, ours, start, frozen_by_hand(model))
         self.start = None  # of this fit alone
+        return snapshot if self.listener is None else None  # who replays a run looks after its data
 
     def _check_shares(self, data: DataModule) -> None:
         """Refuse fewer images than processes, which take part in every step, before any is started."""

@@ -276,3 +276,7 @@ class MaskTable(Table):
         """SHA-256 of a mask file and of what its values stand for."""
         meaning = repr((self.code, self.class_names)).encode("utf-8", "surrogatepass")
         return hashlib.sha256(file_digest(self.mask_paths[index]).encode() + meaning).hexdigest()
+
+    def target_files(self, index: int) -> tuple[Path, ...]:
+        """The mask file."""
+        return (Path(self.mask_paths[index]),)

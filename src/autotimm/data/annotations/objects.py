@@ -165,6 +165,11 @@ class ObjectTable(Table):
                 digest.update(b"%d:" % len(part) + part)
         return digest.hexdigest()
 
+    def target_files(self, index: int) -> tuple[Path, ...]:
+        """The mask files of the objects; outlines of other kinds were read once and are kept in memory."""
+        objects = self._of(index)
+        return () if self._outlines is None else tuple(self._outlines.files(objects.start, objects.stop))
+
 
 def _outline_bytes(outlines: Outlines, number: int) -> bytes:
     outline = outlines[number]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -260,6 +260,9 @@ def _uncompressed(text: str) -> list[int]:
     return runs
 
 
+_MASK_FILE = b"F"  # how the bytes of a packed mask file begin
+
+
 class Outlines(Sequence["Outline | None"]):
     """Many outlines in one block of memory, which worker processes share at no cost."""
 
@@ -278,6 +281,12 @@ class Outlines(Sequence["Outline | None"]):
         """One outline as bytes."""
         return self._bytes[self._starts[index] : self._starts[index + 1]]
 
+    def files(self, start: int, stop: int) -> Iterator[Path]:
+        """The mask files among the outlines from one number up to another; the others are not unpacked."""
+        for number in range(start, stop):
+            if self.packed(number)[:1] == _MASK_FILE:
+                yield Path(self[number].path)
+
 
 def _packed(outline: Outline | None) -> bytes:
     if outline is None:
@@ -288,7 +297,7 @@ def _packed(outline: Outline | None) -> bytes:
         return b"P" + struct.pack(f"<{len(lengths) + 1}I", len(lengths), *lengths) + corners
     if isinstance(outline, RunLengths):
         return b"R" + struct.pack("<2I", outline.height, outline.width) + outline.counts
-    return b"F" + struct.pack("<4I", *outline.bounds) + os.fsencode(outline.path)
+    return _MASK_FILE + struct.pack("<4I", *outline.bounds) + os.fsencode(outline.path)
 
 
 def _unpacked(packed: bytes) -> Outline | None:
@@ -301,7 +310,7 @@ def _unpacked(packed: bytes) -> Outline | None:
     if kind == b"R":
         height, width = struct.unpack_from("<2I", body)
         return RunLengths(height, width, body[8:])
-    if kind == b"F":
+    if kind == _MASK_FILE:
         a, b, c, d = struct.unpack_from("<4I", body)
         return MaskFile(os.fsdecode(body[16:]), (a, b, c, d))
     return None
