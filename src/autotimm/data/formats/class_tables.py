@@ -57,14 +57,30 @@ class ClassTable(NamedTuple):
         """The classes in order, without void and ignored ones."""
         return tuple(dict.fromkeys(row.name for row in self.rows if row.name.lower() not in _VOID_NAMES))
 
+    @property
+    def has_values(self) -> bool:
+        """Whether every class has a value of its own, and not just a place in a list."""
+        return all(row.value is not None for row in self.rows)
+
+    @property
+    def has_colors(self) -> bool:
+        """Whether there are colors."""
+        return any(row.color is not None for row in self.rows)
+
     def codes(self) -> list[MaskCode]:
-        """The ways to read masks by this table: by color if it has colors, by value in any case."""
+        """The ways to read masks by this table: by its colors and by its values; by places where it has neither."""
         number = {name: index for index, name in enumerate(self.names)}
         classes = tuple(number.get(row.name, IGNORED) for row in self.rows)
-        values = tuple(index if row.value is None else row.value for index, row in enumerate(self.rows))
-        by_value = MaskCode(False, values, classes)
-        colors = tuple(row.color for row in self.rows if row.color is not None)
-        return [MaskCode(True, colors, classes), by_value] if len(colors) == len(classes) else [by_value]
+        codes = []
+        if self.has_colors:
+            colored = [
+                (row.color, index) for row, index in zip(self.rows, classes, strict=True) if row.color is not None
+            ]
+            codes.append(MaskCode(True, tuple(color for color, _ in colored), tuple(index for _, index in colored)))
+        if self.has_values or not self.has_colors:
+            values = tuple(index if row.value is None else row.value for index, row in enumerate(self.rows))
+            codes.append(MaskCode(False, values, classes))
+        return codes
 
 
 def find_class_table(listing: Listing) -> ClassTable | None:
