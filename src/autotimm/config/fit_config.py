@@ -109,7 +109,7 @@ class FitConfig:
         to=_DATA_AND_MODEL, stages=("validation",), by_task=dict.fromkeys(_DENSE, 4),
     )
     format: str = _data(
-        "auto", Name(), "annotation format: coco, voc, yolo, csv, masks, cityscapes",
+        "auto", Name(), "annotation format: coco, voc, yolo, csv, masks, ids, cityscapes",
         stages=("order", "inputs"), tasks=_DENSE,
     )
     strict: bool = _data(False, Flag(), "refuse data with unreadable images instead of skipping them")
