@@ -299,10 +299,18 @@ def test_hard_edges_stay_as_they_are(tmp_path: Path, picture: Picture, values: t
     assert np.array_equal(target(table)[known], np.searchsorted(classes, mask[known]))
 
 
+@pytest.mark.parametrize("how", ["down", "lanczos", "up"])
+def test_soft_edges_between_indices_and_255_are_refused(tmp_path: Path, picture: Picture, how: str) -> None:
+    """An edge from 0 to 255 passes 1 and 2, which are classes."""
+    write(tmp_path, picture, 0, softened(discs(0, (0, 1, 2, 255), (120, 160)), how))
+    with pytest.raises(DataError, match=r"no file says which are classes: 0 \(\d+ pixels\), .* without soft edges"):
+        read(tmp_path)
+
+
 def test_blurred_masks_are_refused(tmp_path: Path, picture: Picture) -> None:
     gradient = np.tile(np.linspace(0, 255, 80).astype(np.uint8), (60, 1)) + np.arange(60, dtype=np.uint8)[:, None]
     write(tmp_path, picture, 0, Image.fromarray(gradient))
-    with pytest.raises(DataError, match=r"no file says which are classes\. .* write masks without soft edges"):
+    with pytest.raises(DataError, match=r"no file says which are classes: .* write masks without soft edges"):
         read(tmp_path)
 
 

@@ -196,7 +196,7 @@ def _by_values(masks: _Masks, notices: list[str]) -> MaskReading:
     if areas == [] or not 0 < len(classes) <= _MAX_VALUES:
         raise DataError(
             f"The masks in {root} have {len(values.pixels.keys() - {IGNORED})} values, and no file says which are "
-            "classes. Add a _classes.csv, or write masks without soft edges."
+            f"classes: {values.described(5)}. Add a _classes.csv, or write masks without soft edges."
         )
     if values.pixels.keys() <= {0, 1}:
         classes = [0, 1]

@@ -6,6 +6,7 @@ from classes by their shape: an area of a class consists of squares of 2x2 equal
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -88,10 +89,14 @@ def areas_among(values: MaskValues, lossy: bool) -> list[int] | None:
     black_and_white = set(solid) <= {0, 255} and thin > 0 and 255 in solid
     if not (lossy or black_and_white or thin > len(solid)):
         return None
+    large = [value for value in solid if values.pixels[value] >= _SHARE * values.total]
+    sure = sorted(value for value in large if values.solidity(value) >= _SURELY_SOLID)
+    if not lossy and any(after - value < _APART for value, after in itertools.pairwise(sure)):
+        return [] if thin > _NEAR or 255 in sure else None  # 0, 1, 2 and 255: an edge may have the value of a class
     areas: list[int] = []
     for value in sorted(solid, key=lambda value: (-values.pixels[value], value)):
-        large = values.pixels[value] >= _SHARE * values.total or values.solidity(value) >= _SURELY_SOLID
-        if large and all(values.distance(value, area) >= _APART for area in areas):
+        counts = value in large or values.solidity(value) >= _SURELY_SOLID
+        if counts and all(values.distance(value, area) >= _APART for area in areas):
             areas.append(value)
     near = sum(
         count for value, count in values.pixels.items() if any(values.distance(value, area) <= _NEAR for area in areas)
