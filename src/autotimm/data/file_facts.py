@@ -299,6 +299,6 @@ def _bounds(path: Path) -> tuple[int, ...]:
 _READABLE: FileFacts[str] = FileFacts("readable", _decode, f"2 {PIL.__version__}")
 _SIZES: FileFacts[tuple[int, int]] = FileFacts("sizes", _size, f"2 {PIL.__version__}")
 _MASKS: FileFacts[Any] = FileFacts("masks", facts_of, f"3 {PIL.__version__}")
-_BOUNDS: FileFacts[tuple[int, ...]] = FileFacts("objects", _bounds, f"2 {PIL.__version__}")
+_BOUNDS: FileFacts[tuple[int, ...]] = FileFacts("objects", _bounds, f"3 {PIL.__version__}")
 _IDS: FileFacts[Any] = FileFacts("ids", object_ids, f"1 {PIL.__version__}")
 _DIGESTS: FileFacts[str] = FileFacts("digests", file_digest, "1", threads=8)

@@ -93,9 +93,7 @@ def test_label_images_of_ids_are_instances(tmp_path: Path, picture: Picture, nam
     )
     table, notices = read(root, strict=True)
     assert table.class_names == ("object",)
-    assert notices == [
-        "The values of the masks are read as ids of objects of object. If they are classes, give --task segmentation."
-    ]
+    assert notices == ["Classes of the ids: object."]
     for row, values in enumerate(masks):
         target = table.load(row).target
         assert len(target["boxes"]) == NUMBERS[row]
@@ -155,6 +153,13 @@ CLASSES = {
 def test_masks_of_classes_stay_classes(tmp_path: Path, picture: Picture, name: str) -> None:
     root = layout(tmp_path, picture, "images/{}.png", "masks/{}.png", CLASSES[name])
     assert recognize(root)[:2] == ("segmentation", "masks")
+
+
+def test_images_of_one_object_are_read_as_ids_where_the_task_is_known(tmp_path: Path, picture: Picture) -> None:
+    """As a small set to test on."""
+    root = layout(tmp_path / "pets", picture, "images/{}.png", "masks/{}.png", CLASSES["one object"])
+    assert recognize(root).sentence == "pets has 4 masks in folders of their own: semantic segmentation."
+    assert recognize(root, "instance")[:2] == ("instance", "ids")
 
 
 def test_classes_can_be_called_ids(tmp_path: Path, picture: Picture) -> None:

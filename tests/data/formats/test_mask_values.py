@@ -89,8 +89,16 @@ def test_a_table_of_other_colors_is_refused(tmp_path: Path, picture: Picture, na
         read(tmp_path)
     message = str(caught.value)
     assert f"do not fit {tmp_path / name}: of its colors (#8429f6, #6ec1e4" in message
-    assert f"They have #3c1098 ({4 * 60 * 80 - pixels} pixels), #e2a929 ({pixels} pixels). Correct" in message
+    assert f"They have #3c1098 ({4 * 60 * 80 - pixels} pixels), #e2a929 ({pixels} pixels). Name" in message
     assert caught.value.exit_code == 3
+
+
+def test_soft_edges_do_not_make_a_table_fit(tmp_path: Path, picture: Picture) -> None:
+    image = colored(discs(1, (0, 1), (120, 160)), (BLACK, YELLOW)).resize((323, 243), Image.Resampling.NEAREST)
+    write(tmp_path, picture, 0, image.resize((160, 120), Image.Resampling.BILINEAR))
+    (tmp_path / "labelmap.txt").write_text("background:0,0,0::\nroad:0,0,200::\n")
+    with pytest.raises(DataError, match=r"no other than background\. They have #000000 \(\d+ pixels\), #e2a929"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["gray", "palette"])
@@ -99,7 +107,7 @@ def test_places_of_a_table_of_colors_are_never_values(tmp_path: Path, picture: P
     image = Image.fromarray(mask.astype(np.uint8))
     write(tmp_path, picture, 0, image if kind == "gray" else indexed(mask, (BLACK, PURPLE, YELLOW), (0, 1, 2)))
     (tmp_path / "class_dict.csv").write_text("name,r,g,b\nwater,110,193,228\nland,0,0,0\nroad,8,8,8\n")
-    with pytest.raises(DataError, match=r"they have no other than land\. .* add a column `value`"):
+    with pytest.raises(DataError, match=r"they have no other than land\. .* give each class its `value` there"):
         read(tmp_path)
     (tmp_path / "class_dict.csv").write_text("value,name,r,g,b\n0,water,1,1,1\n1,land,2,2,2\n2,road,8,8,8\n")
     table, _ = read(tmp_path)
@@ -326,3 +334,72 @@ def test_negative_values_are_unknown(tmp_path: Path, picture: Picture) -> None:
     table, notices = read(tmp_path, strict=True)
     assert np.array_equal(target(table), np.where(mask < 0, 255, mask))
     assert notices == []
+
+
+# Lists of names
+
+
+@pytest.mark.parametrize("name", ["classes.txt", "class_names.txt", "labels.txt", "classes.json"])
+def test_a_list_of_names_may_count_from_1(tmp_path: Path, picture: Picture, name: str) -> None:
+    """As long as the list is as long as the highest value says; 0 is unknown then."""
+    mask = discs(0, (0, 1, 2, 3))
+    write(tmp_path, picture, 0, Image.fromarray(np.uint8(mask)))
+    names = ["wall", "sky", "sea"]
+    text = '["wall", "sky", "sea"]' if name.endswith("json") else "\n".join(names)
+    (tmp_path / name).write_text(text)
+    table, notices = read(tmp_path, strict=True)
+    assert table.class_names == tuple(names)
+    assert np.array_equal(target(table), np.uint8(mask) - 1)
+    assert notices == [f"{tmp_path / name} has a line for each of the values 1 to 3; 0 is unknown."]
+
+
+def test_a_list_of_names_that_counts_from_0(tmp_path: Path, picture: Picture) -> None:
+    mask = discs(0, (0, 1, 2))
+    write(tmp_path, picture, 0, Image.fromarray(np.uint8(mask)))
+    (tmp_path / "class_names.txt").write_text("wall\nsky\nsea\n")
+    table, notices = read(tmp_path, strict=True)
+    assert np.array_equal(target(table), mask)
+    assert notices == []
+
+
+@pytest.mark.parametrize("name", ["objectInfo150.txt", "class_names.txt"])
+def test_ade20k(tmp_path: Path, picture: Picture, name: str) -> None:
+    """Its 0 is unknown, also where the last classes do not occur."""
+    mask = discs(0, (0, 1, 2))
+    for split, folder in (("training", "ADE_train"), ("validation", "ADE_val")):
+        picture(tmp_path / "images" / split / f"{folder}_1.jpg", SIZE[::-1])
+        (tmp_path / "annotations" / split).mkdir(parents=True)
+        Image.fromarray(np.uint8(mask)).save(tmp_path / "annotations" / split / f"{folder}_1.png")
+    names = ["wall", "building", *(f"thing {number}" for number in range(148))]
+    if name == "class_names.txt":
+        lines = names
+    else:
+        cells = [f"{number}\t0.1\t100\t10\t1\t{label}" for number, label in enumerate(names, 1)]
+        lines = ["Idx\tRatio\tTrain\tVal\tStuff\tName", *cells]
+    (tmp_path / name).write_text("\n".join(lines) + "\n")
+    table, _ = read(tmp_path, strict=True)
+    assert table.class_names == tuple(names)
+    assert np.array_equal(target(table), np.uint8(mask) - 1)
+
+
+# Masks that cannot be read
+
+
+def test_masks_of_fractions_and_of_transparency_get_their_reason(tmp_path: Path, picture: Picture) -> None:
+    mask = discs(0, (0, 255))
+    alpha = np.zeros((*SIZE, 4), np.uint8)
+    alpha[..., 3] = mask
+    fractions = Image.fromarray((mask / 255).astype(np.float32))
+    write(tmp_path, picture, 0, fractions, ".tif")
+    with pytest.raises(DataError, match=r"None of the masks .* masks/0\.tif \(its pixels are fractions, not whole"):
+        read(tmp_path)
+    for number, image in {1: Image.fromarray(alpha), 2: Image.fromarray(alpha).convert("LA")}.items():
+        write(tmp_path, picture, number, image)
+    with pytest.raises(
+        DataError, match=r"masks/1\.png \(it is drawn in the transparency, and all its colors are equal"
+    ):
+        read(tmp_path)
+    write(tmp_path, picture, 3, Image.fromarray(np.uint8(mask)))
+    table, notices = read(tmp_path)
+    assert table.ids == ("images/3.png",)
+    assert notices[0].startswith("3 masks that cannot be read, left out with their images: masks/0.tif")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision import tv_tensors
 
-from autotimm.data.image_io import BROKEN, decoded, read_image, reason, row_strips
+from autotimm.data.image_io import BROKEN, decoded, read_image, reason, row_strips, shows_only_alpha
 from autotimm.data.table import Table, rarest_labels
 from autotimm.errors import DataError
 from autotimm.records.digest import file_digest
@@ -117,6 +117,8 @@ def read_pixels(path: str | Path) -> Pixels:
 
 
 def _pixels(image: Image.Image) -> Pixels:
+    if shows_only_alpha(image):
+        raise ValueError("it is drawn in the transparency, and all its colors are equal")
     if image.mode == "P":
         flat = np.array(image.getpalette("RGB"), np.int32).reshape(-1, 3)
         palette = np.zeros(256, np.int32)

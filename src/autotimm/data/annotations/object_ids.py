@@ -80,10 +80,12 @@ class Verdict(NamedTuple):
     Attributes:
         ids: Whether they are.
         possible: Whether they could be.
+        likely: Whether they could be, and an image has two.
     """
 
     ids: bool
     possible: bool
+    likely: bool = False
 
 
 def judge_ids(facts: Sequence[MaskFacts]) -> Verdict:
@@ -96,19 +98,20 @@ def judge_ids(facts: Sequence[MaskFacts]) -> Verdict:
     images = [values for fact in facts if (values := _objects(fact))]
     whole = [is_whole for values in images for is_whole in values.values()]
     numbers = [len(values) for values in images]
-    if max(numbers, default=0) < 2 or sum(whole) < _WHOLE * len(whole):
+    if not whole or sum(whole) < _WHOLE * len(whole):
         return Verdict(False, False)
     distinct = {value for values in images for value in values}
     counted = sum(set(values) == set(range(1, len(values) + 1)) for values in images) >= _NEARLY_ALL * len(images)
     continued = len(distinct) == len(whole) and len(images) > 2  # no value is in two images
     varies = len(set(numbers)) > 1
-    few = max(numbers) == 2 and len(images) < 8  # two classes, of which one is missing in an image
+    few = max(numbers) <= 2 and len(images) < 8  # two classes, of which one is missing in an image
     ids = (
         (counted and ((varies and not few) or max(numbers) >= _ALL_IN_ONE))
         or (continued and len(distinct) > 2 * len(images))
         or len(distinct) > _MOST_CLASSES
     )
-    return Verdict(ids, ids or counted or continued)
+    possible = ids or counted or continued
+    return Verdict(ids, possible, possible and max(numbers) > 1)
 
 
 def _objects(fact: MaskFacts) -> dict[int, bool]:

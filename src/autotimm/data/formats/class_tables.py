@@ -21,9 +21,12 @@ __all__ = ["ClassRow", "ClassTable", "class_table", "find_class_table"]
 _FILES = (
     "_classes.csv", "class_dict.csv", "classes.csv", "class_dict_seg.csv", "labelmap.txt", "label_colors.txt",
     "classes.json", "class_dict.json", "labelmap.json", "labels.json", "meta.json", "classes.txt", "labels.txt",
+    "class_names.txt", "classnames.txt", "label_names.txt", "objectInfo150.txt",
 )  # fmt: skip
 _VALUE_COLUMNS = ("pixel value", "value", "id", "index", "class id", "class_id", "label id", "label_id")
 _NAME_COLUMNS = ("class", "name", "class name", "class_name", "label", "title")
+_BACKGROUND_NAMES = ("background", "_background_", "bg")
+_ADE20K = ("wall", 150)  # the first of its classes, and their number
 _VOID_NAMES = ("void", "ignore", "ignored", "unlabeled", "unlabelled")
 
 
@@ -66,6 +69,23 @@ class ClassTable(NamedTuple):
     def has_colors(self) -> bool:
         """Whether there are colors."""
         return any(row.color is not None for row in self.rows)
+
+    def counts_from_one(self, highest: int) -> bool:
+        """Whether lines without values belong to the values from 1 on, as those of ADE20K, where 0 is unknown.
+
+        Args:
+            highest: The highest value of the masks, except 255.
+        """
+        if self.has_colors or any(row.value is not None for row in self.rows):
+            return False
+        first, number = self.rows[0].name.lower(), len(self.rows)
+        is_ade = first.split(",")[0].strip() == _ADE20K[0] and number == _ADE20K[1]
+        return is_ade or (highest == number and first not in (*_BACKGROUND_NAMES, *_VOID_NAMES))
+
+    def from_one(self) -> ClassTable:
+        """The same lines with the values from 1 on, and 0 for what is unknown."""
+        rows = [row._replace(value=number) for number, row in enumerate(self.rows, 1)]
+        return ClassTable((ClassRow(_VOID_NAMES[0], 0), *rows), self.source)
 
     def codes(self) -> list[MaskCode]:
         """The ways to read masks by this table: by its colors and by its values; by places where it has neither."""
@@ -158,8 +178,13 @@ def _from_csv(content: str) -> Iterable[ClassRow]:
 
 
 def _from_text(content: str) -> Iterable[ClassRow]:
-    """``name:r,g,b:parts:actions`` as CVAT writes, ``r g b name`` as CamVid, ``7 name``, or names alone."""
+    """``name:r,g,b:parts:actions`` as CVAT writes, ``r g b name`` as CamVid, ``7 name``, ADE20K's table, or names."""
     lines = [line.strip() for line in content.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    if lines and re.match(r"Idx\t.*\tName", lines[0]):  # ADE20K, whose masks are 0 where nothing is known
+        yield ClassRow(_VOID_NAMES[0], 0)
+        for cells in (line.split("\t") for line in lines[1:]):
+            yield ClassRow(cells[-1].strip(), int(cells[0]))
+        return
     for line in lines:
         if match := re.fullmatch(r"([^:]+):\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*(?::.*)?", line):
             yield ClassRow(match[1].strip(), color=color_key(*(_byte(match[at]) for at in (2, 3, 4))))

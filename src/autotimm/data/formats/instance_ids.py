@@ -58,7 +58,7 @@ class InstanceIds(Format):
         if verdict.ids or not verdict.possible:
             return sure if verdict.ids else None
         hint = "If the values of the masks are ids of objects, give --task instance."
-        return Sighting(what, self.tasks, certain=False, hint=hint)
+        return Sighting(what, self.tasks, certain=False, hint=hint if verdict.likely else "")
 
     def read(self, listing: Listing, notices: list[str], options: ReadOptions) -> dict[str, Table]:
         """Read the label images; see the base class."""
@@ -68,11 +68,7 @@ class InstanceIds(Format):
             raise DataError(
                 f"There are no images with label images of ids in {listing.path}. Put images/X.png and masks/X.png."
             )
-        for name in pairs.unlabelled:
-            report.add("images without a mask", "left out", name)
-        for name in pairs.alone:
-            report.add("masks without an image", "left out", name)
-        splits = {split: items for split, items in pairs.splits(root, notices, report).items() if items}
+        splits = pairs.used(root, notices, report)
         used = [pair for items in splits.values() for pair in items]
         objects, sizes = object_ids_of([pair.mask for pair in used]), image_sizes([pair.image for pair in used])
         classes = _Classes.of(find_class_table(listing))
@@ -84,10 +80,7 @@ class InstanceIds(Format):
             ]
             for split, items in splits.items()
         }
-        notices.append(
-            f"The values of the masks are read as ids of objects of {join_names(classes.names)}. "
-            "If they are classes, give --task segmentation."
-        )
+        notices.append(f"Classes of the ids: {join_names(classes.names)}.")
         return object_tables(records, classes.names, notices, masks=options.masks, report=report)
 
 

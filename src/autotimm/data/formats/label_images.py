@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,15 +13,23 @@ from autotimm.data.formats.class_tables import ClassTable, class_table, find_cla
 from autotimm.data.formats.data_format import Format, ReadOptions, Report, Sighting, ordered
 from autotimm.data.formats.listing import Listing, relative
 from autotimm.data.formats.mask_pairs import Pair, find_pairs
-from autotimm.data.formats.mask_values import MaskValues, areas_among, is_stretched, palettes_differ, with_soft_edges
+from autotimm.data.formats.mask_values import (
+    MaskValues,
+    SoftCode,
+    areas_among,
+    is_stretched,
+    palettes_differ,
+    with_soft_edges,
+)
 from autotimm.data.table import Table
 from autotimm.errors import DataError, join_names
 
-__all__ = ["LabelImages", "MaskReading", "mask_tables", "read_label_images"]
+__all__ = ["LabelImages", "MaskReading", "mask_reading", "mask_tables", "read_label_images"]
 
 _TWO_CLASSES = ("background", "foreground")
 _LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
 _FEW = 0.02  # of the pixels
+_FEWEST = 0.002
 _MAX_VALUES = 200  # gray values without names: with more, masks are photographs or have soft edges
 
 
@@ -56,21 +65,11 @@ class LabelImages(Format):
                 "them in masks/ beside images/."
             )
         report = Report(options.strict)
-        for name in pairs.unlabelled:
-            report.add("images without a mask", "left out", name)
-        for name in pairs.alone:
-            report.add("masks without an image", "left out", name)
-        splits = {split: items for split, items in pairs.splits(root, notices, report).items() if items}
-        splits = ordered(splits)
+        splits = ordered(pairs.used(root, notices, report))
         facts = mask_facts([pair.mask for items in splits.values() for pair in items])
-        jpegs = [pair.mask.name for pair in splits["train"] if pair.mask.suffix.lower() in _LOSSY]
-        masks = _Masks(root, splits, facts, bool(jpegs))
         colors = Path(colors) if isinstance(colors, str) else colors
         table = find_class_table(listing) if colors is None else class_table(colors)
-        reading = _by_values(masks, notices) if table is None else _by_table(masks, table, notices)
-        _report_edges(masks, reading, report)
-        if jpegs:
-            notices.append(f"{len(jpegs)} masks are JPEG files, which do not keep values exactly: {join_names(jpegs)}.")
+        reading = mask_reading(root, splits, facts, table, notices, report)
         return mask_tables(splits, root, reading, facts, notices, report)
 
 
@@ -128,9 +127,46 @@ class _Masks(NamedTuple):
         return [fact for pair in pairs if not isinstance(fact := self.facts[pair.mask], Problem)]
 
 
+def mask_reading(
+    root: Path,
+    splits: Mapping[str, Sequence[Pair]],
+    facts: Mapping[Path, MaskFacts | Problem],
+    table: ClassTable | None,
+    notices: list[str],
+    report: Report,
+) -> MaskReading:
+    """How to read masks, by a class table or by their values alone.
+
+    Raises:
+        DataError: If it cannot be told, or the table does not fit the masks.
+    """
+    jpegs = [pair.mask.name for pair in splits["train"] if pair.mask.suffix.lower() in _LOSSY]
+    masks = _Masks(root, splits, facts, bool(jpegs))
+    if not masks.readable("train"):
+        problems = [
+            f"{relative(pair.mask, root)} ({fact.reason})"
+            for pair in splits["train"]
+            if isinstance(fact := facts[pair.mask], Problem)
+        ]
+        raise DataError(
+            f"None of the masks in {root} can be read: {join_names(problems)}. Export them again as PNG files of whole "
+            "numbers."
+        )
+    reading = _by_values(masks, notices) if table is None else _by_table(masks, table, notices)
+    _report_edges(masks, reading, report)
+    if jpegs:
+        notices.append(f"{len(jpegs)} masks are JPEG files, which do not keep values exactly: {join_names(jpegs)}.")
+    return reading
+
+
 def _by_table(masks: _Masks, table: ClassTable, notices: list[str]) -> MaskReading:
     """How to read masks by a table, in the way that gives more pixels a class."""
-    train, everything, codes = masks.readable("train"), masks.readable(), table.codes()
+    train, everything = masks.readable("train"), masks.readable()
+    highest = max((value for fact in everything for value in fact.values or () if value != IGNORED), default=0)
+    if table.counts_from_one(highest):
+        notices.append(f"{table.source} has a line for each of the values 1 to {len(table.rows)}; 0 is unknown.")
+        table = table.from_one()
+    codes = table.codes()
     if palettes_differ(everything):
         if codes[0].by_color:
             codes = codes[:1]
@@ -145,33 +181,39 @@ def _by_table(masks: _Masks, table: ClassTable, notices: list[str]) -> MaskReadi
     code = max(codes, key=known_classes)
     values = MaskValues.of(everything, code.by_color)
     soft = with_soft_edges(code, values, masks.lossy)
-    _check_fit(masks, table, soft.code, train)
+    _check_fit(masks, table, code, soft, train)
     return MaskReading(table.names, *soft)
 
 
-def _check_fit(masks: _Masks, table: ClassTable, code: MaskCode, train: Sequence[MaskFacts]) -> None:
+def _check_fit(masks: _Masks, table: ClassTable, code: MaskCode, soft: SoftCode, train: Sequence[MaskFacts]) -> None:
     """Refuse a table that does not belong to the masks: they show none of its classes, or one and something else.
 
     A class that is black in every table is found in nearly all masks, and tells nothing.
     """
-    found = {index for fact in train for index in code.classes_in(fact)[0]}
+    pixels: Counter[int] = Counter()
+    for fact in train:
+        pixels.update(soft.code.classes_in(fact)[0])
     values = MaskValues.of(train, code.by_color)
-    unnamed = sum(count for value, count in values.pixels.items() if value not in code.keys and value >= 0)
-    if found and (len(found) >= min(2, len(table.names)) or code.nearest or unnamed <= _FEW * values.total):
+    # An edge may have the color of a class that is nowhere.
+    fewest = _FEWEST * values.total if soft.code.nearest else 0
+    found = {index for index, count in pixels.items() if count > fewest}
+    others = {value for value in values.pixels if value >= 0 and value not in code.keys}
+    if soft.code.nearest:
+        others &= set(soft.code.keys)  # without the edges
+    unnamed = sum(values.pixels[value] for value in others)
+    if found and (len(found) >= min(2, len(table.names)) or unnamed <= _FEW * values.total):
         return
     seen = MaskValues.of(train, code.by_color or any(fact.values is None or fact.palette for fact in train))
     named = [color_name(row.color) for row in table.rows if row.color is not None] or list(map(str, code.keys))
     what = "colors" if table.has_colors else "values"
     few = "no other than" if found else "none"
     only = f" {join_names([table.names[index] for index in sorted(found)])}" if found else ""
+    are_indices = table.has_colors and not table.has_values and all(fact.values is not None for fact in train)
     raise DataError(
         f"The masks in {masks.root} do not fit {table.source}: of its {what} ({join_names(named, 8)}) they have "
-        f"{few}{only}. They have {seen.described()}. Correct that file, or give `colors` with what each of these "
-        f"stands for{_CURE_OF_PLACES if table.has_colors and not table.has_values else ''}."
+        f"{few}{only}. They have {seen.described()}. Name the class of each of these in that file, or in `colors`."
+        + (" If the masks hold class indices, give each class its `value` there." if are_indices else "")
     )
-
-
-_CURE_OF_PLACES = "; if the masks hold class indices, add a column `value`"
 
 
 def _by_values(masks: _Masks, notices: list[str]) -> MaskReading:

@@ -111,6 +111,14 @@ class Pairs(NamedTuple):
             return listed({pair.id: pair for pair in self.pairs}, lists, notices, report)
         return by_split((pair.id.rpartition("/")[0], pair) for pair in self.pairs)
 
+    def used(self, root: Path, notices: list[str], report: Report) -> dict[str, list[Pair]]:
+        """The splits that have pairs; what has no partner is reported."""
+        for name in self.unlabelled:
+            report.add("images without a mask", "left out", name)
+        for name in self.alone:
+            report.add("masks without an image", "left out", name)
+        return {split: pairs for split, pairs in self.splits(root, notices, report).items() if pairs}
+
 
 def find_pairs(listing: Listing, objects: bool = False) -> Pairs | None:
     """Find images and masks: ``X.jpg`` with ``X_mask.png``, or folders beside each other.
