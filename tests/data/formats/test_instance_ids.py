@@ -200,7 +200,75 @@ def test_ids_with_a_class_each(tmp_path: Path, picture: Picture) -> None:
     layout(root, picture, "images/{}.png", "masks/{}.png", masks, "I;16")
     table, notices = read(root)
     assert table.load(2).target["labels"].tolist() == [0, 1, 1]
-    assert "1 ids that are not the value of a class times 1000 and a number, left out: masks/2.png (7001)." in notices
+    assert "1 objects without a class, left out: masks/2.png (7001)." in notices
+
+
+# PASCAL VOC
+
+
+def voc(root: Path, picture: Picture, mode: str, classes: bool = True) -> Path:
+    """Three images with objects of the classes 1 and 2 in turns; borders of 255 in the masks of classes."""
+    for number, ids in enumerate(((1, 2, 3), (1, 2), (1, 2, 3, 4))):
+        picture(root / "JPEGImages" / f"2007_{number}.jpg", SIZE[::-1])
+        mask = label_image(ids, number)
+        (root / "SegmentationObject").mkdir(exist_ok=True)
+        (root / "SegmentationClass").mkdir(exist_ok=True)
+        painted = np.where(mask > 0, (mask + 1) % 2 + 1, 0)
+        border = painted.copy()
+        border[:, :-1][mask[:, :-1] != mask[:, 1:]] = 255
+        palette = np.zeros((256, 3), np.uint8)
+        palette[1:5], palette[255] = [(128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128)], (224, 224, 192)
+        for folder, values in {"SegmentationObject": mask, "SegmentationClass": border}.items():
+            image = Image.fromarray(values.astype(np.uint8), "P")
+            image.putpalette(palette.ravel().tolist())
+            (image if mode == "P" else image.convert("RGB")).save(root / folder / f"2007_{number}.png")
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("2007_0\n2007_2\n")
+    (lists / "val.txt").write_text("2007_1\n")
+    if mode == "RGB":
+        (root / "labelmap.txt").write_text("background:0,0,0::\ncat:128,0,0::\ndog:0,128,0::\n")
+    return root
+
+
+@pytest.mark.parametrize("mode", ["P", "RGB"])
+def test_voc_objects_have_the_class_of_most_of_their_pixels(tmp_path: Path, picture: Picture, mode: str) -> None:
+    root = voc(tmp_path / "voc", picture, mode)
+    assert recognize(root)[:3] == (
+        "segmentation", "masks",
+        "voc has 3 masks in folders of their own: semantic segmentation. For the objects in SegmentationObject/ give "
+        "--task instance.",
+    )  # fmt: skip
+    assert recognize(root, "instance")[:2] == ("instance", "ids")
+    notices: list[str] = []
+    tables: Any = read_instance_ids(root, notices, strict=True)
+    names = ("1", "2") if mode == "P" else ("cat", "dog")
+    assert {split: table.class_names for split, table in tables.items()} == {"train": names, "val": names}
+    assert tables["train"].ids == ("JPEGImages/2007_0.jpg", "JPEGImages/2007_2.jpg")
+    for row, (number, ids) in enumerate(((0, (1, 2, 3)), (2, (1, 2, 3, 4)))):
+        values, target = label_image(ids, number), tables["train"].load(row).target
+        found = zip(target["masks"].numpy(), target["labels"].tolist(), strict=True)
+        expected = {((values == id).astype(np.uint8).tobytes(), (id + 1) % 2) for id in ids}
+        assert {(mask.tobytes(), label) for mask, label in found} == expected
+
+
+def test_voc_objects_without_masks_of_classes(tmp_path: Path, picture: Picture) -> None:
+    root = voc(tmp_path, picture, "P")
+    for path in (root / "SegmentationClass").iterdir():
+        path.unlink()
+    assert recognize(root)[:2] == ("instance", "ids")
+    assert read_instance_ids(root, [])["train"].class_names == ("object",)  # type: ignore[attr-defined]
+
+
+def test_a_voc_mask_of_classes_that_cannot_be_read(tmp_path: Path, picture: Picture) -> None:
+    root = voc(tmp_path, picture, "P")
+    (root / "SegmentationClass" / "2007_2.png").write_bytes(b"broken")
+    notices: list[str] = []
+    read_instance_ids(root, notices)
+    assert (
+        "4 objects without a class, left out: SegmentationObject/2007_2.png (1), SegmentationObject/2007_2.png (2), "
+        "SegmentationObject/2007_2.png (3), SegmentationObject/2007_2.png (4)."
+    ) in notices
 
 
 # Reading

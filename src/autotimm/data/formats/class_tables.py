@@ -16,7 +16,7 @@ from autotimm.errors import DataError, join_names
 from autotimm.records.csv_cells import true_cell
 from autotimm.serialization import parse_json
 
-__all__ = ["ClassRow", "ClassTable", "class_table", "find_class_table"]
+__all__ = ["BACKGROUND_NAMES", "ClassRow", "ClassTable", "class_table", "find_class_table"]
 
 _FILES = (
     "_classes.csv", "class_dict.csv", "classes.csv", "class_dict_seg.csv", "labelmap.txt", "label_colors.txt",
@@ -25,9 +25,12 @@ _FILES = (
 )  # fmt: skip
 _VALUE_COLUMNS = ("pixel value", "value", "id", "index", "class id", "class_id", "label id", "label_id")
 _NAME_COLUMNS = ("class", "name", "class name", "class_name", "label", "title")
-_BACKGROUND_NAMES = ("background", "_background_", "bg")
 _ADE20K = ("wall", 150)  # the first of its classes, and their number
 _VOID_NAMES = ("void", "ignore", "ignored", "unlabeled", "unlabelled")
+
+
+BACKGROUND_NAMES = ("background", "_background_", "bg")
+"""What the class of everything else is called, in lower case."""
 
 
 class ClassRow(NamedTuple):
@@ -80,7 +83,7 @@ class ClassTable(NamedTuple):
             return False
         first, number = self.rows[0].name.lower(), len(self.rows)
         is_ade = first.split(",")[0].strip() == _ADE20K[0] and number == _ADE20K[1]
-        return is_ade or (highest == number and first not in (*_BACKGROUND_NAMES, *_VOID_NAMES))
+        return is_ade or (highest == number and first not in (*BACKGROUND_NAMES, *_VOID_NAMES))
 
     def from_one(self) -> ClassTable:
         """The same lines with the values from 1 on, and 0 for what is unknown."""

@@ -111,6 +111,11 @@ class Pairs(NamedTuple):
             return listed({pair.id: pair for pair in self.pairs}, lists, notices, report)
         return by_split((pair.id.rpartition("/")[0], pair) for pair in self.pairs)
 
+    @property
+    def of_objects(self) -> bool:
+        """Whether the masks are those of VOC's objects."""
+        return any(_OBJECTS in pair.mask.parent.name.lower() for pair in self.pairs)
+
     def used(self, root: Path, notices: list[str], report: Report) -> dict[str, list[Pair]]:
         """The splits that have pairs; what has no partner is reported."""
         for name in self.unlabelled:
