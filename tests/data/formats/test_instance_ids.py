@@ -72,6 +72,9 @@ def read(root: Path, **options: bool) -> tuple[ObjectTable, list[str]]:
 LAYOUTS = {
     "torchvision": ("PNGImages/Fudan{}.png", "PedMasks/Fudan{}_mask.png", "P"),
     "cellpose": ("{}_img.png", "{}_img_cp_masks.png", "I;16"),
+    "cellpose's own": ("{:03}_img.png", "{:03}_masks.png", "I;16"),
+    "names": ("images/img_{}.png", "masks/mask_{}.png", "L"),
+    "numbers": ("frames/img{}.png", "masks/mask{}.png", "L"),
     "stardist": ("images/{}.tif", "masks/{}.tif", "I;16"),
     "suffix": ("{}.png", "{}_labels.png", "L"),
     "annotations": ("Images/{}.png", "cell_annotations/{}.tif", "I"),
@@ -102,7 +105,7 @@ def test_label_images_of_ids_are_instances(tmp_path: Path, picture: Picture, nam
     assert "masks" not in read(root, masks=False)[0].load(0).target
 
 
-@pytest.mark.parametrize("name", ["torchvision", "cellpose", "stardist", "suffix", "annotations", "instances"])
+@pytest.mark.parametrize("name", sorted(set(LAYOUTS) - {"colors"}))
 def test_ids_can_be_called_classes(tmp_path: Path, picture: Picture, name: str) -> None:
     image, mask, mode = LAYOUTS[name]
     root = layout(tmp_path, picture, image, mask, counted(), mode)

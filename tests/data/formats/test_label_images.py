@@ -338,6 +338,10 @@ def test_pixels_are_counted(tmp_path: Path, picture: Picture) -> None:
         ("{}/a.png", "{}annot/a.png"),
         ("{}_images/a.png", "{}_masks/a.png"),
         ("{}/images/x/a.png", "{}/labels/x/a.png"),
+        ("{}/PNGImages/a.png", "{}/PNGMasks/a.png"),
+        ("PNGImages_{}/a.png", "ped_masks_{}/a_mask.png"),
+        ("{}/image_1.png", "{}/mask_1.png"),
+        ("{}/img1.png", "{}/1_label.png"),
     ],
 )
 def test_layouts(tmp_path: Path, picture: Picture, image: str, mask: str) -> None:

@@ -26,6 +26,10 @@ _SUFFIX = re.compile(
     r"[-_ ](?:masks?|labels?|seg|segmentation|gt|annotation|labelids|labeltrainids|instances?|inst|l)$",
     re.IGNORECASE,
 )
+_MASK_NAME = re.compile(r"^(?:mask|label|seg|gt)(?:[-_ ]|(?=\d))", re.IGNORECASE)  # mask_1.png
+_IMAGE_NAME = re.compile(  # image_1.png, or 000_img.png beside 000_masks.png, as Cellpose's own set has them
+    r"^(?:image|img|photo|frame|rgb)(?:[-_ ]|(?=\d))|[-_ ](?:image|img|photo|rgb|input)$", re.IGNORECASE
+)
 _OBJECTS = "segmentationobject"  # VOC's masks of single objects
 _MASK_WORDS = {"mask", "masks", "label", "labels", "annotation", "annotations", "annots", "segmentations", "labelmaps"}
 _IMAGE_WORDS = {"image", "images", "img", "imgs", "photo", "photos", "picture", "pictures", "frame", "frames"}
@@ -198,10 +202,19 @@ def _key_by_words(folder: str, stem: str) -> _Key:
     return is_mask, (*key, without_suffix(stem) if is_mask else stem)
 
 
+def _key_by_all_words(folder: str, stem: str) -> _Key:
+    """As by words, also in the names of files, of images as well: img_1.png and mask_1.png."""
+    is_mask, key = _key_by_words(folder, "")
+    base = _MASK_NAME.sub("", without_suffix(stem))
+    is_mask = is_mask or base != stem
+    return is_mask, (*key[:-1], _IMAGE_NAME.sub("", base))
+
+
 _LAYOUTS: tuple[tuple[Callable[[str, str], _Key], str], ...] = (
     (_key_by_name, "masks beside their images"),
     (_key_by_folders, "masks in folders of their own"),
     (_key_by_words, "masks in folders of their own"),
+    (_key_by_all_words, "masks with names of their own"),
 )
 
 
