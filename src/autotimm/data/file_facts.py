@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from autotimm.data.annotations.masks import MaskFacts, facts_of
+from autotimm.data.annotations.object_ids import ObjectIds, object_ids
 from autotimm.data.annotations.outlines import object_pixels
 from autotimm.data.image_io import (
     BROKEN,
@@ -38,7 +39,17 @@ from autotimm.data.image_io import (
 from autotimm.records.digest import file_digest
 from autotimm.serialization import parse_json
 
-__all__ = ["FileFacts", "Problem", "Stamp", "file_digests", "image_sizes", "mask_facts", "object_bounds", "scan"]
+__all__ = [
+    "FileFacts",
+    "Problem",
+    "Stamp",
+    "file_digests",
+    "image_sizes",
+    "mask_facts",
+    "object_bounds",
+    "object_ids_of",
+    "scan",
+]
 
 _PATIENCE = 2.0  # seconds before a progress bar appears
 _BLOCK = 2048  # files per round: bounds memory, and what an interruption loses
@@ -260,6 +271,14 @@ def object_bounds(files: Sequence[Path], progress: bool = True) -> dict[Path, tu
     }
 
 
+def object_ids_of(files: Sequence[Path], progress: bool = True) -> dict[Path, ObjectIds | Problem]:
+    """The objects of each label image of ids, or why it cannot be read."""
+    return {
+        path: fact if isinstance(fact, Problem) else ObjectIds(*(_tuples(part) for part in fact))
+        for path, fact in _IDS(files, progress, "checking annotations").items()
+    }
+
+
 def file_digests(files: Sequence[Path], progress: bool = True, *, cached: bool = True) -> dict[Path, str | Problem]:
     """SHA-256 of each file; ``cached=False`` reads every file, also where the cache knows a digest."""
     return _DIGESTS(files, progress, "reading images", cached=cached)
@@ -299,6 +318,7 @@ def _bounds(path: Path) -> tuple[int, ...]:
 # A release of Pillow may read a file differently from an older one. The number counts changes of our own code.
 _READABLE: FileFacts[str] = FileFacts("readable", _decode, f"2 {PIL.__version__}")
 _SIZES: FileFacts[tuple[int, int]] = FileFacts("sizes", _size, f"2 {PIL.__version__}")
-_MASKS: FileFacts[Any] = FileFacts("masks", facts_of, f"2 {PIL.__version__}")
-_BOUNDS: FileFacts[tuple[int, ...]] = FileFacts("objects", _bounds, f"2 {PIL.__version__}")
+_MASKS: FileFacts[Any] = FileFacts("masks", facts_of, f"3 {PIL.__version__}")
+_BOUNDS: FileFacts[tuple[int, ...]] = FileFacts("objects", _bounds, f"3 {PIL.__version__}")
+_IDS: FileFacts[Any] = FileFacts("ids", object_ids, f"1 {PIL.__version__}")
 _DIGESTS: FileFacts[str] = FileFacts("digests", file_digest, "1", threads=8)

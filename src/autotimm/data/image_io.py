@@ -50,6 +50,7 @@ __all__ = [
     "reason",
     "require_file",
     "row_strips",
+    "shows_only_alpha",
     "strange_range",
     "to_rgb",
     "to_tensor",
@@ -103,6 +104,14 @@ def is_image_name(name: str) -> bool:
 
 def _has_alpha(image: Image.Image) -> bool:
     return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+
+
+def shows_only_alpha(image: Image.Image) -> bool:
+    """Whether all colors of an image are equal, and only its transparency differs."""
+    if image.mode not in ("LA", "La", "PA", "RGBA", "RGBa"):
+        return False
+    *colors, (lowest, highest) = (band.getextrema() for band in image.split())
+    return lowest != highest and all(color[0] == color[1] for color in colors)
 
 
 def row_strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:

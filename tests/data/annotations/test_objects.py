@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from autotimm.data.annotations.masks import MaskCode, MaskFacts, MaskTable, read_pixels
+from autotimm.data.annotations.masks import MaskCode, MaskFacts, MaskTable, facts_of, read_pixels
 from autotimm.data.annotations.objects import Annotation, ObjectTable
 from autotimm.data.annotations.outlines import MaskFile, Outlines, Polygons, RunLengths
 from autotimm.data.file_facts import Problem, image_sizes, mask_facts, object_bounds
@@ -190,7 +190,7 @@ def test_facts_of_a_changed_mask_are_computed_again(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(np.array([[0, 3]], np.uint8)).save(path)
     facts, bounds, sizes = mask_facts([path]), object_bounds([path]), image_sizes([path])
-    assert facts == {path: MaskFacts(2, 1, (0, 3), (0, 0x030303), counts=(1, 1))}
+    assert facts == {path: MaskFacts(2, 1, (0, 3), (0, 0x030303), False, (1, 1), (0, 0), (1, 1))}
     assert bounds == {path: (2, 1, 1, 0, 2, 1)}
     assert (mask_facts([path]), object_bounds([path]), image_sizes([path])) == (facts, bounds, sizes)
     stamp, size = path.stat().st_mtime_ns, path.stat().st_size
@@ -216,11 +216,26 @@ def test_facts_of_each_mode(tmp_path: Path) -> None:
     }.items():
         image.save(tmp_path / f"{name}.png")
     facts = mask_facts([tmp_path / f"{name}.png" for name in ("L", "LA", "RGB", "P", "C")]).values()
-    grays = (0x020202, 0x070707)
+    grays, shapes = (0x020202, 0x070707), ((1, 2), (0, 0), (1, 1))
     assert list(facts) == [
-        MaskFacts(3, 1, (2, 7), grays, counts=(1, 2)),
-        MaskFacts(3, 1, (2, 7), grays, counts=(1, 2)),
-        MaskFacts(3, 1, (2, 7), grays, counts=(1, 2)),
-        MaskFacts(3, 1, (2, 7), (0x010203, 0x090909), counts=(1, 2)),
-        MaskFacts(3, 1, None, (0x010203, 0x090909), counts=(1, 2)),
+        MaskFacts(3, 1, (2, 7), grays, False, *shapes),
+        MaskFacts(3, 1, (2, 7), grays, False, *shapes),
+        MaskFacts(3, 1, (2, 7), grays, False, *shapes),
+        MaskFacts(3, 1, (2, 7), (0x010203, 0x090909), False, *shapes, palette=True),
+        MaskFacts(3, 1, None, (0x010203, 0x090909), False, *shapes),
     ]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_shapes_of_values(tmp_path: Path, dtype: type) -> None:
+    """A ring of a hole, two dots that touch at a corner, and an area with an edge of 1 pixel."""
+    values = np.zeros((12, 14), dtype)
+    values[1:6, 1:6], values[3, 3] = 5, 0
+    values[8, 1] = values[9, 2] = 7
+    values[1:11, 8:12], values[1:11, 12] = 9, 8
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    facts = facts_of(tmp_path / "a.tif")
+    assert facts.values == (0, 5, 7, 8, 9)
+    assert facts.counts == (12 * 14 - 24 - 2 - 50, 24, 2, 10, 40)
+    assert facts.solid[1:] == (12, 0, 0, 27)
+    assert facts.pieces == (2 - 3, 0, 2, 1, 1)

@@ -94,6 +94,19 @@ def test_problems_are_reported_with_file_names(tmp_path: Path, picture: Picture)
         read(tmp_path, strict=True)
 
 
+def test_masks_drawn_in_their_transparency_get_their_reason(tmp_path: Path, picture: Picture) -> None:
+    picture(tmp_path / "images" / "a.png")
+    for number, box in enumerate(BOXES):
+        save(tmp_path / "masks" / "a" / f"{number}.png", box)
+    alpha = np.zeros((16, 20, 4), np.uint8)
+    alpha[3:9, 2:8, 3] = 255
+    Image.fromarray(alpha).save(tmp_path / "masks" / "a" / "alpha.png")
+    assert read(tmp_path)[1][1:] == [
+        "1 masks that cannot be read, left out: masks/a/alpha.png (it is drawn in the transparency, and all its colors "
+        "are equal)."
+    ]
+
+
 def test_split_lists(tmp_path: Path, picture: Picture) -> None:
     for name in "ab":
         picture(tmp_path / "images" / f"{name}.png")

@@ -126,13 +126,11 @@ COLOR_TABLES = {
 
 
 @pytest.mark.parametrize("name", COLOR_TABLES)
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "indices"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
 def test_by_color_table(folder: Callable[..., Path], name: str, mode: str) -> None:
     def mask(path: Path) -> None:
         if mode == "P":  # numbered as the program liked: the colors count
             save(path, np.array([5, 9, 3], np.uint8)[VALUES], palette={5: (0, 0, 0), 9: ROAD, 3: CAR})
-        elif mode == "indices":
-            save(path)
         else:
             save(path, painted((0, 0, 0), ROAD, CAR), mode)
 
@@ -162,7 +160,9 @@ def test_tables_of_names(folder: Callable[..., Path], name: str, table: str) -> 
 
 def test_colors_can_be_given(folder: Callable[..., Path], tmp_path: Path) -> None:
     root = folder(mask=lambda path: save(path, painted((0, 0, 0), ROAD, CAR), "RGB"))
-    with pytest.raises(DataError, match=r"colored, .* \(0, 0, 0\), \(0, 0, 142\), \(128, 64, 128\)\. Give `colors`"):
+    with pytest.raises(
+        DataError, match=r"colored, .*: #000000 \(120 pixels\), #804080 \(120 pixels\), #00008e .*`colors`"
+    ):
         read(root)
     tables, notices = read(root, colors={"road": ROAD, "car": "#00008e", "void": (0, 0, 0)})
     assert tables["train"].class_names == ("road", "car")
@@ -171,7 +171,7 @@ def test_colors_can_be_given(folder: Callable[..., Path], tmp_path: Path) -> Non
     (tmp_path.parent / "my.json").write_text('{"road": [128, 64, 128]}')
     tables, notices = read(root, colors=str(tmp_path.parent / "my.json"))
     assert notices == [
-        "1 masks with values that stand for no class, which are unknown there: a_mask.png ((0, 0, 0), (0, 0, 142))."
+        "1 masks with values that stand for no class, which are unknown there: a_mask.png (#000000, #00008e)."
     ]
 
 
@@ -194,7 +194,7 @@ def test_soft_edges_are_refused(folder: Callable[..., Path]) -> None:
     values = np.arange(320, dtype=np.uint8).reshape(16, 20)
     with pytest.raises(DataError, match="have 255 values, and no file says which are classes"):
         read(folder(mask=lambda path: save(path, values)))
-    with pytest.raises(DataError, match=r"no value that .*_classes.csv names: they have 255"):
+    with pytest.raises(DataError, match=r"do not fit .*_classes.csv: .* They have 255 \(320 pixels\)"):
         read(folder("id,name\n3,road", mask=lambda path: save(path, np.full((16, 20), 255, np.uint8))))
 
 
@@ -295,12 +295,15 @@ def test_jpeg_masks_of_two_values_are_background_and_foreground(tmp_path: Path, 
     assert tables["train"].class_names == ("background", "foreground")
     assert (target(tables, 3).as_subclass(torch.Tensor) != torch.from_numpy(disc)).float().mean() < 0.005
     assert notices == [
-        "Pixels of JPEG masks count as foreground from value 128 on, and as background below.",
         "4 masks are JPEG files, which do not keep values exactly: 0.jpg, 1.jpg, 2.jpg, 3.jpg.",
+        "4 masks with soft edges, whose other pixels count as the nearest of 0, 255: masks/0.jpg, masks/1.jpg, "
+        "masks/2.jpg, masks/3.jpg.",
     ]
+    with pytest.raises(DataError, match=r"4 masks with soft edges: masks/0\.jpg"):
+        read(tmp_path, strict=True)
 
 
-@pytest.mark.parametrize("values", [(0, 1, 2), (0, 128, 255), (0, 40, 80)])
+@pytest.mark.parametrize("values", [(0, 1, 2), (0, 3, 9)])
 def test_jpeg_masks_of_more_classes_are_refused(tmp_path: Path, picture: Picture, values: tuple[int, ...]) -> None:
     picture(tmp_path / "images" / "a.png")
     save(tmp_path / "masks" / "a.jpg", np.array(values, np.uint8)[VALUES])
@@ -335,6 +338,10 @@ def test_pixels_are_counted(tmp_path: Path, picture: Picture) -> None:
         ("{}/a.png", "{}annot/a.png"),
         ("{}_images/a.png", "{}_masks/a.png"),
         ("{}/images/x/a.png", "{}/labels/x/a.png"),
+        ("{}/PNGImages/a.png", "{}/PNGMasks/a.png"),
+        ("PNGImages_{}/a.png", "ped_masks_{}/a_mask.png"),
+        ("{}/image_1.png", "{}/mask_1.png"),
+        ("{}/img1.png", "{}/1_label.png"),
     ],
 )
 def test_layouts(tmp_path: Path, picture: Picture, image: str, mask: str) -> None:

@@ -15,22 +15,35 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision import tv_tensors
 
-from autotimm.data.image_io import BROKEN, decoded, read_image, reason, row_strips
+from autotimm.data.image_io import BROKEN, decoded, read_image, reason, row_strips, shows_only_alpha
 from autotimm.data.table import Table, rarest_labels
 from autotimm.errors import DataError
 from autotimm.records.digest import file_digest
 from autotimm.types import Sample
 
-__all__ = ["IGNORED", "MaskCode", "MaskFacts", "MaskTable", "Pixels", "color_key", "color_name", "read_pixels"]
+__all__ = [
+    "IGNORED",
+    "VOC_BORDER",
+    "MaskCode",
+    "MaskFacts",
+    "MaskTable",
+    "Pixels",
+    "color_key",
+    "color_name",
+    "read_pixels",
+]
 
 
 IGNORED = 255
 """The value of pixels in a target whose class is unknown; metrics and losses leave them out."""
 
+VOC_BORDER = 0xE0E0C0
+"""The color of the void of PASCAL VOC, whose devkit paints borders between objects with it."""
+
 _GRAY = 0x010101
-_VOC_BORDER = 0xE0E0C0  # the void of PASCAL VOC: its devkit paints borders between objects with it
 _STRIP = 1 << 20  # pixels that are counted at once
-_MANY = 1024  # a mask with more values than that is a photograph
+_MANY = 1024  # a mask with more values than that is a photograph, or has soft edges between colors
+_COUNTED = 1 << 16  # values whose pixels are counted, of which the most frequent are listed
 
 
 def color_key(red: int, green: int, blue: int) -> int:
@@ -48,9 +61,9 @@ def color_name(key: int) -> str:
 
     Example:
         >>> color_name(0x804000)
-        '(128, 64, 0)'
+        '#804000'
     """
-    return str((key >> 16, key >> 8 & 255, key & 255))
+    return f"#{key:06x}"
 
 
 class Pixels(NamedTuple):
@@ -75,8 +88,11 @@ class MaskFacts(NamedTuple):
         height: Height.
         values: The gray values or indices that occur; ``None`` where pixels are colors that are not all gray.
         colors: The colors that occur. With ``values``, in their order.
-        many: Whether there are more than a thousand of them, of which some are listed.
+        many: Whether there are more than a thousand of them, of which the most frequent are listed.
         counts: How many pixels have each of the colors that are listed.
+        solid: How many squares of 2x2 pixels have it. An area consists of them, the pixels of a soft edge do not.
+        pieces: Its connected pieces minus its holes.
+        palette: Whether ``values`` are indices into a palette.
     """
 
     width: int
@@ -85,6 +101,9 @@ class MaskFacts(NamedTuple):
     colors: tuple[int, ...]
     many: bool = False
     counts: tuple[int, ...] = ()
+    solid: tuple[int, ...] = ()
+    pieces: tuple[int, ...] = ()
+    palette: bool = False
 
 
 def read_pixels(path: str | Path) -> Pixels:
@@ -98,6 +117,8 @@ def read_pixels(path: str | Path) -> Pixels:
 
 
 def _pixels(image: Image.Image) -> Pixels:
+    if shows_only_alpha(image):
+        raise ValueError("it is drawn in the transparency, and all its colors are equal")
     if image.mode == "P":
         flat = np.array(image.getpalette("RGB"), np.int32).reshape(-1, 3)
         palette = np.zeros(256, np.int32)
@@ -130,32 +151,64 @@ def facts_of(path: str | Path) -> MaskFacts:
 
 def _facts(pixels: Pixels) -> MaskFacts:
     height, width = pixels.values.shape
-    values, frequencies = _frequencies(pixels.values)
-    many, values, counts = len(values) > _MANY, values[:_MANY], tuple(frequencies[:_MANY].tolist())
+    values, many = _most_frequent(pixels.values)
+    counts, solid, pieces = (tuple(numbers.tolist()) for numbers in _shapes(pixels.values, values))
     if pixels.palette is not None:
-        return MaskFacts(width, height, tuple(values.tolist()), tuple(pixels.palette[values].tolist()), many, counts)
+        colors = tuple(pixels.palette[values].tolist())
+        return MaskFacts(width, height, tuple(values.tolist()), colors, many, counts, solid, pieces, palette=True)
     if not pixels.colors:
         grays = np.clip(values, 0, 255).astype(np.int64) * _GRAY
-        return MaskFacts(width, height, tuple(values.tolist()), tuple(grays.tolist()), many, counts)
+        return MaskFacts(width, height, tuple(values.tolist()), tuple(grays.tolist()), many, counts, solid, pieces)
     all_gray = bool((values == (values & 255) * _GRAY).all())
     gray_values = tuple((values & 255).tolist()) if all_gray else None
-    return MaskFacts(width, height, gray_values, tuple(values.tolist()), many, counts)
+    return MaskFacts(width, height, gray_values, tuple(values.tolist()), many, counts, solid, pieces)
 
 
-def _frequencies(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The values that occur, in ascending order, and how often each does; of many values one more than those listed."""
+def _most_frequent(values: NDArray[Any]) -> tuple[NDArray[Any], bool]:
+    """The values that occur, in ascending order, and whether there are more than are listed."""
     rows = max(1, _STRIP // max(values.shape[1], 1))
     strips = (values[top : top + rows] for top in range(0, len(values), rows))
     if values.dtype == np.uint8:  # counting is ten times as fast as sorting
         bins = sum((np.bincount(strip.ravel(), minlength=256) for strip in strips), np.zeros(256, np.int64))
-        return np.flatnonzero(bins), bins[bins > 0]
+        return np.flatnonzero(bins), False
     known, counts = values.ravel()[:0], np.zeros(0, np.int64)
     for strip in strips:
         new, new_counts = np.unique(strip, return_counts=True)
         known, places = np.unique(np.concatenate([known, new]), return_inverse=True)
         totals = np.bincount(places, np.concatenate([counts, new_counts]), len(known)).astype(np.int64)
-        known, counts = known[: _MANY + 1], totals[: _MANY + 1]  # what comes after these never comes before them
-    return known, counts
+        known, counts = known[:_COUNTED], totals[:_COUNTED]  # what comes after these never comes before them
+    listed = np.sort(np.argsort(-counts, kind="stable")[:_MANY])
+    return known[listed], len(known) > _MANY
+
+
+def _shapes(
+    pixels: NDArray[Any], values: NDArray[Any]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Of each value the number of pixels, of squares of 2x2 pixels, and of pieces minus holes.
+
+    The last is Euler's characteristic with pixels as corners, pairs of neighbors as edges and squares as faces.
+    """
+    number, others = len(values), len(values)
+    counts, pairs, squares = (np.zeros(number + 1, np.int64) for _ in range(3))
+    rows = max(1, _STRIP // max(pixels.shape[1], 1))
+    for top in range(0, len(pixels), rows):
+        strip = pixels[top : top + rows + 1]  # the last row belongs to the next strip
+        if pixels.dtype == np.uint8:
+            at = np.full(256, others)
+            at[values] = np.arange(number)
+            places = at[strip]
+        else:
+            places = np.searchsorted(values, strip).clip(max=number - 1)
+            places[values[places] != strip] = others
+        own = places[:rows]
+        beside = own[:, :-1] == own[:, 1:]
+        below = places[:-1] == places[1:]
+        square = below[:, :-1] & below[:, 1:] & beside[: len(below)]
+        counts += np.bincount(own.ravel(), minlength=number + 1)
+        pairs += np.bincount(own[:, :-1][beside], minlength=number + 1)
+        pairs += np.bincount(places[:-1][below], minlength=number + 1)
+        squares += np.bincount(places[:-1, :-1][square], minlength=number + 1)
+    return counts[:number], squares[:number], (counts - pairs + squares)[:number]
 
 
 @dataclass(frozen=True)
@@ -166,24 +219,35 @@ class MaskCode:
         by_color: Whether ``keys`` are colors, as :func:`color_key`; gray values or indices otherwise.
         keys: The values that stand for a class.
         classes: The class index of each, or :data:`IGNORED`.
+        nearest: Whether other values stand for the class of the nearest key, as between soft edges, instead of none.
     """
 
     by_color: bool
     keys: tuple[int, ...]
     classes: tuple[int, ...]
+    nearest: bool = False
+
+    def __repr__(self) -> str:
+        # Digests of masks with hard edges are those of the time before there was anything else.
+        nearest = ", nearest=True" if self.nearest else ""
+        return f"MaskCode(by_color={self.by_color!r}, keys={self.keys!r}, classes={self.classes!r}{nearest})"
 
     def classes_in(self, facts: MaskFacts) -> tuple[dict[int, int], list[int]]:
         """The class indices in a mask with their numbers of pixels, and its values that stand for no class."""
-        known = {IGNORED: IGNORED} if not self.by_color else {_VOC_BORDER: IGNORED}
+        known = {IGNORED: IGNORED} if not self.by_color else {VOC_BORDER: IGNORED}
         known |= zip(self.keys, self.classes, strict=True)
         if not self.by_color and facts.values is None:
             return {}, list(facts.colors)  # colors stand for nothing where values are expected
         keys = facts.values if not self.by_color and facts.values is not None else facts.colors
+        if self.nearest:
+            table = _table(self)
+            known = {key: int(table[key]) for key in keys if 0 <= key < len(table)}
         pixels: dict[int, int] = {}
         for key, count in zip(keys, facts.counts, strict=True):
             if known.get(key, IGNORED) != IGNORED:
                 pixels[known[key]] = pixels.get(known[key], 0) + count
-        return dict(sorted(pixels.items())), [key for key in keys if key not in known]
+        # Negative numbers are what programs write where nothing is known.
+        return dict(sorted(pixels.items())), [key for key in keys if key not in known and key >= 0]
 
     def decode(self, pixels: Pixels) -> NDArray[np.uint8]:
         """Class indices (H, W), :data:`IGNORED` where the class is unknown."""
@@ -205,10 +269,32 @@ class MaskCode:
 def _table(code: MaskCode) -> NDArray[np.uint8]:
     """The class of every value: 16 MiB for colors, built once per process and never sent to another."""
     table = np.full(1 << 24 if code.by_color else 1 << 16, IGNORED, np.uint8)
+    if code.nearest:
+        _fill_with_nearest(table, code)
     for key, index in zip(code.keys, code.classes, strict=True):
         if 0 <= key < len(table):
             table[key] = index
     return table
+
+
+def _fill_with_nearest(table: NDArray[np.uint8], code: MaskCode) -> None:
+    """Give every value the class of the nearest key; of two that are equally near that of the first."""
+    keys, classes = np.array(code.keys, np.int32), np.array(code.classes, np.uint8)
+    if not code.by_color:
+        for first in range(0, len(table), 4096):
+            values = np.arange(first, first + 4096)
+            table[values] = classes[np.abs(values[:, None] - keys).argmin(1)]
+        return
+    steps = np.arange(256)
+    red, green, blue = ((steps[:, None] - (keys >> shift & 255)) ** 2 for shift in (16, 8, 0))  # (256, keys)
+    for value in steps:  # a slice of equal red at a time: all colors at once would fill gigabytes
+        best, nearest = None, np.zeros((256, 256), np.uint8)
+        for at in range(len(keys)):
+            distance = red[value, at] + green[:, at][:, None] + blue[:, at]
+            closer = np.ones_like(nearest, bool) if best is None else distance < best
+            best = distance if best is None else np.minimum(best, distance)
+            nearest[closer] = classes[at]
+        table[value << 16 : (value + 1) << 16] = nearest.ravel()
 
 
 class MaskTable(Table):

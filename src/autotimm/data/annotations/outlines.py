@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from autotimm.data.image_io import BROKEN, decoded, reason, row_strips
+from autotimm.data.image_io import BROKEN, decoded, reason, row_strips, shows_only_alpha
 from autotimm.errors import DataError
 
 __all__ = ["Box", "MaskFile", "Outline", "Outlines", "Polygons", "RunLengths", "object_pixels", "read_outline"]
@@ -153,9 +153,11 @@ def object_pixels(path: str | Path) -> NDArray[np.uint8]:
     Soft edges are cut in the middle, and both 1 and 255 may stand for the object.
 
     Raises:
-        OSError: Or another of :data:`autotimm.data.image_io.BROKEN`.
+        OSError: Or another of :data:`autotimm.data.image_io.BROKEN`, also for a picture of transparency alone.
     """
     with decoded(path, upright=False) as image:
+        if shows_only_alpha(image):
+            raise ValueError("it is drawn in the transparency, and all its colors are equal")
         brightest = np.max([_brightness(strip).max() for _, strip in row_strips(image)])
         above = np.empty((image.height, image.width), np.uint8)
         for top, strip in row_strips(image):

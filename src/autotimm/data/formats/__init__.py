@@ -7,6 +7,7 @@ from autotimm.data.formats.class_folders import read_folder
 from autotimm.data.formats.coco import read_coco
 from autotimm.data.formats.data_format import Format, ReadOptions, Sighting
 from autotimm.data.formats.image_paths import read_paths
+from autotimm.data.formats.instance_ids import read_instance_ids
 from autotimm.data.formats.instance_masks import read_instance_masks
 from autotimm.data.formats.label_images import read_label_images
 from autotimm.data.formats.listing import Listing
@@ -28,6 +29,7 @@ __all__ = [
     "read_coco",
     "read_csv",
     "read_folder",
+    "read_instance_ids",
     "read_instance_masks",
     "read_label_images",
     "read_paths",

@@ -8,6 +8,7 @@ from pathlib import Path
 from autotimm.data.annotations.masks import IGNORED, MaskCode
 from autotimm.data.file_facts import mask_facts
 from autotimm.data.formats.data_format import Format, ReadOptions, Report, Sighting, by_split, ordered
+from autotimm.data.formats.instance_ids import InstanceIds
 from autotimm.data.formats.instance_masks import InstanceMasks
 from autotimm.data.formats.label_images import LabelImages, MaskReading, mask_tables
 from autotimm.data.formats.listing import Listing, relative
@@ -39,7 +40,7 @@ class Cityscapes(Format):
 
     name = "cityscapes"
     tasks = ("segmentation",)
-    covers = (InstanceMasks, LabelImages)
+    covers = (InstanceMasks, InstanceIds, LabelImages)
 
     def see(self, listing: Listing) -> Sighting | None:
         """Both folders."""

@@ -9,6 +9,7 @@ import torch
 
 from autotimm.data.formats.data_format import Format, ReadOptions, Sighting
 from autotimm.data.formats.listing import Listing, split_of, text
+from autotimm.data.formats.mask_pairs import is_image_folder, is_mask_folder
 from autotimm.data.image_io import is_image_name
 from autotimm.data.table import ImageTable
 from autotimm.errors import DataError, join_names
@@ -37,9 +38,17 @@ class ClassFolders(Format):
         """Images in folders that are named neither after splits nor after images; a guess, since any folder may be."""
         images = [] if listing.file is not None else listing.images_below()
         folders = {image.name.rpartition("/")[0] for image in images}
+        parts = {part for folder in folders for part in folder.split("/")}
+        masks = set(filter(is_mask_folder, parts))
+        aside = masks | (set(filter(is_image_folder, parts)) if masks else set())  # PNGImages/ beside PedMasks/
         named = [
-            [part for part in folder.split("/") if part and not split_of(part) and part.lower() not in _IMAGE_FOLDERS]
+            [
+                part
+                for part in folder.split("/")
+                if part and not split_of(part) and part not in aside and part.lower() not in _IMAGE_FOLDERS
+            ]
             for folder in folders
+            if not masks.intersection(folder.split("/"))
         ]
         classes = {tuple(parts) for parts in named if parts}
         what = f"images in {len(classes)} folders and no annotations"
@@ -129,7 +138,16 @@ def _split_folders(listing: Listing, root: Path, notices: list[str]) -> dict[str
 
 
 def _read_classes(listing: Listing, folder: Path, prefix: str, notices: list[str]) -> _Classes:
-    folders = listing.folders(folder)
+    masks = [path for path in listing.folders(folder) if is_mask_folder(path.name)]
+    folders = [path for path in listing.folders(folder) if path not in masks]
+    if masks and all(is_image_folder(path.name) for path in folders):
+        names = join_names([f"{path.name}/" for path in [*folders, *masks]])
+        raise DataError(
+            f"{folder} holds {names}: images and masks or annotations of them, which are no classes. Give another task."
+        )
+    if masks:
+        names = join_names([f"{path.name}/" for path in masks])
+        notices.append(f"{text(folder.name)}/: left out {names}, since folders of masks or annotations are no classes.")
     search = listing.search_images(folders, inside=folder)
     classes = {
         class_folder.name: [(image.path, f"{prefix}{text(class_folder.name)}/{image.name}") for image in images]

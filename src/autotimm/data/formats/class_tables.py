@@ -16,15 +16,21 @@ from autotimm.errors import DataError, join_names
 from autotimm.records.csv_cells import true_cell
 from autotimm.serialization import parse_json
 
-__all__ = ["ClassRow", "ClassTable", "class_table", "find_class_table"]
+__all__ = ["BACKGROUND_NAMES", "ClassRow", "ClassTable", "class_table", "find_class_table"]
 
 _FILES = (
     "_classes.csv", "class_dict.csv", "classes.csv", "class_dict_seg.csv", "labelmap.txt", "label_colors.txt",
     "classes.json", "class_dict.json", "labelmap.json", "labels.json", "meta.json", "classes.txt", "labels.txt",
+    "class_names.txt", "classnames.txt", "label_names.txt", "objectInfo150.txt",
 )  # fmt: skip
 _VALUE_COLUMNS = ("pixel value", "value", "id", "index", "class id", "class_id", "label id", "label_id")
 _NAME_COLUMNS = ("class", "name", "class name", "class_name", "label", "title")
+_ADE20K = ("wall", 150)  # the first of its classes, and their number
 _VOID_NAMES = ("void", "ignore", "ignored", "unlabeled", "unlabelled")
+
+
+BACKGROUND_NAMES = ("background", "_background_", "bg")
+"""What the class of everything else is called, in lower case."""
 
 
 class ClassRow(NamedTuple):
@@ -57,14 +63,47 @@ class ClassTable(NamedTuple):
         """The classes in order, without void and ignored ones."""
         return tuple(dict.fromkeys(row.name for row in self.rows if row.name.lower() not in _VOID_NAMES))
 
+    @property
+    def has_values(self) -> bool:
+        """Whether every class has a value of its own, and not just a place in a list."""
+        return all(row.value is not None for row in self.rows)
+
+    @property
+    def has_colors(self) -> bool:
+        """Whether there are colors."""
+        return any(row.color is not None for row in self.rows)
+
+    def counts_from_one(self, highest: int) -> bool:
+        """Whether lines without values belong to the values from 1 on, as those of ADE20K, where 0 is unknown.
+
+        Args:
+            highest: The highest value of the masks, except 255.
+        """
+        if self.has_colors or any(row.value is not None for row in self.rows):
+            return False
+        first, number = self.rows[0].name.lower(), len(self.rows)
+        is_ade = first.split(",")[0].strip() == _ADE20K[0] and number == _ADE20K[1]
+        return is_ade or (highest == number and first not in (*BACKGROUND_NAMES, *_VOID_NAMES))
+
+    def from_one(self) -> ClassTable:
+        """The same lines with the values from 1 on, and 0 for what is unknown."""
+        rows = [row._replace(value=number) for number, row in enumerate(self.rows, 1)]
+        return ClassTable((ClassRow(_VOID_NAMES[0], 0), *rows), self.source)
+
     def codes(self) -> list[MaskCode]:
-        """The ways to read masks by this table: by color if it has colors, by value in any case."""
+        """The ways to read masks by this table: by its colors and by its values; by places where it has neither."""
         number = {name: index for index, name in enumerate(self.names)}
         classes = tuple(number.get(row.name, IGNORED) for row in self.rows)
-        values = tuple(index if row.value is None else row.value for index, row in enumerate(self.rows))
-        by_value = MaskCode(False, values, classes)
-        colors = tuple(row.color for row in self.rows if row.color is not None)
-        return [MaskCode(True, colors, classes), by_value] if len(colors) == len(classes) else [by_value]
+        codes = []
+        if self.has_colors:
+            colored = [
+                (row.color, index) for row, index in zip(self.rows, classes, strict=True) if row.color is not None
+            ]
+            codes.append(MaskCode(True, tuple(color for color, _ in colored), tuple(index for _, index in colored)))
+        if self.has_values or not self.has_colors:
+            values = tuple(index if row.value is None else row.value for index, row in enumerate(self.rows))
+            codes.append(MaskCode(False, values, classes))
+        return codes
 
 
 def find_class_table(listing: Listing) -> ClassTable | None:
@@ -142,8 +181,13 @@ def _from_csv(content: str) -> Iterable[ClassRow]:
 
 
 def _from_text(content: str) -> Iterable[ClassRow]:
-    """``name:r,g,b:parts:actions`` as CVAT writes, ``r g b name`` as CamVid, ``7 name``, or names alone."""
+    """``name:r,g,b:parts:actions`` as CVAT writes, ``r g b name`` as CamVid, ``7 name``, ADE20K's table, or names."""
     lines = [line.strip() for line in content.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    if lines and re.match(r"Idx\t.*\tName", lines[0]):  # ADE20K, whose masks are 0 where nothing is known
+        yield ClassRow(_VOID_NAMES[0], 0)
+        for cells in (line.split("\t") for line in lines[1:]):
+            yield ClassRow(cells[-1].strip(), int(cells[0]))
+        return
     for line in lines:
         if match := re.fullmatch(r"([^:]+):\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*(?::.*)?", line):
             yield ClassRow(match[1].strip(), color=color_key(*(_byte(match[at]) for at in (2, 3, 4))))

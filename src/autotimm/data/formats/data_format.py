@@ -77,12 +77,14 @@ class Sighting(NamedTuple):
         tasks: The tasks that it can be used for, the most specific first.
         certain: Whether files of this format were seen. ``False`` is a guess, which counts if no format is certain.
         missing: What has to be added before it can be read, as a sentence; empty if nothing is missing.
+        hint: How to overrule what was decided by the looks of files, as a sentence.
     """
 
     what: str
     tasks: tuple[str, ...]
     certain: bool = True
     missing: str = ""
+    hint: str = ""
 
 
 class ReadOptions(NamedTuple):

@@ -12,8 +12,10 @@ from typing import NamedTuple
 from autotimm.data.annotations.outlines import MaskFile
 from autotimm.data.file_facts import Problem, image_sizes, object_bounds
 from autotimm.data.formats.data_format import Format, ReadOptions, Report, Sighting, by_split, listed, read_lists
+from autotimm.data.formats.instance_ids import InstanceIds
 from autotimm.data.formats.label_images import LabelImages
-from autotimm.data.formats.listing import ListedFile, Listing, relative
+from autotimm.data.formats.listing import ListedFile, Listing, relative, split_of
+from autotimm.data.formats.mask_pairs import is_image_folder, is_mask_folder, without_suffix
 from autotimm.data.formats.object_records import ImageRecord, ObjectRecord, object_tables
 from autotimm.data.table import Table
 from autotimm.errors import DataError, join_names
@@ -32,7 +34,8 @@ class InstanceMasks(Format):
     """Images with several masks each.
 
     Either ``images/X.jpg`` with ``masks/X/*.png`` (or ``masks/X_1.png``, ``masks/X_2.png``), or a folder for each image
-    as in the Data Science Bowl of 2018: ``X/images/X.png`` with ``X/masks/*.png``.
+    as in the Data Science Bowl of 2018: ``X/images/X.png`` with ``X/masks/*.png``; also ``X/image.png`` with
+    ``X/masks/``, and ``X.jpg`` with ``X_masks/``. Folders may be called labels, annotations or PedMasks as well.
 
     Boxes are computed from the masks. Where all masks are named after words, as ``cat_1.png`` and ``dog.png``, these
     are the classes; otherwise there is one class, ``object``. The split comes from ``train.txt`` and ``val.txt``, or
@@ -41,7 +44,7 @@ class InstanceMasks(Format):
 
     name = "masks"
     tasks = ("instance", "detection")
-    covers = (LabelImages,)
+    covers = (InstanceIds, LabelImages)
 
     def see(self, listing: Listing) -> Sighting | None:
         """Images of which at least one has several masks."""
@@ -111,50 +114,80 @@ class _Instances(NamedTuple):
 
 
 def _find_instances(listing: Listing) -> _Instances | None:
-    """Match masks with images; ``None`` if no image has two masks, for then they may be masks of classes."""
-    masks: list[tuple[Place, ListedFile]] = []
+    """Match masks with images; ``None`` if no image has two masks or a folder of masks: they may be of classes."""
+    masks: list[tuple[Place, str, ListedFile]] = []
     images: dict[Place, Path] = {}
     images_in: dict[Place, list[Path]] = {}
     for file in listing.images_below():
         folder, _, name = file.name.rpartition("/")
-        if (place := _place(folder, _MASK_FOLDERS)) is not None:
-            masks.append((place, file))
-        elif (place := _place(folder, _IMAGE_FOLDERS)) is not None:
+        if (found := _mask_place(folder)) is not None:
+            masks.append((*found, file))
+        else:
+            place = _place(folder)
             images[(*place, os.path.splitext(name)[0])] = file.path
             images_in.setdefault(place, []).append(file.path)
-    if 2 * sum((*place, mask.path.stem) in images for place, mask in masks) >= len(images):
+    stems = [(place, mask.path.stem) for place, _, mask in masks]
+    alike = sum((*place, stem) in images or (*place, without_suffix(stem)) in images for place, stem in stems)
+    if not masks or 2 * alike >= len(images):
         return None  # masks have the names of their images: 1.png, 1_2.png are not objects of 1.png
     masks_of: dict[Path, list[Path]] = {image: [] for image in images.values()}
-    alone = []
-    for place, mask in masks:
-        image = _owner(place, mask.path.stem, images, images_in)
-        if image is None:
+    alone, by_folder = [], 0
+    for place, beside, mask in masks:
+        owner = _owner(place, beside, mask.path.stem, images, images_in)
+        if owner is None:
             alone.append(mask.path)
         else:
-            masks_of[image].append(mask.path)
-    if not any(len(owned) > 1 for owned in masks_of.values()) or len(alone) > len(masks) - len(alone):
+            masks_of[owner.image].append(mask.path)
+            by_folder += owner.by_folder
+    several = any(len(owned) > 1 for owned in masks_of.values())
+    if not (several or by_folder == len(masks)) or len(alone) > len(masks) - len(alone):
         return None
     return _Instances(masks_of, alone)
 
 
 @functools.lru_cache(maxsize=1024)
-def _place(folder: str, names: Sequence[str]) -> Place | None:
-    """The parts of a folder without the last one that has such a name; ``None`` if none has."""
+def _place(folder: str) -> Place:
+    """The parts of a folder without the last one that is named after images."""
+    parts = tuple(folder.split("/")) if folder else ()
+    at = next((index for index in reversed(range(len(parts))) if parts[index].lower() in _IMAGE_FOLDERS), None)
+    if at is None:
+        at = next((index for index in reversed(range(len(parts))) if is_image_folder(parts[index])), None)
+    return parts if at is None else parts[:at] + parts[at + 1 :]
+
+
+@functools.lru_cache(maxsize=1024)
+def _mask_place(folder: str) -> tuple[Place, str] | None:
+    """The parts of a folder without that of masks, and what this is named after besides; ``None`` without one."""
     parts = tuple(folder.split("/"))
-    at = next((index for index in reversed(range(len(parts))) if parts[index].lower() in names), None)
-    return None if at is None else parts[:at] + parts[at + 1 :]
+    for index in reversed(range(len(parts))):
+        if parts[index].lower() in _MASK_FOLDERS or is_mask_folder(parts[index]):
+            beside = without_suffix(parts[index])
+            return parts[:index] + parts[index + 1 :], "" if beside == parts[index] else beside
+    return None
+
+
+class _Owner(NamedTuple):
+    """The image of a mask, and whether a folder of the mask tells it."""
+
+    image: Path
+    by_folder: bool
 
 
 def _owner(
-    place: Place, stem: str, images: Mapping[Place, Path], images_in: Mapping[Place, Sequence[Path]]
-) -> Path | None:
+    place: Place, beside: str, stem: str, images: Mapping[Place, Path], images_in: Mapping[Place, Sequence[Path]]
+) -> _Owner | None:
     if place in images:  # masks/X/1.png
-        return images[place]
-    if place and len(images_in.get(place, ())) == 1:  # X/masks/1.png with one image in X/images/
-        return images_in[place][0]
+        return _Owner(images[place], True)
+    if beside and (*place, beside) in images:  # X_masks/1.png beside X.jpg
+        return _Owner(images[(*place, beside)], True)
+    if place and (*place[:-1], without_suffix(place[-1])) in images:  # masks/X_mask/1.png
+        return _Owner(images[(*place[:-1], without_suffix(place[-1]))], True)
+    if place and len(images_in.get(place, ())) == 1:  # X/masks/1.png with one image in X/images/ or X/
+        return _Owner(images_in[place][0], split_of(place[-1]) is None)
     # masks/X_1.png: the longest prefix that is an image's name
     ends = [match.start() for match in re.finditer(r"[-_ .]", stem)]
-    return next((images[(*place, stem[:end])] for end in reversed(ends) if (*place, stem[:end]) in images), None)
+    image = next((images[(*place, stem[:end])] for end in reversed(ends) if (*place, stem[:end]) in images), None)
+    return None if image is None else _Owner(image, False)
 
 
 def _labels(instances: _Instances) -> dict[Path, str]:

@@ -13,7 +13,7 @@ from autotimm.data.formats.data_format import Report, by_split, listed, read_lis
 from autotimm.data.formats.listing import ListedFile, Listing, near_name
 from autotimm.errors import DataError
 
-__all__ = ["Pair", "Pairs", "find_pairs"]
+__all__ = ["Pair", "Pairs", "find_pairs", "is_image_folder", "is_mask_folder", "without_suffix"]
 
 _SPLIT = "train|training|val|valid|validation|test|testing"
 _MASKS = (
@@ -21,8 +21,19 @@ _MASKS = (
     "targets?|segmentationclass(?:aug|png|raw)?|label_images|mask_images|png_masks|labelids"
 )
 _IMAGES = "images?|imgs?|jpegimages|jpgs?|photos?|pictures?|inputs?|originals?|rgb|frames?"
-_SUFFIX = re.compile(r"[-_ ](?:masks?|labels?|seg|segmentation|gt|annotation|labelids|labeltrainids|l)$", re.IGNORECASE)
-_NEITHER = "segmentationobject"  # VOC's masks of single objects
+_SUFFIX = re.compile(
+    r"(?:[-_ ](?:cp|seg|inst|instance|gt))?"  # Cellpose writes X_cp_masks.png, StarDist's examples X_inst_labels.tif
+    r"[-_ ](?:masks?|labels?|seg|segmentation|gt|annotation|labelids|labeltrainids|instances?|inst|l)$",
+    re.IGNORECASE,
+)
+_MASK_NAME = re.compile(r"^(?:mask|label|seg|gt)(?:[-_ ]|(?=\d))", re.IGNORECASE)  # mask_1.png
+_IMAGE_NAME = re.compile(  # image_1.png, or 000_img.png beside 000_masks.png, as Cellpose's own set has them
+    r"^(?:image|img|photo|frame|rgb)(?:[-_ ]|(?=\d))|[-_ ](?:image|img|photo|rgb|input)$", re.IGNORECASE
+)
+_OBJECTS = "segmentationobject"  # VOC's masks of single objects
+_MASK_WORDS = {"mask", "masks", "label", "labels", "annotation", "annotations", "annots", "segmentations", "labelmaps"}
+_IMAGE_WORDS = {"image", "images", "img", "imgs", "photo", "photos", "picture", "pictures", "frame", "frames"}
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # PedMasks, ped_masks and PNGImages are two words each
 
 
 def _folder_pattern(words: str) -> re.Pattern[str]:
@@ -31,6 +42,39 @@ def _folder_pattern(words: str) -> re.Pattern[str]:
 
 
 _MASK_FOLDER, _IMAGE_FOLDER = _folder_pattern(_MASKS), _folder_pattern(_IMAGES)
+
+
+def is_mask_folder(name: str) -> bool:
+    """Whether a folder holds masks or annotations, whatever they show, and is no class.
+
+    The plural counts: ``mask`` and ``with_mask`` are classes of a well-known data set.
+
+    Example:
+        >>> [is_mask_folder(name) for name in ("masks", "PedMasks", "train_labels", "Annotations", "with_mask")]
+        [True, True, True, True, False]
+    """
+    words = _words(name)
+    return bool(words) and words[-1] in _MASK_WORDS and words[-1].endswith("s")
+
+
+def is_image_folder(name: str) -> bool:
+    """Whether a folder is named after what images are, as ``images`` or ``PNGImages``, and not what they show."""
+    words = _words(name)
+    return bool(words) and words[-1] in _IMAGE_WORDS
+
+
+def without_suffix(stem: str) -> str:
+    """The name of a mask without an ending that says that it is one.
+
+    Example:
+        >>> without_suffix("a_mask"), without_suffix("a_cp_masks"), without_suffix("a_1")
+        ('a', 'a', 'a_1')
+    """
+    return _SUFFIX.sub("", stem)
+
+
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in _WORD.findall(name)]
 
 
 class Pair(NamedTuple):
@@ -75,9 +119,26 @@ class Pairs(NamedTuple):
             return listed({pair.id: pair for pair in self.pairs}, lists, notices, report)
         return by_split((pair.id.rpartition("/")[0], pair) for pair in self.pairs)
 
+    @property
+    def of_objects(self) -> bool:
+        """Whether the masks are those of VOC's objects."""
+        return any(_OBJECTS in pair.mask.parent.name.lower() for pair in self.pairs)
 
-def find_pairs(listing: Listing) -> Pairs | None:
+    def used(self, root: Path, notices: list[str], report: Report) -> dict[str, list[Pair]]:
+        """The splits that have pairs; what has no partner is reported."""
+        for name in self.unlabelled:
+            report.add("images without a mask", "left out", name)
+        for name in self.alone:
+            report.add("masks without an image", "left out", name)
+        return {split: pairs for split, pairs in self.splits(root, notices, report).items() if pairs}
+
+
+def find_pairs(listing: Listing, objects: bool = False) -> Pairs | None:
     """Find images and masks: ``X.jpg`` with ``X_mask.png``, or folders beside each other.
+
+    Args:
+        listing: The listing.
+        objects: Whether to find VOC's masks of objects instead of those of classes, where there are both.
 
     Returns:
         ``None`` if there are none, or fewer pairs than masks without an image.
@@ -85,7 +146,12 @@ def find_pairs(listing: Listing) -> Pairs | None:
     Raises:
         DataError: If an image has two masks.
     """
-    matches = [_match(listing.images_below(), key_of, layout) for key_of, layout in _LAYOUTS]
+    files = listing.images_below()
+    if objects and any(_is_of_objects(file) for file in files):
+        files = [file for file in files if "segmentationclass" not in file.name.lower()]
+    else:
+        files = [file for file in files if not _is_of_objects(file)]
+    matches = [_match(files, key_of, layout) for key_of, layout in _LAYOUTS]
     best = max(matches, key=lambda match: len(match.pairs))
     if not best.pairs or len(best.pairs) < len(best.alone):
         return None
@@ -96,18 +162,22 @@ def find_pairs(listing: Listing) -> Pairs | None:
     return best
 
 
+def _is_of_objects(file: ListedFile) -> bool:
+    return _OBJECTS in file.name.rpartition("/")[0].lower()
+
+
 _Names = tuple[str, ...]  # what a file has in common with its partner
 _Key = tuple[bool, _Names]  # whether a file is a mask, and these names
 
 
 def _key_by_name(folder: str, stem: str) -> _Key:
-    base = _SUFFIX.sub("", stem)
+    base = without_suffix(stem)
     return base != stem, (folder, base)
 
 
 def _key_by_folders(folder: str, stem: str) -> _Key:
     is_mask, key = _folder_key(folder)
-    return is_mask, (*key, _SUFFIX.sub("", stem) if is_mask else stem)
+    return is_mask, (*key, without_suffix(stem) if is_mask else stem)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -123,9 +193,33 @@ def _folder_key(folder: str) -> _Key:
     return is_mask, tuple(key)
 
 
+def _key_by_words(folder: str, stem: str) -> _Key:
+    """As by folders, for names of several words such as PNGImages and PedMasks."""
+    is_mask = False
+    key: list[str] = []
+    for part in folder.split("/"):
+        words = set(_words(part))
+        is_mask = is_mask or bool(words & _MASK_WORDS) or _OBJECTS in part.lower()
+        if words & (_MASK_WORDS | _IMAGE_WORDS) or _OBJECTS in part.lower():
+            key += [word for word in sorted(words) if re.fullmatch(_SPLIT, word)]
+        else:
+            key.append(part)
+    return is_mask, (*key, without_suffix(stem) if is_mask else stem)
+
+
+def _key_by_all_words(folder: str, stem: str) -> _Key:
+    """As by words, also in the names of files, of images as well: img_1.png and mask_1.png."""
+    is_mask, key = _key_by_words(folder, "")
+    base = _MASK_NAME.sub("", without_suffix(stem))
+    is_mask = is_mask or base != stem
+    return is_mask, (*key[:-1], _IMAGE_NAME.sub("", base))
+
+
 _LAYOUTS: tuple[tuple[Callable[[str, str], _Key], str], ...] = (
     (_key_by_name, "masks beside their images"),
     (_key_by_folders, "masks in folders of their own"),
+    (_key_by_words, "masks in folders of their own"),
+    (_key_by_all_words, "masks with names of their own"),
 )
 
 
@@ -135,8 +229,6 @@ def _match(files: Sequence[ListedFile], key_of: Callable[[str, str], _Key], layo
     duplicates: list[str] = []
     for file in files:
         folder, _, name = file.name.rpartition("/")
-        if _NEITHER in folder.lower():
-            continue
         is_mask, key = key_of(folder, os.path.splitext(name)[0])
         first = (masks if is_mask else images).setdefault(key, file)
         if first is not file:

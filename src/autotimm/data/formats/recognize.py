@@ -14,9 +14,11 @@ from autotimm.data.formats.class_csv import ClassCsv
 from autotimm.data.formats.class_folders import ClassFolders
 from autotimm.data.formats.coco import Coco
 from autotimm.data.formats.data_format import Format, ReadOptions, Sighting
+from autotimm.data.formats.instance_ids import InstanceIds
 from autotimm.data.formats.instance_masks import InstanceMasks
 from autotimm.data.formats.label_images import LabelImages
 from autotimm.data.formats.listing import Listing, text
+from autotimm.data.formats.mask_pairs import is_mask_folder
 from autotimm.data.formats.voc import Voc
 from autotimm.data.formats.yolo import Yolo
 from autotimm.data.table import Table
@@ -31,6 +33,7 @@ FORMATS: tuple[Format, ...] = (
     Yolo(),
     BoxCsv(),
     InstanceMasks(),
+    InstanceIds(),
     LabelImages(),
     Cityscapes(),
     ClassFolders(),
@@ -53,7 +56,7 @@ class Recognized(NamedTuple):
 
     Attributes:
         task: ``classification``, ``detection``, ``instance`` or ``segmentation``.
-        format: ``folder``, ``csv``, ``coco``, ``voc``, ``yolo``, ``masks`` or ``cityscapes``.
+        format: ``folder``, ``csv``, ``coco``, ``voc``, ``yolo``, ``masks``, ``ids`` or ``cityscapes``.
         sentence: What was seen, and what else could be asked for, for people.
         listing: The listing that shows it, for reading the data without listing the folder again.
     """
@@ -76,7 +79,7 @@ def format_names(task: str) -> tuple[str, ...]:
 
     Example:
         >>> format_names("instance")
-        ('coco', 'yolo', 'masks')
+        ('coco', 'yolo', 'masks', 'ids')
     """
     return tuple(format.name for format in FORMATS if task in format.tasks)
 
@@ -85,8 +88,9 @@ def recognize(path: str | Path, task: str | None = None) -> Recognized:
     """Detect the task and the format of data from the contents of a folder.
 
     COCO and YOLO with outlines are for instance segmentation, with boxes alone for detection, like VOC and tables of
-    boxes; images with a mask each for semantic segmentation, with a mask per object for instance segmentation. Folders
-    of images without annotations are classes. Where VOC files and a table of boxes are found, VOC is read, since the
+    boxes; images with a mask each for semantic segmentation, with a mask per object or one whose values behave like ids
+    of objects for instance segmentation. Folders of images without annotations are classes, but never those called
+    masks, labels or annotations. Where VOC files and a table of boxes are found, VOC is read, since the
     table is usually made from them.
 
     Args:
@@ -105,7 +109,7 @@ def recognize_listing(listing: Listing, task: str | None = None) -> Recognized:
     if task is not None:
         require_choice("task", "recognize", task, TASKS)
     if listing.file is not None:
-        offers = _offers(listing, FORMATS)
+        offers = _offers(listing, FORMATS, task)
         if not offers:
             raise DataError(
                 f"{listing.path} is not data of a known format. Give a folder, a COCO file (.json), a YOLO file "
@@ -113,8 +117,10 @@ def recognize_listing(listing: Listing, task: str | None = None) -> Recognized:
             )
         return _choose(listing, offers, task, "")
     listing.images_below()  # an error of listing comes before what formats say
-    offers = _offers(listing, [format for format in FORMATS if _may_be_for(format, task)])
-    hint = "".join(f" {sentence}" for format in FORMATS if (sentence := format.hint(listing)))
+    offers = _offers(listing, [format for format in FORMATS if _may_be_for(format, task)], task)
+    hints = [format.hint(listing) for format in FORMATS]
+    hints += [offer.sighting.hint for offer in offers if task is None]
+    hint = "".join(f" {sentence}" for sentence in hints if sentence)
     complete = [offer for offer in offers if not offer.sighting.missing]
     certain = [offer for offer in complete if offer.sighting.certain]
     if not certain and len(complete) < len(offers):
@@ -125,7 +131,9 @@ def recognize_listing(listing: Listing, task: str | None = None) -> Recognized:
             f"{listing.path} is not recognized. {_images_seen(listing)}.{hint} Make a folder per class, or add "
             "annotations: COCO, VOC, YOLO, a table of boxes, or masks."
         )
-    return _choose(listing, certain or complete, task, hint)
+    fitting = [offer for offer in certain if task is None or task in offer.sighting.tasks]
+    possible = [offer for offer in complete if task is not None and task in offer.sighting.tasks]
+    return _choose(listing, fitting or possible or certain or complete, task, hint)
 
 
 def _may_be_for(format: Format, task: str | None) -> bool:
@@ -133,21 +141,33 @@ def _may_be_for(format: Format, task: str | None) -> bool:
     return task is None or task in format.tasks or (task != "classification" and "classification" not in format.tasks)
 
 
-def _offers(listing: Listing, formats: Sequence[Format]) -> list[_Offer]:
-    """What the formats see, in their order; those that another one covers are not asked."""
+def _offers(listing: Listing, formats: Sequence[Format], task: str | None) -> list[_Offer]:
+    """What the formats see, in their order; those that another one covers are not asked.
+
+    A guess covers nothing, nor does what the task rules out.
+    """
     sightings: dict[Format, Sighting] = {}
     covered: set[type[Format]] = set()
     for format in sorted(formats, key=lambda format: not format.covers):
         if type(format) not in covered and (sighting := format.see(listing)) is not None:
             sightings[format] = sighting
-            covered.update(format.covers)
+            if sighting.certain and (task is None or task in sighting.tasks):
+                covered.update(format.covers)
     return [
         _Offer(format, sightings[format]) for format in formats if format in sightings and type(format) not in covered
     ]
 
 
 def _images_seen(listing: Listing) -> str:
-    return "There are images, but no class folders or annotations" if listing.images_below() else "There are no images"
+    images = listing.images_below()
+    parts = {part for image in images for part in image.name.split("/")[:-1]}
+    if masks := sorted(filter(is_mask_folder, parts)):
+        folders = join_names([f"{name}/" for name in masks])
+        return (
+            f"There are images, and masks in {folders}, but no mask has the name of an image, as images/1.jpg and "
+            "masks/1.png do"
+        )
+    return "There are images, but no class folders or annotations" if images else "There are no images"
 
 
 def _choose(listing: Listing, offers: Sequence[_Offer], task: str | None, hint: str) -> Recognized:
