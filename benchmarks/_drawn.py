@@ -23,7 +23,7 @@ from autotimm.data.toy import (
     write_toy_segmentation,
 )
 
-__all__ = ["draw_classes", "draw_dense", "draw_photos"]
+__all__ = ["draw_classes", "draw_coco", "draw_dense", "draw_photos"]
 
 SIZE = (96, 128)  # height and width in the proportions of the real photographs
 
@@ -121,3 +121,15 @@ def _labels(root: Path) -> None:
 def _save(image: Tensor, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+
+
+def draw_coco(root: Path) -> None:
+    """``det_inst_tinycoco`` and ``inst_nuts_coco``, as ``coco_figures.py`` reads them."""
+    scenes = root / "det_inst_tinycoco"
+    write_toy_objects(scenes, splits={"train": 8, "val": 4}, image_size=SIZE)
+    (scenes / "images").mkdir()
+    for split in ("train", "val"):
+        (scenes / split).rename(scenes / "images" / f"{split}2017")
+        annotations = scenes / "annotations" / f"instances_{split}.json"
+        annotations.rename(annotations.with_stem(f"instances_{split}2017"))
+    _masks(root)
