@@ -119,6 +119,20 @@ def test_an_xml_file_does_not_take_the_image_of_another(tmp_path: Path, picture:
     assert notices == ["1 XML files without an image, left out: Annotations/b/1.xml."]
 
 
+@pytest.mark.parametrize("other", ["A.xml", "other.xml"])
+def test_an_image_belongs_to_the_xml_file_of_its_name(tmp_path: Path, picture: Picture, other: str) -> None:
+    """Before one in another case, and before one that states the name in its ``<filename>``."""
+    picture(tmp_path / "a.png")
+    write_voc(tmp_path, ["a.png"])
+    file = tmp_path / "Annotations" / "a.xml"
+    (tmp_path / "Annotations" / other).write_text(
+        file.read_text().replace("<annotation>", "<annotation><filename>a.png</filename>")
+    )
+    notices: list[str] = []
+    assert read_voc(tmp_path, notices)["train"].object_counts() == (1,)  # type: ignore[attr-defined]
+    assert notices == [f"1 XML files without an image, left out: Annotations/{other}."]
+
+
 def test_xml_files_that_share_an_image_are_ambiguous(tmp_path: Path, picture: Picture) -> None:
     picture(tmp_path / "photos" / "1.png")
     picture(tmp_path / "photos" / "2.png")

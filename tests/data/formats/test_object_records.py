@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from autotimm.data.annotations.objects import ObjectTable
+from autotimm.data.dense import DetectionDataModule
 from autotimm.data.formats import read_boxes_csv, read_coco, read_voc, read_yolo
 from autotimm.errors import DataError
 
@@ -168,3 +169,13 @@ def test_tables_may_have_fractions(tmp_path: Path, picture: Picture) -> None:
     write_csv(tmp_path, [(0.1, 0.25, 0.5, 0.5)])
     boxes = read_boxes_csv(tmp_path, [])["train"].load(0).target["boxes"]
     assert boxes.tolist() == [[10, 20, 50, 40]]
+
+
+def test_the_data_module_is_as_strict_as_it_is_told(tmp_path: Path, picture: Picture) -> None:
+    picture(tmp_path / "a.png", SIZE)
+    write_coco(tmp_path, [INSIDE, BEYOND[0]])
+    data = DetectionDataModule(tmp_path, image_size=64, val_split=0, num_workers=0)
+    data.setup()
+    assert any(line.startswith("1 of 2 boxes reach beyond their image") for line in data.notices)
+    with pytest.raises(DataError, match="1 of 2 boxes reach beyond their image"):
+        DetectionDataModule(tmp_path, image_size=64, val_split=0, num_workers=0, strict=True).setup()

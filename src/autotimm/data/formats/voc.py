@@ -153,13 +153,14 @@ class _ImageFinder:
             The images by XML file, and all images that an XML file may mean.
         """
         candidates = {annotation.path: self._find(annotation) for annotation in annotations}
-        owners: dict[Path, list[Path]] = {}
-        for path, images in candidates.items():
-            if len(images) == 1:
-                owners.setdefault(images[0], []).append(path)
+        owners: dict[Path, dict[Path, int]] = {}
+        for annotation in annotations:
+            for image in candidates[annotation.path] if len(candidates[annotation.path]) == 1 else ():
+                owners.setdefault(image, {})[annotation.path] = _likeness(annotation, image)
         found: dict[Path, Path] = {}
         for image, paths in owners.items():
-            nearest = self._nearest(paths, image)
+            best = max(paths.values())
+            nearest = self._nearest([path for path, likeness in paths.items() if likeness == best], image)
             for path in paths:
                 if nearest == [path]:
                     found[path] = image
@@ -174,7 +175,7 @@ class _ImageFinder:
             elif len(images) > 1:
                 problem, places = "XML files of several images", self._places(images)
                 self._add(problem, annotation.path, "ambiguous and left out", places)
-            elif annotation.path in found and not self._is_exact(images[0], annotation):
+            elif annotation.path in found and not _likeness(annotation, images[0]):
                 problem, places = "XML files that their images write differently", self._places(images)
                 self._add(problem, annotation.path, "used all the same", places)
         return found, {image for images in candidates.values() for image in images}
@@ -197,9 +198,6 @@ class _ImageFinder:
         inside = [image for image in named if image.parent.name == annotation.folder] or named
         return [image for image in inside if is_of_images(image.parent)] or inside
 
-    def _is_exact(self, image: Path, annotation: _Annotation) -> bool:
-        return image.stem in _stems(annotation)
-
     def _candidates(self, stem: str, annotation: Path, *, exactly: bool) -> list[Path]:
         """Images of a stem without those of another split: numbered frames have the same names in each."""
         split = self._split(annotation)
@@ -221,6 +219,12 @@ class _ImageFinder:
 
 def _stems(annotation: _Annotation) -> tuple[str, str]:
     return annotation.path.stem, PurePosixPath(annotation.filename).stem
+
+
+def _likeness(annotation: _Annotation, image: Path) -> int:
+    """2 if the XML file has the name of the image, 1 if it states that name, otherwise 0."""
+    own, stated = _stems(annotation)
+    return 2 if image.stem == own else int(image.stem == stated)
 
 
 def _parsed(path: Path, name: str, report: Report) -> _Annotation:

@@ -7,6 +7,7 @@ with forward slashes and without more and more of its first folders.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -141,8 +142,9 @@ class _DataYaml:
 
     def check_names(self, report: Report) -> None:
         """Report names that several numbers have, and another number of classes than names."""
-        for name in dict.fromkeys(name for name in self.names if self.names.count(name) > 1):
-            report.add("classes with the name of another", "one class", text(name))
+        for name, uses in Counter(self.names).items():
+            if uses > 1:
+                report.add("classes with the name of another", "one class", text(name))
         number = self.content.get("nc")
         if isinstance(number, int) and number != len(self.names):
             problem = f"{self.path.name} says `nc: {number}`, and has {len(self.names)} names."
