@@ -163,6 +163,20 @@ def test_roboflow_and_official_layouts(tmp_path: Path, picture: Picture) -> None
     assert ids == {"train": ("images/train2017/a.png",), "val": ("images/valid2017/a.png",)}
 
 
+def test_a_file_beside_the_images_of_its_data(tmp_path: Path, picture: Picture) -> None:
+    """The official layout, of which one file is named: its images are not below the folder that it is in."""
+    content = sheet(images=[{"id": 0, "file_name": "a.png", "width": 20, "height": 16}])
+    content["annotations"][0]["area"] = 12.5
+    for split in ("train", "val"):
+        picture(tmp_path / "images" / f"{split}2017" / "a.png")
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        (tmp_path / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
+    tables, notices = read(tmp_path / "annotations" / "instances_val2017.json")
+    assert tables["train"].ids == ("images/val2017/a.png",), notices
+    assert 12.5 in tables["train"].load(0).truth["area"].tolist()
+    assert tables["train"].category_ids == (5, 90)
+
+
 def test_crowds_in_both_encodings_of_run_lengths(write: Callable[..., Path]) -> None:
     mask = np.zeros((16, 20), np.uint8)
     mask[4:9, 5:15] = 1

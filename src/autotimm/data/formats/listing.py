@@ -157,8 +157,14 @@ class Listing:
 
     @property
     def base(self) -> Path:
-        """The folder that paths are relative to: :attr:`root`, or the folder of :attr:`file`."""
-        return self.root if self.file is None else self.file.parent
+        """The folder that paths are relative to: :attr:`root`, or the folder of :attr:`file`.
+
+        A file in a folder ``annotations`` has its images beside that folder.
+        """
+        if self.file is None:
+            return self.root
+        folder = self.file.absolute().parent
+        return folder.parent if folder.name.lower() == "annotations" else self.file.parent
 
     def folders(self, folder: Path) -> list[Path]:
         """The folders directly in a folder, in byte order."""
