@@ -21,7 +21,8 @@ help: ## list the targets
 
 install: $(STAMP) ## create .venv with the pinned versions (done once, and again when they change)
 
-$(STAMP): pyproject.toml constraints.txt
+# The version is in __init__.py, and an environment that was installed before would go on with the old one.
+$(STAMP): pyproject.toml constraints.txt src/autotimm/__init__.py
 	@command -v $(PYTHON) > /dev/null || { \
 	  echo "No '$(PYTHON)' here. Install Python 3.10 or newer, or name one: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
