@@ -137,6 +137,9 @@ def test_palettes_that_differ_are_read_by_color(tmp_path: Path, picture: Picture
     assert notices == ["1 images without a mask, left out: images/0.png."]
     (tmp_path / "classes.json").write_text('{"land": 0, "road": 1, "sky": 3, "sea": 7}')
     assert "The masks have different palettes" in read(tmp_path)[1][0]
+    (tmp_path / "classes.json").write_text('["land", "road", "sky", "sea"]')
+    with pytest.raises(DataError, match=r"classes\.json has none\. They have #3c1098 \(\d+ pixels\), #e2a929"):
+        read(tmp_path)
 
 
 def test_palettes_that_differ_in_unused_colors_are_the_same(tmp_path: Path, picture: Picture) -> None:

@@ -170,6 +170,12 @@ def _by_table(masks: _Masks, table: ClassTable, notices: list[str]) -> MaskReadi
     if palettes_differ(everything):
         if codes[0].by_color:
             codes = codes[:1]
+        elif not table.has_values:
+            found = MaskValues.of(train, by_color=True).described()
+            raise DataError(
+                f"The masks in {masks.root} have palettes that differ, so that their colors count, and {table.source} "
+                f"has none. They have {found}. Give the color of each class there, or its `value` if indices count."
+            )
         else:
             notices.append(
                 f"The masks have different palettes. Their indices are read as {table.source} says, and colors are not."
