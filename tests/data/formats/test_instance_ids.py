@@ -141,6 +141,14 @@ def scattered(values: Sequence[int], seed: int) -> NDArray[np.int64]:
     return np.concatenate([label_image(values, seed)[:20], label_image(values[::-1], seed + 1)[:20]])
 
 
+def nested(levels: int) -> NDArray[np.int64]:
+    """Classes that are one in the other."""
+    mask = np.zeros(SIZE, np.int64)
+    for level in range(levels):
+        mask[2 + 7 * level : 38 - 7 * level, 2 + 13 * level : 58 - 13 * level] = level + 1
+    return mask
+
+
 CLASSES = {
     "several pieces": [scattered(values, len(values)) for values in ((1, 2, 3), (1, 2), (1, 2, 3, 4))],
     "missing ones": [label_image(values) for values in ((1, 2, 3), (2,), (3, 4), (1, 4))],
@@ -148,6 +156,8 @@ CLASSES = {
     "one object": [label_image((1,), seed) for seed in range(4)],
     "black and white": [label_image((255,), seed) for seed in range(4)],
     "two classes": [label_image(values, seed) for seed, values in enumerate(((1, 2), (1,), (1, 2)))],
+    "a tumor in a liver": [label_image(values, seed) for seed, values in enumerate([(1, 2), (1,), (1, 2)] * 4)],
+    "nested classes": [nested(number % 3 + 1) for number in range(12)],
     "with void": [label_image(values, seed) for seed, values in enumerate(((1, 255), (2, 255), (1, 2, 255)))],
 }
 

@@ -137,6 +137,9 @@ def test_palettes_that_differ_are_read_by_color(tmp_path: Path, picture: Picture
     assert notices == ["1 images without a mask, left out: images/0.png."]
     (tmp_path / "classes.json").write_text('{"land": 0, "road": 1, "sky": 3, "sea": 7}')
     assert "The masks have different palettes" in read(tmp_path)[1][0]
+    (tmp_path / "classes.json").write_text('["land", "road", "sky", "sea"]')
+    with pytest.raises(DataError, match=r"classes\.json has none\. They have #3c1098 \(\d+ pixels\), #e2a929"):
+        read(tmp_path)
 
 
 def test_palettes_that_differ_in_unused_colors_are_the_same(tmp_path: Path, picture: Picture) -> None:
@@ -224,7 +227,7 @@ def softened(mask: NDArray[np.int64], how: str) -> Image.Image:
 
 
 @pytest.mark.parametrize("how", ["down", "lanczos", "up", "jpeg"])
-@pytest.mark.parametrize("values", [(0, 255), (0, 90), (0, 128, 255), (0, 85, 170, 255), (10, 100, 200)])
+@pytest.mark.parametrize("values", [(0, 255), (0, 90), (0, 128, 255), (0, 100, 255), (0, 85, 170, 255), (10, 100, 200)])
 def test_soft_edges_belong_to_the_nearest_class(
     tmp_path: Path, picture: Picture, how: str, values: tuple[int, ...]
 ) -> None:
@@ -243,6 +246,17 @@ def test_soft_edges_belong_to_the_nearest_class(
     assert f"3 masks with soft edges, whose other pixels count as the nearest of {listed}: masks/0." in notices[-1]
     with pytest.raises(DataError, match="3 masks with soft edges: masks/0"):
         read(tmp_path, strict=True)
+
+
+@pytest.mark.parametrize("quality", [40, 60, 70, 95])
+def test_255_of_jpeg_masks_is_a_class(tmp_path: Path, picture: Picture, quality: int) -> None:
+    """The values in between are hardly ever those that were painted."""
+    masks = [discs(seed, (0, 128, 255), (120, 160)) for seed in range(2)]
+    for number, mask in enumerate(masks):
+        write(tmp_path, picture, number, softened(mask, "jpeg"), ".jpg", quality=quality)
+    table, _ = read(tmp_path)
+    assert len(table.class_names) == 3
+    assert (target(table) != np.searchsorted((0, 128, 255), masks[0])).mean() < 0.005
 
 
 def test_soft_edges_with_a_table_of_values(tmp_path: Path, picture: Picture) -> None:

@@ -19,6 +19,8 @@ _NEARLY_ALL = 0.9  # of the masks
 _WHOLE = 0.7  # of the objects: others are covered in part, or thin
 _SOLID = 0.25  # squares of 2x2 pixels per pixel
 _MOST_CLASSES = 255  # more values are no classes
+_FEW = 4  # objects at most: classes may look like that too
+_ENOUGH = 6  # images: that many coins rarely all fall on the same side
 _ALL_IN_ONE = 20  # as many classes are not all in one image, each once
 
 
@@ -104,7 +106,7 @@ def judge_ids(facts: Sequence[MaskFacts]) -> Verdict:
     counted = sum(set(values) == set(range(1, len(values) + 1)) for values in images) >= _NEARLY_ALL * len(images)
     continued = len(distinct) == len(whole) and len(images) > 2  # no value is in two images
     varies = len(set(numbers)) > 1
-    few = max(numbers) <= 2 and len(images) < 8  # two classes, of which one is missing in an image
+    few = max(numbers) <= _FEW and (max(numbers) <= 2 or _have_an_order(facts))
     ids = (
         (counted and ((varies and not few) or max(numbers) >= _ALL_IN_ONE))
         or (continued and len(distinct) > 2 * len(images))
@@ -112,6 +114,13 @@ def judge_ids(facts: Sequence[MaskFacts]) -> Verdict:
     )
     possible = ids or counted or continued
     return Verdict(ids, possible, possible and max(numbers) > 1)
+
+
+def _have_an_order(facts: Sequence[MaskFacts]) -> bool:
+    """Whether 1 is larger than 2 in all images, or smaller in all: a tumor is in a liver, a lane on a road."""
+    areas = [dict(zip(fact.values or (), fact.counts, strict=False)) for fact in facts]
+    larger = [area[1] > area[2] for area in areas if 1 in area and 2 in area]
+    return len(larger) >= _ENOUGH and (all(larger) or not any(larger))
 
 
 def _objects(fact: MaskFacts) -> dict[int, bool]:

@@ -170,6 +170,12 @@ def _by_table(masks: _Masks, table: ClassTable, notices: list[str]) -> MaskReadi
     if palettes_differ(everything):
         if codes[0].by_color:
             codes = codes[:1]
+        elif not table.has_values:
+            found = MaskValues.of(train, by_color=True).described()
+            raise DataError(
+                f"The masks in {masks.root} have palettes that differ, so that their colors count, and {table.source} "
+                f"has none. They have {found}. Give the color of each class there, or its `value` if indices count."
+            )
         else:
             notices.append(
                 f"The masks have different palettes. Their indices are read as {table.source} says, and colors are not."
@@ -234,7 +240,7 @@ def _by_values(masks: _Masks, notices: list[str]) -> MaskReading:
             f"The masks in {root} are JPEG files, which do not keep values exactly, and no file says which of their "
             f"{len(values.pixels)} values are classes. Export them again as PNG files."
         )
-    classes = _classes_of(sorted(values.pixels) if areas is None else areas, notices)
+    classes = _classes_of(sorted(values.pixels) if areas is None else areas, areas is not None, notices)
     if areas == [] or not 0 < len(classes) <= _MAX_VALUES:
         raise DataError(
             f"The masks in {root} have {len(values.pixels.keys() - {IGNORED})} values, and no file says which are "
@@ -244,25 +250,26 @@ def _by_values(masks: _Masks, notices: list[str]) -> MaskReading:
         classes = [0, 1]
     is_object = classes == [0, IGNORED] or values.pixels.keys() <= {0, 1} or (areas is not None and len(classes) == 2)
     names = _TWO_CLASSES if is_object else tuple(map(str, classes))
-    keys, indices = tuple(classes), tuple(range(len(classes)))
-    if areas is None:
-        return MaskReading(names, MaskCode(False, keys, indices))
-    void = tuple(value for value in areas if value not in classes)
-    return MaskReading(names, MaskCode(False, (*keys, *void), (*indices, *(IGNORED for _ in void)), nearest=True))
+    return MaskReading(names, MaskCode(False, tuple(classes), tuple(range(len(classes))), nearest=areas is not None))
 
 
-def _classes_of(values: Sequence[int], notices: list[str]) -> list[int]:
-    """The values that are classes: 255 is one only where it would leave no two others, negative ones are none."""
+def _classes_of(values: Sequence[int], painted: bool, notices: list[str]) -> list[int]:
+    """The values that are classes; negative ones are none.
+
+    255 is unknown beside indices, and a class where no two others are left or grays were painted to be seen: those
+    spread evenly, and those far apart with soft edges.
+    """
     if any(value < 0 for value in values):
         notices.append("Pixels of negative values are treated as unknown, since no file names the classes.")
         values = [value for value in values if value >= 0]
     others = [value for value in values if value != IGNORED]
     if len(others) == len(values) or len(others) == 1:
         return list(values)
-    if is_stretched(values):
+    if painted or is_stretched(values):
+        listed = join_names(list(map(str, values)))
         notices.append(
-            f"Pixels of value 255 are a class, since the values are spread evenly: {join_names(list(map(str, values)))}"
-            ". If they are unknown, name the classes in a _classes.csv."
+            f"Pixels of value 255 are a class, since the values seem to be painted as grays, not as indices: {listed}. "
+            "If they are unknown, name the classes in a _classes.csv."
         )
         return list(values)
     notices.append("Pixels of value 255 are treated as unknown, since no file names the classes.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +31,8 @@ _MASK_NAME = re.compile(r"^(?:mask|label|seg|gt)(?:[-_ ]|(?=\d))", re.IGNORECASE
 _IMAGE_NAME = re.compile(  # image_1.png, or 000_img.png beside 000_masks.png, as Cellpose's own set has them
     r"^(?:image|img|photo|frame|rgb)(?:[-_ ]|(?=\d))|[-_ ](?:image|img|photo|rgb|input)$", re.IGNORECASE
 )
+_IN_NAMES = ("mask", "label", "anno", "gt", "ground", "seg", "target", "inst", "_l.", "-l.", " l.")
+"""What is in the path of each mask that has a layout below."""
 _OBJECTS = "segmentationobject"  # VOC's masks of single objects
 _MASK_WORDS = {"mask", "masks", "label", "labels", "annotation", "annotations", "annots", "segmentations", "labelmaps"}
 _IMAGE_WORDS = {"image", "images", "img", "imgs", "photo", "photos", "picture", "pictures", "frame", "frames"}
@@ -146,13 +149,29 @@ def find_pairs(listing: Listing, objects: bool = False) -> Pairs | None:
     Raises:
         DataError: If an image has two masks.
     """
+    found = _FOUND.setdefault(listing, {})
+    if objects not in found:
+        found[objects] = _find_pairs(listing, objects)
+    return found[objects]
+
+
+_FOUND: weakref.WeakKeyDictionary[Listing, dict[bool, Pairs | None]] = weakref.WeakKeyDictionary()
+
+
+def _find_pairs(listing: Listing, objects: bool) -> Pairs | None:
     files = listing.images_below()
+    if not any(part in file.name.lower() for file in files for part in _IN_NAMES):
+        return None  # a million photographs in class folders are not worth four attempts
     if objects and any(_is_of_objects(file) for file in files):
         files = [file for file in files if "segmentationclass" not in file.name.lower()]
     else:
         files = [file for file in files if not _is_of_objects(file)]
-    matches = [_match(files, key_of, layout) for key_of, layout in _LAYOUTS]
-    best = max(matches, key=lambda match: len(match.pairs))
+    best = Pairs([], [], [], "", [])
+    for key_of, layout in _LAYOUTS:
+        match = _match(files, key_of, layout)
+        best = match if len(match.pairs) > len(best.pairs) else best
+        if best.pairs and not best.unlabelled and not best.alone:
+            break
     if not best.pairs or len(best.pairs) < len(best.alone):
         return None
     if best.duplicates:
@@ -195,6 +214,12 @@ def _folder_key(folder: str) -> _Key:
 
 def _key_by_words(folder: str, stem: str) -> _Key:
     """As by folders, for names of several words such as PNGImages and PedMasks."""
+    is_mask, key = _folder_key_by_words(folder)
+    return is_mask, (*key, without_suffix(stem) if is_mask else stem)
+
+
+@functools.lru_cache(maxsize=1024)
+def _folder_key_by_words(folder: str) -> _Key:
     is_mask = False
     key: list[str] = []
     for part in folder.split("/"):
@@ -204,15 +229,15 @@ def _key_by_words(folder: str, stem: str) -> _Key:
             key += [word for word in sorted(words) if re.fullmatch(_SPLIT, word)]
         else:
             key.append(part)
-    return is_mask, (*key, without_suffix(stem) if is_mask else stem)
+    return is_mask, tuple(key)
 
 
 def _key_by_all_words(folder: str, stem: str) -> _Key:
     """As by words, also in the names of files, of images as well: img_1.png and mask_1.png."""
-    is_mask, key = _key_by_words(folder, "")
+    is_mask, key = _folder_key_by_words(folder)
     base = _MASK_NAME.sub("", without_suffix(stem))
     is_mask = is_mask or base != stem
-    return is_mask, (*key[:-1], _IMAGE_NAME.sub("", base))
+    return is_mask, (*key, _IMAGE_NAME.sub("", base))
 
 
 _LAYOUTS: tuple[tuple[Callable[[str, str], _Key], str], ...] = (
