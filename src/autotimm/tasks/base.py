@@ -20,6 +20,7 @@ from typing_extensions import Never
 from autotimm.errors import UsageError, is_whole, number, refuse_unknown, require, require_flags, sentence
 from autotimm.metrics import MetricConfig, Scores, build_metrics, table_of
 from autotimm.models.backbone.weights import Weights
+from autotimm.models.layers.deterministic import rows_alone
 from autotimm.optim import OptimizerOptions, admit_optimizer
 from autotimm.repro.seed import root_seed, seed_everything, set_deterministic
 from autotimm.repro.streams import reseed, scope
@@ -250,7 +251,8 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         outputs = []
         for part in images.split(self.eval_batch_size):
             padding = part.new_zeros(self.eval_batch_size - len(part), *part.shape[1:])
-            output = self.network(torch.cat([part, padding]) if len(padding) else part)
+            with rows_alone(part):
+                output = self.network(torch.cat([part, padding]) if len(padding) else part)
             outputs.append(first_of(output, len(part), of=self.eval_batch_size))
         return join(outputs)
 

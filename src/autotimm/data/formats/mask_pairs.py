@@ -166,7 +166,7 @@ def _find_pairs(listing: Listing, objects: bool) -> Pairs | None:
         files = [file for file in files if "segmentationclass" not in file.name.lower()]
     else:
         files = [file for file in files if not _is_of_objects(file)]
-    best = Pairs([], [], [], "", [])
+    best = Pairs([], [], [], "", [], [])
     for key_of, layout in _LAYOUTS:
         match = _match(files, key_of, layout)
         best = match if len(match.pairs) > len(best.pairs) else best

@@ -8,6 +8,9 @@ here compute the same results, up to rounding, by matrix products, which are det
   every step: :func:`deterministic_resizing`.
 - Adaptive average pooling: :class:`AveragePool`.
 - RoI align: :func:`region_align` and, over the maps of a feature pyramid, :class:`RegionPool`.
+
+And linear layers with few outputs, whose last bits depend on the place of a row in its batch on some processors:
+:func:`rows_alone`.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ __all__ = [
     "region_align_by_matmul",
     "replace_pooling",
     "resize_by_matmul",
+    "rows_alone",
 ]
 
 
@@ -48,6 +52,35 @@ def deterministic_resizing(backbone: nn.Module, images: Tensor) -> AbstractConte
     model_size = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
     differs = model_size is not None and tuple(model_size) != images.shape[-2:]
     return _ResizeByMatmul() if strict and differs else nullcontext()
+
+
+_FEW_OUTPUTS = 16  # MKL has other kernels for up to 3 with AVX-512; some margin for other versions
+
+
+def rows_alone(images: Tensor) -> AbstractContextManager[Any]:
+    """Return a context in which a row of a linear layer with few outputs has the same bits in every batch.
+
+    For small matrices MKL chooses kernels whose order of sums depends on the alignment of a row in memory: with three
+    classes, an image had other last bits as the second of a batch than as the third. In the context such a layer is
+    applied to one row at a time, each in memory of its own. Only for evaluation: training keeps its speed and its bits.
+
+    Args:
+        images: The input of the network; nothing is changed on other devices than the CPU.
+    """
+    return _RowsAlone() if images.device.type == "cpu" else nullcontext()
+
+
+class _RowsAlone(TorchFunctionMode):
+    """Apply linear layers with few outputs row by row."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.linear and len(args) >= 2 and len(args[1]) < _FEW_OUTPUTS and args[0].ndim > 1:
+            rows = args[0].reshape(-1, args[0].shape[-1])
+            if len(rows):
+                outputs = torch.cat([func(row.clone(), *args[1:], **kwargs) for row in rows.split(1)])
+                return outputs.reshape(*args[0].shape[:-1], outputs.shape[-1])
+        return func(*args, **kwargs)
 
 
 class _ResizeByMatmul(TorchFunctionMode):
