@@ -58,6 +58,12 @@ def describe_code(value: Any, _depth: int = 0) -> Any:
         held = {"closure": describe_code(closure, _depth + 1)} if closure else {}
         return {**_named(value), **held}
     variables = getattr(value, "__dict__", None)
+    if variables and _is_of_library(type(value)):
+        # What a library computes from its arguments, such as the logarithms of torchvision's aspect ratios, has other
+        # last bits on another processor.
+        variables = {
+            name: held for name, held in variables.items() if not (name[0] == "_" and isinstance(held, Tensor))
+        }
     state = describe_code(variables, _depth + 1) if variables else _ADDRESS.sub("", repr(value))
     return {"object": _named(type(value)), "state": state}
 
@@ -67,14 +73,18 @@ def code_digest(value: Any) -> str:
     return config_digest(describe_code(value))[:16]
 
 
+def _is_of_library(value: Any) -> bool:
+    """Whether a class or function is ours, a library's or built into the interpreter."""
+    try:
+        return inspect.getfile(value).startswith(_LIBRARIES)
+    except (TypeError, OSError):  # built into the interpreter
+        return True
+
+
 def _named(value: Any) -> dict[str, Any]:
     path = f"{getattr(value, '__module__', None)}.{getattr(value, '__qualname__', repr(value))}"
     named = {"name": first_path(path)}
-    try:
-        file = inspect.getfile(value)
-    except (TypeError, OSError):  # built into the interpreter
-        return named
-    if file.startswith(_LIBRARIES):
+    if _is_of_library(value):
         return named
     try:
         return named | {"source": inspect.getsource(value)}

@@ -87,7 +87,7 @@ def encode(masks: Tensor, boxes: Tensor, height: int, width: int) -> list[RunLen
 
     Example:
         >>> encode(torch.ones(1, 28, 28), torch.tensor([[0.0, 0.4, 2.0, 2.0]]), 3, 4)
-        [((3, 4), b'021O6')]
+        [((3, 4), b'02106')]
     """
     windows = [_drawn(mask, box, height, width) for mask, box in zip(masks.cpu(), boxes.tolist(), strict=True)]
     return [((height, width), _counts(window, height, width)) for window in windows]
