@@ -6,14 +6,17 @@ of its samples, and can be resumed; :func:`transformed_loader` builds both for a
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -218,6 +221,31 @@ def killed_process(error: RuntimeError) -> RunError | None:
     )
 
 
+def _require_guard() -> None:
+    """Refuse to start loading processes that would begin the program again.
+
+    Where processes are not forked, each of them imports the file that the program began with. Without a guard it would
+    train, too, and fail with a traceback of multiprocessing in the middle of the caller's own.
+
+    Raises:
+        UsageError: If that file has no guard.
+    """
+    method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    file = getattr(sys.modules.get("__main__"), "__file__", None)  # none in a notebook or an interpreter
+    if method == "fork" or file is None or not file.endswith(".py"):
+        return
+    try:
+        guarded = "__main__" in Path(file).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return
+    if not guarded:
+        raise UsageError(
+            f'{file} must run its code below a line `if __name__ == "__main__":`. There is none, and each loading '
+            f"process would run the file again, since processes start by {method} here. Add the line, or give "
+            "num_workers=0."
+        )
+
+
 class _Collate:
     def __init__(self, collate: Callable[[Any], Any]) -> None:
         self.collate = collate
@@ -323,6 +351,8 @@ class KeyedLoader:
             )
 
     def _start(self) -> Iterator[Any]:
+        if self.num_workers:
+            _require_guard()
         with warnings.catch_warnings():
             # torch compares the number of workers with that of the cores, which is taken into account already.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
