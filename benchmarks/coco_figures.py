@@ -108,6 +108,8 @@ def _counted_from_one(annotations: Path, out: Path) -> Path:
 def _by_pycocotools(
     annotations: Path, results: list[dict[str, Any]], kind: str
 ) -> tuple[list[float], dict[str, float]]:
+    if kind == "segm":  # with boxes, `loadRes` takes the area of the box for that of the mask, as detectron2 notes too
+        results = [{name: value for name, value in entry.items() if name != "bbox"} for entry in results]
     with redirect_stdout(StringIO()):
         truth = COCO(str(annotations))
         evaluation = COCOeval(truth, truth.loadRes(results), kind)
