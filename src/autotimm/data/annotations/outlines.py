@@ -80,6 +80,29 @@ class RunLengths(NamedTuple):
         height, width = mask.shape
         return cls(height, width, coco_mask.encode(np.asfortranarray(mask))["counts"])
 
+    @classmethod
+    def of_crop(cls, crop: NDArray[np.bool_], left: int, top: int, height: int, width: int) -> RunLengths:
+        """Compress a part of a mask, without making the rest of it.
+
+        Args:
+            crop: Where the object is (h, w).
+            left: Column of the mask where it begins.
+            top: Row of the mask where it begins.
+            height: Rows of the mask.
+            width: Columns.
+
+        Raises:
+            ValueError: If it reaches beyond the mask, or the mask is too large.
+        """
+        rows, columns = crop.shape
+        if min(left, top) < 0 or left + columns > width or top + rows > height or height * width >= 1 << 32:
+            raise ValueError("a mask that reaches beyond its image")
+        edges = np.diff(np.pad(crop.astype(np.int8), ((1, 1), (0, 0))), axis=0)
+        column, row = np.nonzero(edges.T)
+        starts, uses = np.unique((left + column) * height + top + row, return_counts=True)
+        starts = starts[uses == 1]  # a run that goes on in the next column ends and begins at one place
+        return cls.of_counts(height, width, np.diff([0, *starts.tolist(), height * width]).tolist())
+
     def as_coco(self) -> dict[str, Any]:
         """As in a COCO file: size and compressed counts."""
         return {"size": [self.height, self.width], "counts": self.counts.decode("ascii")}

@@ -17,6 +17,7 @@ from autotimm.data.formats.data_format import Format, ReadOptions, Sighting
 from autotimm.data.formats.instance_ids import InstanceIds
 from autotimm.data.formats.instance_masks import InstanceMasks
 from autotimm.data.formats.label_images import LabelImages
+from autotimm.data.formats.labelme import LabelMe
 from autotimm.data.formats.listing import Listing, text
 from autotimm.data.formats.mask_pairs import is_mask_folder
 from autotimm.data.formats.voc import Voc
@@ -32,6 +33,7 @@ FORMATS: tuple[Format, ...] = (
     Voc(),
     Yolo(),
     BoxCsv(),
+    LabelMe(),
     InstanceMasks(),
     InstanceIds(),
     LabelImages(),
@@ -56,7 +58,7 @@ class Recognized(NamedTuple):
 
     Attributes:
         task: ``classification``, ``detection``, ``instance`` or ``segmentation``.
-        format: ``folder``, ``csv``, ``coco``, ``voc``, ``yolo``, ``masks``, ``ids`` or ``cityscapes``.
+        format: The name of one of :data:`FORMATS`.
         sentence: What was seen, and what else could be asked for, for people.
         listing: The listing that shows it, for reading the data without listing the folder again.
     """
@@ -79,7 +81,7 @@ def format_names(task: str) -> tuple[str, ...]:
 
     Example:
         >>> format_names("instance")
-        ('coco', 'yolo', 'masks', 'ids')
+        ('coco', 'yolo', 'labelme', 'masks', 'ids')
     """
     return tuple(format.name for format in FORMATS if task in format.tasks)
 
