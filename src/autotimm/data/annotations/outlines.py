@@ -25,6 +25,8 @@ __all__ = ["Box", "MaskFile", "Outline", "Outlines", "Polygons", "RunLengths", "
 
 Box = tuple[float, float, float, float]
 
+_ELLIPSE_CORNERS = 64
+
 
 class Polygons(NamedTuple):
     """Polygons that together make one object.
@@ -34,6 +36,23 @@ class Polygons(NamedTuple):
     """
 
     parts: tuple[NDArray[np.float64], ...]
+
+    @classmethod
+    def ellipse(cls, x: float, y: float, x_radius: float, y_radius: float) -> Polygons:
+        """An ellipse around a point, with 64 corners."""
+        angles = np.arange(_ELLIPSE_CORNERS) * (2 * np.pi / _ELLIPSE_CORNERS)
+        return cls((np.stack([x + x_radius * np.cos(angles), y + y_radius * np.sin(angles)], axis=1),))
+
+    def turned(self, x: float, y: float, degrees: float) -> Polygons:
+        """Turned clockwise around a point, as seen in an image, whose y points down.
+
+        Example:
+            >>> Polygons((np.array([(2, 0), (3, 0)]),)).turned(2, 0, 90).box()
+            (2.0, 0.0, 2.0, 1.0)
+        """
+        sine, cosine = np.sin(np.radians(degrees)), np.cos(np.radians(degrees))
+        turn = np.array([[cosine, sine], [-sine, cosine]])
+        return Polygons(tuple((part - (x, y)) @ turn + (x, y) for part in self.parts))
 
     def box(self) -> Box:
         """The smallest box around all corners: x1, y1, x2, y2."""

@@ -24,14 +24,13 @@ from autotimm.data.image_io import BROKEN
 from autotimm.data.table import Table
 from autotimm.errors import DataError
 
-__all__ = ["LabelMe", "circle"]
+__all__ = ["LabelMe"]
 
 _KEYS = (re.compile(rb'"shapes"\s*:\s*\['), re.compile(rb'"imagePath"\s*:'))
 _OUTLINE = re.compile(rb'"shape_type"\s*:\s*"(?:polygon|circle|mask|rotation)"')
 _SHAPE = re.compile(rb'"points"\s*:\s*\[')
 _KIND = re.compile(rb'"shape_type"\s*:')
 _NO_OBJECT = ("__ignore__", "_background_")  # labels that labelme's own exporters leave out
-_CORNERS_OF_CIRCLE = 64
 
 _Points = NDArray[np.float64]
 
@@ -164,7 +163,9 @@ def _circle(record: ObjectRecord, points: _Points) -> ObjectRecord:
     if len(points) != 2:
         raise ValueError(f"a circle of {len(points)} points")
     (x, y), radius = points[0].tolist(), math.dist(*points.tolist())
-    return record._replace(box=(x - radius, y - radius, x + radius, y + radius), outline=circle(x, y, radius, radius))
+    return record._replace(
+        box=(x - radius, y - radius, x + radius, y + radius), outline=Polygons.ellipse(x, y, radius, radius)
+    )
 
 
 _SHAPES: dict[str, Callable[[ObjectRecord, _Points], ObjectRecord]] = {
@@ -173,12 +174,6 @@ _SHAPES: dict[str, Callable[[ObjectRecord, _Points], ObjectRecord]] = {
     "rotation": _polygon,  # a turned rectangle of X-AnyLabeling, as its four corners
     "circle": _circle,
 }
-
-
-def circle(x: float, y: float, x_radius: float, y_radius: float) -> Polygons:
-    """An ellipse around a point, as a polygon."""
-    angles = np.arange(_CORNERS_OF_CIRCLE) * (2 * math.pi / _CORNERS_OF_CIRCLE)
-    return Polygons((np.stack([x + x_radius * np.cos(angles), y + y_radius * np.sin(angles)], axis=1),))
 
 
 def _mask(encoded: Any, points: _Points, size: tuple[int, int] | None) -> RunLengths:

@@ -13,6 +13,7 @@ from autotimm.data.formats.cityscapes import Cityscapes
 from autotimm.data.formats.class_csv import ClassCsv
 from autotimm.data.formats.class_folders import ClassFolders
 from autotimm.data.formats.coco import Coco
+from autotimm.data.formats.cvat import Cvat
 from autotimm.data.formats.data_format import Format, ReadOptions, Sighting
 from autotimm.data.formats.instance_ids import InstanceIds
 from autotimm.data.formats.instance_masks import InstanceMasks
@@ -34,6 +35,7 @@ FORMATS: tuple[Format, ...] = (
     Yolo(),
     BoxCsv(),
     LabelMe(),
+    Cvat(),
     InstanceMasks(),
     InstanceIds(),
     LabelImages(),
@@ -81,7 +83,7 @@ def format_names(task: str) -> tuple[str, ...]:
 
     Example:
         >>> format_names("instance")
-        ('coco', 'yolo', 'labelme', 'masks', 'ids')
+        ('coco', 'yolo', 'labelme', 'cvat', 'masks', 'ids')
     """
     return tuple(format.name for format in FORMATS if task in format.tasks)
 
@@ -114,9 +116,11 @@ def recognize_listing(listing: Listing, task: str | None = None) -> Recognized:
         offers = _offers(listing, FORMATS, task)
         if not offers:
             raise DataError(
-                f"{listing.path} is not data of a known format. Give a folder, a COCO file (.json), a YOLO file "
-                "(.yaml) or a table (.csv)."
+                f"{listing.path} is not data of a known format. Give a folder, a COCO file (.json), a CVAT file "
+                "(.xml), a YOLO file (.yaml) or a table (.csv)."
             )
+        if missing := next((offer.sighting.missing for offer in offers if offer.sighting.missing), ""):
+            raise DataError(f"{listing.path} cannot be read. {missing}")
         return _choose(listing, offers, task, "")
     listing.images_below()  # an error of listing comes before what formats say
     offers = _offers(listing, [format for format in FORMATS if _may_be_for(format, task)], task)
