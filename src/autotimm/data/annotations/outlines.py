@@ -119,7 +119,8 @@ class RunLengths(NamedTuple):
         edges = np.diff(np.pad(crop.astype(np.int8), ((1, 1), (0, 0))), axis=0)
         column, row = np.nonzero(edges.T)
         starts, uses = np.unique((left + column) * height + top + row, return_counts=True)
-        starts = starts[uses == 1]  # a run that goes on in the next column ends and begins at one place
+        # A run that goes on in the next column ends and begins at one place; nothing begins behind the last pixel.
+        starts = starts[(uses == 1) & (starts < height * width)]
         return cls.of_counts(height, width, np.diff([0, *starts.tolist(), height * width]).tolist())
 
     def as_coco(self) -> dict[str, Any]:

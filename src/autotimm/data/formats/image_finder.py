@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from autotimm.data.formats.data_format import Report
 from autotimm.data.formats.listing import Listing, near_name, relative, split_of, text
+from autotimm.data.formats.mask_pairs import is_mask_folder
 from autotimm.data.image_io import is_image_name
 from autotimm.errors import join_names
 
@@ -25,7 +26,8 @@ class ImageFinder:
 
     Numbered frames have the same names in every split: an image that was deleted from ``train/`` must be missing, not
     be replaced by its namesake in ``val/``. A name without folders that several folders have is ambiguous: whichever
-    was taken, it could get the objects of the other.
+    was taken, it could get the objects of the other. A name without an extension, such as an id of OpenImages, is that
+    of an image without its own.
 
     Args:
         listing: The data; no file outside of its folder is read.
@@ -41,14 +43,31 @@ class ImageFinder:
     def __init__(self, listing: Listing, annotations: Path, split: str, names: Sequence[str], report: Report) -> None:
         self._listing, self._root, self._report = listing, listing.base, report
         self._own_split = split_of(relative(annotations, self._root))
-        self._times = Counter(map(_safe_path, names))
-        last = [PurePosixPath(tail).name for tail in self._times]
         self._folder_splits: dict[Path, set[str]] = {}
+        self._extended = self._extend([name for name in names if not is_image_name(name)])
+        self._times = Counter(_safe_path(path) for name in names for path in self._extended.get(name, [name]))
+        last = [PurePosixPath(tail).name for tail in self._times]
         # By its last part alone a path is looked up only where no other path ends alike: cat/1.jpg is not dog/1.jpg.
         self._uses, self._near_uses = Counter(last), Counter(map(near_name, last))
         self._base = self._choose_base(annotations.parent, split)
         self._beside = self._base == annotations.parent
         self.seen: set[Path] = set()
+
+    def _extend(self, names: Sequence[str]) -> dict[str, list[str]]:
+        """Names without an extension with those that images of their name have; several are ambiguous."""
+        images: dict[str, list[Path]] = {}
+        for image in self._listing.images_below(self._root) if names else ():
+            if self._may_hold(image.path.parent, self._own_split):
+                images.setdefault(near_name(image.path.stem), []).append(image.path)
+        extended = {}
+        for name in names:
+            last = PurePosixPath(_safe_path(name)).name
+            alike = images.get(near_name(last), [])
+            alike = [image for image in alike if image.stem == last] or alike
+            alike = [image for image in alike if not any(map(is_mask_folder, image.parts))] or alike
+            if suffixes := dict.fromkeys(image.suffix for image in alike):
+                extended[name] = [name + suffix for suffix in suffixes]
+        return extended
 
     def _choose_base(self, beside: Path, split: str) -> Path:
         """The folder that paths are relative to: the one that has most of the first of them."""
@@ -64,6 +83,11 @@ class ImageFinder:
 
     def find(self, name: str) -> Path | None:
         """The file of that name; where it should be if there is none; ``None`` if it may be one of several."""
+        names = self._extended.get(name, [name])
+        if len(names) > 1:
+            self._add_ambiguous(name, names)
+            return None
+        name = names[0]
         tail = PurePosixPath(_safe_path(name))
         path = self._base / tail
         images = self._rivals_of(tail)
@@ -76,15 +100,17 @@ class ImageFinder:
             self._report.add("file names that their images write differently", "used all the same", spelling)
         self.seen.update(images)
         if len(images) > 1:
-            places = join_names([relative(image, self._root) for image in images])
-            named = f"{text(name)} ({places})"
-            self._report.add("file names that several images have", "ambiguous and left out", named)
+            self._add_ambiguous(name, [relative(image, self._root) for image in images])
             return None
         return images[0] if images else path
 
+    def _add_ambiguous(self, name: str, places: Sequence[str]) -> None:
+        named = f"{text(name)} ({join_names(places)})"
+        self._report.add("file names that several images have", "ambiguous and left out", named)
+
     def note(self, name: str) -> None:
         """Note that an image is named, whether it is looked for or not."""
-        self.seen.add(self._base / _safe_path(name))
+        self.seen.update(self._base / _safe_path(path) for path in self._extended.get(name, [name]))
 
     def _rivals_of(self, tail: PurePosixPath) -> list[Path]:
         """The images that a name without folders may mean, if nothing says which of them; otherwise none."""
