@@ -79,9 +79,9 @@ class BoxCsv(Format):
         tables = {split: _records(path, listing, split, report) for split, path in ordered(splits).items()}
         records = {split: images for split, (images, _) in tables.items()}
         note_unlisted(listing, [finder for _, finder in tables.values()], notices)
-        records = _with_class_names(records, listing, notices)
-        labels = {record.label for images in records.values() for image in images for record in image.objects}
-        return object_tables(records, sorted(labels, key=str.encode), notices, report=report, corners=True)
+        named = _with_class_names(records, listing, notices)
+        labels = {record.label for images in named.values() for image in images for record in image.objects}
+        return object_tables(named, sorted(labels, key=str.encode), notices, report=report, corners=True)
 
 
 def read_boxes_csv(folder: Path, notices: list[str], *, masks: bool = False, strict: bool = False) -> dict[str, Table]:

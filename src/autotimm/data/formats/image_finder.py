@@ -64,10 +64,13 @@ class ImageFinder:
             last = PurePosixPath(_safe_path(name)).name
             alike = images.get(near_name(last), [])
             alike = [image for image in alike if image.stem == last] or alike
-            alike = [image for image in alike if not any(map(is_mask_folder, image.parts))] or alike
+            alike = [image for image in alike if not self._is_mask(image)] or alike
             if suffixes := dict.fromkeys(image.suffix for image in alike):
                 extended[name] = [name + suffix for suffix in suffixes]
         return extended
+
+    def _is_mask(self, image: Path) -> bool:
+        return any(map(is_mask_folder, PurePosixPath(relative(image.parent, self._root)).parts))
 
     def _choose_base(self, beside: Path, split: str) -> Path:
         """The folder that paths are relative to: the one that has most of the first of them."""
