@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autotimm.data.annotations.outlines import Box, read_outline
+from autotimm.data.annotations.outlines import read_outline
 from autotimm.data.formats.data_format import Format, ReadOptions, Report, Sighting, listed, ordered, read_lists
 from autotimm.data.formats.image_finder import ImageFinder, note_unlisted
 from autotimm.data.formats.json_files import contains, load_json
 from autotimm.data.formats.listing import Listing, relative, split_of
-from autotimm.data.formats.object_records import ImageRecord, ObjectRecord, has_area, object_tables
+from autotimm.data.formats.object_records import (
+    ImageRecord,
+    ObjectRecord,
+    has_area,
+    object_tables,
+    sized_box,
+    stated_area,
+)
 from autotimm.data.table import Table
 from autotimm.errors import DataError, join_names
 
@@ -223,7 +229,7 @@ class _CocoFile:
         return [image for same_id in by_id.values() if len(same_id) == 1 for image in same_id.values()]
 
     def _object(self, annotation: Mapping[str, Any], label: str) -> ObjectRecord:
-        box, crowd = _box(annotation.get("bbox")), bool(annotation.get("iscrowd"))
+        box, crowd = sized_box(annotation.get("bbox")), bool(annotation.get("iscrowd"))
         outline = None
         if self.masks or not has_area(box):
             try:
@@ -232,7 +238,7 @@ class _CocoFile:
                 name = f"{relative(self.path, self._root)} #{annotation.get('id')} ({error})"
                 self.report.add("outlines that cannot be read", "their objects neither learned nor counted", name)
                 crowd = True
-        return ObjectRecord(label, box, crowd, outline, _area(annotation.get("area")))
+        return ObjectRecord(label, box, crowd, outline, stated_area(annotation.get("area")))
 
 
 def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -241,22 +247,6 @@ def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
     except (LookupError, TypeError, ValueError, OverflowError):
         return None
     return (width, height) if width > 0 and height > 0 else None
-
-
-def _box(bbox: Any) -> Box | None:
-    """COCO's x, y, width, height as x1, y1, x2, y2; ``None`` if there is none, NaN if it is invalid."""
-    if not bbox:
-        return None
-    try:
-        x, y, width, height = map(float, bbox)
-    except (TypeError, ValueError, OverflowError):
-        return (math.nan,) * 4
-    return x, y, x + width, y + height
-
-
-def _area(area: Any) -> float:
-    """An area in square pixels; 0 if it is not stated, or no positive number."""
-    return float(area) if isinstance(area, (int, float)) and 0 < area < math.inf else 0.0
 
 
 def _class_names(files: Sequence[_CocoFile], notices: list[str]) -> list[str]:

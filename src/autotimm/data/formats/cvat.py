@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from autotimm.data.annotations.outlines import Polygons, RunLengths
-from autotimm.data.formats.data_format import Format, ReadOptions, Report, Sighting, listed, ordered, read_lists
-from autotimm.data.formats.image_finder import ImageFinder, note_unlisted
+from autotimm.data.formats.data_format import Format, ReadOptions, Report, Sighting, listed, read_lists
+from autotimm.data.formats.image_finder import ImageFinder, find_by_split, note_unlisted
 from autotimm.data.formats.json_files import contains
-from autotimm.data.formats.listing import Listing, relative, split_of
+from autotimm.data.formats.listing import Listing, relative
 from autotimm.data.formats.object_records import ImageRecord, ObjectRecord, merged_parts, object_tables
 from autotimm.data.table import Table
 from autotimm.errors import DataError
@@ -81,7 +80,7 @@ class Cvat(Format):
         labels = dict.fromkeys(label for file in files for label in file.labels())
         used = {record.label for images in splits.values() for image in images for record in image.objects}
         class_names = [*labels, *sorted(used - labels.keys(), key=str.encode)]
-        return object_tables(ordered(splits), class_names, notices, masks=options.masks, report=report, corners=True)
+        return object_tables(splits, class_names, notices, masks=options.masks, report=report, corners=True)
 
 
 def _cvat_files(listing: Listing) -> list[Path]:
@@ -124,11 +123,14 @@ class _CvatFile:
 
     def records(self) -> dict[str, list[ImageRecord]]:
         """The images of each split with their objects."""
+        images = list(self._images())
+        stated = [(image.get("name", ""), image.get("subset", "")) for image in images]
+        places, self.finders = find_by_split(self._listing, self._path, stated, self._report)
         splits: dict[str, list[ImageRecord]] = {}
-        images = sorted(self._images(), key=self._split)
-        for split, group in groupby(images, self._split):
-            for record in self._found(list(group), split or "train"):
-                splits.setdefault(split or split_of(str(Path(record.id).parent)) or "train", []).append(record)
+        for image, (name, _), (path, split) in zip(images, stated, places, strict=True):
+            if path is not None:
+                id, objects = relative(path, self._listing.base), self._objects(image, name)
+                splits.setdefault(split, []).append(ImageRecord(path, id, objects, _size(image)))
         return splits
 
     def _images(self) -> Iterator[ElementTree.Element]:
@@ -137,24 +139,6 @@ class _CvatFile:
                 yield image
             else:
                 self._report.add("CVAT images without a name", "left out", f"{self._name} #{number}")
-
-    def _split(self, image: ElementTree.Element) -> str:
-        """The split that an image or the file states; empty if none."""
-        stated = (image.get("subset", ""), str(Path(image.get("name", "")).parent), self._name)
-        return next(filter(None, map(split_of, stated)), "")
-
-    def _found(self, images: Sequence[ElementTree.Element], split: str) -> list[ImageRecord]:
-        names = [image.get("name", "") for image in images]
-        # Two subsets may have a name: a finder of its own looks in the folder of each.
-        finder = ImageFinder(self._listing, self._path, split, names, self._report)
-        self.finders.append(finder)
-        for name in names:
-            finder.note(name)
-        return [
-            ImageRecord(path, relative(path, self._listing.base), self._objects(image, name), _size(image))
-            for image, name in zip(images, names, strict=True)
-            if (path := finder.find(name)) is not None
-        ]
 
     def _objects(self, image: ElementTree.Element, name: str) -> list[ObjectRecord]:
         size, objects = _size(image), list[tuple[ObjectRecord, Hashable]]()

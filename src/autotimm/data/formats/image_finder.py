@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from autotimm.data.formats.data_format import Report
 from autotimm.data.formats.listing import Listing, near_name, relative, split_of, text
@@ -15,7 +16,7 @@ from autotimm.data.formats.mask_pairs import is_mask_folder
 from autotimm.data.image_io import is_image_name
 from autotimm.errors import join_names
 
-__all__ = ["ImageFinder", "is_of_images", "note_unlisted"]
+__all__ = ["ImageFinder", "Place", "find_by_split", "is_of_images", "note_unlisted"]
 
 _MANY_FOLDERS = 50  # siblings beyond that are classes or cities, not folders of a whole split
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "pngimages", "photos", "pictures", "frames", "rgb")
@@ -196,6 +197,50 @@ class ImageFinder:
                 if len(images) > 1 and len({split_of(relative(one.parent, self._root)) for one in images} - {None}) > 1:
                     return split_of(relative(self._base, self._root))
         return self._own_split
+
+
+class Place(NamedTuple):
+    """Where an image is that an annotation file of several splits names.
+
+    Attributes:
+        path: The file, or where it should be; ``None`` if it may be one of several.
+        split: ``train``, ``val`` or ``test``.
+    """
+
+    path: Path | None
+    split: str
+
+
+def find_by_split(
+    listing: Listing, annotations: Path, stated: Sequence[tuple[str, str]], report: Report
+) -> tuple[list[Place], list[ImageFinder]]:
+    """Find the images of a file that may be for several splits.
+
+    Args:
+        listing: The data.
+        annotations: The file.
+        stated: Each name with what the file says of its split; where that says none, the path of the name, then that
+            of the file, then that of the image name it.
+        report: See :class:`ImageFinder`.
+
+    Returns:
+        The place of each, and how they were found.
+    """
+    own = split_of(relative(annotations, listing.base))
+    splits = [split_of(word) or split_of(str(PurePosixPath(_safe_path(name)).parent)) or own for name, word in stated]
+    finders = {}
+    for split in dict.fromkeys(splits):
+        # Two splits may have a name: a finder of its own looks in the folder of each.
+        names = [name for (name, _), its_split in zip(stated, splits, strict=True) if its_split == split]
+        finders[split] = ImageFinder(listing, annotations, split or "train", names, report)
+        for name in names:
+            finders[split].note(name)
+    places = []
+    for (name, _), split in zip(stated, splits, strict=True):
+        path = finders[split].find(name)
+        found = None if path is None else split_of(relative(path.parent, listing.base))
+        places.append(Place(path, split or found or "train"))
+    return places, list(finders.values())
 
 
 def note_unlisted(listing: Listing, finders: Sequence[ImageFinder], notices: list[str]) -> None:

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from autotimm.data.annotations.objects import Annotation, ObjectTable
 from autotimm.data.annotations.outlines import Box, Outline, Polygons, RunLengths
@@ -15,7 +15,16 @@ from autotimm.data.formats.data_format import Report, ordered
 from autotimm.data.table import Table
 from autotimm.errors import DataError, join_names
 
-__all__ = ["SLACK_SHARE", "ImageRecord", "ObjectRecord", "has_area", "merged_parts", "object_tables"]
+__all__ = [
+    "SLACK_SHARE",
+    "ImageRecord",
+    "ObjectRecord",
+    "has_area",
+    "merged_parts",
+    "object_tables",
+    "sized_box",
+    "stated_area",
+]
 
 SLACK_SHARE = 0.01
 """Share of an image's side by which tools round coordinates beyond its border."""
@@ -56,6 +65,22 @@ class ImageRecord(NamedTuple):
     objects: Sequence[ObjectRecord] = ()
     size: tuple[int, int] | None = None
     relative: bool = False
+
+
+def sized_box(bbox: Any) -> Box | None:
+    """COCO's x, y, width, height as x1, y1, x2, y2; ``None`` if there is none, NaN if it is invalid."""
+    if not bbox:
+        return None
+    try:
+        x, y, width, height = map(float, bbox)
+    except (TypeError, ValueError, OverflowError):
+        return (math.nan,) * 4
+    return x, y, x + width, y + height
+
+
+def stated_area(area: Any) -> float:
+    """An area in square pixels; 0 if it is not stated, or no positive number."""
+    return float(area) if isinstance(area, (int, float)) and 0 < area < math.inf else 0.0
 
 
 def merged_parts(objects: Iterable[tuple[ObjectRecord, Hashable]]) -> list[ObjectRecord]:

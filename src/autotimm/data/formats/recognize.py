@@ -11,7 +11,7 @@ from autotimm.constants import TASKS
 from autotimm.data.formats.box_csv import BoxCsv
 from autotimm.data.formats.cityscapes import Cityscapes
 from autotimm.data.formats.class_csv import ClassCsv
-from autotimm.data.formats.class_folders import ClassFolders
+from autotimm.data.formats.class_folders import ClassFolders, read_folder
 from autotimm.data.formats.coco import Coco
 from autotimm.data.formats.cvat import Cvat
 from autotimm.data.formats.data_format import Format, ReadOptions, Sighting
@@ -21,13 +21,14 @@ from autotimm.data.formats.label_images import LabelImages
 from autotimm.data.formats.labelme import LabelMe
 from autotimm.data.formats.listing import Listing, text
 from autotimm.data.formats.mask_pairs import is_mask_folder
+from autotimm.data.formats.metadata_jsonl import MetadataLabels, MetadataObjects
 from autotimm.data.formats.voc import Voc
 from autotimm.data.formats.yolo import Yolo
-from autotimm.data.table import Table
+from autotimm.data.table import ImageTable, Table
 from autotimm.errors import DataError, join_names, require_choice
 from autotimm.records.imports import Kind, import_named
 
-__all__ = ["FORMATS", "Recognized", "format_names", "read_spatial", "recognize", "recognize_listing"]
+__all__ = ["FORMATS", "Recognized", "format_names", "read_classes", "read_spatial", "recognize", "recognize_listing"]
 
 FORMATS: tuple[Format, ...] = (
     Coco(),
@@ -36,11 +37,13 @@ FORMATS: tuple[Format, ...] = (
     BoxCsv(),
     LabelMe(),
     Cvat(),
+    MetadataObjects(),
     InstanceMasks(),
     InstanceIds(),
     LabelImages(),
     Cityscapes(),
     ClassFolders(),
+    MetadataLabels(),
     ClassCsv(),
 )
 """Every format that is recognized, and that ``--format`` can name."""
@@ -91,14 +94,14 @@ def format_names(task: str) -> tuple[str, ...]:
 def recognize(path: str | Path, task: str | None = None) -> Recognized:
     """Detect the task and the format of data from the contents of a folder.
 
-    COCO and YOLO with outlines are for instance segmentation, with boxes alone for detection, like VOC and tables of
-    boxes; images with a mask each for semantic segmentation, with a mask per object or one whose values behave like ids
-    of objects for instance segmentation. Folders of images without annotations are classes, but never those called
-    masks, labels or annotations. Where VOC files and a table of boxes are found, VOC is read, since the
+    COCO, YOLO, labelme and CVAT with outlines are for instance segmentation, with boxes alone for detection, like VOC
+    and tables of boxes; images with a mask each for semantic segmentation, with a mask per object or one whose values
+    behave like ids of objects for instance segmentation. Folders of images without annotations are classes, but never
+    those called masks, labels or annotations. Where VOC files and a table of boxes are found, VOC is read, since the
     table is usually made from them.
 
     Args:
-        path: A folder, a JSON, YAML or CSV file.
+        path: A folder, a JSON, XML, YAML, CSV or JSONL file.
         task: What the data shall be used for, where several tasks are possible.
 
     Raises:
@@ -201,6 +204,26 @@ def _choose(listing: Listing, offers: Sequence[_Offer], task: str | None, hint: 
     also = f" Also possible: {join_names([f'--task {other}' for other in others])}." if others else ""
     name = text(listing.path.resolve().name)
     return Recognized(task, format.name, f"{name} has {sighting.what}: {_TASK_WORDS[task]}.{also}{hint}", listing)
+
+
+def read_classes(listing: Listing, notices: list[str], *, strict: bool = False) -> Mapping[str, ImageTable]:
+    """Read images with classes: from a file of labels in a folder if there is one, else from class folders.
+
+    Args:
+        listing: The folder.
+        notices: Receives one line for each thing that was left out or looks strange.
+        strict: Refuse what is wrong instead of leaving it out.
+
+    Returns:
+        A table per split.
+
+    Raises:
+        DataError: If the data cannot be used.
+    """
+    labels = MetadataLabels()
+    if os.path.exists(listing.path) and labels.see(listing) is not None:
+        return labels.read(listing, notices, ReadOptions(strict=strict))
+    return read_folder(listing, notices)
 
 
 def read_spatial(
