@@ -22,6 +22,7 @@ from autotimm.data.formats.labelme import LabelMe
 from autotimm.data.formats.listing import Listing, text
 from autotimm.data.formats.mask_pairs import is_mask_folder
 from autotimm.data.formats.metadata_jsonl import MetadataLabels, MetadataObjects
+from autotimm.data.formats.other_formats import name_other_format
 from autotimm.data.formats.voc import Voc
 from autotimm.data.formats.yolo import Yolo
 from autotimm.data.table import ImageTable, Table
@@ -117,6 +118,9 @@ def recognize_listing(listing: Listing, task: str | None = None) -> Recognized:
         require_choice("task", "recognize", task, TASKS)
     if listing.file is not None:
         offers = _offers(listing, FORMATS, task)
+        only_labels = all("classification" in offer.sighting.tasks for offer in offers)  # as in any table
+        if only_labels and (other := name_other_format(listing)):
+            raise DataError(other)
         if not offers:
             raise DataError(
                 f"{listing.path} is not data of a known format. Give a folder, a COCO file (.json), a CVAT file "
@@ -132,13 +136,15 @@ def recognize_listing(listing: Listing, task: str | None = None) -> Recognized:
     hint = "".join(f" {sentence}" for sentence in hints if sentence)
     complete = [offer for offer in offers if not offer.sighting.missing]
     certain = [offer for offer in complete if offer.sighting.certain]
-    if not certain and len(complete) < len(offers):
-        missing = next(offer.sighting.missing for offer in offers if offer.sighting.missing)
+    missing = next((offer.sighting.missing for offer in offers if offer.sighting.missing), "")
+    if not certain and task != "classification":
+        missing = missing or name_other_format(listing)
+    if not certain and missing:
         raise DataError(f"{listing.path} is not recognized. {missing} For class folders give task='classification'.")
     if not complete and task in (None, "classification"):
         raise DataError(
             f"{listing.path} is not recognized. {_images_seen(listing)}.{hint} Make a folder per class, or add "
-            "annotations: COCO, VOC, YOLO, a table of boxes, or masks."
+            "annotations: COCO, VOC, YOLO, labelme, CVAT, a table of boxes, or masks."
         )
     fitting = [offer for offer in certain if task is None or task in offer.sighting.tasks]
     possible = [offer for offer in complete if task is not None and task in offer.sighting.tasks]
