@@ -110,7 +110,7 @@ class FitConfig:
         to=_DATA_AND_MODEL, stages=("validation",), by_task=dict.fromkeys(_DENSE, 4),
     )
     format: str = _data(
-        "auto", Name(), "annotation format: coco, voc, yolo, csv, masks, ids, cityscapes",
+        "auto", Name(), "annotation format: coco, voc, yolo, csv, labelme, cvat, jsonl, masks, ids, cityscapes",
         stages=("order", "inputs"), tasks=_DENSE,
     )
     strict: bool = _data(False, Flag(), "refuse doubtful data instead of repairing it with a notice")

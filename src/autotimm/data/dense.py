@@ -115,8 +115,8 @@ class SpatialDataModule(DataModule, ABC):
 class DetectionDataModule(SpatialDataModule):
     """Images with objects in boxes, from any of the usual formats.
 
-    ``format`` is ``coco``, ``voc``, ``yolo``, ``csv``, ``masks`` or ``ids``; ``auto`` recognizes it by the folder's
-    contents. Masks, where there are any, are not read.
+    ``format`` is a name of :data:`autotimm.data.formats.FORMATS`, such as ``coco``, ``voc`` or ``yolo``; ``auto``
+    recognizes it by the folder's contents. Masks, where there are any, are not read.
 
     The arguments are those of :class:`autotimm.data.dense.SpatialDataModule`.
 
@@ -137,8 +137,8 @@ class DetectionDataModule(SpatialDataModule):
 class InstanceSegmentationDataModule(SpatialDataModule):
     """Images with a mask for each object, from any of the usual formats.
 
-    ``format`` is ``coco``, ``yolo``, ``masks`` (a PNG file per object) or ``ids`` (a label image with ids of objects);
-    ``auto`` recognizes it by the folder's contents.
+    ``format`` is a name of :data:`autotimm.data.formats.FORMATS`, such as ``coco``, ``masks`` (a PNG file per object)
+    or ``ids`` (a label image with ids of objects); ``auto`` recognizes it by the folder's contents.
 
     The arguments are those of :class:`autotimm.data.dense.SpatialDataModule`.
 

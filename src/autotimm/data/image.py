@@ -9,7 +9,8 @@ from pathlib import Path
 
 from typing_extensions import Unpack
 
-from autotimm.data.formats import read_builtin, read_csv, read_folder
+from autotimm.data.formats import Listing, read_builtin, read_csv
+from autotimm.data.formats.recognize import read_classes
 from autotimm.data.module import DataModule, DataOptions
 from autotimm.data.table import Table
 from autotimm.errors import require
@@ -23,7 +24,8 @@ class ImageDataModule(DataModule):
     The data come from one of
 
     - a folder of class folders, or one with ``train/``, ``val/`` (``valid/``, ``validation/``) and ``test/`` above
-      them: ``ImageDataModule("photos/")``. A folder whose only entry is a folder stands for that one.
+      them: ``ImageDataModule("photos/")``. A folder whose only entry is a folder stands for that one. Where it holds
+      a ``metadata.jsonl`` with labels, as Hugging Face's image folders, that is read instead.
     - CSV files with a header: ``ImageDataModule(train_csv="train.csv", image_dir="photos/")``. Several label columns of
       zeros and ones make it multi-label. ``ImageDataModule("train.csv")`` is short for the first.
     - torchvision: ``ImageDataModule("data/", dataset_name="CIFAR10", download=True)``.
@@ -136,7 +138,8 @@ class ImageDataModule(DataModule):
                 label_column=self.label_column,
             )
         recognized, self.recognized = self.recognized, None
-        return read_folder((self.data_dir or "") if recognized is None else recognized.listing, self.notices)
+        listing = Listing(self.data_dir or "") if recognized is None else recognized.listing
+        return read_classes(listing, self.notices, strict=self.strict)
 
     def _resolve(self, file: Path) -> Path:
         """Look for a table in the data folder if it is not at its path."""

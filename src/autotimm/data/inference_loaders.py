@@ -18,9 +18,10 @@ from torch import Tensor
 from autotimm.constants import IGNORE_INDEX
 from autotimm.data.data_facts import content
 from autotimm.data.formats.class_csv import IMAGE_NAMES, LABEL_NAMES, CsvTable, open_table, read_csv
-from autotimm.data.formats.class_folders import read_folder
 from autotimm.data.formats.image_paths import read_paths
-from autotimm.data.formats.recognize import read_spatial
+from autotimm.data.formats.listing import Listing
+from autotimm.data.formats.metadata_jsonl import METADATA_FILE
+from autotimm.data.formats.recognize import read_classes, read_spatial
 from autotimm.data.loader import KeyedLoader, collate_samples, default_workers, transformed_loader
 from autotimm.data.module import DataModule
 from autotimm.data.table import ImageTable, Subset, Table
@@ -71,11 +72,20 @@ def read_labelled(
     if path.suffix.lower() in _SUFFIXES:
         table = _table(path.expanduser(), spec, split, notices, recorded or {})
     else:
-        split_folders = [path / name for name in _FOLDERS[split] if os.path.isdir(path / name)]
-        if not split_folders and os.path.isdir(path / "train"):
-            raise DataError(f"There is no {split} data in {path}: it has train/ but no {split}/. Give such a folder.")
-        table = read_folder(split_folders[0] if split_folders else path, notices)["train"]
+        table = _folder(path, split, notices)
     return ImageTable(table.paths, table.ids, _renumbered(table, spec, path), spec.class_names)
+
+
+def _folder(path: Path, split: str, notices: list[str]) -> ImageTable:
+    """Read the part of a folder for a split, or a folder without splits."""
+    has_labels = os.path.isfile(path / METADATA_FILE)  # of all splits
+    folders = [path / name for name in _FOLDERS[split] if os.path.isdir(path / name) and not has_labels]
+    if not folders and os.path.isdir(path / "train") and not has_labels:
+        raise DataError(f"There is no {split} data in {path}: it has train/ but no {split}/. Give such a folder.")
+    tables = read_classes(Listing(folders[0] if folders else path), notices)
+    if split not in tables and len(tables) > 1:
+        raise DataError(f"There is no {split} data in {path}: it has {join_names(sorted(tables))}. Give such a folder.")
+    return tables.get(split) or tables["train"]
 
 
 def _table(path: Path, spec: DataSpec, split: str, notices: list[str], recorded: Mapping[str, Any]) -> ImageTable:

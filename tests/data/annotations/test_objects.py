@@ -239,3 +239,19 @@ def test_shapes_of_values(tmp_path: Path, dtype: type) -> None:
     assert facts.counts == (12 * 14 - 24 - 2 - 50, 24, 2, 10, 40)
     assert facts.solid[1:] == (12, 0, 0, 27)
     assert facts.pieces == (2 - 3, 0, 2, 1, 1)
+
+
+def test_run_lengths_of_a_part_equal_those_of_the_whole_mask() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        height, width = rng.integers(1, 8, 2).tolist()
+        top, left = rng.integers(0, height), rng.integers(0, width)
+        crop = rng.random((rng.integers(1, height - top + 1), rng.integers(1, width - left + 1))) < 0.7
+        mask = np.zeros((height, width), np.uint8)
+        mask[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
+        assert RunLengths.of_crop(crop, int(left), int(top), height, width) == RunLengths.of_mask(mask)
+    for place in ((-1, 0), (0, -1), (3, 0), (0, 2)):
+        with pytest.raises(ValueError, match="beyond its image"):
+            RunLengths.of_crop(np.ones((2, 2), bool), *place, 3, 4)
+    large = RunLengths.of_crop(np.ones((2, 2), bool), 5, 7, 60_000, 60_000)  # takes no memory
+    assert large.box() == (5, 7, 7, 9)

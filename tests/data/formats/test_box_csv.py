@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from autotimm.data.annotations.objects import ObjectTable
-from autotimm.data.formats import read_boxes_csv, read_voc
+from autotimm.data.formats import read_boxes_csv, read_voc, recognize
 from autotimm.errors import DataError
 
 Picture = Callable[..., Path]
@@ -122,3 +122,56 @@ def test_files_without_boxes_are_refused(tmp_path: Path) -> None:
         read(tmp_path)
     with pytest.raises(DataError, match="no column for xmin, ymin, xmax, ymax"):
         read(tmp_path / "labels.csv")
+
+
+# OpenImages
+
+OPEN_IMAGES = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction"
+
+
+def open_row(image: str, label: str, box: str, group: int = 0) -> str:
+    return f"{image},xclick,{label},1,{box},0,0,{group},0"
+
+
+def test_open_images(tmp_path: Path, picture: Picture) -> None:
+    root = tmp_path / "oi"
+    for name in ("train/data/ab0.jpg", "train/data/ab1.JPG", "validation/data/ab0.png"):
+        picture(root / name)
+    rows = [open_row("ab0", "/m/01g317", "0.1,0.5,0.25,1"), open_row("ab1", "/m/0k4j", "0,0.5,0,0.5", 1)]
+    rows.append(open_row("ab1", "/m/01g317", "0.5,1,0.5,1"))
+    for split, lines in (("train", rows), ("validation", [open_row("ab0", "/m/0k4j", "0,1,0,1")])):
+        (root / split / "labels").mkdir()
+        (root / split / "labels" / "detections.csv").write_text("\n".join([OPEN_IMAGES, *lines]))
+    (root / "class-descriptions-boxable.csv").write_text('/m/01g317,Person\n/m/0k4j,"Car"\n/m/011k07,Tortoise\n')
+    assert recognize(root)[:3] == ("detection", "csv", "oi has 2 tables of boxes: object detection.")
+    tables, notices = read(root, strict=True)
+    assert {split: table.ids for split, table in tables.items()} == {
+        "train": ("train/data/ab0.jpg", "train/data/ab1.JPG"), "val": ("validation/data/ab0.png",),
+    }  # fmt: skip
+    assert (tables["train"].class_names, notices) == (("Car", "Person"), [])
+    assert tables["train"].load(0).target["boxes"].tolist() == [[2, 4, 10, 16]]
+    assert tables["train"].load(1).target["crowd"].tolist() == [True, False]
+    (root / "class-descriptions-boxable.csv").write_text("/m/01g317,Person\n")
+    tables, notices = read(root)
+    assert tables["train"].class_names == ("/m/0k4j", "Person")
+    assert notices == [
+        "1 classes have a code and no name: /m/0k4j. OpenImages' file class-descriptions-boxable.csv gives the names: "
+        "add it to the folder."
+    ]
+
+
+def test_names_without_an_extension(tmp_path: Path, picture: Picture) -> None:
+    """Missing, ambiguous, differently written ones, and those of masks."""
+    for name in ("ab0.jpg", "two.jpg", "two.png", "x/dup.jpg", "y/dup.jpg", "Case.png", "v.1.png", "masks/ab0.png"):
+        picture(tmp_path / "images" / name)
+    names = ("ab0", "two", "dup", "case", "v.1", "gone", "x/dup")
+    header = "ImageID,LabelName,XMin,XMax,YMin,YMax"
+    (tmp_path / "a.csv").write_text("\n".join([header, *(f"{name},dog,0,1,0,1" for name in names)]))
+    tables, notices = read(tmp_path)
+    assert tables["train"].ids == ("images/ab0.jpg", "images/Case.png", "images/v.1.png", "images/x/dup.jpg")
+    assert sorted(notices)[:3] == [
+        "1 file names that their images write differently, used all the same: case.png (images/Case.png).",
+        "1 missing images, left out: images/gone.",
+        "2 file names that several images have, ambiguous and left out: two (two.jpg, two.png), dup.jpg "
+        "(images/x/dup.jpg, images/y/dup.jpg).",
+    ]

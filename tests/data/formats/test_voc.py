@@ -180,6 +180,20 @@ def test_a_missing_image_is_not_replaced_by_its_namesake_of_another_split(tmp_pa
         read(tmp_path, strict=True)
 
 
+def test_the_folder_of_the_xml_file_names_the_split_where_that_of_the_image_does_not(
+    tmp_path: Path, picture: Picture
+) -> None:
+    for split, name in (("train", "a"), ("val", "b")):
+        picture(tmp_path / "JPEGImages" / f"{name}.png")
+        write(tmp_path / "Annotations" / split / f"{name}.xml", thing("dog", (1, 1, 5, 5)))
+    tables, notices = read(tmp_path)
+    assert {split: table.ids for split, table in tables.items()} == {
+        "train": ("JPEGImages/a.png",),
+        "val": ("JPEGImages/b.png",),
+    }
+    assert notices == []
+
+
 def test_broken_xml_is_reported(tmp_path: Path, picture: Picture) -> None:
     for number, content in enumerate(["<object>", thing("cat & dog", (1, 1, 5, 5))]):
         picture(tmp_path / f"{number}.png")

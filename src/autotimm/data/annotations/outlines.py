@@ -25,6 +25,8 @@ __all__ = ["Box", "MaskFile", "Outline", "Outlines", "Polygons", "RunLengths", "
 
 Box = tuple[float, float, float, float]
 
+_ELLIPSE_CORNERS = 64
+
 
 class Polygons(NamedTuple):
     """Polygons that together make one object.
@@ -34,6 +36,23 @@ class Polygons(NamedTuple):
     """
 
     parts: tuple[NDArray[np.float64], ...]
+
+    @classmethod
+    def ellipse(cls, x: float, y: float, x_radius: float, y_radius: float) -> Polygons:
+        """An ellipse around a point, with 64 corners."""
+        angles = np.arange(_ELLIPSE_CORNERS) * (2 * np.pi / _ELLIPSE_CORNERS)
+        return cls((np.stack([x + x_radius * np.cos(angles), y + y_radius * np.sin(angles)], axis=1),))
+
+    def turned(self, x: float, y: float, degrees: float) -> Polygons:
+        """Turned clockwise around a point, as seen in an image, whose y points down.
+
+        Example:
+            >>> Polygons((np.array([(2, 0), (3, 0)]),)).turned(2, 0, 90).box()
+            (2.0, 0.0, 2.0, 1.0)
+        """
+        sine, cosine = np.sin(np.radians(degrees)), np.cos(np.radians(degrees))
+        turn = np.array([[cosine, sine], [-sine, cosine]])
+        return Polygons(tuple((part - (x, y)) @ turn + (x, y) for part in self.parts))
 
     def box(self) -> Box:
         """The smallest box around all corners: x1, y1, x2, y2."""
@@ -79,6 +98,30 @@ class RunLengths(NamedTuple):
         """Compress a mask of zeros and ones (H, W)."""
         height, width = mask.shape
         return cls(height, width, coco_mask.encode(np.asfortranarray(mask))["counts"])
+
+    @classmethod
+    def of_crop(cls, crop: NDArray[np.bool_], left: int, top: int, height: int, width: int) -> RunLengths:
+        """Compress a part of a mask, without making the rest of it.
+
+        Args:
+            crop: Where the object is (h, w).
+            left: Column of the mask where it begins.
+            top: Row of the mask where it begins.
+            height: Rows of the mask.
+            width: Columns.
+
+        Raises:
+            ValueError: If it reaches beyond the mask, or the mask is too large.
+        """
+        rows, columns = crop.shape
+        if min(left, top) < 0 or left + columns > width or top + rows > height or height * width >= 1 << 32:
+            raise ValueError("a mask that reaches beyond its image")
+        edges = np.diff(np.pad(crop.astype(np.int8), ((1, 1), (0, 0))), axis=0)
+        column, row = np.nonzero(edges.T)
+        starts, uses = np.unique((left + column) * height + top + row, return_counts=True)
+        # A run that goes on in the next column ends and begins at one place; nothing begins behind the last pixel.
+        starts = starts[(uses == 1) & (starts < height * width)]
+        return cls.of_counts(height, width, np.diff([0, *starts.tolist(), height * width]).tolist())
 
     def as_coco(self) -> dict[str, Any]:
         """As in a COCO file: size and compressed counts."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,6 +28,8 @@ _COLUMNS = {
     "y2": ("ymax", "y_max", "y2", "bottom", "bbox_ymax"),
 }
 _SIZE_COLUMNS = {"width": ("width", "image_width", "img_width"), "height": ("height", "image_height", "img_height")}
+_CROWD_COLUMNS = {"crowd": ("isgroupof", "iscrowd", "is_crowd")}
+_CODE = re.compile(r"/[mg]/\w+")  # a class of OpenImages
 
 
 class BoxCsv(Format):
@@ -36,6 +39,12 @@ class BoxCsv(Format):
     fractions of the image. ``width`` and ``height`` are the image's and may be missing. A line with empty coordinates
     lists an image without objects; an image that no line names is not read. The split comes from the name of the file
     or its folder; images are looked for beside and below. Classes are sorted by name.
+
+    OpenImages' tables are such tables: ``ab0`` finds ``ab0.jpg``, a class-descriptions file gives the names of classes
+    such as ``/m/01g317``, and boxes of groups (``IsGroupOf``) are crowds.
+
+    See:
+        https://storage.googleapis.com/openimages/web/download_v7.html
     """
 
     name = "csv"
@@ -70,8 +79,9 @@ class BoxCsv(Format):
         tables = {split: _records(path, listing, split, report) for split, path in ordered(splits).items()}
         records = {split: images for split, (images, _) in tables.items()}
         note_unlisted(listing, [finder for _, finder in tables.values()], notices)
-        labels = {record.label for images in records.values() for image in images for record in image.objects}
-        return object_tables(records, sorted(labels, key=str.encode), notices, report=report, corners=True)
+        named = _with_class_names(records, listing, notices)
+        labels = {record.label for images in named.values() for image in images for record in image.objects}
+        return object_tables(named, sorted(labels, key=str.encode), notices, report=report, corners=True)
 
 
 def read_boxes_csv(folder: Path, notices: list[str], *, masks: bool = False, strict: bool = False) -> dict[str, Table]:
@@ -117,7 +127,7 @@ def _columns(path: Path) -> tuple[dict[str, str], str]:
     except (OSError, UnicodeDecodeError, csv.Error):
         return {}, ","
     lower = {cell.strip().lower(): cell for cell in reversed(cells)}
-    usual = (_COLUMNS | _SIZE_COLUMNS).items()
+    usual = (_COLUMNS | _SIZE_COLUMNS | _CROWD_COLUMNS).items()
     return {key: lower[name] for key, names in usual for name in reversed(names) if name in lower}, delimiter
 
 
@@ -140,7 +150,9 @@ def _records(path: Path, listing: Listing, split: str, report: Report) -> tuple[
         cells = [_cell(row, columns[key]) for key in ("x1", "y1", "x2", "y2")]
         if any(cells):
             try:
-                objects[name].append(_object(_cell(row, columns["label"]), cells))
+                record = _object(_cell(row, columns["label"]), cells)
+                crowd = "crowd" in columns and _cell(row, columns["crowd"]).lower() in ("1", "true")
+                objects[name].append(record._replace(crowd=crowd))
             except ValueError as error:
                 report.add("lines that cannot be used", "left out", f"{relative(path, root)}, row {line} ({error})")
     boxes = [record.box for records in objects.values() for record in records if record.box is not None]
@@ -152,6 +164,40 @@ def _records(path: Path, listing: Listing, split: str, report: Report) -> tuple[
         if path is not None
     ]
     return records, finder
+
+
+def _with_class_names(
+    splits: Mapping[str, Sequence[ImageRecord]], listing: Listing, notices: list[str]
+) -> dict[str, Sequence[ImageRecord]]:
+    """The images with names in place of OpenImages' codes of classes, as far as a file gives them."""
+    labels = {record.label for images in splits.values() for image in images for record in image.objects}
+    codes = set(filter(_CODE.fullmatch, labels))
+    if not codes:
+        return dict(splits)
+    names = _class_descriptions(listing)
+    if unknown := sorted(codes - names.keys()):
+        notices.append(
+            f"{len(unknown)} classes have a code and no name: {join_names(unknown)}. OpenImages' file "
+            "class-descriptions-boxable.csv gives the names: add it to the folder."
+        )
+    return {
+        split: [
+            image._replace(objects=[one._replace(label=names.get(one.label, one.label)) for one in image.objects])
+            for image in images
+        ]
+        for split, images in splits.items()
+    }
+
+
+def _class_descriptions(listing: Listing) -> dict[str, str]:
+    """OpenImages' names of classes by their codes: lines such as ``/m/01g317,Person``."""
+    names: dict[str, str] = {}
+    for path in listing.files_below((".csv",)):
+        if "class" in path.name.lower():
+            with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+                rows = [[cell.strip() for cell in row] for row in csv.reader(file)]
+            names |= {row[0]: row[1] for row in rows if len(row) == 2 and _CODE.fullmatch(row[0]) and row[1]}
+    return names
 
 
 def _cell(row: Mapping[str, str | None], column: str) -> str:

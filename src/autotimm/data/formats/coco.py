@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import codecs
-import math
-import mmap
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autotimm.data.annotations.outlines import Box, read_outline
+from autotimm.data.annotations.outlines import read_outline
 from autotimm.data.formats.data_format import Format, ReadOptions, Report, Sighting, listed, ordered, read_lists
 from autotimm.data.formats.image_finder import ImageFinder, note_unlisted
+from autotimm.data.formats.json_files import contains, load_json
 from autotimm.data.formats.listing import Listing, relative, split_of
-from autotimm.data.formats.object_records import ImageRecord, ObjectRecord, has_area, object_tables
+from autotimm.data.formats.object_records import (
+    ImageRecord,
+    ObjectRecord,
+    has_area,
+    object_tables,
+    sized_box,
+    stated_area,
+)
 from autotimm.data.table import Table
 from autotimm.errors import DataError, join_names
-from autotimm.serialization import read_json
 
 __all__ = ["Coco", "read_coco"]
 
 _KEYS = tuple(re.compile(rb'"%s"\s*:\s*\[' % key) for key in (b"images", b"annotations", b"categories"))
-_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as PowerShell writes files
 _OUTLINE = re.compile(rb'"segmentation"\s*:\s*(\[\s*\[?\s*-?[\d.]|\{\s*")')
 
 
@@ -47,7 +50,7 @@ class Coco(Format):
         if not files:
             return None
         count = f"{len(files)} COCO file{'s' if len(files) > 1 else ''}"
-        if any(_contains(path, _OUTLINE) for path in files):
+        if any(contains(path, _OUTLINE) for path in files):
             return Sighting(f"{count} with outlines", self.tasks)
         return Sighting(f"{count} with boxes", ("detection",))
 
@@ -94,20 +97,9 @@ def read_coco(folder: Path, notices: list[str], *, masks: bool = False, strict: 
     return Coco().read(Listing(folder), notices, ReadOptions(masks, strict))
 
 
-def _contains(path: Path, *patterns: re.Pattern[bytes]) -> bool:
-    """Whether a file matches all patterns, without parsing half a gigabyte."""
-    try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            wide = content[:2] in _UTF_16
-            searched = content[:].decode("utf-16").encode() if wide else content
-            return all(pattern.search(searched) for pattern in patterns)
-    except (OSError, ValueError):  # an empty file cannot be mapped
-        return False
-
-
 def _coco_files(listing: Listing) -> list[Path]:
     files = listing.files_below((".json",)) if listing.file is None else [listing.file]
-    return [path for path in files if path.suffix.lower() == ".json" and _contains(path, *_KEYS)]
+    return [path for path in files if path.suffix.lower() == ".json" and contains(path, *_KEYS)]
 
 
 def _split_files(listing: Listing, notices: list[str]) -> dict[str, Path]:
@@ -150,7 +142,7 @@ class _CocoFile:
     def __init__(self, path: Path, listing: Listing, split: str, masks: bool, report: Report) -> None:
         self.path, self.split, self.masks, self.report = path, split, masks, report
         self._listing, self._root = listing, listing.base
-        content = _load(path)
+        content = load_json(path)
         self.images = self._entries(content, "images", ("id", "file_name"))
         self.categories = self._distinct(self._entries(content, "categories", ("id", "name")))
         self.annotations = self._entries(content, "annotations", ("image_id", "category_id"))
@@ -237,7 +229,7 @@ class _CocoFile:
         return [image for same_id in by_id.values() if len(same_id) == 1 for image in same_id.values()]
 
     def _object(self, annotation: Mapping[str, Any], label: str) -> ObjectRecord:
-        box, crowd = _box(annotation.get("bbox")), bool(annotation.get("iscrowd"))
+        box, crowd = sized_box(annotation.get("bbox")), bool(annotation.get("iscrowd"))
         outline = None
         if self.masks or not has_area(box):
             try:
@@ -246,16 +238,7 @@ class _CocoFile:
                 name = f"{relative(self.path, self._root)} #{annotation.get('id')} ({error})"
                 self.report.add("outlines that cannot be read", "their objects neither learned nor counted", name)
                 crowd = True
-        return ObjectRecord(label, box, crowd, outline, _area(annotation.get("area")))
-
-
-def _load(path: Path) -> Any:
-    try:
-        return read_json(path, largest=None)  # large data sets have files of gigabytes
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from error
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON: {error}. Export it again.") from error
+        return ObjectRecord(label, box, crowd, outline, stated_area(annotation.get("area")))
 
 
 def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -264,22 +247,6 @@ def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
     except (LookupError, TypeError, ValueError, OverflowError):
         return None
     return (width, height) if width > 0 and height > 0 else None
-
-
-def _box(bbox: Any) -> Box | None:
-    """COCO's x, y, width, height as x1, y1, x2, y2; ``None`` if there is none, NaN if it is invalid."""
-    if not bbox:
-        return None
-    try:
-        x, y, width, height = map(float, bbox)
-    except (TypeError, ValueError, OverflowError):
-        return (math.nan,) * 4
-    return x, y, x + width, y + height
-
-
-def _area(area: Any) -> float:
-    """An area in square pixels; 0 if it is not stated, or no positive number."""
-    return float(area) if isinstance(area, (int, float)) and 0 < area < math.inf else 0.0
 
 
 def _class_names(files: Sequence[_CocoFile], notices: list[str]) -> list[str]:

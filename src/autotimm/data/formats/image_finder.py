@@ -8,13 +8,15 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from autotimm.data.formats.data_format import Report
 from autotimm.data.formats.listing import Listing, near_name, relative, split_of, text
+from autotimm.data.formats.mask_pairs import is_mask_folder
 from autotimm.data.image_io import is_image_name
 from autotimm.errors import join_names
 
-__all__ = ["ImageFinder", "is_of_images", "note_unlisted"]
+__all__ = ["ImageFinder", "Place", "find_by_split", "is_of_images", "note_unlisted"]
 
 _MANY_FOLDERS = 50  # siblings beyond that are classes or cities, not folders of a whole split
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "pngimages", "photos", "pictures", "frames", "rgb")
@@ -25,7 +27,8 @@ class ImageFinder:
 
     Numbered frames have the same names in every split: an image that was deleted from ``train/`` must be missing, not
     be replaced by its namesake in ``val/``. A name without folders that several folders have is ambiguous: whichever
-    was taken, it could get the objects of the other.
+    was taken, it could get the objects of the other. A name without an extension, such as an id of OpenImages, is that
+    of an image without its own.
 
     Args:
         listing: The data; no file outside of its folder is read.
@@ -41,14 +44,34 @@ class ImageFinder:
     def __init__(self, listing: Listing, annotations: Path, split: str, names: Sequence[str], report: Report) -> None:
         self._listing, self._root, self._report = listing, listing.base, report
         self._own_split = split_of(relative(annotations, self._root))
-        self._times = Counter(map(_safe_path, names))
-        last = [PurePosixPath(tail).name for tail in self._times]
         self._folder_splits: dict[Path, set[str]] = {}
+        self._extended = self._extend([name for name in names if not is_image_name(name)])
+        self._times = Counter(_safe_path(path) for name in names for path in self._extended.get(name, [name]))
+        last = [PurePosixPath(tail).name for tail in self._times]
         # By its last part alone a path is looked up only where no other path ends alike: cat/1.jpg is not dog/1.jpg.
         self._uses, self._near_uses = Counter(last), Counter(map(near_name, last))
         self._base = self._choose_base(annotations.parent, split)
         self._beside = self._base == annotations.parent
         self.seen: set[Path] = set()
+
+    def _extend(self, names: Sequence[str]) -> dict[str, list[str]]:
+        """Names without an extension with those that images of their name have; several are ambiguous."""
+        images: dict[str, list[Path]] = {}
+        for image in self._listing.images_below(self._root) if names else ():
+            if self._may_hold(image.path.parent, self._own_split):
+                images.setdefault(near_name(image.path.stem), []).append(image.path)
+        extended = {}
+        for name in names:
+            last = PurePosixPath(_safe_path(name)).name
+            alike = images.get(near_name(last), [])
+            alike = [image for image in alike if image.stem == last] or alike
+            alike = [image for image in alike if not self._is_mask(image)] or alike
+            if suffixes := dict.fromkeys(image.suffix for image in alike):
+                extended[name] = [name + suffix for suffix in suffixes]
+        return extended
+
+    def _is_mask(self, image: Path) -> bool:
+        return any(map(is_mask_folder, PurePosixPath(relative(image.parent, self._root)).parts))
 
     def _choose_base(self, beside: Path, split: str) -> Path:
         """The folder that paths are relative to: the one that has most of the first of them."""
@@ -64,6 +87,11 @@ class ImageFinder:
 
     def find(self, name: str) -> Path | None:
         """The file of that name; where it should be if there is none; ``None`` if it may be one of several."""
+        names = self._extended.get(name, [name])
+        if len(names) > 1:
+            self._add_ambiguous(name, names)
+            return None
+        name = names[0]
         tail = PurePosixPath(_safe_path(name))
         path = self._base / tail
         images = self._rivals_of(tail)
@@ -76,15 +104,17 @@ class ImageFinder:
             self._report.add("file names that their images write differently", "used all the same", spelling)
         self.seen.update(images)
         if len(images) > 1:
-            places = join_names([relative(image, self._root) for image in images])
-            named = f"{text(name)} ({places})"
-            self._report.add("file names that several images have", "ambiguous and left out", named)
+            self._add_ambiguous(name, [relative(image, self._root) for image in images])
             return None
         return images[0] if images else path
 
+    def _add_ambiguous(self, name: str, places: Sequence[str]) -> None:
+        named = f"{text(name)} ({join_names(places)})"
+        self._report.add("file names that several images have", "ambiguous and left out", named)
+
     def note(self, name: str) -> None:
         """Note that an image is named, whether it is looked for or not."""
-        self.seen.add(self._base / _safe_path(name))
+        self.seen.update(self._base / _safe_path(path) for path in self._extended.get(name, [name]))
 
     def _rivals_of(self, tail: PurePosixPath) -> list[Path]:
         """The images that a name without folders may mean, if nothing says which of them; otherwise none."""
@@ -167,6 +197,50 @@ class ImageFinder:
                 if len(images) > 1 and len({split_of(relative(one.parent, self._root)) for one in images} - {None}) > 1:
                     return split_of(relative(self._base, self._root))
         return self._own_split
+
+
+class Place(NamedTuple):
+    """Where an image is that an annotation file of several splits names.
+
+    Attributes:
+        path: The file, or where it should be; ``None`` if it may be one of several.
+        split: ``train``, ``val`` or ``test``.
+    """
+
+    path: Path | None
+    split: str
+
+
+def find_by_split(
+    listing: Listing, annotations: Path, stated: Sequence[tuple[str, str]], report: Report
+) -> tuple[list[Place], list[ImageFinder]]:
+    """Find the images of a file that may be for several splits.
+
+    Args:
+        listing: The data.
+        annotations: The file.
+        stated: Each name with what the file says of its split; where that says none, the path of the name, then that
+            of the file, then that of the image name it.
+        report: See :class:`ImageFinder`.
+
+    Returns:
+        The place of each, and how they were found.
+    """
+    own = split_of(relative(annotations, listing.base))
+    splits = [split_of(word) or split_of(str(PurePosixPath(_safe_path(name)).parent)) or own for name, word in stated]
+    finders = {}
+    for split in dict.fromkeys(splits):
+        # Two splits may have a name: a finder of its own looks in the folder of each.
+        names = [name for (name, _), its_split in zip(stated, splits, strict=True) if its_split == split]
+        finders[split] = ImageFinder(listing, annotations, split or "train", names, report)
+        for name in names:
+            finders[split].note(name)
+    places = []
+    for (name, _), split in zip(stated, splits, strict=True):
+        path = finders[split].find(name)
+        found = None if path is None else split_of(relative(path.parent, listing.base))
+        places.append(Place(path, split or found or "train"))
+    return places, list(finders.values())
 
 
 def note_unlisted(listing: Listing, finders: Sequence[ImageFinder], notices: list[str]) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from autotimm.data.annotations.objects import Annotation, ObjectTable
 from autotimm.data.annotations.outlines import Box, Outline, Polygons, RunLengths
@@ -15,7 +15,16 @@ from autotimm.data.formats.data_format import Report, ordered
 from autotimm.data.table import Table
 from autotimm.errors import DataError, join_names
 
-__all__ = ["SLACK_SHARE", "ImageRecord", "ObjectRecord", "has_area", "object_tables"]
+__all__ = [
+    "SLACK_SHARE",
+    "ImageRecord",
+    "ObjectRecord",
+    "has_area",
+    "merged_parts",
+    "object_tables",
+    "sized_box",
+    "stated_area",
+]
 
 SLACK_SHARE = 0.01
 """Share of an image's side by which tools round coordinates beyond its border."""
@@ -56,6 +65,45 @@ class ImageRecord(NamedTuple):
     objects: Sequence[ObjectRecord] = ()
     size: tuple[int, int] | None = None
     relative: bool = False
+
+
+def sized_box(bbox: Any) -> Box | None:
+    """COCO's x, y, width, height as x1, y1, x2, y2; ``None`` if there is none, NaN if it is invalid."""
+    if not bbox:
+        return None
+    try:
+        x, y, width, height = map(float, bbox)
+    except (TypeError, ValueError, OverflowError):
+        return (math.nan,) * 4
+    return x, y, x + width, y + height
+
+
+def stated_area(area: Any) -> float:
+    """An area in square pixels; 0 if it is not stated, or no positive number."""
+    return float(area) if isinstance(area, (int, float)) and 0 < area < math.inf else 0.0
+
+
+def merged_parts(objects: Iterable[tuple[ObjectRecord, Hashable]]) -> list[ObjectRecord]:
+    """Join the polygons of one class and group: an object that something covers is drawn in several parts.
+
+    Args:
+        objects: Each with its group, ``None`` for an object alone.
+    """
+    merged: list[ObjectRecord] = []
+    places: dict[Hashable, int] = {}
+    for record, group in objects:
+        key = (record.label, group)
+        if group is None or not isinstance(record.outline, Polygons):
+            merged.append(record)
+        elif key in places:
+            first = merged[places[key]]
+            assert isinstance(first.outline, Polygons)
+            outline = Polygons(first.outline.parts + record.outline.parts)
+            merged[places[key]] = first._replace(box=None, outline=outline, crowd=first.crowd or record.crowd)
+        else:
+            places[key] = len(merged)
+            merged.append(record)
+    return merged
 
 
 def object_tables(

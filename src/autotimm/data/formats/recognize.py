@@ -11,32 +11,40 @@ from autotimm.constants import TASKS
 from autotimm.data.formats.box_csv import BoxCsv
 from autotimm.data.formats.cityscapes import Cityscapes
 from autotimm.data.formats.class_csv import ClassCsv
-from autotimm.data.formats.class_folders import ClassFolders
+from autotimm.data.formats.class_folders import ClassFolders, read_folder
 from autotimm.data.formats.coco import Coco
+from autotimm.data.formats.cvat import Cvat
 from autotimm.data.formats.data_format import Format, ReadOptions, Sighting
 from autotimm.data.formats.instance_ids import InstanceIds
 from autotimm.data.formats.instance_masks import InstanceMasks
 from autotimm.data.formats.label_images import LabelImages
+from autotimm.data.formats.labelme import LabelMe
 from autotimm.data.formats.listing import Listing, text
 from autotimm.data.formats.mask_pairs import is_mask_folder
+from autotimm.data.formats.metadata_jsonl import MetadataLabels, MetadataObjects
+from autotimm.data.formats.other_formats import name_other_format
 from autotimm.data.formats.voc import Voc
 from autotimm.data.formats.yolo import Yolo
-from autotimm.data.table import Table
+from autotimm.data.table import ImageTable, Table
 from autotimm.errors import DataError, join_names, require_choice
 from autotimm.records.imports import Kind, import_named
 
-__all__ = ["FORMATS", "Recognized", "format_names", "read_spatial", "recognize", "recognize_listing"]
+__all__ = ["FORMATS", "Recognized", "format_names", "read_classes", "read_spatial", "recognize", "recognize_listing"]
 
 FORMATS: tuple[Format, ...] = (
     Coco(),
     Voc(),
     Yolo(),
     BoxCsv(),
+    LabelMe(),
+    Cvat(),
+    MetadataObjects(),
     InstanceMasks(),
     InstanceIds(),
     LabelImages(),
     Cityscapes(),
     ClassFolders(),
+    MetadataLabels(),
     ClassCsv(),
 )
 """Every format that is recognized, and that ``--format`` can name."""
@@ -56,7 +64,7 @@ class Recognized(NamedTuple):
 
     Attributes:
         task: ``classification``, ``detection``, ``instance`` or ``segmentation``.
-        format: ``folder``, ``csv``, ``coco``, ``voc``, ``yolo``, ``masks``, ``ids`` or ``cityscapes``.
+        format: The name of one of :data:`FORMATS`.
         sentence: What was seen, and what else could be asked for, for people.
         listing: The listing that shows it, for reading the data without listing the folder again.
     """
@@ -79,7 +87,7 @@ def format_names(task: str) -> tuple[str, ...]:
 
     Example:
         >>> format_names("instance")
-        ('coco', 'yolo', 'masks', 'ids')
+        ('coco', 'yolo', 'labelme', 'cvat', 'masks', 'ids')
     """
     return tuple(format.name for format in FORMATS if task in format.tasks)
 
@@ -87,14 +95,14 @@ def format_names(task: str) -> tuple[str, ...]:
 def recognize(path: str | Path, task: str | None = None) -> Recognized:
     """Detect the task and the format of data from the contents of a folder.
 
-    COCO and YOLO with outlines are for instance segmentation, with boxes alone for detection, like VOC and tables of
-    boxes; images with a mask each for semantic segmentation, with a mask per object or one whose values behave like ids
-    of objects for instance segmentation. Folders of images without annotations are classes, but never those called
-    masks, labels or annotations. Where VOC files and a table of boxes are found, VOC is read, since the
+    COCO, YOLO, labelme and CVAT with outlines are for instance segmentation, with boxes alone for detection, like VOC
+    and tables of boxes; images with a mask each for semantic segmentation, with a mask per object or one whose values
+    behave like ids of objects for instance segmentation. Folders of images without annotations are classes, but never
+    those called masks, labels or annotations. Where VOC files and a table of boxes are found, VOC is read, since the
     table is usually made from them.
 
     Args:
-        path: A folder, a JSON, YAML or CSV file.
+        path: A folder, a JSON, XML, YAML, CSV or JSONL file.
         task: What the data shall be used for, where several tasks are possible.
 
     Raises:
@@ -110,11 +118,16 @@ def recognize_listing(listing: Listing, task: str | None = None) -> Recognized:
         require_choice("task", "recognize", task, TASKS)
     if listing.file is not None:
         offers = _offers(listing, FORMATS, task)
+        only_labels = all("classification" in offer.sighting.tasks for offer in offers)  # as in any table
+        if only_labels and (other := name_other_format(listing)):
+            raise DataError(other)
         if not offers:
             raise DataError(
-                f"{listing.path} is not data of a known format. Give a folder, a COCO file (.json), a YOLO file "
-                "(.yaml) or a table (.csv)."
+                f"{listing.path} is not data of a known format. Give a folder, a COCO file (.json), a CVAT file "
+                "(.xml), a YOLO file (.yaml) or a table (.csv)."
             )
+        if missing := next((offer.sighting.missing for offer in offers if offer.sighting.missing), ""):
+            raise DataError(f"{listing.path} cannot be read. {missing}")
         return _choose(listing, offers, task, "")
     listing.images_below()  # an error of listing comes before what formats say
     offers = _offers(listing, [format for format in FORMATS if _may_be_for(format, task)], task)
@@ -123,13 +136,15 @@ def recognize_listing(listing: Listing, task: str | None = None) -> Recognized:
     hint = "".join(f" {sentence}" for sentence in hints if sentence)
     complete = [offer for offer in offers if not offer.sighting.missing]
     certain = [offer for offer in complete if offer.sighting.certain]
-    if not certain and len(complete) < len(offers):
-        missing = next(offer.sighting.missing for offer in offers if offer.sighting.missing)
+    missing = next((offer.sighting.missing for offer in offers if offer.sighting.missing), "")
+    if not certain and task != "classification":
+        missing = missing or name_other_format(listing)
+    if not certain and missing:
         raise DataError(f"{listing.path} is not recognized. {missing} For class folders give task='classification'.")
     if not complete and task in (None, "classification"):
         raise DataError(
             f"{listing.path} is not recognized. {_images_seen(listing)}.{hint} Make a folder per class, or add "
-            "annotations: COCO, VOC, YOLO, a table of boxes, or masks."
+            "annotations: COCO, VOC, YOLO, labelme, CVAT, a table of boxes, or masks."
         )
     fitting = [offer for offer in certain if task is None or task in offer.sighting.tasks]
     possible = [offer for offer in complete if task is not None and task in offer.sighting.tasks]
@@ -195,6 +210,26 @@ def _choose(listing: Listing, offers: Sequence[_Offer], task: str | None, hint: 
     also = f" Also possible: {join_names([f'--task {other}' for other in others])}." if others else ""
     name = text(listing.path.resolve().name)
     return Recognized(task, format.name, f"{name} has {sighting.what}: {_TASK_WORDS[task]}.{also}{hint}", listing)
+
+
+def read_classes(listing: Listing, notices: list[str], *, strict: bool = False) -> Mapping[str, ImageTable]:
+    """Read images with classes: from a file of labels in a folder if there is one, else from class folders.
+
+    Args:
+        listing: The folder.
+        notices: Receives one line for each thing that was left out or looks strange.
+        strict: Refuse what is wrong instead of leaving it out.
+
+    Returns:
+        A table per split.
+
+    Raises:
+        DataError: If the data cannot be used.
+    """
+    labels = MetadataLabels()
+    if os.path.exists(listing.path) and labels.see(listing) is not None:
+        return labels.read(listing, notices, ReadOptions(strict=strict))
+    return read_folder(listing, notices)
 
 
 def read_spatial(

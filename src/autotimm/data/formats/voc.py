@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 from autotimm.data.formats.box_csv import BoxCsv
-from autotimm.data.formats.data_format import Format, ReadOptions, Report, Sighting, by_split, listed, read_lists
-from autotimm.data.formats.image_finder import is_of_images
-from autotimm.data.formats.listing import Listing, near_name, relative, split_of
-from autotimm.data.formats.object_records import ImageRecord, ObjectRecord, object_tables
+from autotimm.data.formats.data_format import Format, ReadOptions, Report, Sighting, read_lists
+from autotimm.data.formats.image_per_file import ImageFile, tables_of_files
+from autotimm.data.formats.listing import Listing, relative
+from autotimm.data.formats.object_records import ObjectRecord
 from autotimm.data.table import Table
-from autotimm.errors import DataError, join_names
+from autotimm.errors import DataError
 
 __all__ = ["Voc", "read_voc"]
 
 _ROOT = re.compile(rb"<annotation[\s>]")  # CVAT's files begin with <annotations>
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
-_MASK_FOLDERS = ("segmentationclass", "segmentationobject")
 
 
 class Voc(Format):
@@ -58,25 +54,9 @@ class Voc(Format):
         files = _voc_files(listing)
         if not files:
             raise DataError(f"There is no VOC annotation in {listing.path}. Give a folder with an XML file per image.")
-        # The masks of VOC's other tasks have the names of their images.
-        images = [image for image in listing.images_below() if not any(map(_is_of_masks, Path(image.name).parts[:-1]))]
         annotations = [_parsed(path, relative(path, root), report) for path in files]
-        found, seen = _ImageFinder([image.path for image in images], root, report).find_all(annotations)
-        records = [
-            ImageRecord(found[one.path], relative(found[one.path], root), one.objects, one.size)
-            for one in annotations
-            if one.objects is not None and one.path in found
-        ]
-        for image in images:
-            if image.path not in seen:
-                report.add("images without an XML file", "left out", image.name)
-        names = sorted({record.label for image in records for record in image.objects}, key=str.encode)
         lists = read_lists(root / "ImageSets" / "Main")
-        if lists:
-            splits = listed({record.id: record for record in records}, lists, notices, report)
-        else:
-            splits = by_split((str(PurePosixPath(record.id).parent), record) for record in records)
-        return object_tables(splits, names, notices, report=report, corners=True)
+        return tables_of_files(annotations, listing, notices, report, kind="XML", lists=lists)
 
 
 def read_voc(folder: Path, notices: list[str], *, masks: bool = False, strict: bool = False) -> dict[str, Table]:
@@ -109,131 +89,13 @@ def _head(path: Path) -> bytes:
         return b""
 
 
-def _is_of_masks(folder: str) -> bool:
-    return folder.lower().startswith(_MASK_FOLDERS)
-
-
-class _Annotation(NamedTuple):
-    """What an XML file says.
-
-    Attributes:
-        path: The file.
-        objects: The objects; ``None`` if it cannot be read.
-        size: Width and height of the image, if it states them.
-        filename: The name of the image, as on the computer where it was annotated; may be empty.
-        folder: The folder of the image; may be empty.
-    """
-
-    path: Path
-    objects: Sequence[ObjectRecord] | None
-    size: tuple[int, int] | None = None
-    filename: str = ""
-    folder: str = ""
-
-
-class _ImageFinder:
-    """Finds the images of XML files by their stems: the nearest if several folders have one, none of another split.
-
-    Args:
-        images: The images.
-        root: The folder of the data.
-        report: Receives XML files without an image, with several, or with one of nearly the same name.
-    """
-
-    def __init__(self, images: Sequence[Path], root: Path, report: Report) -> None:
-        self._root, self._report = root, report
-        self._by_name: dict[str, list[Path]] = {}
-        for path in images:
-            self._by_name.setdefault(near_name(path.stem), []).append(path)
-
-    def find_all(self, annotations: Sequence[_Annotation]) -> tuple[dict[Path, Path], set[Path]]:
-        """Find the image of each XML file, and give no image to two of them.
-
-        Returns:
-            The images by XML file, and all images that an XML file may mean.
-        """
-        candidates = {annotation.path: self._find(annotation) for annotation in annotations}
-        owners: dict[Path, dict[Path, int]] = {}
-        for annotation in annotations:
-            for image in candidates[annotation.path] if len(candidates[annotation.path]) == 1 else ():
-                owners.setdefault(image, {})[annotation.path] = _likeness(annotation, image)
-        found: dict[Path, Path] = {}
-        for image, paths in owners.items():
-            best = max(paths.values())
-            nearest = self._nearest([path for path, likeness in paths.items() if likeness == best], image)
-            for path in paths:
-                if nearest == [path]:
-                    found[path] = image
-                elif path in nearest:
-                    self._add("XML files that share an image", path, "ambiguous and left out")
-                else:  # a/1.xml is not for b/1.jpg, which has b/1.xml
-                    candidates[path] = []
-        for annotation in annotations:
-            images = candidates[annotation.path]
-            if not images and annotation.objects is not None:
-                self._add("XML files without an image", annotation.path)
-            elif len(images) > 1:
-                problem, places = "XML files of several images", self._places(images)
-                self._add(problem, annotation.path, "ambiguous and left out", places)
-            elif annotation.path in found and not _likeness(annotation, images[0]):
-                problem, places = "XML files that their images write differently", self._places(images)
-                self._add(problem, annotation.path, "used all the same", places)
-        return found, {image for images in candidates.values() for image in images}
-
-    def _places(self, images: Sequence[Path]) -> str:
-        return join_names([relative(image, self._root) for image in images])
-
-    def _add(self, problem: str, path: Path, consequence: str = "left out", places: str = "") -> None:
-        name = relative(path, self._root)
-        self._report.add(problem, consequence, f"{name} ({places})" if places else name)
-
-    def _find(self, annotation: _Annotation) -> list[Path]:
-        """The image; several if nothing says which of them, none if there is none."""
-        stems = _stems(annotation)
-        exactly = (self._candidates(stem, annotation.path, exactly=True) for stem in stems)
-        nearly = (self._candidates(stem, annotation.path, exactly=False) for stem in stems)
-        images = next(filter(None, [*exactly, *nearly]), [])
-        images = self._nearest(images, annotation.path)
-        named = [image for image in images if image.name == annotation.filename] or images
-        inside = [image for image in named if image.parent.name == annotation.folder] or named
-        return [image for image in inside if is_of_images(image.parent)] or inside
-
-    def _candidates(self, stem: str, annotation: Path, *, exactly: bool) -> list[Path]:
-        """Images of a stem without those of another split: numbered frames have the same names in each."""
-        split = self._split(annotation)
-        images = [image for image in self._by_name.get(near_name(stem), []) if image.stem == stem or not exactly]
-        return [image for image in images if not split or self._split(image) in (None, split)]
-
-    def _split(self, path: Path) -> str | None:
-        return split_of(relative(path.parent, self._root))
-
-    def _nearest(self, paths: Sequence[Path], other: Path) -> list[Path]:
-        """The paths that are nearest to another one; several if nothing says which."""
-        nearness = {path: self._nearness(path, other) for path in paths}
-        return [path for path in paths if nearness[path] == max(nearness.values())]
-
-    def _nearness(self, first: Path, second: Path) -> tuple[bool, bool, int]:
-        common = os.path.commonpath([first.parent, second.parent])
-        return first.parent == second.parent, self._split(first) == self._split(second), len(common)
-
-
-def _stems(annotation: _Annotation) -> tuple[str, str]:
-    return annotation.path.stem, PurePosixPath(annotation.filename).stem
-
-
-def _likeness(annotation: _Annotation, image: Path) -> int:
-    """2 if the XML file has the name of the image, 1 if it states that name, otherwise 0."""
-    own, stated = _stems(annotation)
-    return 2 if image.stem == own else int(image.stem == stated)
-
-
-def _parsed(path: Path, name: str, report: Report) -> _Annotation:
+def _parsed(path: Path, name: str, report: Report) -> ImageFile:
     """Read an XML file; what cannot be used of it is reported."""
     try:
         tree = ElementTree.parse(path).getroot()
     except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
         report.add("XML files that cannot be read", "left out with their images", f"{name} ({error})")
-        return _Annotation(path, None)
+        return ImageFile(path, None)
     objects = []
     for element in tree.iter("object"):
         try:
@@ -241,7 +103,7 @@ def _parsed(path: Path, name: str, report: Report) -> _Annotation:
         except ValueError as error:
             report.add("objects that cannot be used", "left out", f"{name} ({error})")
     filename = PurePosixPath((tree.findtext("filename") or "").strip().replace("\\", "/")).name
-    return _Annotation(path, objects, _size(tree), filename, (tree.findtext("folder") or "").strip())
+    return ImageFile(path, objects, _size(tree), filename, (tree.findtext("folder") or "").strip())
 
 
 def _size(tree: ElementTree.Element) -> tuple[int, int] | None:
