@@ -113,6 +113,10 @@ class FitConfig:
         "auto", Name(), "annotation format: coco, voc, yolo, csv, masks, ids, cityscapes",
         stages=("order", "inputs"), tasks=_DENSE,
     )
+    class_levels: int | None = _data(
+        None, Whole(1), "levels of folders that make a class; 2 if flower/daisy is one", none="auto",
+        stages=("order", "inputs", "start"), tasks=_CLASSIFICATION,
+    )
     strict: bool = _data(False, Flag(), "refuse doubtful data instead of repairing it with a notice")
     train_csv: str | None = _tables(
         None, Path(), "table of training images", none="none", stages=("order", "inputs"), recorded="data"

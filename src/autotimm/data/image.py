@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from autotimm.data.formats import read_builtin, read_csv, read_folder
 from autotimm.data.module import DataModule, DataOptions
 from autotimm.data.table import Table
-from autotimm.errors import require
+from autotimm.errors import is_whole, require
 
 __all__ = ["ImageDataModule"]
 
@@ -39,6 +39,8 @@ class ImageDataModule(DataModule):
         image_column: Column of the file names. Default: the first with a usual name, such as ``image`` or ``filename``.
         label_column: Column of the class; several columns of zeros and ones for multi-label. Default: the first with a
             usual name, such as ``label`` or ``class``.
+        class_levels: Levels of folders that make a class: 1 takes ``flower/`` with all below as one class, 2 makes
+            ``flower/daisy`` and ``flower/rose`` classes. Default: 1, and an error where that is doubtful.
         dataset_name: A data set of torchvision, such as ``CIFAR10``.
         download: Download the data set if it is missing. Nothing is downloaded otherwise.
         common: The options of :class:`DataModule`, such as ``image_size``, ``batch_size`` and ``seed``.
@@ -66,6 +68,7 @@ class ImageDataModule(DataModule):
         image_dir: str | Path | None = None,
         image_column: str | None = None,
         label_column: str | Sequence[str] | None = None,
+        class_levels: int | None = None,
         dataset_name: str | None = None,
         download: bool = False,
         **common: Unpack[DataOptions],
@@ -97,12 +100,21 @@ class ImageDataModule(DataModule):
             "Name the data set, or leave it out.",
         )  # fmt: skip
         require(
+            class_levels is None or is_whole(class_levels, 1), "class_levels", owner, "a whole number, 1 or more",
+            class_levels, "Give 2 if flower/daisy is a class.",
+        )  # fmt: skip
+        require(
+            class_levels is None or not (self.csv_files or dataset_name), "class_levels", owner,
+            "left out where tables or `dataset_name` give the classes", class_levels, "Leave it out.",
+        )  # fmt: skip
+        require(
             bool(data_dir or self.csv_files or dataset_name), "data_dir", owner, "a folder of images", data_dir,
             "Give one, or `train_csv`, or `dataset_name`.",
         )  # fmt: skip
         self.data_dir = None if data_dir is None else Path(data_dir).expanduser()
         self.image_dir = self.data_dir if image_dir is None else Path(image_dir).expanduser()
         self.image_column, self.label_column = image_column, label_column
+        self.class_levels = class_levels
         self.dataset_name, self.download = dataset_name, download
         self._splits: Mapping[str, Table] = {}
 
@@ -136,7 +148,8 @@ class ImageDataModule(DataModule):
                 label_column=self.label_column,
             )
         recognized, self.recognized = self.recognized, None
-        return read_folder((self.data_dir or "") if recognized is None else recognized.listing, self.notices)
+        source = (self.data_dir or "") if recognized is None else recognized.listing
+        return read_folder(source, self.notices, self.class_levels)
 
     def _resolve(self, file: Path) -> Path:
         """Look for a table in the data folder if it is not at its path."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from torch import Tensor
 from autotimm.constants import IGNORE_INDEX
 from autotimm.data.data_facts import content
 from autotimm.data.formats.class_csv import IMAGE_NAMES, LABEL_NAMES, CsvTable, open_table, read_csv
-from autotimm.data.formats.class_folders import read_folder
+from autotimm.data.formats.class_folders import read_folder, split_folder
 from autotimm.data.formats.image_paths import read_paths
+from autotimm.data.formats.listing import text
 from autotimm.data.formats.recognize import read_spatial
 from autotimm.data.loader import KeyedLoader, collate_samples, default_workers, transformed_loader
 from autotimm.data.module import DataModule
@@ -71,11 +73,21 @@ def read_labelled(
     if path.suffix.lower() in _SUFFIXES:
         table = _table(path.expanduser(), spec, split, notices, recorded or {})
     else:
-        split_folders = [path / name for name in _FOLDERS[split] if os.path.isdir(path / name)]
-        if not split_folders and os.path.isdir(path / "train"):
-            raise DataError(f"There is no {split} data in {path}: it has train/ but no {split}/. Give such a folder.")
-        table = read_folder(split_folders[0] if split_folders else path, notices)["train"]
+        folder = split_folder(path, split)
+        if folder is None and (train := split_folder(path, "train")):
+            train_name = text(train.name)
+            raise DataError(
+                f"There is no {split} data in {path}: it has {train_name}/ but no {split}/. Give such a folder."
+            )
+        table = read_folder(folder or path, notices, (recorded or {}).get("class_levels"))["train"]
+        table = ImageTable(table.paths, table.ids, table.targets, _as_known(table.class_names, spec))
     return ImageTable(table.paths, table.ids, _renumbered(table, spec, path), spec.class_names)
+
+
+def _as_known(names: Sequence[str], spec: DataSpec) -> list[str]:
+    """Names of classes as the model has them: those of older models may be decomposed (NFD)."""
+    known = {unicodedata.normalize("NFC", name): name for name in spec.class_names}
+    return [known.get(name, name) for name in names]
 
 
 def _table(path: Path, spec: DataSpec, split: str, notices: list[str], recorded: Mapping[str, Any]) -> ImageTable:

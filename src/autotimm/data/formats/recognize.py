@@ -17,7 +17,7 @@ from autotimm.data.formats.data_format import Format, ReadOptions, Sighting
 from autotimm.data.formats.instance_ids import InstanceIds
 from autotimm.data.formats.instance_masks import InstanceMasks
 from autotimm.data.formats.label_images import LabelImages
-from autotimm.data.formats.listing import Listing, text
+from autotimm.data.formats.listing import Listing, extensions, text
 from autotimm.data.formats.mask_pairs import is_mask_folder
 from autotimm.data.formats.voc import Voc
 from autotimm.data.formats.yolo import Yolo
@@ -167,7 +167,9 @@ def _images_seen(listing: Listing) -> str:
             f"There are images, and masks in {folders}, but no mask has the name of an image, as images/1.jpg and "
             "masks/1.png do"
         )
-    return "There are images, but no class folders or annotations" if images else "There are no images"
+    if images:
+        return "There are images, but no class folders or annotations"
+    return f"There are no images.{extensions(listing.search_images([listing.base]).others)}".removesuffix(".")
 
 
 def _choose(listing: Listing, offers: Sequence[_Offer], task: str | None, hint: str) -> Recognized:
