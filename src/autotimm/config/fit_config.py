@@ -139,6 +139,10 @@ class FitConfig:
         None, Words(), "column with the class; several columns make it multi-label", none="auto", needs="train_csv",
         stages=("inputs", "start", "order"),
     )
+    label_separator: str | None = _tables(
+        None, Text(), "what separates several labels in a cell, such as '|'", none="none", needs="train_csv",
+        stages=("inputs", "start", "order"),
+    )
     dataset_name: str | None = _tables(
         None, Text(), "a torchvision data set, such as CIFAR10", none="none", stages=("order", "inputs")
     )

@@ -25,7 +25,8 @@ class ImageDataModule(DataModule):
     - a folder of class folders, or one with ``train/``, ``val/`` (``valid/``, ``validation/``) and ``test/`` above
       them: ``ImageDataModule("photos/")``. A folder whose only entry is a folder stands for that one.
     - CSV files with a header: ``ImageDataModule(train_csv="train.csv", image_dir="photos/")``. Several label columns of
-      zeros and ones make it multi-label. ``ImageDataModule("train.csv")`` is short for the first.
+      zeros and ones, or several labels in a cell, make it multi-label; a column of split names is used.
+      ``ImageDataModule("train.csv")`` is short for the first.
     - torchvision: ``ImageDataModule("data/", dataset_name="CIFAR10", download=True)``.
 
     Args:
@@ -39,6 +40,8 @@ class ImageDataModule(DataModule):
         image_column: Column of the file names. Default: the first with a usual name, such as ``image`` or ``filename``.
         label_column: Column of the class; several columns of zeros and ones for multi-label. Default: the first with a
             usual name, such as ``label`` or ``class``.
+        label_separator: What separates several labels in a cell of that column, such as ``|``, which makes it
+            multi-label. Default: a cell is one label.
         class_levels: Levels of folders that make a class: 1 takes ``flower/`` with all below as one class, 2 makes
             ``flower/daisy`` and ``flower/rose`` classes. Default: 1, and an error where that is doubtful.
         dataset_name: A data set of torchvision, such as ``CIFAR10``.
@@ -68,6 +71,7 @@ class ImageDataModule(DataModule):
         image_dir: str | Path | None = None,
         image_column: str | None = None,
         label_column: str | Sequence[str] | None = None,
+        label_separator: str | None = None,
         class_levels: int | None = None,
         dataset_name: str | None = None,
         download: bool = False,
@@ -88,8 +92,9 @@ class ImageDataModule(DataModule):
             train_csv, "Name the table to train on.",
         )  # fmt: skip
         require(
-            bool(self.csv_files) or (image_dir or image_column or label_column) is None, "train_csv", owner,
-            "given with `image_dir`, `image_column` or `label_column`", None, "Name the table to train on.",
+            bool(self.csv_files) or (image_dir or image_column or label_column or label_separator) is None, "train_csv",
+            owner, "given with `image_dir`, `image_column`, `label_column` or `label_separator`", None,
+            "Name the table to train on.",
         )  # fmt: skip
         require(
             not (self.csv_files and dataset_name), "dataset_name", owner, "left out where CSV files are given",
@@ -98,6 +103,10 @@ class ImageDataModule(DataModule):
         require(
             dataset_name is not None or not download, "download", owner, "given with `dataset_name`", download,
             "Name the data set, or leave it out.",
+        )  # fmt: skip
+        require(
+            label_separator is None or _is_text(label_separator), "label_separator", owner, "a text", label_separator,
+            "Give for example '|'.",
         )  # fmt: skip
         require(
             class_levels is None or is_whole(class_levels, 1), "class_levels", owner, "a whole number, 1 or more",
@@ -114,7 +123,7 @@ class ImageDataModule(DataModule):
         self.data_dir = None if data_dir is None else Path(data_dir).expanduser()
         self.image_dir = self.data_dir if image_dir is None else Path(image_dir).expanduser()
         self.image_column, self.label_column = image_column, label_column
-        self.class_levels = class_levels
+        self.label_separator, self.class_levels = label_separator, class_levels
         self.dataset_name, self.download = dataset_name, download
         self._splits: Mapping[str, Table] = {}
 
@@ -146,6 +155,8 @@ class ImageDataModule(DataModule):
                 image_dir=self.image_dir,
                 image_column=self.image_column,
                 label_column=self.label_column,
+                label_separator=self.label_separator,
+                strict=self.strict,
             )
         recognized, self.recognized = self.recognized, None
         source = (self.data_dir or "") if recognized is None else recognized.listing
@@ -155,6 +166,10 @@ class ImageDataModule(DataModule):
         """Look for a table in the data folder if it is not at its path."""
         inside = None if self.data_dir is None else self.data_dir / file
         return inside if inside is not None and not os.path.exists(file) and os.path.exists(inside) else file
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != ""
 
 
 def _refuse_overridden(given: DataOptions, owner: str) -> None:

@@ -20,9 +20,11 @@ from autotimm.constants import IGNORE_INDEX
 from autotimm.data.data_facts import content
 from autotimm.data.formats.class_csv import IMAGE_NAMES, LABEL_NAMES, CsvTable, open_table, read_csv
 from autotimm.data.formats.class_folders import read_folder, split_folder
+from autotimm.data.formats.data_format import Report
 from autotimm.data.formats.image_paths import read_paths
 from autotimm.data.formats.listing import text
 from autotimm.data.formats.recognize import read_spatial
+from autotimm.data.formats.table_images import TableImages
 from autotimm.data.loader import KeyedLoader, collate_samples, default_workers, transformed_loader
 from autotimm.data.module import DataModule
 from autotimm.data.table import ImageTable, Subset, Table
@@ -94,7 +96,8 @@ def _table(path: Path, spec: DataSpec, split: str, notices: list[str], recorded:
     """Read a table as that of the training was read: the verbs that evaluate have no option to say how."""
     table = open_table(path)
     image_column = _column(table, recorded.get("image_column"), IMAGE_NAMES, "image paths")
-    if spec.multi_label:
+    separator = recorded.get("label_separator")
+    if spec.multi_label and separator is None:
         label_columns: str | list[str] = list(spec.class_names)
         if missing := [name for name in label_columns if name not in table.columns]:
             raise DataError(
@@ -105,7 +108,15 @@ def _table(path: Path, spec: DataSpec, split: str, notices: list[str], recorded:
         label_column = label_column[0] if isinstance(label_column, (list, tuple)) else label_column
         label_columns = _column(table, label_column, LABEL_NAMES, "classes")
     folder = _image_folder(path, [row.cells[image_column].strip() for row in table.rows], split, recorded)
-    tables = read_csv({"train": path}, notices, image_dir=folder, image_column=image_column, label_column=label_columns)
+    tables = read_csv(
+        {"train": path},
+        notices,
+        image_dir=folder,
+        image_column=image_column,
+        label_column=label_columns,
+        label_separator=separator,
+        only=split,
+    )
     return tables["train"]
 
 
@@ -133,6 +144,10 @@ def _image_folder(path: Path, names: Sequence[str], split: str, recorded: Mappin
         for folder in (root, *(root / name for name in _FOLDERS[split])):
             if any(_holds(folder, name) for name in names):
                 return folder
+    for root in filter(os.path.isdir, roots):
+        images = TableImages(path.name, root, split, names, Report(strict=False))
+        if any(found is not None and os.path.isfile(found) for found in map(images.find, names)):
+            return root
     searched = " nor in ".join(str(root) for root in roots)
     cure = "Put the table where its paths start."
     raise DataError(f"{path}: none of its {len(names)} files is in {searched}, for example {names[0]}. {cure}")
