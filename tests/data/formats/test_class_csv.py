@@ -199,7 +199,7 @@ def test_images_are_found_by_name(write: Write, cells: tuple[str, ...]) -> None:
     path = write("image,label", *(f"{cell},{name[:3]}" for cell, name in zip(cells, IMAGES, strict=True)))
     notices: list[str] = []
     assert read(path, notices).ids == IMAGES
-    assert "labels.csv: 4 files are not where it says, and found by their names in" in notices[-1]
+    assert "labels.csv: 4 files are not where it says, and found by their names: " in notices[-1]
     assert len(read_labelled(path, DataSpec(("cat", "dog")), "test", [])) == 4
 
 

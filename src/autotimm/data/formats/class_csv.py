@@ -349,8 +349,8 @@ class _Reader:
         if images.elsewhere:
             found = join_names(list(dict.fromkeys(images.elsewhere)))
             self.notices.append(
-                f"{table.path.name}: {len(images.elsewhere)} files are not where it says, and found by their names in "
-                f"{text(str(image_dir))}: {found}."
+                f"{table.path.name}: {len(images.elsewhere)} files are not where it says, and found by their names: "
+                f"{found}."
             )
         return self._table(table, labelled, columns, multi_label)
 
