@@ -36,6 +36,7 @@ def split_folders(root: Path, train: str, test: str) -> Path:
         ("seg_train/seg_train", "seg_test/seg_test"),
         ("training_set", "test_set"),
         ("training_set/training_set", "test_set/test_set"),
+        ("train/images", "test/images"),
         ("TrainData", "TestData"),
         ("trainset", "testset"),
         ("train_images", "test_images"),

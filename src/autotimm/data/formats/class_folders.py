@@ -90,7 +90,7 @@ class ClassFolders(Format):
             classes = _read_train(listing, root, "", levels, notices)
             return {"train": _table(classes, list(classes))}
         prefixes = {split: f"{text(folder.name)}/" for split, folder in splits.items()}
-        folders = {split: _without_repetition(listing, folder) for split, folder in splits.items()}
+        folders = {split: _innermost(listing, folder) for split, folder in splits.items()}
         classes = _read_train(listing, folders["train"], prefixes["train"], levels, notices)
         class_names = list(classes)
         tables = {"train": _table(classes, class_names)}
@@ -148,11 +148,16 @@ def _descend(listing: Listing, notices: list[str]) -> Path:
     return root
 
 
-def _without_repetition(listing: Listing, folder: Path) -> Path:
-    """The folder of a split, or the one of the same name that is all it holds: seg_train/seg_train/, as unpacked."""
+def _innermost(listing: Listing, folder: Path) -> Path:
+    """The folder of a split, or the one with the class folders that is all it holds.
+
+    That is one of the same name, as seg_train/seg_train/ is unpacked, or one called images/.
+    """
     folders = listing.folders(folder)
-    repeated = len(folders) == 1 and split_named(folders[0].name) == split_named(folder.name)
-    return folders[0] if repeated and not _images_in(listing, folder) else folder
+    if len(folders) != 1 or _images_in(listing, folder) or not listing.folders(folders[0]):
+        return folder
+    repeated = split_named(folders[0].name) == split_named(folder.name)
+    return folders[0] if repeated or folders[0].name.lower() in _IMAGE_FOLDERS else folder
 
 
 def _split_folders(listing: Listing, root: Path, notices: list[str]) -> dict[str, Path]:
