@@ -343,7 +343,11 @@ def test_uneven_lines(table: Callable[..., Path]) -> None:
 
 
 def test_empty_cells(table: Callable[..., Path]) -> None:
-    refused(r"line 26 has no label in column 'label'", train_csv=table(["a.png,"]))
+    refused(
+        r"1 rows without a label in column label: train\.csv, line 26\. Correct",
+        train_csv=table(["a.png,"]),
+        strict=True,
+    )
     refused(r"line 26 has no file name in column 'image'", train_csv=table([",cat"]))
     refused(r"line 26 has a NUL byte in column 'image'. Save the table", train_csv=table(["a\0.png,blue_circle"]))
 

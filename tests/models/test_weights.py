@@ -50,6 +50,35 @@ class TestWeightsFile:
         assert str(tmp_path) not in json.dumps(weights.as_dict())
         assert Weights.from_dict(weights.as_dict()).recorded == file_digest(path)
 
+    @pytest.mark.parametrize(
+        "prefix", ["model.", "net.", "student.", "model.net.", "module.model.", "model._orig_mod."]
+    )
+    def test_a_prefix_of_all_names_is_left_out_and_said(self, tmp_path: Path, prefix: str) -> None:
+        state, path = saved_state("test_resnet"), tmp_path / "w.pth"
+        torch.save({"state_dict": {prefix + name: value for name, value in state.items()}}, path)
+        backbone = load("test_resnet", path)
+        assert all(torch.equal(value, state[name]) for name, value in backbone.state_dict().items())
+        said = prefix.removeprefix("module.")  # which timm removes itself
+        assert f", without the prefix {said!r} of its names)" in resolve_weights("test_resnet", path).note
+
+    @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.backbone.", "network.backbone."])
+    def test_other_wrappers_are_left_out(self, tmp_path: Path, prefix: str) -> None:
+        state, path = saved_state("test_resnet", num_classes=0), tmp_path / "w.pth"
+        head = (
+            {}
+            if prefix.endswith("mod.") or prefix == "module."
+            else {prefix.replace("backbone", "head"): torch.ones(2)}
+        )
+        torch.save({prefix + name: value for name, value in state.items()} | head, path)
+        backbone = load("test_resnet", path)
+        assert all(torch.equal(value, state[name]) for name, value in backbone.state_dict().items())
+
+    def test_a_prefix_of_some_names_stays(self, tmp_path: Path) -> None:
+        state, path = saved_state("test_resnet"), tmp_path / "w.pth"
+        torch.save({f"model.{name}": value for name, value in state.items()} | {"loss.weight": torch.ones(2)}, path)
+        with pytest.raises(WeightsError, match="also has model"):
+            load("test_resnet", path)
+
     @pytest.mark.parametrize("classes", [0, 7])
     @pytest.mark.parametrize("name", ["test_convnext", "swin_tiny_patch4_window7_224"])
     def test_may_have_no_classifier_or_another_one(self, tmp_path: Path, name: str, classes: int) -> None:

@@ -88,13 +88,14 @@ class TestFit:
         assert len(found) < 9
         assert found.index(max(found)) == len(found) - 2  # one epoch without gain, and no more
 
-    def test_an_image_on_two_sides_is_pointed_out(self, photos, tmp_path, capsys):
+    @pytest.mark.parametrize("progress", [True, False])
+    def test_an_image_on_two_sides_is_pointed_out(self, photos, tmp_path, capsys, progress):
         shutil.copytree(photos, tmp_path / "leaky")
         folders = sorted(tmp_path.glob("leaky/*/*"))
         once = next(one for one in folders if one.parent.name == "train")
         again = next(one for one in folders if one.parent.name == "test" and one.name == once.name)
         shutil.copy(sorted(once.iterdir())[0], again / "copy.png")
-        fit(tmp_path / "leaky", tmp_path / "out", progress=True)
+        fit(tmp_path / "leaky", tmp_path / "out", progress=progress)
         said = capsys.readouterr().err
         assert "1 of 7 test images also occur in the training set" in said
         assert f"test/{once.name}/copy.png (train/{once.name}/" in said

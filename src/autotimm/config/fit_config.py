@@ -113,6 +113,10 @@ class FitConfig:
         "auto", Name(), "annotation format: coco, voc, yolo, csv, labelme, cvat, jsonl, masks, ids, cityscapes",
         stages=("order", "inputs"), tasks=_DENSE,
     )
+    class_levels: int | None = _data(
+        None, Whole(1), "levels of folders that make a class; 2 if flower/daisy is one", none="auto",
+        stages=("order", "inputs", "start"), tasks=_CLASSIFICATION,
+    )
     strict: bool = _data(False, Flag(), "refuse doubtful data instead of repairing it with a notice")
     train_csv: str | None = _tables(
         None, Path(), "table of training images", none="none", stages=("order", "inputs"), recorded="data"
@@ -133,6 +137,10 @@ class FitConfig:
     )
     label_column: tuple[str, ...] | None = _tables(
         None, Words(), "column with the class; several columns make it multi-label", none="auto", needs="train_csv",
+        stages=("inputs", "start", "order"),
+    )
+    label_separator: str | None = _tables(
+        None, Text(), "what separates several labels in a cell, such as '|'", none="none", needs="train_csv",
         stages=("inputs", "start", "order"),
     )
     dataset_name: str | None = _tables(

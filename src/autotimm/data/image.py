@@ -13,7 +13,7 @@ from autotimm.data.formats import Listing, read_builtin, read_csv
 from autotimm.data.formats.recognize import read_classes
 from autotimm.data.module import DataModule, DataOptions
 from autotimm.data.table import Table
-from autotimm.errors import require
+from autotimm.errors import is_whole, require
 
 __all__ = ["ImageDataModule"]
 
@@ -27,7 +27,8 @@ class ImageDataModule(DataModule):
       them: ``ImageDataModule("photos/")``. A folder whose only entry is a folder stands for that one. Where it holds
       a ``metadata.jsonl`` with labels, as Hugging Face's image folders, that is read instead.
     - CSV files with a header: ``ImageDataModule(train_csv="train.csv", image_dir="photos/")``. Several label columns of
-      zeros and ones make it multi-label. ``ImageDataModule("train.csv")`` is short for the first.
+      zeros and ones, or several labels in a cell, make it multi-label; a column of split names is used.
+      ``ImageDataModule("train.csv")`` is short for the first.
     - torchvision: ``ImageDataModule("data/", dataset_name="CIFAR10", download=True)``.
 
     Args:
@@ -41,6 +42,10 @@ class ImageDataModule(DataModule):
         image_column: Column of the file names. Default: the first with a usual name, such as ``image`` or ``filename``.
         label_column: Column of the class; several columns of zeros and ones for multi-label. Default: the first with a
             usual name, such as ``label`` or ``class``.
+        label_separator: What separates several labels in a cell of that column, such as ``|``, which makes it
+            multi-label. Default: a cell is one label.
+        class_levels: Levels of folders that make a class: 1 takes ``flower/`` with all below as one class, 2 makes
+            ``flower/daisy`` and ``flower/rose`` classes. Default: 1, and an error where that is doubtful.
         dataset_name: A data set of torchvision, such as ``CIFAR10``.
         download: Download the data set if it is missing. Nothing is downloaded otherwise.
         common: The options of :class:`DataModule`, such as ``image_size``, ``batch_size`` and ``seed``.
@@ -68,6 +73,8 @@ class ImageDataModule(DataModule):
         image_dir: str | Path | None = None,
         image_column: str | None = None,
         label_column: str | Sequence[str] | None = None,
+        label_separator: str | None = None,
+        class_levels: int | None = None,
         dataset_name: str | None = None,
         download: bool = False,
         **common: Unpack[DataOptions],
@@ -87,8 +94,9 @@ class ImageDataModule(DataModule):
             train_csv, "Name the table to train on.",
         )  # fmt: skip
         require(
-            bool(self.csv_files) or (image_dir or image_column or label_column) is None, "train_csv", owner,
-            "given with `image_dir`, `image_column` or `label_column`", None, "Name the table to train on.",
+            bool(self.csv_files) or (image_dir or image_column or label_column or label_separator) is None, "train_csv",
+            owner, "given with `image_dir`, `image_column`, `label_column` or `label_separator`", None,
+            "Name the table to train on.",
         )  # fmt: skip
         require(
             not (self.csv_files and dataset_name), "dataset_name", owner, "left out where CSV files are given",
@@ -99,12 +107,25 @@ class ImageDataModule(DataModule):
             "Name the data set, or leave it out.",
         )  # fmt: skip
         require(
+            label_separator is None or _is_text(label_separator), "label_separator", owner, "a text", label_separator,
+            "Give for example '|'.",
+        )  # fmt: skip
+        require(
+            class_levels is None or is_whole(class_levels, 1), "class_levels", owner, "a whole number, 1 or more",
+            class_levels, "Give 2 if flower/daisy is a class.",
+        )  # fmt: skip
+        require(
+            class_levels is None or not (self.csv_files or dataset_name), "class_levels", owner,
+            "left out where tables or `dataset_name` give the classes", class_levels, "Leave it out.",
+        )  # fmt: skip
+        require(
             bool(data_dir or self.csv_files or dataset_name), "data_dir", owner, "a folder of images", data_dir,
             "Give one, or `train_csv`, or `dataset_name`.",
         )  # fmt: skip
         self.data_dir = None if data_dir is None else Path(data_dir).expanduser()
         self.image_dir = self.data_dir if image_dir is None else Path(image_dir).expanduser()
         self.image_column, self.label_column = image_column, label_column
+        self.label_separator, self.class_levels = label_separator, class_levels
         self.dataset_name, self.download = dataset_name, download
         self._splits: Mapping[str, Table] = {}
 
@@ -136,15 +157,21 @@ class ImageDataModule(DataModule):
                 image_dir=self.image_dir,
                 image_column=self.image_column,
                 label_column=self.label_column,
+                label_separator=self.label_separator,
+                strict=self.strict,
             )
         recognized, self.recognized = self.recognized, None
         listing = Listing(self.data_dir or "") if recognized is None else recognized.listing
-        return read_classes(listing, self.notices, strict=self.strict)
+        return read_classes(listing, self.notices, strict=self.strict, class_levels=self.class_levels)
 
     def _resolve(self, file: Path) -> Path:
         """Look for a table in the data folder if it is not at its path."""
         inside = None if self.data_dir is None else self.data_dir / file
         return inside if inside is not None and not os.path.exists(file) and os.path.exists(inside) else file
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != ""
 
 
 def _refuse_overridden(given: DataOptions, owner: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ from torch import Tensor
 from autotimm.constants import IGNORE_INDEX
 from autotimm.data.data_facts import content
 from autotimm.data.formats.class_csv import IMAGE_NAMES, LABEL_NAMES, CsvTable, open_table, read_csv
+from autotimm.data.formats.class_folders import split_folder
+from autotimm.data.formats.data_format import Report
 from autotimm.data.formats.image_paths import read_paths
-from autotimm.data.formats.listing import Listing
+from autotimm.data.formats.listing import Listing, text
 from autotimm.data.formats.metadata_jsonl import METADATA_FILE
 from autotimm.data.formats.recognize import read_classes, read_spatial
+from autotimm.data.formats.table_images import TableImages
 from autotimm.data.loader import KeyedLoader, collate_samples, default_workers, transformed_loader
 from autotimm.data.module import DataModule
 from autotimm.data.table import ImageTable, Subset, Table
@@ -72,27 +76,37 @@ def read_labelled(
     if path.suffix.lower() in _SUFFIXES:
         table = _table(path.expanduser(), spec, split, notices, recorded or {})
     else:
-        table = _folder(path, split, notices)
+        table = _folder(path, split, notices, (recorded or {}).get("class_levels"))
+        table = ImageTable(table.paths, table.ids, table.targets, _as_known(table.class_names, spec))
     return ImageTable(table.paths, table.ids, _renumbered(table, spec, path), spec.class_names)
 
 
-def _folder(path: Path, split: str, notices: list[str]) -> ImageTable:
+def _folder(path: Path, split: str, notices: list[str], class_levels: int | None) -> ImageTable:
     """Read the part of a folder for a split, or a folder without splits."""
     has_labels = os.path.isfile(path / METADATA_FILE)  # of all splits
-    folders = [path / name for name in _FOLDERS[split] if os.path.isdir(path / name) and not has_labels]
-    if not folders and os.path.isdir(path / "train") and not has_labels:
-        raise DataError(f"There is no {split} data in {path}: it has train/ but no {split}/. Give such a folder.")
-    tables = read_classes(Listing(folders[0] if folders else path), notices)
+    folder = None if has_labels else split_folder(path, split)
+    if folder is None and not has_labels and (train := split_folder(path, "train")):
+        raise DataError(
+            f"There is no {split} data in {path}: it has {text(train.name)}/ but no {split}/. Give such a folder."
+        )
+    tables = read_classes(Listing(folder or path), notices, class_levels=class_levels)
     if split not in tables and len(tables) > 1:
         raise DataError(f"There is no {split} data in {path}: it has {join_names(sorted(tables))}. Give such a folder.")
     return tables.get(split) or tables["train"]
+
+
+def _as_known(names: Sequence[str], spec: DataSpec) -> list[str]:
+    """Names of classes as the model has them: those of older models may be decomposed (NFD)."""
+    known = {unicodedata.normalize("NFC", name): name for name in spec.class_names}
+    return [known.get(name, name) for name in names]
 
 
 def _table(path: Path, spec: DataSpec, split: str, notices: list[str], recorded: Mapping[str, Any]) -> ImageTable:
     """Read a table as that of the training was read: the verbs that evaluate have no option to say how."""
     table = open_table(path)
     image_column = _column(table, recorded.get("image_column"), IMAGE_NAMES, "image paths")
-    if spec.multi_label:
+    separator = recorded.get("label_separator")
+    if spec.multi_label and separator is None:
         label_columns: str | list[str] = list(spec.class_names)
         if missing := [name for name in label_columns if name not in table.columns]:
             raise DataError(
@@ -103,7 +117,15 @@ def _table(path: Path, spec: DataSpec, split: str, notices: list[str], recorded:
         label_column = label_column[0] if isinstance(label_column, (list, tuple)) else label_column
         label_columns = _column(table, label_column, LABEL_NAMES, "classes")
     folder = _image_folder(path, [row.cells[image_column].strip() for row in table.rows], split, recorded)
-    tables = read_csv({"train": path}, notices, image_dir=folder, image_column=image_column, label_column=label_columns)
+    tables = read_csv(
+        {"train": path},
+        notices,
+        image_dir=folder,
+        image_column=image_column,
+        label_column=label_columns,
+        label_separator=separator,
+        only=split,
+    )
     return tables["train"]
 
 
@@ -131,6 +153,10 @@ def _image_folder(path: Path, names: Sequence[str], split: str, recorded: Mappin
         for folder in (root, *(root / name for name in _FOLDERS[split])):
             if any(_holds(folder, name) for name in names):
                 return folder
+    for root in filter(os.path.isdir, roots):
+        images = TableImages(path.name, root, split, names, Report(strict=False))
+        if any(found is not None and os.path.isfile(found) for found in map(images.find, names)):
+            return root
     searched = " nor in ".join(str(root) for root in roots)
     cure = "Put the table where its paths start."
     raise DataError(f"{path}: none of its {len(names)} files is in {searched}, for example {names[0]}. {cure}")

@@ -36,8 +36,8 @@ __all__ = ["Choose", "extend", "read_epochs"]
 
 # Where the data comes from: other data replaces all of it.
 _SOURCES = (
-    "path", "format", "train_csv", "val_csv", "test_csv", "image_dir", "image_column", "label_column", "dataset_name",
-    "download",
+    "path", "format", "train_csv", "val_csv", "test_csv", "image_dir", "image_column", "label_column",
+    "label_separator", "class_levels", "dataset_name", "download",
 )  # fmt: skip
 _SEED_BITS = 32
 

@@ -22,7 +22,7 @@ from autotimm.errors import printable
 from autotimm.tasks import Task
 from autotimm.train.callbacks.epoch_metrics import EpochMetrics
 
-__all__ = ["duration", "make_progress", "metrics_text", "say", "show"]
+__all__ = ["duration", "make_progress", "metrics_text", "say", "show", "show_notices"]
 
 _REFRESH = 0.5  # seconds between two updates of a notebook's output
 
@@ -47,6 +47,14 @@ def show(trainer: pl.Trainer, *lines: str) -> None:
         progress.write(*lines)
     else:
         say(*lines)
+
+
+def show_notices(trainer: pl.Trainer) -> None:
+    """Print what is noteworthy about the data if nothing else shows it: without progress, and in no replay."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    is_quiet = not trainer.shows_progress and trainer.listener is None  # type: ignore[attr-defined]
+    if is_quiet and isinstance(data, DataModule):
+        say(*data.notices)
 
 
 def duration(seconds: float) -> str:

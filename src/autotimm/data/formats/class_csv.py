@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,18 +13,19 @@ from typing import NamedTuple
 import torch
 
 from autotimm.data.formats.box_csv import has_boxes, is_label_table
-from autotimm.data.formats.data_format import Format, ReadOptions, Sighting
+from autotimm.data.formats.data_format import Format, ReadOptions, Report, Sighting
 from autotimm.data.formats.listing import Listing, relative, split_of, text
+from autotimm.data.formats.table_images import TableImages
+from autotimm.data.formats.table_labels import bit_of, combined_by, is_missing, label_of, split_of_cell, tags_of
 from autotimm.data.table import ImageTable
-from autotimm.errors import DataError, join_names, nearest
+from autotimm.errors import DataError, join_names, nearest, require
 
 __all__ = ["IMAGE_NAMES", "LABEL_NAMES", "ClassCsv", "CsvTable", "open_table", "read_csv"]
 
 IMAGE_NAMES = ("image", "filename", "file_name", "file", "path", "image_path", "filepath", "img", "image_id", "name")
 LABEL_NAMES = ("label", "class", "target", "category", "class_name", "label_name", "y")
 _SUFFIXES = (".csv", ".tsv")
-_SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-_BITS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
+SPLIT_NAMES = ("split", "set", "subset", "fold")
 
 
 class ClassCsv(Format):
@@ -52,7 +54,7 @@ class ClassCsv(Format):
 
     def read(self, listing: Listing, notices: list[str], options: ReadOptions) -> dict[str, ImageTable]:
         """Read the table; see the base class, and :func:`read_csv` for several tables."""
-        return read_csv({"train": listing.path}, notices)
+        return read_csv({"train": listing.path}, notices, strict=options.strict)
 
 
 def read_csv(
@@ -62,13 +64,18 @@ def read_csv(
     image_dir: Path | None = None,
     image_column: str | None = None,
     label_column: str | Sequence[str] | None = None,
+    label_separator: str | None = None,
+    strict: bool = False,
+    only: str | None = None,
 ) -> dict[str, ImageTable]:
     """Read one CSV file per split.
 
     Files are UTF-8 with a header; commas, semicolons or tabs separate cells. File names are relative to ``image_dir``
-    (or to its ``train/``, ``val/`` or ``test/``, if the files are there) and may not lead out of it. Rows that repeat
-    another are dropped. Classes are the labels of the training table in byte order ("10" comes before "2", as for
-    folders).
+    (or to its ``train/``, ``val/`` or ``test/``, if the files are there) and may not lead out of it; ids without an
+    extension and paths of another computer are found by name, see
+    :class:`autotimm.data.formats.table_images.TableImages`. Rows that repeat another are dropped, and those without a
+    label. Where one table is given, a column of split names (split, set, subset or fold) is used. Classes are the
+    labels of the training rows in byte order ("10" comes before "2", as for folders).
 
     Args:
         files: Path per split; ``train`` must be among them.
@@ -77,6 +84,9 @@ def read_csv(
         image_column: Column of the file names. Default: the first with a usual name (image, filename, path, ...).
         label_column: Column of the class. Several: one column of zeros and ones per class, for multi-label.
             Default: the first with a usual name (label, class, target, ...).
+        label_separator: What separates the labels in a cell, for multi-label; a space is white space of any length.
+        strict: Refuse rows without a label, and ambiguous file names, instead of leaving them out.
+        only: Take the rows of this split alone from a table with a column of splits. They are the ``train`` returned.
 
     Returns:
         One table per split.
@@ -86,8 +96,16 @@ def read_csv(
     """
     if label_column is not None and not label_column:
         raise DataError("The `label_column` names no column. Give one, or several for multi-label.")
-    reader = _Reader(image_dir, image_column, label_column, notices)
-    tables = {split: reader.read(files[split], split) for split in ("train", "val", "test") if split in files}
+    if label_separator is not None and label_column is not None and not isinstance(label_column, str):
+        require(
+            len(label_column) == 1, "label_separator", "a table", "left out with several label columns",
+            label_separator, "Give one `label_column`, whose cells hold several labels.",
+        )  # fmt: skip
+    reader = _Reader(image_dir, image_column, label_column, label_separator, strict, notices)
+    if len(files) == 1:
+        tables = reader.read_splits(files["train"], only)
+    else:
+        tables = {split: reader.read(files[split], split) for split in ("train", "val", "test") if split in files}
     for split, table in tables.items():
         if split != "train" and (shared := sorted(set(table.ids) & set(tables["train"].ids))):
             notices.append(f"{len(shared)} images are in both the train and the {split} table: {join_names(shared)}.")
@@ -145,7 +163,7 @@ class CsvTable:
 
     def _multi_label_hint(self, argument: str) -> str:
         """What to give if several columns hold nothing but 0 and 1."""
-        bits = [column for column in self.columns if all(row.cells[column].strip() in _BITS for row in self.rows)]
+        bits = [column for column in self.columns if all(bit_of(row.cells[column]) is not None for row in self.rows)]
         several = argument == "label_column" and len(bits) > 1
         return f" For several labels per image: label_column={bits!r}." if several else ""
 
@@ -169,58 +187,62 @@ def open_table(path: Path) -> CsvTable:
         raise DataError(f"There is no file {path}. Check the path; relative paths start at {Path.cwd()}.")
     try:
         # utf-8-sig drops the byte order mark that spreadsheet programs write
-        lines = path.read_text(encoding="utf-8-sig").splitlines(keepends=True)
+        content = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 (byte {error.start}). Save it as UTF-8.") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from error
-    if not "".join(lines).strip():
+    # Not str.splitlines, which breaks lines at U+2028 and at other characters that are part of a cell.
+    first = next((line for line in io.StringIO(content, newline="") if line.strip()), None)
+    if first is None:
         raise DataError(f"{path} is empty. Write a header line and one line per image.")
-    delimiter = max(",;\t", key=lines[0].count)
-    reader = csv.reader(lines, delimiter=delimiter)
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=max(",;\t", key=first.count))
     try:
-        columns = [column.strip() for column in next(reader)]
         rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: {error}. Check quotes and line ends.") from error
-    return _checked(CsvTable(path, columns, []), rows)
+    if not rows:
+        raise DataError(f"{path} has no header. Write the names of its columns into the first line.")
+    columns = [column.strip() for column in rows[0][1]]
+    return _checked(CsvTable(path, columns, []), rows[1:])
 
 
 def _checked(table: CsvTable, rows: list[tuple[int, list[str]]]) -> CsvTable:
-    if repeated := sorted({column for column in table.columns if table.columns.count(column) > 1}):
+    named = [column for column in table.columns if column]  # spreadsheets write columns without name or content
+    if repeated := sorted({column for column in named if named.count(column) > 1}):
         raise table.error(f"columns that occur twice: {join_names(repeated)}. Rename one of each.")
     if not rows:
         raise table.error("there is a header but no row. Write one line per image.")
-    if uneven := [str(line) for line, cells in rows if len(cells) != len(table.columns)]:
-        raise table.error(f"lines that do not have {len(table.columns)} cells like the header: {join_names(uneven)}.")
-    table.rows = [Row(line, dict(zip(table.columns, cells, strict=True))) for line, cells in rows]
+    width = len(table.columns)
+    if uneven := [str(line) for line, cells in rows if len(cells) < width or any(map(str.strip, cells[width:]))]:
+        raise table.error(f"lines that do not have {width} cells like the header: {join_names(uneven)}.")
+    places = [(place, column) for place, column in enumerate(table.columns) if column]
+    table.rows = [Row(line, {column: cells[place] for place, column in places}) for line, cells in rows]
+    table.columns = named
     return table
 
 
-def _base(table: CsvTable, column: str, image_dir: Path, split: str) -> Path:
-    """The folder that the cells are relative to: ``image_dir``, or its folder of that split if the files are there."""
-    first = table.rows[0].cells[column].strip()
-    folders = [image_dir, *(image_dir / name for name in _SPLIT_FOLDERS[split])]
-    return next((folder for folder in folders if os.path.lexists(folder / first)), image_dir)
-
-
-def _locate(table: CsvTable, row: Row, column: str, base: Path, image_dir: Path) -> tuple[Path, str]:
-    """The file that a cell names, and its id: its path relative to ``image_dir``."""
-    cell = row.cells[column]
-    if "\0" in cell:  # which no file system has; asked for such a file, Python raises an error of its own
-        raise table.error(f"line {row.line} has a NUL byte in column {column!r}. Save the table as UTF-8 text.")
-    if not os.path.lexists(base / cell):
-        cell = cell.strip()
-    if not cell:
-        raise table.error(f"line {row.line} has no file name in column {column!r}. Fill it in or remove the line.")
-    path, root = Path(os.path.abspath(base / cell)), os.path.abspath(image_dir)
+def _locate(table: CsvTable, row: Row, column: str, images: TableImages, image_dir: Path) -> tuple[Path, str] | None:
+    """The file that a cell names, and its id: its path relative to ``image_dir``; ``None`` if it may be several."""
+    path, root = images.find(row.cells[column]), os.path.abspath(image_dir)
+    if path is None:
+        return None
     # As written, since a name with .. is never wanted, and with all links followed.
     if not path.is_relative_to(root) or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
         raise table.error(
-            f"line {row.line} leads outside of the image folder {image_dir}: {cell!r}. "
+            f"line {row.line} leads outside of the image folder {image_dir}: {row.cells[column]!r}. "
             "Give an `image_dir` that holds all images."
         )
     return path, text(path.relative_to(root).as_posix())
+
+
+def _check_names(table: CsvTable, rows: Sequence[Row], column: str) -> None:
+    """Refuse rows that name no file."""
+    for row in rows:
+        if "\0" in row.cells[column]:  # which no file system has; asked for such a file, Python raises its own error
+            raise table.error(f"line {row.line} has a NUL byte in column {column!r}. Save the table as UTF-8 text.")
+        if not row.cells[column].strip():
+            raise table.error(f"line {row.line} has no file name in column {column!r}. Fill it in or remove the line.")
 
 
 def _unique(table: CsvTable, rows: list[_Labelled], notices: list[str]) -> list[_Labelled]:
@@ -237,19 +259,15 @@ def _unique(table: CsvTable, rows: list[_Labelled], notices: list[str]) -> list[
     return list(kept.values())
 
 
-def _label(table: CsvTable, row: Row, columns: Sequence[str], multi_label: bool) -> tuple[str, ...]:
-    cells = tuple(row.cells[column].strip() for column in columns)
-    if not multi_label and not cells[0]:
-        raise table.error(f"line {row.line} has no label in column {columns[0]!r}. Fill it in or remove the line.")
-    if multi_label:
-        for column, cell in zip(columns, cells, strict=True):
-            if cell not in _BITS:
-                raise table.error(
-                    f"line {row.line}, column {column!r}: a label of several must be 0 or 1. Got {cell!r} instead. "
-                    "For one label per image give a single `label_column`."
-                )
-        return tuple(str(_BITS[cell]) for cell in cells)
-    return cells
+def _bits(table: CsvTable, row: Row, columns: Sequence[str]) -> tuple[str, ...]:
+    """Zeros and ones of several label columns."""
+    for column in columns:
+        if bit_of(row.cells[column]) is None:
+            raise table.error(
+                f"line {row.line}, column {column!r}: a label of several must be 0 or 1. Got "
+                f"{row.cells[column].strip()!r} instead. For one label per image give a single `label_column`."
+            )
+    return tuple(str(bit_of(row.cells[column])) for column in columns)
 
 
 @dataclass
@@ -259,46 +277,132 @@ class _Reader:
     image_dir: Path | None
     image_column: str | None
     label_column: str | Sequence[str] | None
+    label_separator: str | None
+    strict: bool
     notices: list[str]
     classes: tuple[str, ...] = ()
 
-    def read(self, path: Path, split: str) -> ImageTable:
+    def read_splits(self, path: Path, only: str | None) -> dict[str, ImageTable]:
+        """Read the only table, with its column of splits if it has one."""
         table = open_table(path)
-        image_dir = self.image_dir or path.parent
+        column = self._split_column(table)
+        if column is None:
+            return {"train": self._read(table, table.rows, "train", path.name)}
+        parts: dict[str, list[Row]] = {}
+        for row in table.rows:
+            parts.setdefault(str(split_of_cell(row.cells[column])), []).append(row)
+        wanted = [only] if only else [split for split in ("train", "val", "test") if split in parts]
+        if wanted[0] not in parts or (only is None and "train" not in parts):
+            raise table.error(
+                f"no row is of the split {only or 'train'}; column {column!r} has {join_names(sorted(parts))}."
+            )
+        counts = [f"{len(parts[split])} {split}" for split in wanted]
+        self.notices.append(f"{path.name}: rows are split by column {column!r}: {join_names(counts)}.")
+        # The name of the table says nothing of their split: train.csv may have rows of all.
+        tables = {split: self._read(table, parts[split], split, f"{split}.csv") for split in wanted}
+        return {"train": tables[only]} if only else tables
+
+    def read(self, path: Path, split: str) -> ImageTable:
+        """Read the table of a split."""
+        table = open_table(path)
+        return self._read(table, table.rows, split, path.name)
+
+    def _split_column(self, table: CsvTable) -> str | None:
+        taken = {
+            self.image_column,
+            *([self.label_column] if isinstance(self.label_column, str) else self.label_column or ()),
+        }
+        usual = [column for column in table.columns if column.lower() in SPLIT_NAMES and column not in taken]
+        for column in usual:
+            cells = sorted({row.cells[column].strip() for row in table.rows})
+            strange = [cell for cell in cells if split_of_cell(cell) is None]
+            if not strange:
+                return column
+            shown = join_names([repr(cell) for cell in strange])
+            if len(strange) < len(cells):
+                raise table.error(
+                    f"column {column!r} has {shown} besides names of splits. Write train, val or test, or rename the "
+                    "column if it is to be ignored."
+                )
+            self.notices.append(f"{table.path.name}: column {column!r} names no splits but {shown}, and is not used.")
+        return None
+
+    def _read(self, table: CsvTable, rows: Sequence[Row], split: str, name: str) -> ImageTable:
+        image_dir = self.image_dir or table.path.parent
         if not os.path.isdir(image_dir):
             raise DataError(f"There is no image folder {image_dir}. Give `image_dir`.")
         column = table.column(self.image_column, IMAGE_NAMES, "image_column")
         columns, multi_label = self._label_columns(table)
-        base = _base(table, column, image_dir, split)
-        rows = []
-        for row in table.rows:
-            image, id = _locate(table, row, column, base, image_dir)
-            rows.append(_Labelled(image, id, _label(table, row, columns, multi_label), row.line))
-        rows = _unique(table, rows, self.notices)
-        if not any(os.path.exists(row.path) for row in rows):
-            raise table.error(
-                f"none of its {len(rows)} files is in {image_dir}, for example {rows[0].id}. Give `image_dir`."
+        _check_names(table, rows, column)
+        report = Report(self.strict)
+        labels = self._labels(table, rows, columns, multi_label, report)
+        images = TableImages(name, image_dir, split, [row.cells[column] for row in rows], report)
+        labelled = []
+        for row in rows:
+            if row.line in labels and (image := _locate(table, row, column, images, image_dir)):
+                labelled.append(_Labelled(*image, labels[row.line], row.line))
+        report.close(self.notices)
+        labelled = _unique(table, labelled, self.notices)
+        if not any(os.path.exists(row.path) for row in labelled):
+            example = f", for example {rows[0].cells[column].strip()}" if labelled else ""
+            raise table.error(f"none of its {len(labelled)} files is in {image_dir}{example}. Give `image_dir`.")
+        if images.elsewhere:
+            found = join_names(list(dict.fromkeys(images.elsewhere)))
+            self.notices.append(
+                f"{table.path.name}: {len(images.elsewhere)} files are not where it says, and found by their names: "
+                f"{found}."
             )
-        return self._table(table, rows, columns, multi_label)
+        return self._table(table, labelled, columns, multi_label)
+
+    def _labels(
+        self, table: CsvTable, rows: Sequence[Row], columns: list[str], multi_label: bool, report: Report
+    ) -> dict[int, tuple[str, ...]]:
+        """The labels of each line that has any."""
+        labels: dict[int, tuple[str, ...]] = {}
+        for row in rows:
+            if all(is_missing(row.cells[column]) for column in columns):
+                where = f"{table.path.name}, line {row.line}"
+                report.add(f"rows without a label in column {join_names(columns)}", "left out", where)
+            elif not multi_label:
+                labels[row.line] = (label_of(row.cells[columns[0]]),)
+            elif self.label_separator is None:
+                labels[row.line] = _bits(table, row, columns)
+            else:
+                labels[row.line] = tags_of(row.cells[columns[0]], self.label_separator)
+        if not labels:
+            raise table.error(f"no row has a label in column {join_names(columns)}. Fill them in.")
+        distinct = {label[0] for label in labels.values() if label}
+        if not multi_label and not self.classes and (separator := combined_by(distinct)):
+            raise table.error(
+                f"column {columns[0]!r} holds several labels in a cell, and each of {len(distinct)} combinations would "
+                f"be a class: {join_names(sorted(distinct), 3)}. Give label_separator={separator!r}."
+            )
+        return labels
 
     def _label_columns(self, table: CsvTable) -> tuple[list[str], bool]:
         if self.label_column is None or isinstance(self.label_column, str):
-            return [table.column(self.label_column, LABEL_NAMES, "label_column")], False
+            column = table.column(self.label_column, LABEL_NAMES, "label_column")
+            return [column], self.label_separator is not None
         columns = [table.column(name, (), "label_column") for name in self.label_column]
-        return columns, len(columns) > 1
+        return columns, len(columns) > 1 or self.label_separator is not None
 
     def _table(self, table: CsvTable, rows: list[_Labelled], columns: list[str], multi_label: bool) -> ImageTable:
         paths, ids = [row.path for row in rows], [row.id for row in rows]
-        if multi_label:
+        if multi_label and self.label_separator is None:
             self.classes = tuple(columns)
             bits = torch.tensor([[int(cell) for cell in row.label] for row in rows], dtype=torch.uint8)
             return ImageTable(paths, ids, bits, columns)
-        labels = [row.label[0] for row in rows]
+        labels = {label for row in rows for label in row.label}
         # Byte order, as for folders, so that the same data in the other format gives the same classes.
-        self.classes = self.classes or tuple(sorted(set(labels), key=str.encode))
-        if extra := sorted(set(labels) - set(self.classes)):
+        self.classes = self.classes or tuple(sorted(labels, key=str.encode))
+        if extra := sorted(labels - set(self.classes)):
             raise table.error(
                 f"labels that the training table does not have: {join_names(extra)}. Correct or remove these rows."
             )
         number = {name: index for index, name in enumerate(self.classes)}
-        return ImageTable(paths, ids, torch.tensor([number[label] for label in labels]), self.classes)
+        if not multi_label:
+            return ImageTable(paths, ids, torch.tensor([number[row.label[0]] for row in rows]), self.classes)
+        bits = torch.zeros(len(rows), len(self.classes), dtype=torch.uint8)
+        for index, row in enumerate(rows):
+            bits[index, [number[label] for label in row.label]] = 1
+        return ImageTable(paths, ids, bits, self.classes)

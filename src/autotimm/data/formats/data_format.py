@@ -94,11 +94,14 @@ class ReadOptions(NamedTuple):
         masks: Whether samples have a mask for each object.
         strict: Refuse doubtful data instead of repairing it with a notice.
         colors: What the values of label images mean, where no file gives it.
+        class_levels: Levels of folders that make a class, see
+            :func:`autotimm.data.formats.class_folders.read_folder`.
     """
 
     masks: bool = False
     strict: bool = False
     colors: Mapping[str, Any] | str | Path | None = None
+    class_levels: int | None = None
 
 
 class Format(ABC):

@@ -10,17 +10,19 @@ import functools
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import unquote
 
 from autotimm.data.image_io import is_image_name
-from autotimm.errors import DataError, join_names
+from autotimm.errors import DataError, join_names, printable
 
-__all__ = ["ImageSearch", "ListedFile", "Listing", "near_name", "relative", "split_of", "text"]
+__all__ = ["ImageSearch", "ListedFile", "Listing", "extensions", "near_name", "relative", "split_of", "text"]
 
 
+_HEIC = (".heic", ".heif")
 _SPLIT_WORDS = {
     "train": "train",
     "training": "train",
@@ -58,6 +60,21 @@ def near_name(name: str) -> str:
     return unicodedata.normalize("NFC", unquote(name).casefold())
 
 
+def extensions(names: Sequence[str]) -> str:
+    """A sentence on files that are no images by their names, to say why nothing is left; empty if there are none.
+
+    Example:
+        >>> extensions(["a/1.HEIC", "a/2.HEIC", "b/3"])
+        ' Ignored are 2 .HEIC and 1 without an extension: convert HEIC images to JPEG.'
+    """
+    counts = Counter(os.path.splitext(name)[1] or "without an extension" for name in names)
+    kinds = " and ".join(printable(f"{count} {suffix}") for suffix, count in counts.most_common(5))
+    rest = len(counts) - 5
+    heic = any(suffix.lower() in _HEIC for suffix in counts)
+    end = ": convert HEIC images to JPEG." if heic else "."
+    return f" Ignored are {kinds}{f' and {rest} other kinds' if rest > 0 else ''}{end}" if counts else ""
+
+
 def split_of(path: str | Path) -> str | None:
     """The split that a relative path names: that of its last part that names exactly one.
 
@@ -73,6 +90,8 @@ def split_of(path: str | Path) -> str | None:
 
 
 _MOST_LEVELS = 100  # of folders below the one that was given; each level costs a call of Python's 1000
+_OF_TOOLS = {"@eadir", "#recycle", "$recycle.bin", "__macosx", "__pycache__", "lost+found", "system volume information"}
+"""Folders that systems and devices put among files, in lower case; they hold previews and rubbish."""
 _ASIDE = {"readme", "license", "licence", "notice"}
 _ASIDE_SUFFIXES = ("", ".md", ".txt", ".pdf", ".html")
 
@@ -224,7 +243,7 @@ class _Entry(NamedTuple):
 
 
 class _Contents(NamedTuple):
-    """The entries of one directory in byte order, without hidden ones; file names by suffix in lower case."""
+    """The entries of one directory in byte order, except hidden ones; file names by suffix in lower case."""
 
     folders: list[_Entry]
     files: list[_Entry]
@@ -235,7 +254,7 @@ def _read_directory(folder: Path) -> _Contents:
     contents = _Contents([], [], {})
     try:
         with os.scandir(folder) as scanned:
-            visible = [entry for entry in scanned if not entry.name.startswith(".")]
+            visible = [entry for entry in scanned if not _is_hidden(entry.name)]
     except OSError as error:
         raise DataError(
             f"The folder {folder} cannot be listed: {error.strerror}. Check the path and its permissions."
@@ -247,6 +266,11 @@ def _read_directory(folder: Path) -> _Contents:
             contents.files.append(_Entry(entry.name, entry.is_symlink()))
             contents.by_suffix.setdefault(os.path.splitext(entry.name)[1].lower(), []).append(entry.name)
     return contents
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether an entry is hidden, or a folder that no person has put there."""
+    return name.startswith(".") or name.lower() in _OF_TOOLS
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:

@@ -19,7 +19,7 @@ from autotimm.data.formats.instance_ids import InstanceIds
 from autotimm.data.formats.instance_masks import InstanceMasks
 from autotimm.data.formats.label_images import LabelImages
 from autotimm.data.formats.labelme import LabelMe
-from autotimm.data.formats.listing import Listing, text
+from autotimm.data.formats.listing import Listing, extensions, text
 from autotimm.data.formats.mask_pairs import is_mask_folder
 from autotimm.data.formats.metadata_jsonl import MetadataLabels, MetadataObjects
 from autotimm.data.formats.other_formats import name_other_format
@@ -182,7 +182,9 @@ def _images_seen(listing: Listing) -> str:
             f"There are images, and masks in {folders}, but no mask has the name of an image, as images/1.jpg and "
             "masks/1.png do"
         )
-    return "There are images, but no class folders or annotations" if images else "There are no images"
+    if images:
+        return "There are images, but no class folders or annotations"
+    return f"There are no images.{extensions(listing.search_images([listing.base]).others)}".removesuffix(".")
 
 
 def _choose(listing: Listing, offers: Sequence[_Offer], task: str | None, hint: str) -> Recognized:
@@ -212,13 +214,16 @@ def _choose(listing: Listing, offers: Sequence[_Offer], task: str | None, hint: 
     return Recognized(task, format.name, f"{name} has {sighting.what}: {_TASK_WORDS[task]}.{also}{hint}", listing)
 
 
-def read_classes(listing: Listing, notices: list[str], *, strict: bool = False) -> Mapping[str, ImageTable]:
+def read_classes(
+    listing: Listing, notices: list[str], *, strict: bool = False, class_levels: int | None = None
+) -> Mapping[str, ImageTable]:
     """Read images with classes: from a file of labels in a folder if there is one, else from class folders.
 
     Args:
         listing: The folder.
         notices: Receives one line for each thing that was left out or looks strange.
         strict: Refuse what is wrong instead of leaving it out.
+        class_levels: See :func:`autotimm.data.formats.class_folders.read_folder`.
 
     Returns:
         A table per split.
@@ -229,7 +234,7 @@ def read_classes(listing: Listing, notices: list[str], *, strict: bool = False) 
     labels = MetadataLabels()
     if os.path.exists(listing.path) and labels.see(listing) is not None:
         return labels.read(listing, notices, ReadOptions(strict=strict))
-    return read_folder(listing, notices)
+    return read_folder(listing, notices, class_levels)
 
 
 def read_spatial(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -38,6 +38,8 @@ RANDOM_BY_CHOICE = "weights: random (pretrained is off)"
 RANDOM_BY_RECORD = "weights: random (as recorded)"
 """The note of random weights that a replay is told to take."""
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+# Wrappers of other trainers put these before the name of every tensor. No backbone of timm has them itself.
+_PREFIXES = ("model.", "net.", "module.", "_orig_mod.", "student.", "teacher.")
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -172,7 +174,10 @@ def resolve_weights(
     if record is not None and digest == record.weights.sha256:
         return replace(record.weights, file=str(path))  # a run that starts over has the record of one that did not
     origin = path.name if source == "file" else _location(architecture)
-    return Weights(source, digest, str(path), f"weights: {origin} ({source}, sha256 {digest[:12]})", hub_architecture)
+    stripped = _prefix_of(path) if source == "file" else ""
+    without = f", without the prefix {stripped!r} of its names" if stripped else ""
+    note = f"weights: {origin} ({source}, sha256 {digest[:12]}{without})"
+    return Weights(source, digest, str(path), note, hub_architecture)
 
 
 class _UnavailableError(WeightsError):
@@ -238,7 +243,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a weights file. Pickles are read with ``weights_only=True`` and cannot execute code.
 
     The file may be a dictionary of tensors, have one under ``state_dict`` or ``model`` as training scripts save it, or
-    be a checkpoint or an exported file of autotimm, of which the weights of ``backbone`` are read.
+    be a checkpoint or an exported file of autotimm, of which the weights of ``backbone`` are read. A prefix that other
+    trainers put before all names, such as ``model.``, ``module.`` or ``student.``, is left out.
 
     Args:
         path: A .safetensors file, or one written by ``torch.save``.
@@ -249,6 +255,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: If the file is damaged, contains no tensors, or contains objects other than plain data.
     """
+    return _read(path).tensors
+
+
+class _Read(NamedTuple):
+    """The tensors of a weights file by name, and the prefix that is left out of all names."""
+
+    tensors: dict[str, Tensor]
+    prefix: str
+
+
+def _read(path: Path) -> _Read:
     try:
         state: Mapping[str, Any] = load_state_dict(str(path), use_ema=True, device="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, SafetensorError, OSError) as error:
@@ -260,12 +277,30 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except (AttributeError, KeyError, TypeError, ValueError):  # readable, but not a dictionary of tensors
         state = {}
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    for prefix in ("network.backbone.", "backbone."):
-        if inner := {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}:
-            tensors = inner
     if not tensors:
         raise WeightsError(f"The weights file {path} contains no dictionary of tensors. Save `model.state_dict()`.")
-    return tensors
+    prefix = _shared_prefix(tensors)
+    tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    for part in ("network.backbone.", "backbone."):
+        if inner := {name.removeprefix(part): value for name, value in tensors.items() if name.startswith(part)}:
+            tensors = inner
+    return _Read(tensors, prefix)
+
+
+def _shared_prefix(names: Collection[str]) -> str:
+    """The known prefixes that all names have, one after the other."""
+    shared = ""
+    while prefix := next((known for known in _PREFIXES if all(name.startswith(shared + known) for name in names)), ""):
+        shared += prefix
+    return shared
+
+
+def _prefix_of(path: Path) -> str:
+    """The prefix that is left out of a file's names; empty for a file that cannot be read, which is reported later."""
+    try:
+        return _read(path).prefix
+    except WeightsError:
+        return ""
 
 
 def load_weights(backbone: nn.Module, path: Path, architecture: Architecture, arguments: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from autotimm.records.digest import state_digest
 from autotimm.records.ledger import Ledger, Line, digest16
 from autotimm.tasks import Task
 from autotimm.train.callbacks.epoch_metrics import EpochMetrics
+from autotimm.train.progress import show_notices
 from autotimm.types import Batch
 
 __all__ = ["EnoughError", "Recorder", "weight_digests"]
@@ -113,6 +114,7 @@ class Recorder(Callback):
         self._distributed = trainer.world_size > 1
         if not trainer.is_global_zero:
             self.ledger = Ledger(None)
+        show_notices(trainer)
         self._steps.clear()
         self._seen = trainer.global_step
         weights = weight_digests(pl_module)["weights"]
