@@ -528,3 +528,19 @@ def test_hostile_names_of_images_are_missing_images(write: Callable[..., Path], 
 def test_hostile_names_of_classes_are_names(write: Callable[..., Path], name: str) -> None:
     tables, _ = read(write(categories=[{"id": 5, "name": name}, {"id": 90, "name": "ant"}]))
     assert tables["train"].class_names == (name, "ant")
+
+
+def test_file_names_without_an_extension(tmp_path: Path, picture: Picture) -> None:
+    for name in ("train/images/1.jpg", "train/masks/1.png", "val/images/1.jpg"):
+        picture(tmp_path / name)
+    content = {
+        "images": [{"id": 1, "file_name": "1"}, {"id": 2, "file_name": "2"}],
+        "categories": [{"id": 1, "name": "dog"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2]}],
+    }
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.json").write_text(json.dumps(content))
+    notices: list[str] = []
+    tables = read_coco(tmp_path, notices)
+    assert (tables["train"].ids, tables["val"].ids) == (("train/images/1.jpg",), ("val/images/1.jpg",))
+    assert notices == ["2 missing images, left out: train/images/2, val/images/2."]

@@ -176,6 +176,33 @@ def test_broken_xml_videos_and_tags(tmp_path: Path, picture: Picture) -> None:
         read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "document",
+    [
+        "".join(f'<!ENTITY a{number} "{f"&a{number - 1};" * 10}">' for number in range(1, 12)),
+        '<!ENTITY a0 SYSTEM "file:///etc/hostname">',
+    ],
+)
+def test_entities_are_not_expanded(tmp_path: Path, picture: Picture, document: str) -> None:
+    picture(tmp_path / "a.png")
+    first = '<!ENTITY a0 "lol">' if "a0 SYSTEM" not in document else ""
+    last = "a11" if first else "a0"
+    content = f"<annotations>{image('a.png', BOX)}<note>&{last};</note></annotations>"
+    (tmp_path / "annotations.xml").write_text(f"<!DOCTYPE d [{first}{document}]>{content}")
+    with pytest.raises(DataError, match=r"annotations\.xml cannot be read as XML"):
+        read(tmp_path)
+
+
+def test_a_mask_of_a_huge_image_takes_no_memory(tmp_path: Path, picture: Picture) -> None:
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "b.png")
+    mask = MASK.format("0, 10000000000", 0, 100_000, 100_000)
+    write(tmp_path / "annotations.xml", image("a.png", BOX), image("b.png", mask, size=(100_000, 100_000)))
+    tables, notices = read(tmp_path)
+    assert tables["train"].ids == ("a.png",)
+    assert "a mask of 100000x100000 pixels" in " ".join(notices)
+
+
 def test_recognized(tmp_path: Path, picture: Picture) -> None:
     root = tmp_path / "set"
     picture(root / "images" / "a.png")

@@ -108,6 +108,7 @@ def test_circles_masks_groups_and_old_files_without_a_type(tmp_path: Path, pictu
         (shape("dog", [[1, 1], [3, 3]], "mask", mask="AAAA"), "a mask that cannot be read: "),
         (shape("dog", [[18, 1], [20, 2]], "mask", mask=png([[1, 1, 1]])), "a mask that reaches beyond its image"),
         (shape("dog", [[0, 0], [40, 0]], "mask", mask=png([[1] * 40])), "a mask that reaches beyond its image"),
+        (shape("dog", [[1e300, 0], [1e300, 0]], "mask", mask=png([[1]])), "a mask that reaches beyond its image"),
         ("dog", "no shape"),
     ],
 )

@@ -153,6 +153,10 @@ def test_labels_of_images(tmp_path: Path, picture: Picture) -> None:
     write(root, label("a.png", ["sea", "sun"]), label("b.png", []), label("sub/c.png", ["sun"]))
     train = classes(root)[0]["train"]
     assert (train.multi_label, train.targets.tolist()) == (True, [[1, 1], [0, 0], [0, 1]])  # type: ignore[union-attr]
+    picture(root / "test" / "d.png")
+    write(root, label("a.png", "sea"), label("b.png", "sun"), label("test/d.png", ["sun", "sea"]))
+    tables, _ = classes(root)
+    assert (tables["train"].multi_label, tables["test"].labels(0)) == (True, ("sea", "sun"))
 
 
 def test_labels_that_cannot_be_used(tmp_path: Path, picture: Picture) -> None:

@@ -24,6 +24,7 @@ __all__ = ["Cvat"]
 _ROOT, _IMAGE = re.compile(rb"<annotations[\s>]"), re.compile(rb"<image\s")
 _TRACK = re.compile(rb"<track\s")
 _OUTLINE = re.compile(rb"<(?:polygon|ellipse|mask)\s")
+_MOST_PIXELS = 1 << 30  # of a mask
 _LABEL_TYPES = ("any", "rectangle", "polygon", "ellipse", "mask", "")  # not: tag, points, polyline, skeleton, cuboid
 
 
@@ -233,6 +234,8 @@ def _mask(record: ObjectRecord, element: ElementTree.Element, size: tuple[int, i
         raise ValueError("a mask, and an image without width and height")
     if not (0 < width <= size[0] and 0 < height <= size[1]):
         raise ValueError("a mask that reaches beyond its image")
+    if width * height > _MOST_PIXELS:  # the size is only stated, and memory is taken for it
+        raise ValueError(f"a mask of {width}x{height} pixels")
     if min(runs) < 0 or sum(runs) != width * height:
         raise ValueError("a mask whose runs do not fill its box")
     pixels = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)

@@ -180,6 +180,8 @@ def _mask(encoded: Any, points: _Points, size: tuple[int, int] | None) -> RunLen
     """A PNG of the object's box, which the points give: its first and its last pixel."""
     if size is None or not isinstance(encoded, str) or len(points) != 2:
         raise ValueError("a mask without pixels or place")
+    if not ((points[0] >= 0) & (points[0] < size)).all():
+        raise ValueError("a mask that reaches beyond its image")
     left, top = points[0].astype(int).tolist()
     try:
         with Image.open(io.BytesIO(base64.b64decode(encoded)), formats=("PNG",)) as image:

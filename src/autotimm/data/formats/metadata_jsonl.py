@@ -105,7 +105,8 @@ class MetadataLabels(Format):
             raise DataError(f"No image to train on is left. {' '.join(notices)}".rstrip())
         train = ordered(splits)["train"]
         class_names = _sorted_names({str(label): label for _, labels in train.values() for label in labels})
-        is_multi_label = any(isinstance(entry.content[_label_key(entry.content)], list) for entry, _ in train.values())
+        contents = [entry.content for images in splits.values() for entry, _ in images.values()]
+        is_multi_label = any(isinstance(content[_label_key(content)], list) for content in contents)
         return {
             split: _label_table(list(images.values()), class_names, is_multi_label)
             for split, images in ordered(splits).items()
