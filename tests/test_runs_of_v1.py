@@ -259,8 +259,10 @@ def test_it_predicts(name, run_of):
 def test_it_is_measured(name, run_of):
     run, wanted = run_of(name), expected(name)[name.split("/")[1]]
     data = own_transforms() if name.startswith("transforms/") else None
-    assert run.validate(data) == pytest.approx(wanted["validate"], abs=1e-4)
-    assert run.test(data) == pytest.approx(wanted["test"], abs=1e-4)
+    for verb, found in (("validate", run.validate(data)), ("test", run.test(data))):
+        # Five figures of COCO came later.
+        known = {name: value for name, value in found.items() if "recall_" not in name}
+        assert known == pytest.approx(wanted[verb], abs=1e-4)
 
 
 RULES = "the pipeline (reading, targets, evaluation metrics) has version 1 there and 2 here"

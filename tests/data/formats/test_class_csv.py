@@ -216,7 +216,7 @@ def test_ambiguous_ids_are_left_out_with_the_reason(write: Write, tmp_path: Path
     notices: list[str] = []
     assert read(path, notices).ids == ("dog/3.jpg", "dog/4.jpg")
     assert notices[0] == "1 ids that several images have, ambiguous and left out: 1."
-    assert notices[1] == "1 file names that several images have, ambiguous and left out: 2."
+    assert notices[1] == "1 file names that several images have, ambiguous and left out: 2.jpg (cat/2.jpg, dog/2.jpg)."
 
 
 def test_no_image_is_found(write: Write) -> None:
