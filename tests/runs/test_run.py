@@ -95,11 +95,13 @@ class TestFit:
         once = next(one for one in folders if one.parent.name == "train")
         again = next(one for one in folders if one.parent.name == "test" and one.name == once.name)
         shutil.copy(sorted(once.iterdir())[0], again / "copy.png")
-        fit(tmp_path / "leaky", tmp_path / "out", progress=progress)
+        run = fit(tmp_path / "leaky", tmp_path / "out", progress=progress)
         said = capsys.readouterr().err
         assert "1 of 7 test images also occur in the training set" in said
         assert f"test/{once.name}/copy.png (train/{once.name}/" in said
         assert "val images were" not in said
+        kept = json.loads((run.path / "manifest.json").read_text())["volatile"]["notices"]
+        assert any("1 of 7 test images also occur in the training set" in line for line in kept)
 
     def test_a_finder_is_recorded(self, photos, tmp_path):
         options = {name: value for name, value in SMALL.items() if name != "batch_size"}

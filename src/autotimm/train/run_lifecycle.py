@@ -129,6 +129,8 @@ def declare(
         initial = resumed.inputs["initial"]
         begun = {name: resumed.inputs[name] for name in ("start", "frozen") if name in resumed.inputs}
         clock = resumed.volatile | {"resumes": [*resumed.volatile.get("resumes", []), timestamp()]}
+    if data is not None and data.notices:  # they hold paths, which another place has not
+        clock["notices"] = list(data.notices)
     manifest = Manifest(
         inputs=inputs(trainer, model, data, content=data_facts, initial=initial) | begun,
         environment=surroundings(trainer),
