@@ -122,7 +122,7 @@ def declare(
     data_facts["splits"] = config_digest(splits.read_text()) if splits.exists() else None
     begun: dict[str, Any] = {} if start is None else {"start": dict(start.record)}
     begun |= {} if frozen is None else {"frozen": frozen}
-    clock = {"started": timestamp(), "folder": str(folder.path.resolve()), **volatile()}
+    clock: dict[str, Any] = {"started": timestamp(), "folder": str(folder.path.resolve()), **volatile()}
     if start is not None and start.parent is not None:
         clock["parent"] = str(start.parent.resolve())
     if resumed is not None:
