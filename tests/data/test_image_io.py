@@ -182,6 +182,16 @@ def test_formats_for_which_pillow_starts_another_program_are_no_images(tmp_path:
         read_image(path)
 
 
+def test_photographs_of_iphones_are_read_where_the_extra_is_installed(tmp_path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif", reason="needs the extra `heif`")
+    assert is_image_name("IMG_1.HEIC")
+    path = tmp_path / "IMG_1.HEIC"
+    pillow_heif.from_pillow(Image.new("RGB", (64, 48), (200, 30, 30))).save(path, quality=95)
+    image = read_image(path)
+    assert image.shape == (3, 48, 64)
+    assert abs(image[:, 20, 20].to(int) - torch.tensor([200, 30, 30])).max() <= 3
+
+
 @pytest.mark.parametrize("name", ["JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "PCX", "TGA", "ICO"])
 def test_other_formats_are_read_by_their_content(tmp_path: Path, name: str) -> None:
     path = tmp_path / "photo.png"

@@ -28,6 +28,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ from autotimm.errors import DataError
 
 __all__ = [
     "BROKEN",
+    "HEIF_SUFFIXES",
     "IMAGE_SUFFIXES",
     "decoded",
     "is_image_name",
@@ -59,7 +61,11 @@ __all__ = [
 _EXTENSIONS = (
     "avif", "bmp", "gif", "jfif", "jpe", "jpeg", "jpg", "pbm", "pgm", "png", "pnm", "ppm", "tif", "tiff", "webp",
 )  # fmt: skip
-IMAGE_SUFFIXES = frozenset(f".{extension}" for extension in _EXTENSIONS)
+_HEIF = find_spec("pillow_heif") is not None  # the extra `heif`
+HEIF_SUFFIXES = frozenset({".heic", ".heif"})
+"""Extensions of the photographs of iPhones, which Pillow does not read without the extra ``heif``."""
+
+IMAGE_SUFFIXES = frozenset(f".{extension}" for extension in _EXTENSIONS) | (HEIF_SUFFIXES if _HEIF else frozenset())
 """Extensions of image files, in lower case; upper case is recognized too."""
 
 BROKEN = (
@@ -242,7 +248,7 @@ def _bytes_needed(image: Image.Image) -> int:
 # that Pillow knows: for EPS it starts Ghostscript, and a file that somebody else made may be a program for that.
 _FORMATS = (
     "JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000", "MPO", "DIB", "ICO", "PCX", "PSD", "QOI",
-    "SGI", "TGA",
+    "SGI", "HEIF", "TGA",
 )  # fmt: skip
 
 
@@ -250,6 +256,10 @@ _FORMATS = (
 def _formats() -> tuple[str, ...]:
     """The formats that are read, as far as this build of Pillow has them."""
     Image.init()
+    if _HEIF:
+        from pillow_heif import register_heif_opener  # an optional extra
+
+        register_heif_opener()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 

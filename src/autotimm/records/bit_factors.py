@@ -393,6 +393,7 @@ _PACKAGES = (
     _package("timm", _MODEL),
     _package("torchvision", _CPU),
     _package("pillow", _IMAGES),
+    _package("pillow-heif", _IMAGES),  # reads photographs of iPhones where it is installed
     _package("numpy", frozenset({"order", "inputs", "forward", "validation"})),
     _package("segmentation-models-pytorch", _MODEL),
     _package("torchmetrics", frozenset({"validation"})),

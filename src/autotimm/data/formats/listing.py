@@ -16,13 +16,12 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from autotimm.data.image_io import is_image_name
+from autotimm.data.image_io import HEIF_SUFFIXES, is_image_name
 from autotimm.errors import DataError, join_names, printable
 
 __all__ = ["ImageSearch", "ListedFile", "Listing", "extensions", "near_name", "relative", "split_of", "text"]
 
 
-_HEIC = (".heic", ".heif")
 _SPLIT_WORDS = {
     "train": "train",
     "training": "train",
@@ -65,13 +64,13 @@ def extensions(names: Sequence[str]) -> str:
 
     Example:
         >>> extensions(["a/1.HEIC", "a/2.HEIC", "b/3"])
-        ' Ignored are 2 .HEIC and 1 without an extension: convert HEIC images to JPEG.'
+        " Ignored are 2 .HEIC and 1 without an extension: pip install 'autotimm[heif]' reads HEIC images."
     """
     counts = Counter(os.path.splitext(name)[1] or "without an extension" for name in names)
     kinds = " and ".join(printable(f"{count} {suffix}") for suffix, count in counts.most_common(5))
     rest = len(counts) - 5
-    heic = any(suffix.lower() in _HEIC for suffix in counts)
-    end = ": convert HEIC images to JPEG." if heic else "."
+    heic = any(suffix.lower() in HEIF_SUFFIXES for suffix in counts)
+    end = ": pip install 'autotimm[heif]' reads HEIC images." if heic else "."
     return f" Ignored are {kinds}{f' and {rest} other kinds' if rest > 0 else ''}{end}" if counts else ""
 
 
