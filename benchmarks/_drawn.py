@@ -124,12 +124,10 @@ def _save(image: Tensor, path: Path) -> None:
 
 
 def draw_coco(root: Path) -> None:
-    """``det_inst_tinycoco`` and ``inst_nuts_coco``, as ``coco_figures.py`` reads them."""
-    scenes = root / "det_inst_tinycoco"
-    write_toy_objects(scenes, splits={"train": 8, "val": 4}, image_size=SIZE)
-    (scenes / "images").mkdir()
-    for split in ("train", "val"):
-        (scenes / split).rename(scenes / "images" / f"{split}2017")
-        annotations = scenes / "annotations" / f"instances_{split}.json"
-        annotations.rename(annotations.with_stem(f"instances_{split}2017"))
+    """``inst_cardamage_coco`` and ``inst_nuts_coco``, as ``coco_figures.py`` reads them."""
+    cars = root / "inst_cardamage_coco"
+    write_toy_objects(cars, splits={"train": 8, "valid": 4}, image_size=SIZE)
+    for split in ("train", "valid"):
+        (cars / "annotations" / f"instances_{split}.json").rename(cars / split / "_annotations.coco.json")
+    (cars / "annotations").rmdir()
     _masks(root)

@@ -1,6 +1,6 @@
 """The figures of ``autotimm test`` for boxes and masks, compared with those of pycocotools on the user's own files.
 
-Two real sets in COCO's format, photographs of street scenes and of nuts, and the four architectures. A resnet18 with
+Two real sets in COCO's format, photographs of damaged cars and of nuts, and the four architectures. A resnet18 with
 random weights is trained for some epochs, so that there is something to find. Then:
 
 - autotimm's side is ``Run.test`` on an annotation file;
@@ -49,8 +49,8 @@ class Set(NamedTuple):
 
 
 SETS = (
-    Set("street scenes", "det_inst_tinycoco", "det_inst_tinycoco/annotations/instances_val2017.json",
-        "det_inst_tinycoco/images/val2017"),
+    Set("damaged cars", "inst_cardamage_coco", "inst_cardamage_coco/valid/_annotations.coco.json",
+        "inst_cardamage_coco/valid"),
     Set("nuts", "inst_nuts_coco", "inst_nuts_coco/data/trainval.json", "inst_nuts_coco/data/images"),
 )  # fmt: skip
 
