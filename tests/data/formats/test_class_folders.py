@@ -105,6 +105,12 @@ def test_the_level_of_classes_can_be_given(tmp_path: Path) -> None:
     assert [held_out.labels(index)[0] for index in range(3)] == list(names)
 
 
+def test_a_level_that_no_folder_has_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg")
+    with pytest.raises(DataError, match="2 images but no folders in folders, which class_levels=2 takes for classes"):
+        read_folder(tmp_path, [], 2)
+
+
 def test_levels_are_of_folders_only(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"`class_levels` .* whole number, 1 or more\. Got 0"):
         ImageDataModule(tmp_path, class_levels=0)

@@ -290,7 +290,12 @@ def _read_train(listing: Listing, folder: Path, prefix: str, levels: int | None,
     classes = _read_classes(listing, folder, prefix, levels, notices)
     if not any(classes.values()):
         loose = _loose_images(listing, folder, levels or 1)
-        none = f"{len(loose)} images but no class folders" if loose else "no images"
+        where = (
+            "class folders"
+            if levels in (None, 1)
+            else f"folders in folders, which class_levels={levels} takes for classes"
+        )
+        none = f"{len(loose)} images but no {where}" if loose else "no images"
         what = f"no images in any of its {len(classes)} folders" if classes else none
         ignored = extensions(listing.search_images([folder]).others)
         raise DataError(f"{folder} holds {what}.{ignored} {_LAYOUT} For labels in a table give `train_csv`.")
