@@ -562,3 +562,14 @@ def test_a_package_is_known_by_the_file_that_is_executed(
     with pytest.raises(ModelError, match="lies inside the run folder"):
         Run(RUN, trust=True).model()
     assert not Path("hit").exists()
+
+
+@pytest.mark.parametrize("name", ["files.csv", "splits.csv", "ledger.jsonl", "manifest.json", "results.json"])
+@pytest.mark.parametrize("verb", ["verify", "resume", "predict"])
+def test_a_folder_in_place_of_a_file(verb, name, made, tmp_path, capsys):
+    run = tmp_path / RUN
+    shutil.copytree(made / "options", run)
+    (run / name).unlink()
+    (run / name).mkdir()
+    assert main([verb, str(run), *([str(made / "photos")] if verb == "predict" else [])]) == 4
+    assert f"{run / name} is a folder" in capsys.readouterr().err

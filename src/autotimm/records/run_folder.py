@@ -52,19 +52,22 @@ _EARLY = (
     ".lock", "config.yaml", "splits.csv", "files.csv", "initial.safetensors", "initial.ckpt", "manifest.json",
     "ledger.jsonl",
 )  # fmt: skip
+_AT_END = ("metrics.csv", "results.json", "model.safetensors")
 _LOGS = ("tensorboard", "mlflow", "wandb")  # what loggers write from the start
 
 
 def require_files(folder: Path) -> None:
-    """Refuse a run folder that holds a pipe or a device: opening one that nobody writes to would never end.
+    """Refuse a run folder with a pipe or a device, whose reader may wait for ever, or with a folder in place of a file.
 
     Raises:
         ModelError: If there is one.
     """
     for place in (folder, folder / "checkpoints"):
         for path in place.iterdir() if place.is_dir() else ():
-            if path.exists() and not path.is_file() and not path.is_dir():
-                raise ModelError(f"The run folder {folder} must hold files. {path} is a pipe or a device. Remove it.")
+            folder_for_file = path.is_dir() and path.name in (*_EARLY, *_AT_END)
+            if folder_for_file or (path.exists() and not path.is_file() and not path.is_dir()):
+                what = "a folder" if folder_for_file else "a pipe or a device"
+                raise ModelError(f"The run folder {folder} must hold files. {path} is {what}. Remove it.")
 
 
 @dataclass
