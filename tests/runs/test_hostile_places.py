@@ -573,3 +573,13 @@ def test_a_folder_in_place_of_a_file(verb, name, made, tmp_path, capsys):
     (run / name).mkdir()
     assert main([verb, str(run), *([str(made / "photos")] if verb == "predict" else [])]) == 4
     assert f"{run / name} is a folder" in capsys.readouterr().err
+
+
+def test_a_link_to_itself(made, tmp_path, capsys):
+    run = tmp_path / RUN
+    shutil.copytree(made / "options", run)
+    (run / "ledger.jsonl").unlink()
+    (run / "ledger.jsonl").symlink_to("ledger.jsonl")
+    for verb in ("verify", "resume", "levels"):
+        assert main([verb, str(run)]) == 4
+        assert f"{run / 'ledger.jsonl'} is a link to itself" in capsys.readouterr().err

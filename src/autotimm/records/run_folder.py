@@ -19,10 +19,12 @@ Every file is written atomically, and paths in it are relative, so that a run ca
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -57,17 +59,26 @@ _LOGS = ("tensorboard", "mlflow", "wandb")  # what loggers write from the start
 
 
 def require_files(folder: Path) -> None:
-    """Refuse a run folder with a pipe or a device, whose reader may wait for ever, or with a folder in place of a file.
+    """Refuse a run folder with a pipe or a device, whose reader may wait for ever, or with no file where one must be.
 
     Raises:
         ModelError: If there is one.
     """
     for place in (folder, folder / "checkpoints"):
         for path in place.iterdir() if place.is_dir() else ():
-            folder_for_file = path.is_dir() and path.name in (*_EARLY, *_AT_END)
-            if folder_for_file or (path.exists() and not path.is_file() and not path.is_dir()):
-                what = "a folder" if folder_for_file else "a pipe or a device"
+            if what := _no_file(path):
                 raise ModelError(f"The run folder {folder} must hold files. {path} is {what}. Remove it.")
+
+
+def _no_file(path: Path) -> str:
+    """What an entry is that is neither a file nor a folder where one may be; empty if it is."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        return "a link to itself" if error.errno == errno.ELOOP else ""
+    if stat.S_ISDIR(mode):
+        return "a folder" if path.name in (*_EARLY, *_AT_END) else ""
+    return "" if stat.S_ISREG(mode) else "a pipe or a device"
 
 
 @dataclass
