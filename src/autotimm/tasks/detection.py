@@ -6,12 +6,11 @@ from abc import ABC
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from autotimm.data.annotations.outlines import RunLengths
 from autotimm.data.transforms.image_transforms import resize_masks
 from autotimm.errors import number, require, require_choice
 from autotimm.metrics import MetricConfig, mean_ap
@@ -288,8 +287,7 @@ def _truth(target: dict[str, Tensor], place: Placement) -> dict[str, Any]:
     truth: dict[str, Any] = {**target, "boxes": to_original(target["boxes"], place)}
     if "masks" in target:
         masks = resize_masks(shown(target["masks"], place), (place.height, place.width)).to(torch.uint8).cpu().numpy()
-        runs = [coco_mask.encode(np.asfortranarray(mask)) for mask in masks]
-        truth["masks"] = [(tuple(mask["size"]), mask["counts"]) for mask in runs]
+        truth["masks"] = [RunLengths.of_mask(mask).as_pair() for mask in masks]
     return truth
 
 

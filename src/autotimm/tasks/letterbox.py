@@ -7,16 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.nn import functional as F
 
+from autotimm.data.annotations.outlines import RunLengths
 from autotimm.types import Batch, Placement
 
-__all__ = ["RunLengths", "encode", "likeliest", "paste", "places", "shown", "to_original"]
-
-RunLengths = tuple[tuple[int, int], bytes]
-"""A mask in COCO's run lengths: height and width, and the compressed counts."""
+__all__ = ["encode", "likeliest", "paste", "places", "shown", "to_original"]
 
 
 def places(batch: Batch) -> list[Placement]:
@@ -82,7 +79,7 @@ def paste(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
     return canvas
 
 
-def encode(masks: Tensor, boxes: Tensor, height: int, width: int) -> list[RunLengths]:
+def encode(masks: Tensor, boxes: Tensor, height: int, width: int) -> list[tuple[tuple[int, int], bytes]]:
     """The run lengths of what :func:`paste` draws, without drawing it: 100 masks of 12 megapixels fill 1.2 GB.
 
     Example:
@@ -90,21 +87,19 @@ def encode(masks: Tensor, boxes: Tensor, height: int, width: int) -> list[RunLen
         [((3, 4), b'02106')]
     """
     windows = [_drawn(mask, box, height, width) for mask, box in zip(masks.cpu(), boxes.tolist(), strict=True)]
-    return [((height, width), _counts(window, height, width)) for window in windows]
+    return [_run_lengths(window, height, width).as_pair() for window in windows]
 
 
-def _counts(window: _Window | None, height: int, width: int) -> bytes:
-    """COCO's compressed counts, column by column."""
-    size = [height, width]
+def _run_lengths(window: _Window | None, height: int, width: int) -> RunLengths:
     if window is None:
-        return coco_mask.frPyObjects({"size": size, "counts": [height * width]}, *size)["counts"]  # type: ignore[no-any-return]
+        return RunLengths.of_counts(height, width, [height * width])
     rows, columns = window.pixels.shape
     strip = np.zeros((columns, height), np.int8)
     strip[:, window.top : window.top + rows] = window.pixels.numpy().T
     changes = np.flatnonzero(np.diff(strip.ravel(), prepend=0, append=0)) + window.left * height
     counts = np.diff(changes, prepend=0, append=height * width)
     counts = counts[:-1] if counts[-1] == 0 and len(counts) > 1 else counts
-    return coco_mask.frPyObjects({"size": size, "counts": counts.tolist()}, *size)["counts"]  # type: ignore[no-any-return]
+    return RunLengths.of_counts(height, width, counts.tolist())
 
 
 def shown(layers: Tensor, place: Placement) -> Tensor:

@@ -123,6 +123,10 @@ class RunLengths(NamedTuple):
         starts = starts[(uses == 1) & (starts < height * width)]
         return cls.of_counts(height, width, np.diff([0, *starts.tolist(), height * width]).tolist())
 
+    def as_pair(self) -> tuple[tuple[int, int], bytes]:
+        """As torchmetrics keeps it: height and width, and the compressed counts."""
+        return (self.height, self.width), self.counts
+
     def as_coco(self) -> dict[str, Any]:
         """As in a COCO file: size and compressed counts."""
         return {"size": [self.height, self.width], "counts": self.counts.decode("ascii")}

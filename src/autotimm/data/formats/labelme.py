@@ -104,8 +104,9 @@ def _parsed(path: Path, name: str, report: Report) -> ImageFile:
 
 def _size(content: Mapping[str, Any]) -> tuple[int, int] | None:
     width, height = (content.get(f"image{side}") for side in ("Width", "Height"))
-    stated = isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0
-    return (width, height) if stated else None  # type: ignore[return-value]
+    if isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0:
+        return width, height
+    return None
 
 
 def _object(shape: Any, size: tuple[int, int] | None) -> tuple[ObjectRecord, Hashable]:

@@ -196,6 +196,5 @@ def _truth(sample: Sample) -> Any:
     target = {name: value.as_subclass(Tensor) for name, value in sample.target.items()}
     truth = {"boxes": target["boxes"], "labels": target["labels"], **(sample.truth or {})}
     if "masks" in target:
-        runs = [RunLengths.of_mask(mask.numpy()) for mask in target["masks"]]
-        truth["masks"] = [((mask.height, mask.width), mask.counts) for mask in runs]
+        truth["masks"] = [RunLengths.of_mask(mask.numpy()).as_pair() for mask in target["masks"]]
     return truth
