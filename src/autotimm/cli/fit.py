@@ -64,7 +64,7 @@ def configure(given: Given) -> FitConfig | dict[str, object]:
     file = given.options["config"]
     values, nested = read_yaml(file)
     if not nested:
-        if RECORD in values:  # how a run was made is taken from it, not where: that is a place of whoever made it
+        if RECORD in values:  # it says how to train; where its run went is a folder of whoever made it
             values = {name: value for name, value in values.items() if name not in ("out", "name")}
         return FitConfig.layered([(f"file {file}", values), (COMMAND_LINE, typed)])
     if typed:
