@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -260,9 +261,22 @@ class _Collate:
         return with_fingerprints(batch) if isinstance(batch, Batch) else batch
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Ignore Ctrl-C, which a terminal sends to all processes: the training process ends its workers."""
+def _leave_signals_to_training(worker: int) -> None:
+    """Ignore Ctrl-C and SIGTERM, which a terminal or a scheduler sends to all processes of a run.
+
+    The training process stops after a step, for which it needs batches, and then ends its workers.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":  # others do not tell who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_training, daemon=True).start()
+
+
+def _obey_training() -> None:
+    """Wait for the SIGTERM by which multiprocessing ends the workers that are left when a program exits."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class KeyedLoader:
@@ -367,7 +381,7 @@ class KeyedLoader:
                 num_workers=self.num_workers,
                 persistent_workers=self.persistent_workers,
                 pin_memory=self.pin_memory,
-                worker_init_fn=_ignore_interrupts,
+                worker_init_fn=_leave_signals_to_training,
                 # torch draws the workers' seeds, which nothing of ours reads; not from the caller's generator.
                 generator=torch.Generator(),
             )
