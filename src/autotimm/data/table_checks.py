@@ -87,14 +87,14 @@ def strange_ranges(ranges: Mapping[str, str], total: int) -> list[str]:
 
     Example:
         >>> strange_ranges({"a.tif": "0 to 1.2"}, 24)[0].partition(". ")[0]
-        '1 of 24 images have values that fit neither [0, 1] nor [0, 255]'
+        '1 of 24 images have values that fit neither [0, 1] nor [0, 255] nor 16 bits'
     """
     if not ranges:
         return []
     shown = join_names([f"{name} ({values})" for name, values in ranges.items()])
     return [
-        f"{len(ranges)} of {total} images have values that fit neither [0, 1] nor [0, 255]. They are clipped, or "
-        f"nearly black: {shown}. Scale them to [0, 1]."
+        f"{len(ranges)} of {total} images have values that fit neither [0, 1] nor [0, 255] nor 16 bits. They are "
+        f"clipped, or nearly black: {shown}. Scale them to [0, 1], or whole numbers to 65535."
     ]
 
 
