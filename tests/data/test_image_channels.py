@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from autotimm import ImageClassifier, ImageDataModule
-from autotimm.data.file_facts import image_sizes, scan
+from autotimm.data.file_facts import Oddity, image_sizes, scan
 from autotimm.data.image_channels import read_as, read_picture
 from autotimm.data.image_io import is_image_name, read_image
 from autotimm.data.image_reading import ImageReading, reading_as
@@ -38,8 +38,9 @@ def write(folder: Path, kind: str) -> Path:
         "array CHW": lambda: np.stack([GRAY + page for page in range(6)]),
         "array 16 bit": lambda: np.stack([(GRAY + page).astype(">u2") * 257 for page in range(6)]),
         "array floats": lambda: np.stack([(GRAY + page) / np.float32(255) for page in range(6)]),
-        "array of objects": lambda: np.array([{"a": 1}] * 6, dtype=object), "array of text": lambda: np.array(["a"] * 6),
-        "array of int8": lambda: GRAY.view(np.int8)[None].repeat(6, 0), "array without pixels": lambda: GRAY[:0, :, None],
+        "array of objects": lambda: np.array([{"a": 1}] * 6, dtype=object),
+        "array of text": lambda: np.array(["a"] * 6), "array of int8": lambda: GRAY.view(np.int8)[None].repeat(6, 0),
+        "array without pixels": lambda: GRAY[:0, :, None],
     }  # fmt: skip
     if kind in images:
         images[kind]().save(path)
@@ -155,13 +156,13 @@ def test_twelve_bits_in_a_file_of_sixteen_are_named(tmp_path: Path, highest: int
     dark, bright = tmp_path / "dark.png", tmp_path / "bright.png"
     Image.fromarray(np.full((2, 2), highest, np.uint16)).save(dark)
     Image.fromarray(np.full((2, 2), 4096, np.uint16)).save(bright)
-    ranges: dict[Path, str] = {}
-    assert scan([dark, bright], ranges=ranges) == []
+    odd: dict[Path, Oddity] = {}
+    assert scan([dark, bright], oddities=odd) == []
     bits = {200: 8, 1023: 10, 4095: 12}[highest]
-    assert ranges == {dark: f"{highest} to {highest}, which is {bits} of 16 bits"}
+    assert odd == {dark: Oddity(f"{highest} to {highest}, which is {bits} of 16 bits", "")}
     with reading_as(ImageReading(1)):
-        scan([dark, bright], ranges=ranges)
-    assert list(ranges) == [dark]
+        scan([dark, bright], oddities=odd)
+    assert list(odd) == [dark]
 
 
 def folder_of(tmp_path: Path, kind: str, count: int = 6) -> Path:

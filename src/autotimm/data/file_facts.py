@@ -25,6 +25,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from autotimm.data.annotations.masks import MaskFacts, facts_of
 from autotimm.data.annotations.object_ids import ObjectIds, object_ids
 from autotimm.data.annotations.outlines import object_pixels
+from autotimm.data.decoder_messages import heard, listening
 from autotimm.data.image_channels import array_size, channel_range
 from autotimm.data.image_io import (
     BROKEN,
@@ -44,6 +45,7 @@ from autotimm.serialization import parse_json
 
 __all__ = [
     "FileFacts",
+    "Oddity",
     "Problem",
     "Stamp",
     "file_digests",
@@ -72,6 +74,19 @@ class Problem(NamedTuple):
 
     path: Path
     reason: str
+
+
+class Oddity(NamedTuple):
+    """What is odd about a file that can be read.
+
+    Attributes:
+        range: The range of its numbers if they are not those of an image, see
+            :func:`autotimm.data.image_io.strange_range`; empty if they are.
+        message: What its decoder says; empty if it says nothing.
+    """
+
+    range: str
+    message: str
 
 
 class Stamp(NamedTuple):
@@ -168,7 +183,8 @@ class FileFacts(Generic[_Result]):
         def attempt(path: Path) -> _Result | Problem:
             try:
                 require_file(path)
-                return self.look_up(path)
+                with heard():  # what is said without the name of the file is of no use; `scan` says it with the name
+                    return self.look_up(path)
             except BROKEN as error:
                 return Problem(path, reason(path, error))
 
@@ -176,7 +192,8 @@ class FileFacts(Generic[_Result]):
         pool = ThreadPoolExecutor(min(os.cpu_count() or 1, self.threads), thread_name_prefix=self.name)
         try:
             for first in range(0, len(paths), _BLOCK):
-                yield from pool.map(attempt, paths[first : first + _BLOCK])
+                with listening():
+                    yield from pool.map(attempt, paths[first : first + _BLOCK])
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -236,18 +253,17 @@ def _with_progress(results: Iterator[_Result], total: int, wanted: bool, title: 
             progress.stop()
 
 
-def scan(files: Sequence[Path], progress: bool = True, ranges: dict[Path, str] | None = None) -> list[Problem]:
+def scan(files: Sequence[Path], progress: bool = True, oddities: dict[Path, Oddity] | None = None) -> list[Problem]:
     """Decode every file completely and list those that fail, in the order of ``files``.
 
     Args:
         files: The files; one that is listed twice is read once.
         progress: Whether a bar may appear.
-        ranges: Receives the range of the numbers of each file in which they are not those of an image, see
-            :func:`autotimm.data.image_io.read_rgb`.
+        oddities: Receives what is odd about files that can be read.
     """
     facts = _per_reading("readable", _decode)(files, progress, "checking images")
-    if ranges is not None:
-        ranges |= {path: fact for path, fact in facts.items() if fact and not isinstance(fact, Problem)}
+    if oddities is not None:
+        oddities |= {path: Oddity(*fact) for path, fact in facts.items() if not isinstance(fact, Problem) and any(fact)}
     return [fact for fact in facts.values() if isinstance(fact, Problem)]
 
 
@@ -293,7 +309,14 @@ def _tuples(part: Any) -> Any:
     return tuple(part) if isinstance(part, list) else part
 
 
-def _decode(reading: ImageReading, path: Path) -> str:
+def _decode(reading: ImageReading, path: Path) -> Oddity:
+    with heard() as messages:
+        strange = _range(reading, path)
+    more = f", and {len(messages) - 1} more" if len(messages) > 1 else ""
+    return Oddity(strange, "".join(messages[:1]) + more)
+
+
+def _range(reading: ImageReading, path: Path) -> str:
     """The range of the numbers in a file if they are not those of an image, otherwise empty."""
     if not reading.is_rgb:
         return channel_range(path, reading)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision import tv_tensors
 
+from autotimm.data.decoder_messages import silent
 from autotimm.data.image_io import (
     BROKEN,
     as_bytes,
@@ -56,10 +57,9 @@ def read_as(path: str | Path, reading: ImageReading) -> tv_tensors.Image:
     Raises:
         DataError: If it cannot be read, or has another number of channels.
     """
-    if reading.is_rgb:
-        return read_image(path, upright=reading.upright)
     try:
-        return _stacked(_bands(path, reading))
+        with silent():  # what is said of it was reported with its name, when the data were checked
+            return read_image(path, upright=reading.upright) if reading.is_rgb else _stacked(_bands(path, reading))
     except BROKEN as error:
         raise DataError(
             f"{path} cannot be read as an image: {reason(path, error)}. Replace it or remove it from the data."
@@ -73,8 +73,7 @@ def read_picture(path: str | Path, reading: ImageReading) -> tv_tensors.Image:
 
 
 def channel_range(path: str | Path, reading: ImageReading) -> str:
-    """Read a file completely, and say what is strange about its numbers; see
-    :func:`autotimm.data.image_io.strange_range`.
+    """Read a file completely, and return the range of its numbers if they are not those of an image.
 
     Raises:
         OSError: Or another of ``BROKEN``, if it cannot be read, or has another number of channels.

@@ -46,11 +46,13 @@ __all__ = [
     "BROKEN",
     "HEIF_SUFFIXES",
     "IMAGE_SUFFIXES",
+    "UNTURNED",
     "as_bytes",
     "byte_factor",
     "decoded",
     "has_alpha",
     "is_image_name",
+    "is_turned",
     "needs_conversion",
     "open_image",
     "range_of",
@@ -106,6 +108,9 @@ _UNDONE = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }  # fmt: skip
+UNTURNED = "left out; give --ignore-exif if the annotations were made on the stored images"
+"""What is done with an image that is annotated as it is stored."""
+
 _FEW_BITS = 12  # of 16: what many cameras and scanners have
 _STRIP = 1 << 18  # pixels that are converted at once
 _MEMORY = 512 * 2**20  # bytes that all decoding threads share; an image that needs more is decoded alone
@@ -360,6 +365,15 @@ def size_of(image: Image.Image, upright: bool = True) -> tuple[int, int]:
     is_upright = image.format == "TIFF"  # those Pillow turns by itself
     swapped = upright != is_upright and _orientation(image) in _SWAPPED
     return (image.height, image.width) if swapped else image.size
+
+
+def is_turned(path: str | Path) -> bool:
+    """Whether an EXIF tag swaps width and height of an image; ``False`` if it cannot be read."""
+    try:
+        with open_image(path) as image:
+            return _orientation(image) in _SWAPPED
+    except BROKEN:
+        return False
 
 
 def turned(image: Image.Image, upright: bool = True) -> Image.Image:
