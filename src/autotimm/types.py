@@ -65,7 +65,8 @@ class Sample(NamedTuple):
     """One image with its target and its id.
 
     Attributes:
-        image: RGB ``uint8`` of shape (3, H, W), a ``torchvision.tv_tensors.Image``, with its EXIF orientation applied.
+        image: RGB ``uint8`` of shape (3, H, W), or (C, H, W) of data with other channels; a
+            ``torchvision.tv_tensors.Image``, with its EXIF orientation applied unless that is ignored.
         target: The target, or ``None`` if there is none. For classification a class index, or a vector of zeros and
             ones; for detection a dictionary of ``boxes`` (K, 4) in pixels as x1, y1, x2, y2, ``labels`` (K,), ``crowd``
             (K,) and, for instance segmentation, ``masks`` (K, H, W); for semantic segmentation class indices (H, W),
@@ -89,7 +90,8 @@ class Batch(NamedTuple):
     """A batch of samples with images of equal size.
 
     Attributes:
-        images: RGB of shape (N, 3, H, W), ``uint8`` in [0, 255] or float in [0, 1]. The network normalizes them.
+        images: RGB of shape (N, 3, H, W), or (N, C, H, W) of data with other channels; ``uint8`` in [0, 255] or float
+            in [0, 1]. The network normalizes them.
         targets: ``int64`` (N,) class indices; ``float32`` (N, C) of zeros and ones for multi-label classification;
             ``int64`` (N, H, W) for semantic segmentation; a list of N dictionaries for detection (see
             :class:`Sample`); or ``None``.
@@ -243,6 +245,8 @@ class DataSpec:
         kind: Kind of the targets: ``classes`` (of whole images), ``boxes``, ``instances`` (boxes and masks) or
             ``pixels`` (a class per pixel). Images are letterboxed in evaluation for all kinds but ``classes``.
         category_ids: The numbers that the COCO file gave the classes, in their order; empty if there was none.
+        in_chans: Channels of the images; 3 is RGB.
+        ignore_exif: Whether images are read as they are stored, without the turn that an EXIF tag asks for.
     """
 
     class_names: tuple[str, ...]
@@ -254,13 +258,15 @@ class DataSpec:
     eval_transforms: str | None = None
     kind: str = "classes"
     category_ids: tuple[int, ...] = ()
+    in_chans: int = 3
+    ignore_exif: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Convert to a dictionary of built-in types, for a checkpoint or a manifest."""
         data = asdict(self) | {"class_names": list(self.class_names), "category_ids": list(self.category_ids)}
-        if not self.category_ids:
-            del data["category_ids"]  # as in the records of versions that did not know it
-        return data
+        defaults = {"category_ids": [], "in_chans": 3, "ignore_exif": False}
+        # Those are left out: records are as those of versions that did not know them.
+        return {name: value for name, value in data.items() if name not in defaults or value != defaults[name]}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DataSpec:

@@ -447,6 +447,19 @@ class TestVerbs:
 
 
 class TestUsedAgain:
+    def test_a_second_fit_begins_anew_in_the_next_folder(self, toy_folder, tmp_path):
+        stopping = EarlyStopping("train/loss", patience=1, min_delta=9.0)  # stops after the second epoch
+        again, data = trainer(5, run_dir=None, default_root_dir=tmp_path, callbacks=[stopping]), toy_data(toy_folder)
+        ledgers = []
+        for number in (1, 2, 3):
+            again.fit(classifier(), datamodule=data)
+            folder = again.run_folder.path
+            assert folder == tmp_path / "runs" / f"{toy_folder.name}-{number:03d}"
+            assert json.loads((folder / "manifest.json").read_text())["results"]["status"] == "finished"
+            ledgers.append((folder / "ledger.jsonl").read_bytes())
+        assert ledgers[0] == ledgers[1] == ledgers[2]
+        assert again.current_epoch == 2
+
     """Trainers, tasks and folders that were used before."""
 
     def test_a_loaded_task_trains_in_training_mode_but_for_what_is_frozen(self, toy_folder, tmp_path):

@@ -52,10 +52,11 @@ def run(argv: Sequence[str]) -> int:
         _save(out, predictions, data, ids)
         print(f"predictions: {out} ({len(predictions)} images)")
     if draw is not None:
+        from autotimm.data.image_reading import reading_of
         from autotimm.runs.prediction_files import write_pictures
 
         drawable: Any = predictions  # objects or pixels: _check_kind has refused classes
-        write_pictures(draw, drawable, data.class_names, image_files(paths))
+        write_pictures(draw, drawable, data.class_names, image_files(paths, data), reading_of(data))
         print(f"pictures: {draw} ({len(predictions)} images)")
     if out is None and draw is None:
         _show(predictions)

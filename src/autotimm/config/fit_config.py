@@ -23,7 +23,7 @@ from autotimm.errors import UsageError
 __all__ = ["COMMAND_LINE", "NETWORK_OPTIONS", "FitConfig", "defaults", "options"]
 
 COMMAND_LINE = "command line"
-NETWORK_OPTIONS = ("task", "backbone", "pretrained", "arch", "width", "multi_label")
+NETWORK_OPTIONS = ("task", "backbone", "pretrained", "arch", "width", "multi_label", "in_chans")
 """The options that decide the network: a run that trains on from another one has those of that run."""
 
 _SCHEDULES = ("auto", "constant", "cosine", "linear", "onecycle", "plateau", "step")
@@ -116,6 +116,14 @@ class FitConfig:
     class_levels: int | None = _data(
         None, Whole(1), "levels of folders that make a class; 2 if flower/daisy is one", none="auto",
         stages=("order", "inputs", "start"), tasks=_CLASSIFICATION,
+    )
+    in_chans: int = _data(
+        3, Whole(1), "channels of the images: 3 is RGB, 1 gray, 4 RGBA; others from TIFF pages or .npy arrays",
+        to=_DATA_AND_MODEL, stages=("inputs", "start", "forward"),
+    )
+    ignore_exif: bool = _data(
+        False, Flag(), "read images as stored; for annotations made without the turn of an EXIF tag",
+        stages=("inputs", "validation"),
     )
     strict: bool = _data(False, Flag(), "refuse doubtful data instead of repairing it with a notice")
     train_csv: str | None = _tables(

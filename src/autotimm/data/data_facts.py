@@ -179,6 +179,8 @@ class Facts(ABC):
     Attributes:
         image_size: See :class:`autotimm.DataModule`, like the rest.
         eval_batch_size: Samples per batch in validation, test and prediction.
+        in_chans: Channels of the images.
+        ignore_exif: Whether images are read as they are stored.
         crop_pct: Share of the resized image that evaluation's central crop keeps.
         interpolation: How images are resized.
         notices: One line for each problem or peculiarity of the data.
@@ -187,6 +189,8 @@ class Facts(ABC):
 
     image_size: int
     eval_batch_size: int
+    in_chans: int
+    ignore_exif: bool
     crop_pct: float
     interpolation: str
     notices: list[str]
@@ -225,6 +229,8 @@ class Facts(ABC):
             eval_transforms=plain_value(self.arguments.get("eval_transforms")),
             kind=self.tables["train"].kind,
             category_ids=self.tables["train"].category_ids,
+            in_chans=self.in_chans,
+            ignore_exif=self.ignore_exif,
         )
 
     def class_counts(self, split: str = "train") -> tuple[int, ...]:

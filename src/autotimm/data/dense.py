@@ -97,8 +97,10 @@ class SpatialDataModule(DataModule, ABC):
         owner = type(self).__name__
         if given is None and name == "train_transforms":
             outside = IGNORE_INDEX if self.kind == "pixels" else 0
-            given = spatial_augmentation(self.augmentation, self.image_size, owner, outside)
-        return SpatialTransform(given, self.image_size, name, owner, keep_all=name == "eval_transforms")
+            given = spatial_augmentation(self.augmentation, self.image_size, owner, outside, self.in_chans)
+        return SpatialTransform(
+            given, self.image_size, name, owner, keep_all=name == "eval_transforms", channels=self.in_chans
+        )
 
     def read(self, split: str) -> Table | None:
         """Return the samples of a split, or ``None``."""

@@ -6,7 +6,6 @@ file, and computed again when the stamp has changed, or does not yet tell one co
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sqlite3
@@ -14,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -25,6 +25,8 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from autotimm.data.annotations.masks import MaskFacts, facts_of
 from autotimm.data.annotations.object_ids import ObjectIds, object_ids
 from autotimm.data.annotations.outlines import object_pixels
+from autotimm.data.decoder_messages import heard, listening
+from autotimm.data.image_channels import array_size, channel_range
 from autotimm.data.image_io import (
     BROKEN,
     decoded,
@@ -33,14 +35,17 @@ from autotimm.data.image_io import (
     reason,
     require_file,
     row_strips,
+    size_of,
     strange_range,
     to_rgb,
 )
+from autotimm.data.image_reading import ARRAY_SUFFIX, UPRIGHT_RGB, ImageReading, current_reading
 from autotimm.records.digest import file_digest
 from autotimm.serialization import parse_json
 
 __all__ = [
     "FileFacts",
+    "Oddity",
     "Problem",
     "Stamp",
     "file_digests",
@@ -56,7 +61,6 @@ _BLOCK = 2048  # files per round: bounds memory, and what an interruption loses
 _QUERY = 500  # paths per query: SQLite bounds the number of parameters
 _SETTLED = 3 * 10**9  # nanoseconds: some file systems keep times in steps of two seconds
 _LAST = 2**63 - 1  # of a signed integer of 64 bits, which SQLite and NumPy have: in nanoseconds, the year 2262
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _Result = TypeVar("_Result")
 
 
@@ -70,6 +74,19 @@ class Problem(NamedTuple):
 
     path: Path
     reason: str
+
+
+class Oddity(NamedTuple):
+    """What is odd about a file that can be read.
+
+    Attributes:
+        range: The range of its numbers if they are not those of an image, see
+            :func:`autotimm.data.image_io.strange_range`; empty if they are.
+        message: What its decoder says; empty if it says nothing.
+    """
+
+    range: str
+    message: str
 
 
 class Stamp(NamedTuple):
@@ -166,7 +183,8 @@ class FileFacts(Generic[_Result]):
         def attempt(path: Path) -> _Result | Problem:
             try:
                 require_file(path)
-                return self.look_up(path)
+                with heard():  # what is said without the name of the file is of no use; `scan` says it with the name
+                    return self.look_up(path)
             except BROKEN as error:
                 return Problem(path, reason(path, error))
 
@@ -174,7 +192,8 @@ class FileFacts(Generic[_Result]):
         pool = ThreadPoolExecutor(min(os.cpu_count() or 1, self.threads), thread_name_prefix=self.name)
         try:
             for first in range(0, len(paths), _BLOCK):
-                yield from pool.map(attempt, paths[first : first + _BLOCK])
+                with listening():
+                    yield from pool.map(attempt, paths[first : first + _BLOCK])
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -234,24 +253,26 @@ def _with_progress(results: Iterator[_Result], total: int, wanted: bool, title: 
             progress.stop()
 
 
-def scan(files: Sequence[Path], progress: bool = True, ranges: dict[Path, str] | None = None) -> list[Problem]:
+def scan(files: Sequence[Path], progress: bool = True, oddities: dict[Path, Oddity] | None = None) -> list[Problem]:
     """Decode every file completely and list those that fail, in the order of ``files``.
 
     Args:
         files: The files; one that is listed twice is read once.
         progress: Whether a bar may appear.
-        ranges: Receives the range of the numbers of each file in which they are not those of an image, see
-            :func:`autotimm.data.image_io.read_rgb`.
+        oddities: Receives what is odd about files that can be read.
     """
-    facts = _READABLE(files, progress, "checking images")
-    if ranges is not None:
-        ranges |= {path: fact for path, fact in facts.items() if fact and not isinstance(fact, Problem)}
+    facts = _per_reading("readable", _decode)(files, progress, "checking images")
+    if oddities is not None:
+        oddities |= {path: Oddity(*fact) for path, fact in facts.items() if not isinstance(fact, Problem) and any(fact)}
     return [fact for fact in facts.values() if isinstance(fact, Problem)]
 
 
 def image_sizes(files: Sequence[Path], progress: bool = True) -> dict[Path, tuple[int, int]]:
-    """Width and height of upright images, from their headers; files that cannot be read are left out."""
-    sizes = _SIZES(files, progress, "checking annotations")
+    """Width and height of images, from their headers; files that cannot be read are left out.
+
+    Upright, or as they are stored where :func:`autotimm.data.image_reading.reading_as` says so.
+    """
+    sizes = _per_reading("sizes", _size)(files, progress, "checking annotations")
     return {path: (size[0], size[1]) for path, size in sizes.items() if not isinstance(size, Problem)}
 
 
@@ -288,24 +309,35 @@ def _tuples(part: Any) -> Any:
     return tuple(part) if isinstance(part, list) else part
 
 
-def _decode(path: Path) -> str:
+def _decode(reading: ImageReading, path: Path) -> Oddity:
+    with heard() as messages:
+        strange = _range(reading, path)
+    more = f", and {len(messages) - 1} more" if len(messages) > 1 else ""
+    return Oddity(strange, "".join(messages[:1]) + more)
+
+
+def _range(reading: ImageReading, path: Path) -> str:
     """The range of the numbers in a file if they are not those of an image, otherwise empty."""
+    if not reading.is_rgb:
+        return channel_range(path, reading)
     with decoded(path) as image:
         for _, strip in row_strips(image) if needs_conversion(image) else ():
             to_rgb(strip)  # in strips, since nobody needs the whole
         return strange_range(image)
 
 
-def _size(path: Path) -> tuple[int, int]:
+def _size(reading: ImageReading, path: Path) -> tuple[int, int]:
+    if path.suffix.lower() == ARRAY_SUFFIX:
+        return array_size(path, reading)
     with open_image(path) as image:
-        width, height = image.size
-        # Pillow decodes a whole PNG to look for a tag behind its pixels, where none is written.
-        may_have_tag = image.format != "PNG" or "exif" in image.info
-        orientation = 1
-        if may_have_tag:
-            with contextlib.suppress(*BROKEN):  # a broken tag gives no orientation
-                orientation = image.getexif().get(0x0112, 1)
-    return (height, width) if orientation in _TURNED else (width, height)
+        return size_of(image, reading.upright)
+
+
+def _per_reading(name: str, look_up: Callable[[ImageReading, Path], _Result]) -> FileFacts[_Result]:
+    """Facts that depend on how images are read now."""
+    reading = current_reading()
+    own = "" if reading == UPRIGHT_RGB else f" {tuple(reading)}"
+    return FileFacts(name, partial(look_up, reading), f"3 {PIL.__version__}{own}")
 
 
 def _bounds(path: Path) -> tuple[int, ...]:
@@ -316,9 +348,7 @@ def _bounds(path: Path) -> tuple[int, ...]:
 
 
 # A release of Pillow may read a file differently from an older one. The number counts changes of our own code.
-_READABLE: FileFacts[str] = FileFacts("readable", _decode, f"2 {PIL.__version__}")
-_SIZES: FileFacts[tuple[int, int]] = FileFacts("sizes", _size, f"2 {PIL.__version__}")
-_MASKS: FileFacts[Any] = FileFacts("masks", facts_of, f"3 {PIL.__version__}")
-_BOUNDS: FileFacts[tuple[int, ...]] = FileFacts("objects", _bounds, f"3 {PIL.__version__}")
-_IDS: FileFacts[Any] = FileFacts("ids", object_ids, f"1 {PIL.__version__}")
+_MASKS: FileFacts[Any] = FileFacts("masks", facts_of, f"4 {PIL.__version__}")
+_BOUNDS: FileFacts[tuple[int, ...]] = FileFacts("objects", _bounds, f"4 {PIL.__version__}")
+_IDS: FileFacts[Any] = FileFacts("ids", object_ids, f"2 {PIL.__version__}")
 _DIGESTS: FileFacts[str] = FileFacts("digests", file_digest, "1", threads=8)

@@ -2,7 +2,8 @@
 
 Images that are not plain 8-bit RGB are converted:
 
-- the EXIF orientation is applied, as every viewer does; boxes and masks are drawn on the rotated image;
+- the EXIF orientation is applied, as every viewer does; boxes and masks are drawn on the rotated image. Where they are
+  drawn on the stored one, it can be ignored;
 - grayscale is repeated three times, palettes are looked up, CMYK and YCbCr are converted;
 - transparency is composited on white, the background that most viewers show;
 - 16-bit grayscale is scaled by 1/257, so that 65535 becomes 255 (Pillow's own conversion clips at 255);
@@ -28,9 +29,10 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,25 +41,35 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torchvision import tv_tensors
 
+from autotimm.data.image_reading import ARRAY_SUFFIX, current_reading
 from autotimm.errors import DataError
 
 __all__ = [
     "BROKEN",
     "HEIF_SUFFIXES",
     "IMAGE_SUFFIXES",
+    "UNTURNED",
+    "as_bytes",
+    "byte_factor",
     "decoded",
+    "has_alpha",
     "is_image_name",
+    "is_turned",
     "needs_conversion",
     "open_image",
+    "range_of",
     "read_image",
     "read_rgb",
     "reason",
+    "require_few_pixels",
     "require_file",
     "row_strips",
     "shows_only_alpha",
+    "size_of",
     "strange_range",
     "to_rgb",
     "to_tensor",
+    "turned",
 ]
 
 _EXTENSIONS = (
@@ -91,6 +103,17 @@ BROKEN = (
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _ORIENTATION = 0x0112
+_SWAPPED = (5, 6, 7, 8)  # orientations that swap width and height
+# What undoes the turn that each orientation asks for; Pillow has the others in `ImageOps.exif_transpose`.
+_UNDONE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}  # fmt: skip
+UNTURNED = "left out; give --ignore-exif if the annotations were made on the stored images"
+"""What is done with an image that is annotated as it is stored."""
+
+_FEW_BITS = 12  # of 16: what many cameras and scanners have
 _STRIP = 1 << 18  # pixels that are converted at once
 _MEMORY = 512 * 2**20  # bytes that all decoding threads share; an image that needs more is decoded alone
 _LARGE = 128 * 2**20
@@ -104,14 +127,19 @@ _DECODER = {"AVIF": 5, "JPEG2000": 15, "TIFF": 4, "WEBP": 12}  # measured: bytes
 def is_image_name(name: str) -> bool:
     """Whether a file name has an image extension and is not hidden.
 
+    NumPy arrays are images where :func:`autotimm.data.image_reading.reading_as` says that these have other channels.
+
     Example:
         >>> is_image_name("IMG_1.JPG"), is_image_name("._IMG_1.JPG"), is_image_name("notes.txt")
         (True, False, False)
     """
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    suffix = os.path.splitext(name)[1].lower()
+    is_array = suffix == ARRAY_SUFFIX and not current_reading().is_rgb
+    return not name.startswith(".") and (suffix in IMAGE_SUFFIXES or is_array)
 
 
-def _has_alpha(image: Image.Image) -> bool:
+def has_alpha(image: Image.Image) -> bool:
+    """Whether an image has transparency: a channel of it, or a transparent color."""
     return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
 
 
@@ -139,25 +167,47 @@ def row_strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
 
 def _from_wide_gray(image: Image.Image) -> Image.Image:
     """Convert the grayscale modes of more than 8 bits."""
-    if image.mode == "F":
-        highest = max((_finite(strip).max() for _, strip in row_strips(image)), default=0.0)
-        factor = 255.0 if highest <= 1 else 1.0
+    factor = byte_factor(np.asarray(strip) for _, strip in row_strips(image)) if image.mode == "F" else 1.0
     rgb, transparent = Image.new("RGB", image.size), image.info.get("transparency")
     for top, strip in row_strips(image):
-        if image.mode == "F":
-            scaled = _finite(strip) * factor
-        else:
-            scaled = np.clip(np.asarray(strip).astype(np.float64), 0, 65535) / 257
-        gray = Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
+        gray = Image.fromarray(as_bytes(np.asarray(strip), factor))
         if isinstance(transparent, int):  # a PNG of 16 bits names one value; Pillow would drop it with the mode
             gray.paste(255, mask=Image.fromarray(np.asarray(strip) == transparent))
         rgb.paste(gray.convert("RGB"), (0, top))
     return rgb
 
 
-def _finite(strip: Image.Image) -> NDArray[np.float64]:
-    """The values of an image of floats; what is not a number becomes 0."""
-    return np.nan_to_num(np.asarray(strip).astype(np.float64), nan=0.0)
+def _finite(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Floats; what is not a number becomes 0."""
+    return np.nan_to_num(values.astype(np.float64), nan=0.0)
+
+
+def byte_factor(parts: Iterable[NDArray[Any]]) -> float:
+    """What floats are multiplied by to become bytes: 255 where none is above 1, otherwise 1; 1 for other types."""
+    highest = [_finite(part).max(initial=0.0) for part in parts if part.dtype.kind == "f"]
+    return 255.0 if highest and max(highest) <= 1 else 1.0
+
+
+def as_bytes(values: NDArray[Any], factor: float = 1.0) -> NDArray[np.uint8]:
+    """Numbers as bytes: those of 8 bits as they are, other integers as of 16 bits.
+
+    Args:
+        values: The numbers; truth values become 0 and 255.
+        factor: What floats are multiplied by, see :func:`byte_factor`.
+
+    Example:
+        >>> as_bytes(np.array([0, 257, 65535])).tolist(), as_bytes(np.array([0.5]), 255).tolist()
+        ([0, 1, 255], [128])
+    """
+    if values.dtype == np.uint8:
+        return values.astype(np.uint8)
+    if values.dtype.kind == "b":
+        return values.astype(np.uint8) * np.uint8(255)
+    if values.dtype.kind == "f":
+        scaled = _finite(values) * factor
+    else:
+        scaled = np.clip(values.astype(np.float64), 0, 65535) / 257
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -189,7 +239,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode == "F" or image.mode.startswith("I"):
         return _from_wide_gray(image)
-    return _on_white(image) if _has_alpha(image) else image.convert("RGB")
+    return _on_white(image) if has_alpha(image) else image.convert("RGB")
 
 
 def to_tensor(image: Image.Image) -> tv_tensors.Image:
@@ -290,32 +340,80 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     """
     require_file(path)
     with Image.open(path, formats=_formats()) as image:
-        pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
-        if limit is not None:
-            if pixels > limit:
-                raise Image.DecompressionBombError(f"Image size ({pixels} pixels) exceeds limit of {limit} pixels")
-            _require_memory(image, _MOST_PER_PIXEL * limit)
+        require_few_pixels(*image.size)
+        _require_memory(image)
+        if image.format == "TIFF":
+            # Pillow 13 maps plain files into memory, and mixes up the rows of one that its tag turns.
+            image.filename = ""
         yield image
 
 
-def _require_memory(image: Image.Image, most: float) -> None:
-    if (needed := _bytes_needed(image)) > most:
+def require_few_pixels(width: int, height: int) -> None:
+    """Refuse an image of more pixels than Pillow's limit.
+
+    Raises:
+        PIL.Image.DecompressionBombError: If it has more.
+    """
+    pixels, limit = width * height, Image.MAX_IMAGE_PIXELS
+    if limit is not None and pixels > limit:
+        raise Image.DecompressionBombError(f"Image size ({pixels} pixels) exceeds limit of {limit} pixels")
+
+
+def _require_memory(image: Image.Image) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and (needed := _bytes_needed(image)) > (most := _MOST_PER_PIXEL * limit):
         raise MemoryError(
             f"decoding its {image.width} x {image.height} pixels takes {needed / 1e6:,.0f} MB of memory, and the limit "
             f"is {most / 1e6:,.0f} MB"
         )
 
 
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation of an image that has not been decoded; 1 is upright."""
+    # Pillow decodes a whole PNG to look for a tag behind its pixels, where none is written.
+    if image.format != "PNG" or "exif" in image.info:
+        with contextlib.suppress(*BROKEN):  # a broken tag gives no orientation
+            return int(image.getexif().get(_ORIENTATION, 1))
+    return 1
+
+
+def size_of(image: Image.Image, upright: bool = True) -> tuple[int, int]:
+    """Width and height of an image that has not been decoded.
+
+    Args:
+        image: The image.
+        upright: Whether as its EXIF orientation turns it, or as it is stored.
+    """
+    is_upright = image.format == "TIFF"  # those Pillow turns by itself
+    swapped = upright != is_upright and _orientation(image) in _SWAPPED
+    return (image.height, image.width) if swapped else image.size
+
+
+def is_turned(path: str | Path) -> bool:
+    """Whether an EXIF tag swaps width and height of an image; ``False`` if it cannot be read."""
+    try:
+        with open_image(path) as image:
+            return _orientation(image) in _SWAPPED
+    except BROKEN:
+        return False
+
+
+def turned(image: Image.Image, upright: bool = True) -> Image.Image:
+    """Decode an image, upright or as it is stored; it may be another object then."""
+    undo = None if upright or image.format != "TIFF" else _UNDONE.get(_orientation(image))
+    image.load()
+    if upright:
+        # A broken tag in an intact image gives no orientation. In place, since the copy that Pillow would make of every
+        # upright photograph costs a quarter of its decoding.
+        with contextlib.suppress(*BROKEN):
+            ImageOps.exif_transpose(image, in_place=True)
+    return image if undo is None else image.transpose(undo)
+
+
 @contextlib.contextmanager
 def _loaded(path: str | Path, upright: bool = True) -> Iterator[Image.Image]:
     with open_image(path) as image, _BUDGET.borrowed(_bytes_needed(image)):
-        image.load()
-        # A broken tag in an intact image gives no orientation. In place, since the copy that Pillow would make of every
-        # upright photograph costs a quarter of its decoding.
-        if upright:
-            with contextlib.suppress(*BROKEN):
-                ImageOps.exif_transpose(image, in_place=True)
-        yield image
+        yield turned(image, upright)
 
 
 @contextlib.contextmanager
@@ -343,23 +441,51 @@ def decoded(path: str | Path, upright: bool = True) -> Iterator[Image.Image]:
 
 
 def strange_range(image: Image.Image) -> str:
-    """The range of an image's numbers if it is neither [0, 1] nor [0, 255] nor that of 16 bits; empty if it is."""
-    if image.mode not in ("F", "I"):
+    """The range of an image's numbers where they do not fill the range that they are read as; empty if they do."""
+    if image.mode not in ("F", "I") and not image.mode.startswith("I;16"):
         return ""
-    low, high = map(float, image.getextrema())  # type: ignore[arg-type]  # one band
-    # A float above 1 means [0, 255], in which all of an image up to 16 is nearly black.
-    fits = low >= 0 and (high <= 65535 if image.mode == "I" else high <= 1 or 16 < high <= 255)
-    return "" if fits else f"{low:g} to {high:g}"
+    low, high = image.getextrema() if image.mode in ("F", "I") else _extrema(np.asarray(image))
+    return range_of("f" if image.mode == "F" else "i", float(low), float(high))  # type: ignore[arg-type]  # one band
 
 
-def read_rgb(path: str | Path) -> Image.Image:
-    """Decode a file completely to an upright RGB image.
+def _extrema(values: NDArray[Any]) -> tuple[float, float]:
+    return float(values.min()), float(values.max())
+
+
+def range_of(kind: str, low: float, high: float) -> str:
+    """The range of numbers that are neither in [0, 1] nor in [0, 255] nor of 16 bits; empty for others.
+
+    A camera of 12 bits in a file of 16 leaves everything nearly black, as do floats up to 16 that are read as [0, 255].
+
+    Args:
+        kind: ``f`` for floats, ``i`` or ``u`` for integers of more than 8 bits, as NumPy calls them.
+        low: The lowest number.
+        high: The highest number.
+
+    Example:
+        >>> range_of("f", 0, 1.2), range_of("u", 0, 4000), range_of("u", 0, 65535)
+        ('0 to 1.2', '0 to 4000, which is 12 of 16 bits', '')
+    """
+    if kind == "f":
+        fits = low >= 0 and (high <= 1 or 16 < high <= 255)
+        return "" if fits else f"{low:g} to {high:g}"
+    if low >= 0 and 0 < high < 1 << _FEW_BITS:
+        return f"{low:g} to {high:g}, which is {max(8, int(high).bit_length())} of 16 bits"
+    return "" if low >= 0 and high <= 65535 else f"{low:g} to {high:g}"
+
+
+def read_rgb(path: str | Path, upright: bool = True) -> Image.Image:
+    """Decode a file completely to an RGB image.
+
+    Args:
+        path: The file.
+        upright: Whether to apply the EXIF orientation.
 
     Raises:
         OSError: Or another of :data:`BROKEN`, if the file is not an image, is damaged, or has more pixels than Pillow's
             limit.
     """
-    with _loaded(path) as image:
+    with _loaded(path, upright) as image:
         return to_rgb(image)
 
 
@@ -381,11 +507,12 @@ def reason(path: str | Path, error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
-def read_image(path: str | Path) -> tv_tensors.Image:
+def read_image(path: str | Path, upright: bool = True) -> tv_tensors.Image:
     """Read a file as RGB.
 
     Args:
         path: An image file of any format that Pillow reads.
+        upright: Whether to apply the EXIF orientation.
 
     Returns:
         ``uint8`` of shape (3, H, W).
@@ -394,7 +521,7 @@ def read_image(path: str | Path) -> tv_tensors.Image:
         DataError: If it cannot be read.
     """
     try:
-        return to_tensor(read_rgb(path))
+        return to_tensor(read_rgb(path, upright))
     except BROKEN as error:
         raise DataError(
             f"{path} cannot be read as an image: {reason(path, error)}. Replace it or remove it from the data."

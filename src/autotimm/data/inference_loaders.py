@@ -26,6 +26,7 @@ from autotimm.data.formats.listing import Listing, text
 from autotimm.data.formats.metadata_jsonl import METADATA_FILE
 from autotimm.data.formats.recognize import read_classes, read_spatial
 from autotimm.data.formats.table_images import TableImages
+from autotimm.data.image_reading import reading_as, reading_of
 from autotimm.data.loader import KeyedLoader, collate_samples, default_workers, transformed_loader
 from autotimm.data.module import DataModule
 from autotimm.data.table import ImageTable, Subset, Table
@@ -278,7 +279,8 @@ def predict_loader(
     Raises:
         DataError: If there is nothing to predict, or no image can be read.
     """
-    table = read_paths(paths if isinstance(paths, (str, Path)) else list(paths), notices)
+    with reading_as(reading_of(spec)):
+        table = read_paths(paths if isinstance(paths, (str, Path)) else list(paths), notices)
     return _loader(_without_masks(table, notices) if spec.kind == "pixels" else table, spec, num_workers)
 
 
@@ -316,12 +318,13 @@ def labelled_loader(
     Raises:
         DataError: If there are none, or they have classes that the model does not know.
     """
-    if spec.kind == "classes":
-        recorded = made.get("data", {}).get("init_args") if made and "data" in made else made
-        table: Table = read_labelled(path, spec, split, notices, recorded)
-    else:
-        table = read_relabelled(path, spec, split, notices)
-    tables, _ = readable({split: table}, notices)
+    with reading_as(reading_of(spec)):
+        if spec.kind == "classes":
+            recorded = made.get("data", {}).get("init_args") if made and "data" in made else made
+            table: Table = read_labelled(path, spec, split, notices, recorded)
+        else:
+            table = read_relabelled(path, spec, split, notices)
+        tables, _ = readable({split: table}, notices)
     if trained:
         notices += seen_in_training(trained, content([tables[split]]), "images")
     return _loader(tables[split], spec, None)
@@ -363,8 +366,8 @@ def _transform(spec: DataSpec) -> SampleTransform:
     """The transforms that samples went through in evaluation."""
     name, owner = "eval_transforms", "the model's data"
     if spec.kind != "classes":
-        return SpatialTransform(None, spec.image_size, name, owner, keep_all=True)
-    return ImageTransform(_image_transforms(spec), name, owner)
+        return SpatialTransform(None, spec.image_size, name, owner, keep_all=True, channels=spec.in_chans)
+    return ImageTransform(_image_transforms(spec), name, owner, spec.in_chans)
 
 
 def _image_transforms(spec: DataSpec) -> Callable[[Any], Any]:

@@ -18,10 +18,17 @@ from autotimm.data.data_facts import Facts
 from autotimm.data.file_facts import Problem
 from autotimm.data.formats.image_paths import read_paths
 from autotimm.data.formats.recognize import Recognized
+from autotimm.data.image_reading import ImageReading, reading_as
 from autotimm.data.loader import KeyedLoader, collate_samples, default_workers, transformed_loader
 from autotimm.data.table import Table, check_shares
 from autotimm.data.table_checks import balanced_weights, check_classes, readable, split_off
-from autotimm.data.transforms.image_transforms import ImageTransform, SampleTransform, eval_transform, train_transform
+from autotimm.data.transforms.image_transforms import (
+    ImageTransform,
+    SampleTransform,
+    eval_transform,
+    train_transform,
+    without_colors,
+)  # fmt: skip
 from autotimm.errors import DataError, is_whole, number, refuse_unknown, require, require_flags
 from autotimm.repro.sampler import KeyedBatchSampler
 from autotimm.repro.seed import most_on_cpu, root_seed
@@ -45,6 +52,8 @@ class CommonDataOptions(TypedDict, total=False):
     pin_memory: bool | None
     crop_pct: float
     interpolation: str
+    in_chans: int
+    ignore_exif: bool
 
 
 class DataOptions(CommonDataOptions, total=False):
@@ -91,6 +100,10 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         pin_memory: Copy batches to page-locked memory. ``None``: if the training runs on a GPU.
         crop_pct: Share of the resized image that evaluation's central crop keeps.
         interpolation: How images are resized: ``nearest``, ``nearest-exact``, ``bilinear`` or ``bicubic``.
+        in_chans: Channels of the images. 3 is RGB, to which every file is converted. With another number files must
+            have as many, see :mod:`autotimm.data.image_channels`, and NumPy arrays (``.npy``) are images too.
+        ignore_exif: Read images as they are stored, without the turn that an EXIF tag asks for; for annotations that
+            were made on the stored images.
 
     Attributes:
         run_seed: Root seed of order and augmentation; a trainer sets it before training.
@@ -128,6 +141,8 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         pin_memory: bool | None = None,
         crop_pct: float = 0.875,
         interpolation: str = "bilinear",
+        in_chans: int = 3,
+        ignore_exif: bool = False,
         **unknown: Never,
     ) -> None:
         super().__init__()
@@ -136,6 +151,7 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         sizes = {"image_size": image_size, "batch_size": batch_size, "eval_batch_size": eval_batch_size}
         for name, value in sizes.items():
             require(is_whole(value, 1), name, owner, "a whole number, 1 or more", value, "Give for example 32.")
+        require(is_whole(in_chans, 1), "in_chans", owner, "a whole number, 1 or more", in_chans, "Give 3 for RGB.")
         require(
             num_workers is None or is_whole(num_workers, 0), "num_workers", owner, "a whole number, 0 or more, or None",
             num_workers, "Give 0 to load in the main process.",
@@ -150,12 +166,15 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
             "Give 1 to keep the whole square.",
         )  # fmt: skip
         check_shares(val_split, test_split, owner)
-        require_flags(owner, strict=strict, drop_last=drop_last, balanced_sampling=balanced_sampling)
+        require_flags(
+            owner, strict=strict, drop_last=drop_last, balanced_sampling=balanced_sampling, ignore_exif=ignore_exif
+        )
         self.image_size, self.batch_size, self.eval_batch_size = image_size, batch_size, eval_batch_size
         self.num_workers, self.persistent_workers, self.pin_memory = num_workers, persistent_workers, pin_memory
         self.seed, self.val_split, self.test_split = seed, val_split, test_split
         self.augmentation, self.balanced_sampling = augmentation, balanced_sampling
         self.strict, self.drop_last, self.crop_pct, self.interpolation = strict, drop_last, crop_pct, interpolation
+        self.in_chans, self.ignore_exif = in_chans, ignore_exif
         self.data_seed = self.run_seed = root_seed(seed, owner)
         self.arguments = self._captured_arguments(DataOptions.__annotations__)
         self._given_transforms = {"train_transforms": train_transforms, "eval_transforms": eval_transforms}
@@ -194,10 +213,12 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
             UsageError: If the transform, or the name of an augmentation, cannot be used.
         """
         if given is None and name == "train_transforms":
-            given = train_transform(self.augmentation, self.image_size, self.interpolation, self.crop_pct)
+            given = train_transform(
+                self.augmentation, self.image_size, self.interpolation, self.crop_pct, self.in_chans
+            )
         elif given is None:
             given = eval_transform(self.image_size, self.crop_pct, self.interpolation)
-        return ImageTransform(given, name, type(self).__name__)
+        return ImageTransform(given, name, type(self).__name__, self.in_chans)
 
     def collate(self, samples: Sequence[Any], transforms: str = "transforms") -> Any:
         """Make a batch of samples; ``transforms`` is the name of the transforms for an error."""
@@ -215,9 +236,12 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         if self._tables:
             return
         self.notices.clear()
-        tables = {split: table for split in ("train", "val", "test") if (table := self.read(split)) is not None}
-        require("train" in tables, "read", type(self).__name__, "a table for train", None, "Return one.")
-        tables, self.problems = readable(tables, self.notices, self.strict)
+        with reading_as(self._reading):
+            tables = {split: table for split in ("train", "val", "test") if (table := self.read(split)) is not None}
+            require("train" in tables, "read", type(self).__name__, "a table for train", None, "Return one.")
+            tables, self.problems = readable(tables, self.notices, self.strict)
+        if self._given_transforms["train_transforms"] is None:
+            self.notices += without_colors(self.augmentation, self.in_chans)
         check_classes(tables["train"], self.notices)
         self._tables = split_off(tables, self.val_split, self.test_split, self.data_seed, self.notices)
 
@@ -271,6 +295,10 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         if self.trainer is not None:
             return bool(self.trainer.strategy.root_device.type == "cuda")
         return torch.cuda.is_available()
+
+    @property
+    def _reading(self) -> ImageReading:
+        return ImageReading(self.in_chans, not self.ignore_exif)
 
     @property
     def _share(self) -> tuple[int, int]:
@@ -328,7 +356,8 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         Raises:
             DataError: If there is nothing to predict, or the only image cannot be read.
         """
-        return read_paths(paths, self.notices, self.strict)
+        with reading_as(self._reading):
+            return read_paths(paths, self.notices, self.strict)
 
     def predict_loader(self, paths: str | Path | Sequence[str | Path]) -> KeyedLoader:
         """Batches of images to predict; targets are ``None``. Needs no training data."""

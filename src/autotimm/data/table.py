@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autotimm.data.image_io import read_image
+from autotimm.data.image_channels import read_as
+from autotimm.data.image_reading import current_reading
 from autotimm.errors import number, require
 from autotimm.repro.streams import key
 from autotimm.types import Sample
@@ -127,12 +128,13 @@ class ImageTable(Table):
     ) -> None:
         self.paths = tuple(str(path) for path in paths)
         self.ids, self.class_names, self.targets = tuple(ids), tuple(class_names), targets
+        self.reading = current_reading()
         self.multi_label = targets is not None and targets.ndim == 2
         self.strata = None if targets is None else rarest_labels(targets) if self.multi_label else targets.tolist()
 
     def load(self, index: int) -> Sample:
         """Decode one file. The target is an ``int``, or a float vector (C,) for multi-label, or ``None``."""
-        return Sample(read_image(self.paths[index]), self._target(index), self.ids[index])
+        return Sample(read_as(self.paths[index], self.reading), self._target(index), self.ids[index])
 
     def _target(self, index: int) -> Any:
         if self.targets is None:

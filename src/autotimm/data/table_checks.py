@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotimm.data.annotations.objects import ObjectTable
-from autotimm.data.file_facts import Problem, image_sizes, scan
+from autotimm.data.file_facts import Oddity, Problem, image_sizes, scan
 from autotimm.data.table import Subset, Table, keyed_split
 from autotimm.errors import DataError, join_names
 
@@ -18,10 +18,10 @@ __all__ = [
     "balanced_weights",
     "check_classes",
     "check_object_sizes",
+    "odd_images",
     "own_sides",
     "readable",
     "split_off",
-    "strange_ranges",
 ]
 
 _DEFAULT_SHARES = {"val": 0.1, "test": 0.0}  # of a data module
@@ -45,15 +45,15 @@ def readable(
         DataError: With ``strict`` if there is any, and always if no image is left.
     """
     files = {split: table.files() for split, table in tables.items()}
-    ranges: dict[Path, str] = {}
-    problems = scan([file for of_split in files.values() for file in of_split], progress, ranges)
-    strange = {
-        table.ids[index]: ranges[file]
+    oddities: dict[Path, Oddity] = {}
+    problems = scan([file for of_split in files.values() for file in of_split], progress, oddities)
+    odd = {
+        table.ids[index]: oddities[file]
         for split, table in tables.items()
         for index, file in enumerate(files[split])
-        if file in ranges
+        if file in oddities
     }
-    notices += strange_ranges(strange, sum(map(len, files.values())))
+    notices += odd_images(odd, sum(map(len, files.values())))
     reasons = {problem.path: problem.reason for problem in problems}
     if not reasons:
         return dict(tables), problems
@@ -78,24 +78,30 @@ def readable(
     return {split: kept.get(split, table) for split, table in tables.items()}, problems
 
 
-def strange_ranges(ranges: Mapping[str, str], total: int) -> list[str]:
-    """A line about images whose numbers are not those of an image; none if there is no such image.
+def odd_images(oddities: Mapping[str, Oddity], total: int) -> list[str]:
+    """A line about images whose numbers are not those of an image, and one about those that a decoder complains of.
 
     Args:
-        ranges: The range of each by its id.
+        oddities: What is odd about each, by its id.
         total: The number of all images.
 
     Example:
-        >>> strange_ranges({"a.tif": "0 to 1.2"}, 24)[0].partition(". ")[0]
-        '1 of 24 images have values that fit neither [0, 1] nor [0, 255]'
+        >>> odd_images({"a.tif": Oddity("0 to 1.2", "")}, 24)[0].partition(". ")[0]
+        '1 of 24 images have values that fit neither [0, 1] nor [0, 255] nor 16 bits'
     """
-    if not ranges:
-        return []
-    shown = join_names([f"{name} ({values})" for name, values in ranges.items()])
-    return [
-        f"{len(ranges)} of {total} images have values that fit neither [0, 1] nor [0, 255]. They are clipped, or "
-        f"nearly black: {shown}. Scale them to [0, 1]."
-    ]
+    ranges = [f"{name} ({odd.range})" for name, odd in oddities.items() if odd.range]
+    messages = [f"{name} ({odd.message})" for name, odd in oddities.items() if odd.message]
+    lines = []
+    if ranges:
+        lines.append(
+            f"{len(ranges)} of {total} images have values that fit neither [0, 1] nor [0, 255] nor 16 bits. They are "
+            f"clipped, or nearly black: {join_names(ranges)}. Scale them to [0, 1], or whole numbers to 65535."
+        )
+    if messages:
+        lines.append(
+            f"{len(messages)} of {total} images may be damaged, as what reads them says: {join_names(messages)}."
+        )
+    return lines
 
 
 def check_classes(train: Table, notices: list[str]) -> None:

@@ -273,7 +273,7 @@ def preflight(task: Task, image_size: int = 224, batch_size: int = 32, *, batch:
 
 
 def example_batch(task: Task, image_size: int, batch_size: int) -> Batch:
-    """A batch to trace a step with, where there is no data: RGB ``uint8`` (N, 3, S, S), with targets for the task.
+    """A batch to trace a step with, where there is no data: ``uint8`` (N, C, S, S), with targets for the task.
 
     Images are black, and all targets are of the first class. For detection and instance segmentation the batch has at
     most two drawn scenes, one with objects and one without: a detector branches on the number of objects, so that its
@@ -284,9 +284,11 @@ def example_batch(task: Task, image_size: int, batch_size: int) -> Batch:
         image_size: Side S of the images in pixels.
         batch_size: Number N of images.
     """
+    channels = int(task.hparams.get("in_chans", 3))
     if task.kinds[0] in ("boxes", "instances"):
-        return _scenes(image_size, min(batch_size, 2), masks=task.kinds[0] == "instances")
-    images = torch.zeros(batch_size, 3, image_size, image_size, dtype=torch.uint8)
+        scenes = _scenes(image_size, min(batch_size, 2), masks=task.kinds[0] == "instances")
+        return scenes._replace(images=scenes.images[:, [channel % 3 for channel in range(channels)]])
+    images = torch.zeros(batch_size, channels, image_size, image_size, dtype=torch.uint8)
     if task.kinds[0] == "pixels":
         return Batch(images, torch.zeros(batch_size, image_size, image_size, dtype=torch.int64))
     if task.hparams.get("multi_label"):

@@ -20,6 +20,7 @@ from autotimm.config.value_types import stream_seeds
 from autotimm.data.dense import DetectionDataModule, InstanceSegmentationDataModule, SegmentationDataModule
 from autotimm.data.formats.recognize import Recognized, recognize
 from autotimm.data.image import ImageDataModule
+from autotimm.data.image_reading import ImageReading, reading_as
 from autotimm.data.module import DataModule
 from autotimm.errors import UsageError, missing_extra
 from autotimm.losses.image_losses import balanced_weights
@@ -112,7 +113,8 @@ def _recognized(config: FitConfig) -> Recognized | None:
     if config.task != "auto" or config.path is None or config.train_csv or config.dataset_name:
         return None
     path = Path(config.path).expanduser()
-    return recognize(path) if os.path.exists(path) else None
+    with reading_as(ImageReading(config.in_chans, not config.ignore_exif)):
+        return recognize(path) if os.path.exists(path) else None
 
 
 def _with_task(config: FitConfig, recognized: Recognized | None) -> FitConfig:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from autotimm.data.formats.image_paths import read_paths
+from autotimm.data.image_reading import reading_as, reading_of
 from autotimm.data.inference_loaders import predict_loader
 from autotimm.errors import ModelError
 from autotimm.tasks import Task
@@ -79,11 +80,16 @@ def data_of_checkpoint(path: str | Path) -> DataSpec:
     return DataSpec.from_dict(spec)
 
 
-def image_files(paths: str | Path | Iterable[str | Path]) -> dict[str, Path]:
+def image_files(paths: str | Path | Iterable[str | Path], data: DataSpec) -> dict[str, Path]:
     """The file of each image that :func:`predict` finds in the same paths, by its id.
+
+    Args:
+        paths: As for :func:`predict`.
+        data: What the model knows of its data.
 
     Raises:
         DataError: If there is no readable image.
     """
-    table = read_paths(paths if isinstance(paths, (str, Path)) else list(paths), [], progress=False)
+    with reading_as(reading_of(data)):
+        table = read_paths(paths if isinstance(paths, (str, Path)) else list(paths), [], progress=False)
     return dict(zip(table.ids, table.files(), strict=True))

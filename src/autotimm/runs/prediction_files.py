@@ -24,7 +24,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torchvision.transforms.v2 import functional as F
 
-from autotimm.data.image_io import read_image
+from autotimm.data.image_channels import read_picture
+from autotimm.data.image_reading import UPRIGHT_RGB, ImageReading
 from autotimm.errors import DataError, RunError, join_names
 from autotimm.records.atomic import atomic_path, write_text
 from autotimm.records.csv_cells import csv_text, safe_cell
@@ -310,6 +311,7 @@ def write_pictures(
     predictions: Sequence[ObjectPrediction | PixelPrediction],
     class_names: Sequence[str],
     sources: Mapping[str, str | Path],
+    reading: ImageReading = UPRIGHT_RGB,
 ) -> None:
     """Write every image with what was found in it, as :func:`autotimm.runs.draw.draw_prediction` draws it.
 
@@ -318,6 +320,7 @@ def write_pictures(
         predictions: One per image.
         class_names: All classes in the order of the model.
         sources: The image file of each id.
+        reading: How the files are read.
 
     Raises:
         UsageError: If there is something in the folder.
@@ -327,7 +330,7 @@ def write_pictures(
     require_new_folder(str(folder), "folder", "write_pictures")
     names = file_names([found.id for found in predictions])
     for name, found in zip(names, predictions, strict=True):
-        picture = draw_prediction(read_image(sources[found.id]), found, class_names)
+        picture = draw_prediction(read_picture(sources[found.id], reading), found, class_names)
         with _said(folder):
             _save(F.to_pil_image(picture), Path(folder, name))
 

@@ -442,14 +442,15 @@ def check_num_classes(num_classes: object, least: int, owner: str) -> None:
     require(fine, "num_classes", owner, f"an integer of at least {least}", num_classes, do)
 
 
-def check_spec(spec: DataSpec, kinds: Sequence[str], num_classes: int, owner: str) -> None:
-    """Refuse data with targets of another kind, or with another number of classes.
+def check_spec(spec: DataSpec, kinds: Sequence[str], num_classes: int, owner: str, in_chans: int = 3) -> None:
+    """Refuse data with targets of another kind, or with another number of classes or channels.
 
     Args:
         spec: What is known of the data.
         kinds: The accepted kinds, see :class:`autotimm.types.DataSpec`.
         num_classes: The number of classes of the task.
         owner: The task's name.
+        in_chans: The number of channels of the images that the task takes.
 
     Raises:
         UsageError: If the data does not fit.
@@ -462,6 +463,8 @@ def check_spec(spec: DataSpec, kinds: Sequence[str], num_classes: int, owner: st
     if present != num_classes:
         do = f"Give num_classes={present}; the classes are {', '.join(spec.class_names[:10])}."
         raise UsageError(sentence("num_classes", owner, f"{present}, as the data has", num_classes, do))
+    must, do = f"{spec.in_chans}, as the data has", f"Give in_chans={spec.in_chans}, or data with another."
+    require(spec.in_chans == in_chans, "in_chans", owner, must, in_chans, do)
 
 
 def names_of(spec: DataSpec | None, num_classes: int) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ class ImageClassifier(Task):
         pretrained: ``None`` loads pretrained weights if the cache or, after one quick probe, the hub has them, and else
             starts from random ones; ``True`` requires them; ``False`` never loads them; a path loads that file.
         image_size: Side in pixels of the square images, for backbones that need it; ``None`` is their default.
+        in_chans: Channels of the images; 3 is RGB. Pretrained weights are adapted to others.
         head_dropout: Probability of dropping a feature before the head.
         drop_path_rate: Probability of skipping a residual block (Huang et al., "Deep networks with stochastic depth",
             ECCV 2016).
@@ -43,7 +44,7 @@ class ImageClassifier(Task):
         options: The options that all tasks share, see :class:`autotimm.tasks.base.Task`.
 
     Shape:
-        - images: (N, 3, H, W), RGB ``uint8``, or floats in [0, 1].
+        - images: (N, in_chans, H, W), RGB ``uint8``, or floats in [0, 1].
         - logits: (N, C).
 
     Raises:
@@ -68,6 +69,7 @@ class ImageClassifier(Task):
         threshold: float = 0.5,
         pretrained: bool | str | None = None,
         image_size: int | None = None,
+        in_chans: int = 3,
         head_dropout: float = 0.0,
         drop_path_rate: float = 0.0,
         label_smoothing: float = 0.0,
@@ -92,12 +94,12 @@ class ImageClassifier(Task):
         weights = resolve_weights(backbone, False if self.is_loading else pretrained)
         self._num_classes, self._multi_label = num_classes, multi_label
         self.threshold = threshold if multi_label else None
-        self._image_size = image_size
+        self._image_size, self._in_chans = image_size, in_chans
 
         def network(seed: int) -> nn.Module:
             return build_classifier(
                 backbone, num_classes, weights=weights, seed=seed, image_size=image_size,
-                head_dropout=head_dropout, drop_path_rate=drop_path_rate,
+                head_dropout=head_dropout, drop_path_rate=drop_path_rate, in_chans=in_chans,
             )  # fmt: skip
 
         super().__init__(network, weights=weights, **options)
@@ -169,7 +171,7 @@ class ImageClassifier(Task):
 
     def check_data(self, spec: DataSpec) -> None:
         """Refuse data with another number of classes, or with several per image where the task expects one."""
-        check_spec(spec, self.kinds, self._num_classes, "ImageClassifier")
+        check_spec(spec, self.kinds, self._num_classes, "ImageClassifier", self._in_chans)
         if spec.multi_label != self._multi_label:
             raise UsageError(
                 sentence("multi_label", "ImageClassifier", f"{spec.multi_label}, as the data is", self._multi_label,
@@ -183,7 +185,7 @@ class ImageClassifier(Task):
         was_training = self.training
         try:
             with torch.no_grad():
-                self.eval().network(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.device))
+                self.eval().network(self._black(size))
         except (AssertionError, RuntimeError, ValueError) as error:
             cure = f"Give image_size={size}, or data with another `image_size` ({str(error).splitlines()[0]})."
             raise UsageError(
@@ -191,6 +193,9 @@ class ImageClassifier(Task):
             ) from None
         finally:
             self.train(was_training)
+
+    def _black(self, size: int) -> Tensor:
+        return torch.zeros(1, self._in_chans, size, size, dtype=torch.uint8, device=self.device)
 
     @property
     def num_classes(self) -> int:

@@ -30,6 +30,7 @@ class ObjectOptions(TaskOptions, total=False):
     width: int
     pretrained: bool | str | None
     image_size: int | None
+    in_chans: int
     drop_path_rate: float
     max_objects: int
     nms_iou: float | None
@@ -46,6 +47,7 @@ class ObjectTask(Task, ABC):
         width: Channels of pyramid and heads.
         pretrained: As for :class:`autotimm.ImageClassifier`; of the backbone alone.
         image_size: Side of the square images, for backbones that need it.
+        in_chans: Channels of the images; 3 is RGB. Pretrained weights are adapted to others.
         drop_path_rate: Probability of skipping a residual block.
         max_objects: Objects per image at most, those with the highest scores; also in metrics.
         nms_iou: Overlap of two boxes of one class from which the one with the lower score is dropped.
@@ -69,6 +71,7 @@ class ObjectTask(Task, ABC):
         width: int = 256,
         pretrained: bool | str | None = None,
         image_size: int | None = None,
+        in_chans: int = 3,
         drop_path_rate: float = 0.0,
         max_objects: int = 100,
         nms_iou: float | None = None,
@@ -79,13 +82,14 @@ class ObjectTask(Task, ABC):
         check_num_classes(num_classes, 1, owner)
         require(0 < number(threshold) < 1, "threshold", owner, "in (0, 1)", threshold, "Give for example 0.3.")
         self._num_classes, self.threshold, self._max_objects = num_classes, threshold, max_objects
+        self._in_chans = in_chans
         weights = resolve_weights(backbone, False if self.is_loading else pretrained)
 
         def network(seed: int) -> nn.Module:
             return build_detector(
                 arch, backbone, num_classes,
                 weights=weights, seed=seed, image_size=image_size, width=width, drop_path_rate=drop_path_rate,
-                max_objects=max_objects, nms_iou=nms_iou,
+                max_objects=max_objects, nms_iou=nms_iou, in_chans=in_chans,
             )  # fmt: skip
 
         super().__init__(network, weights=weights, **options)
@@ -149,7 +153,7 @@ class ObjectTask(Task, ABC):
 
     def check_data(self, spec: DataSpec) -> None:
         """Refuse data with another number of classes, or of another kind."""
-        check_spec(spec, self.kinds, self._num_classes, type(self).__name__)
+        check_spec(spec, self.kinds, self._num_classes, type(self).__name__, self._in_chans)
 
 
 class ObjectDetector(ObjectTask):
@@ -168,6 +172,7 @@ class ObjectDetector(ObjectTask):
         pretrained: ``None`` loads pretrained weights of the backbone if they are available, ``True`` requires them,
             ``False`` never loads them; a path loads that file.
         image_size: Side in pixels of the square images, for backbones that need it; ``None`` is their default.
+        in_chans: Channels of the images; 3 is RGB. Pretrained weights are adapted to others.
         drop_path_rate: Probability of skipping a residual block.
         max_objects: Objects that are found in an image at most, those with the highest scores. Average precision is
             computed with as many; COCO's is that of 100, the default.
@@ -176,7 +181,7 @@ class ObjectDetector(ObjectTask):
         options: The options that all tasks share, see :class:`autotimm.tasks.base.Task`.
 
     Shape:
-        - images: (N, 3, S, S), RGB ``uint8``, or floats in [0, 1].
+        - images: (N, in_chans, S, S), RGB ``uint8``, or floats in [0, 1].
         - output in evaluation: N dictionaries of ``boxes`` (K, 4), ``scores`` (K,) and ``labels`` (K,).
 
     Raises:
@@ -223,6 +228,7 @@ class InstanceSegmentor(ObjectTask):
         pretrained: ``None`` loads pretrained weights of the backbone if they are available, ``True`` requires them,
             ``False`` never loads them; a path loads that file.
         image_size: Side in pixels of the square images, for backbones that need it; ``None`` is their default.
+        in_chans: Channels of the images; 3 is RGB. Pretrained weights are adapted to others.
         drop_path_rate: Probability of skipping a residual block.
         max_objects: Objects that are found in an image at most, those with the highest scores. Average precision is
             computed with as many; COCO's is that of 100, the default.
@@ -231,7 +237,7 @@ class InstanceSegmentor(ObjectTask):
         options: The options that all tasks share, see :class:`autotimm.tasks.base.Task`.
 
     Shape:
-        - images: (N, 3, S, S), RGB ``uint8``, or floats in [0, 1].
+        - images: (N, in_chans, S, S), RGB ``uint8``, or floats in [0, 1].
         - output in evaluation: N dictionaries of ``boxes`` (K, 4), ``scores`` (K,), ``labels`` (K,) and ``masks``
           (K, 28, 28), probabilities within the boxes.
 

@@ -44,11 +44,12 @@ class SemanticSegmentor(Task):
         pretrained: ``None`` loads pretrained weights of the backbone if they are available, ``True`` requires them,
             ``False`` never loads them; a path loads that file.
         image_size: Side in pixels of the square images, for backbones that need it; ``None`` is their default.
+        in_chans: Channels of the images; 3 is RGB. Pretrained weights are adapted to others.
         drop_path_rate: Probability of skipping a residual block.
         options: The options that all tasks share, see :class:`autotimm.tasks.base.Task`.
 
     Shape:
-        - images: (N, 3, S, S), RGB ``uint8``, or floats in [0, 1].
+        - images: (N, in_chans, S, S), RGB ``uint8``, or floats in [0, 1].
         - logits: (N, C, S, S).
 
     Raises:
@@ -78,6 +79,7 @@ class SemanticSegmentor(Task):
         ignore_index: int = IGNORE_INDEX,
         pretrained: bool | str | None = None,
         image_size: int | None = None,
+        in_chans: int = 3,
         drop_path_rate: float = 0.0,
         **options: Unpack[TaskOptions],
     ) -> None:
@@ -89,12 +91,13 @@ class SemanticSegmentor(Task):
             loss, num_classes=num_classes, class_weights=class_weights, ignore_index=ignore_index
         )
         weights = resolve_weights(backbone, False if self.is_loading else pretrained)
-        self._num_classes, self._ignore_index = num_classes, ignore_index
+        self._num_classes, self._ignore_index, self._in_chans = num_classes, ignore_index, in_chans
 
         def network(seed: int) -> nn.Module:
             return build_segmenter(
                 arch, backbone, num_classes,
                 weights=weights, seed=seed, image_size=image_size, width=width, drop_path_rate=drop_path_rate,
+                in_chans=in_chans,
             )  # fmt: skip
 
         super().__init__(network, weights=weights, **options)
@@ -153,4 +156,4 @@ class SemanticSegmentor(Task):
 
     def check_data(self, spec: DataSpec) -> None:
         """Refuse data with another number of classes, or of another kind."""
-        check_spec(spec, self.kinds, self._num_classes, "SemanticSegmentor")
+        check_spec(spec, self.kinds, self._num_classes, "SemanticSegmentor", self._in_chans)

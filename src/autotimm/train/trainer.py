@@ -6,10 +6,11 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, get_args, get_type_hints
 
 import pytorch_lightning as pl
 import torch
@@ -115,6 +116,17 @@ def _may_be_none() -> set[str]:
     return {name for name, hint in hints.items() if hint is Any or type(None) in get_args(hint)}
 
 
+class _Constructed(NamedTuple):
+    """What a trainer was constructed with: its arguments, and the states of Lightning's own callbacks."""
+
+    arguments: dict[str, Any]
+    states: list[tuple[Callback, dict[str, Any]]]
+
+
+def _is_lightnings(callback: Callback) -> bool:
+    return type(callback).__module__.startswith("pytorch_lightning.")
+
+
 class AutoTrainer(pl.Trainer):
     """Lightning's trainer, reproducible by default and with a run folder.
 
@@ -168,6 +180,11 @@ class AutoTrainer(pl.Trainer):
         keep: str | int = "auto",
         **kwargs: Unpack[TrainerOptions],
     ) -> None:
+        given = {
+            "max_epochs": max_epochs, "seed": seed, "deterministic": deterministic, "threads": threads,
+            "use_autotimm_seeding": use_autotimm_seeding, "run_dir": run_dir, "monitor": monitor, "tuner": tuner,
+            "checkpoint_every": checkpoint_every, "keep": keep, **kwargs,
+        }  # fmt: skip
         read_interval(checkpoint_every)
         fine = threads is None or is_whole(threads, 1)
         require(fine, "threads", "AutoTrainer", "an integer of at least 1 or None", threads, "Give None.")
@@ -212,6 +229,21 @@ class AutoTrainer(pl.Trainer):
             construct: Any = inspect.unwrap(pl.Trainer.__init__)
             construct(self, max_epochs=max_epochs, deterministic=deterministic, **kwargs)
         self._signal_connector = SharedSignals(self, self.stop)
+        callbacks: list[Callback] = self.callbacks  # type: ignore[attr-defined]  # set at run time
+        states = [(each, deepcopy(each.state_dict())) for each in callbacks if _is_lightnings(each)]
+        self._as_constructed = _Constructed(given, states)
+
+    def _begin_anew(self) -> None:
+        """Return to the state after the constructor, so that another run takes the next free folder.
+
+        Otherwise Lightning would count on from the epochs that are done, and train nothing. Callbacks of the caller's
+        own stay as they are.
+        """
+        constructed = self._as_constructed
+        AutoTrainer.__init__(self, **constructed.arguments)
+        self._as_constructed = constructed  # with the states of callbacks before they were used
+        for callback, state in constructed.states:
+            callback.load_state_dict(deepcopy(state))
 
     def _callbacks(self, kwargs: TrainerOptions, monitor: str | None) -> list[Callback]:
         given = kwargs.get("callbacks") or []
@@ -246,7 +278,8 @@ class AutoTrainer(pl.Trainer):
         """Train, as ``pytorch_lightning.Trainer.fit`` does, and write a run folder.
 
         With ``ckpt_path="last"`` the run in the folder is resumed, and must have the arguments that it began with. With
-        a checkpoint of another run a new run begins, which keeps that checkpoint.
+        a checkpoint of another run a new run begins, which keeps that checkpoint. A second ``fit`` of a trainer without
+        a ``run_dir`` begins at the first epoch again, in the next free folder.
 
         Raises:
             UsageError: If a run is resumed with other arguments than it began with.
@@ -257,6 +290,8 @@ class AutoTrainer(pl.Trainer):
             KeyboardInterrupt: On Ctrl-C.
         """
         data = datamodule or train_dataloaders
+        if ckpt_path is None and self._as_constructed.arguments["run_dir"] is None and self.run_folder.begun:
+            self._begin_anew()
         with self._session(model, data, val_dataloaders), self.stop.listening():
             beginning = beginning_of(self, ckpt_path)
             again = beginning.resumes or ckpt_path == "last"

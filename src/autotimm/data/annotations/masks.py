@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision import tv_tensors
 
-from autotimm.data.image_io import BROKEN, decoded, read_image, reason, row_strips, shows_only_alpha
+from autotimm.data.image_channels import read_as
+from autotimm.data.image_io import BROKEN, decoded, reason, row_strips, shows_only_alpha
+from autotimm.data.image_reading import current_reading
 from autotimm.data.table import Table, rarest_labels
 from autotimm.errors import DataError
 from autotimm.records.digest import file_digest
@@ -323,6 +325,7 @@ class MaskTable(Table):
     ) -> None:
         self.paths, self.mask_paths = tuple(map(str, paths)), tuple(map(str, masks))
         self.ids, self.class_names, self.code = tuple(ids), tuple(class_names), code
+        self.reading = current_reading()
         self._present = tuple(map(dict, present))
         bits = torch.zeros(len(self.ids), len(self.class_names), dtype=torch.uint8)
         for row, classes in enumerate(self._present):
@@ -335,7 +338,7 @@ class MaskTable(Table):
         Raises:
             DataError: If one of them cannot be read, or they differ in size.
         """
-        image, path = read_image(self.paths[index]), self.mask_paths[index]
+        image, path = read_as(self.paths[index], self.reading), self.mask_paths[index]
         try:
             pixels = read_pixels(path)
         except BROKEN as error:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torchvision import tv_tensors
 
 from autotimm.data.annotations.outlines import MaskFile, Outline, Outlines
-from autotimm.data.image_io import read_image
+from autotimm.data.image_channels import read_as
+from autotimm.data.image_reading import current_reading
 from autotimm.data.table import Table, rarest_labels
 from autotimm.records.digest import file_digest
 from autotimm.types import Sample
@@ -67,7 +68,7 @@ class ObjectTable(Table):
     ) -> None:
         self.paths = tuple(str(path) for path in paths)
         self.ids, self.class_names, self.with_masks = tuple(ids), tuple(class_names), with_masks
-        self.kind = "instances" if with_masks else "boxes"
+        self.kind, self.reading = "instances" if with_masks else "boxes", current_reading()
         number = {name: index for index, name in enumerate(self.class_names)}
         objects = [annotation for of_image in annotations for annotation in of_image]
         # A few arrays, not a list per image: fast to pickle, and never copied by a forked process that only reads.
@@ -100,7 +101,7 @@ class ObjectTable(Table):
         (K, H, W), ``uint8`` zeros and ones). K is 0 for an image without objects. The truth has all but the masks, the
         boxes as they were stated, and ``area`` (``float32`` (K,)).
         """
-        image = read_image(self.paths[index])
+        image = read_as(self.paths[index], self.reading)
         height, width = image.shape[-2:]
         objects = self._of(index)
         boxes = np.clip(self._boxes[objects], 0, np.array([width, height, width, height], np.float32))

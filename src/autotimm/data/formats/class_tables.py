@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from autotimm.data.annotations.masks import IGNORED, MaskCode, color_key
-from autotimm.data.formats.listing import Listing
+from autotimm.data.formats.listing import Listing, relative
 from autotimm.errors import DataError, join_names
 from autotimm.records.csv_cells import true_cell
 from autotimm.serialization import parse_json
@@ -106,15 +106,25 @@ class ClassTable(NamedTuple):
         return codes
 
 
-def find_class_table(listing: Listing) -> ClassTable | None:
+def find_class_table(listing: Listing, notices: list[str] | None = None) -> ClassTable | None:
     """The table in a folder or just below it; those of several splits must agree.
+
+    A file without a line for a class, as tools write for a set that nobody has labelled yet, is none.
+
+    Args:
+        listing: The folder.
+        notices: Receives a line about such a file.
 
     Raises:
         DataError: If one cannot be read, or two disagree.
     """
     folders = [listing.root, *listing.folders(listing.root)]
     for name in _FILES:
-        tables = [class_table(folder / name) for folder in folders if os.path.isfile(folder / name)]
+        files = [folder / name for folder in folders if os.path.isfile(folder / name)]
+        tables = [class_table(file) for file in files if _rows_of(file)]
+        if notices is not None and len(tables) < len(files):
+            empty = join_names([relative(file, listing.root) for file in files if not _rows_of(file)])
+            notices.append(f"{empty} names no class, and is not used.")
         if different := [table.source for table in tables if table.rows != tables[0].rows]:
             raise DataError(f"{tables[0].source} and {different[0]} disagree on the classes. Make them equal.")
         if tables:
@@ -134,13 +144,22 @@ def class_table(source: Path | Mapping[str, Any]) -> ClassTable:
     """
     if isinstance(source, Mapping):
         return _table(_from_json(source), "the colors given")
+    return _table(_rows_of(source), str(source))
+
+
+def _rows_of(source: Path) -> list[ClassRow]:
+    """The rows of a file; none if it holds no more than a header.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
     try:
         content = source.read_bytes().decode("utf-8-sig")
+        if not content.strip():
+            return []
         if source.suffix.lower() == ".csv":
-            rows = _from_csv(content)
-        else:
-            rows = _from_json(parse_json(content)) if source.suffix.lower() == ".json" else _from_text(content)
-        return _table(rows, str(source))
+            return list(_from_csv(content))
+        return list(_from_json(parse_json(content)) if source.suffix.lower() == ".json" else _from_text(content))
     except OSError as error:
         raise DataError(f"{source} cannot be read: {error.strerror}. Check the path.") from error
     except (ValueError, TypeError, LookupError, RecursionError, csv.Error) as error:

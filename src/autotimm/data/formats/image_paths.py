@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from autotimm.data.file_facts import scan
+from autotimm.data.file_facts import Oddity, scan
 from autotimm.data.formats.listing import ListedFile, Listing, text
 from autotimm.data.table import ImageTable, Subset, Table
-from autotimm.data.table_checks import strange_ranges
+from autotimm.data.table_checks import odd_images
 from autotimm.errors import DataError, join_names
 
 __all__ = ["read_paths"]
@@ -41,10 +41,10 @@ def read_paths(
     if len(unique) < len(files):
         notices.append(f"{len(files) - len(unique)} images were listed twice and are predicted once.")
     table = ImageTable([file.path for file in unique.values()], list(unique))
-    ranges: dict[Path, str] = {}
-    problems = {str(problem.path): problem.reason for problem in scan(table.files(), progress, ranges)}
+    oddities: dict[Path, Oddity] = {}
+    problems = {str(problem.path): problem.reason for problem in scan(table.files(), progress, oddities)}
     named = zip(table.ids, table.files(), strict=True)
-    notices += strange_ranges({name: ranges[file] for name, file in named if file in ranges}, len(table))
+    notices += odd_images({name: oddities[file] for name, file in named if file in oddities}, len(table))
     unreadable = [f"{path} ({problems[path]})" for path in table.paths if path in problems]
     if not len(table):
         raise DataError("No images to predict were given. Give an image or a folder.")

@@ -82,7 +82,7 @@ class InstanceIds(Format):
         splits = ordered(pairs.used(root, notices, report))
         used = [pair for items in splits.values() for pair in items]
         objects, sizes = object_ids_of([pair.mask for pair in used]), image_sizes([pair.image for pair in used])
-        table = find_class_table(listing)
+        table = find_class_table(listing, notices)
         class_masks = _class_masks(listing) if pairs.of_objects else {}
         names = _Painted.of(listing, splits, class_masks, table, notices) if class_masks else _Classes.of(table)
         records = {

@@ -21,6 +21,8 @@ from autotimm.data.formats.mask_values import (
     palettes_differ,
     with_soft_edges,
 )
+from autotimm.data.image_io import UNTURNED, is_turned
+from autotimm.data.image_reading import current_reading
 from autotimm.data.table import Table
 from autotimm.errors import DataError, join_names
 
@@ -68,7 +70,7 @@ class LabelImages(Format):
         splits = ordered(pairs.used(root, notices, report))
         facts = mask_facts([pair.mask for items in splits.values() for pair in items])
         colors = Path(colors) if isinstance(colors, str) else colors
-        table = find_class_table(listing) if colors is None else class_table(colors)
+        table = find_class_table(listing, notices) if colors is None else class_table(colors)
         reading = mask_reading(root, splits, facts, table, notices, report)
         return mask_tables(splits, root, reading, facts, notices, report)
 
@@ -320,7 +322,7 @@ def mask_tables(
             fact, name = facts[pair.mask], relative(pair.mask, root)
             if isinstance(fact, Problem):
                 report.add("masks that cannot be read", "left out with their images", f"{name} ({fact.reason})")
-            elif _has_size(fact, name, sizes.get(pair.image), report):
+            elif _has_size(fact, pair.image, name, sizes.get(pair.image), report):
                 seen[pair] = _Seen(*reading.code.classes_in(fact))
         kept = {pair: classes for pair, (classes, _) in seen.items() if classes}
         for pair, (classes, unknown) in seen.items():
@@ -356,8 +358,15 @@ def _report_unknown(
         report.add("masks with values that stand for no class", "which are unknown there", what)
 
 
-def _has_size(fact: MaskFacts, name: str, size: tuple[int, int] | None, report: Report) -> bool:
+def _has_size(fact: MaskFacts, image: Path, name: str, size: tuple[int, int] | None, report: Report) -> bool:
     """Whether a mask has the size of its image, as far as that is known."""
+    if (
+        size == (fact.height, fact.width) != (fact.width, fact.height)
+        and current_reading().upright
+        and is_turned(image)
+    ):
+        report.add("masks of images that an EXIF tag turns, and which are not turned", UNTURNED, name)
+        return False
     if size is not None and size != (fact.width, fact.height):
         sizes = f"{fact.width}x{fact.height}, the image {size[0]}x{size[1]}"
         report.add("masks of another size than their image", "left out with it", f"{name} ({sizes})")

@@ -12,6 +12,8 @@ from autotimm.data.annotations.objects import Annotation, ObjectTable
 from autotimm.data.annotations.outlines import Box, Outline, Polygons, RunLengths
 from autotimm.data.file_facts import image_sizes
 from autotimm.data.formats.data_format import Report, ordered
+from autotimm.data.image_io import UNTURNED, is_turned
+from autotimm.data.image_reading import current_reading
 from autotimm.data.table import Table
 from autotimm.errors import DataError, join_names
 
@@ -187,6 +189,9 @@ def _is_usable(image: ImageRecord, size: tuple[int, int] | None, report: Report)
         report.add("missing images", "left out", image.id)
         return False
     if size is not None and image.size is not None and image.size != size:
+        if image.size == size[::-1] and current_reading().upright and is_turned(image.path):
+            report.add("images that an EXIF tag turns, and whose annotations do not", UNTURNED, image.id)
+            return False
         sizes = f"{size[0]}x{size[1]}, annotated as {image.size[0]}x{image.size[1]}"
         report.add("images of another size than their annotations state", "left out", f"{image.id} ({sizes})")
         return False

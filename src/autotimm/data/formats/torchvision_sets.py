@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 from torchvision import datasets
 
+from autotimm.data.image_channels import to_channels
 from autotimm.data.image_io import BROKEN, reason, to_rgb, to_tensor
+from autotimm.data.image_reading import current_reading
 from autotimm.data.table import Table
 from autotimm.errors import DataError, nearest, require
 from autotimm.records.imports import admission
@@ -100,16 +102,19 @@ class BuiltinTable(Table):
         self.dataset, self.strata, self.class_names = dataset, list(targets), tuple(class_names)
         self.ids = tuple(f"{split}/{number:07d}" for number in range(len(dataset)))
         self._files = tuple(map(Path, files))
+        self.reading = current_reading()
 
     def files(self) -> tuple[Path, ...]:
         """The image files, if there is one per sample."""
         return self._files
 
     def load(self, index: int) -> Sample:
-        """Read one image as RGB."""
+        """Read one image as RGB, or with the channels that the data have."""
         try:
             image, target = self.dataset[index]
-            return Sample(to_tensor(to_rgb(image)), int(target), self.ids[index])
+            rgb = self.reading.is_rgb
+            pixels = to_tensor(to_rgb(image)) if rgb else to_channels(image, self.reading.channels)
+            return Sample(pixels, int(target), self.ids[index])
         except BROKEN as error:
             what = self._files[index] if self._files else f"{type(self.dataset).__name__} {self.ids[index]}"
             raise DataError(

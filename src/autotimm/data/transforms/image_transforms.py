@@ -27,10 +27,12 @@ __all__ = [
     "ImageTransform",
     "SampleTransform",
     "ScaleJitter",
+    "changes_colors",
     "draws_from_torch_only",
     "eval_transform",
     "resize_masks",
     "train_transform",
+    "without_colors",
 ]
 
 
@@ -80,8 +82,9 @@ def _crop(image_size: int, mode: InterpolationMode, scale: float) -> Transform:
 
 
 def train_transform(
-    augmentation: str = "default", image_size: int = 224, interpolation: str = "bilinear", crop_pct: float = 0.875
-) -> Transform:
+    augmentation: str = "default", image_size: int = 224, interpolation: str = "bilinear", crop_pct: float = 0.875,
+    channels: int = 3,
+) -> Transform:  # fmt: skip
     """Build one of the augmentations.
 
     ===============  ==================================================================================================
@@ -101,9 +104,10 @@ def train_transform(
         image_size: Side of the square in pixels.
         interpolation: One of :data:`INTERPOLATIONS`.
         crop_pct: For ``none``, as in :func:`eval_transform`.
+        channels: Channels of the images; colors are changed where there are 1 or 3.
 
     Returns:
-        A callable from ``uint8`` (3, H, W) to ``uint8`` (3, image_size, image_size).
+        A callable from ``uint8`` (C, H, W) to ``uint8`` (C, image_size, image_size).
 
     Raises:
         UsageError: If a name is unknown.
@@ -118,16 +122,31 @@ def train_transform(
         sides = list(range(image_size, round(image_size / 0.9) + 1))
         return _compose([v2.RandomShortestSize(sides, interpolation=mode, antialias=True), v2.RandomCrop(image_size)])
     if augmentation == "default":
-        return _compose([_crop(image_size, mode, 0.5), mirror, v2.ColorJitter(0.2, 0.2, 0.2)])
+        color = [v2.ColorJitter(0.2, 0.2, 0.2)] if changes_colors(channels) else []
+        return _compose([_crop(image_size, mode, 0.5), mirror, *color])
     if augmentation == "strong":
-        color = [v2.ColorJitter(0.4, 0.4, 0.4, 0.1), v2.RandomGrayscale(0.1), v2.RandomErasing(0.25)]
-        return _compose([_crop(image_size, mode, 0.2), mirror, *color])
+        color = [v2.ColorJitter(0.4, 0.4, 0.4, 0.1), v2.RandomGrayscale(0.1)] if changes_colors(channels) else []
+        return _compose([_crop(image_size, mode, 0.2), mirror, *color, v2.RandomErasing(0.25)])
+    if not changes_colors(channels):
+        return _compose([_crop(image_size, mode, 0.35), mirror])
     policies = {
         "randaugment": v2.RandAugment,
         "trivialaugment": v2.TrivialAugmentWide,
         "autoaugment": v2.AutoAugment,
     }
     return _compose([_crop(image_size, mode, 0.35), mirror, policies[augmentation](interpolation=mode)])
+
+
+def changes_colors(channels: int) -> bool:
+    """Whether images of so many channels have colors to change: torchvision's transforms of colors take 1 or 3."""
+    return channels in (1, 3)
+
+
+def without_colors(augmentation: str, channels: int) -> list[str]:
+    """A line on what an augmentation leaves out for images of so many channels; none if it leaves out nothing."""
+    if changes_colors(channels) or augmentation == "none":
+        return []
+    return [f"The augmentation {augmentation!r} changes no colors: images of {channels} channels have none to change."]
 
 
 def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
@@ -224,16 +243,17 @@ class ImageTransform(SampleTransform):
     """A transform of the image alone, applied to a sample; targets of classification do not change with the pixels.
 
     Args:
-        transform: A callable from a ``uint8`` ``tv_tensors.Image`` (3, H, W) to a tensor (3, h, w), ``uint8`` in
+        transform: A callable from a ``uint8`` ``tv_tensors.Image`` (C, H, W) to a tensor (C, h, w), ``uint8`` in
             [0, 255] or floating point in [0, 1].
         name: The argument it was given as, for errors.
         owner: The class it was given to, for errors.
+        channels: Channels C of the images.
     """
 
-    def __init__(self, transform: Transform, name: str, owner: str = "ImageDataModule") -> None:
+    def __init__(self, transform: Transform, name: str, owner: str = "ImageDataModule", channels: int = 3) -> None:
         if not callable(transform):
             raise UsageError(sentence(name, owner, "callable", transform, "Give for example a torchvision v2.Compose."))
-        self.transform, self.name, self.owner = transform, name, owner
+        self.transform, self.name, self.owner, self.channels = transform, name, owner, channels
         self.torch_only = draws_from_torch_only(transform)
 
     def __call__(self, sample: Sample) -> Sample:
@@ -245,8 +265,8 @@ class ImageTransform(SampleTransform):
         image = self.transform(sample.image)
         if not isinstance(image, Tensor):
             self._refuse(type(image).__name__, "End them with a tensor, for example with v2.ToImage().")
-        if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
-            self._refuse(f"a tensor of shape {tuple(image.shape)}", "Keep all three channels, channels first.")
+        if image.ndim != 3 or image.shape[0] != self.channels or image.numel() == 0:
+            self._refuse(f"a tensor of shape {tuple(image.shape)}", "Keep all channels, channels first.")
         if image.dtype != torch.uint8 and not image.is_floating_point():
             self._refuse(
                 f"a tensor of {image.dtype}", "Keep uint8, or convert with v2.ToDtype(torch.float32, scale=True)."
@@ -266,6 +286,6 @@ class ImageTransform(SampleTransform):
 
     def _refuse(self, got: str, do: str) -> None:
         raise UsageError(
-            f"The `{self.name}` of {self.owner} must give a tensor (3, height, width), uint8 in [0, 255] or floating "
-            f"point in [0, 1]. Got {got} instead. {do}"
+            f"The `{self.name}` of {self.owner} must give a tensor ({self.channels}, height, width), uint8 in [0, 255] "
+            f"or floating point in [0, 1]. Got {got} instead. {do}"
         )

@@ -19,7 +19,13 @@ from torchvision.transforms.v2 import functional as F
 
 from autotimm.constants import IGNORE_INDEX
 from autotimm.data.annotations.outlines import RunLengths
-from autotimm.data.transforms.image_transforms import SampleTransform, ScaleJitter, draws_from_torch_only, resize_masks
+from autotimm.data.transforms.image_transforms import (
+    SampleTransform,
+    ScaleJitter,
+    changes_colors,
+    draws_from_torch_only,
+    resize_masks,
+)  # fmt: skip
 from autotimm.errors import UsageError, require_choice, sentence
 from autotimm.types import Placement, Sample
 
@@ -37,7 +43,9 @@ Pair: TypeAlias = tuple[Any, Any]
 PairTransform: TypeAlias = Callable[[Any, Any], Pair]
 
 
-def spatial_augmentation(name: str, image_size: int, owner: str, outside: int = 0) -> PairTransform | None:
+def spatial_augmentation(
+    name: str, image_size: int, owner: str, outside: int = 0, channels: int = 3
+) -> PairTransform | None:
     """Build one of the augmentations for images with boxes or masks.
 
     =========  ========================================================================================================
@@ -55,6 +63,7 @@ def spatial_augmentation(name: str, image_size: int, owner: str, outside: int = 
         image_size: Side of the network's square in pixels, which the scale is relative to.
         owner: The class it was given to, for errors.
         outside: The value of masks where a crop reaches beyond the image: 0, or ``IGNORE_INDEX`` for class indices.
+        channels: Channels of the images; colors are changed where there are 1 or 3.
 
     Returns:
         A callable from an image and its target to the same, or ``None`` for nothing.
@@ -72,7 +81,8 @@ def spatial_augmentation(name: str, image_size: int, owner: str, outside: int = 
     parts.append(ScaleJitter(image_size, low, high))
     parts.append(v2.RandomCrop(square, pad_if_needed=True, fill=fill))  # pads images that the jitter made too small
     colors = {"light": v2.ColorJitter(0.1, 0.1), "default": v2.ColorJitter(0.2, 0.2, 0.2)}
-    parts.append(colors.get(name) or v2.RandomPhotometricDistort())
+    if changes_colors(channels):
+        parts.append(colors.get(name) or v2.RandomPhotometricDistort())
     composed: PairTransform = v2.Compose(parts)
     return composed
 
@@ -103,15 +113,17 @@ class SpatialTransform(SampleTransform):
         name: The argument it was given as, for errors.
         owner: The class it was given to, for errors.
         keep_all: Whether no object is dropped, as in evaluation.
+        channels: Channels of the images.
     """
 
     def __init__(
-        self, transform: PairTransform | None, image_size: int, name: str, owner: str, keep_all: bool = False
-    ) -> None:
+        self, transform: PairTransform | None, image_size: int, name: str, owner: str, keep_all: bool = False,
+        channels: int = 3,
+    ) -> None:  # fmt: skip
         if transform is not None and not callable(transform):
             raise UsageError(sentence(name, owner, "callable", transform, "Give for example a torchvision v2.Compose."))
         self.transform, self.image_size, self.name, self.owner = transform, image_size, name, owner
-        self.keep_all = keep_all
+        self.keep_all, self.channels = keep_all, channels
         self.torch_only = transform is None or draws_from_torch_only(transform)
 
     def __call__(self, sample: Sample) -> Sample:
@@ -147,7 +159,12 @@ class SpatialTransform(SampleTransform):
         if not isinstance(result, (tuple, list)) or len(result) != 2:
             self._refuse(f"a {type(result).__name__}", _USE_V2)
         image, target = result
-        if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3:
+        if (
+            not isinstance(image, Tensor)
+            or image.dtype != torch.uint8
+            or image.ndim != 3
+            or len(image) != self.channels
+        ):
             dtype = f" of {image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else ""
             self._refuse(f"a {type(image).__name__}{dtype} as the image", _USE_V2)
         return image, target
@@ -155,7 +172,7 @@ class SpatialTransform(SampleTransform):
     def _refuse(self, got: str, do: str) -> None:
         raise UsageError(
             f"The `{self.name}` of {self.owner} must take and give (image, target), the image as uint8 of shape "
-            f"(3, height, width). Got {got} instead. {do}"
+            f"({self.channels}, height, width). Got {got} instead. {do}"
         )
 
     def _boxed(self, image: Tensor, at: Placement, fill: int) -> Tensor:

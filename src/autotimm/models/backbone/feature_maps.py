@@ -57,6 +57,7 @@ def build_feature_backbone(
     drop_path_rate: float = 0.0,
     finest: int = 4,
     output_stride: int | None = None,
+    in_chans: int = 3,
 ) -> tuple[nn.Module, tuple[Level, ...]]:
     """Build a timm model for its feature maps. The layers after the last map are removed.
 
@@ -75,6 +76,7 @@ def build_feature_backbone(
         finest: Smallest stride that is needed. Finer maps are left out, unless fewer than two maps would remain.
         output_stride: Largest stride, obtained by dilation (Chen et al., "DeepLab", TPAMI 2018); ``None`` is the
             backbone's own.
+        in_chans: Channels of the images.
 
     Returns:
         The model, and the levels to request from :func:`feature_maps`: the last map of each stride, with doubling
@@ -95,7 +97,7 @@ def build_feature_backbone(
         >>> [tuple(map.shape) for map in maps] == [(1, level.channels, *2 * (64 // level.stride,)) for level in levels]
         True
     """
-    architecture, arguments = checked_arguments(name, image_size, drop_path_rate)
+    architecture, arguments = checked_arguments(name, image_size, drop_path_rate, in_chans)
     if output_stride is not None:
         arguments["output_stride"] = output_stride
         _check_dilation(architecture, arguments, image_size)

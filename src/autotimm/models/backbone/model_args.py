@@ -34,18 +34,21 @@ def create(architecture: Architecture, arguments: dict[str, Any]) -> nn.Module:
     return model
 
 
-def fitting_arguments(architecture: Architecture, image_size: int | None, drop_path_rate: float) -> dict[str, Any]:
+def fitting_arguments(
+    architecture: Architecture, image_size: int | None, drop_path_rate: float, in_chans: int = 3
+) -> dict[str, Any]:
     """Choose the arguments of ``timm.create_model`` for an image size and stochastic depth.
 
     Args:
         architecture: The architecture of the model.
         image_size: Side of the square images in pixels; ``None`` is the model's own size.
         drop_path_rate: Probability in [0, 1) of skipping a residual block.
+        in_chans: Channels of the images.
 
     Raises:
         UsageError: If ``drop_path_rate`` is above 0 and the model does not support stochastic depth.
     """
-    arguments = dict(architecture.arguments)
+    arguments = {**architecture.arguments, **({} if in_chans == 3 else {"in_chans": in_chans})}
     with torch.device("meta"):
         known = _parameter_names(create(architecture, arguments))
     if "img_size" in known and image_size is not None:
@@ -104,7 +107,7 @@ def at_size(
     def attempt(size: int) -> Result:
         fitted = {**arguments, "img_size": size} if "img_size" in arguments else arguments
         with torch.device("meta"), torch.no_grad():
-            return run(create(architecture, fitted).eval(), torch.empty(2, 3, size, size))
+            return run(create(architecture, fitted).eval(), torch.empty(2, arguments.get("in_chans", 3), size, size))
 
     try:
         return attempt(size)

@@ -24,8 +24,8 @@ from autotimm.models.layers.normalize import Normalize
 from autotimm.repro.streams import scope
 
 __all__ = [
-    "BackboneNetwork", "DataConfig", "PooledClassifier", "build_backbone", "build_classifier", "data_config",
-    "list_backbones", "undo_zero_init",
+    "BackboneNetwork", "DataConfig", "PooledClassifier", "build_backbone", "build_classifier", "build_normalize",
+    "data_config", "list_backbones", "undo_zero_init",
 ]  # fmt: skip
 
 
@@ -116,8 +116,9 @@ def build_backbone(
     seed: int = 42,
     image_size: int | None = None,
     drop_path_rate: float = 0.0,
+    in_chans: int = 3,
 ) -> nn.Module:
-    """Build a timm backbone that maps normalized images (N, 3, S, S) to features (N, D).
+    """Build a timm backbone that maps normalized images (N, C, S, S) to features (N, D).
 
     Its random initial weights are a function of ``seed`` and the name: they do not depend on the number of classes or
     on the global generators, which are left unchanged.
@@ -130,6 +131,8 @@ def build_backbone(
             image sizes then accepts other sizes as well.
         drop_path_rate: Probability in [0, 1) of skipping a residual block (Huang et al., "Deep networks with stochastic
             depth", ECCV 2016).
+        in_chans: Channels C of the images. Pretrained weights of the first layer are adapted as timm does: summed for
+            one channel, otherwise repeated and scaled.
 
     Returns:
         The module. Its attribute ``num_features`` is D, as measured.
@@ -146,7 +149,7 @@ def build_backbone(
         >>> backbone(torch.zeros(2, 3, 32, 32)).shape == (2, backbone.num_features)
         True
     """
-    architecture, arguments = checked_arguments(name, image_size, drop_path_rate)
+    architecture, arguments = checked_arguments(name, image_size, drop_path_rate, in_chans)
     features = measure_features(architecture, arguments, image_size)
     backbone, _ = make_backbone(architecture, arguments, weights, seed)
     setattr(backbone, "num_features", features)  # noqa: B010 - timm's own value excludes the layers of its head
@@ -162,6 +165,7 @@ def build_classifier(
     image_size: int | None = None,
     head_dropout: float = 0.0,
     drop_path_rate: float = 0.0,
+    in_chans: int = 3,
 ) -> PooledClassifier:
     """Build a classifier: a backbone from :func:`build_backbone`, dropout and a linear head.
 
@@ -173,6 +177,7 @@ def build_classifier(
         image_size: Side of the square images in pixels; ``None`` is the backbone's own size.
         head_dropout: Probability in [0, 1) of dropping a feature before the head.
         drop_path_rate: Probability in [0, 1) of skipping a residual block.
+        in_chans: Channels of the images.
 
     Raises:
         ModelError: See :func:`build_backbone`.
@@ -187,11 +192,37 @@ def build_classifier(
     """
     must, do = "in [0, 1)", "Give 0 to switch it off, or for example 0.2."
     require(0 <= number(head_dropout) < 1, "head_dropout", "a classifier", must, head_dropout, do)
-    body = build_backbone(backbone, weights=weights, seed=seed, image_size=image_size, drop_path_rate=drop_path_rate)
+    body = build_backbone(
+        backbone, weights=weights, seed=seed, image_size=image_size, drop_path_rate=drop_path_rate, in_chans=in_chans
+    )
     with scope(seed, "init", "head"):
         head = nn.Linear(int(body.num_features), num_classes)  # type: ignore[arg-type]  # an int, set by build_backbone
-    config = data_config(body)
-    return PooledClassifier(Normalize(config.mean, config.std), body, head, head_dropout)
+    return PooledClassifier(build_normalize(body, in_chans), body, head, head_dropout)
+
+
+def build_normalize(backbone: nn.Module, in_chans: int = 3) -> Normalize:
+    """The normalization that the weights of a timm model expect.
+
+    Args:
+        backbone: The model.
+        in_chans: Channels of the images. One channel has the mean of the model's statistics; more repeat them in their
+            order, as timm repeats the weights of the first layer.
+
+    Example:
+        >>> import timm
+        >>> build_normalize(timm.create_model("test_resnet", in_chans=5), 5).mean.shape
+        torch.Size([1, 5, 1, 1])
+    """
+    config = data_config(backbone)
+    return Normalize(_of_channels(config.mean, in_chans), _of_channels(config.std, in_chans))
+
+
+def _of_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    if channels == len(values):
+        return tuple(values)
+    if channels == 1:
+        return (sum(values) / len(values),)
+    return tuple(values[channel % len(values)] for channel in range(channels))
 
 
 class PooledClassifier(BackboneNetwork):
@@ -199,12 +230,12 @@ class PooledClassifier(BackboneNetwork):
 
     Args:
         normalize: The first layer.
-        backbone: Maps (N, 3, H, W) to (N, D), where D is its ``num_features``.
+        backbone: Maps (N, C, H, W) to (N, D), where D is its ``num_features``.
         head: Maps (N, D) to (N, num_classes).
         head_dropout: Probability in [0, 1) of dropping a feature before the head.
 
     Shape:
-        - images: (N, 3, H, W), ``uint8`` in [0, 255] or float in [0, 1].
+        - images: (N, C, H, W), ``uint8`` in [0, 255] or float in [0, 1].
         - logits: (N, num_classes).
     """
 
@@ -227,7 +258,9 @@ class PooledClassifier(BackboneNetwork):
         return logits
 
 
-def checked_arguments(name: str, image_size: int | None, drop_path_rate: float) -> tuple[Architecture, dict[str, Any]]:
+def checked_arguments(
+    name: str, image_size: int | None, drop_path_rate: float, in_chans: int = 3
+) -> tuple[Architecture, dict[str, Any]]:
     """Validate the arguments of :func:`build_backbone`, and choose those of ``timm.create_model``.
 
     Returns:
@@ -237,8 +270,9 @@ def checked_arguments(name: str, image_size: int | None, drop_path_rate: float) 
     require(0 <= number(drop_path_rate) < 1, "drop_path_rate", name, must, drop_path_rate, do)
     valid = image_size is None or is_whole(image_size, 1)
     require(valid, "image_size", name, "an integer above 0, or None", image_size, "Give for example 224.")
+    require(is_whole(in_chans, 1), "in_chans", name, "a whole number, 1 or more", in_chans, "Give 3 for RGB.")
     architecture = find_architecture(name)
-    return architecture, fitting_arguments(architecture, image_size, drop_path_rate)
+    return architecture, fitting_arguments(architecture, image_size, drop_path_rate, in_chans)
 
 
 def make_backbone(

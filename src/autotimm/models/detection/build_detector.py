@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from autotimm.errors import is_whole, number, require, require_choice
 from autotimm.models.backbone.feature_maps import build_feature_backbone
-from autotimm.models.backbone.pooled import data_config
+from autotimm.models.backbone.pooled import build_normalize
 from autotimm.models.backbone.weights import Weights
 from autotimm.models.detection.detector import Detector
 from autotimm.models.detection.one_stage import OneStageDetector, build_fcos, build_retinanet
 from autotimm.models.detection.two_stage import TwoStageDetector, build_proposal_network, build_roi_heads
 from autotimm.models.layers.feature_pyramid import Pyramid, check_width
-from autotimm.models.layers.normalize import Normalize
 from autotimm.repro.streams import scope
 
 __all__ = ["DETECTORS", "build_detector"]
@@ -33,6 +32,7 @@ def build_detector(
     score_threshold: float = 0.05,
     max_objects: int = 100,
     nms_iou: float | None = None,
+    in_chans: int = 3,
 ) -> Detector:
     """Build a detector on any timm model with feature maps.
 
@@ -53,6 +53,7 @@ def build_detector(
         max_objects: Maximum number of detections per image.
         nms_iou: Intersection over union in [0, 1] with a better box of its class above which a box is dropped; ``None``
             is torchvision's value, 0.6 for FCOS and 0.5 for the others.
+        in_chans: Channels of the images.
 
     Returns:
         The detector. In training mode it takes images and targets and returns named losses; in evaluation mode it takes
@@ -82,10 +83,10 @@ def build_detector(
     one_stage = arch in _ONE_STAGE
     finest = 8 if one_stage else 4
     body, levels = build_feature_backbone(
-        backbone, weights=weights, seed=seed, image_size=image_size, drop_path_rate=drop_path_rate, finest=finest
-    )
-    config = data_config(body)
-    normalize = Normalize(config.mean, config.std)
+        backbone, weights=weights, seed=seed, image_size=image_size, drop_path_rate=drop_path_rate, finest=finest,
+        in_chans=in_chans,
+    )  # fmt: skip
+    normalize = build_normalize(body, in_chans)
     with scope(seed, "init", "pyramid"):
         pyramid = Pyramid(levels, width, finest, "convolutions" if one_stage else "pool", backbone)
     with scope(seed, "init", "head"):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from autotimm.errors import ModelError, UsageError, require, require_choice, sentence
 from autotimm.models.backbone.feature_maps import DenseNetwork, Level, build_feature_backbone, simple_strides
-from autotimm.models.backbone.pooled import data_config
+from autotimm.models.backbone.pooled import build_normalize
 from autotimm.models.backbone.weights import Weights
 from autotimm.models.layers.feature_pyramid import SimplePyramid, check_width
 from autotimm.models.layers.normalize import Normalize
@@ -43,7 +43,7 @@ class Segmenter(DenseNetwork):
         head: Maps D channels to C.
 
     Shape:
-        - images: (N, 3, H, W), ``uint8`` in [0, 255] or float in [0, 1].
+        - images: (N, 3, H, W), or with other channels, ``uint8`` in [0, 255] or float in [0, 1].
         - logits: float32 (N, C, H, W), resized bilinearly from (N, C, h, w).
     """
 
@@ -81,6 +81,7 @@ def build_segmenter(
     image_size: int | None = None,
     width: int = 256,
     drop_path_rate: float = 0.0,
+    in_chans: int = 3,
 ) -> Segmenter:
     """Build a network for semantic segmentation on any timm model with feature maps.
 
@@ -96,6 +97,7 @@ def build_segmenter(
         image_size: Side of the square images in pixels; ``None`` is the backbone's own size.
         width: Number of channels of the decoder, a multiple of 64; 64 is small and fast.
         drop_path_rate: Probability in [0, 1) of skipping a residual block.
+        in_chans: Channels of the images.
 
     Raises:
         ModelError: If the backbone is unknown, or does not provide the feature maps that the decoder needs.
@@ -117,6 +119,7 @@ def build_segmenter(
     body, levels = build_feature_backbone(
         backbone, weights=weights, seed=seed, image_size=image_size, drop_path_rate=drop_path_rate,
         finest=spec.finest if spec else 2, output_stride=16 if spec and spec.dilated else None,
+        in_chans=in_chans,
     )  # fmt: skip
     pyramid, channels, strides = None, [level.channels for level in levels], [level.stride for level in levels]
     if len(levels) == 1:
@@ -137,8 +140,7 @@ def build_segmenter(
         # weight by at most the learning rate per step, and rare classes would be learned only after the logits grew.
         nn.init.normal_(head.weight, std=head.weight[0].numel() ** -0.5)
         nn.init.zeros_(head.bias)  # type: ignore[arg-type]  # not None, since bias=True
-    config = data_config(body)
-    return Segmenter(Normalize(config.mean, config.std), body, levels, pyramid, decoder, head)
+    return Segmenter(build_normalize(body, in_chans), body, levels, pyramid, decoder, head)
 
 
 def _find_decoder(arch: str | MakeDecoder) -> DecoderSpec | MakeDecoder:
