@@ -14,7 +14,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from autotimm.errors import UsageError
+from autotimm.errors import UsageError, sentence
+from autotimm.image_size import ImageSize, read_image_size
 
 __all__ = [
     "Batch",
@@ -26,7 +27,28 @@ __all__ = [
     "Sample",
     "Stage",
     "Step",
+    "check_image_size",
 ]
+
+
+def check_image_size(value: object, owner: str, name: str = "image_size") -> ImageSize:
+    """Convert the size of images that Python code or a record gives.
+
+    Args:
+        value: A whole number, or a pair of them.
+        owner: Who was given it.
+        name: The argument.
+
+    Raises:
+        UsageError: If it is no size.
+    """
+    try:
+        if isinstance(value, str):
+            raise TypeError
+        return read_image_size(value)
+    except (TypeError, ValueError):
+        must = "a whole number, 1 or more, or a pair of them, height and width"
+        raise UsageError(sentence(name, owner, must, value, "Give for example 224, or (480, 640).")) from None
 
 
 class Stage(str, Enum):
@@ -42,7 +64,7 @@ class Stage(str, Enum):
 
 
 class Placement(NamedTuple):
-    """Position of a letterboxed image within the square network input, to map predictions back.
+    """Position of a letterboxed image within the network input, to map predictions back.
 
     Attributes:
         height: Height of the original image in pixels, after its EXIF orientation is applied.
@@ -233,7 +255,7 @@ class DataSpec:
     Attributes:
         class_names: Names of the classes, in the order of the logits.
         multi_label: Whether an image may have several classes.
-        image_size: Side of the square network input in pixels.
+        image_size: Size of the network input in pixels: the side of a square, or height and width.
         eval_batch_size: Images per batch in evaluation and prediction. Batches are padded to it, since logits depend on
             the batch size in the last bits.
         crop_pct: Side of the central crop in evaluation, as a share in (0, 1] of the resized shorter side.
@@ -247,7 +269,7 @@ class DataSpec:
 
     class_names: tuple[str, ...]
     multi_label: bool = False
-    image_size: int = 224
+    image_size: ImageSize = 224
     eval_batch_size: int = 16
     crop_pct: float = 0.875
     interpolation: str = "bilinear"
@@ -258,6 +280,7 @@ class DataSpec:
     def as_dict(self) -> dict[str, Any]:
         """Convert to a dictionary of built-in types, for a checkpoint or a manifest."""
         data = asdict(self) | {"class_names": list(self.class_names), "category_ids": list(self.category_ids)}
+        data["image_size"] = [*self.image_size] if isinstance(self.image_size, tuple) else self.image_size
         if not self.category_ids:
             del data["category_ids"]  # as in the records of versions that did not know it
         return data
@@ -266,4 +289,5 @@ class DataSpec:
     def from_dict(cls, data: Mapping[str, Any]) -> DataSpec:
         """Create a spec from the result of :meth:`as_dict`. Missing entries get their defaults."""
         tuples = {name: tuple(data[name]) for name in ("class_names", "category_ids") if name in data}
-        return cls(**{**data, **tuples})
+        size = {"image_size": check_image_size(data["image_size"], "the checkpoint")} if "image_size" in data else {}
+        return cls(**{**data, **tuples, **size})

@@ -15,7 +15,7 @@ from typing import Any
 
 from autotimm.config.option import Option, Shadow, To, meant, option
 from autotimm.config.record import header, split_record
-from autotimm.config.value_types import Choice, Either, Flag, Name, Number, Path, StreamSeeds, Text, Whole, Words
+from autotimm.config.value_types import Choice, Either, Flag, Name, Number, Path, Size, StreamSeeds, Text, Whole, Words
 from autotimm.config.yaml import write_scalar
 from autotimm.constants import TASKS
 from autotimm.errors import UsageError
@@ -82,8 +82,8 @@ class FitConfig:
         None, Path(), "folder of class folders, or of train/ and val/; or a table", none="none",
         to=(To("data", "data_dir"),), stages=("order", "inputs"), recorded="data",
     )
-    image_size: int = _data(
-        224, Whole(1), "side of the square input image in pixels", common=True,
+    image_size: int | tuple[int, int] = _data(
+        224, Size(), "side of the square input image in pixels, or its height x width", common=True,
         to=_DATA_AND_MODEL, stages=("inputs", "start", "forward"), by_task=dict.fromkeys(_DENSE, 512),
     )
     batch_size: int = _data(

@@ -22,6 +22,7 @@ from autotimm.data.file_facts import Problem, Stamp, file_digests
 from autotimm.data.image_io import BROKEN
 from autotimm.data.table import Table
 from autotimm.errors import DataError, printable
+from autotimm.image_size import ImageSize
 from autotimm.records.digest import state_digest
 from autotimm.records.sample_index import Content
 from autotimm.repro.streams import scope
@@ -185,7 +186,7 @@ class Facts(ABC):
         arguments: The arguments of the constructor, by name.
     """
 
-    image_size: int
+    image_size: ImageSize
     eval_batch_size: int
     crop_pct: float
     interpolation: str

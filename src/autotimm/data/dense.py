@@ -18,6 +18,7 @@ from autotimm.data.table_checks import check_object_sizes
 from autotimm.data.transforms.image_transforms import SampleTransform
 from autotimm.data.transforms.spatial_transforms import SpatialTransform, spatial_augmentation
 from autotimm.errors import require
+from autotimm.image_size import ImageSize
 from autotimm.records.imports import require_admitted
 
 __all__ = [
@@ -43,13 +44,13 @@ class SpatialOptions(DataOptions, total=False):
 
 
 class SpatialDataModule(DataModule, ABC):
-    """Images with boxes, masks or regions, letterboxed to a square.
+    """Images with boxes, masks or regions, letterboxed to one size.
 
     Args:
         data_dir: The folder.
         format: Name of a format, ``auto``, or import path of a reader: called with the folder and a list for notices,
             it returns a :class:`autotimm.data.table.Table` per split.
-        image_size: Side in pixels of the square that the network sees.
+        image_size: Size in pixels of what the network sees: the side of a square, or height and width.
         batch_size: Training samples per step and process.
         eval_batch_size: Samples per batch in validation, test and prediction.
         augmentation: See :func:`autotimm.data.transforms.spatial_transforms.spatial_augmentation`.
@@ -70,7 +71,7 @@ class SpatialDataModule(DataModule, ABC):
         data_dir: str | Path,
         *,
         format: str = "auto",
-        image_size: int = 512,
+        image_size: ImageSize = 512,
         batch_size: int = 8,
         eval_batch_size: int = 4,
         augmentation: str = "default",

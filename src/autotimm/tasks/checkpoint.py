@@ -136,7 +136,7 @@ class Stored(pl.LightningModule):
 
 _WEIGHTS = {"source": str, "sha256": (str, type(None)), "note": str, "architecture": (dict, type(None))}
 _SPEC = {
-    "class_names": [str], "multi_label": bool, "image_size": int, "eval_batch_size": int, "crop_pct": float,
+    "class_names": [str], "multi_label": bool, "image_size": (int, [int]), "eval_batch_size": int, "crop_pct": float,
     "interpolation": str, "eval_transforms": (str, type(None)), "kind": str, "category_ids": [int],
 }  # fmt: skip
 _RECORD = {

@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 from autotimm.data.annotations.outlines import RunLengths
 from autotimm.data.transforms.image_transforms import resize_masks
 from autotimm.errors import number, require, require_choice
+from autotimm.image_size import ImageSize
 from autotimm.metrics import MetricConfig, mean_ap
 from autotimm.models.backbone.weights import resolve_weights
 from autotimm.models.detection.build_detector import build_detector
@@ -29,7 +30,7 @@ class ObjectOptions(TaskOptions, total=False):
 
     width: int
     pretrained: bool | str | None
-    image_size: int | None
+    image_size: ImageSize | None
     drop_path_rate: float
     max_objects: int
     nms_iou: float | None
@@ -45,7 +46,7 @@ class ObjectTask(Task, ABC):
         threshold: Score in (0, 1) from which on an object is predicted; metrics see all objects.
         width: Channels of pyramid and heads.
         pretrained: As for :class:`autotimm.ImageClassifier`; of the backbone alone.
-        image_size: Side of the square images, for backbones that need it.
+        image_size: Size of the images, for backbones that need it.
         drop_path_rate: Probability of skipping a residual block.
         max_objects: Objects per image at most, those with the highest scores; also in metrics.
         nms_iou: Overlap of two boxes of one class from which the one with the lower score is dropped.
@@ -68,7 +69,7 @@ class ObjectTask(Task, ABC):
         threshold: float,
         width: int = 256,
         pretrained: bool | str | None = None,
-        image_size: int | None = None,
+        image_size: ImageSize | None = None,
         drop_path_rate: float = 0.0,
         max_objects: int = 100,
         nms_iou: float | None = None,
@@ -167,7 +168,8 @@ class ObjectDetector(ObjectTask):
         threshold: Score in (0, 1) from which on an object is predicted; metrics see all objects.
         pretrained: ``None`` loads pretrained weights of the backbone if they are available, ``True`` requires them,
             ``False`` never loads them; a path loads that file.
-        image_size: Side in pixels of the square images, for backbones that need it; ``None`` is their default.
+        image_size: Size of the images in pixels, the side of a square or height and width, for backbones that need it;
+            ``None`` is their default.
         drop_path_rate: Probability of skipping a residual block.
         max_objects: Objects that are found in an image at most, those with the highest scores. Average precision is
             computed with as many; COCO's is that of 100, the default.
@@ -176,7 +178,7 @@ class ObjectDetector(ObjectTask):
         options: The options that all tasks share, see :class:`autotimm.tasks.base.Task`.
 
     Shape:
-        - images: (N, 3, S, S), RGB ``uint8``, or floats in [0, 1].
+        - images: (N, 3, H, W), RGB ``uint8``, or floats in [0, 1].
         - output in evaluation: N dictionaries of ``boxes`` (K, 4), ``scores`` (K,) and ``labels`` (K,).
 
     Raises:
@@ -222,7 +224,8 @@ class InstanceSegmentor(ObjectTask):
         threshold: Score in (0, 1) from which on an object is predicted; metrics see all objects.
         pretrained: ``None`` loads pretrained weights of the backbone if they are available, ``True`` requires them,
             ``False`` never loads them; a path loads that file.
-        image_size: Side in pixels of the square images, for backbones that need it; ``None`` is their default.
+        image_size: Size of the images in pixels, the side of a square or height and width, for backbones that need it;
+            ``None`` is their default.
         drop_path_rate: Probability of skipping a residual block.
         max_objects: Objects that are found in an image at most, those with the highest scores. Average precision is
             computed with as many; COCO's is that of 100, the default.
@@ -231,7 +234,7 @@ class InstanceSegmentor(ObjectTask):
         options: The options that all tasks share, see :class:`autotimm.tasks.base.Task`.
 
     Shape:
-        - images: (N, 3, S, S), RGB ``uint8``, or floats in [0, 1].
+        - images: (N, 3, H, W), RGB ``uint8``, or floats in [0, 1].
         - output in evaluation: N dictionaries of ``boxes`` (K, 4), ``scores`` (K,), ``labels`` (K,) and ``masks``
           (K, 28, 28), probabilities within the boxes.
 

@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 
 from autotimm.constants import IGNORE_INDEX
 from autotimm.errors import require
+from autotimm.image_size import ImageSize
 from autotimm.losses.pixel_losses import build_dense_loss
 from autotimm.metrics import MetricConfig, region_scores
 from autotimm.models.backbone.weights import resolve_weights
@@ -43,13 +44,14 @@ class SemanticSegmentor(Task):
             the data modules use.
         pretrained: ``None`` loads pretrained weights of the backbone if they are available, ``True`` requires them,
             ``False`` never loads them; a path loads that file.
-        image_size: Side in pixels of the square images, for backbones that need it; ``None`` is their default.
+        image_size: Size of the images in pixels, the side of a square or height and width, for backbones that need it;
+            ``None`` is their default.
         drop_path_rate: Probability of skipping a residual block.
         options: The options that all tasks share, see :class:`autotimm.tasks.base.Task`.
 
     Shape:
-        - images: (N, 3, S, S), RGB ``uint8``, or floats in [0, 1].
-        - logits: (N, C, S, S).
+        - images: (N, 3, H, W), RGB ``uint8``, or floats in [0, 1].
+        - logits: (N, C, H, W).
 
     Raises:
         UsageError: If an argument is wrong.
@@ -77,7 +79,7 @@ class SemanticSegmentor(Task):
         class_weights: Sequence[float] | None = None,
         ignore_index: int = IGNORE_INDEX,
         pretrained: bool | str | None = None,
-        image_size: int | None = None,
+        image_size: ImageSize | None = None,
         drop_path_rate: float = 0.0,
         **options: Unpack[TaskOptions],
     ) -> None:

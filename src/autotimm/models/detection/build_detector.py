@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autotimm.errors import is_whole, number, require, require_choice
+from autotimm.image_size import ImageSize
 from autotimm.models.backbone.feature_maps import build_feature_backbone
 from autotimm.models.backbone.pooled import data_config
 from autotimm.models.backbone.weights import Weights
@@ -27,7 +28,7 @@ def build_detector(
     *,
     weights: Weights | None = None,
     seed: int = 42,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     width: int = 256,
     drop_path_rate: float = 0.0,
     score_threshold: float = 0.05,
@@ -45,7 +46,7 @@ def build_detector(
         num_classes: Number of classes, without a background.
         weights: Initial weights of the backbone; ``None`` is random.
         seed: Root seed of the streams ``(init, backbone)``, ``(init, pyramid)`` and ``(init, head)``.
-        image_size: Side of the square images in pixels; ``None`` is the backbone's own size.
+        image_size: Size of the images in pixels; ``None`` is the backbone's own size.
         width: Number of channels of the pyramid and of the heads, a multiple of 64. The R-CNNs also sample
             ``2 * width`` regions per image in training. 256 is torchvision's value; 64 is small and fast.
         drop_path_rate: Probability in [0, 1) of skipping a residual block.
