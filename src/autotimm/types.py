@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from autotimm.errors import UsageError, sentence
-from autotimm.image_size import ImageSize, read_image_size
+from autotimm.image_size import ImageSize, height_and_width, read_image_size
 
 __all__ = [
     "Batch",
@@ -27,6 +27,7 @@ __all__ = [
     "Sample",
     "Stage",
     "Step",
+    "Tiling",
     "check_image_size",
 ]
 
@@ -83,6 +84,20 @@ class Placement(NamedTuple):
     shown_width: int
 
 
+class Tiling(NamedTuple):
+    """How an image is cut into overlapping tiles, each as large as the network's input.
+
+    Attributes:
+        height: Height of a tile in pixels.
+        width: Width of a tile in pixels.
+        overlap: Share of its sides that a tile has in common with the next one at least, in [0, 1).
+    """
+
+    height: int
+    width: int
+    overlap: float
+
+
 class Sample(NamedTuple):
     """One image with its target and its id.
 
@@ -98,6 +113,7 @@ class Sample(NamedTuple):
             with all objects. For detection a dictionary of ``boxes`` (K, 4), ``labels`` (K,), ``crowd`` (K,), ``area``
             (K,), 0 where it follows from box or mask, and, for instance segmentation, ``masks``, K run lengths of COCO
             as ``((height, width), counts)``; for semantic segmentation class indices (H, W).
+        tiling: How the task cuts the image, which is then the whole original; ``None`` if the network sees it at once.
     """
 
     image: Tensor
@@ -105,6 +121,7 @@ class Sample(NamedTuple):
     id: str
     placement: Placement | None = None
     truth: Any = None
+    tiling: Tiling | None = None
 
 
 class Batch(NamedTuple):
@@ -120,6 +137,8 @@ class Batch(NamedTuple):
             is computed by the process that loads them, so that the ledger need not wait for a device.
         placements: ``int64`` (N, 6), one :class:`Placement` per image, or ``None`` if images are not letterboxed.
         truths: In evaluation, the truth of each of the N samples (see :class:`Sample`); ``None`` if it is the target.
+        tiling: How the task cuts the images, which are then whole originals of any size; ``None`` for images that the
+            network sees at once.
     """
 
     images: Tensor
@@ -128,6 +147,7 @@ class Batch(NamedTuple):
     fingerprints: str = ""
     placements: Tensor | None = None
     truths: tuple[Any, ...] | None = None
+    tiling: Tiling | None = None
 
     @classmethod
     def of(cls, batch: Any) -> Batch:
@@ -265,6 +285,8 @@ class DataSpec:
         kind: Kind of the targets: ``classes`` (of whole images), ``boxes``, ``instances`` (boxes and masks) or
             ``pixels`` (a class per pixel). Images are letterboxed in evaluation for all kinds but ``classes``.
         category_ids: The numbers that the COCO file gave the classes, in their order; empty if there was none.
+        overlap: Share of their sides that tiles have in common, in [0, 1), if images are cut into tiles of
+            ``image_size`` in evaluation; ``None`` if they are not.
     """
 
     class_names: tuple[str, ...]
@@ -276,6 +298,12 @@ class DataSpec:
     eval_transforms: str | None = None
     kind: str = "classes"
     category_ids: tuple[int, ...] = ()
+    overlap: float | None = None
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How images are cut in evaluation; ``None`` if they are not."""
+        return None if self.overlap is None else Tiling(*height_and_width(self.image_size), self.overlap)
 
     def as_dict(self) -> dict[str, Any]:
         """Convert to a dictionary of built-in types, for a checkpoint or a manifest."""
@@ -283,6 +311,8 @@ class DataSpec:
         data["image_size"] = [*self.image_size] if isinstance(self.image_size, tuple) else self.image_size
         if not self.category_ids:
             del data["category_ids"]  # as in the records of versions that did not know it
+        if self.overlap is None:
+            del data["overlap"]
         return data
 
     @classmethod

@@ -182,6 +182,7 @@ class Facts(ABC):
         eval_batch_size: Samples per batch in validation, test and prediction.
         crop_pct: Share of the resized image that evaluation's central crop keeps.
         interpolation: How images are resized.
+        overlap: Share of their sides that tiles have in common; ``None`` if images are not cut into tiles.
         notices: One line for each problem or peculiarity of the data.
         arguments: The arguments of the constructor, by name.
     """
@@ -190,6 +191,7 @@ class Facts(ABC):
     eval_batch_size: int
     crop_pct: float
     interpolation: str
+    overlap: float | None = None
     notices: list[str]
     arguments: dict[str, Any]
 
@@ -226,6 +228,7 @@ class Facts(ABC):
             eval_transforms=plain_value(self.arguments.get("eval_transforms")),
             kind=self.tables["train"].kind,
             category_ids=self.tables["train"].category_ids,
+            overlap=self.overlap,
         )
 
     def class_counts(self, split: str = "train") -> tuple[int, ...]:

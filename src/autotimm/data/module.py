@@ -301,7 +301,7 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         """Batches of a table for validation, test and prediction: in its order, each sample exactly once."""
         batches = KeyedBatchSampler(
             len(table),
-            self.eval_batch_size,
+            self.eval_batch_size if self.overlap is None else 1,  # a whole image gives batches of tiles
             self.run_seed,
             shuffle=False,
             rank=self._share[0],

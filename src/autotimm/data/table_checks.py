@@ -123,19 +123,25 @@ def check_classes(train: Table, notices: list[str]) -> None:
         notices.append(f"Classes with a single image, which {where}: {join_names(rare)}.")
 
 
-def check_object_sizes(tables: Mapping[str, Table], image_size: ImageSize, notices: list[str]) -> None:
+def check_object_sizes(
+    tables: Mapping[str, Table], image_size: ImageSize, notices: list[str], tiled: bool = False
+) -> None:
     """Report objects that are too small for the network's input, which no training can find.
 
     Args:
         tables: Tables by split; those without boxes are skipped.
         image_size: Size in pixels of the network's input, into which each image is fitted.
         notices: Receives the report, one line.
+        tiled: Whether images are cut into tiles of that size instead.
 
     Raises:
         DataError: If no object of the training images is as large as a pixel.
     """
-    sides = {split: _sides(table, image_size) for split, table in tables.items() if isinstance(table, ObjectTable)}
-    cure = f"at image_size {written_size(image_size)}: give a larger --image-size."
+    size = None if tiled else image_size
+    sides = {split: _sides(table, size) for split, table in tables.items() if isinstance(table, ObjectTable)}
+    cure = "in the images themselves: are their boxes in pixels?" if tiled else (
+        f"at image_size {written_size(image_size)}: give a larger --image-size, or --tile."
+    )  # fmt: skip
     train = sides.get("train", np.zeros(0))
     if len(train) and (train < 1).all():
         raise DataError(f"All {len(train)} objects of the training images are under 1 px {cure}")
@@ -150,8 +156,13 @@ def check_object_sizes(tables: Mapping[str, Table], image_size: ImageSize, notic
         notices.append(f"{under[1]} of {total} objects are under 2 px {cure}")
 
 
-def _sides(table: ObjectTable, image_size: ImageSize) -> NDArray[np.float64]:
-    """The shorter side of each object in pixels of the network's input; NaN where its image cannot be read."""
+def _sides(table: ObjectTable, image_size: ImageSize | None) -> NDArray[np.float64]:
+    """The shorter side of each object in pixels of the network's input; NaN where its image cannot be read.
+
+    Without a size, the network sees the pixels of the images.
+    """
+    if image_size is None:
+        return table.shorter_sides(np.ones(len(table)))
     sizes, (height, width) = image_sizes(table.files()), height_and_width(image_size)
     shrunk = [
         max(sizes[file][0] / height, sizes[file][1] / width) if file in sizes else np.nan for file in table.files()

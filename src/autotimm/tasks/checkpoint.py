@@ -138,6 +138,7 @@ _WEIGHTS = {"source": str, "sha256": (str, type(None)), "note": str, "architectu
 _SPEC = {
     "class_names": [str], "multi_label": bool, "image_size": (int, [int]), "eval_batch_size": int, "crop_pct": float,
     "interpolation": str, "eval_transforms": (str, type(None)), "kind": str, "category_ids": [int],
+    "overlap": (float, type(None)),
 }  # fmt: skip
 _RECORD = {
     "task": str, "root_seed": int, "weights": Fields(_WEIGHTS, ("source",)),

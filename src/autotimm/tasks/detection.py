@@ -16,11 +16,12 @@ from autotimm.errors import number, require, require_choice
 from autotimm.image_size import ImageSize
 from autotimm.metrics import MetricConfig, mean_ap
 from autotimm.models.backbone.weights import resolve_weights
-from autotimm.models.detection.build_detector import build_detector
+from autotimm.models.detection.build_detector import build_detector, nms_threshold
 from autotimm.models.detection.two_stage import TwoStageDetector
 from autotimm.tasks.base import Task, TaskOptions, check_num_classes, check_spec, names_of
 from autotimm.tasks.letterbox import encode, places, shown, to_original
-from autotimm.types import Batch, DataSpec, ObjectPrediction, Placement, Stage, Step
+from autotimm.tasks.tiles import Window, merge_objects, tile_windows, tiled
+from autotimm.types import Batch, DataSpec, ObjectPrediction, Placement, Stage, Step, Tiling
 
 __all__ = ["InstanceSegmentor", "ObjectDetector", "ObjectOptions", "ObjectTask"]
 
@@ -53,6 +54,7 @@ class ObjectTask(Task, ABC):
         options: The options that all tasks share.
     """
 
+    cuts_tiles: ClassVar[bool] = True
     kinds: ClassVar[tuple[str, ...]] = ("boxes", "instances")
     archs: ClassVar[tuple[str, ...]]
     """The detectors to choose from."""
@@ -80,6 +82,7 @@ class ObjectTask(Task, ABC):
         check_num_classes(num_classes, 1, owner)
         require(0 < number(threshold) < 1, "threshold", owner, "in (0, 1)", threshold, "Give for example 0.3.")
         self._num_classes, self.threshold, self._max_objects = num_classes, threshold, max_objects
+        self._nms_iou = nms_threshold(arch, nms_iou)
         weights = resolve_weights(backbone, False if self.is_loading else pretrained)
 
         def network(seed: int) -> nn.Module:
@@ -112,13 +115,28 @@ class ObjectTask(Task, ABC):
         """Named losses in training; else predicted and true objects, in pixels of the original image."""
         if stage is Stage.TRAIN:
             return Step(self.network(batch.images, [_without_crowds(target) for target in batch.targets or ()]))
-        output = self.infer(batch.images)
+        output = self.output(batch)
         if batch.targets is None:
             return Step({}, output)
         placements = places(batch)
         predicted = [_measurable(objects, place) for objects, place in zip(output, placements, strict=True)]
         truths = batch.truths or [_truth(*each) for each in zip(batch.targets, placements, strict=True)]
         return Step({}, predicted, [_true(truth) for truth in truths])
+
+    def output(self, batch: Batch) -> list[dict[str, Tensor]]:
+        """The objects of each image, in pixels of the network's input; those of tiles are merged."""
+        if batch.tiling is None:
+            detections: list[dict[str, Tensor]] = self.infer(batch.images)
+            return detections
+        return [self._objects_of_tiles(image, batch.tiling) for image in batch.images]
+
+    def _objects_of_tiles(self, image: Tensor, tiling: Tiling) -> dict[str, Tensor]:
+        height, width = image.shape[-2:]
+        found: list[tuple[Window, dict[str, Tensor]]] = []
+        windows = tile_windows(height, width, tiling)
+        for batch, objects in tiled(image, windows, tiling, self.eval_batch_size, self.infer):
+            found += zip(batch, objects, strict=True)
+        return merge_objects(found, height, width, tiling, self._nms_iou, self._max_objects)
 
     def decode(self, output: Sequence[dict[str, Tensor]], batch: Batch) -> list[ObjectPrediction]:
         """Objects whose score reaches the threshold, in pixels of the original image."""

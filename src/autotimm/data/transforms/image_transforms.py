@@ -226,7 +226,7 @@ def draws_from_torch_only(transform: Any) -> bool:
         >>> draws_from_torch_only(v2.Compose([v2.RandomHorizontalFlip(), lambda image: image]))
         False
     """
-    if type(transform) in (Cover, ScaleJitter):
+    if type(transform).__module__.startswith("autotimm.data.transforms."):
         return True
     if not type(transform).__module__.startswith("torchvision.transforms.v2.") or isinstance(transform, v2.Lambda):
         return False

@@ -24,7 +24,10 @@ from autotimm.errors import UsageError, require_choice, sentence
 from autotimm.image_size import ImageSize, height_and_width
 from autotimm.types import Placement, Sample
 
-__all__ = ["GRAY", "SPATIAL_AUGMENTATIONS", "SpatialTransform", "place", "spatial_augmentation"]
+__all__ = [
+    "GRAY", "SPATIAL_AUGMENTATIONS", "Pair", "PairTransform", "SpatialTransform", "photometric", "place",
+    "spatial_augmentation", "truth_of",
+]  # fmt: skip
 
 SPATIAL_AUGMENTATIONS = ("none", "light", "default", "strong")
 """Names of the built-in augmentations, see :func:`spatial_augmentation`."""
@@ -73,10 +76,15 @@ def spatial_augmentation(name: str, image_size: ImageSize, owner: str, outside: 
     parts.append(
         v2.RandomCrop(height_and_width(image_size), pad_if_needed=True, fill=fill)
     )  # pads images that the jitter made too small
-    colors = {"light": v2.ColorJitter(0.1, 0.1), "default": v2.ColorJitter(0.2, 0.2, 0.2)}
-    parts.append(colors.get(name) or v2.RandomPhotometricDistort())
+    parts.append(photometric(name))
     composed: PairTransform = v2.Compose(parts)
     return composed
+
+
+def photometric(name: str) -> v2.Transform:
+    """The changes of color of an augmentation, ``light``, ``default`` or ``strong``."""
+    colors = {"light": v2.ColorJitter(0.1, 0.1), "default": v2.ColorJitter(0.2, 0.2, 0.2)}
+    return colors.get(name) or v2.RandomPhotometricDistort()
 
 
 def place(height: int, width: int, image_size: ImageSize) -> Placement:
@@ -138,7 +146,7 @@ class SpatialTransform(SampleTransform):
             target = self._boxed(target, placement, IGNORE_INDEX).to(torch.int64)
         if self.transform is not None:  # after a crop, predictions cannot be mapped back
             return Sample(image, target, sample.id)
-        return Sample(image, target, sample.id, placement, _truth(sample))
+        return Sample(image, target, sample.id, placement, truth_of(sample))
 
     def check(self, sample: Sample) -> None:
         """Refuse a transform that dropped boxes and kept their labels, or vice versa."""
@@ -198,7 +206,7 @@ class SpatialTransform(SampleTransform):
         return {name: value[keep] for name, value in moved.items()}
 
 
-def _truth(sample: Sample) -> Any:
+def truth_of(sample: Sample) -> Any:
     """The truth of an untransformed sample, with masks as run lengths: those of pixels would not fit into memory."""
     if not isinstance(sample.target, dict):
         return None if sample.target is None else sample.target.as_subclass(Tensor)

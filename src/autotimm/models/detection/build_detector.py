@@ -14,7 +14,7 @@ from autotimm.models.layers.feature_pyramid import Pyramid, check_width
 from autotimm.models.layers.normalize import Normalize
 from autotimm.repro.streams import scope
 
-__all__ = ["DETECTORS", "build_detector"]
+__all__ = ["DETECTORS", "build_detector", "nms_threshold"]
 
 DETECTORS = ("fcos", "retinanet", "faster_rcnn", "mask_rcnn")
 _ONE_STAGE = {"fcos": build_fcos, "retinanet": build_retinanet}
@@ -78,8 +78,7 @@ def build_detector(
     do = "Give 0.05 to compute metrics, or for example 0.5 to view detections."
     require(0 <= number(score_threshold) < 1, "score_threshold", owner, "in [0, 1)", score_threshold, do)
     require(is_whole(max_objects, 1), "max_objects", owner, must, max_objects, "Give 100, as COCO's metrics do.")
-    nms = _NMS_THRESHOLDS[arch] if nms_iou is None else nms_iou
-    require(0 <= number(nms) <= 1, "nms_iou", owner, "in [0, 1]", nms_iou, "Give for example 0.5.")
+    nms = nms_threshold(arch, nms_iou)
     one_stage = arch in _ONE_STAGE
     finest = 8 if one_stage else 4
     body, levels = build_feature_backbone(
@@ -103,3 +102,18 @@ def build_detector(
         )  # fmt: skip
         proposals = build_proposal_network(width, pyramid.strides)
         return TwoStageDetector(normalize, body, levels, pyramid, proposals, heads)
+
+
+def nms_threshold(arch: str, nms_iou: float | None) -> float:
+    """The intersection over union above which a detector drops the box with the lower score of two of a class.
+
+    Args:
+        arch: One of :data:`DETECTORS`.
+        nms_iou: The value that was given; ``None`` is torchvision's.
+
+    Raises:
+        UsageError: If it is out of range.
+    """
+    nms = _NMS_THRESHOLDS[arch] if nms_iou is None else nms_iou
+    require(0 <= number(nms) <= 1, "nms_iou", "a detector", "in [0, 1]", nms_iou, "Give for example 0.5.")
+    return nms
