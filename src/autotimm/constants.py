@@ -1,6 +1,6 @@
 """Constants that several packages share. This module imports nothing."""
 
-__all__ = ["IGNORE_INDEX", "STREAMS", "TASKS"]
+__all__ = ["DECODINGS", "IGNORE_INDEX", "STREAMS", "TASKS"]
 
 STREAMS = ("split", "init", "order", "augment", "step", "eval")
 """The named random streams, in the order in which a run first draws from them; see :mod:`autotimm.repro.streams`."""
@@ -10,3 +10,6 @@ TASKS = ("classification", "detection", "instance", "segmentation")
 
 IGNORE_INDEX = 255
 """The value of unlabeled pixels in segmentation masks. Losses and metrics ignore them."""
+
+DECODINGS = ("reduced", "full")
+"""How much of a JPEG is decoded: at the smallest scale that has the pixels the network needs, or all of it."""

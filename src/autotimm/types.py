@@ -291,6 +291,7 @@ class DataSpec:
         ignore_exif: Whether images are read as they are stored, without the turn that an EXIF tag asks for.
         overlap: Share of their sides that tiles have in common, in [0, 1), if images are cut into tiles of
             ``image_size`` in evaluation; ``None`` if they are not.
+        decode: How much of a JPEG is decoded: ``full``, or ``reduced`` for what evaluation needs.
     """
 
     class_names: tuple[str, ...]
@@ -305,6 +306,7 @@ class DataSpec:
     in_chans: int = 3
     ignore_exif: bool = False
     overlap: float | None = None
+    decode: str = "full"
 
     @property
     def tiling(self) -> Tiling | None:
@@ -315,7 +317,7 @@ class DataSpec:
         """Convert to a dictionary of built-in types, for a checkpoint or a manifest."""
         data = asdict(self) | {"class_names": list(self.class_names), "category_ids": list(self.category_ids)}
         data["image_size"] = [*self.image_size] if isinstance(self.image_size, tuple) else self.image_size
-        defaults = {"category_ids": [], "in_chans": 3, "ignore_exif": False, "overlap": None}
+        defaults = {"category_ids": [], "in_chans": 3, "ignore_exif": False, "overlap": None, "decode": "full"}
         # Those are left out: records are as those of versions that did not know them.
         return {name: value for name, value in data.items() if name not in defaults or value != defaults[name]}
 

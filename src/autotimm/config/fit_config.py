@@ -17,7 +17,7 @@ from autotimm.config.option import Option, Shadow, To, meant, option
 from autotimm.config.record import header, split_record
 from autotimm.config.value_types import Choice, Either, Flag, Name, Number, Path, Size, StreamSeeds, Text, Whole, Words
 from autotimm.config.yaml import write_scalar
-from autotimm.constants import TASKS
+from autotimm.constants import DECODINGS, TASKS
 from autotimm.errors import UsageError
 
 __all__ = ["COMMAND_LINE", "NETWORK_OPTIONS", "FitConfig", "defaults", "options"]
@@ -133,6 +133,10 @@ class FitConfig:
     ignore_exif: bool = _data(
         False, Flag(), "read images as stored; for annotations made without the turn of an EXIF tag",
         stages=("inputs", "validation"),
+    )
+    decode: str = _data(
+        "reduced", Choice(DECODINGS), "decode large JPEGs at the scale that the network needs, or in full",
+        tasks=_CLASSIFICATION, stages=("inputs", "validation"),
     )
     strict: bool = _data(False, Flag(), "refuse doubtful data instead of repairing it with a notice")
     train_csv: str | None = _tables(

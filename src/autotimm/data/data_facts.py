@@ -185,6 +185,7 @@ class Facts(ABC):
         crop_pct: Share of the resized image that evaluation's central crop keeps.
         interpolation: How images are resized.
         overlap: Share of their sides that tiles have in common; ``None`` if images are not cut into tiles.
+        decode: How much of a JPEG is decoded, ``reduced`` or ``full``.
         notices: One line for each problem or peculiarity of the data.
         arguments: The arguments of the constructor, by name.
     """
@@ -196,6 +197,7 @@ class Facts(ABC):
     crop_pct: float
     interpolation: str
     overlap: float | None = None
+    decode: str = "full"
     notices: list[str]
     arguments: dict[str, Any]
 
@@ -235,6 +237,7 @@ class Facts(ABC):
             in_chans=self.in_chans,
             ignore_exif=self.ignore_exif,
             overlap=self.overlap,
+            decode=self.decode,
         )
 
     def class_counts(self, split: str = "train") -> tuple[int, ...]:

@@ -52,14 +52,16 @@ def read_as(path: str | Path, reading: ImageReading) -> tv_tensors.Image:
 
     Args:
         path: An image file of any format that Pillow reads, or a NumPy array.
-        reading: The number of channels C, and whether an EXIF tag turns it.
+        reading: The number of channels C, whether an EXIF tag turns it, and how much of a JPEG is decoded.
 
     Raises:
         DataError: If it cannot be read, or has another number of channels.
     """
     try:
         with silent():  # what is said of it was reported with its name, when the data were checked
-            return read_image(path, upright=reading.upright) if reading.is_rgb else _stacked(_bands(path, reading))
+            if reading.is_rgb:
+                return read_image(path, reading.upright, reading.least)
+            return _stacked(_bands(path, reading))
     except BROKEN as error:
         raise DataError(
             f"{path} cannot be read as an image: {reason(path, error)}. Replace it or remove it from the data."

@@ -411,9 +411,18 @@ def turned(image: Image.Image, upright: bool = True) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _loaded(path: str | Path, upright: bool = True) -> Iterator[Image.Image]:
+def _loaded(path: str | Path, upright: bool = True, least: tuple[int, int] | None = None) -> Iterator[Image.Image]:
     with open_image(path) as image, _BUDGET.borrowed(_bytes_needed(image)):
+        if least is not None and isinstance(image, JpegImageFile):
+            _reduce(image, least, upright)
         yield turned(image, upright)
+
+
+def _reduce(image: JpegImageFile, least: tuple[int, int], upright: bool) -> None:
+    """Let libjpeg decode an image at the smallest scale at which it has a height and width: 1, 1/2, 1/4 or 1/8."""
+    swapped = upright and _orientation(image) in _SWAPPED
+    height, width = reversed(least) if swapped else least
+    image.draft(None, (width, height))
 
 
 @contextlib.contextmanager
@@ -474,18 +483,20 @@ def range_of(kind: str, low: float, high: float) -> str:
     return "" if low >= 0 and high <= 65535 else f"{low:g} to {high:g}"
 
 
-def read_rgb(path: str | Path, upright: bool = True) -> Image.Image:
-    """Decode a file completely to an RGB image.
+def read_rgb(path: str | Path, upright: bool = True, least: tuple[int, int] | None = None) -> Image.Image:
+    """Decode a file to an RGB image.
 
     Args:
         path: The file.
         upright: Whether to apply the EXIF orientation.
+        least: Height and width that the image must have; a JPEG is decoded at the smallest scale at which it has them,
+            of 1, 1/2, 1/4 and 1/8. ``None`` decodes all of it.
 
     Raises:
         OSError: Or another of :data:`BROKEN`, if the file is not an image, is damaged, or has more pixels than Pillow's
             limit.
     """
-    with _loaded(path, upright) as image:
+    with _loaded(path, upright, least) as image:
         return to_rgb(image)
 
 
@@ -507,12 +518,13 @@ def reason(path: str | Path, error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
-def read_image(path: str | Path, upright: bool = True) -> tv_tensors.Image:
+def read_image(path: str | Path, upright: bool = True, least: tuple[int, int] | None = None) -> tv_tensors.Image:
     """Read a file as RGB.
 
     Args:
         path: An image file of any format that Pillow reads.
         upright: Whether to apply the EXIF orientation.
+        least: See :func:`read_rgb`.
 
     Returns:
         ``uint8`` of shape (3, H, W).
@@ -521,7 +533,7 @@ def read_image(path: str | Path, upright: bool = True) -> tv_tensors.Image:
         DataError: If it cannot be read.
     """
     try:
-        return to_tensor(read_rgb(path, upright))
+        return to_tensor(read_rgb(path, upright, least))
     except BROKEN as error:
         raise DataError(
             f"{path} cannot be read as an image: {reason(path, error)}. Replace it or remove it from the data."

@@ -1,7 +1,7 @@
-"""How image files become pixels: the number of channels, and whether an EXIF tag turns them.
+"""How image files become pixels: the number of channels, whether an EXIF tag turns them, and how much is decoded.
 
-Both are settled once for a data set. Readers of formats look them up where they list images, ask for their sizes or
-make a table; a table keeps what held when it was made.
+The first two are settled once for a data set. Readers of formats look them up where they list images, ask for their
+sizes or make a table; a table keeps what held when it was made.
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ class ImageReading(NamedTuple):
     Attributes:
         channels: The number of channels; 3 is RGB, to which every file can be converted.
         upright: Whether an EXIF tag turns images, as in every viewer.
+        least: Height and width that an image must have: a JPEG is decoded at the smallest of the scales 1, 1/2, 1/4 and
+            1/8 at which it has them. ``None`` decodes all of it.
     """
 
     channels: int = 3
     upright: bool = True
+    least: tuple[int, int] | None = None
 
     @property
     def is_rgb(self) -> bool:

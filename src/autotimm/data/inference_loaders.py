@@ -31,7 +31,7 @@ from autotimm.data.loader import KeyedLoader, collate_samples, default_workers, 
 from autotimm.data.module import DataModule
 from autotimm.data.table import ImageTable, Subset, Table
 from autotimm.data.table_checks import readable
-from autotimm.data.transforms.image_transforms import ImageTransform, SampleTransform, eval_transform
+from autotimm.data.transforms.image_transforms import ImageTransform, SampleTransform, eval_transform, pixels_needed
 from autotimm.data.transforms.spatial_transforms import SpatialTransform
 from autotimm.data.transforms.tile_transforms import WholeImage
 from autotimm.errors import DataError, ModelError, join_names
@@ -359,9 +359,15 @@ def _loader(table: Table, spec: DataSpec, num_workers: int | None) -> KeyedLoade
     # Evaluation transforms draw no random numbers by default, so that the seed does not matter.
     at_once = spec.eval_batch_size if spec.tiling is None else 1  # a whole image gives batches of tiles
     batches = KeyedBatchSampler(len(table), at_once, seed=0, shuffle=False)
+    needed = pixels_needed(spec.image_size, spec.crop_pct) if _is_reduced(spec) else None
     return transformed_loader(
-        table, batches, transform, stream="eval", collate=collate_samples, num_workers=num_workers
+        table.at_least(needed), batches, transform, stream="eval", collate=collate_samples, num_workers=num_workers
     )
+
+
+def _is_reduced(spec: DataSpec) -> bool:
+    """Whether JPEGs are decoded at a reduced scale, as in the evaluation of the training."""
+    return spec.decode == "reduced" and spec.eval_transforms is None and reading_of(spec).is_rgb
 
 
 def _transform(spec: DataSpec) -> SampleTransform:

@@ -223,6 +223,13 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
             given = eval_transform(self.image_size, self.crop_pct, self.interpolation)
         return ImageTransform(given, name, type(self).__name__, self.in_chans)
 
+    def pixels_needed(self, name: str) -> tuple[int, int] | None:
+        """Return height and width that images must keep for ``train_transforms`` or ``eval_transforms``.
+
+        JPEGs may then be decoded at a reduced scale. ``None``, which it is here, decodes all of each image.
+        """
+        return None
+
     def collate(self, samples: Sequence[Any], transforms: str = "transforms") -> Any:
         """Make a batch of samples; ``transforms`` is the name of the transforms for an error."""
         return collate_samples(samples, transforms)
@@ -280,7 +287,7 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
     def _loader(self, table: Table, batches: KeyedBatchSampler, transform: SampleTransform, stream: str) -> KeyedLoader:
         processes = self.trainer.num_devices if self.trainer is not None else 1
         loader = transformed_loader(
-            table,
+            table.at_least(self.pixels_needed(transform.name)),
             batches,
             transform,
             stream=stream,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,14 @@ class Table(ABC):
         Raises:
             DataError: If it cannot be read.
         """
+
+    def at_least(self, size: tuple[int, int] | None) -> Table:
+        """Return a table of the same samples whose images may be decoded at a reduced scale; by default this one.
+
+        Args:
+            size: Height and width that every image must keep, unless it has less; ``None`` for all of it.
+        """
+        return self
 
     def files(self) -> tuple[Path, ...]:
         """Return one image file per sample, to be checked before training; nothing if samples are not files."""
@@ -136,6 +145,12 @@ class ImageTable(Table):
         """Decode one file. The target is an ``int``, or a float vector (C,) for multi-label, or ``None``."""
         return Sample(read_as(self.paths[index], self.reading), self._target(index), self.ids[index])
 
+    def at_least(self, size: tuple[int, int] | None) -> ImageTable:
+        """Return a table of the same files, of which JPEGs are decoded at a reduced scale."""
+        reduced = copy(self)
+        reduced.reading = self.reading._replace(least=size)
+        return reduced
+
     def _target(self, index: int) -> Any:
         if self.targets is None:
             return None
@@ -166,6 +181,12 @@ class Subset(Table):
         self.class_names, self.multi_label, self.kind = table.class_names, table.multi_label, table.kind
         self.draws_random, self.category_ids = table.draws_random, table.category_ids
         self.strata = None if table.strata is None else [table.strata[index] for index in self.indices]
+
+    def at_least(self, size: tuple[int, int] | None) -> Subset:
+        """Return the same samples, decoded as the other table does."""
+        reduced = copy(self)
+        reduced.table = self.table.at_least(size)
+        return reduced
 
     def load(self, index: int) -> Sample:
         """Read one sample of the other table."""

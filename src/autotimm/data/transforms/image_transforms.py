@@ -8,6 +8,7 @@ Records hold digests of transform objects: their classes and attributes must kee
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -32,6 +33,7 @@ __all__ = [
     "changes_colors",
     "draws_from_torch_only",
     "eval_transform",
+    "pixels_needed",
     "resize_masks",
     "train_transform",
     "without_colors",
@@ -111,10 +113,15 @@ def eval_transform(image_size: ImageSize, crop_pct: float = 0.875, interpolation
     )
 
 
+# Shares of an image that the smallest random crop takes: of its area; for `light` of its shorter side.
+_SMALLEST_LIGHT, _SMALLEST_DEFAULT, _SMALLEST_STRONG, _SMALLEST_POLICY = 0.9, 0.5, 0.2, 0.35
+_RATIO = (3 / 4, 4 / 3)  # of width and height of a crop; torchvision's default
+
+
 def _crop(image_size: ImageSize, mode: InterpolationMode, scale: float) -> Transform:
     if isinstance(image_size, tuple):
         height, width = image_size
-        ratio = (3 / 4 * width / height, 4 / 3 * width / height)
+        ratio = (_RATIO[0] * width / height, _RATIO[1] * width / height)
         rectangle: Transform = v2.RandomResizedCrop(
             image_size, scale=(scale, 1.0), ratio=ratio, interpolation=mode, antialias=True
         )
@@ -161,24 +168,49 @@ def train_transform(
         return eval_transform(image_size, crop_pct, interpolation)
     if augmentation == "light":
         if isinstance(image_size, tuple):
-            return _compose([Cover(*image_size, 1.0, 1 / 0.9, mode), v2.RandomCrop(image_size)])
+            return _compose([Cover(*image_size, 1.0, 1 / _SMALLEST_LIGHT, mode), v2.RandomCrop(image_size)])
         # RandomResizedCrop cannot take 80 % of an oblong image as a square, and then falls back to the center.
-        sides = list(range(image_size, round(image_size / 0.9) + 1))
+        sides = list(range(image_size, round(image_size / _SMALLEST_LIGHT) + 1))
         return _compose([v2.RandomShortestSize(sides, interpolation=mode, antialias=True), v2.RandomCrop(image_size)])
     if augmentation == "default":
         color = [v2.ColorJitter(0.2, 0.2, 0.2)] if changes_colors(channels) else []
-        return _compose([_crop(image_size, mode, 0.5), mirror, *color])
+        return _compose([_crop(image_size, mode, _SMALLEST_DEFAULT), mirror, *color])
     if augmentation == "strong":
         color = [v2.ColorJitter(0.4, 0.4, 0.4, 0.1), v2.RandomGrayscale(0.1)] if changes_colors(channels) else []
-        return _compose([_crop(image_size, mode, 0.2), mirror, *color, v2.RandomErasing(0.25)])
+        return _compose([_crop(image_size, mode, _SMALLEST_STRONG), mirror, *color, v2.RandomErasing(0.25)])
     if not changes_colors(channels):
-        return _compose([_crop(image_size, mode, 0.35), mirror])
+        return _compose([_crop(image_size, mode, _SMALLEST_POLICY), mirror])
     policies = {
         "randaugment": v2.RandAugment,
         "trivialaugment": v2.TrivialAugmentWide,
         "autoaugment": v2.AutoAugment,
     }
-    return _compose([_crop(image_size, mode, 0.35), mirror, policies[augmentation](interpolation=mode)])
+    return _compose([_crop(image_size, mode, _SMALLEST_POLICY), mirror, policies[augmentation](interpolation=mode)])
+
+
+def pixels_needed(image_size: ImageSize, crop_pct: float, augmentation: str = "none") -> tuple[int, int]:
+    """Height and width that an image must have so that no crop of it is ever enlarged.
+
+    It depends on what a transform may draw, and never on what it draws: the pixels of a file are always the same.
+
+    Args:
+        image_size: The side of a square in pixels, or height and width.
+        crop_pct: As in :func:`eval_transform`.
+        augmentation: That of :func:`train_transform`; ``none`` is evaluation.
+
+    Example:
+        >>> pixels_needed(224, 0.875), pixels_needed(224, 0.875, "default"), pixels_needed(224, 0.875, "strong")
+        ((256, 256), (366, 366), (579, 579))
+    """
+    shares = {"default": _SMALLEST_DEFAULT, "strong": _SMALLEST_STRONG}
+    if augmentation == "none":
+        factor = 1 / crop_pct
+    elif augmentation == "light":
+        factor = 1 / _SMALLEST_LIGHT
+    else:  # a crop of the smallest area whose sides differ most
+        factor = (shares.get(augmentation, _SMALLEST_POLICY) * _RATIO[0]) ** -0.5
+    height, width = height_and_width(image_size)
+    return math.ceil(height * factor), math.ceil(width * factor)
 
 
 def changes_colors(channels: int) -> bool:
