@@ -14,7 +14,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from autotimm.errors import UsageError
+from autotimm.errors import UsageError, sentence
+from autotimm.image_size import ImageSize, height_and_width, read_image_size
 
 __all__ = [
     "Batch",
@@ -26,7 +27,29 @@ __all__ = [
     "Sample",
     "Stage",
     "Step",
+    "Tiling",
+    "check_image_size",
 ]
+
+
+def check_image_size(value: object, owner: str, name: str = "image_size") -> ImageSize:
+    """Convert the size of images that Python code or a record gives.
+
+    Args:
+        value: A whole number, or a pair of them.
+        owner: Who was given it.
+        name: The argument.
+
+    Raises:
+        UsageError: If it is no size.
+    """
+    try:
+        if isinstance(value, str):
+            raise TypeError
+        return read_image_size(value)
+    except (TypeError, ValueError):
+        must = "a whole number, 1 or more, or a pair of them, height and width"
+        raise UsageError(sentence(name, owner, must, value, "Give for example 224, or (480, 640).")) from None
 
 
 class Stage(str, Enum):
@@ -42,7 +65,7 @@ class Stage(str, Enum):
 
 
 class Placement(NamedTuple):
-    """Position of a letterboxed image within the square network input, to map predictions back.
+    """Position of a letterboxed image within the network input, to map predictions back.
 
     Attributes:
         height: Height of the original image in pixels, after its EXIF orientation is applied.
@@ -61,6 +84,20 @@ class Placement(NamedTuple):
     shown_width: int
 
 
+class Tiling(NamedTuple):
+    """How an image is cut into overlapping tiles, each as large as the network's input.
+
+    Attributes:
+        height: Height of a tile in pixels.
+        width: Width of a tile in pixels.
+        overlap: Share of its sides that a tile has in common with the next one at least, in [0, 1).
+    """
+
+    height: int
+    width: int
+    overlap: float
+
+
 class Sample(NamedTuple):
     """One image with its target and its id.
 
@@ -77,6 +114,7 @@ class Sample(NamedTuple):
             with all objects. For detection a dictionary of ``boxes`` (K, 4), ``labels`` (K,), ``crowd`` (K,), ``area``
             (K,), 0 where it follows from box or mask, and, for instance segmentation, ``masks``, K run lengths of COCO
             as ``((height, width), counts)``; for semantic segmentation class indices (H, W).
+        tiling: How the task cuts the image, which is then the whole original; ``None`` if the network sees it at once.
     """
 
     image: Tensor
@@ -84,6 +122,7 @@ class Sample(NamedTuple):
     id: str
     placement: Placement | None = None
     truth: Any = None
+    tiling: Tiling | None = None
 
 
 class Batch(NamedTuple):
@@ -100,6 +139,8 @@ class Batch(NamedTuple):
             is computed by the process that loads them, so that the ledger need not wait for a device.
         placements: ``int64`` (N, 6), one :class:`Placement` per image, or ``None`` if images are not letterboxed.
         truths: In evaluation, the truth of each of the N samples (see :class:`Sample`); ``None`` if it is the target.
+        tiling: How the task cuts the images, which are then whole originals of any size; ``None`` for images that the
+            network sees at once.
     """
 
     images: Tensor
@@ -108,6 +149,7 @@ class Batch(NamedTuple):
     fingerprints: str = ""
     placements: Tensor | None = None
     truths: tuple[Any, ...] | None = None
+    tiling: Tiling | None = None
 
     @classmethod
     def of(cls, batch: Any) -> Batch:
@@ -235,7 +277,7 @@ class DataSpec:
     Attributes:
         class_names: Names of the classes, in the order of the logits.
         multi_label: Whether an image may have several classes.
-        image_size: Side of the square network input in pixels.
+        image_size: Size of the network input in pixels: the side of a square, or height and width.
         eval_batch_size: Images per batch in evaluation and prediction. Batches are padded to it, since logits depend on
             the batch size in the last bits.
         crop_pct: Side of the central crop in evaluation, as a share in (0, 1] of the resized shorter side.
@@ -247,11 +289,13 @@ class DataSpec:
         category_ids: The numbers that the COCO file gave the classes, in their order; empty if there was none.
         in_chans: Channels of the images; 3 is RGB.
         ignore_exif: Whether images are read as they are stored, without the turn that an EXIF tag asks for.
+        overlap: Share of their sides that tiles have in common, in [0, 1), if images are cut into tiles of
+            ``image_size`` in evaluation; ``None`` if they are not.
     """
 
     class_names: tuple[str, ...]
     multi_label: bool = False
-    image_size: int = 224
+    image_size: ImageSize = 224
     eval_batch_size: int = 16
     crop_pct: float = 0.875
     interpolation: str = "bilinear"
@@ -260,11 +304,18 @@ class DataSpec:
     category_ids: tuple[int, ...] = ()
     in_chans: int = 3
     ignore_exif: bool = False
+    overlap: float | None = None
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How images are cut in evaluation; ``None`` if they are not."""
+        return None if self.overlap is None else Tiling(*height_and_width(self.image_size), self.overlap)
 
     def as_dict(self) -> dict[str, Any]:
         """Convert to a dictionary of built-in types, for a checkpoint or a manifest."""
         data = asdict(self) | {"class_names": list(self.class_names), "category_ids": list(self.category_ids)}
-        defaults = {"category_ids": [], "in_chans": 3, "ignore_exif": False}
+        data["image_size"] = [*self.image_size] if isinstance(self.image_size, tuple) else self.image_size
+        defaults = {"category_ids": [], "in_chans": 3, "ignore_exif": False, "overlap": None}
         # Those are left out: records are as those of versions that did not know them.
         return {name: value for name, value in data.items() if name not in defaults or value != defaults[name]}
 
@@ -272,4 +323,5 @@ class DataSpec:
     def from_dict(cls, data: Mapping[str, Any]) -> DataSpec:
         """Create a spec from the result of :meth:`as_dict`. Missing entries get their defaults."""
         tuples = {name: tuple(data[name]) for name in ("class_names", "category_ids") if name in data}
-        return cls(**{**data, **tuples})
+        size = {"image_size": check_image_size(data["image_size"], "the checkpoint")} if "image_size" in data else {}
+        return cls(**{**data, **tuples, **size})

@@ -1,5 +1,6 @@
 """Bad input: a clear error, or left out once with a report. Never at epoch 7."""
 
+import io
 import os
 import stat
 import struct
@@ -195,6 +196,14 @@ def bomb(path: Path, side: int = 20000) -> None:
     )
 
 
+def hungry(path: Path, side: int = 9400) -> None:
+    """A small JPEG file that says it is progressive CMYK of 88 million pixels: libjpeg would keep all coefficients."""
+    file = io.BytesIO()
+    Image.new("CMYK", (8, 8)).save(file, "JPEG", progressive=True)
+    size = file.getvalue().index(b"\xff\xc2") + 5  # height and width stand behind marker, length and precision
+    path.write_bytes(file.getvalue()[:size] + struct.pack(">HH", side, side) + file.getvalue()[size + 4 :])
+
+
 def truncate(path: Path, source: Path) -> None:
     Image.open(source).resize((200, 200)).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -207,6 +216,7 @@ BROKEN: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "half.png": (truncate, ""),
     "half.webp": (truncate, ""),
     "bomb.png": (lambda path, _: bomb(path), "decompression bomb limit"),
+    "hungry.jpg": (lambda path, _: hungry(path), "takes 1,060 MB of memory, and the limit is 698 MB"),
     "header.png": (lambda path, _: path.write_bytes(b"\x89PNG\r\n\x1a\n"), ""),
     "folder.txt.tif": (lambda path, _: path.write_bytes(b"II*\0" + bytes(40)), ""),
 }

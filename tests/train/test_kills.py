@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -100,6 +101,36 @@ def test_a_signal(number, code, photos, reference, tmp_path):
         manifest = json.loads((folder / "manifest.json").read_text())
         assert len(manifest["volatile"]["resumes"]) == 1
     same(folder, reference)
+
+
+TWO = [
+    pytest.param(signal.SIGTERM, "group", id="term"),  # as a scheduler sends it
+    pytest.param(signal.SIGINT, "group", id="int"),  # as a terminal does
+    pytest.param(signal.SIGTERM, "child", id="term-child"),  # no more than process 1 knows
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "whom"), TWO)
+def test_two_processes_stop_together(number, whom, photos, tmp_path):
+    words = [*FIT[: FIT.index("--checkpoint-every")], "--devices", 2, "--epochs", 3]
+    process = start("fit", photos, *words, "--name", "stopped", cwd=tmp_path)
+    folder = tmp_path / "runs" / "stopped"
+    reach(process, folder, 8)
+    if whom == "group":
+        os.killpg(process.pid, number)
+    else:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        second = next(child for child in children if "LOCAL_RANK" in Path(f"/proc/{child}/environ").read_text())
+        os.kill(int(second), number)
+    _, err = process.communicate(timeout=60)  # it waited for ever
+    assert process.returncode == 128 + number, err
+    assert "Traceback" not in err
+    stopped = steps(folder)
+    assert "resumed at epoch " in finish(folder, tmp_path)
+    assert 8 <= stopped < steps(folder)
+    said = start("verify", folder, cwd=tmp_path).communicate(timeout=300)
+    assert "verdict: identical" in "".join(said)
 
 
 def kills(photos, reference, tmp_path, count, epochs, seed):

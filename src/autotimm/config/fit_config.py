@@ -15,7 +15,7 @@ from typing import Any
 
 from autotimm.config.option import Option, Shadow, To, meant, option
 from autotimm.config.record import header, split_record
-from autotimm.config.value_types import Choice, Either, Flag, Name, Number, Path, StreamSeeds, Text, Whole, Words
+from autotimm.config.value_types import Choice, Either, Flag, Name, Number, Path, Size, StreamSeeds, Text, Whole, Words
 from autotimm.config.yaml import write_scalar
 from autotimm.constants import TASKS
 from autotimm.errors import UsageError
@@ -82,9 +82,18 @@ class FitConfig:
         None, Path(), "folder of class folders, or of train/ and val/; or a table", none="none",
         to=(To("data", "data_dir"),), stages=("order", "inputs"), recorded="data",
     )
-    image_size: int = _data(
-        224, Whole(1), "side of the square input image in pixels", common=True,
+    image_size: int | tuple[int, int] = _data(
+        224, Size(), "side of the square input image in pixels, or its height x width", common=True,
         to=_DATA_AND_MODEL, stages=("inputs", "start", "forward"), by_task=dict.fromkeys(_DENSE, 512),
+    )
+    tile: int | tuple[int, int] | None = _data(
+        None, Size(), "cut large images into tiles of this size, seen at full resolution", none="none",
+        stages=("inputs", "start", "forward"), tasks=_DENSE,
+        shadows=(Shadow("image_size", "which is the size of the network's input"),),
+    )
+    overlap: float = _data(
+        0.2, Number(0, 0.9), "share of their sides that tiles have in common in evaluation", needs="tile",
+        stages=("validation",), tasks=_DENSE,
     )
     batch_size: int = _data(
         32, Whole(1), "images per training step", common=True,
@@ -439,7 +448,8 @@ class FitConfig:
                 raise UsageError(f"The `{name}` of fit has no effect on {task}. Leave it out.")
         own = {name: value for name, value in _task_defaults(known, task).items() if self.sources[name] == "default"}
         decided = {} if self.task == task else {"task": task}
-        return self.resolved(own, f"task {task}").resolved(decided, "data")
+        of_tile = {} if self.tile is None else {"image_size": self.tile}
+        return self.resolved(own, f"task {task}").resolved(decided, "data").resolved(of_tile, "tile")
 
     def as_dict(self) -> dict[str, Any]:
         """Every option as plain data, ``None`` as itself; without the sources."""

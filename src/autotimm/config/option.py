@@ -158,9 +158,7 @@ class Option:
 
     def word(self, value: object) -> object:
         """Turn a value into what a YAML file holds: plain data, and a word instead of ``None``."""
-        if value is None:
-            return self.none
-        return list(value) if isinstance(value, tuple) else value
+        return self.none if value is None else self.kind.word(value)
 
     def read(self, value: object, name: str, owner: str, default: object, python: bool = False) -> Any:
         """Convert and check a value.

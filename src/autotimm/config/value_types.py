@@ -16,6 +16,7 @@ from typing import Any, ClassVar, SupportsFloat, SupportsIndex
 
 from autotimm.constants import STREAMS
 from autotimm.errors import nearest
+from autotimm.image_size import MUST, ImageSize, read_image_size, written_size
 
 __all__ = [
     "Choice",
@@ -26,6 +27,7 @@ __all__ = [
     "Number",
     "Path",
     "Seeds",
+    "Size",
     "StreamSeeds",
     "TRUTH",
     "Text",
@@ -65,6 +67,10 @@ class Kind(ABC):
         """Name what the value may have been meant to be; an empty string if nothing is near."""
         return ""
 
+    def word(self, value: Any) -> object:
+        """Turn a value into what a YAML file holds."""
+        return list(value) if isinstance(value, tuple) else value
+
 
 def _refuse(condition: bool) -> None:
     if condition:
@@ -102,6 +108,22 @@ class Whole(Kind):
         number = int(value) if isinstance(value, str) else operator.index(value)
         _refuse(number < self.low or number.bit_length() > (_MOST_BITS if self.bits is None else self.bits))
         return number
+
+
+@dataclass(frozen=True)
+class Size(Kind):
+    """The size of images: a whole number for a square, or height and width."""
+
+    must: str = MUST
+    metavar: str = "N|HxW"
+
+    def read(self, value: object) -> ImageSize:
+        """Convert a number, text such as ``480x640``, or a pair."""
+        return read_image_size(value)
+
+    def word(self, value: Any) -> object:
+        """A number, or ``480x640``."""
+        return value if isinstance(value, int) else written_size(value)
 
 
 _SMALLEST, _LARGEST = 2.0**-126, 2.0**128 - 2.0**104  # of the 32-bit floats with full precision

@@ -22,6 +22,7 @@ from autotimm.data.file_facts import Problem, Stamp, file_digests
 from autotimm.data.image_io import BROKEN
 from autotimm.data.table import Table
 from autotimm.errors import DataError, printable
+from autotimm.image_size import ImageSize
 from autotimm.records.digest import state_digest
 from autotimm.records.sample_index import Content
 from autotimm.repro.streams import scope
@@ -183,16 +184,18 @@ class Facts(ABC):
         ignore_exif: Whether images are read as they are stored.
         crop_pct: Share of the resized image that evaluation's central crop keeps.
         interpolation: How images are resized.
+        overlap: Share of their sides that tiles have in common; ``None`` if images are not cut into tiles.
         notices: One line for each problem or peculiarity of the data.
         arguments: The arguments of the constructor, by name.
     """
 
-    image_size: int
+    image_size: ImageSize
     eval_batch_size: int
     in_chans: int
     ignore_exif: bool
     crop_pct: float
     interpolation: str
+    overlap: float | None = None
     notices: list[str]
     arguments: dict[str, Any]
 
@@ -231,6 +234,7 @@ class Facts(ABC):
             category_ids=self.tables["train"].category_ids,
             in_chans=self.in_chans,
             ignore_exif=self.ignore_exif,
+            overlap=self.overlap,
         )
 
     def class_counts(self, split: str = "train") -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from torchvision.transforms import v2
 from typing_extensions import Unpack
 
 from autotimm.constants import IGNORE_INDEX
@@ -17,8 +18,11 @@ from autotimm.data.table import Table
 from autotimm.data.table_checks import check_object_sizes
 from autotimm.data.transforms.image_transforms import SampleTransform
 from autotimm.data.transforms.spatial_transforms import SpatialTransform, spatial_augmentation
-from autotimm.errors import require
+from autotimm.data.transforms.tile_transforms import TileCrop, WholeImage, tile_augmentation
+from autotimm.errors import number, require
+from autotimm.image_size import ImageSize, height_and_width, written_size
 from autotimm.records.imports import require_admitted
+from autotimm.types import Tiling, check_image_size
 
 __all__ = [
     "DetectionDataModule",
@@ -28,6 +32,7 @@ __all__ = [
     "SpatialOptions",
 ]
 
+_MOST_OVERLAP = 0.9  # ten tiles along each side see a pixel
 _NO_CROP = "Images are letterboxed, so that predictions can be mapped back to their pixels."
 _WITHOUT = {
     "eval_transforms": f"{_NO_CROP} Leave it out, or change the files.",
@@ -40,21 +45,28 @@ class SpatialOptions(DataOptions, total=False):
     """The options of :class:`SpatialDataModule`, which says what they do and states their defaults."""
 
     format: str
+    tile: ImageSize | None
+    overlap: float
 
 
 class SpatialDataModule(DataModule, ABC):
-    """Images with boxes, masks or regions, letterboxed to a square.
+    """Images with boxes, masks or regions, letterboxed to one size.
 
     Args:
         data_dir: The folder.
         format: Name of a format, ``auto``, or import path of a reader: called with the folder and a list for notices,
             it returns a :class:`autotimm.data.table.Table` per split.
-        image_size: Side in pixels of the square that the network sees.
+        image_size: Size in pixels of what the network sees: the side of a square, or height and width.
         batch_size: Training samples per step and process.
         eval_batch_size: Samples per batch in validation, test and prediction.
         augmentation: See :func:`autotimm.data.transforms.spatial_transforms.spatial_augmentation`.
         train_transforms: A callable from (image, target) to the same, in place of the augmentation, such as a
             ``v2.Compose`` of torchvision; see :class:`autotimm.data.transforms.spatial_transforms.SpatialTransform`.
+            With tiles it gets a random tile.
+        tile: Size of the tiles that large images are cut into, and so of what the network sees, at full resolution:
+            the side of a square, or height and width. In training a tile is a random crop, see
+            :class:`autotimm.data.transforms.tile_transforms.TileCrop`. ``None`` shows images whole.
+        overlap: Share of its sides, from 0 to 0.9, that a tile has in common with the next one in evaluation.
         common: The other options of :class:`DataModule`. Those that would crop in evaluation, ``eval_transforms``,
             ``crop_pct`` and ``interpolation``, must be left at their defaults.
 
@@ -70,14 +82,22 @@ class SpatialDataModule(DataModule, ABC):
         data_dir: str | Path,
         *,
         format: str = "auto",
-        image_size: int = 512,
+        image_size: ImageSize = 512,
         batch_size: int = 8,
         eval_batch_size: int = 4,
         augmentation: str = "default",
         train_transforms: Callable[[Any, Any], Any] | None = None,
+        tile: ImageSize | None = None,
+        overlap: float = 0.2,
         **common: Unpack[CommonDataOptions],
     ) -> None:
         owner = type(self).__name__
+        self.tile = None if tile is None else check_image_size(tile, owner, "tile")
+        must = "a number from 0 to 0.9"
+        require(0 <= number(overlap) <= _MOST_OVERLAP, "overlap", owner, must, overlap, "Give for example 0.2.")
+        self.overlap = None if tile is None else overlap
+        if self.tile is not None:
+            image_size = self._size_of_tiles(image_size)
         for name, do in _WITHOUT.items():
             default = inspect.signature(DataModule).parameters[name].default
             given = common.get(name, default)  # a run's record holds the defaults too
@@ -92,15 +112,30 @@ class SpatialDataModule(DataModule, ABC):
         self._splits: Mapping[str, Table] = {}
         self._reader_options: dict[str, Any] = {}
 
+    def _size_of_tiles(self, image_size: ImageSize) -> ImageSize:
+        """The size of the network's input, which is that of a tile."""
+        owner, default = type(self).__name__, inspect.signature(SpatialDataModule).parameters["image_size"].default
+        assert self.tile is not None
+        fits = image_size == default or check_image_size(image_size, owner) == self.tile
+        do = "It is the size of a tile. Leave it out."
+        require(fits, "image_size", owner, f"{written_size(self.tile)}, as `tile`", image_size, do)
+        return self.tile
+
     def sample_transform(self, given: Callable[..., Any] | None, name: str) -> SampleTransform:
         """The caller's or the built-in transform of image and target, then a letterbox; in evaluation a letterbox."""
         owner = type(self).__name__
-        if given is None and name == "train_transforms":
-            outside = IGNORE_INDEX if self.kind == "pixels" else 0
-            given = spatial_augmentation(self.augmentation, self.image_size, owner, outside, self.in_chans)
-        return SpatialTransform(
-            given, self.image_size, name, owner, keep_all=name == "eval_transforms", channels=self.in_chans
-        )
+        outside = IGNORE_INDEX if self.kind == "pixels" else 0
+        keep_all, channels = name == "eval_transforms", self.in_chans
+        if self.tile is not None and self.overlap is not None:
+            if name == "eval_transforms":
+                return WholeImage(Tiling(*height_and_width(self.tile), self.overlap), name, owner)
+            if given is None:
+                given = tile_augmentation(self.augmentation, self.tile, owner, outside, channels)
+            elif callable(given):
+                given = v2.Compose([TileCrop(self.tile, outside=outside), given])
+        elif given is None and name == "train_transforms":
+            given = spatial_augmentation(self.augmentation, self.image_size, owner, outside, channels)
+        return SpatialTransform(given, self.image_size, name, owner, keep_all=keep_all, channels=channels)
 
     def read(self, split: str) -> Table | None:
         """Return the samples of a split, or ``None``."""
@@ -110,7 +145,7 @@ class SpatialDataModule(DataModule, ABC):
                 self.data_dir, self.format, self.kind, self.notices, strict=self.strict, recognized=recognized,
                 **self._reader_options,
             )  # fmt: skip
-            check_object_sizes(self._splits, self.image_size, self.notices)
+            check_object_sizes(self._splits, self.image_size, self.notices, tiled=self.tile is not None)
         return self._splits.get(split)
 
 

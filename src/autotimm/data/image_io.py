@@ -12,8 +12,9 @@ Images that are not plain 8-bit RGB are converted:
 - of an animation or a multi-page file the first frame is read; color profiles are ignored.
 
 A file may come from a stranger, and 300 KB of PNG can hold 150 million pixels. So images beyond Pillow's limit, by
-default 89 million pixels, are refused; conversions work on strips of rows; and threads that decode at once share a
-budget of memory.
+default 89 million pixels, are refused, and so are those whose decoder needs more than 700 MB before that limit: WebP
+from 44 million pixels on, JPEG 2000 from 37, progressive JPEGs of CMYK from 58. Conversions work on strips of rows, and
+threads that decode at once share a budget of memory.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 from torchvision import tv_tensors
 
 from autotimm.data.image_reading import ARRAY_SUFFIX, current_reading
@@ -115,6 +117,7 @@ _FEW_BITS = 12  # of 16: what many cameras and scanners have
 _STRIP = 1 << 18  # pixels that are converted at once
 _MEMORY = 512 * 2**20  # bytes that all decoding threads share; an image that needs more is decoded alone
 _LARGE = 128 * 2**20
+_MOST_PER_PIXEL = 7.8  # bytes for each pixel of Pillow's limit, so that raising it allows more memory too: 698 MB
 # Each thread of glibc keeps what it has freed: 16 of them kept 4 GB.
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
 _BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}  # in Pillow; others have 4
@@ -284,14 +287,22 @@ _BUDGET = _Budget(_MEMORY)
 def _bytes_needed(image: Image.Image) -> int:
     """How many bytes decoding an image and converting it take at most, from its header."""
     held = _BYTES_PER_PIXEL.get(image.mode, 4)
-    coefficients = 2 * len(image.getbands()) if image.info.get("progressive") else 0  # libjpeg keeps all of them
+    coefficients = _coefficients(image) if image.info.get("progressive") else 0
     turned = "exif" in image.info
     if turned and image.format in ("JPEG", "MPO"):
         with contextlib.suppress(*BROKEN):
             turned = image.getexif().get(_ORIENTATION, 1) != 1
     converted = 4 if turned or needs_conversion(image) else 0
     decoder = max(coefficients, _DECODER.get(image.format or "", 0))
-    return image.width * image.height * (held + max(decoder, converted))
+    return round(image.width * image.height * (held + max(decoder, converted)))
+
+
+def _coefficients(image: Image.Image) -> float:
+    """Bytes per pixel for the coefficients of a progressive JPEG, all of which libjpeg keeps: 2 per sample."""
+    if not isinstance(image, JpegImageFile):
+        return 0
+    areas = [horizontal * vertical for _, horizontal, vertical, _ in image.layer]
+    return 2 * sum(areas) / max([*areas, 1])
 
 
 # By content, whatever the extension; those that most files have come first, the one without a signature last. Not all
@@ -324,11 +335,13 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     """Read the header of an image file.
 
     Raises:
-        OSError: Or another of :data:`BROKEN`, if the file is not an image, or has more pixels than Pillow's limit.
+        OSError: Or another of :data:`BROKEN`, if the file is not an image, has more pixels than Pillow's limit, or
+            takes too much memory.
     """
     require_file(path)
     with Image.open(path, formats=_formats()) as image:
         require_few_pixels(*image.size)
+        _require_memory(image)
         if image.format == "TIFF":
             # Pillow 13 maps plain files into memory, and mixes up the rows of one that its tag turns.
             image.filename = ""
@@ -344,6 +357,15 @@ def require_few_pixels(width: int, height: int) -> None:
     pixels, limit = width * height, Image.MAX_IMAGE_PIXELS
     if limit is not None and pixels > limit:
         raise Image.DecompressionBombError(f"Image size ({pixels} pixels) exceeds limit of {limit} pixels")
+
+
+def _require_memory(image: Image.Image) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and (needed := _bytes_needed(image)) > (most := _MOST_PER_PIXEL * limit):
+        raise MemoryError(
+            f"decoding its {image.width} x {image.height} pixels takes {needed / 1e6:,.0f} MB of memory, and the limit "
+            f"is {most / 1e6:,.0f} MB"
+        )
 
 
 def _orientation(image: Image.Image) -> int:

@@ -33,6 +33,7 @@ from autotimm.data.table import ImageTable, Subset, Table
 from autotimm.data.table_checks import readable
 from autotimm.data.transforms.image_transforms import ImageTransform, SampleTransform, eval_transform
 from autotimm.data.transforms.spatial_transforms import SpatialTransform
+from autotimm.data.transforms.tile_transforms import WholeImage
 from autotimm.errors import DataError, ModelError, join_names
 from autotimm.records.imports import Kind, RecordedNames, import_named
 from autotimm.records.sample_index import seen_in_training
@@ -356,7 +357,8 @@ def _loader(table: Table, spec: DataSpec, num_workers: int | None) -> KeyedLoade
     if num_workers is None:
         num_workers = default_workers() if len(table) > 4 * spec.eval_batch_size else 0
     # Evaluation transforms draw no random numbers by default, so that the seed does not matter.
-    batches = KeyedBatchSampler(len(table), spec.eval_batch_size, seed=0, shuffle=False)
+    at_once = spec.eval_batch_size if spec.tiling is None else 1  # a whole image gives batches of tiles
+    batches = KeyedBatchSampler(len(table), at_once, seed=0, shuffle=False)
     return transformed_loader(
         table, batches, transform, stream="eval", collate=collate_samples, num_workers=num_workers
     )
@@ -365,6 +367,8 @@ def _loader(table: Table, spec: DataSpec, num_workers: int | None) -> KeyedLoade
 def _transform(spec: DataSpec) -> SampleTransform:
     """The transforms that samples went through in evaluation."""
     name, owner = "eval_transforms", "the model's data"
+    if spec.tiling is not None:
+        return WholeImage(spec.tiling, name, owner)
     if spec.kind != "classes":
         return SpatialTransform(None, spec.image_size, name, owner, keep_all=True, channels=spec.in_chans)
     return ImageTransform(_image_transforms(spec), name, owner, spec.in_chans)

@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -85,7 +86,10 @@ def collate_samples(samples: Sequence[Sample], transforms: str = "transforms") -
     targets = _targets([sample.target for sample in samples])
     ids = tuple(sample.id for sample in samples)
     truths = None if any(sample.truth is None for sample in samples) else tuple(sample.truth for sample in samples)
-    return Batch(torch.stack(images), targets, ids, placements=_placements(samples), truths=truths)
+    tiling = samples[0].tiling
+    # An image of 400 megapixels takes 1.2 GB, and a stack of one would copy it.
+    stacked = torch.stack(images) if tiling is None or len(images) > 1 else images[0][None]
+    return Batch(stacked, targets, ids, placements=_placements(samples), truths=truths, tiling=tiling)
 
 
 def with_fingerprints(batch: Batch) -> Batch:
@@ -101,16 +105,23 @@ def with_fingerprints(batch: Batch) -> Batch:
     """
     if batch.fingerprints:
         return batch
-    images = batch.images.contiguous()
+    images = batch.images
     kind = f"{images.dtype}{tuple(images.shape[1:])}".encode()
-    pixels = images.flatten(1).view(torch.uint8).numpy()
     if isinstance(batch.targets, Tensor):
         targets = [row.tobytes() for row in batch.targets.numpy()]
     else:
         given = batch.targets or [None] * len(images)
         targets = [state_digest(target if isinstance(target, dict) else {"": target}).encode() for target in given]
-    digests = (sha256(kind + target + row.tobytes()) for row, target in zip(pixels, targets, strict=True))
-    return batch._replace(fingerprints="".join(digest.hexdigest()[:16] for digest in digests))
+    digests = (_fingerprint(kind + target, image) for image, target in zip(images, targets, strict=True))
+    return batch._replace(fingerprints="".join(digests))
+
+
+def _fingerprint(head: bytes, image: Tensor) -> str:
+    """16 digits of the digest of some bytes and an image, without a copy of all of its pixels."""
+    digest = sha256(head)
+    for plane in image:
+        digest.update(plane.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def default_workers(processes: int = 1) -> int:
@@ -260,9 +271,22 @@ class _Collate:
         return with_fingerprints(batch) if isinstance(batch, Batch) else batch
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Ignore Ctrl-C, which a terminal sends to all processes: the training process ends its workers."""
+def _leave_signals_to_training(worker: int) -> None:
+    """Ignore Ctrl-C and SIGTERM, which a terminal or a scheduler sends to all processes of a run.
+
+    The training process stops after a step, for which it needs batches, and then ends its workers.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":  # others do not tell who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_training, daemon=True).start()
+
+
+def _obey_training() -> None:
+    """Wait for the SIGTERM by which multiprocessing ends the workers that are left when a program exits."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class KeyedLoader:
@@ -367,7 +391,7 @@ class KeyedLoader:
                 num_workers=self.num_workers,
                 persistent_workers=self.persistent_workers,
                 pin_memory=self.pin_memory,
-                worker_init_fn=_ignore_interrupts,
+                worker_init_fn=_leave_signals_to_training,
                 # torch draws the workers' seeds, which nothing of ours reads; not from the caller's generator.
                 generator=torch.Generator(),
             )

@@ -30,9 +30,11 @@ from autotimm.data.transforms.image_transforms import (
     without_colors,
 )  # fmt: skip
 from autotimm.errors import DataError, is_whole, number, refuse_unknown, require, require_flags
+from autotimm.image_size import ImageSize
 from autotimm.repro.sampler import KeyedBatchSampler
 from autotimm.repro.seed import most_on_cpu, root_seed
 from autotimm.serialization import CapturesArguments
+from autotimm.types import check_image_size
 
 __all__ = ["CommonDataOptions", "DataModule", "DataOptions", "default_workers"]
 
@@ -62,7 +64,7 @@ class DataOptions(CommonDataOptions, total=False):
     :class:`DataModule` says what they do and states their defaults; a test compares the two.
     """
 
-    image_size: int
+    image_size: ImageSize
     batch_size: int
     eval_batch_size: int
     train_transforms: Callable[..., Any] | None
@@ -80,7 +82,7 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
     ``**options: Unpack[DataOptions]`` for type checkers, and passes them on.
 
     Args:
-        image_size: Side in pixels of the square that the network sees.
+        image_size: Size in pixels of what the network sees: the side of a square, or height and width.
         batch_size: Training samples per step and process.
         eval_batch_size: Samples per batch in validation, test and prediction; does not change training.
         num_workers: Loading processes, at most 4 per CPU core. ``None`` chooses by the number of cores. Never changes a
@@ -124,7 +126,7 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
     def __init__(
         self,
         *,
-        image_size: int = 224,
+        image_size: ImageSize = 224,
         batch_size: int = 32,
         eval_batch_size: int = 16,
         num_workers: int | None = None,
@@ -148,7 +150,7 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         super().__init__()
         owner = type(self).__name__
         refuse_unknown(unknown, owner, inspect.signature(type(self)).parameters)
-        sizes = {"image_size": image_size, "batch_size": batch_size, "eval_batch_size": eval_batch_size}
+        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
         for name, value in sizes.items():
             require(is_whole(value, 1), name, owner, "a whole number, 1 or more", value, "Give for example 32.")
         require(is_whole(in_chans, 1), "in_chans", owner, "a whole number, 1 or more", in_chans, "Give 3 for RGB.")
@@ -169,7 +171,8 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         require_flags(
             owner, strict=strict, drop_last=drop_last, balanced_sampling=balanced_sampling, ignore_exif=ignore_exif
         )
-        self.image_size, self.batch_size, self.eval_batch_size = image_size, batch_size, eval_batch_size
+        self.image_size = check_image_size(image_size, owner)
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.persistent_workers, self.pin_memory = num_workers, persistent_workers, pin_memory
         self.seed, self.val_split, self.test_split = seed, val_split, test_split
         self.augmentation, self.balanced_sampling = augmentation, balanced_sampling
@@ -326,7 +329,7 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         """Batches of a table for validation, test and prediction: in its order, each sample exactly once."""
         batches = KeyedBatchSampler(
             len(table),
-            self.eval_batch_size,
+            self.eval_batch_size if self.overlap is None else 1,  # a whole image gives batches of tiles
             self.run_seed,
             shuffle=False,
             rank=self._share[0],

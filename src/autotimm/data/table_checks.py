@@ -13,6 +13,7 @@ from autotimm.data.annotations.objects import ObjectTable
 from autotimm.data.file_facts import Oddity, Problem, image_sizes, scan
 from autotimm.data.table import Subset, Table, keyed_split
 from autotimm.errors import DataError, join_names
+from autotimm.image_size import ImageSize, height_and_width, written_size
 
 __all__ = [
     "balanced_weights",
@@ -128,19 +129,25 @@ def check_classes(train: Table, notices: list[str]) -> None:
         notices.append(f"Classes with a single image, which {where}: {join_names(rare)}.")
 
 
-def check_object_sizes(tables: Mapping[str, Table], image_size: int, notices: list[str]) -> None:
-    """Report objects that are too small for the network's square, which no training can find.
+def check_object_sizes(
+    tables: Mapping[str, Table], image_size: ImageSize, notices: list[str], tiled: bool = False
+) -> None:
+    """Report objects that are too small for the network's input, which no training can find.
 
     Args:
         tables: Tables by split; those without boxes are skipped.
-        image_size: Side of the square in pixels, which the longer side of each image becomes.
+        image_size: Size in pixels of the network's input, into which each image is fitted.
         notices: Receives the report, one line.
+        tiled: Whether images are cut into tiles of that size instead.
 
     Raises:
         DataError: If no object of the training images is as large as a pixel.
     """
-    sides = {split: _sides(table) * image_size for split, table in tables.items() if isinstance(table, ObjectTable)}
-    cure = f"at image_size {image_size}: give a larger --image-size."
+    size = None if tiled else image_size
+    sides = {split: _sides(table, size) for split, table in tables.items() if isinstance(table, ObjectTable)}
+    cure = "in the images themselves: are their boxes in pixels?" if tiled else (
+        f"at image_size {written_size(image_size)}: give a larger --image-size, or --tile."
+    )  # fmt: skip
     train = sides.get("train", np.zeros(0))
     if len(train) and (train < 1).all():
         raise DataError(f"All {len(train)} objects of the training images are under 1 px {cure}")
@@ -155,11 +162,18 @@ def check_object_sizes(tables: Mapping[str, Table], image_size: int, notices: li
         notices.append(f"{under[1]} of {total} objects are under 2 px {cure}")
 
 
-def _sides(table: ObjectTable) -> NDArray[np.float64]:
-    """The shorter side of each object as a share of the longer side of its image; NaN where that cannot be read."""
-    sizes = image_sizes(table.files())
-    longer = [max(sizes[file]) if file in sizes else np.nan for file in table.files()]
-    return table.shorter_sides(np.array(longer, np.float64))
+def _sides(table: ObjectTable, image_size: ImageSize | None) -> NDArray[np.float64]:
+    """The shorter side of each object in pixels of the network's input; NaN where its image cannot be read.
+
+    Without a size, the network sees the pixels of the images.
+    """
+    if image_size is None:
+        return table.shorter_sides(np.ones(len(table)))
+    sizes, (height, width) = image_sizes(table.files()), height_and_width(image_size)
+    shrunk = [
+        max(sizes[file][0] / height, sizes[file][1] / width) if file in sizes else np.nan for file in table.files()
+    ]
+    return table.shorter_sides(np.array(shrunk, np.float64))
 
 
 def split_off(tables: Mapping[str, Table], val: float, test: float, seed: int, notices: list[str]) -> dict[str, Table]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from autotimm.data.module import default_workers
 from autotimm.doctor.finding import Finding, note, ok, problem
+from autotimm.image_size import ImageSize, height_and_width
 from autotimm.records.bit_factors import VARIABLES
 from autotimm.repro.seed import default_threads
 
@@ -67,12 +69,12 @@ def _tf32() -> Finding:
     return ok("matrix products keep float32; cuDNN's convolutions may use TF32 on a GPU, torch's default")
 
 
-def check_machine(folder: str, image_size: int, batch_size: int, num_workers: int | None) -> list[Finding]:
+def check_machine(folder: str, image_size: ImageSize, batch_size: int, num_workers: int | None) -> list[Finding]:
     """Check instruction set, cores, GPU, free disk space and shared memory.
 
     Args:
         folder: The folder for runs.
-        image_size: Side of the images in pixels.
+        image_size: Size of the images in pixels.
         batch_size: Images per training step.
         num_workers: Loading processes; ``None`` for the default of a run.
     """
@@ -133,16 +135,16 @@ def _disk(folder: str) -> Finding:
     )
 
 
-def check_memory(free: int, image_size: int, batch_size: int, workers: int) -> Finding:
+def check_memory(free: int, image_size: ImageSize, batch_size: int, workers: int) -> Finding:
     """Check that shared memory holds the batches of loading processes: two float batches each, and one in transit.
 
     Args:
         free: Free bytes in ``/dev/shm``.
-        image_size: Side of the images in pixels.
+        image_size: Size of the images in pixels.
         batch_size: Images per batch.
         workers: Loading processes; with 0 nothing is shared.
     """
-    needed = (2 * workers + 1) * batch_size * 3 * image_size**2 * 4 if workers else 0
+    needed = (2 * workers + 1) * batch_size * 3 * math.prod(height_and_width(image_size)) * 4 if workers else 0
     have, take = (f"{size / _GIGABYTE:.2g} GB" for size in (free, needed))
     text = f"{_SHARED} has {have} for {workers} loading processes, which may take {take}"
     if needed <= free:

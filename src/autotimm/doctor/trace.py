@@ -44,6 +44,7 @@ from autotimm.data.toy import draw_objects
 from autotimm.doctor.documented import Entry, Operator, Rule, entries, rules
 from autotimm.doctor.numbers import Numbers
 from autotimm.errors import RunError
+from autotimm.image_size import ImageSize, height_and_width
 from autotimm.optim import build_optimizer, choose_recipe
 from autotimm.repro.seed import preserve_switches, set_deterministic
 from autotimm.repro.streams import scope
@@ -248,7 +249,9 @@ class Trace:
     calculated: bool = False
 
 
-def preflight(task: Task, image_size: int = 224, batch_size: int = 32, *, batch: Batch | None = None) -> list[Operator]:
+def preflight(
+    task: Task, image_size: ImageSize = 224, batch_size: int = 32, *, batch: Batch | None = None
+) -> list[Operator]:
     """List the operators of a training step that have no deterministic CUDA implementation, without a GPU.
 
     The task is copied, not changed. The step consists of forward pass, loss, backward pass and optimizer, under the
@@ -258,7 +261,7 @@ def preflight(task: Task, image_size: int = 224, batch_size: int = 32, *, batch:
 
     Args:
         task: Any task.
-        image_size: Side in pixels of the images, see :func:`example_batch`.
+        image_size: Size of the images, see :func:`example_batch`.
         batch_size: Number of images in the batch.
         batch: A batch of your own instead. Only its shapes and types matter, unless the step depends on values; it is
             then calculated on the CPU.
@@ -272,8 +275,8 @@ def preflight(task: Task, image_size: int = 224, batch_size: int = 32, *, batch:
     return trace(task, batch or example_batch(task, image_size, batch_size)).operators
 
 
-def example_batch(task: Task, image_size: int, batch_size: int) -> Batch:
-    """A batch to trace a step with, where there is no data: ``uint8`` (N, C, S, S), with targets for the task.
+def example_batch(task: Task, image_size: ImageSize, batch_size: int) -> Batch:
+    """A batch to trace a step with, where there is no data: ``uint8`` (N, C, H, W), with targets for the task.
 
     Images are black, and all targets are of the first class. For detection and instance segmentation the batch has at
     most two drawn scenes, one with objects and one without: a detector branches on the number of objects, so that its
@@ -281,22 +284,22 @@ def example_batch(task: Task, image_size: int, batch_size: int) -> Batch:
 
     Args:
         task: Any task.
-        image_size: Side S of the images in pixels.
+        image_size: Size of the images in pixels: the side of a square, or height and width.
         batch_size: Number N of images.
     """
     channels = int(task.hparams.get("in_chans", 3))
     if task.kinds[0] in ("boxes", "instances"):
         scenes = _scenes(image_size, min(batch_size, 2), masks=task.kinds[0] == "instances")
         return scenes._replace(images=scenes.images[:, [channel % 3 for channel in range(channels)]])
-    images = torch.zeros(batch_size, channels, image_size, image_size, dtype=torch.uint8)
+    images = torch.zeros(batch_size, channels, *height_and_width(image_size), dtype=torch.uint8)
     if task.kinds[0] == "pixels":
-        return Batch(images, torch.zeros(batch_size, image_size, image_size, dtype=torch.int64))
+        return Batch(images, torch.zeros(batch_size, *height_and_width(image_size), dtype=torch.int64))
     if task.hparams.get("multi_label"):
         return Batch(images, torch.zeros(batch_size, int(task.hparams["num_classes"])))
     return Batch(images, torch.zeros(batch_size, dtype=torch.int64))
 
 
-def _scenes(image_size: int, count: int, masks: bool) -> Batch:
+def _scenes(image_size: ImageSize, count: int, masks: bool) -> Batch:
     scenes = [draw_objects(f"doctor/{index}", image_size, num_classes=1) for index in range(count)]
     targets: list[dict[str, Tensor]] = []
     for index, scene in enumerate(scenes):

@@ -17,6 +17,7 @@ from autotimm.doctor.documented import Operator, entries, unknown
 from autotimm.doctor.finding import Finding, note, ok, problem
 from autotimm.doctor.trace import quietly, trace
 from autotimm.errors import RunError
+from autotimm.image_size import ImageSize
 from autotimm.optim import build_optimizer, choose_recipe
 from autotimm.repro.seed import preserve_switches, set_deterministic
 from autotimm.repro.streams import scope
@@ -175,7 +176,7 @@ class _StandInTable(Table):
 class _StandInData(DataModule):
     """Provides class names and class counts, which a task reads from its data."""
 
-    def __init__(self, multi_label: bool, image_size: int) -> None:
+    def __init__(self, multi_label: bool, image_size: ImageSize) -> None:
         super().__init__(val_split=0, image_size=image_size)
         self._multi_label = multi_label
 

@@ -102,6 +102,9 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
     kinds: ClassVar[tuple[str, ...]] = ("classes",)
     """The kinds of targets that the task learns from, see :class:`autotimm.types.DataSpec`."""
 
+    cuts_tiles: ClassVar[bool] = False
+    """Whether :meth:`step` and :meth:`output` cut images into tiles where a batch has a ``tiling``."""
+
     threshold: float | None = None
     """Score from which on a label or an object is predicted; ``None`` where the likeliest class alone is predicted."""
 
@@ -256,6 +259,10 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
             outputs.append(first_of(output, len(part), of=self.eval_batch_size))
         return join(outputs)
 
+    def output(self, batch: Batch) -> Any:
+        """What :meth:`decode` takes: the output of the network; a task that cuts images into tiles merges theirs."""
+        return self.infer(batch.images)
+
     @contextmanager
     def padding(self, on: bool) -> Iterator[None]:
         """Switch the padding of evaluation batches off for a while: faster for few images, but less repeatable."""
@@ -300,6 +307,9 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         if stage == "predict" or (data := self._data) is None:
             return
         self.check_data(data.spec)
+        if data.spec.tiling is not None and not self.cuts_tiles:
+            do = "Leave out `tile`, or use a task of autotimm."
+            raise UsageError(f"{type(self).__name__} does not cut images into tiles, as the data expect it. {do}")
         if stage == "fit":
             self.spec, self.eval_batch_size = data.spec, data.spec.eval_batch_size
         elif self.spec is not None and self.spec.class_names != data.spec.class_names:
@@ -330,7 +340,7 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         """Predict one batch."""
         batch = Batch.of(batch)
         with scope(self._streams_seed, "eval", "predict", batch_idx, devices=[self.device]):
-            output = self.infer(batch.images)
+            output = self.output(batch)
         numbered = tuple(str(index) for index in range(len(batch.images)))
         return self.decode(output, batch._replace(ids=batch.ids or numbered))
 

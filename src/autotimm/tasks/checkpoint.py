@@ -136,9 +136,10 @@ class Stored(pl.LightningModule):
 
 _WEIGHTS = {"source": str, "sha256": (str, type(None)), "note": str, "architecture": (dict, type(None))}
 _SPEC = {
-    "class_names": [str], "multi_label": bool, "image_size": int, "eval_batch_size": int, "crop_pct": float,
+    "class_names": [str], "multi_label": bool, "image_size": (int, [int]), "eval_batch_size": int, "crop_pct": float,
     "interpolation": str, "eval_transforms": (str, type(None)), "kind": str, "category_ids": [int],
     "in_chans": int, "ignore_exif": bool,
+    "overlap": (float, type(None)),
 }  # fmt: skip
 _RECORD = {
     "task": str, "root_seed": int, "weights": Fields(_WEIGHTS, ("source",)),

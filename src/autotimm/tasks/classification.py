@@ -11,6 +11,7 @@ from torchvision.transforms import v2
 from typing_extensions import Unpack
 
 from autotimm.errors import UsageError, number, require, require_flags, sentence
+from autotimm.image_size import ImageSize, height_and_width
 from autotimm.losses.image_losses import build_loss
 from autotimm.metrics import MetricConfig, default_metrics
 from autotimm.models.backbone.pooled import PooledClassifier, build_classifier
@@ -31,7 +32,8 @@ class ImageClassifier(Task):
         threshold: Probability in (0, 1) from which on a class is predicted, for multi-label.
         pretrained: ``None`` loads pretrained weights if the cache or, after one quick probe, the hub has them, and else
             starts from random ones; ``True`` requires them; ``False`` never loads them; a path loads that file.
-        image_size: Side in pixels of the square images, for backbones that need it; ``None`` is their default.
+        image_size: Size of the images in pixels, the side of a square or height and width, for backbones that need it;
+            ``None`` is their default.
         in_chans: Channels of the images; 3 is RGB. Pretrained weights are adapted to others.
         head_dropout: Probability of dropping a feature before the head.
         drop_path_rate: Probability of skipping a residual block (Huang et al., "Deep networks with stochastic depth",
@@ -68,7 +70,7 @@ class ImageClassifier(Task):
         multi_label: bool = False,
         threshold: float = 0.5,
         pretrained: bool | str | None = None,
-        image_size: int | None = None,
+        image_size: ImageSize | None = None,
         in_chans: int = 3,
         head_dropout: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -180,7 +182,7 @@ class ImageClassifier(Task):
 
         self._check_size(spec.image_size)
 
-    def _check_size(self, size: int) -> None:
+    def _check_size(self, size: ImageSize) -> None:
         """Try one image of the data's size: some backbones accept one size only."""
         was_training = self.training
         try:
@@ -194,8 +196,8 @@ class ImageClassifier(Task):
         finally:
             self.train(was_training)
 
-    def _black(self, size: int) -> Tensor:
-        return torch.zeros(1, self._in_chans, size, size, dtype=torch.uint8, device=self.device)
+    def _black(self, size: ImageSize) -> Tensor:
+        return torch.zeros(1, self._in_chans, *height_and_width(size), dtype=torch.uint8, device=self.device)
 
     @property
     def num_classes(self) -> int:

@@ -13,13 +13,15 @@ from typing_extensions import Unpack
 from autotimm.data.annotations.outlines import RunLengths
 from autotimm.data.transforms.image_transforms import resize_masks
 from autotimm.errors import number, require, require_choice
+from autotimm.image_size import ImageSize
 from autotimm.metrics import MetricConfig, mean_ap
 from autotimm.models.backbone.weights import resolve_weights
-from autotimm.models.detection.build_detector import build_detector
+from autotimm.models.detection.build_detector import build_detector, nms_threshold
 from autotimm.models.detection.two_stage import TwoStageDetector
 from autotimm.tasks.base import Task, TaskOptions, check_num_classes, check_spec, names_of
 from autotimm.tasks.letterbox import encode, places, shown, to_original
-from autotimm.types import Batch, DataSpec, ObjectPrediction, Placement, Stage, Step
+from autotimm.tasks.tiles import Window, merge_objects, tile_windows, tiled
+from autotimm.types import Batch, DataSpec, ObjectPrediction, Placement, Stage, Step, Tiling
 
 __all__ = ["InstanceSegmentor", "ObjectDetector", "ObjectOptions", "ObjectTask"]
 
@@ -29,7 +31,7 @@ class ObjectOptions(TaskOptions, total=False):
 
     width: int
     pretrained: bool | str | None
-    image_size: int | None
+    image_size: ImageSize | None
     in_chans: int
     drop_path_rate: float
     max_objects: int
@@ -46,7 +48,7 @@ class ObjectTask(Task, ABC):
         threshold: Score in (0, 1) from which on an object is predicted; metrics see all objects.
         width: Channels of pyramid and heads.
         pretrained: As for :class:`autotimm.ImageClassifier`; of the backbone alone.
-        image_size: Side of the square images, for backbones that need it.
+        image_size: Size of the images, for backbones that need it.
         in_chans: Channels of the images; 3 is RGB. Pretrained weights are adapted to others.
         drop_path_rate: Probability of skipping a residual block.
         max_objects: Objects per image at most, those with the highest scores; also in metrics.
@@ -54,6 +56,7 @@ class ObjectTask(Task, ABC):
         options: The options that all tasks share.
     """
 
+    cuts_tiles: ClassVar[bool] = True
     kinds: ClassVar[tuple[str, ...]] = ("boxes", "instances")
     archs: ClassVar[tuple[str, ...]]
     """The detectors to choose from."""
@@ -70,7 +73,7 @@ class ObjectTask(Task, ABC):
         threshold: float,
         width: int = 256,
         pretrained: bool | str | None = None,
-        image_size: int | None = None,
+        image_size: ImageSize | None = None,
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
         max_objects: int = 100,
@@ -83,6 +86,7 @@ class ObjectTask(Task, ABC):
         require(0 < number(threshold) < 1, "threshold", owner, "in (0, 1)", threshold, "Give for example 0.3.")
         self._num_classes, self.threshold, self._max_objects = num_classes, threshold, max_objects
         self._in_chans = in_chans
+        self._nms_iou = nms_threshold(arch, nms_iou)
         weights = resolve_weights(backbone, False if self.is_loading else pretrained)
 
         def network(seed: int) -> nn.Module:
@@ -115,13 +119,28 @@ class ObjectTask(Task, ABC):
         """Named losses in training; else predicted and true objects, in pixels of the original image."""
         if stage is Stage.TRAIN:
             return Step(self.network(batch.images, [_without_crowds(target) for target in batch.targets or ()]))
-        output = self.infer(batch.images)
+        output = self.output(batch)
         if batch.targets is None:
             return Step({}, output)
         placements = places(batch)
         predicted = [_measurable(objects, place) for objects, place in zip(output, placements, strict=True)]
         truths = batch.truths or [_truth(*each) for each in zip(batch.targets, placements, strict=True)]
         return Step({}, predicted, [_true(truth) for truth in truths])
+
+    def output(self, batch: Batch) -> list[dict[str, Tensor]]:
+        """The objects of each image, in pixels of the network's input; those of tiles are merged."""
+        if batch.tiling is None:
+            detections: list[dict[str, Tensor]] = self.infer(batch.images)
+            return detections
+        return [self._objects_of_tiles(image, batch.tiling) for image in batch.images]
+
+    def _objects_of_tiles(self, image: Tensor, tiling: Tiling) -> dict[str, Tensor]:
+        height, width = image.shape[-2:]
+        found: list[tuple[Window, dict[str, Tensor]]] = []
+        windows = tile_windows(height, width, tiling)
+        for batch, objects in tiled(image, windows, tiling, self.eval_batch_size, self.infer):
+            found += zip(batch, objects, strict=True)
+        return merge_objects(found, height, width, tiling, self._nms_iou, self._max_objects)
 
     def decode(self, output: Sequence[dict[str, Tensor]], batch: Batch) -> list[ObjectPrediction]:
         """Objects whose score reaches the threshold, in pixels of the original image."""
@@ -171,7 +190,8 @@ class ObjectDetector(ObjectTask):
         threshold: Score in (0, 1) from which on an object is predicted; metrics see all objects.
         pretrained: ``None`` loads pretrained weights of the backbone if they are available, ``True`` requires them,
             ``False`` never loads them; a path loads that file.
-        image_size: Side in pixels of the square images, for backbones that need it; ``None`` is their default.
+        image_size: Size of the images in pixels, the side of a square or height and width, for backbones that need it;
+            ``None`` is their default.
         in_chans: Channels of the images; 3 is RGB. Pretrained weights are adapted to others.
         drop_path_rate: Probability of skipping a residual block.
         max_objects: Objects that are found in an image at most, those with the highest scores. Average precision is
@@ -181,7 +201,7 @@ class ObjectDetector(ObjectTask):
         options: The options that all tasks share, see :class:`autotimm.tasks.base.Task`.
 
     Shape:
-        - images: (N, in_chans, S, S), RGB ``uint8``, or floats in [0, 1].
+        - images: (N, in_chans, H, W), RGB ``uint8``, or floats in [0, 1].
         - output in evaluation: N dictionaries of ``boxes`` (K, 4), ``scores`` (K,) and ``labels`` (K,).
 
     Raises:
@@ -227,7 +247,8 @@ class InstanceSegmentor(ObjectTask):
         threshold: Score in (0, 1) from which on an object is predicted; metrics see all objects.
         pretrained: ``None`` loads pretrained weights of the backbone if they are available, ``True`` requires them,
             ``False`` never loads them; a path loads that file.
-        image_size: Side in pixels of the square images, for backbones that need it; ``None`` is their default.
+        image_size: Size of the images in pixels, the side of a square or height and width, for backbones that need it;
+            ``None`` is their default.
         in_chans: Channels of the images; 3 is RGB. Pretrained weights are adapted to others.
         drop_path_rate: Probability of skipping a residual block.
         max_objects: Objects that are found in an image at most, those with the highest scores. Average precision is
@@ -237,7 +258,7 @@ class InstanceSegmentor(ObjectTask):
         options: The options that all tasks share, see :class:`autotimm.tasks.base.Task`.
 
     Shape:
-        - images: (N, in_chans, S, S), RGB ``uint8``, or floats in [0, 1].
+        - images: (N, in_chans, H, W), RGB ``uint8``, or floats in [0, 1].
         - output in evaluation: N dictionaries of ``boxes`` (K, 4), ``scores`` (K,), ``labels`` (K,) and ``masks``
           (K, 28, 28), probabilities within the boxes.
 

@@ -1,4 +1,4 @@
-"""From the letterboxed square that the network sees back to the pixels of the original image."""
+"""From the letterboxed image that the network sees back to the pixels of the original image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["encode", "likeliest", "paste", "places", "shown", "to_original"]
 
 
 def places(batch: Batch) -> list[Placement]:
-    """Where each image of a batch lies in its square; images of a caller's own loader fill theirs."""
+    """Where each image of a batch lies in its letterbox; images of a caller's own loader fill theirs."""
     if batch.placements is not None:
         return [Placement(*row) for row in batch.placements.tolist()]
     height, width = batch.images.shape[-2:]
@@ -25,7 +25,7 @@ def places(batch: Batch) -> list[Placement]:
 
 
 def to_original(boxes: Tensor, place: Placement) -> Tensor:
-    """Map boxes (K, 4) from pixels of the network's square to those of the original image, clipped to it.
+    """Map boxes (K, 4) from pixels of the network's input to those of the original image, clipped to it.
 
     Example:
         >>> to_original(torch.tensor([[0.0, 16.0, 32.0, 80.0]]), Placement(100, 200, 16, 0, 32, 64))
@@ -103,7 +103,7 @@ def _run_lengths(window: _Window | None, height: int, width: int) -> RunLengths:
 
 
 def shown(layers: Tensor, place: Placement) -> Tensor:
-    """The part of layers (..., S, S) of the square that the image covers."""
+    """The part of layers (..., H, W) of the input that the image covers."""
     bottom, right = place.top + place.shown_height, place.left + place.shown_width
     return layers[..., place.top : bottom, place.left : right]
 

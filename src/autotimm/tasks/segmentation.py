@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from io import BytesIO
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -12,17 +13,27 @@ from typing_extensions import Unpack
 
 from autotimm.constants import IGNORE_INDEX
 from autotimm.errors import require
+from autotimm.image_size import ImageSize
 from autotimm.losses.pixel_losses import build_dense_loss
 from autotimm.metrics import MetricConfig, region_scores
 from autotimm.models.backbone.weights import resolve_weights
 from autotimm.models.segmentation.segmenter import build_segmenter
 from autotimm.tasks.base import Task, TaskOptions, check_num_classes, check_spec, names_of
 from autotimm.tasks.letterbox import likeliest, places, shown
-from autotimm.types import Batch, DataSpec, PixelPrediction, Placement, Stage, Step
+from autotimm.tasks.tiles import TileLabels, column_blocks, cut_targets, tile_windows, tiled
+from autotimm.types import Batch, DataSpec, PixelPrediction, Placement, Stage, Step, Tiling
 
 __all__ = ["SemanticSegmentor"]
 
 _MOST = 256  # classes that fit into a byte
+
+
+class _OfTiles(NamedTuple):
+    """What the tiles of an image make: the class of each pixel, the sum of losses, and of how many known pixels."""
+
+    labels: Tensor
+    loss: Tensor
+    known: Tensor
 
 
 class SemanticSegmentor(Task):
@@ -43,14 +54,15 @@ class SemanticSegmentor(Task):
             the data modules use.
         pretrained: ``None`` loads pretrained weights of the backbone if they are available, ``True`` requires them,
             ``False`` never loads them; a path loads that file.
-        image_size: Side in pixels of the square images, for backbones that need it; ``None`` is their default.
+        image_size: Size of the images in pixels, the side of a square or height and width, for backbones that need it;
+            ``None`` is their default.
         in_chans: Channels of the images; 3 is RGB. Pretrained weights are adapted to others.
         drop_path_rate: Probability of skipping a residual block.
         options: The options that all tasks share, see :class:`autotimm.tasks.base.Task`.
 
     Shape:
-        - images: (N, in_chans, S, S), RGB ``uint8``, or floats in [0, 1].
-        - logits: (N, C, S, S).
+        - images: (N, in_chans, H, W), RGB ``uint8``, or floats in [0, 1].
+        - logits: (N, C, H, W).
 
     Raises:
         UsageError: If an argument is wrong.
@@ -65,6 +77,7 @@ class SemanticSegmentor(Task):
         torch.Size([1, 2, 64, 64])
     """
 
+    cuts_tiles = True
     kinds = ("pixels",)
 
     def __init__(
@@ -78,7 +91,7 @@ class SemanticSegmentor(Task):
         class_weights: Sequence[float] | None = None,
         ignore_index: int = IGNORE_INDEX,
         pretrained: bool | str | None = None,
-        image_size: int | None = None,
+        image_size: ImageSize | None = None,
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
         **options: Unpack[TaskOptions],
@@ -108,7 +121,9 @@ class SemanticSegmentor(Task):
 
         The loss is a mean over the pixels of the network's square that are not ignored.
         """
-        logits = self.infer(batch.images)
+        if batch.tiling is not None and batch.targets is not None:
+            return self._step_of_tiles(batch, batch.tiling)
+        logits = self.output(batch)
         if batch.targets is None:
             return Step({}, logits)
         targets = self._with_ignored(batch.targets)
@@ -118,6 +133,39 @@ class SemanticSegmentor(Task):
             return Step(losses, logits, targets, known)
         predicted = [self._labels(each, place) for each, place in zip(logits, places(batch), strict=True)]
         return Step(losses, predicted, [self._with_ignored(truth) for truth in batch.truths], known)
+
+    def _step_of_tiles(self, batch: Batch, tiling: Tiling) -> Step:
+        """The classes of whole images, and the mean loss over the pixels of their tiles."""
+        targets = self._with_ignored(batch.targets)
+        parts = [self._tiles(image, tiling, target) for image, target in zip(batch.images, targets, strict=True)]
+        known = torch.stack([part.known for part in parts]).sum()
+        loss = torch.stack([part.loss for part in parts]).sum() / known.clamp(min=1)
+        return Step({"loss": loss}, [part.labels for part in parts], list(targets), known)
+
+    def output(self, batch: Batch) -> Any:
+        """Logits; of whole images in tiles the likeliest class of each pixel, a list of ``uint8`` (H, W)."""
+        if batch.tiling is None:
+            return self.infer(batch.images)
+        return [self._tiles(image, batch.tiling).labels for image in batch.images]
+
+    def _tiles(self, image: Tensor, tiling: Tiling, target: Tensor | None = None) -> _OfTiles:
+        """Predict the tiles of an image, and measure the loss if its classes are known."""
+        height, width = image.shape[-2:]
+        windows, labels = tile_windows(height, width, tiling), torch.zeros(height, width, dtype=torch.uint8)
+        loss = known = torch.zeros((), device=image.device)
+        for left, right in column_blocks(width, self._num_classes, tiling):
+            block = TileLabels(labels, left, right, self._num_classes, tiling)
+            within = [window for window in windows if window.left < right and window.left + window.width > left]
+            for batch, logits in tiled(image, within, tiling, self.eval_batch_size, self.infer):
+                for window, of_tile in zip(batch, logits, strict=True):
+                    block.add(window, of_tile)
+                    if target is not None and window.left >= left:  # once, where two parts of the image share it
+                        truth = cut_targets(target, window, tiling, self._ignore_index)[None]
+                        number = (truth != self._ignore_index).sum().to(loss.dtype)
+                        known = known + number
+                        loss = loss + (self.criterion(of_tile[None], truth) * number if number else 0)
+            block.finish()
+        return _OfTiles(labels, loss, known)
 
     def _labels(self, logits: Tensor, place: Placement) -> Tensor:
         """The likeliest class of each pixel of an original image, ``uint8`` (H, W), on the CPU."""
@@ -131,13 +179,13 @@ class SemanticSegmentor(Task):
         targets = targets.long()  # bytes cannot hold -1
         return targets.masked_fill(targets == IGNORE_INDEX, self._ignore_index)
 
-    def decode(self, output: Tensor, batch: Batch) -> list[PixelPrediction]:
+    def decode(self, output: Any, batch: Batch) -> list[PixelPrediction]:
         """The likeliest class of each pixel of the original images."""
-        images = zip(output, batch.ids, places(batch), strict=True)
-        return [self._prediction(logits, id, place) for logits, id, place in images]
+        if batch.tiling is None:
+            output = [self._labels(logits, place) for logits, place in zip(output, places(batch), strict=True)]
+        return [self._prediction(labels, id) for labels, id in zip(output, batch.ids, strict=True)]
 
-    def _prediction(self, logits: Tensor, id: str, place: Placement) -> PixelPrediction:
-        labels = self._labels(logits, place)
+    def _prediction(self, labels: Tensor, id: str) -> PixelPrediction:
         shares = torch.bincount(labels.flatten(), minlength=self._num_classes).double() / labels.numel()
         scores = dict(zip(self.class_names, shares.tolist(), strict=True))
         occurring = sorted((name for name, share in scores.items() if share), key=lambda name: -scores[name])

@@ -22,7 +22,6 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_fabric.utilities.warnings import PossibleUserWarning
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies.launchers.multiprocessing import _MultiProcessingLauncher
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from autotimm.data.loader import killed_process
 from autotimm.data.module import DataModule
@@ -148,8 +147,6 @@ def clear_failures() -> Iterator[None]:
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
-    except SIGTERMException:
-        raise SystemExit(128 + signal.SIGTERM) from None
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):
             # Lightning exits with 1 and leaves Ctrl-C switched off for the rest of the process.

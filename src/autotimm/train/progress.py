@@ -19,6 +19,7 @@ from rich.console import Console
 
 from autotimm.data.module import DataModule
 from autotimm.errors import printable
+from autotimm.image_size import written_size
 from autotimm.tasks import Task
 from autotimm.train.callbacks.epoch_metrics import EpochMetrics
 
@@ -82,7 +83,7 @@ def header(trainer: pl.Trainer, model: pl.LightningModule) -> list[str]:
     data = trainer.datamodule  # type: ignore[attr-defined]
     if isinstance(data, DataModule):
         sizes = ", ".join(f"{len(table)} {split}" for split, table in data.tables.items())
-        lines.append(f"data: {sizes} images, {len(data.class_names)} classes, {data.image_size} px")
+        lines.append(f"data: {sizes} images, {len(data.class_names)} classes, {written_size(data.image_size)} px")
         lines += data.notices
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     name = getattr(model.hparams, "backbone", type(model).__name__)

@@ -43,7 +43,7 @@ from autotimm.tasks import Task
 from autotimm.tasks.start import CHECKPOINT, Start
 from autotimm.train.callbacks.epoch_metrics import EpochMetrics, MetricsTable, SharedLosses, Watched
 from autotimm.train.callbacks.recorder import Recorder
-from autotimm.train.callbacks.run_checkpoint import RunCheckpoint, StopRequest, read_interval
+from autotimm.train.callbacks.run_checkpoint import RunCheckpoint, read_interval
 from autotimm.train.lightning_compat import (
     KeyedSteps,
     clear_failures,
@@ -57,6 +57,7 @@ from autotimm.train.machine_limits import machine_problem, require_machine_for
 from autotimm.train.progress import make_progress, say
 from autotimm.train.resume import Beginning, beginning_of, checkpoint_file, frozen_by_hand, take_found
 from autotimm.train.run_lifecycle import declare, ending, keep_start, open_run
+from autotimm.train.stop_request import SharedSignals, StopRequest
 from autotimm.train.tuner import TunerConfig, tune
 
 __all__ = ["AutoTrainer", "TrainerOptions", "measuring_trainer"]
@@ -227,6 +228,7 @@ class AutoTrainer(pl.Trainer):
             # Unwrapped: Lightning would read PL_AUTOTRAINER_* again, and pass on those that are ours alone.
             construct: Any = inspect.unwrap(pl.Trainer.__init__)
             construct(self, max_epochs=max_epochs, deterministic=deterministic, **kwargs)
+        self._signal_connector = SharedSignals(self, self.stop)
         callbacks: list[Callback] = self.callbacks  # type: ignore[attr-defined]  # set at run time
         states = [(each, deepcopy(each.state_dict())) for each in callbacks if _is_lightnings(each)]
         self._as_constructed = _Constructed(given, states)

@@ -142,15 +142,15 @@ class ObjectTable(Table):
         """Objects per class, in class order; crowds do not count."""
         return tuple(np.bincount(self._labels[~self._crowd], minlength=len(self.class_names)).tolist())
 
-    def shorter_sides(self, longer_sides: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The shorter side of the box of each object, as a share of the longer side of its image; without crowds.
+    def shorter_sides(self, shrunk: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The shorter side of the box of each object in pixels of the network's input; without crowds.
 
         Args:
-            longer_sides: The longer side of each image in pixels (N,); objects of an image with NaN have NaN.
+            shrunk: By how much each image is shrunk (N,); objects of an image with NaN have NaN.
         """
         sides = (self._boxes[:, 2:] - self._boxes[:, :2]).min(1)
-        shares: NDArray[np.float64] = sides / np.repeat(longer_sides, np.diff(self._starts))
-        learned: NDArray[np.float64] = shares[~self._crowd]
+        lengths: NDArray[np.float64] = sides / np.repeat(shrunk, np.diff(self._starts))
+        learned: NDArray[np.float64] = lengths[~self._crowd]
         return learned
 
     def target_digest(self, index: int) -> str:

@@ -19,10 +19,12 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from autotimm.errors import UsageError, require_choice, sentence
+from autotimm.image_size import ImageSize, height_and_width
 from autotimm.types import Sample
 
 __all__ = [
     "AUGMENTATIONS",
+    "Cover",
     "INTERPOLATIONS",
     "ImageTransform",
     "SampleTransform",
@@ -55,35 +57,75 @@ def _compose(parts: Sequence[Transform]) -> Transform:
     return composed
 
 
-def eval_transform(image_size: int, crop_pct: float = 0.875, interpolation: str = "bilinear") -> Transform:
-    """Resize the shorter side to ``image_size / crop_pct`` and take the central square.
+class Cover(v2.Transform):
+    """Resize an image to the smallest that covers height and width, times a factor; the aspect ratio is kept.
+
+    For a square that is torchvision's ``Resize`` of the shorter side.
 
     Args:
-        image_size: Side of the square in pixels.
-        crop_pct: Share of the resized shorter side that the crop keeps, in (0, 1].
+        height: Height in pixels.
+        width: Width in pixels.
+        low: The smallest factor.
+        high: The largest factor; a random number is drawn only if it is another one.
+        interpolation: How pixels are resampled.
+    """
+
+    def __init__(self, height: int, width: int, low: float, high: float, interpolation: InterpolationMode) -> None:
+        super().__init__()
+        self.height, self.width, self.low, self.high, self.interpolation = height, width, low, high, interpolation
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Height and width of the resized image."""
+        height, width = F.get_size(flat_inputs[0])
+        factor = self.low if self.low == self.high else float(torch.empty(1).uniform_(self.low, self.high))
+        scale = factor * max(self.height / height, self.width / width)
+        return {"size": (max(self.height, int(height * scale)), max(self.width, int(width * scale)))}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Resize an image."""
+        return F.resize(inpt, list(params["size"]), interpolation=self.interpolation, antialias=True)
+
+
+def eval_transform(image_size: ImageSize, crop_pct: float = 0.875, interpolation: str = "bilinear") -> Transform:
+    """Resize to the smallest image that covers ``image_size / crop_pct`` and take its center.
+
+    Args:
+        image_size: The side of a square in pixels, or height and width.
+        crop_pct: Share of the resized image that the crop keeps of a side that fits, in (0, 1].
         interpolation: One of :data:`INTERPOLATIONS`.
 
     Returns:
-        A callable from ``uint8`` (3, H, W) to ``uint8`` (3, image_size, image_size).
+        A callable from ``uint8`` (3, H, W) to ``uint8`` (3, height, width).
 
     Example:
         >>> eval_transform(32)(torch.zeros(3, 50, 70, dtype=torch.uint8)).shape
         torch.Size([3, 32, 32])
     """
+    if isinstance(image_size, tuple):
+        scale = 1 / crop_pct
+        cover = Cover(*image_size, scale, scale, _mode(interpolation, "eval_transform"))
+        return _compose([cover, v2.CenterCrop(image_size)])
     size = max(image_size, round(image_size / crop_pct))
     return _compose(
         [v2.Resize(size, _mode(interpolation, "eval_transform"), antialias=True), v2.CenterCrop(image_size)]
     )
 
 
-def _crop(image_size: int, mode: InterpolationMode, scale: float) -> Transform:
+def _crop(image_size: ImageSize, mode: InterpolationMode, scale: float) -> Transform:
+    if isinstance(image_size, tuple):
+        height, width = image_size
+        ratio = (3 / 4 * width / height, 4 / 3 * width / height)
+        rectangle: Transform = v2.RandomResizedCrop(
+            image_size, scale=(scale, 1.0), ratio=ratio, interpolation=mode, antialias=True
+        )
+        return rectangle
     crop: Transform = v2.RandomResizedCrop(image_size, scale=(scale, 1.0), interpolation=mode, antialias=True)
     return crop
 
 
 def train_transform(
-    augmentation: str = "default", image_size: int = 224, interpolation: str = "bilinear", crop_pct: float = 0.875,
-    channels: int = 3,
+    augmentation: str = "default", image_size: ImageSize = 224, interpolation: str = "bilinear",
+    crop_pct: float = 0.875, channels: int = 3,
 ) -> Transform:  # fmt: skip
     """Build one of the augmentations.
 
@@ -101,13 +143,13 @@ def train_transform(
 
     Args:
         augmentation: One of :data:`AUGMENTATIONS`.
-        image_size: Side of the square in pixels.
+        image_size: The side of a square in pixels, or height and width.
         interpolation: One of :data:`INTERPOLATIONS`.
         crop_pct: For ``none``, as in :func:`eval_transform`.
         channels: Channels of the images; colors are changed where there are 1 or 3.
 
     Returns:
-        A callable from ``uint8`` (C, H, W) to ``uint8`` (C, image_size, image_size).
+        A callable from ``uint8`` (C, H, W) to ``uint8`` (C, height, width).
 
     Raises:
         UsageError: If a name is unknown.
@@ -118,6 +160,8 @@ def train_transform(
     if augmentation == "none":
         return eval_transform(image_size, crop_pct, interpolation)
     if augmentation == "light":
+        if isinstance(image_size, tuple):
+            return _compose([Cover(*image_size, 1.0, 1 / 0.9, mode), v2.RandomCrop(image_size)])
         # RandomResizedCrop cannot take 80 % of an oblong image as a square, and then falls back to the center.
         sides = list(range(image_size, round(image_size / 0.9) + 1))
         return _compose([v2.RandomShortestSize(sides, interpolation=mode, antialias=True), v2.RandomCrop(image_size)])
@@ -167,14 +211,16 @@ class ScaleJitter(v2.Transform):
     are much longer than wide a side of 0 pixels.
 
     Args:
-        side: Side in pixels of the square that a scale of 1 fits the image into.
+        size: What a scale of 1 fits the image into: the side of a square in pixels, or height and width.
         low: The smallest scale.
         high: The largest scale.
     """
 
-    def __init__(self, side: int, low: float, high: float) -> None:
+    def __init__(self, size: ImageSize, low: float, high: float) -> None:
         super().__init__()
-        self.drawn = v2.ScaleJitter((side, side), scale_range=(low, high))
+        height, width = height_and_width(size)
+        # torchvision compares its first number with the width, whatever its documentation says.
+        self.drawn = v2.ScaleJitter((width, height), scale_range=(low, high))
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Height and width, at least one pixel each."""
@@ -189,7 +235,7 @@ class ScaleJitter(v2.Transform):
 
 
 def draws_from_torch_only(transform: Any) -> bool:
-    """Whether a transform consists of torchvision v2 and :class:`ScaleJitter`, which use torch's generator only.
+    """Whether a transform consists of torchvision v2 and our own transforms, which use torch's generator only.
 
     A ``v2.Lambda``, a subclass of your own, a v1 transform or any other callable may use ``random`` or NumPy.
 
@@ -199,7 +245,7 @@ def draws_from_torch_only(transform: Any) -> bool:
         >>> draws_from_torch_only(v2.Compose([v2.RandomHorizontalFlip(), lambda image: image]))
         False
     """
-    if type(transform) is ScaleJitter:
+    if type(transform).__module__.startswith("autotimm.data.transforms."):
         return True
     if not type(transform).__module__.startswith("torchvision.transforms.v2.") or isinstance(transform, v2.Lambda):
         return False

@@ -1,6 +1,6 @@
 """Transforms of images with boxes or masks: torchvision v2, then a letterbox.
 
-The letterbox keeps the aspect ratio: the longer side becomes the side of the network's square, the rest is gray.
+The letterbox keeps the aspect ratio: the image becomes as large as fits into the network's input, the rest is gray.
 Objects are not distorted, and predictions can be mapped back to the pixels of the original image.
 
 Records hold digests of transform objects: their classes and attributes must keep their names.
@@ -27,9 +27,13 @@ from autotimm.data.transforms.image_transforms import (
     resize_masks,
 )  # fmt: skip
 from autotimm.errors import UsageError, require_choice, sentence
+from autotimm.image_size import ImageSize, height_and_width
 from autotimm.types import Placement, Sample
 
-__all__ = ["GRAY", "SPATIAL_AUGMENTATIONS", "SpatialTransform", "place", "spatial_augmentation"]
+__all__ = [
+    "GRAY", "SPATIAL_AUGMENTATIONS", "Pair", "PairTransform", "SpatialTransform", "photometric", "place",
+    "spatial_augmentation", "truth_of",
+]  # fmt: skip
 
 SPATIAL_AUGMENTATIONS = ("none", "light", "default", "strong")
 """Names of the built-in augmentations, see :func:`spatial_augmentation`."""
@@ -44,7 +48,7 @@ PairTransform: TypeAlias = Callable[[Any, Any], Pair]
 
 
 def spatial_augmentation(
-    name: str, image_size: int, owner: str, outside: int = 0, channels: int = 3
+    name: str, image_size: ImageSize, owner: str, outside: int = 0, channels: int = 3
 ) -> PairTransform | None:
     """Build one of the augmentations for images with boxes or masks.
 
@@ -60,7 +64,7 @@ def spatial_augmentation(
 
     Args:
         name: One of :data:`SPATIAL_AUGMENTATIONS`.
-        image_size: Side of the network's square in pixels, which the scale is relative to.
+        image_size: Size of the network's input in pixels, which the scale is relative to.
         owner: The class it was given to, for errors.
         outside: The value of masks where a crop reaches beyond the image: 0, or ``IGNORE_INDEX`` for class indices.
         channels: Channels of the images; colors are changed where there are 1 or 3.
@@ -75,28 +79,38 @@ def spatial_augmentation(
     if name == "none":
         return None
     low, high = {"light": (0.9, 1.1), "default": (0.8, 1.25), "strong": (0.1, 2.0)}[name]
-    square = (image_size, image_size)
     fill = {tv_tensors.Image: GRAY, tv_tensors.Mask: outside, "others": 0}
     parts: list[Any] = [] if name == "light" else [v2.RandomHorizontalFlip()]
     parts.append(ScaleJitter(image_size, low, high))
-    parts.append(v2.RandomCrop(square, pad_if_needed=True, fill=fill))  # pads images that the jitter made too small
-    colors = {"light": v2.ColorJitter(0.1, 0.1), "default": v2.ColorJitter(0.2, 0.2, 0.2)}
+    parts.append(
+        v2.RandomCrop(height_and_width(image_size), pad_if_needed=True, fill=fill)
+    )  # pads images that the jitter made too small
     if changes_colors(channels):
-        parts.append(colors.get(name) or v2.RandomPhotometricDistort())
+        parts.append(photometric(name))
     composed: PairTransform = v2.Compose(parts)
     return composed
 
 
-def place(height: int, width: int, image_size: int) -> Placement:
-    """The placement of an image centered in a square, with its longer side resized to that of the square.
+def photometric(name: str) -> v2.Transform:
+    """The changes of color of an augmentation, ``light``, ``default`` or ``strong``."""
+    colors = {"light": v2.ColorJitter(0.1, 0.1), "default": v2.ColorJitter(0.2, 0.2, 0.2)}
+    return colors.get(name) or v2.RandomPhotometricDistort()
+
+
+def place(height: int, width: int, image_size: ImageSize) -> Placement:
+    """The placement of an image in the center of the network's input, as large as fits.
 
     Example:
         >>> place(100, 200, 64)
         Placement(height=100, width=200, top=16, left=0, shown_height=32, shown_width=64)
     """
-    scale = image_size / max(height, width)
+    if isinstance(image_size, int):
+        scale = image_size / max(height, width)
+    else:
+        scale = min(image_size[0] / height, image_size[1] / width)
+    rows, columns = height_and_width(image_size)
     shown_height, shown_width = max(1, round(height * scale)), max(1, round(width * scale))
-    top, left = (image_size - shown_height) // 2, (image_size - shown_width) // 2
+    top, left = (rows - shown_height) // 2, (columns - shown_width) // 2
     return Placement(height, width, top, left, shown_height, shown_width)
 
 
@@ -109,7 +123,7 @@ class SpatialTransform(SampleTransform):
     Args:
         transform: A callable from a ``uint8`` ``tv_tensors.Image`` (3, H, W) and its target (see
             :class:`autotimm.types.Sample`) to the same at any size; ``None`` for the letterbox alone.
-        image_size: Side of the square in pixels.
+        image_size: Size of the network's input in pixels: the side of a square, or height and width.
         name: The argument it was given as, for errors.
         owner: The class it was given to, for errors.
         keep_all: Whether no object is dropped, as in evaluation.
@@ -117,7 +131,7 @@ class SpatialTransform(SampleTransform):
     """
 
     def __init__(
-        self, transform: PairTransform | None, image_size: int, name: str, owner: str, keep_all: bool = False,
+        self, transform: PairTransform | None, image_size: ImageSize, name: str, owner: str, keep_all: bool = False,
         channels: int = 3,
     ) -> None:  # fmt: skip
         if transform is not None and not callable(transform):
@@ -127,7 +141,7 @@ class SpatialTransform(SampleTransform):
         self.torch_only = transform is None or draws_from_torch_only(transform)
 
     def __call__(self, sample: Sample) -> Sample:
-        """Transform a sample: ``uint8`` (3, S, S), its target as plain tensors, and the placement of the original.
+        """Transform a sample: ``uint8`` (3, h, w), its target as plain tensors, and the placement of the original.
 
         Raises:
             UsageError: If the result is not an image and a target.
@@ -144,7 +158,7 @@ class SpatialTransform(SampleTransform):
             target = self._boxed(target, placement, IGNORE_INDEX).to(torch.int64)
         if self.transform is not None:  # after a crop, predictions cannot be mapped back
             return Sample(image, target, sample.id)
-        return Sample(image, target, sample.id, placement, _truth(sample))
+        return Sample(image, target, sample.id, placement, truth_of(sample))
 
     def check(self, sample: Sample) -> None:
         """Refuse a transform that dropped boxes and kept their labels, or vice versa."""
@@ -182,13 +196,14 @@ class SpatialTransform(SampleTransform):
         layers = tensor if tensor.ndim == 3 else tensor.unsqueeze(0)
         if layers.shape[-2:] != size:
             layers = resize_masks(layers, size) if is_mask else F.resize(layers, list(size), antialias=True)
-        bottom, right = self.image_size - at.top - at.shown_height, self.image_size - at.left - at.shown_width
+        height, width = height_and_width(self.image_size)
+        bottom, right = height - at.top - at.shown_height, width - at.left - at.shown_width
         layers = F.pad(layers, [at.left, at.top, right, bottom], fill=fill)
         result: Tensor = layers if tensor.ndim == 3 else layers[0]
         return result
 
     def _objects(self, target: dict[str, Any], at: Placement) -> dict[str, Tensor]:
-        """Boxes and masks in pixels of the square, without objects that are outside of it or under a pixel."""
+        """Boxes and masks in pixels of the input, without objects that are outside of it or under a pixel."""
         boxes = target["boxes"].as_subclass(Tensor).to(torch.float32)
         scale = boxes.new_tensor([at.shown_width / at.width, at.shown_height / at.height] * 2)
         low = boxes.new_tensor([at.left, at.top] * 2)
@@ -197,7 +212,9 @@ class SpatialTransform(SampleTransform):
         moved["boxes"] = torch.minimum(torch.maximum(boxes * scale + low, low), high)
         if "masks" in moved:
             masks = moved["masks"]
-            moved["masks"] = self._boxed(masks, at, 0) if len(masks) else masks.new_zeros(0, *[self.image_size] * 2)
+            moved["masks"] = (
+                self._boxed(masks, at, 0) if len(masks) else masks.new_zeros(0, *height_and_width(self.image_size))
+            )
         if self.keep_all:
             return moved
         keep = ((moved["boxes"][:, 2:] - moved["boxes"][:, :2]) >= 1).all(1)
@@ -206,7 +223,7 @@ class SpatialTransform(SampleTransform):
         return {name: value[keep] for name, value in moved.items()}
 
 
-def _truth(sample: Sample) -> Any:
+def truth_of(sample: Sample) -> Any:
     """The truth of an untransformed sample, with masks as run lengths: those of pixels would not fit into memory."""
     if not isinstance(sample.target, dict):
         return None if sample.target is None else sample.target.as_subclass(Tensor)

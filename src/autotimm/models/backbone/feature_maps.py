@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from autotimm.errors import ModelError, UsageError
+from autotimm.image_size import ImageSize, read_image_size
 from autotimm.models.backbone.architectures import Architecture
 from autotimm.models.backbone.model_args import at_size
 from autotimm.models.backbone.pooled import BackboneNetwork, checked_arguments, make_backbone
@@ -53,7 +54,7 @@ def build_feature_backbone(
     *,
     weights: Weights | None = None,
     seed: int = 42,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     drop_path_rate: float = 0.0,
     finest: int = 4,
     output_stride: int | None = None,
@@ -71,7 +72,7 @@ def build_feature_backbone(
         name: Name of the backbone, see :func:`autotimm.models.find_architecture`.
         weights: Initial weights; ``None`` is random.
         seed: Root seed of the stream ``(init, backbone)``.
-        image_size: Side of the square images in pixels; ``None`` is the backbone's own size.
+        image_size: Size of the images in pixels; ``None`` is the backbone's own size.
         drop_path_rate: Probability in [0, 1) of skipping a residual block.
         finest: Smallest stride that is needed. Finer maps are left out, unless fewer than two maps would remain.
         output_stride: Largest stride, obtained by dilation (Chen et al., "DeepLab", TPAMI 2018); ``None`` is the
@@ -97,7 +98,7 @@ def build_feature_backbone(
         >>> [tuple(map.shape) for map in maps] == [(1, level.channels, *2 * (64 // level.stride,)) for level in levels]
         True
     """
-    architecture, arguments = checked_arguments(name, image_size, drop_path_rate, in_chans)
+    architecture, arguments, image_size = checked_arguments(name, image_size, drop_path_rate, in_chans)
     if output_stride is not None:
         arguments["output_stride"] = output_stride
         _check_dilation(architecture, arguments, image_size)
@@ -164,10 +165,11 @@ class DenseNetwork(BackboneNetwork, ABC):
         """
         height, width = images.shape[-2:]
         if height % self.multiple or width % self.multiple:
-            below = max(1, min(height, width) // self.multiple) * self.multiple
+            below = read_image_size([max(1, side // self.multiple) * self.multiple for side in (height, width)])
+            above = read_image_size([(side // self.multiple + 1) * self.multiple for side in (height, width)])
             raise UsageError(
                 f"The images must have sides that are multiples of {self.multiple}. They are {height} x {width}. "
-                f"Give the data image_size={below} or {below + self.multiple}."
+                f"Give the data image_size={below} or {above}."
             )
         with deterministic_resizing(self.backbone, images):
             maps = feature_maps(self.backbone, [level.number for level in self.levels], self.normalize(images))
@@ -276,25 +278,25 @@ def _measured_levels(name: str, model: nn.Module, images: Tensor, finest: int) -
             f"The `backbone` {name} must have feature maps with strides such as 4, 8, 16 and 32. It has "
             f"{', '.join(map(str, sorted(set(strides))))}. Choose another, such as 'resnet18'."
         )
-    side, multiple = images.shape[-1], selected[-1]
+    (height, width), multiple = images.shape[-2:], selected[-1]
     if len(selected) == 1:  # before the check of the image size, since another size would not help
         multiple = max(multiple, *simple_strides(multiple, name))
-    if side % multiple:
+    if height % multiple or width % multiple:
         raise ValueError(f"its feature maps require a multiple of {multiple}")
     maps = feature_maps(model, [deepest[stride] for stride in selected], images)
     for stride, level_map in zip(selected, maps, strict=True):
-        if level_map.ndim != 4 or level_map.shape[-1] != level_map.shape[-2] or level_map.shape[-1] * stride != side:
+        if level_map.ndim != 4 or tuple(side * stride for side in level_map.shape[2:]) != (height, width):
             shape = " x ".join(map(str, level_map.shape[2:]))
             raise ModelError(
                 f"The `backbone` {name} must have a feature map of stride {stride}, as timm declares. It returns one "
-                f"of {shape} for an image of {side} x {side}. Choose another, such as 'resnet18'."
+                f"of {shape} for an image of {height} x {width}. Choose another, such as 'resnet18'."
             )
     return tuple(
         Level(deepest[stride], level_map.shape[1], stride) for stride, level_map in zip(selected, maps, strict=True)
     )
 
 
-def _check_dilation(architecture: Architecture, arguments: dict[str, Any], image_size: int | None) -> None:
+def _check_dilation(architecture: Architecture, arguments: dict[str, Any], image_size: ImageSize | None) -> None:
     """Raise a ModelError unless the model with the argument ``output_stride`` really has that largest stride."""
     output_stride, undilated = arguments["output_stride"], {**arguments}
     del undilated["output_stride"]

@@ -15,6 +15,7 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from autotimm.errors import ModelError, UsageError, sentence
+from autotimm.image_size import ImageSize, height_and_width, read_image_size, written_size
 from autotimm.models.backbone.architectures import Architecture
 
 __all__ = ["at_size", "create", "fitting_arguments", "measure_features"]
@@ -35,13 +36,13 @@ def create(architecture: Architecture, arguments: dict[str, Any]) -> nn.Module:
 
 
 def fitting_arguments(
-    architecture: Architecture, image_size: int | None, drop_path_rate: float, in_chans: int = 3
+    architecture: Architecture, image_size: ImageSize | None, drop_path_rate: float, in_chans: int = 3
 ) -> dict[str, Any]:
     """Choose the arguments of ``timm.create_model`` for an image size and stochastic depth.
 
     Args:
         architecture: The architecture of the model.
-        image_size: Side of the square images in pixels; ``None`` is the model's own size.
+        image_size: Size of the images in pixels; ``None`` is the model's own size.
         drop_path_rate: Probability in [0, 1) of skipping a residual block.
         in_chans: Channels of the images.
 
@@ -84,7 +85,7 @@ def _check_drop_path(architecture: Architecture, arguments: dict[str, Any]) -> N
 def at_size(
     architecture: Architecture,
     arguments: dict[str, Any],
-    image_size: int | None,
+    image_size: ImageSize | None,
     run: Callable[[nn.Module, Tensor], Result],
 ) -> Result:
     """Create the model on the meta device and run it on images of one size, to get shapes without computation.
@@ -92,7 +93,7 @@ def at_size(
     Args:
         architecture: The architecture of the model.
         arguments: Arguments of ``timm.create_model``, see :func:`fitting_arguments`.
-        image_size: Side of the square images in pixels; ``None`` is the model's own size.
+        image_size: Size of the images in pixels; ``None`` is the model's own size.
         run: Takes the model, in evaluation mode, and two images. It may raise ``ValueError`` for an unsupported size.
 
     Returns:
@@ -102,12 +103,13 @@ def at_size(
         ModelError: If the model does not support this image size. The message suggests the nearest sizes.
     """
     default_size = int((architecture.config.get("input_size") or (3, 224, 224))[-1])
-    size = image_size or int(arguments.get("img_size") or default_size)
+    size: ImageSize = image_size or arguments.get("img_size") or default_size
 
-    def attempt(size: int) -> Result:
+    def attempt(size: ImageSize) -> Result:
         fitted = {**arguments, "img_size": size} if "img_size" in arguments else arguments
         with torch.device("meta"), torch.no_grad():
-            return run(create(architecture, fitted).eval(), torch.empty(2, arguments.get("in_chans", 3), size, size))
+            images = torch.empty(2, arguments.get("in_chans", 3), *height_and_width(size))
+            return run(create(architecture, fitted).eval(), images)
 
     try:
         return attempt(size)
@@ -116,35 +118,39 @@ def at_size(
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if not sizes:
             raise ModelError(f"The `backbone` {architecture.name} cannot run: {reason}. Choose another.") from None
-        suggestions = " or ".join(map(str, sizes))
+        suggestions = " or ".join(map(written_size, sizes))
         raise ModelError(
-            f"The `backbone` {architecture.name} does not support an `image_size` of {size} ({reason}). Give "
-            f"{suggestions}."
+            f"The `backbone` {architecture.name} does not support an `image_size` of {written_size(size)} ({reason}). "
+            f"Give {suggestions}."
         ) from None
 
 
-def _supported_sizes(attempt: Callable[[int], object], size: int, default_size: int) -> list[int]:
+def _supported_sizes(attempt: Callable[[ImageSize], object], size: ImageSize, default_size: int) -> list[ImageSize]:
     """Search for the nearest supported image sizes below and above, among a few candidates."""
-    multiples = {step * (size // step + more) for step in _STEPS for more in (0, 1, 2)} | {default_size, 2 * size}
-    nearest: dict[bool, int] = {}
-    for candidate in sorted(multiples - {0, size}, key=lambda multiple: abs(multiple - size)):
-        if (candidate > size) in nearest:
+    height, width = height_and_width(size)
+    multiples = {
+        (step * (height // step + more), step * (width // step + more)) for step in _STEPS for more in (0, 1, 2)
+    } | {(default_size, default_size), (2 * height, 2 * width)}
+    nearest: dict[bool, tuple[int, int]] = {}
+    for candidate in sorted(multiples, key=lambda sides: (abs(sides[0] - height) + abs(sides[1] - width), sides)):
+        larger = sum(candidate) > height + width
+        if larger in nearest or 0 in candidate or candidate == (height, width):
             continue
         try:
-            attempt(candidate)
+            attempt(read_image_size(candidate))
         except (*_SIZE_ERRORS, ModelError):
             continue
-        nearest[candidate > size] = candidate
-    return sorted(nearest.values())
+        nearest[larger] = candidate
+    return [read_image_size(nearest[larger]) for larger in (False, True) if larger in nearest]
 
 
-def measure_features(architecture: Architecture, arguments: dict[str, Any], image_size: int | None) -> int:
+def measure_features(architecture: Architecture, arguments: dict[str, Any], image_size: ImageSize | None) -> int:
     """Measure the number of features D of a model for images of one size.
 
     Args:
         architecture: The architecture of the model.
         arguments: Arguments of ``timm.create_model``, see :func:`fitting_arguments`.
-        image_size: Side of the square images in pixels; ``None`` is the model's own size.
+        image_size: Size of the images in pixels; ``None`` is the model's own size.
 
     Raises:
         ModelError: If the output is not (N, D), or the model does not support this image size.

@@ -16,12 +16,14 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 
 from autotimm.errors import is_whole, number, require
+from autotimm.image_size import ImageSize
 from autotimm.models.backbone.architectures import Architecture, find_architecture, list_backbones
 from autotimm.models.backbone.model_args import create, fitting_arguments, measure_features
 from autotimm.models.backbone.weights import Weights, load_weights
 from autotimm.models.layers.deterministic import deterministic_resizing
 from autotimm.models.layers.normalize import Normalize
 from autotimm.repro.streams import scope
+from autotimm.types import check_image_size
 
 __all__ = [
     "BackboneNetwork", "DataConfig", "PooledClassifier", "build_backbone", "build_classifier", "build_normalize",
@@ -114,7 +116,7 @@ def build_backbone(
     *,
     weights: Weights | None = None,
     seed: int = 42,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     drop_path_rate: float = 0.0,
     in_chans: int = 3,
 ) -> nn.Module:
@@ -127,7 +129,7 @@ def build_backbone(
         name: Name of the backbone, see :func:`autotimm.models.find_architecture`.
         weights: Initial weights, see :func:`autotimm.models.resolve_weights`; ``None`` is random.
         seed: Root seed of the stream ``(init, backbone)``.
-        image_size: Side S of the images in pixels. ``None`` is the backbone's own size; a model that supports variable
+        image_size: Size of the images in pixels. ``None`` is the backbone's own size; a model that supports variable
             image sizes then accepts other sizes as well.
         drop_path_rate: Probability in [0, 1) of skipping a residual block (Huang et al., "Deep networks with stochastic
             depth", ECCV 2016).
@@ -149,7 +151,7 @@ def build_backbone(
         >>> backbone(torch.zeros(2, 3, 32, 32)).shape == (2, backbone.num_features)
         True
     """
-    architecture, arguments = checked_arguments(name, image_size, drop_path_rate, in_chans)
+    architecture, arguments, image_size = checked_arguments(name, image_size, drop_path_rate, in_chans)
     features = measure_features(architecture, arguments, image_size)
     backbone, _ = make_backbone(architecture, arguments, weights, seed)
     setattr(backbone, "num_features", features)  # noqa: B010 - timm's own value excludes the layers of its head
@@ -162,7 +164,7 @@ def build_classifier(
     *,
     weights: Weights | None = None,
     seed: int = 42,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     head_dropout: float = 0.0,
     drop_path_rate: float = 0.0,
     in_chans: int = 3,
@@ -174,7 +176,7 @@ def build_classifier(
         num_classes: Number of logits.
         weights: Initial weights of the backbone; ``None`` is random.
         seed: Root seed of the streams ``(init, backbone)`` and ``(init, head)``.
-        image_size: Side of the square images in pixels; ``None`` is the backbone's own size.
+        image_size: Size of the images in pixels; ``None`` is the backbone's own size.
         head_dropout: Probability in [0, 1) of dropping a feature before the head.
         drop_path_rate: Probability in [0, 1) of skipping a residual block.
         in_chans: Channels of the images.
@@ -259,20 +261,20 @@ class PooledClassifier(BackboneNetwork):
 
 
 def checked_arguments(
-    name: str, image_size: int | None, drop_path_rate: float, in_chans: int = 3
-) -> tuple[Architecture, dict[str, Any]]:
+    name: str, image_size: ImageSize | None, drop_path_rate: float, in_chans: int = 3
+) -> tuple[Architecture, dict[str, Any], ImageSize | None]:
     """Validate the arguments of :func:`build_backbone`, and choose those of ``timm.create_model``.
 
     Returns:
-        The architecture, and the arguments for timm.
+        The architecture, the arguments for timm, and the image size, which a checkpoint may hold as a list.
     """
     must, do = "in [0, 1)", "Give 0 to switch it off, or for example 0.1."
     require(0 <= number(drop_path_rate) < 1, "drop_path_rate", name, must, drop_path_rate, do)
-    valid = image_size is None or is_whole(image_size, 1)
-    require(valid, "image_size", name, "an integer above 0, or None", image_size, "Give for example 224.")
     require(is_whole(in_chans, 1), "in_chans", name, "a whole number, 1 or more", in_chans, "Give 3 for RGB.")
+    if image_size is not None:
+        image_size = check_image_size(image_size, name)
     architecture = find_architecture(name)
-    return architecture, fitting_arguments(architecture, image_size, drop_path_rate, in_chans)
+    return architecture, fitting_arguments(architecture, image_size, drop_path_rate, in_chans), image_size
 
 
 def make_backbone(

@@ -5,6 +5,7 @@ A weights file is read without executing code, and loaded into a backbone strict
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import zipfile
@@ -324,6 +325,7 @@ def load_weights(backbone: nn.Module, path: Path, architecture: Architecture, ar
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in complete]
     if not missing and not unexpected and all(state[name].shape == expected[name].shape for name in expected):
+        _check_grid(backbone, arguments)
         backbone.load_state_dict({name: state[name] for name in expected})
         return
     if missing and not unexpected:  # no foreign names that timm could translate
@@ -338,6 +340,24 @@ def load_weights(backbone: nn.Module, path: Path, architecture: Architecture, ar
         reason = "" if missing or unexpected else f" ({str(error).strip().splitlines()[-1].strip()})"
         raise WeightsError(_mismatch(path, architecture, missing, unexpected) + reason) from None
     backbone.load_state_dict({name: loaded[name] for name in expected})
+
+
+def _check_grid(backbone: nn.Module, arguments: Mapping[str, Any]) -> None:
+    """Refuse a grid of patches that is no square but has as many patches as one.
+
+    Position embeddings of another grid are resampled, which timm knows by their number alone. Of as many, those of a
+    square would be taken for those of the grid, row after row.
+    """
+    grid = getattr(getattr(backbone, "patch_embed", None), "grid_size", None)
+    if "pos_embed" not in backbone.state_dict() or not grid or grid[0] == grid[1]:
+        return
+    if math.isqrt(grid[0] * grid[1]) ** 2 == grid[0] * grid[1]:
+        side = math.isqrt(grid[0] * grid[1])
+        raise WeightsError(
+            f"The `image_size` {arguments.get('img_size')} has {grid[0]} x {grid[1]} patches, as many as a square of "
+            f"{side} x {side}, so that the position embeddings of the weights cannot be told from those of the "
+            "square. Give another size, or pretrained=False."
+        )
 
 
 def _with_classifier(

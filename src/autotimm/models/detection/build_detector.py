@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autotimm.errors import is_whole, number, require, require_choice
+from autotimm.image_size import ImageSize
 from autotimm.models.backbone.feature_maps import build_feature_backbone
 from autotimm.models.backbone.pooled import build_normalize
 from autotimm.models.backbone.weights import Weights
@@ -12,7 +13,7 @@ from autotimm.models.detection.two_stage import TwoStageDetector, build_proposal
 from autotimm.models.layers.feature_pyramid import Pyramid, check_width
 from autotimm.repro.streams import scope
 
-__all__ = ["DETECTORS", "build_detector"]
+__all__ = ["DETECTORS", "build_detector", "nms_threshold"]
 
 DETECTORS = ("fcos", "retinanet", "faster_rcnn", "mask_rcnn")
 _ONE_STAGE = {"fcos": build_fcos, "retinanet": build_retinanet}
@@ -26,7 +27,7 @@ def build_detector(
     *,
     weights: Weights | None = None,
     seed: int = 42,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     width: int = 256,
     drop_path_rate: float = 0.0,
     score_threshold: float = 0.05,
@@ -45,7 +46,7 @@ def build_detector(
         num_classes: Number of classes, without a background.
         weights: Initial weights of the backbone; ``None`` is random.
         seed: Root seed of the streams ``(init, backbone)``, ``(init, pyramid)`` and ``(init, head)``.
-        image_size: Side of the square images in pixels; ``None`` is the backbone's own size.
+        image_size: Size of the images in pixels; ``None`` is the backbone's own size.
         width: Number of channels of the pyramid and of the heads, a multiple of 64. The R-CNNs also sample
             ``2 * width`` regions per image in training. 256 is torchvision's value; 64 is small and fast.
         drop_path_rate: Probability in [0, 1) of skipping a residual block.
@@ -78,8 +79,7 @@ def build_detector(
     do = "Give 0.05 to compute metrics, or for example 0.5 to view detections."
     require(0 <= number(score_threshold) < 1, "score_threshold", owner, "in [0, 1)", score_threshold, do)
     require(is_whole(max_objects, 1), "max_objects", owner, must, max_objects, "Give 100, as COCO's metrics do.")
-    nms = _NMS_THRESHOLDS[arch] if nms_iou is None else nms_iou
-    require(0 <= number(nms) <= 1, "nms_iou", owner, "in [0, 1]", nms_iou, "Give for example 0.5.")
+    nms = nms_threshold(arch, nms_iou)
     one_stage = arch in _ONE_STAGE
     finest = 8 if one_stage else 4
     body, levels = build_feature_backbone(
@@ -103,3 +103,18 @@ def build_detector(
         )  # fmt: skip
         proposals = build_proposal_network(width, pyramid.strides)
         return TwoStageDetector(normalize, body, levels, pyramid, proposals, heads)
+
+
+def nms_threshold(arch: str, nms_iou: float | None) -> float:
+    """The intersection over union above which a detector drops the box with the lower score of two of a class.
+
+    Args:
+        arch: One of :data:`DETECTORS`.
+        nms_iou: The value that was given; ``None`` is torchvision's.
+
+    Raises:
+        UsageError: If it is out of range.
+    """
+    nms = _NMS_THRESHOLDS[arch] if nms_iou is None else nms_iou
+    require(0 <= number(nms) <= 1, "nms_iou", "a detector", "in [0, 1]", nms_iou, "Give for example 0.5.")
+    return nms

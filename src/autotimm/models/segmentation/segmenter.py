@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autotimm.errors import ModelError, UsageError, require, require_choice, sentence
+from autotimm.image_size import ImageSize
 from autotimm.models.backbone.feature_maps import DenseNetwork, Level, build_feature_backbone, simple_strides
 from autotimm.models.backbone.pooled import build_normalize
 from autotimm.models.backbone.weights import Weights
@@ -78,7 +79,7 @@ def build_segmenter(
     *,
     weights: Weights | None = None,
     seed: int = 42,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     width: int = 256,
     drop_path_rate: float = 0.0,
     in_chans: int = 3,
@@ -94,7 +95,7 @@ def build_segmenter(
         weights: Initial weights of the backbone; ``None`` is random.
         seed: Root seed of the streams ``(init, backbone)``, ``(init, pyramid)``, ``(init, decoder)`` and
             ``(init, head)``.
-        image_size: Side of the square images in pixels; ``None`` is the backbone's own size.
+        image_size: Size of the images in pixels; ``None`` is the backbone's own size.
         width: Number of channels of the decoder, a multiple of 64; 64 is small and fast.
         drop_path_rate: Probability in [0, 1) of skipping a residual block.
         in_chans: Channels of the images.

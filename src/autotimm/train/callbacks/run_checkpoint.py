@@ -6,13 +6,9 @@ import errno
 import io
 import math
 import re
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
@@ -26,44 +22,9 @@ from autotimm.records.checkpoint_store import CheckpointStore, check_keep
 from autotimm.records.run_folder import RunFolder
 from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.train.callbacks.epoch_metrics import EpochMetrics, Unfinished, Watched
+from autotimm.train.stop_request import StopRequest
 
-__all__ = ["RunCheckpoint", "StopRequest", "read_interval"]
-
-
-class StopRequest:
-    """Whether a training was asked to stop.
-
-    The first Ctrl-C within a training epoch sets a flag that is honored directly after the next optimizer step, where a
-    checkpoint loses nothing. A second one, and one at any other time, stops at once.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self.armed = False  # the flag is only looked at between training batches
-
-    def obey(self) -> None:
-        """Stop after a checkpoint was written. SIGTERM is left to Lightning, which stops after this batch."""
-        if self.requested:
-            raise KeyboardInterrupt
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested or not self.armed:
-            raise KeyboardInterrupt
-        self.requested = True
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Listen for Ctrl-C, in the main thread, and unless the caller ignores or handles it."""
-        self.requested = False
-        default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if threading.current_thread() is not threading.main_thread() or not default:
-            yield
-            return
-        signal.signal(signal.SIGINT, self._handle)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+__all__ = ["RunCheckpoint", "read_interval"]
 
 
 _UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
@@ -235,15 +196,15 @@ class RunCheckpoint(Checkpoint):
     # When to save
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From here on the flag of Ctrl-C is looked at after each step."""
+        """From here on a request to stop is looked at after each step."""
         self.stop.armed = self.folder is not None
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop at once on Ctrl-C: validation can be long, and stopping in it loses nothing."""
+        """Stop at once when asked to: validation can be long, and stopping in it loses nothing."""
         self.stop.armed = False
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look at the flag of Ctrl-C again, and check the monitored value."""
+        """Look at requests to stop again, and check the monitored value."""
         self.stop.armed = self.folder is not None and not trainer.sanity_checking
         self.watched.after_validation(trainer, pl_module)
 
@@ -262,7 +223,7 @@ class RunCheckpoint(Checkpoint):
         validates = trainer.enable_validation and (batch_idx + 1) % every == 0
         if not stepped or last or validates:
             return  # the end of an epoch has its own hook
-        stopping = self._all(trainer, self.stop.requested or trainer.received_sigterm)
+        stopping = self.stop.agreed(trainer)
         if self.folder is not None and (stopping or self._due(trainer)):
             self._unfinished = True
             try:
@@ -270,7 +231,7 @@ class RunCheckpoint(Checkpoint):
             finally:
                 self._unfinished = False
         if stopping:
-            self.stop.obey()
+            self.stop.obey(stopping)
 
     def _due(self, trainer: pl.Trainer) -> bool:
         if self.steps is not None:
@@ -296,8 +257,8 @@ class RunCheckpoint(Checkpoint):
         name = CheckpointStore.name(trainer.global_step, epochs=trainer.current_epoch + 1)
         self._save(trainer, name, best=improved)
         self.stop.armed = False
-        if self._all(trainer, self.stop.requested):
-            self.stop.obey()
+        if stopping := self.stop.agreed(trainer):
+            self.stop.obey(stopping)
 
     def _improves(self, metrics: dict[str, float]) -> bool:
         if self.monitor is None or not self.best:
