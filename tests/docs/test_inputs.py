@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/reference/inputs.md"
-ROWS = re.findall(r"^\| (?!input|---)(.+?) \| (.+?) \| `([^`]+)::([^`]+)` \|$", PAGE.read_text(), flags=re.MULTILINE)
+ROWS = re.findall(r"^\| (?!input|---)(.+?) \| (.+?) <!-- (\S+)::(\S+) --> \|$", PAGE.read_text(), flags=re.MULTILINE)
 OUTCOMES = ("read", "said", "left out", "refused")
 
 
