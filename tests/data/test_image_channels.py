@@ -122,7 +122,12 @@ def test_arrays_are_never_unpickled(tmp_path: Path) -> None:
     assert not proof.exists()
 
 
-def test_arrays_are_images_only_with_other_channels() -> None:
+def test_arrays_are_images_only_with_other_channels(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "array HWC")
+    with pytest.raises(DataError, match=r"Ignored are 12 \.npy: NumPy arrays are images with other than 3 channels"):
+        ImageDataModule(folder).setup()
+    (problem,) = scan([folder / "cat" / "0.npy"])
+    assert problem.reason == "a NumPy array, which is read with another in_chans than 3"
     assert not is_image_name("a.npy")
     with reading_as(ImageReading(5)):
         assert is_image_name("a.npy")

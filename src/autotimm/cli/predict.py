@@ -127,7 +127,11 @@ PREDICT = Verb(
     positionals=(RUN, Positional("paths", "PATH", "images, or folders of images", many=True)),
     options={
         "out": Option(Path(metavar="FILE|DIR"), "save a .csv table, COCO .json, or label images in DIR", "Options"),
-        "ids": Option(Path(metavar="FILE"), "COCO file whose image and category ids the .json gets", "Options"),
+        "ids": Option(
+            Path(metavar="FILE"),
+            "COCO file whose image ids (else 1, 2, ...) and category ids the .json gets",
+            "Options",
+        ),
         "draw": Option(Path(metavar="DIR"), "save pictures with boxes, masks, class names and scores", "Options"),
         "ckpt": CKPT,
         "trust": TRUST,

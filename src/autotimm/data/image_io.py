@@ -508,6 +508,8 @@ def reason(path: str | Path, error: BaseException) -> str:
         pixels = re.search(r"\d+", str(error))  # Pillow's own message, or ours above
         has = f"it has {int(pixels[0]):,} pixels" if pixels else "it has too many pixels"
         return f"{has}, and Pillow's decompression bomb limit (Image.MAX_IMAGE_PIXELS) is {Image.MAX_IMAGE_PIXELS:,}"
+    if isinstance(error, UnidentifiedImageError) and Path(path).suffix.lower() == ARRAY_SUFFIX:
+        return "a NumPy array, which is read with another in_chans than 3"
     if isinstance(error, UnidentifiedImageError):
         try:
             return "not an image" if os.path.getsize(path) else "the file is empty"

@@ -249,7 +249,6 @@ def test_a_rotated_photograph_has_an_upright_mask(tmp_path: Path, picture: Pictu
         ("id\n0\n", "no column is named one of"),
         ("name,r,g,b\na,0,0,256\n", "'256' is not a number from 0 to 255"),
         ("id,name\nx,a\n", "is not a class table"),
-        ("id,name\n", "names no class"),
         (
             "id,name\n" + "".join(f"{value},{value}\n" for value in range(300)),
             "has 300 classes, and 255 is the maximum",
@@ -259,6 +258,18 @@ def test_a_rotated_photograph_has_an_upright_mask(tmp_path: Path, picture: Pictu
 def test_invalid_class_tables_are_refused(folder: Callable[..., Path], table: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(folder(table))
+
+
+@pytest.mark.parametrize("content", ["Pixel Value, Class\n", "", "\n\n"])
+def test_a_class_table_with_a_header_alone_is_not_used(folder: Callable[..., Path], content: str) -> None:
+    root = folder()
+    (root / "_classes.csv").write_text(content)
+    (root / "classes.txt").write_text("ground\nroad\ncar\n")
+    tables, notices = read(root)
+    assert tables["train"].class_names == ("ground", "road", "car")
+    assert "_classes.csv names no class, and is not used." in notices
+    (root / "classes.txt").unlink()
+    assert read(root)[0]["train"].class_names == ("0", "1", "2")
 
 
 def test_contradicting_class_tables_are_refused(tmp_path: Path, picture: Picture) -> None:

@@ -417,3 +417,17 @@ def test_masks_of_fractions_and_of_transparency_get_their_reason(tmp_path: Path,
     table, notices = read(tmp_path)
     assert table.ids == ("images/3.png",)
     assert notices[0].startswith("3 masks that cannot be read, left out with their images: masks/0.tif")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_soft_edges_of_small_masks_are_no_classes(tmp_path: Path, picture: Picture, suffix: str) -> None:
+    """A straight edge of a small mask has few values, and every tenth pixel lies on it."""
+    for number in range(4):
+        mask = np.zeros((30, 40), np.int64)
+        mask[5:20, 5 + number : 25] = 255
+        twice = Image.fromarray(np.uint8(mask)).resize((80, 60), Image.Resampling.BILINEAR)
+        write(tmp_path, picture, number, twice.resize((40, 30), Image.Resampling.BILINEAR), suffix)
+    table, notices = read(tmp_path)
+    assert table.class_names == ("background", "foreground")
+    assert any("4 masks with soft edges" in notice for notice in notices)
+    assert (target(table)[6:19, 9:24] == 1).all()

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from autotimm.data.image_io import HEIF_SUFFIXES, is_image_name
+from autotimm.data.image_reading import ARRAY_SUFFIX
 from autotimm.errors import DataError, join_names, printable
 
 __all__ = ["ImageSearch", "ListedFile", "Listing", "extensions", "near_name", "relative", "split_of", "text"]
@@ -71,6 +72,8 @@ def extensions(names: Sequence[str]) -> str:
     rest = len(counts) - 5
     heic = any(suffix.lower() in HEIF_SUFFIXES for suffix in counts)
     end = ": pip install 'autotimm[heif]' reads HEIC images." if heic else "."
+    if ARRAY_SUFFIX in counts and not heic:
+        end = ": NumPy arrays are images with other than 3 channels, see in_chans."
     return f" Ignored are {kinds}{f' and {rest} other kinds' if rest > 0 else ''}{end}" if counts else ""
 
 

@@ -18,6 +18,8 @@ from autotimm.errors import join_names
 __all__ = ["MaskValues", "SoftCode", "areas_among", "is_stretched", "palettes_differ", "with_soft_edges"]
 
 _NEARLY_ALL = 0.9  # of the pixels lie on the values of classes: small pictures of many objects have that many edges
+_MOSTLY = 0.75  # the same, where black and white alone make areas and other values are light: indices are small
+_LIGHT = 128
 _SOLID = 0.25  # squares per pixel: 1 in large areas, 0.25 in a dot of 2x2 pixels, 0 in edges and lines
 _SURELY_SOLID = 0.6
 _SHARE = 0.002  # of all pixels; compression leaves small areas of other values beside edges
@@ -101,7 +103,8 @@ def areas_among(values: MaskValues, lossy: bool) -> list[int] | None:
     near = sum(
         count for value, count in values.pixels.items() if any(values.distance(value, area) <= _NEAR for area in areas)
     )
-    if len(areas) >= 2 and near >= _NEARLY_ALL * values.total:
+    light = any(_LIGHT <= value < 255 for value in values.pixels)
+    if len(areas) >= 2 and near >= (_MOSTLY if black_and_white and light else _NEARLY_ALL) * values.total:
         return sorted(areas)
     # Lines and dots of a few classes have no squares either.
     return [] if lossy or thin > max(_NEAR, 2 * len(solid)) else None
