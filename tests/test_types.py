@@ -101,7 +101,7 @@ def test_steps_and_specs_are_frozen(value):
 
 SPEC = DataSpec(
     ("Katze", "犬"), True, 64, 8, 0.95, "bicubic", "my_package.transforms.square", "boxes", (3, 17), in_chans=4,
-    ignore_exif=True, overlap=0.3,
+    ignore_exif=True, overlap=0.3, decode="reduced",
 )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ def without_mark(text: str) -> str:
 
 
 LATER = (
-    "class_levels:", "ignore_exif:", "in_chans:", "label_separator:", "max_objects:", "nms_iou:", "overlap:", "tile:",
+    "class_levels:", "decode:", "ignore_exif:", "in_chans:", "label_separator:", "max_objects:", "nms_iou:", "overlap:", "tile:",
 )  # fmt: skip  # options that version 1 did not have
 
 
