@@ -99,7 +99,7 @@ def test_steps_and_specs_are_frozen(value):
         setattr(value, fields(value)[0].name, None)
 
 
-SPEC = DataSpec(("Katze", "犬"), True, 64, 8, 0.95, "bicubic", "my_package.transforms.square", "boxes", (3, 17))
+SPEC = DataSpec(("Katze", "犬"), True, 64, 8, 0.95, "bicubic", "my_package.transforms.square", "boxes", (3, 17), 0.25)
 
 
 def test_example_spec_has_no_default_values():
