@@ -15,7 +15,7 @@ the predicted boxes that are such a box, for scores from 0.2 on.
 
 Target: a recall of at least 0.8 with tiles.
 
-    python benchmarks/tiles.py [--quick] [--tile 96] [--epochs 300] [--threads 1] [--draw FOLDER]
+    python benchmarks/tiles.py [--quick] [--tile 96] [--epochs 220] [--threads 1] [--draw FOLDER]
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def draw(path: Path, size: tuple[int, int], objects: int, seed: int) -> Boxes:
         coarse = Image.fromarray(random.uniform(-25, 25, (cells * height // width, cells)).astype(np.float32))
         ground += np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
     pixels = np.stack([110 + ground, 125 + ground, 100 + ground], 2) + random.normal(0, 6, (height, width, 1))
-    cells = random.permutation((height // 24) * (width // 24))[:objects]
+    places = random.permutation((height // 24) * (width // 24))[:objects]
     boxes: Boxes = []
     disc = np.hypot(*np.mgrid[-3:4, -3:4]) < 3.6
-    for cell in cells:
+    for cell in places:
         top = int(cell) // (width // 24) * 24 + int(random.integers(24 - SIDE))
         left = int(cell) % (width // 24) * 24 + int(random.integers(24 - SIDE))
         pixels[top : top + SIDE, left : left + SIDE][disc] = COLORS[int(random.integers(len(COLORS)))]
@@ -95,7 +95,7 @@ def found(predictions: Sequence[ObjectPrediction], truths: Sequence[Boxes]) -> t
     hits = objects = boxes = 0
     for prediction, truth in zip(predictions, truths, strict=True):
         objects, boxes = objects + len(truth), boxes + len(prediction.boxes)
-        for rows in torch.tensor(truth).float().split(1000) if prediction.boxes else ():
+        for rows in torch.tensor(truth).float().chunk(8) if prediction.boxes else ():
             hits += int((box_iou(rows, torch.tensor(prediction.boxes)) >= 0.5).any(1).sum())
     return hits / objects, hits / boxes if boxes else 0.0
 
@@ -103,12 +103,12 @@ def found(predictions: Sequence[ObjectPrediction], truths: Sequence[Boxes]) -> t
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--tile", type=int, default=96)
-    parser.add_argument("--epochs", type=int, default=300)
+    parser.add_argument("--epochs", type=int, default=220)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--draw", type=Path, help="folder for pictures of what was found with tiles")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    size, objects, pictures = (3000, 4000), 6000, {"train": 8, "test": 2}
+    size, objects, pictures = (3000, 4000), 6000, {"train": 4, "test": 1}
     if options.quick:
         size, objects, pictures, options.epochs = (240, 320), 40, {"train": 2, "test": 1}, 1
     rows, recalls = [], {}
@@ -117,7 +117,7 @@ def main() -> None:
         truths = write_set(root, pictures, size, objects)
         settings = {
             "task": "detection", "backbone": "test_resnet", "pretrained": False, "width": 64, "epochs": options.epochs,
-            "batch_size": 8, "lr": 3e-3, "val_split": 0, "num_workers": 0, "threads": options.threads, "keep": "last",
+            "batch_size": 4, "lr": 3e-3, "val_split": 0, "num_workers": 0, "threads": options.threads, "keep": "last",
             "max_objects": 2 * objects, "progress": False, "out": scratch,
         }  # fmt: skip
         refusal = ""
