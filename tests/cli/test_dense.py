@@ -166,6 +166,13 @@ class TestPredictVerb:
         assert main(["predict", str(run.path), str(photos), "--threshold", "1"]) == 2
         assert "must be a number in (0, 1)" in capsys.readouterr().err
 
+    def test_images_beyond_the_limit_of_pillow(self, runs, photos, capsys, monkeypatch):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+        words = ["predict", str(runs["detection"].path), str(photos / "2.png")]
+        assert main(words) == 3
+        assert "it has 3,456 pixels, and Pillow's decompression bomb limit" in capsys.readouterr().err
+        assert main([*words, "--max-pixels", "3456"]) == 0
+
     def test_segmentation_has_no_threshold(self, runs, photos, capsys):
         assert main(["predict", str(runs["segmentation"].path), str(photos), "--threshold", "0.5"]) == 2
         assert "The `threshold` of SemanticSegmentor must be left out. Got 0.5" in capsys.readouterr().err

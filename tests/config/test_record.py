@@ -34,9 +34,11 @@ def without_mark(text: str) -> str:
     return rest
 
 
+# Options that version 1 did not have.
 LATER = (
-    "class_levels:", "decode:", "ignore_exif:", "in_chans:", "label_separator:", "max_objects:", "nms_iou:", "overlap:", "tile:",
-)  # fmt: skip  # options that version 1 did not have
+    "class_levels:", "decode:", "ignore_exif:", "in_chans:", "label_separator:", "max_objects:", "nms_iou:", "overlap:",
+    "tile:",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("count", [3, 41, 64])

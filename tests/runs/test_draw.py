@@ -65,6 +65,14 @@ class TestObjects:
         assert tuple(picture[:, 90, 50].tolist()) == (128, 128, 128), "without masks the inside stays as it is"
         assert torch.equal(GRAY, torch.full_like(GRAY, 128)), "the image itself was drawn into"
 
+    def test_small_objects_in_a_large_picture_are_not_covered(self):
+        boxes = tuple((100.0 * x, 100.0 * y, 100.0 * x + 7, 100.0 * y + 7) for x in range(1, 15) for y in range(1, 10))
+        large = torch.full((3, 1000, 1500), 128, dtype=torch.uint8)
+        picture = draw_prediction(large, objects(("cat",) * len(boxes), boxes, (0.9,) * len(boxes)), NAMES)
+        assert is_color(picture, 100, 103, "cat")
+        assert tuple(picture[:, 103, 103].tolist()) == (128, 128, 128)
+        assert (picture != 128).any(0).sum() <= len(boxes) * 64, "there is something beside the boxes"
+
     def test_masks_are_seen_through_and_have_an_edge(self):
         found = objects(("cat",), ((40.0, 60.0, 120.0, 130.0),), (0.9,), masked=True)
         picture = draw_prediction(GRAY, found, NAMES)

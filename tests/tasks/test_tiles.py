@@ -8,6 +8,9 @@ from torchvision import tv_tensors
 from torchvision.ops import nms
 
 from autotimm.constants import IGNORE_INDEX
+from autotimm.data.formats.image_paths import read_paths
+from autotimm.data.table_checks import workers_for_whole_images
+from autotimm.data.toy import write_toy_folder
 from autotimm.data.transforms.tile_transforms import TileCrop
 from autotimm.repro.streams import scope
 from autotimm.tasks.tiles import TileLabels, column_blocks, cut, merge_objects, placement, tile_windows
@@ -125,6 +128,15 @@ class TestPixels:
         assert torch.equal(once, self.merged(logits, backwards=True))
         assert len(column_blocks(WIDTH, 3, TILING, 3 * 40 * 4 * 60)) == 3
         assert torch.equal(once, self.merged(logits, 3 * 40 * 4 * 60))
+
+
+def test_huge_images_are_loaded_by_the_process_that_needs_them(tmp_path):
+    path = write_toy_folder(tmp_path / "photos", n=4, num_classes=2, image_size=100)
+    table = read_paths(path, [])
+    bytes_of_four = 4 * 2 * 3 * 100 * 100  # two images wait for each of four processes
+    assert workers_for_whole_images(table, 8, bytes_of_four) == 4
+    assert workers_for_whole_images(table, 8) == 8
+    assert workers_for_whole_images(table, 8, 1000) == 0
 
 
 class TestTrainingCrops:

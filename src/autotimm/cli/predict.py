@@ -10,7 +10,7 @@ from autotimm.cli.parser import parse
 from autotimm.cli.run_args import CKPT, RUN, TRUST, open_run
 from autotimm.cli.verb import Positional, Verb
 from autotimm.config import Option
-from autotimm.config.value_types import Flag, Number, Path
+from autotimm.config.value_types import Flag, Number, Path, Whole
 from autotimm.errors import UsageError, printable, sentence
 from autotimm.runs.output_paths import require_new_file, require_new_folder
 
@@ -43,9 +43,13 @@ def run(argv: Sequence[str]) -> int:
         cure = "It says which numbers images and categories have in a COCO file. Add for example --out found.json."
         raise UsageError(sentence("--ids", _OWNER, "given with an --out that ends in .json", ids, cure))
     run, ckpt = open_run(given)
+    from PIL import Image  # lazy: the help needs no images
+
     from autotimm.runs.predict import data_of_checkpoint, image_files
 
     data = data_of_checkpoint(run.checkpoint(ckpt))
+    if (most := given.value("max_pixels")) is not None:
+        Image.MAX_IMAGE_PIXELS = most
     _check_kind(data.kind, out, draw)
     predictions = run.predict(paths, fast=fast, ckpt=ckpt, threshold=given.value("threshold"))
     if out is not None:
@@ -141,13 +145,20 @@ PREDICT = Verb(
             "Options",
             none="the run's",
         ),
+        "max_pixels": Option(
+            Whole(1),
+            "pixels of the largest image that is read, which takes 7 bytes of memory for each",
+            "Options",
+            none="Pillow's",
+        ),
         "fast": Option(Flag(), "do not pad the last batch; the last bits of the scores may differ", "Options"),
     },
-    defaults={"ckpt": "best", "trust": False, "threshold": None, "fast": False},
+    defaults={"ckpt": "best", "trust": False, "threshold": None, "max_pixels": None, "fast": False},
     examples=(
         "autotimm predict runs/photos-001 new/ --out predictions.csv",
         "autotimm predict runs/photos-001 one.jpg two.jpg",
         "autotimm predict runs/cars-001 new/ --out found.json --draw pictures/ --threshold 0.5",
+        "autotimm predict runs/tiles-001 satellite.tif --out found.json --max-pixels 400000000",
         "autotimm predict runs/cars-001 val/ --out found.json --ids annotations/instances_val.json --threshold 0.001",
     ),
     notes=(

@@ -30,7 +30,7 @@ from autotimm.data.image_reading import reading_as, reading_of
 from autotimm.data.loader import KeyedLoader, collate_samples, default_workers, transformed_loader
 from autotimm.data.module import DataModule
 from autotimm.data.table import ImageTable, Subset, Table
-from autotimm.data.table_checks import readable
+from autotimm.data.table_checks import readable, workers_for_whole_images
 from autotimm.data.transforms.image_transforms import ImageTransform, SampleTransform, eval_transform, pixels_needed
 from autotimm.data.transforms.spatial_transforms import SpatialTransform
 from autotimm.data.transforms.tile_transforms import WholeImage
@@ -356,6 +356,7 @@ def _loader(table: Table, spec: DataSpec, num_workers: int | None) -> KeyedLoade
     transform = _transform(spec)
     if num_workers is None:
         num_workers = default_workers() if len(table) > 4 * spec.eval_batch_size else 0
+        num_workers = num_workers if spec.tiling is None else workers_for_whole_images(table, num_workers)
     # Evaluation transforms draw no random numbers by default, so that the seed does not matter.
     at_once = spec.eval_batch_size if spec.tiling is None else 1  # a whole image gives batches of tiles
     batches = KeyedBatchSampler(len(table), at_once, seed=0, shuffle=False)

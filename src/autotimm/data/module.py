@@ -21,7 +21,7 @@ from autotimm.data.formats.recognize import Recognized
 from autotimm.data.image_reading import ImageReading, reading_as
 from autotimm.data.loader import KeyedLoader, collate_samples, default_workers, transformed_loader
 from autotimm.data.table import Table, check_shares
-from autotimm.data.table_checks import balanced_weights, check_classes, readable, split_off
+from autotimm.data.table_checks import balanced_weights, check_classes, readable, split_off, workers_for_whole_images
 from autotimm.data.transforms.image_transforms import (
     ImageTransform,
     SampleTransform,
@@ -285,19 +285,25 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
     # Loaders
 
     def _loader(self, table: Table, batches: KeyedBatchSampler, transform: SampleTransform, stream: str) -> KeyedLoader:
-        processes = self.trainer.num_devices if self.trainer is not None else 1
         loader = transformed_loader(
             table.at_least(self.pixels_needed(transform.name)),
             batches,
             transform,
             stream=stream,
             collate=self.collate,
-            num_workers=default_workers(processes) if self.num_workers is None else self.num_workers,
+            num_workers=self._workers(table, whole=stream == "eval" and self.overlap is not None),
             persistent_workers=self.persistent_workers,
             pin_memory=self._pins(),
         )
         self._loaders.add(loader)
         return loader
+
+    def _workers(self, table: Table, whole: bool) -> int:
+        """Loading processes; fewer for whole images, if nobody has given a number."""
+        if self.num_workers is not None:
+            return self.num_workers
+        most = default_workers(self.trainer.num_devices if self.trainer is not None else 1)
+        return workers_for_whole_images(table, most) if whole else most
 
     def _pins(self) -> bool:
         if self.pin_memory is not None:

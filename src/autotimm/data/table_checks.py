@@ -23,8 +23,11 @@ __all__ = [
     "own_sides",
     "readable",
     "split_off",
+    "workers_for_whole_images",
 ]
 
+_SHARED_BYTES = 2**30  # of all images that wait for the network
+_PREFETCHED = 2  # images that wait for each loading process, which is torch's default
 _DEFAULT_SHARES = {"val": 0.1, "test": 0.0}  # of a data module
 
 
@@ -174,6 +177,18 @@ def _sides(table: ObjectTable, image_size: ImageSize | None) -> NDArray[np.float
         max(sizes[file][0] / height, sizes[file][1] / width) if file in sizes else np.nan for file in table.files()
     ]
     return table.shorter_sides(np.array(shrunk, np.float64))
+
+
+def workers_for_whole_images(table: Table, most: int, shared_bytes: int = _SHARED_BYTES) -> int:
+    """How many processes may load whole images, which they hand over through shared memory: none if they are huge.
+
+    Args:
+        table: The images.
+        most: The number of processes otherwise.
+        shared_bytes: Memory for the images that wait for the network.
+    """
+    largest = max((width * height for width, height in image_sizes(table.files()).values()), default=1)
+    return min(most, shared_bytes // (3 * largest * _PREFETCHED))
 
 
 def split_off(tables: Mapping[str, Table], val: float, test: float, seed: int, notices: list[str]) -> dict[str, Table]:

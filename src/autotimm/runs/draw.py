@@ -61,6 +61,7 @@ def readable_on(color: Color) -> Color:
 
 _VEIL = 0.4  # how much of the color and how little of the image is seen in a region
 _NOTHING = -1
+_LARGEST_LETTERS = 4  # as often as high as objects; of smaller objects only the color tells the class
 _LOOK = 128  # side in pixels at which the middle of a region is looked for
 
 
@@ -92,14 +93,18 @@ def _objects(image: Tensor, found: ObjectPrediction, colors: Mapping[str, Color]
     if not found.labels:
         return image
     names = list(colors)
-    line = max(1, round(max(image.shape[1:]) / 320))
+    boxes = torch.tensor(found.boxes).round()
+    side = float((boxes[:, 2:] - boxes[:, :2]).amin(1).median())
+    # In a picture of 4000 pixels lines of 12 would cover objects of 7, and names all that is around them.
+    line = max(1, min(round(max(image.shape[1:]) / 320), round(side / 4)))
     if found.masks:
         areas, edges = _outlined(found, names, line)
         image = _painted(_painted(image, areas, colors, _VEIL), edges, colors, 1.0)
     chosen = [colors[label] for label in found.labels]
-    boxes = torch.tensor(found.boxes).round()
     image = draw_bounding_boxes(image, boxes.flip(0), colors=chosen[::-1], width=line)
     size = _letters(image)
+    if size > _LARGEST_LETTERS * side:
+        return image
     tags = [
         _Tag(f"{_plain(label)} {score:.2f}", colors[label], _corners(box, 1.4 * size))
         for label, score, box in zip(found.labels, found.scores, found.boxes, strict=True)

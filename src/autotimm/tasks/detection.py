@@ -140,7 +140,8 @@ class ObjectTask(Task, ABC):
         windows = tile_windows(height, width, tiling)
         for batch, objects in tiled(image, windows, tiling, self.eval_batch_size, self.infer):
             found += zip(batch, objects, strict=True)
-        return merge_objects(found, height, width, tiling, self._nms_iou, self._max_objects)
+        merged = merge_objects(found, height, width, tiling, self._nms_iou, self._max_objects)
+        return {name: value.to(image.device) for name, value in merged.items()}
 
     def decode(self, output: Sequence[dict[str, Tensor]], batch: Batch) -> list[ObjectPrediction]:
         """Objects whose score reaches the threshold, in pixels of the original image."""

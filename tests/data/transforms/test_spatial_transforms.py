@@ -172,8 +172,8 @@ def small_objects(folder: Path, side: int, **boxes: list[list[int]]) -> Detectio
 def test_every_true_object_is_in_the_truth_of_evaluation(tmp_path: Path):
     data = small_objects(tmp_path, SIDE, train=TINY, val=TINY, test=TINY)
     assert data.notices == [
-        "6 of 9 objects are under 1 px (6 under 2 px) at image_size 64: give a larger --image-size. They are counted "
-        "in evaluation, and not learned in training."
+        "6 of 9 objects are under 1 px (6 under 2 px) at image_size 64: give a larger --image-size, or --tile. They "
+        "are counted in evaluation, and not learned in training."
     ]
     assert len(next(iter(data.train_dataloader())).targets[0]["boxes"]) == 1
     for loader in (data.val_dataloader(), data.test_dataloader()):
@@ -201,7 +201,7 @@ def test_objects_that_are_small_for_the_network_are_counted(tmp_path: Path, side
 
 def test_objects_between_one_and_two_pixels_are_counted_alone(tmp_path: Path):
     (notice,) = small_objects(tmp_path, 320, train=[[0, 0, 30, 30], [20, 20, 23, 24]]).notices
-    assert notice == "1 of 2 objects are under 2 px at image_size 320: give a larger --image-size."
+    assert notice == "1 of 2 objects are under 2 px at image_size 320: give a larger --image-size, or --tile."
 
 
 def test_nothing_left_to_learn_is_an_error(tmp_path: Path):
