@@ -32,6 +32,8 @@ _OPTIONS_OF_VERSION_1 = {
     "patience", "lr_find", "batch_size_find", "seed", "stream_seeds", "deterministic", "threads", "accelerator",
     "devices", "precision", "out", "name", "checkpoint_every", "keep", "loggers", "progress",
 }  # fmt: skip
+# What a record means by an option that it does not have, where that is not the default.
+_BEFORE = {"evidence": "false"}
 _LINE_OF_VERSION_1 = re.compile(r"\w+: .*  # \S.*")
 
 
@@ -64,6 +66,8 @@ def split_record(given: Mapping[str, object], owner: str) -> tuple[bool, dict[st
     values = dict(given)
     if RECORD not in values:
         return False, values
+    for name, word in _BEFORE.items():
+        values.setdefault(name, word)
     version = str(values.pop(RECORD))
     if version not in map(str, range(1, VERSION + 1)):
         raise UsageError(

@@ -14,13 +14,14 @@ from autotimm.config.record import RECORD, VERSION
 from autotimm.data.formats.recognize import READER
 from autotimm.data.inference_loaders import labelled_loader, recorded_data
 from autotimm.data.module import DataModule
-from autotimm.errors import AutotimmError, DataError, ModelError, nearest, sentence
+from autotimm.errors import AutotimmError, DataError, ModelError, RunError, nearest, require_choice, sentence
+from autotimm.evidence import Evidence, collecting, evidence_path, read_evidence, write_evidence
 from autotimm.losses.image_losses import LOSS
 from autotimm.models.segmentation.segmenter import DECODER
 from autotimm.optim.optimizers import OPTIMIZER
 from autotimm.records.checked_levels import level_claims
 from autotimm.records.imports import RecordedNames, names_in, require_admitted
-from autotimm.records.run_folder import RunFolder, require_files
+from autotimm.records.run_folder import DIGESTS, PER_CLASS, RunFolder, require_files
 from autotimm.records.trust import OfRun
 from autotimm.runs.diff import Comparison, compare
 from autotimm.runs.explain_difference import confirm_difference, confirm_replay
@@ -159,6 +160,7 @@ class Run:
         self.trust = trust
         self._folder = RunFolder(self.path, self.path.parent)
         self._per_class: dict[str, dict[str, float]] | None = None
+        self._found: Evidence | None = None  # of the last test
 
     def __repr__(self) -> str:
         return f"Run({str(self._file or self.path)!r})"
@@ -266,12 +268,37 @@ class Run:
             DataError: If there is no test data. Validation data is never used in its place.
         """
         results = self._measure("test", data, ckpt)
+        evidence, self._found = self._found, None
         if data is None and self._file is None and str(ckpt) == "best":
-            try:
-                self._folder.add_results(test=results, per_class=self.per_class)
-            except OSError as error:  # a read-only run or a full disk must not lose the metrics
-                say(f"the metrics are not kept with the run, which cannot be written to ({error.strerror})")
+            self._keep_test(results, evidence)
         return results
+
+    def _keep_test(self, results: dict[str, float], evidence: Evidence | None) -> None:
+        kept: dict[str, Any] = {"test": results, PER_CLASS: self.per_class}
+        try:
+            if evidence is not None:
+                kept[DIGESTS] = {"test": write_evidence(self.path, evidence)}
+            self._folder.add_results(**kept)
+        except (OSError, RunError) as error:  # a read-only run or a full disk must not lose the metrics
+            why = error.strerror if isinstance(error, OSError) else error
+            say(f"the metrics are not kept with the run, which cannot be written to ({why})")
+
+    def evidence(self, split: str = "val") -> Evidence:
+        """What the best weights predict for the samples of a split, the truth, and the features in between.
+
+        Args:
+            split: ``"val"``, or ``"test"`` of a run that was tested.
+
+        Raises:
+            UsageError: If it is another split.
+            ModelError: If the run has no such evidence, or it is damaged.
+        """
+        require_choice("split", "Run.evidence", split, ("val", "test"))
+        path = evidence_path(self.path, split)
+        if not path.exists():
+            cure = "Test it with `autotimm test`." if split == "test" else "Train it with the option `evidence`."
+            raise ModelError(f"The run {self.path} has no evidence of its {split} images. {cure}")
+        return read_evidence(path)
 
     def _measure(self, verb: str, data: str | Path | DataModule | None, ckpt: str | Path) -> dict[str, float]:
         with self.names:
@@ -288,11 +315,23 @@ class Run:
             say(*notices, f"data: {len(loader.dataset)} images of {data}")
             results = measure(task, dataloaders=loader)
         else:
-            results = measure(task, datamodule=data or self.data())
+            results, self._found = collecting(
+                task, "test", lambda: measure(task, datamodule=data or self.data()),
+                wanted=verb == "test" and data is None and self._keeps_evidence,
+            )  # fmt: skip
         if not results:
             raise DataError(f"The run {self.path} has no validation data. It was made with val_split=0. Give a folder.")
         self._per_class = task.class_table
         return {name: float(value) for metrics in results for name, value in metrics.items()}
+
+    @property
+    def _keeps_evidence(self) -> bool:
+        """Whether the run was made with the option `evidence`."""
+        if self._file is not None or not (self.path / "config.yaml").exists():
+            return False
+        config = self._config()
+        trainer = vars(config) if isinstance(config, FitConfig) else config.get("trainer", {})
+        return trainer.get("evidence") is True
 
     def predict(
         self, paths: str | Path | Iterable[str | Path], *, ckpt: str | Path = "best", fast: bool = False,

@@ -1,0 +1,1 @@
+"""The report of a run: one page for people, made of the files of the run."""
