@@ -63,7 +63,7 @@ def read_header(path):
 @pytest.mark.parametrize(
     ("evidence", "change", "words"),
     [
-        (CLASSES, lambda arrays, about: about["ids"].append("c"), "`losses` has the shape"),
+        (CLASSES, lambda arrays, about: about["ids"].append("c"), "`scores` has the shape"),
         (CLASSES, lambda arrays, about: about.update(version=2), "a later version"),
         (CLASSES, lambda arrays, about: about.update(ids=[1, 2]), "`ids.0`|ids"),
         (CLASSES, lambda arrays, about: arrays.pop("losses"), "not the tensors of its kind"),
