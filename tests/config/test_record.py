@@ -34,7 +34,8 @@ def without_mark(text: str) -> str:
     return rest
 
 
-LATER = ("class_levels:", "evidence:", "label_separator:", "max_objects:", "nms_iou:")  # options that version 1 did not have
+# Options that version 1 did not have.
+LATER = ("class_levels:", "evidence:", "label_separator:", "max_objects:", "nms_iou:")
 
 
 @pytest.mark.parametrize("count", [3, 41, 64])

@@ -83,11 +83,11 @@ def reliability_chart(title: str, bins: Sequence[Bin]) -> Markup:
     """The share of right predictions in bins of confidence, beside the diagonal of perfect calibration."""
     frame = _Frame((0.0, 1.0), (0.0, 1.0))
     parts = [_grid(frame, _UNIT, _UNIT), _caption("confidence")]
-    largest = max((each.count for each in bins), default=1) or 1
-    for each in (each for each in bins if each.count):
+    largest = max((each.size for each in bins), default=1) or 1
+    for each in (each for each in bins if each.size):
         (left, top), (right, bottom) = frame.at(each.low + 0.008, each.correct), frame.at(each.high - 0.008, 0)
-        text = f"{each.low:.0%} to {each.high:.0%}: {each.correct:.0%} of {each.count} right"
-        shape = (left, top, right - left, bottom - top, 0.35 + 0.65 * each.count / largest)
+        text = f"{each.low:.0%} to {each.high:.0%}: {each.correct:.0%} of {each.size} right"
+        shape = (left, top, right - left, bottom - top, 0.35 + 0.65 * each.size / largest)
         parts.append(_BAR.format(*shape, text))
     (x1, y1), (x2, y2) = frame.at(0, 0), frame.at(1, 1)
     parts.append(Markup('<line class="ideal" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(x1, y1, x2, y2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -83,6 +84,17 @@ def _class_table(evidence: Evidence, predicted: NDArray[np.bool_], true: NDArray
     return NumberTable(titles, rows, links)
 
 
+def with_names(names: list[str], rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Rows with a name in front of each, below a row of the names."""
+    return [["true", *names], *([name, *row] for name, row in zip(names, rows, strict=True))]
+
+
+def over_grid(curve: NDArray[Any], *before: Any) -> list[list[Any]]:
+    """The rows of a curve over 101 thresholds, each with its threshold in front."""
+    grid = np.linspace(0, 1, len(curve)).tolist()
+    return [[*before, at, *map(number, row)] for at, row in zip(grid, curve, strict=True)]
+
+
 def number(value: Any) -> Any:
     """A number of NumPy as one of Python; ``None`` where it is undefined."""
     value = value.item() if isinstance(value, np.generic) else value
@@ -119,16 +131,12 @@ def _one_label(content: Content, evidence: Evidence) -> None:
     winners = scores.argmax(axis=1)
     counts = confusion_matrix(targets, winners, len(names))
     content.matrix = confusion(counts, names, "images")
-    content.numbers["confusion"] = [
-        ["true", *names],
-        *([name, *row] for name, row in zip(names, counts.tolist(), strict=True)),
-    ]
+    content.numbers["confusion"] = with_names(names, counts.tolist())
     confidence, right = scores.max(axis=1), (winners == targets).astype(np.float64)
     _calibration(content, confidence, right, "predictions")
     grid = np.linspace(0, 1, 101)
     kept = selective(confidence, right, grid)
-    content.numbers["thresholds"] = [["confidence", "kept", "accuracy"],
-                                     *([float(at), *map(number, row)] for at, row in zip(grid, kept, strict=True))]  # fmt: skip
+    content.numbers["thresholds"] = [["confidence", "kept", "accuracy"], *over_grid(kept)]
     lines = [Line("accuracy of what is kept", [*zip(grid, kept[:, 1], strict=True)]),
              Line("share that is kept", [*zip(grid, kept[:, 0], strict=True)])]  # fmt: skip
     content.panels.append(
@@ -149,7 +157,10 @@ def _calibration(content: Content, confidence: NDArray[Any], right: NDArray[Any]
         ["from", "to", "count", "confidence", "correct"],
         *(list(map(number, each)) for each in bins),
     ]
-    text = f"Bars on the line are as often right as they say. Expected calibration error {error:.3f}, in ten bins of {what}."
+    text = (
+        f"Bars on the line are as often right as they say. Expected calibration error {error:.3f}, in ten bins of "
+        f"{what}."
+    )
     chart = reliability_chart("Share of right predictions by confidence", bins)
     content.panels.append(Panel("Reliability", chart, [], text, "report/reliability.csv"))
 
@@ -163,18 +174,15 @@ def _several_labels(
     content.numbers["thresholds"] = [["class", "threshold", "precision", "recall", "F1"]]
     best = []
     for name, curve in zip(evidence.class_names, curves, strict=True):
-        content.numbers["thresholds"] += [
-            [name, float(at), *map(number, row)] for at, row in zip(grid, curve, strict=True)
-        ]
+        content.numbers["thresholds"] += over_grid(curve, name)
         at = int(np.nanargmax(curve[:, 2])) if np.isfinite(curve[:, 2]).any() else 0
         best.append([name, float(grid[at]), number(curve[at, 2]), number(curve[round(100 * threshold), 2])])
     shown = range(min(len(curves), _MOST_LINES))
     lines = [Line(evidence.class_names[at], [*zip(grid, curves[at][:, 2], strict=True)]) for at in shown]
-    content.panels.append(
-        Panel("F1 over the threshold", curve_chart("F1 of each class over the threshold", lines, "threshold", threshold),
-              [line.label for line in lines], f"The run predicts a label from {threshold:g} on, the dashed line.",
-              "report/thresholds.csv")
-    )  # fmt: skip
+    chart = curve_chart("F1 of each class over the threshold", lines, "threshold", threshold)
+    text = f"The run predicts a label from {threshold:g} on, the dashed line."
+    names = [line.label for line in lines]
+    content.panels.append(Panel("F1 over the threshold", chart, names, text, "report/thresholds.csv"))
     table = NumberTable(["class", "best threshold", "F1 there", f"F1 at {threshold:g}"], best, {})
     content.tables["Thresholds per class"] = (table, "Chosen on these very images: optimistic for others.")
     content.classes_text = f"A label is predicted from a score of {threshold:g} on. Counts open the images behind them."
@@ -189,8 +197,8 @@ def _cards(
     content.numbers["samples"] = [["id", "true", "predicted", "score", "loss"]]
     words = partial(_names, evidence.class_names)
     for place, at in enumerate(order.tolist()):
-        tokens = [*(f"t{c}" for c in np.flatnonzero(true[at])), *(f"m{c}" for c in np.flatnonzero(true[at] & ~predicted[at])),
-                  *(f"f{c}" for c in np.flatnonzero(predicted[at] & ~true[at]))]  # fmt: skip
+        kinds = {"t": true[at], "m": true[at] & ~predicted[at], "f": predicted[at] & ~true[at]}
+        tokens = [f"{kind}{label}" for kind, labels in kinds.items() for label in np.flatnonzero(labels)]
         if not evidence.multi_label:
             tokens.append(f"c{evidence.targets[at]}-{winners[at]}")
         score = float(evidence.scores[at].max())

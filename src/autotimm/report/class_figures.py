@@ -23,14 +23,14 @@ class Bin(NamedTuple):
     Attributes:
         low: The lowest confidence that belongs to it.
         high: The highest.
-        count: Predictions in it.
+        size: Predictions in it.
         confidence: Their mean confidence; NaN for none.
         correct: The share of them that is right; NaN for none.
     """
 
     low: float
     high: float
-    count: int
+    size: int
     confidence: float
     correct: float
 
@@ -93,7 +93,7 @@ def average_precision(scores: NDArray[Any], true: NDArray[Any], weights: NDArray
     with np.errstate(invalid="ignore", divide="ignore"):
         precision = np.nan_to_num(hits / counted)
         recall = hits / hits[:, -1:]
-    return (np.diff(recall, axis=1, prepend=0) * precision).sum(axis=1)
+    return np.asarray((np.diff(recall, axis=1, prepend=0) * precision).sum(axis=1))
 
 
 def reliability(confidence: NDArray[Any], correct: NDArray[Any], bins: int = _BINS) -> list[Bin]:
@@ -112,8 +112,8 @@ def reliability(confidence: NDArray[Any], correct: NDArray[Any], bins: int = _BI
 
 def expected_calibration_error(bins: list[Bin]) -> float:
     """The mean distance of confidence and correctness, weighted by the predictions in each bin."""
-    total = sum(each.count for each in bins)
-    return sum(each.count * abs(each.confidence - each.correct) for each in bins if each.count) / max(total, 1)
+    total = sum(each.size for each in bins)
+    return sum(each.size * abs(each.confidence - each.correct) for each in bins if each.size) / max(total, 1)
 
 
 def selective(confidence: NDArray[Any], correct: NDArray[Any], thresholds: NDArray[Any]) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ from autotimm.evidence import Evidence
 from autotimm.evidence.label_runs import LabelRuns
 from autotimm.report.charts import Line, curve_chart
 from autotimm.report.class_colors import class_colors
-from autotimm.report.class_content import confusion, number
+from autotimm.report.class_content import confusion, number, over_grid, with_names
 from autotimm.report.class_figures import reliability, threshold_scores
 from autotimm.report.content import Box, Card, Content, Headline, NumberTable, Panel, View
 from autotimm.report.intervals import bootstrap
@@ -25,7 +25,7 @@ __all__ = ["object_content", "object_headline"]
 _MOST_CARDS = 120  # each has two pictures with their boxes
 _MOST_BOXES = 60  # drawn in one picture, those with the highest scores
 _MOST_LINES = 8
-_RESAMPLES = 200  # of average precision, which takes 10 sorted curves per class
+_RESAMPLES = 100  # of average precision, which takes 10 sorted curves per class
 _NOTHING = "nothing"
 _CLEAR = 255  # the label of a pixel that no mask covers
 
@@ -126,8 +126,7 @@ def _thresholds(content: Content, evidence: Evidence, threshold: float) -> None:
     there = sum(pair.true >= 0 for pair in pairs)
     curve = threshold_scores(scores, right, there - int(right.sum()))
     grid = np.linspace(0, 1, 101)
-    content.numbers["thresholds"] = [["score", "precision", "recall", "F1"],
-                                     *([float(at), *map(number, row)] for at, row in zip(grid, curve, strict=True))]  # fmt: skip
+    content.numbers["thresholds"] = [["score", "precision", "recall", "F1"], *over_grid(curve)]
     lines = [
         Line(name, [*zip(grid, curve[:, at], strict=True)]) for at, name in enumerate(("precision", "recall", "F1"))
     ]
@@ -146,15 +145,12 @@ def _sizes(content: Content, evidence: Evidence, matched: _ByClass) -> None:
     ones, classes, rows = np.ones((1, len(evidence))), range(len(evidence.class_names)), []
     limits = {"all": "all", "small": "small, below 32² pixels", "medium": "medium, up to 96²", "large": "large, above"}
     for area in AREAS:
-        values = [[matched[at, area].average_precision(ones, overlaps)[0] for at in classes]
-                  for overlaps in (range(10), range(1))]  # fmt: skip
+        values = [matched[at, area].average_precision(ones, range(1))[0] for at in classes]
         there = sum(int(matched[at, area].there.sum()) for at in classes)
-        means = [float(np.nanmean(part)) if np.isfinite(part).any() else None for part in values]
-        rows.append([limits[area], there, *means])
-    content.tables["Sizes of objects"] = (
-        NumberTable(["size", "objects", "mAP", "mAP50"], rows, {}), "Areas in pixels of the original images.",
-    )  # fmt: skip
-    content.numbers["sizes"] = [["size", "objects", "mAP", "mAP50"], *rows]
+        rows.append([limits[area], there, float(np.nanmean(values)) if np.isfinite(values).any() else None])
+    table = NumberTable(["size", "objects", "mAP50"], rows, {})
+    content.tables["Sizes of objects"] = (table, "Areas in pixels of the original images.")
+    content.numbers["sizes"] = [[*table.titles], *rows]
 
 
 def _cell(evidence: Evidence, pair: ObjectPair) -> tuple[int, int]:
@@ -172,10 +168,7 @@ def _confusion(content: Content, evidence: Evidence, pairs: list[ObjectPair]) ->
         counts[_cell(evidence, pair)] += 1
     content.matrix = confusion(counts, names, "objects", _NOTHING)
     labels = [*names, _NOTHING]
-    content.numbers["confusion"] = [
-        ["true", *labels],
-        *([name, *row] for name, row in zip(labels, counts.tolist(), strict=True)),
-    ]
+    content.numbers["confusion"] = with_names(labels, counts.tolist())
 
 
 def _cards(content: Content, evidence: Evidence, pairs: list[ObjectPair], threshold: float, pictures: Pictures) -> None:
@@ -196,13 +189,12 @@ def _cards(content: Content, evidence: Evidence, pairs: list[ObjectPair], thresh
         tokens |= {f"m{true}" for true, label in of_image if true != label}
         tokens |= {f"f{label}" for true, label in of_image if true != label}
         text = f"{mistakes[at]} mistake{'' if mistakes[at] == 1 else 's'}"
-        content.cards.append(
-            Card(evidence.ids[at], " ".join(sorted(tokens)), bool(mistakes[at]), f"{there} objects", f"{found} found", text,
-                 _views(evidence, at, by_image[at], threshold, pictures))
-        )  # fmt: skip
-    wrong = int((mistakes > 0).sum())
+        found_text, views = f"{found} found, {there} there", _views(evidence, at, by_image[at], threshold, pictures)
+        wrong = bool(mistakes[at])
+        content.cards.append(Card(evidence.ids[at], " ".join(sorted(tokens)), wrong, "", found_text, text, views))
+    total = int((mistakes > 0).sum())
     content.cards_text = (
-        f"{wrong} of {len(evidence)} images have a mistake. Truth on the left, predictions from {threshold:g} on the "
+        f"{total} of {len(evidence)} images have a mistake. Truth on the left, predictions from {threshold:g} on the "
         "right; dashed is what was missed, or is not there. Sorted by mistakes."
     )
     if len(evidence) > _MOST_CARDS:
@@ -232,8 +224,8 @@ def _box(evidence: Evidence, row: int, true: bool, wrong: bool, width: int, heig
     name = evidence.class_names[label]
     text = name if true else f"{name} {evidence.scores[row]:.2f}"
     color = "#{:02x}{:02x}{:02x}".format(*class_colors(evidence.class_names)[label])
-    share = (100 * x1 / width, 100 * y1 / height, 100 * (x2 - x1) / width, 100 * (y2 - y1) / height)
-    return Box(*(round(value, 2) for value in share), color, text, wrong)
+    left, top = round(100 * x1 / width, 2), round(100 * y1 / height, 2)
+    return Box(left, top, round(100 * (x2 - x1) / width, 2), round(100 * (y2 - y1) / height, 2), color, text, wrong)
 
 
 def _mask_layer(evidence: Evidence, at: int, rows: list[int], true: bool, pictures: Pictures) -> str:

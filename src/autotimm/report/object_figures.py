@@ -35,7 +35,7 @@ class Matches:
     Attributes:
         image: The index of the image of each (K,).
         score: Its score (K,).
-        hit: Whether it was matched at each of ten overlaps (10, K).
+        hit: Whether it was matched at each of the overlaps (10, K), of which the first is one half.
         ignored: Whether it counts neither as right nor as wrong (10, K).
         there: True objects in each image (N,).
     """
@@ -109,28 +109,33 @@ def _annotations(evidence: Evidence, true: bool) -> Iterator[dict[str, Any]]:
 
 
 def match_objects(evidence: Evidence) -> dict[tuple[int, str], Matches]:
-    """Match predicted with true objects, by masks where there are any: the matches of each class and size."""
+    """Match predicted with true objects, by masks where there are any: the matches of each class and size.
+
+    Those of all sizes are matched at ten overlaps, those of one size at an overlap of one half alone, which is quick.
+    """
     truth, found = _dataset(evidence)
-    judge = COCOeval(truth, found, "segm" if evidence.kind == "instances" else "bbox")
-    judge.params.areaRngLbl = list(AREAS)
-    most = max(1, int(np.diff(evidence["offsets"]).max(initial=0)))
-    judge.params.maxDets = [most]
-    with contextlib.redirect_stdout(io.StringIO()):
-        judge.evaluate()
-    classes, images = len(evidence.class_names), len(evidence)
-    cells = iter(judge.evalImgs)  # by class, then by size, then by image
-    return {
-        (label, area): _joined([next(cells) for _ in range(images)])
-        for label in range(classes) for area in AREAS
-    }  # fmt: skip
+    matched: dict[tuple[int, str], Matches] = {}
+    for areas, overlaps in ((AREAS[:1], 10), (AREAS[1:], 1)):
+        judge = COCOeval(truth, found, "segm" if evidence.kind == "instances" else "bbox")
+        judge.params.areaRng = [judge.params.areaRng[AREAS.index(area)] for area in areas]
+        judge.params.areaRngLbl = list(areas)
+        judge.params.iouThrs = judge.params.iouThrs[:overlaps]
+        judge.params.maxDets = [max(1, int(np.diff(evidence["offsets"]).max(initial=0)))]
+        with contextlib.redirect_stdout(io.StringIO()):
+            judge.evaluate()
+        cells = iter(judge.evalImgs)  # by class, then by size, then by image
+        for label in range(len(evidence.class_names)):
+            for area in areas:
+                matched[label, area] = _joined([next(cells) for _ in range(len(evidence))], overlaps)
+    return matched
 
 
-def _joined(images: list[dict[str, Any] | None]) -> Matches:
+def _joined(images: list[dict[str, Any] | None], overlaps: int) -> Matches:
     """The matches of all images in one list, in the order in which COCO counts them."""
     there = np.array([0 if each is None else int((~np.asarray(each["gtIgnore"], bool)).sum()) for each in images])
     parts = [(at, each) for at, each in enumerate(images) if each is not None and len(each["dtScores"])]
     if not parts:
-        none = np.zeros((10, 0), bool)
+        none = np.zeros((overlaps, 0), bool)
         return Matches(np.zeros(0, np.int64), np.zeros(0), none, none, there)
     image = np.concatenate([np.full(len(each["dtScores"]), at) for at, each in parts])
     score = np.concatenate([each["dtScores"] for _, each in parts]).astype(np.float64)

@@ -40,7 +40,6 @@ _TASKS = {
     "pixels": "semantic segmentation",
 }  # fmt: skip
 _CARDS = {"classes": "", "boxes": "pairs", "instances": "pairs", "pixels": "quads"}
-_LAYOUT_KINDS = ("val", "test")
 _MOST_CURVES = 9
 
 
@@ -162,7 +161,8 @@ def _context(
     return {
         "title": f"{facts.name} · autotimm report", "name": facts.name, "content": content, "curves": panels,
         "task": _TASKS[evidence.kind].capitalize() if evidence is not None else "Run", "claim": _claim(facts),
-        "facts": _facts(facts, evidence), "sections": [(name, name.capitalize()) for name, there in parts.items() if there],
+        "facts": _facts(facts, evidence),
+        "sections": [(name, name.capitalize()) for name, there in parts.items() if there],
         "problems": facts.problems, "training_text": _training_text(facts), "has_pictures": has_pictures,
         "cards_kind": _CARDS[evidence.kind] if evidence is not None else "", "data_text": _data_text(facts),
         "samples": _samples(facts), "notices": facts.notices,

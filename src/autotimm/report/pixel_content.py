@@ -6,7 +6,7 @@ import numpy as np
 
 from autotimm.evidence import Evidence
 from autotimm.report.class_colors import class_colors, is_background
-from autotimm.report.class_content import confusion, number
+from autotimm.report.class_content import confusion, number, with_names
 from autotimm.report.content import Card, Content, Headline, NumberTable, View
 from autotimm.report.intervals import bootstrap
 from autotimm.report.pictures import Pictures
@@ -38,10 +38,7 @@ def pixel_content(evidence: Evidence, pictures: Pictures, seed: int) -> Content:
     content.numbers["classes"] = [[*table.titles], *map(list, rows)]
     matrix = evidence["confusion"]
     content.matrix = confusion(matrix, names, "pixels")
-    content.numbers["confusion"] = [
-        ["true", *names],
-        *([name, *row] for name, row in zip(names, matrix.tolist(), strict=True)),
-    ]
+    content.numbers["confusion"] = with_names(names, matrix.tolist())
     _cards(content, evidence, pictures)
     return content
 
@@ -58,10 +55,9 @@ def _cards(content: Content, evidence: Evidence, pictures: Pictures) -> None:
         known = true != _UNKNOWN
         tokens = {f"t{label}" for label in np.unique(true[known])}
         tokens |= {f"c{pair // 256}-{pair % 256}" for pair in np.unique(true[known].astype(int) * 256 + found[known])}
-        content.cards.append(
-            Card(evidence.ids[at], " ".join(sorted(tokens)), bool(errors[at] > 0), f"IoU {scores[at]:.3f}",
-                 f"{errors[at]:.1%} of the pixels wrong", "", _views(evidence, at, pictures))
-        )  # fmt: skip
+        found_text, note = f"IoU {scores[at]:.3f}", f"{errors[at]:.1%} of the pixels wrong"
+        views, wrong = _views(evidence, at, pictures), bool(errors[at] > 0)
+        content.cards.append(Card(evidence.ids[at], " ".join(sorted(tokens)), wrong, "", found_text, note, views))
     content.cards_text = (
         "The image, the truth, the prediction, and in red the pixels that are wrong. Sorted by the mean IoU of the "
         "image, the worst first."
