@@ -95,8 +95,8 @@ def _annotations(evidence: Evidence, true: bool) -> Iterator[dict[str, Any]]:
         for row in range(rows.start, rows.stop):
             x1, y1, x2, y2 = boxes[row].tolist()
             area = (x2 - x1) * (y2 - y1)
-            each = {"id": row + 1, "image_id": image + 1, "category_id": int(labels[row]) + 1, "iscrowd": 0}
-            each |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": area}
+            each: dict[str, Any] = {"id": row + 1, "image_id": image + 1, "category_id": int(labels[row]) + 1}
+            each |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": area, "iscrowd": 0}
             if evidence.kind == "instances":
                 each["segmentation"] = {"size": size, "counts": evidence.mask(row, true=true)}
                 each["area"] = float(coco_mask.area(each["segmentation"]))
@@ -194,4 +194,4 @@ def _overlaps(found: NDArray[Any], true: NDArray[Any], crowd: NDArray[np.bool_])
     both = np.clip(high - low, 0, None).prod(axis=2, dtype=np.float64)
     areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1, dtype=np.float64) for boxes in (found, true)]
     total = np.where(crowd[None], areas[0][:, None], areas[0][:, None] + areas[1][None] - both)
-    return both / np.maximum(total, np.finfo(np.float64).tiny)
+    return np.asarray(both / np.maximum(total, np.finfo(np.float64).tiny))
