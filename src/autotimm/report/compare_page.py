@@ -194,7 +194,7 @@ def _changed(
             for at in rows[:_MOST_CARDS].tolist()
         ]
         groups.append((label, cards))
-    text = f"{len(better)} images are better in {name}, {len(worse)} in {first_name}; {len(apart)} are in both."
+    text = f"Of {len(apart)} images, {len(better)} are better in {name} and {len(worse)} in {first_name}."
     return _Change(f"{first_name} and {name}", text, groups)
 
 

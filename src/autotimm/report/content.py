@@ -77,7 +77,7 @@ class Panel(NamedTuple):
         chart: The chart.
         legend: The names of its lines, in their order; empty for one line.
         text: What it says, in a sentence.
-        file: The table with its numbers, relative to the run folder.
+        file: The table with its numbers, relative to the run folder; empty if all charts beside it share one.
     """
 
     title: str

@@ -272,7 +272,7 @@ def curves(runs: Sequence[RunFacts]) -> list[Panel]:
         best = _best_epoch(runs[0]) if len(runs) == 1 else None
         label = "learning rate" if title == "lr" else title.replace("_", " ")
         legend = [line.label for line in lines]
-        panels.append(Panel(label, epoch_chart(f"{label} over epochs", lines, best), legend, "", "metrics.csv"))
+        panels.append(Panel(label, epoch_chart(f"{label} over epochs", lines, best), legend, "", ""))
     return panels
 
 
