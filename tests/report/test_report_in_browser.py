@@ -27,7 +27,8 @@ document.querySelector("iframe").addEventListener("load", (event) => {
   filter.value = shown()[0].dataset.id; filter.dispatchEvent(new Event("input", {bubbles: true}));
   seen.filtered = shown().length; filter.value = "no such image"; filter.dispatchEvent(new Event("input"));
   seen.none = shown().length; filter.value = ""; filter.dispatchEvent(new Event("input"));
-  const cell = all("#confusion [data-cell]").find((button) => all(`#cards .card[data-tokens~="${button.dataset.cell}"]`).length);
+  const counted = (button) => all(`#cards .card[data-tokens~="${button.dataset.cell}"]`).length;
+  const cell = all("#confusion [data-cell]").find(counted);
   cell.click();
   const dialog = page.getElementById("cell");
   seen.open = dialog.open; seen.inside = dialog.querySelectorAll(".card").length;
