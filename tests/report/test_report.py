@@ -1,10 +1,13 @@
 """The report: figures that are right for a reason, names that are escaped, one file that loads nothing."""
 
+import base64
+import io
 import re
 import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.metrics import average_precision_score
 
 import autotimm
@@ -16,6 +19,7 @@ from autotimm.report.class_figures import average_precision, expected_calibratio
 from autotimm.report.intervals import bootstrap
 from autotimm.report.object_content import object_headline
 from autotimm.report.object_figures import match_objects, object_pairs
+from autotimm.report.pictures import Pictures
 from training import small_fit
 
 SCRIPT = "<script>alert(1)</script>"
@@ -103,6 +107,16 @@ def test_two_runs_are_compared(run, photos, tmp_path, capsys):
     assert re.findall(r'<th scope="row">(\w+)</th>', settings) == ["epochs", "lr"]
     assert main(["report", str(run.path), str(other.path), "--out", str(out)]) == 2  # nothing is written over
     assert main(["report", str(run.path), "--out", str(tmp_path / "x.html")]) == 2
+
+
+def test_a_label_map_keeps_its_colors_and_what_is_hidden():
+    pictures = Pictures({}, 8, square=False)
+    pictures.of_labels(np.array([[0, 255], [1, 254]], np.uint8), [(255, 0, 0), (0, 255, 0)], hidden=255)
+    data = base64.b64decode(re.search(r"base64,([^)]*)", pictures.style)[1])
+    pixels = np.array(Image.open(io.BytesIO(data)).convert("RGBA"))
+    assert pixels[0, 0].tolist() == [255, 0, 0, 255]
+    assert pixels[1, 0].tolist() == [0, 255, 0, 255]
+    assert pixels[..., 3].tolist() == [[255, 0], [255, 255]]
 
 
 # Figures

@@ -55,7 +55,8 @@ class Pictures:
     def of_labels(self, labels: NDArray[np.uint8], colors: list[Color], hidden: int) -> str:
         """The class of a picture of a label map in the colors of its classes; what is ``hidden`` is transparent."""
         image = Image.fromarray(labels, "P")
-        image.putpalette([level for color in colors for level in color])
+        levels = [level for color in colors[:256] for level in color]
+        image.putpalette(levels + [0] * (768 - len(levels)))  # of fewer colors Pillow writes fewer bits per pixel
         return self._add(image, "PNG", optimize=False, transparency=hidden)
 
     def _add(self, image: Image.Image, format: str, **options: Any) -> str:
