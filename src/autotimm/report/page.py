@@ -39,6 +39,7 @@ _TASKS = {
     "classes": "image classification", "boxes": "object detection", "instances": "instance segmentation",
     "pixels": "semantic segmentation",
 }  # fmt: skip
+_SPLITS = {"val": "validation", "test": "test"}
 _CARDS = {"classes": "", "boxes": "pairs", "instances": "pairs", "pixels": "quads"}
 _MOST_CURVES = 9
 
@@ -283,9 +284,10 @@ def _data_text(facts: RunFacts) -> str:
     said = f"{total:,} samples of {source}." if total and source else f"{total:,} samples." if total else ""
     evidence = evidence_of(facts)
     sizes = evidence.arrays.get("sizes") if evidence is not None else None
-    if sizes is not None and len(sizes):
-        (low, high), kind = (sizes.min(axis=0).tolist(), sizes.max(axis=0).tolist()), evidence.split if evidence else ""
-        said += f" The {kind} images have {low[1]} × {low[0]} to {high[1]} × {high[0]} pixels."
+    if evidence is not None and sizes is not None:
+        (low, high), kind = (sizes.min(axis=0).tolist(), sizes.max(axis=0).tolist()), evidence.split
+        range_text = "" if low == high else f"{low[1]} × {low[0]} to "
+        said += f" The {_SPLITS[kind]} images have {range_text}{high[1]} × {high[0]} pixels."
     return said or "The run was made from loaders of your own: nothing is recorded of their samples."
 
 
