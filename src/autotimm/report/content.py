@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from autotimm.report.intervals import Estimate
 
-__all__ = ["Box", "Card", "Content", "Headline", "Matrix", "NumberTable", "Panel", "View"]
+__all__ = ["Box", "Card", "Content", "Headline", "Matrix", "NumberTable", "Panel", "View", "shortened"]
 
 
 class Headline(NamedTuple):
@@ -47,6 +47,17 @@ class NumberTable(NamedTuple):
     titles: Sequence[str]
     rows: Sequence[Sequence[Any]]
     links: dict[tuple[int, int], str]
+
+
+MOST_ROWS = 500
+"""Rows of a table on a page at most; the table beside it has all."""
+
+
+def shortened(table: NumberTable) -> tuple[NumberTable, str]:
+    """The first rows of a table, and a sentence on the others; empty if there are none."""
+    if len(table.rows) <= MOST_ROWS:
+        return table, ""
+    return table._replace(rows=table.rows[:MOST_ROWS]), f"The first {MOST_ROWS} of {len(table.rows):,} are shown."
 
 
 class Matrix(NamedTuple):

@@ -34,19 +34,17 @@ class Estimate(NamedTuple):
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def resampled(samples: int, resamples: int, seed: int, *path: str) -> NDArray[np.int64]:
+def resampled(samples: int, resamples: int, random: np.random.Generator) -> NDArray[np.int64]:
     """How often each sample is drawn in each resample, ``int64`` (R, N): as many draws as samples, with replacement.
 
     Args:
         samples: Number of samples N.
         resamples: Number of resamples R.
-        seed: Root seed.
-        path: The position in the stream ``bootstrap``.
+        random: Where the draws come from.
     """
-    random = np.random.default_rng(key(seed, "bootstrap", *path))
     draws = random.integers(0, samples, (resamples, samples))
-    rows = np.arange(resamples)[:, None] * samples
-    return np.bincount((draws + rows).ravel(), minlength=resamples * samples).reshape(resamples, samples)
+    draws += np.arange(resamples)[:, None] * samples
+    return np.bincount(draws.ravel(), minlength=resamples * samples).reshape(resamples, samples)
 
 
 def bootstrap(
@@ -67,9 +65,10 @@ def bootstrap(
         0.75
     """
     value = float(figure(np.ones((1, samples), np.int64))[0])
-    at_once = max(1, (1 << 24) // samples)  # numbers in memory
-    weights = resampled(samples, resamples, seed, *path)
-    values = np.concatenate([figure(weights[at : at + at_once]) for at in range(0, resamples, at_once)])
+    random = np.random.default_rng(key(seed, "bootstrap", *path))
+    at_once = max(1, (1 << 22) // samples)  # the size of a block decides no draw: they are made one after the other
+    blocks = [min(at_once, resamples - at) for at in range(0, resamples, at_once)]
+    values = np.concatenate([figure(resampled(samples, block, random)) for block in blocks])
     values = values[np.isfinite(values)]
     if not len(values):
         return Estimate(value, value, value, 0)

@@ -24,7 +24,7 @@ from autotimm.records.checked_levels import LEVELS
 from autotimm.records.csv_cells import csv_text, safe_cell
 from autotimm.report.charts import Line, epoch_chart
 from autotimm.report.class_content import class_content, class_headline
-from autotimm.report.content import Content, Headline, NumberTable, Panel
+from autotimm.report.content import Content, Headline, NumberTable, Panel, shortened
 from autotimm.report.object_content import object_content, object_headline
 from autotimm.report.pictures import Pictures
 from autotimm.report.pixel_content import pixel_content, pixel_headline
@@ -42,6 +42,7 @@ _TASKS = {
 _SPLITS = {"val": "validation", "test": "test"}
 _CARDS = {"classes": "", "boxes": "pairs", "instances": "pairs", "pixels": "quads"}
 _MOST_CURVES = 9
+_MOST_POINTS = 300
 
 
 @dataclass(frozen=True)
@@ -159,14 +160,19 @@ def _context(
         "images": content is not None and content.cards, "data": True, "settings": True, "claims": True,
     }  # fmt: skip
     recipe = facts.manifest.decisions.get("recipe")
+    samples, rest = _samples(facts)
+    if content is not None:
+        content.classes, left_out = shortened(content.classes)
+        content.classes_text = f"{content.classes_text} {left_out}".strip()
     return {
         "title": f"{facts.name} · autotimm report", "name": facts.name, "content": content, "curves": panels,
         "task": _TASKS[evidence.kind].capitalize() if evidence is not None else "Run", "claim": _claim(facts),
         "facts": _facts(facts, evidence),
         "sections": [(name, name.capitalize()) for name, there in parts.items() if there],
         "problems": facts.problems, "training_text": _training_text(facts), "has_pictures": has_pictures,
-        "cards_kind": _CARDS[evidence.kind] if evidence is not None else "", "data_text": _data_text(facts),
-        "samples": _samples(facts), "notices": facts.notices,
+        "cards_kind": _CARDS[evidence.kind] if evidence is not None else "",
+        "data_text": f"{_data_text(facts)} {rest}".strip(),
+        "samples": samples, "notices": facts.notices,
         "recipe": recipe.get("reason", "") if isinstance(recipe, Mapping) else "",
         "decided": [each for each in facts.settings if not each.is_default],
         "left": [each for each in facts.settings if each.is_default], "levels": _levels(facts),
@@ -266,7 +272,8 @@ def curves(runs: Sequence[RunFacts]) -> list[Panel]:
         lines = []
         for facts in runs:
             for name in (each for each in names if (each.partition("/")[2] or each) == title):
-                points = [(epoch.number, epoch.values.get(name, float("nan"))) for epoch in facts.epochs]
+                epochs = facts.epochs[:: max(1, len(facts.epochs) // _MOST_POINTS)]
+                points = [(epoch.number, epoch.values.get(name, float("nan"))) for epoch in epochs]
                 if any(value == value for _, value in points):
                     side = {"train": "training", "val": "validation"}.get(name.partition("/")[0], name)
                     lines.append(Line(side if len(runs) == 1 else f"{facts.name}, {side}", points))
@@ -291,9 +298,10 @@ def _data_text(facts: RunFacts) -> str:
     return said or "The run was made from loaders of your own: nothing is recorded of their samples."
 
 
-def _samples(facts: RunFacts) -> NumberTable | None:
+def _samples(facts: RunFacts) -> tuple[NumberTable | None, str]:
+    """The samples by class and split, and a sentence on classes that are not shown."""
     if not facts.classes:
-        return None
+        return None, ""
     splits = list(facts.samples)
     rows = [[name, *(counts.get(split, 0) for split in splits)] for name, counts in facts.classes.items()]
-    return NumberTable(["class", *splits], rows, {})
+    return shortened(NumberTable(["class", *splits], rows, {}))
