@@ -6,7 +6,7 @@ import colorsys
 from collections.abc import Sequence
 from typing import TypeAlias
 
-__all__ = ["BLACK", "Color", "WHITE", "class_colors", "is_background", "readable_on"]
+__all__ = ["BLACK", "Color", "WHITE", "class_colors", "css_colors", "is_background", "readable_on"]
 
 
 Color: TypeAlias = tuple[int, int, int]
@@ -32,6 +32,16 @@ def class_colors(class_names: Sequence[str]) -> list[Color]:
         [(0, 0, 0), (128, 165, 255), (96, 153, 15)]
     """
     return [BLACK if is_background(name) else _color(index) for index, name in enumerate(class_names)]
+
+
+def css_colors(class_names: Sequence[str]) -> list[str]:
+    """The same colors as CSS writes them.
+
+    Example:
+        >>> css_colors(["background", "cat"])
+        ['#000000', '#80a5ff']
+    """
+    return ["#{:02x}{:02x}{:02x}".format(*color) for color in class_colors(class_names)]
 
 
 def _color(index: int) -> Color:

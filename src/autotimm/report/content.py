@@ -165,6 +165,7 @@ class Content:
         tables: Further tables, by their title.
         numbers: The rows of each table that is written beside the page, by its name.
         left_out: A sentence on what is not on the page; empty if everything is.
+        colors: The color of each class in pictures, as CSS writes it; empty where pictures have none.
     """
 
     headline: Headline
@@ -177,3 +178,4 @@ class Content:
     tables: dict[str, tuple[NumberTable, str]] = field(default_factory=dict)
     numbers: dict[str, list[list[Any]]] = field(default_factory=dict)
     left_out: str = ""
+    colors: list[tuple[str, str]] = field(default_factory=list)

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from autotimm.evidence import Evidence
 from autotimm.evidence.label_runs import LabelRuns
 from autotimm.report.charts import Line, curve_chart
-from autotimm.report.class_colors import class_colors
+from autotimm.report.class_colors import class_colors, css_colors
 from autotimm.report.class_content import confusion, number, over_grid, with_names
 from autotimm.report.class_figures import reliability, threshold_scores
 from autotimm.report.content import Box, Card, Content, Headline, NumberTable, Panel, View
@@ -65,6 +65,7 @@ def object_content(evidence: Evidence, pictures: Pictures, seed: int) -> Content
     _sizes(content, evidence, matched)
     _confusion(content, evidence, pairs)
     _cards(content, evidence, pairs, threshold, pictures)
+    content.colors = [*zip(evidence.class_names, css_colors(evidence.class_names), strict=True)]
     return content
 
 
@@ -223,7 +224,7 @@ def _box(evidence: Evidence, row: int, true: bool, wrong: bool, width: int, heig
     label = int(evidence[f"{prefix}labels"][row])
     name = evidence.class_names[label]
     text = name if true else f"{name} {evidence.scores[row]:.2f}"
-    color = "#{:02x}{:02x}{:02x}".format(*class_colors(evidence.class_names)[label])
+    color = css_colors(evidence.class_names)[label]
     left, top = round(100 * x1 / width, 2), round(100 * y1 / height, 2)
     return Box(left, top, round(100 * (x2 - x1) / width, 2), round(100 * (y2 - y1) / height, 2), color, text, wrong)
 

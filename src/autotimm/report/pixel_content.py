@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from autotimm.evidence import Evidence
-from autotimm.report.class_colors import class_colors, is_background
+from autotimm.report.class_colors import class_colors, css_colors, is_background
 from autotimm.report.class_content import confusion, number, with_names
 from autotimm.report.content import Card, Content, Headline, NumberTable, View
 from autotimm.report.intervals import bootstrap
@@ -40,6 +40,8 @@ def pixel_content(evidence: Evidence, pictures: Pictures, seed: int) -> Content:
     content.matrix = confusion(matrix, names, "pixels")
     content.numbers["confusion"] = with_names(names, matrix.tolist())
     _cards(content, evidence, pictures)
+    colors = zip(names, css_colors(names), strict=True)
+    content.colors = [(name, color) for name, color in colors if not is_background(name)]
     return content
 
 

@@ -142,7 +142,7 @@ def _test_evidence(run: RecordedRun, replay: Replay, file: str) -> Findings:
     """Compare the evidence of a test with that of the test that was made again, if it was."""
     recorded, found = (folder / file for folder in (run.folder, replay.folder))
     if replay.test is not None and DIGESTS in replay.test and not recorded.exists():
-        if "test" in tested_evidence(run.folder):
+        if "test" in (tested_evidence(run.folder) or {}):
             yield Finding(file, "it is missing", damage=True)
     elif recorded.exists():
         if replay.test is None:

@@ -157,25 +157,27 @@ def _epochs(run: RecordedRun) -> Iterator[Finding]:
 def _evidence(run: RecordedRun) -> Iterator[Finding]:
     """The bytes of the evidence, and their digests in the last line of the ledger and in the results."""
     ends = [line for line in run.ledger.lines if line["kind"] == "end"]
-    digests = {"val": ends[-1].get("evidence") if ends else None, "test": tested_evidence(run.folder).get("test")}
-    for split, digest in digests.items():
+    digests: dict[str, Any] = {"val": ends[-1].get("evidence")} if ends and run.whole else {}
+    if (tested := tested_evidence(run.folder)) is not None:
+        digests["test"] = tested.get("test")
+    for split, digest in digests.items():  # of a split whose digest cannot be read nothing is said
         path = evidence_path(run.folder, split)
         name = path.relative_to(run.folder).as_posix()
         if path.is_file():
-            if digest != file_digest(path) and run.whole:
+            if digest != file_digest(path):
                 yield Finding(name, "it is not the file that the record refers to")
         elif digest is not None:
             yield Finding(name, "it is missing", damage=True)
 
 
-def tested_evidence(folder: Path) -> Mapping[str, Any]:
-    """The digests of evidence in ``results.json``; none of what is no such file."""
+def tested_evidence(folder: Path) -> Mapping[str, Any] | None:
+    """The digests of evidence in ``results.json``; ``None`` if that cannot be read."""
     try:
         results = read_data(folder / "results.json")
     except ValueError:
-        return {}
-    digests = results.get(DIGESTS) if isinstance(results, Mapping) else None
-    return digests if isinstance(digests, Mapping) else {}
+        return None
+    digests = results.get(DIGESTS, {}) if isinstance(results, Mapping) else None
+    return digests if isinstance(digests, Mapping) else None
 
 
 def _exact(text: str) -> str:

@@ -258,7 +258,7 @@ def _tested_again(run: RecordedRun, rebuilt: Rebuilt, replay: Replay) -> Mapping
     task.load_state_dict(read_checkpoint(best)["state_dict"])
     measured, evidence = collecting(
         task.eval(), "test", lambda: measuring_trainer(given).test(task, datamodule=rebuilt.data),
-        wanted="test" in tested_evidence(run.folder),
+        wanted="test" in (tested_evidence(run.folder) or {}),
     )  # fmt: skip
     results: dict[str, Any] = {"test": {name: float(v) for each in measured for name, v in each.items()}}
     if table := task.class_table:
