@@ -213,7 +213,11 @@ def _views(evidence: Evidence, at: int, pairs: list[ObjectPair], threshold: floa
         if not true:
             kept.sort(key=lambda row: -evidence.scores[row])
         boxes = [_box(evidence, row, true, wrong[row], width, height) for row in kept[:_MOST_BOXES]]
-        layer = _mask_layer(evidence, at, kept, true, pictures) if evidence.kind == "instances" and picture else ""
+        layer = (
+            _mask_layer(evidence, at, kept[:_MOST_BOXES], true, pictures)
+            if evidence.kind == "instances" and picture
+            else ""
+        )
         views.append(View("truth" if true else "predicted", picture, layer, boxes, width / height))
     return views
 
