@@ -71,6 +71,8 @@ def sign(folder: Path, edited: str) -> None:
             content = Content(tuple(row)[:2] for row in [*csv.reader(file)][1:])
         manifest["inputs"]["data"] = {"digest": content.digest, "samples": len(content)}
         manifest["inputs"]["splits"] = config_digest((folder / "splits.csv").read_text())
+    if edited.startswith("evidence/"):
+        sign_evidence(folder, edited.partition(" ")[0])
     if edited.startswith("results.json"):
         best = json.loads((folder / "results.json").read_text()).get("best", {})
         manifest["results"]["metrics"] = {name: float(value).hex() for name, value in best.items()}
@@ -83,6 +85,18 @@ def sign(folder: Path, edited: str) -> None:
         files = sorted((folder / "checkpoints").glob("*step-*.ckpt"))
         write(folder / "checkpoints" / "sha256.txt", "".join(f"{file_digest(file)}  {file.name}\n" for file in files))
     write_manifest(folder, manifest)
+
+
+def sign_evidence(folder: Path, file: str) -> None:
+    """Write the digest of a file of evidence to where it is recorded."""
+    digest = file_digest(folder / file)
+    if file.endswith("test.safetensors"):
+        results = json.loads((folder / "results.json").read_text())
+        write(folder / "results.json", json.dumps(results | {"evidence": {"test": digest}}, indent=2) + "\n")
+        return
+    lines = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+    lines[-1]["evidence"] = digest
+    write(folder / "ledger.jsonl", "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines))
 
 
 def place_checkpoints(folder: Path) -> bool:
@@ -320,17 +334,19 @@ def _options_of(run: Path) -> dict[str, Any]:
 
 TABLES = ("files.csv", "splits.csv", "metrics.csv")
 RECORDS = ("config.yaml", "manifest.json", "ledger.jsonl", *TABLES, "results.json", "checkpoints/sha256.txt")
+EVIDENCE = ("evidence/val.safetensors", "evidence/test.safetensors")
+REPORT = ("report.html", "report/classes.csv")
 CHECKPOINTS = ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/epoch-0001-step-00000003.ckpt")
 WEIGHTS = ("model.safetensors", *CHECKPOINTS)
 
 
 def file_edits(run: Path, stranger: Path) -> Iterator[Edit]:
     """Each file removed, emptied, cut, zeroed, with one byte changed, and taken from another run."""
-    for file in (*RECORDS, *WEIGHTS):
+    for file in (*RECORDS, *EVIDENCE, *REPORT, *WEIGHTS):
         for name, change in _byte_edits(file, stranger).items():
             kind = "settings" if SETTINGS.fullmatch(f"{file} ({name})") else "files"
             yield Edit(kind, f"{file} ({name})", change, False)
-            signable = file.startswith("checkpoints/") and "sha256" not in file and name != "removed"
+            signable = file.startswith(("checkpoints/", "evidence/")) and "sha256" not in file and name != "removed"
             if signable:
                 yield Edit("files", f"{file} ({name})", change, True)
     yield from (*_table_edits(run), *_result_edits(run), *_weight_edits())

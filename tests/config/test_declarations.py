@@ -175,6 +175,7 @@ def test_arguments_that_are_no_inputs():
     assert silent_arguments("trainer") == {
         "seed", "checkpoint_every", "keep", "logger", "enable_progress_bar", "enable_model_summary", "profiler",
         "default_root_dir", "enable_checkpointing", "log_every_n_steps", "run_dir", "callbacks", "threads",
+        "evidence",  # which is recorded only where it is on
     }  # fmt: skip
     assert {*PARTS} == {"data", "model", "trainer"}
 

@@ -4,17 +4,13 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import autotimm
+from browser import in_a_browser, visit
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -128,56 +124,6 @@ def test_a_broken_reference_fails_the_build(tmp_path: Path) -> None:
 
 
 # ---- in a browser
-
-CHROMIUM = shutil.which("chromium")
-in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt install chromium)")
-
-
-class Handler(SimpleHTTPRequestHandler):
-    """Forbids the browser to load from other hosts, and notes what is not there."""
-
-    def end_headers(self) -> None:
-        self.send_header("Content-Security-Policy", "default-src 'self' 'unsafe-inline' data:")
-        super().end_headers()
-
-    def send_error(self, code: int, *arguments: object) -> None:
-        self.server.missing.append(self.path)
-        super().send_error(code, *arguments)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@contextmanager
-def serving(folder: Path) -> Iterator[ThreadingHTTPServer]:
-    """Serve a folder on the loopback interface; `missing` lists what was asked for in vain."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
-        server.missing = []
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def visit(folder: Path, page: str, profile: Path) -> tuple[str, list[str]]:
-    """Open a page in Chromium: the page after its scripts have run, and what went wrong meanwhile.
-
-    The log does not tell errors on the console from remarks; those of the theme begin with its name. It leaves out what
-    the server does not have, so that the server says that.
-    """
-    assert CHROMIUM is not None
-    with serving(folder) as server:
-        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
-        command += [f"--user-data-dir={profile}", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
-        command += ["--virtual-time-budget=20000", "--dump-dom", f"http://127.0.0.1:{server.server_port}/{page}"]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=240)
-        missing = list(server.missing)
-    assert run.returncode == 0, run.stderr
-    console = re.findall(r":CONSOLE[:(]\d+\)?\] (.*)", run.stderr)
-    return run.stdout, [line for line in console if not line.startswith('"[PST]: ')] + missing
 
 
 @pytest.mark.slow

@@ -427,3 +427,10 @@ def test_a_line_in_another_form_is_no_record(tmp_path, change):
     path.write_bytes(change(raw))
     assert path.read_bytes() != raw
     assert read_ledger(path).problem == "line 1 is not a record"
+
+
+def test_the_end_may_name_evidence_and_nothing_else():
+    end = {"kind": "end", "prev": "", "step": 6}
+    assert malformed([end], 1) is None
+    assert malformed([{**end, "evidence": "ab"}], 1) is None
+    assert malformed([{**end, "evidence": 1}], 1) == (0, "line 1 has a field `evidence` of another type")

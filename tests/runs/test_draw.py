@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from autotimm.runs.draw import class_colors, draw_prediction, readable_on
+from autotimm.report.class_colors import class_colors, readable_on
+from autotimm.runs.draw import draw_prediction
 from autotimm.types import ObjectPrediction, PixelPrediction
 
 NAMES = ("background", "cat", "dog")

@@ -407,7 +407,8 @@ class TestCommandLine:
         words = ["extend", str(run.path), "--epochs", "+1", "--batch-size", "4", "--name", "by-words"]
         assert main(words) == 0
         out = capsys.readouterr().out
-        assert out == f"run: {run.path.parent / 'by-words'}\n"
+        made = run.path.parent / "by-words"
+        assert out == f"report: {made / 'report.html'}\nrun: {made}\n"
         text = (run.path.parent / "by-words" / "config.yaml").read_text()
         assert text.count("# command line") == 3
         assert main(["verify", str(run.path.parent / "by-words")]) == 0

@@ -104,7 +104,7 @@ def test_two_processes_see_what_one_sees_and_repeat(repeat, toy_folder, tmp_path
     runs = tmp_path / "runs"
     for name in ("two", *(["again"] if repeat else [])):
         autotimm("fit", toy_folder, *FIT, "--batch-size", 3, "--devices", 2, "--name", name, cwd=tmp_path)
-        assert (tmp_path / "out.txt").read_text() == f"run: runs/{name}\n"
+        assert (tmp_path / "out.txt").read_text() == f"report: runs/{name}/report.html\nrun: runs/{name}\n"
     log = (tmp_path / "log.txt").read_text()
     assert len(re.findall("^best epoch: ", log, re.MULTILINE)) == (2 if repeat else 1)
     if repeat:

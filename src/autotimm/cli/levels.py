@@ -19,7 +19,7 @@ def run(argv: Sequence[str]) -> int:
         return 0
     claims = open_folder(given).level()
     with loading_torch():
-        from autotimm.train.run_description import LEVELS as MEANINGS
+        from autotimm.records.checked_levels import LEVELS as MEANINGS
     for level, claim in claims.items():
         print(f"{level}  {MEANINGS.get(level, '')}\n    {printable(claim)}")
     return 0

@@ -15,6 +15,7 @@ from autotimm.cli.extend import EXTEND
 from autotimm.cli.fit import FIT
 from autotimm.cli.levels import LEVELS
 from autotimm.cli.predict import PREDICT
+from autotimm.cli.report import REPORT
 from autotimm.cli.reproduce import REPRODUCE
 from autotimm.cli.resume import RESUME
 from autotimm.cli.selfcheck import SELFCHECK
@@ -29,8 +30,8 @@ from autotimm.records.own_modules import search_also
 __all__ = ["VERBS", "entry", "main"]
 
 _ALL = (
-    FIT, RESUME, EXTEND, VALIDATE, TEST, PREDICT, VERIFY, DIFF, LEVELS, REPRODUCE, STUDY, BACKBONES, DOCTOR, SELFCHECK,
-    DEMO,
+    FIT, RESUME, EXTEND, VALIDATE, TEST, PREDICT, REPORT, VERIFY, DIFF, LEVELS, REPRODUCE, STUDY, BACKBONES,
+    DOCTOR, SELFCHECK, DEMO,
 )  # fmt: skip
 VERBS: dict[str, Verb] = {verb.name: verb for verb in _ALL}
 _BREAK = "\n"  # some messages have several lines

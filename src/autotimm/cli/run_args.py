@@ -64,10 +64,12 @@ def print_once(result: object) -> None:
 
 
 def print_run(run: Run) -> None:
-    """Print the line that scripts read, the last on standard output; of several processes the first prints it."""
+    """Print where the report is, and then the line that scripts read; of several processes the first prints both."""
     from pytorch_lightning.utilities import rank_zero_only  # by now it is loaded
 
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # set by Lightning when it is imported
+        if (report := run.path / "report.html").is_file():
+            print(f"report: {printable(report)}")
         print(f"run: {printable(run.path) if sys.stdout.isatty() else run.path}")  # a script needs the path as it is
 
 

@@ -335,6 +335,9 @@ class FitConfig:
         None, _EVERY, "also write a checkpoint every N steps or TIME", none="none"
     )
     keep: int | str = _output("auto", _KEEP, "checkpoints to keep; auto keeps every epoch's up to 2 GB")
+    evidence: bool = _output(
+        True, Flag(), "keep predictions and features of the validation images, for reports and for verify"
+    )
     loggers: tuple[str, ...] | None = _output(
         None, Words(("tensorboard", "wandb", "mlflow")), "further loggers; a CSV file is always written", none="none",
         to=(To("trainer", "logger", converter="loggers"),),

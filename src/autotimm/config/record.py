@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from autotimm.config import yaml
+from autotimm.constants import TASKS
 from autotimm.errors import UsageError
 
 __all__ = ["RECORD", "VERSION", "completed", "header", "read_yaml", "split_record"]
@@ -33,7 +34,7 @@ _OPTIONS_OF_VERSION_1 = {
     "devices", "precision", "out", "name", "checkpoint_every", "keep", "loggers", "progress",
 }  # fmt: skip
 # What a record means by an option that it does not have, where that is not the default, and for which tasks.
-_BEFORE = {"decode": ("full", ("classification",))}
+_BEFORE = {"decode": ("full", ("classification",)), "evidence": ("false", TASKS)}
 _LINE_OF_VERSION_1 = re.compile(r"\w+: .*  # \S.*")
 
 

@@ -338,15 +338,21 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         )
         return self._loader(table, batches, self._train, "augment")
 
-    def eval_loader(self, table: Table) -> KeyedLoader:
-        """Batches of a table for validation, test and prediction: in its order, each sample exactly once."""
+    def eval_loader(self, table: Table, *, whole: bool = False) -> KeyedLoader:
+        """Batches of a table for validation, test and prediction: in its order, each sample exactly once.
+
+        Args:
+            table: The samples.
+            whole: Whether this process gets all of them, rather than its share.
+        """
+        rank, world_size = (0, 1) if whole else self._share
         batches = KeyedBatchSampler(
             len(table),
             self.eval_batch_size if self.overlap is None else 1,  # a whole image gives batches of tiles
             self.run_seed,
             shuffle=False,
-            rank=self._share[0],
-            world_size=self._share[1],
+            rank=rank,
+            world_size=world_size,
         )
         return self._loader(table, batches, self._eval, "eval")
 

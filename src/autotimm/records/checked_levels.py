@@ -14,7 +14,19 @@ from autotimm.records.digest import file_digest
 from autotimm.records.manifest import Manifest
 from autotimm.records.user_state import read_state, write_state
 
-__all__ = ["keep_checked", "level_claims"]
+__all__ = ["LEVELS", "keep_checked", "level_claims"]
+
+LEVELS = {
+    "R0": "seeded",
+    "R1": "the same bits from run to run on one machine",
+    "R2": "also after a restart, even of a killed run",
+    "R3": "also with other workers, validation, loggers, metrics and callbacks",
+    "R4": "also with another number of processes",
+    "R5": "also with other thread counts and instruction sets",
+    "R6": "also on another GPU of the same model and driver",
+    "R7": "also on other hardware and with other versions of torch",
+}
+"""The levels of reproducibility: what a run that claims one promises."""
 
 # Small, and rewritten whenever a run goes on; of weights and checkpoints the list of digests is here.
 _FILES = (

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 from autotimm.errors import RunError
 from autotimm.serialization import parse_json
 
-__all__ = ["FIELDS", "Ledger", "Line", "ReadLedger", "digest16", "malformed", "read_ledger"]
+__all__ = ["FIELDS", "OPTIONAL", "Ledger", "Line", "ReadLedger", "digest16", "malformed", "read_ledger"]
 
 Line = dict[str, Any]
 
@@ -272,6 +272,9 @@ FIELDS: dict[int, dict[str, dict[str, tuple[type, ...]]]] = {
     }
 }
 
+#: The fields that a line of a kind may lack: those of a run with an option that earlier records do not know.
+OPTIONAL: dict[str, dict[str, tuple[type, ...]]] = {"end": {"evidence": _TEXT}}
+
 
 def malformed(lines: Sequence[Line], version: int) -> tuple[int, str] | None:
     """The first line that does not have exactly the fields of its kind: its index, and what is wrong with it.
@@ -295,7 +298,8 @@ def _wrong(line: Line, kinds: Mapping[str, Mapping[str, tuple[type, ...]]]) -> s
     kind = line["kind"]
     if kind not in kinds:
         return f"is of an unknown kind `{kind}`"
-    fields = kinds[kind]
+    optional = {name: types for name, types in OPTIONAL.get(kind, {}).items() if name in line}
+    fields = {**kinds[kind], **optional}
     for name in sorted(line.keys() - fields.keys() - {"kind", "prev"}):
         return f"has a field `{name}`, which no line `{kind}` has"
     for name, types in fields.items():

@@ -13,6 +13,8 @@
       results.json         metrics of the best and the last epoch, and of the test if there was one, also per class
       checkpoints/         best.ckpt, last.ckpt, and those of earlier epochs
       model.safetensors    the best weights, for other programs
+      evidence/            predictions and features of held-out samples: val.safetensors, test.safetensors after a test
+      report.html          what the files above say, for people; report/ has its numbers as tables
 
 Every file is written atomically, and paths in it are relative, so that a run can be moved.
 """
@@ -44,17 +46,20 @@ from autotimm.records.readers import EachOf, read_json, read_text, require_shape
 from autotimm.records.sample_index import SampleIndex
 from autotimm.records.trust import remember
 
-__all__ = ["PER_CLASS", "RunFolder", "read_results", "require_files", "write_results"]
+__all__ = ["DIGESTS", "PER_CLASS", "RunFolder", "read_results", "require_files", "write_results"]
 
 PER_CLASS = "per_class"
 """The group of ``results.json`` with a row per class and a column per metric; the others hold one value per metric."""
+
+DIGESTS = "evidence"
+"""The group of ``results.json`` with the SHA-256 of evidence that a test has added, by its split."""
 
 # The files written before the first checkpoint.
 _EARLY = (
     ".lock", "config.yaml", "splits.csv", "files.csv", "initial.safetensors", "initial.ckpt", "manifest.json",
     "ledger.jsonl",
 )  # fmt: skip
-_AT_END = ("metrics.csv", "results.json", "model.safetensors")
+_AT_END = ("metrics.csv", "results.json", "model.safetensors", "report.html")
 _LOGS = ("tensorboard", "mlflow", "wandb")  # what loggers write from the start
 
 
@@ -64,7 +69,7 @@ def require_files(folder: Path) -> None:
     Raises:
         ModelError: If there is one.
     """
-    for place in (folder, folder / "checkpoints"):
+    for place in (folder, folder / "checkpoints", folder / "evidence"):
         for path in place.iterdir() if place.is_dir() else ():
             if what := _no_file(path):
                 raise ModelError(f"The run folder {folder} must hold files. {path} is {what}. Remove it.")
@@ -265,8 +270,9 @@ class RunFolder:
         with self.writing():
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._acquire()
-            for folder in (self.path, self.checkpoints):
-                sweep(folder)
+            for folder in (self.path, self.checkpoints, self.path / "evidence"):
+                if folder.is_dir():
+                    sweep(folder)
             present = self.path / "config.yaml"
             # The command line writes its own, with a comment per value.
             if not present.exists() or "class_path:" in read_text(present, "the options"):
@@ -279,7 +285,7 @@ class RunFolder:
             ModelError: If there is one.
         """
         folder = self.path.resolve()
-        for place in (self.path, self.checkpoints):
+        for place in (self.path, self.checkpoints, self.path / "evidence"):
             for path in place.iterdir() if place.is_dir() else ():
                 if path.is_symlink() and not path.resolve().is_relative_to(folder):
                     raise ModelError(
@@ -368,8 +374,9 @@ def read_results(path: Path) -> dict[str, Any]:
         return {}
     groups: dict[str, Any] = read_json(path, "the results")
     require_shape(groups, EachOf(dict), f"the results {path}")
+    shapes: dict[str, Any] = {PER_CLASS: _ROWS, DIGESTS: EachOf(str)}
     for name in groups:
-        require_shape(groups, {name: _ROWS if name == PER_CLASS else EachOf(float)}, f"the results {path}")
+        require_shape(groups, {name: shapes.get(name, EachOf(float))}, f"the results {path}")
     if PER_CLASS in groups:
         groups[PER_CLASS] = {
             name: _replaced(row, lambda metric: nan if metric is None else metric)

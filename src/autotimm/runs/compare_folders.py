@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from autotimm.errors import join_names
+from autotimm.evidence import EVIDENCE
 from autotimm.records.checkpoint_store import CheckpointStore
 from autotimm.records.digest import file_digest
+from autotimm.records.run_folder import DIGESTS, PER_CLASS
 from autotimm.runs.compare_settings import config_findings, manifest_findings
 from autotimm.runs.file_contents import (
     Finding,
@@ -22,7 +24,7 @@ from autotimm.runs.file_contents import (
     text_findings,
     weights_findings,
 )
-from autotimm.runs.recorded_run import RecordedRun
+from autotimm.runs.recorded_run import RecordedRun, tested_evidence
 from autotimm.runs.replayed_run import Replay
 from autotimm.tasks.start import INITIAL
 
@@ -30,7 +32,8 @@ __all__ = ["BOUND", "Binding", "Outcome", "compare_folders"]
 
 Findings = Iterator["Finding | str"]  # text names what is not checked
 _Compare = Callable[[RecordedRun, Replay, str], Findings]
-_MEASURED = ("test", "per_class")
+_MEASURED = ("test", PER_CLASS, DIGESTS)
+_DERIVED = {"report.html", "report"}  # made of the other files, by `autotimm report`
 
 
 class Binding(NamedTuple):
@@ -130,6 +133,26 @@ def _results(run: RecordedRun, replay: Replay, file: str) -> Findings:
     yield from data_findings(file, recorded, found)
 
 
+def _evidence(run: RecordedRun, replay: Replay, file: str) -> Findings:
+    if not same_bytes(run.folder / file, replay.folder / file):
+        yield Finding(file, "it is not what the weights predict")
+
+
+def _test_evidence(run: RecordedRun, replay: Replay, file: str) -> Findings:
+    """Compare the evidence of a test with that of the test that was made again, if it was."""
+    recorded, found = (folder / file for folder in (run.folder, replay.folder))
+    if replay.test is not None and DIGESTS in replay.test and not recorded.exists():
+        if "test" in (tested_evidence(run.folder) or {}):
+            yield Finding(file, "it is missing", damage=True)
+    elif recorded.exists():
+        if replay.test is None:
+            yield f"test: {file}"
+        elif not found.exists():
+            yield Finding(file, "the replay has written none")
+        else:
+            yield from _evidence(run, replay, file)
+
+
 def _checkpoint(run: RecordedRun, replay: Replay, file: str) -> Findings:
     yield from _of_checkpoint(run, replay, file)
 
@@ -207,6 +230,10 @@ BOUND: tuple[Binding, ...] = (
     Binding("metrics.csv", "the table that the replay has written", _text, at_end=True),
     Binding("results.json", "the metrics of the replay; the test is made again", _results, at_end=True),
     Binding("model.safetensors", "the weights of the best epoch of the replay", _exported, at_end=True),
+    Binding("evidence/val.safetensors", "what the best weights of the replay predict, and its digest in the ledger",
+            _evidence, at_end=True),
+    Binding("evidence/test.safetensors", "what they predict in the test, which is made again", _test_evidence,
+            alone=True),
     Binding("checkpoints/best.ckpt", "everything in the checkpoint of the replay", _checkpoint, at_end=True),
     Binding("checkpoints/last.ckpt", "everything in the checkpoint of the replay", _checkpoint, at_end=True),
     Binding("checkpoints/*.ckpt", "the checkpoint of the replay at the same step", _earlier_checkpoints,
@@ -219,9 +246,8 @@ _KNOWN = {binding.file for binding in BOUND} | {".lock"}
 
 def _others(run: RecordedRun) -> list[str]:
     """The files in the folder of a run that no run writes, and the folders in it."""
-    inside = [
-        path for folder in (run.folder, run.folder / "checkpoints") if folder.is_dir() for path in folder.iterdir()
-    ]
+    folders = (run.folder, run.folder / "checkpoints", run.folder / EVIDENCE)
+    inside = [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
     names = {path.relative_to(run.folder).as_posix(): path for path in inside}
     kept = {f"checkpoints/{path.name}" for path in CheckpointStore(run.folder / "checkpoints").files()}
-    return sorted(name for name in names if name not in _KNOWN | kept | {"checkpoints"})
+    return sorted(name for name in names if name not in _KNOWN | _DERIVED | kept | {"checkpoints", EVIDENCE})

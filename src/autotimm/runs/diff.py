@@ -10,6 +10,7 @@ from typing import Any
 from autotimm.errors import DifferentError, IncompleteError
 from autotimm.records.causes import ManifestDifference, differences, likely_cause
 from autotimm.records.checkpoint_store import CheckpointStore
+from autotimm.records.ledger import Line
 from autotimm.records.ledger_diff import Difference, first_difference
 from autotimm.records.sample_index import Content
 from autotimm.runs.file_contents import (
@@ -153,11 +154,19 @@ def _first_difference(a: RecordedRun, b: RecordedRun) -> Difference | None:
     if gapped == [False, True]:  # lines that only the second has count where the first has no gap
         swapped = _first_difference(b, a)
         return swapped and swapped._replace(recorded=swapped.found, found=swapped.recorded)
-    difference = first_difference(a.ledger.lines, b.ledger.lines, every_field=every_field)
+    difference = first_difference(*_without_lone_evidence(a.ledger.lines, b.ledger.lines), every_field=every_field)
     if difference is not None and difference.field == "lines":  # one is longer: no difference if the other was cut
         shorter = a if difference.recorded is None else b
         return None if shorter.ledger.problem else difference
     return difference
+
+
+def _without_lone_evidence(a: list[Line], b: list[Line]) -> tuple[list[Line], list[Line]]:
+    """The lines of two ledgers, without the digest of evidence that only one of them has: it is made by an option."""
+    if {bool(lines) and "evidence" in lines[-1] for lines in (a, b)} != {True, False}:
+        return a, b
+    last = [{name: value for name, value in lines[-1].items() if name != "evidence"} for lines in (a, b)]
+    return [*a[:-1], last[0]], [*b[:-1], last[1]]
 
 
 def _content(run: RecordedRun) -> Content | None:

@@ -1,14 +1,10 @@
-"""A color for each class: the same in every picture, and far from those of its neighbors.
-
-Predictions drawn into the image: boxes, masks, regions, names and scores.
-"""
+"""Predictions drawn into the image: boxes, masks, regions, names and scores."""
 
 from __future__ import annotations
 
-import colorsys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -17,46 +13,10 @@ from torch.nn import functional as F
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
+from autotimm.report.class_colors import Color, class_colors, is_background, readable_on
 from autotimm.types import ObjectPrediction, PixelPrediction
 
-__all__ = ["BLACK", "Color", "WHITE", "class_colors", "draw_prediction", "is_background", "readable_on"]
-
-
-Color: TypeAlias = tuple[int, int, int]
-
-BLACK: Color = (0, 0, 0)
-WHITE: Color = (255, 255, 255)
-
-_GOLDEN = 0.618033988749895  # of the circle of hues: the next color always falls into the widest gap
-_TONES = ((0.9, 0.95), (0.5, 1.0), (0.9, 0.6))  # saturation and value, in turns
-_BACKGROUND = frozenset(("background", "_background_", "bg", "unlabeled", "unlabelled", "void", "none"))
-
-
-def is_background(name: str) -> bool:
-    """Whether a class is what is left beside the objects; it is not painted."""
-    return name.strip().casefold() in _BACKGROUND
-
-
-def class_colors(class_names: Sequence[str]) -> list[Color]:
-    """One RGB color per class, a function of its index alone; black for a background.
-
-    Example:
-        >>> class_colors(["background", "cat", "dog"])
-        [(0, 0, 0), (128, 165, 255), (96, 153, 15)]
-    """
-    return [BLACK if is_background(name) else _color(index) for index, name in enumerate(class_names)]
-
-
-def _color(index: int) -> Color:
-    saturation, value = _TONES[index % len(_TONES)]
-    red, green, blue = colorsys.hsv_to_rgb(index * _GOLDEN % 1, saturation, value)
-    return round(255 * red), round(255 * green), round(255 * blue)
-
-
-def readable_on(color: Color) -> Color:
-    """Black or white, whichever can be read on a color better (weights of ITU-R BT.601)."""
-    red, green, blue = color
-    return BLACK if 0.299 * red + 0.587 * green + 0.114 * blue > 127 else WHITE
+__all__ = ["draw_prediction"]
 
 
 _VEIL = 0.4  # how much of the color and how little of the image is seen in a region

@@ -14,8 +14,9 @@ from autotimm.config import FitConfig, decided_by_recipe, defaults, options
 from autotimm.config.record import completed
 from autotimm.data.module import DataModule
 from autotimm.data.table_checks import own_sides
-from autotimm.errors import ChangedDataError, UsageError, sentence
+from autotimm.errors import AutotimmError, ChangedDataError, UsageError, sentence
 from autotimm.records.run_folder import RunFolder
+from autotimm.report import REPORT, write_report
 from autotimm.repro.seed import default_threads
 from autotimm.runs.factory import build_task, build_trainer, settle_data
 from autotimm.runs.restore import Rebuilt, read_config
@@ -24,7 +25,7 @@ from autotimm.train import AutoTrainer
 from autotimm.train.machine_limits import machine_problem
 from autotimm.train.progress import say
 
-__all__ = ["launch", "new_folder", "refuse_unused_shares", "train", "train_objects"]
+__all__ = ["launch", "leave_report", "new_folder", "refuse_unused_shares", "train", "train_objects"]
 
 
 def launch(config: FitConfig) -> Path:
@@ -105,6 +106,8 @@ def train(rebuilt: Rebuilt, folder: RunFolder, ckpt_path: str | Path | None = No
             _complete_record(rebuilt.config, rebuilt.task, rebuilt.data, folder)
         except OSError as error:  # for example a full disk; the run is complete without
             say(f"config.yaml could not be written again, with what the recipe has chosen: {error.strerror}")
+    if folder.chosen is not None and rebuilt.trainer.is_global_zero:
+        leave_report(folder.path, rebuilt.data)
     path = Path(str(rebuilt.trainer.strategy.broadcast(folder.chosen)))
     if changed is not None:  # only now: the other processes wait for the broadcast
         raise changed
@@ -119,7 +122,17 @@ def train_objects(task: pl.LightningModule, data: pl.LightningDataModule, traine
     """
     auto_trainer = _require_folder(trainer)
     auto_trainer.fit(task, datamodule=data)
+    if auto_trainer.is_global_zero:
+        leave_report(auto_trainer.run_folder.path, data)
     return auto_trainer.run_folder.path
+
+
+def leave_report(folder: Path, data: pl.LightningDataModule | None) -> None:
+    """Make the page of a run that has trained or was tested; why it could not be made is said, and harms nothing."""
+    try:
+        write_report(folder, data.tables if isinstance(data, DataModule) else None)
+    except (AutotimmError, OSError) as error:
+        say(f"{REPORT} could not be made: {error}")
 
 
 def _require_folder(trainer: pl.Trainer) -> AutoTrainer:

@@ -29,7 +29,8 @@ from autotimm.data.image_reading import UPRIGHT_RGB, ImageReading
 from autotimm.errors import DataError, RunError, join_names
 from autotimm.records.atomic import atomic_path, write_text
 from autotimm.records.csv_cells import csv_text, safe_cell
-from autotimm.runs.draw import class_colors, draw_prediction
+from autotimm.report.class_colors import class_colors
+from autotimm.runs.draw import draw_prediction
 from autotimm.runs.output_paths import require_new_file, require_new_folder
 from autotimm.serialization import read_json
 from autotimm.types import ObjectPrediction, PixelPrediction, Prediction

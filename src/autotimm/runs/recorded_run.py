@@ -9,18 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from autotimm.errors import ModelError
+from autotimm.evidence import evidence_path
 from autotimm.records.checkpoint_store import CheckpointStore
-from autotimm.records.digest import config_digest
+from autotimm.records.digest import config_digest, file_digest
 from autotimm.records.ledger import ReadLedger, malformed, read_ledger
 from autotimm.records.manifest import Manifest
 from autotimm.records.replay_versions import replay_versions
+from autotimm.records.run_folder import DIGESTS
 from autotimm.records.sample_index import Content
 from autotimm.runs.file_contents import Finding, checkpoint_tensors, differs, read_data, read_rows, read_tensors, same
 from autotimm.runs.restore import read_manifest
 
-__all__ = ["RecordedRun", "export_findings", "read_recorded"]
+__all__ = ["RecordedRun", "export_findings", "read_recorded", "tested_evidence"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def read_recorded(folder: Path) -> RecordedRun:
     if not run.ledger.lines:
         raise ModelError(f"The run {folder} must have a ledger to compare with. It has none: {run.ledger.problem}. "
                          "Make the run again.")  # fmt: skip
-    parts = (_damage(run), _results(run), _epochs(run), _samples(run), _checkpoints(run))
+    parts = (_damage(run), _results(run), _epochs(run), _samples(run), _checkpoints(run), _evidence(run))
     return replace(run, findings=tuple(finding for part in parts for finding in part))
 
 
@@ -149,6 +152,32 @@ def _epochs(run: RecordedRun) -> Iterator[Finding]:
         table = {name: _exact(text) for name, text in row.items() if name not in ("epoch", "step", "lr") and text}
         if table != line["metrics"]:
             yield Finding("metrics.csv", f"epoch {line['epoch'] + 1} has other values than in the ledger")
+
+
+def _evidence(run: RecordedRun) -> Iterator[Finding]:
+    """The bytes of the evidence, and their digests in the last line of the ledger and in the results."""
+    ends = [line for line in run.ledger.lines if line["kind"] == "end"]
+    digests: dict[str, Any] = {"val": ends[-1].get("evidence")} if ends and run.whole else {}
+    if (tested := tested_evidence(run.folder)) is not None:
+        digests["test"] = tested.get("test")
+    for split, digest in digests.items():  # of a split whose digest cannot be read nothing is said
+        path = evidence_path(run.folder, split)
+        name = path.relative_to(run.folder).as_posix()
+        if path.is_file():
+            if digest != file_digest(path):
+                yield Finding(name, "it is not the file that the record refers to")
+        elif digest is not None:
+            yield Finding(name, "it is missing", damage=True)
+
+
+def tested_evidence(folder: Path) -> Mapping[str, Any] | None:
+    """The digests of evidence in ``results.json``; ``None`` if that cannot be read."""
+    try:
+        results = read_data(folder / "results.json")
+    except ValueError:
+        return None
+    digests = results.get(DIGESTS, {}) if isinstance(results, Mapping) else None
+    return digests if isinstance(digests, Mapping) else None
 
 
 def _exact(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,19 +14,23 @@ from autotimm.config.record import RECORD, VERSION
 from autotimm.data.formats.recognize import READER
 from autotimm.data.inference_loaders import labelled_loader, recorded_data
 from autotimm.data.module import DataModule
-from autotimm.errors import AutotimmError, DataError, ModelError, nearest, sentence
+from autotimm.data.table import Table
+from autotimm.errors import AutotimmError, DataError, ModelError, RunError, nearest, require_choice, sentence
+from autotimm.evidence import Evidence, collecting, evidence_path, read_evidence, write_evidence
 from autotimm.losses.image_losses import LOSS
 from autotimm.models.segmentation.segmenter import DECODER
 from autotimm.optim.optimizers import OPTIMIZER
 from autotimm.records.checked_levels import level_claims
 from autotimm.records.imports import RecordedNames, names_in, require_admitted
-from autotimm.records.run_folder import RunFolder, require_files
+from autotimm.records.run_folder import DIGESTS, PER_CLASS, RunFolder, require_files
 from autotimm.records.trust import OfRun
+from autotimm.report import Report, compare_runs, write_report
 from autotimm.runs.diff import Comparison, compare
 from autotimm.runs.explain_difference import confirm_difference, confirm_replay
 from autotimm.runs.extend import extend
 from autotimm.runs.factory import settle_data
-from autotimm.runs.fit import launch, new_folder, train, train_objects
+from autotimm.runs.fit import launch, leave_report, new_folder, train, train_objects
+from autotimm.runs.output_paths import require_new_file
 from autotimm.runs.predict import known_data, predict
 from autotimm.runs.restore import affordable, read_config, read_manifest, rebuild
 from autotimm.runs.verdict import Verdict
@@ -37,7 +41,17 @@ from autotimm.train.progress import say
 from autotimm.train.trainer import measuring_trainer
 from autotimm.types import ObjectPrediction, PixelPrediction, Prediction
 
-__all__ = ["Run", "diff", "fit", "fit_config", "fit_objects", "names_of_file", "require_known_names", "train_on"]
+__all__ = [
+    "Run",
+    "compare_reports",
+    "diff",
+    "fit",
+    "fit_config",
+    "fit_objects",
+    "names_of_file",
+    "require_known_names",
+    "train_on",
+]
 
 
 def fit(path: str | Path | None = None, **options: Any) -> Run:
@@ -113,6 +127,35 @@ def fit_objects(task: Task, data: DataModule, trainer: AutoTrainer) -> Run:
     return Run(train_objects(task, data, trainer))
 
 
+def compare_reports(
+    folders: Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    data: str | Path | None = None,
+    trust: bool = False,
+) -> Report:
+    """Make a page that compares runs with the first of them.
+
+    Args:
+        folders: The run folders.
+        out: Where it is written; by default beside the first run, named after the first two.
+        data: Where the images of the first run are now, if they were moved.
+        trust: Whether the makers of the runs are trusted, see :class:`Run`.
+
+    Raises:
+        ModelError: If one is no run, or they are of different tasks.
+        UsageError: If there is a file already where ``out`` says.
+        RunError: If the page cannot be written.
+    """
+    runs = [Run(folder, trust=trust) for folder in folders]
+    first = runs[0].path.absolute()
+    if out is not None:
+        require_new_file(str(out), "out", "report")
+    names = f"compare-{first.name}-{runs[1].path.absolute().name}.html"
+    path = first.with_name(names) if out is None else Path(out)
+    return compare_runs([run.path for run in runs], path, runs[0]._tables(data))
+
+
 def train_on(
     run: Run, path: str | Path | None, *, epochs: object, ckpt: str | Path | None, changes: Mapping[str, Any],
     source: str,
@@ -159,6 +202,8 @@ class Run:
         self.trust = trust
         self._folder = RunFolder(self.path, self.path.parent)
         self._per_class: dict[str, dict[str, float]] | None = None
+        self._found: Evidence | None = None  # of the last test
+        self._tested: DataModule | None = None
 
     def __repr__(self) -> str:
         return f"Run({str(self._file or self.path)!r})"
@@ -225,8 +270,11 @@ class Run:
             task: Task = Task.load_from_checkpoint(self.checkpoint(ckpt), trust=self.trust)
         return task
 
-    def data(self) -> DataModule:
+    def data(self, place: str | Path | None = None) -> DataModule:
         """The data that the run was made with.
+
+        Args:
+            place: Where it is now, if it was moved.
 
         Raises:
             DataError: If it was made from loaders of the caller's own.
@@ -234,12 +282,19 @@ class Run:
         config = affordable(self._config())
         with self.names:
             if isinstance(config, FitConfig):
+                if place is not None:
+                    name = "image_dir" if config.train_csv else "path"
+                    config = config.resolved({name: str(place)}, "moved data")
                 return settle_data(config)[1]
             if "data" not in config:
                 raise DataError(
                     f"The run {self.path} was made from loaders of your own. Give a folder, or a data module."
                 )
-            return recorded_data(config["data"])
+            if place is None:
+                return recorded_data(config["data"])
+            given = config["data"].get("init_args") or {}
+            moved = {"image_dir" if given.get("train_csv") else "data_dir": str(place)}
+            return recorded_data({**config["data"], "init_args": given | moved})
 
     def validate(self, data: str | Path | DataModule | None = None, *, ckpt: str | Path = "best") -> dict[str, float]:
         """Measure on the run's validation data, or on other labelled images.
@@ -266,12 +321,60 @@ class Run:
             DataError: If there is no test data. Validation data is never used in its place.
         """
         results = self._measure("test", data, ckpt)
+        evidence, self._found = self._found, None
         if data is None and self._file is None and str(ckpt) == "best":
-            try:
-                self._folder.add_results(test=results, per_class=self.per_class)
-            except OSError as error:  # a read-only run or a full disk must not lose the metrics
-                say(f"the metrics are not kept with the run, which cannot be written to ({error.strerror})")
+            self._keep_test(results, evidence)
+            if self._keeps_evidence:
+                leave_report(self.path, self._tested)
+        self._tested = None
         return results
+
+    def _keep_test(self, results: dict[str, float], evidence: Evidence | None) -> None:
+        kept: dict[str, Any] = {"test": results, PER_CLASS: self.per_class}
+        try:
+            if evidence is not None:
+                kept[DIGESTS] = {"test": write_evidence(self.path, evidence)}
+            self._folder.add_results(**kept)
+        except (OSError, RunError) as error:  # a read-only run or a full disk must not lose the metrics
+            why = error.strerror if isinstance(error, OSError) else error
+            say(f"the metrics are not kept with the run, which cannot be written to ({why})")
+
+    def report(self, data: str | Path | None = None) -> Report:
+        """Make the page of the run, ``report.html``, from what is in its folder; a notebook shows what is returned.
+
+        Args:
+            data: Where the images are now, if they were moved. Where they cannot be read, the page has no pictures.
+
+        Raises:
+            ModelError: If a file of the run is damaged.
+            RunError: If the page cannot be written.
+        """
+        return write_report(self.path, self._tables(data))
+
+    def _tables(self, data: str | Path | None) -> dict[str, Table] | None:
+        """The samples that the run was made with; ``None`` where they cannot be read."""
+        try:
+            return self.data(data).tables
+        except AutotimmError as error:
+            say(f"the report has no pictures: {error}")
+            return None
+
+    def evidence(self, split: str = "val") -> Evidence:
+        """What the best weights predict for the samples of a split, the truth, and the features in between.
+
+        Args:
+            split: ``"val"``, or ``"test"`` of a run that was tested.
+
+        Raises:
+            UsageError: If it is another split.
+            ModelError: If the run has no such evidence, or it is damaged.
+        """
+        require_choice("split", "Run.evidence", split, ("val", "test"))
+        path = evidence_path(self.path, split)
+        if not path.exists():
+            cure = "Test it with `autotimm test`." if split == "test" else "Train it with the option `evidence`."
+            raise ModelError(f"The run {self.path} has no evidence of its {split} images. {cure}")
+        return read_evidence(path)
 
     def _measure(self, verb: str, data: str | Path | DataModule | None, ckpt: str | Path) -> dict[str, float]:
         with self.names:
@@ -288,11 +391,24 @@ class Run:
             say(*notices, f"data: {len(loader.dataset)} images of {data}")
             results = measure(task, dataloaders=loader)
         else:
-            results = measure(task, datamodule=data or self.data())
+            self._tested = module = data or self.data()
+            results, self._found = collecting(
+                task, "test", lambda: measure(task, datamodule=module),
+                wanted=verb == "test" and data is None and self._keeps_evidence,
+            )  # fmt: skip
         if not results:
             raise DataError(f"The run {self.path} has no validation data. It was made with val_split=0. Give a folder.")
         self._per_class = task.class_table
         return {name: float(value) for metrics in results for name, value in metrics.items()}
+
+    @property
+    def _keeps_evidence(self) -> bool:
+        """Whether the run was made with the option `evidence`."""
+        if self._file is not None or not (self.path / "config.yaml").exists():
+            return False
+        config = self._config()
+        trainer = vars(config) if isinstance(config, FitConfig) else config.get("trainer", {})
+        return trainer.get("evidence") is True
 
     def predict(
         self, paths: str | Path | Iterable[str | Path], *, ckpt: str | Path = "best", fast: bool = False,

@@ -20,6 +20,7 @@ from autotimm.errors import (
     UsageError,
     join_names,
 )
+from autotimm.evidence import collecting, write_evidence
 from autotimm.models.backbone.weights import Weights
 from autotimm.records.causes import differences, likely_cause
 from autotimm.records.checked_levels import keep_checked, level_claims
@@ -28,13 +29,13 @@ from autotimm.records.ledger import Line, ReadLedger
 from autotimm.records.ledger_diff import Comparer, Difference, numbers
 from autotimm.records.manifest import Manifest
 from autotimm.records.replay_versions import not_replayable
-from autotimm.records.run_folder import RunFolder, write_results
+from autotimm.records.run_folder import DIGESTS, RunFolder, write_results
 from autotimm.records.sample_index import Content
 from autotimm.runs.compare_folders import compare_folders
 from autotimm.runs.compare_settings import config_findings, manifest_findings, planned
 from autotimm.runs.file_contents import Finding, read_data
 from autotimm.runs.parent import check_parent
-from autotimm.runs.recorded_run import RecordedRun, export_findings, read_recorded
+from autotimm.runs.recorded_run import RecordedRun, export_findings, read_recorded, tested_evidence
 from autotimm.runs.replayed_run import Replay
 from autotimm.runs.restore import Rebuilt, read_config, rebuild
 from autotimm.runs.verdict import Verdict, describe, worth_naming
@@ -255,10 +256,15 @@ def _tested_again(run: RecordedRun, rebuilt: Rebuilt, replay: Replay) -> Mapping
     given = config.as_dict() if isinstance(config, FitConfig) else config.get("trainer", {})
     task = rebuilt.task
     task.load_state_dict(read_checkpoint(best)["state_dict"])
-    measured = measuring_trainer(given).test(task.eval(), datamodule=rebuilt.data)
+    measured, evidence = collecting(
+        task.eval(), "test", lambda: measuring_trainer(given).test(task, datamodule=rebuilt.data),
+        wanted="test" in (tested_evidence(run.folder) or {}),
+    )  # fmt: skip
     results: dict[str, Any] = {"test": {name: float(v) for each in measured for name, v in each.items()}}
     if table := task.class_table:
         results["per_class"] = table
+    if evidence is not None:
+        results[DIGESTS] = {"test": write_evidence(replay.folder, evidence)}
     path = replay.folder / "tested.json"
     write_results(path, results)  # as the run has written it: sorted, and with null where nothing was measured
     tested: dict[str, Any] = read_data(path)

@@ -10,7 +10,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, TypedDict, cast
+from typing import Any, ClassVar, Protocol, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,14 @@ from autotimm.tasks.optimization import Optimized
 from autotimm.tasks.start import frozen_parameters, network_digest
 from autotimm.types import Batch, DataSpec, Stage, Step
 
-__all__ = ["Task", "TaskOptions", "check_num_classes", "check_spec", "first_of", "join", "names_of"]
+__all__ = ["Collects", "Task", "TaskOptions", "check_num_classes", "check_spec", "first_of", "join", "names_of"]
+
+
+class Collects(Protocol):
+    """What is given every batch that a task evaluates, such as :class:`autotimm.evidence.EvidenceCollector`."""
+
+    def add(self, batch: Batch, step: Step) -> None:
+        """Take over a batch, and what the task made of it."""
 
 
 class TaskOptions(TypedDict, total=False):
@@ -95,6 +102,7 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         spec: What is known of the data, once a data module or a checkpoint has provided it.
         by_class: The values per class of the last evaluation, by metric: a tensor (C,) for each.
         details: Logged names that belong in tables, and not in the one line of an epoch.
+        collector: Is given every batch of an evaluation, if it is not ``None``.
         built_digest: The digest of the network as the constructor left it; ``None`` of a task that was loaded.
         built_frozen: The parameters that the constructor has frozen.
     """
@@ -172,6 +180,7 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
             self.network.compile()
         self._metrics_given = None if metrics is None else [MetricConfig.of(metric) for metric in metrics]
         self.by_class, self.details = {}, set()
+        self.collector: Collects | None = None
         self._padding = True
 
     def _constructed(self) -> None:
@@ -355,7 +364,15 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
     def _evaluate(self, batch: Any, batch_idx: int, stage: Stage) -> None:
         batch = Batch.of(batch)
         with scope(self._streams_seed, "eval", stage.value, batch_idx, devices=[self.device]):
-            self._log(self._step(batch, stage), stage, len(batch.images))
+            step = self._step(batch, stage)
+            self._log(step, stage, len(batch.images))
+        if self.collector is not None:
+            self.collector.add(batch, step)
+
+    def evaluate(self, batch: Batch, batch_idx: int, stage: Stage) -> Step:
+        """Evaluate one batch as the loops do, outside of them: nothing is logged, and no metric is updated."""
+        with scope(self._streams_seed, "eval", stage.value, batch_idx, devices=[self.device]):
+            return self._step(batch, stage)
 
     def _step(self, batch: Batch, stage: Stage) -> Step:
         step = self.step(batch, stage)

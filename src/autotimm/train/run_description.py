@@ -18,21 +18,9 @@ from autotimm.tasks import Task
 from autotimm.tasks.start import PROGRAM
 
 __all__ = [
-    "FOREIGN_WEIGHTS", "FROZEN_BY_HAND", "LEVELS", "UNKEYED_WEIGHTS", "changed_while_training", "decisions", "describe",
+    "FOREIGN_WEIGHTS", "FROZEN_BY_HAND", "UNKEYED_WEIGHTS", "changed_while_training", "decisions", "describe",
     "inputs", "levels", "surroundings",
 ]  # fmt: skip
-
-LEVELS = {
-    "R0": "seeded",
-    "R1": "the same bits from run to run on one machine",
-    "R2": "also after a restart, even of a killed run",
-    "R3": "also with other workers, validation, loggers, metrics and callbacks",
-    "R4": "also with another number of processes",
-    "R5": "also with other thread counts and instruction sets",
-    "R6": "also on another GPU of the same model and driver",
-    "R7": "also on other hardware and with other versions of torch",
-}
-"""The levels of reproducibility: what a run that claims one promises."""
 
 UNKEYED_WEIGHTS = "no, because the weights of a module of your own are drawn where no stream is set"
 
@@ -129,7 +117,7 @@ def decisions(model: pl.LightningModule, data: DataModule | None) -> dict[str, A
 def levels(
     trainer: Any, model: pl.LightningModule, data: DataModule | None, begun: Mapping[str, Any] | None = None
 ) -> dict[str, str]:
-    """The claim of a run for each of :data:`LEVELS`, before it has been verified.
+    """The claim of a run for each of :data:`autotimm.records.checked_levels.LEVELS`, before it has been verified.
 
     Args:
         trainer: The trainer.

@@ -150,6 +150,8 @@ class AutoTrainer(pl.Trainer):
             (``"10min"``). A run that is killed loses what came after the last one.
         keep: Which checkpoints to keep: ``"last"``, ``"epochs"``, a number of ends of epochs, or ``"auto"`` for every
             end of an epoch up to 2 GB, thinned evenly beyond. The best and the newest two are always kept.
+        evidence: Whether a ``fit`` keeps what the best weights predict for the validation samples, see
+            :mod:`autotimm.evidence`. Its digest stands in the last line of the ledger.
         kwargs: Arguments of ``pytorch_lightning.Trainer``. Checkpoint callbacks among the ``callbacks`` are additional
             to the run's own checkpoints. ``logger`` is off unless given, since ``metrics.csv`` is
             always written.
@@ -178,6 +180,7 @@ class AutoTrainer(pl.Trainer):
         tuner: TunerConfig | None = None,
         checkpoint_every: str | int | None = None,
         keep: str | int = "auto",
+        evidence: bool = False,
         **kwargs: Unpack[TrainerOptions],
     ) -> None:
         given = {
@@ -194,7 +197,7 @@ class AutoTrainer(pl.Trainer):
         require(fine, "max_epochs", "AutoTrainer", "an integer, -1 or None", max_epochs, "Give for example 10.")
         fine = tuner is None or isinstance(tuner, TunerConfig)
         require(fine, "tuner", "AutoTrainer", "a TunerConfig or None", tuner, "Give for example TunerConfig(lr=True).")
-        require_flags("AutoTrainer", use_autotimm_seeding=use_autotimm_seeding)
+        require_flags("AutoTrainer", use_autotimm_seeding=use_autotimm_seeding, evidence=evidence)
         require(
             deterministic in (True, False, "warn"), "deterministic", "AutoTrainer", "True, False or 'warn'",
             deterministic, "Give True for equal bits every time.",
@@ -207,11 +210,11 @@ class AutoTrainer(pl.Trainer):
         self.listener: Callable[[Line], None] | None = None  # a replay gets each line of the ledger as it is written
         self.start: Start | None = None  # what a run that is built again, or extended, starts from
         self.hashes_anew = False  # whether digests of images that are remembered are not enough
-        self.checkpoint_every, self.keep = checkpoint_every, check_keep(keep)
+        self.checkpoint_every, self.keep, self.evidence = checkpoint_every, check_keep(keep), evidence
         self.arguments: dict[str, Any] = {
             "max_epochs": max_epochs, "seed": seed, "deterministic": deterministic, "threads": self.threads,
             "use_autotimm_seeding": use_autotimm_seeding, "monitor": monitor, "checkpoint_every": checkpoint_every,
-            "keep": keep, **kwargs,
+            "keep": keep, **({"evidence": True} if evidence else {}), **kwargs,
         }  # fmt: skip
         plain = kwargs.get("barebones") or kwargs.get("fast_dev_run")
         self.run_folder = RunFolder.choose(False if plain else run_dir, kwargs.get("default_root_dir"))

@@ -18,6 +18,7 @@ from autotimm.records.digest import state_digest
 from autotimm.records.ledger import Ledger, Line, digest16
 from autotimm.tasks import Task
 from autotimm.train.callbacks.epoch_metrics import EpochMetrics
+from autotimm.train.callbacks.validation_evidence import keep_evidence
 from autotimm.train.progress import show_notices
 from autotimm.types import Batch
 
@@ -194,9 +195,10 @@ class Recorder(Callback):
         self._end_together()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note that the run is finished."""
+        """Keep the evidence of the best weights, and note that the run is finished."""
         self.look()
-        self.ledger.add("end", step=trainer.global_step)
+        digest = keep_evidence(trainer, pl_module)
+        self.ledger.add("end", step=trainer.global_step, **({} if digest is None else {"evidence": digest}))
         self.ledger.flush(sync=True)
         self._end_together()
 

@@ -133,6 +133,13 @@ class RunCheckpoint(Checkpoint):
         """The newest checkpoint."""
         return self._path("last.ckpt")
 
+    @property
+    def best_epoch_path(self) -> Path | None:
+        """The checkpoint of the best epoch under its own name: a killed process may not have given it the second."""
+        if self.folder is None or not self.best:
+            return None
+        return self.store.epochs().get(self.best["epoch"] + 1)
+
     def _path(self, name: str) -> str:
         return str(self.folder / name) if self.folder is not None and (self.folder / name).is_file() else ""
 

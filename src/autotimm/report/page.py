@@ -1,0 +1,307 @@
+"""The page of a run: everything it shows is read from the run folder, and the pictures from the data."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+import autotimm
+from autotimm.data.table import Table
+from autotimm.errors import RunError
+from autotimm.evidence import Evidence
+from autotimm.records.atomic import write_text
+from autotimm.records.checked_levels import LEVELS
+from autotimm.records.csv_cells import csv_text, safe_cell
+from autotimm.report.charts import Line, epoch_chart
+from autotimm.report.class_content import class_content, class_headline
+from autotimm.report.content import Content, Headline, NumberTable, Panel, shortened
+from autotimm.report.object_content import object_content, object_headline
+from autotimm.report.pictures import Pictures
+from autotimm.report.pixel_content import pixel_content, pixel_headline
+from autotimm.report.run_facts import RunFacts, read_run
+
+__all__ = ["REPORT", "Report", "curves", "evidence_of", "headline_of", "render", "write_report"]
+
+REPORT = "report.html"
+"""The page in a run folder; the tables of its charts are in the folder ``report`` beside it."""
+
+_TASKS = {
+    "classes": "image classification", "boxes": "object detection", "instances": "instance segmentation",
+    "pixels": "semantic segmentation",
+}  # fmt: skip
+_SPLITS = {"val": "validation", "test": "test"}
+_CARDS = {"classes": "", "boxes": "pairs", "instances": "pairs", "pixels": "quads"}
+_MOST_CURVES = 9
+_MOST_POINTS = 300
+
+
+@dataclass(frozen=True)
+class Report:
+    """A page that was written; a notebook shows it.
+
+    Attributes:
+        path: The file.
+    """
+
+    path: Path
+
+    def _repr_html_(self) -> str:
+        """The page in a frame of its own, so that its style does not change the notebook."""
+        page = html.escape(self.path.read_text(encoding="utf-8"), quote=True)
+        frame = 'style="width:100%;height:760px;border:1px solid #8884;border-radius:8px"'
+        return f'<iframe sandbox="allow-scripts allow-modals" {frame} srcdoc="{page}"></iframe>'
+
+
+def write_report(folder: Path, tables: Mapping[str, Table] | None = None) -> Report:
+    """Make the page of a run, and the tables of its charts.
+
+    Args:
+        folder: The run folder.
+        tables: The samples of each split, for pictures; without them the page has none.
+
+    Raises:
+        ModelError: If a file of the run is damaged.
+        RunError: If the page cannot be written.
+    """
+    facts = read_run(folder)
+    evidence = evidence_of(facts)
+    content = pictures = None
+    if evidence is not None:
+        pictures = _pictures(evidence, tables or {})
+        content = _content(evidence, pictures, facts.seed)
+    page = render(
+        "run.html", pictures, **_context(facts, evidence, content, has_pictures=bool(pictures and pictures.style))
+    )
+    try:
+        write_text(folder / REPORT, page)
+        if content is not None:
+            (folder / "report").mkdir(exist_ok=True)
+            for name, rows in content.numbers.items():
+                write_text(folder / "report" / f"{name}.csv", csv_text(map(_cells, rows)))
+    except OSError as error:
+        raise RunError(
+            f"The report {folder / REPORT} could not be written: {error.strerror}. Free some space."
+        ) from None
+    return Report(folder / REPORT)
+
+
+def _cells(row: Sequence[Any]) -> list[Any]:
+    named = [safe_cell(value) if isinstance(value, str) else value for value in row]
+    # Names of files need not be UTF-8; a table must be.
+    return [value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value for value in named]
+
+
+def evidence_of(facts: RunFacts) -> Evidence | None:
+    """The evidence that a page is made of: that of the test if there was one, else that of the validation."""
+    found = facts.evidence.get("test") or facts.evidence.get("val")
+    return found if found is not None and len(found) else None
+
+
+def headline_of(evidence: Evidence, seed: int) -> Headline:
+    """The result in one figure, with its interval."""
+    makers = {"classes": class_headline, "pixels": pixel_headline}
+    return makers.get(evidence.kind, object_headline)(evidence, seed)
+
+
+def _content(evidence: Evidence, pictures: Pictures, seed: int) -> Content:
+    makers = {"classes": class_content, "pixels": pixel_content}
+    return makers.get(evidence.kind, object_content)(evidence, pictures, seed)
+
+
+def _pictures(evidence: Evidence, tables: Mapping[str, Table]) -> Pictures:
+    if evidence.kind != "classes":
+        return Pictures(tables, 360, square=False)
+    side = 160 if len(evidence) <= 200 else 128 if len(evidence) <= 400 else 96
+    return Pictures(tables, side, square=True)
+
+
+# The page
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("autotimm.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    return environment
+
+
+def render(template: str, pictures: Pictures | None = None, **context: Any) -> str:
+    """A page of a template, with its style and script in it."""
+    environment = _environment()
+    loader: Any = environment.loader
+    style, script = (loader.get_source(environment, name)[0] for name in ("style.css", "page.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = environment.get_template(template).render(
+        style=Markup(style), script=Markup(script), script_digest=f"sha256-{digest}", version=autotimm.__version__,
+        picture_style=Markup(pictures.style) if pictures is not None else "", **context,
+    )  # fmt: skip
+    return page.encode("utf-8", "backslashreplace").decode()  # ids are file names, which need not be UTF-8
+
+
+def _context(
+    facts: RunFacts, evidence: Evidence | None, content: Content | None, *, has_pictures: bool
+) -> dict[str, Any]:
+    panels = curves([facts])
+    parts = {
+        "training": bool(panels), "classes": content is not None, "confusion": content is not None and content.matrix,
+        "confidence": content is not None and (content.panels or content.tables),
+        "images": content is not None and content.cards, "data": True, "settings": True, "claims": True,
+    }  # fmt: skip
+    recipe = facts.manifest.decisions.get("recipe")
+    samples, rest = _samples(facts)
+    if content is not None:
+        content.classes, left_out = shortened(content.classes)
+        content.classes_text = f"{content.classes_text} {left_out}".strip()
+    return {
+        "title": f"{facts.name} · autotimm report", "name": facts.name, "content": content, "curves": panels,
+        "task": _TASKS[evidence.kind].capitalize() if evidence is not None else "Run", "claim": _claim(facts),
+        "facts": _facts(facts, evidence),
+        "sections": [(name, name.capitalize()) for name, there in parts.items() if there],
+        "problems": facts.problems, "training_text": _training_text(facts), "has_pictures": has_pictures,
+        "cards_kind": _CARDS[evidence.kind] if evidence is not None else "",
+        "data_text": f"{_data_text(facts)} {rest}".strip(),
+        "samples": samples, "notices": facts.notices,
+        "recipe": recipe.get("reason", "") if isinstance(recipe, Mapping) else "",
+        "decided": [each for each in facts.settings if not each.is_default],
+        "left": [each for each in facts.settings if each.is_default], "levels": _levels(facts),
+        "command_path": shlex.quote(str(facts.folder)),
+    }  # fmt: skip
+
+
+def _claim(facts: RunFacts) -> str:
+    """What the run may claim, in one sentence."""
+    by_state: dict[str, list[str]] = {}
+    for level, _, state, _ in _levels(facts):
+        by_state.setdefault(state, []).append(level)
+    checked = [level for level in by_state.get("checked", []) if level != "R0"]
+    said = []
+    if checked:
+        said.append(f"{', '.join(checked)} {'was' if len(checked) == 1 else 'were'} checked by replaying it")
+    if expected := by_state.get("expected"):
+        said.append(f"{', '.join(expected)} {'is' if len(expected) == 1 else 'are'} expected and not yet checked")
+    status = facts.manifest.results.get("status")
+    begun = "" if status == "finished" else f"The run is {status}. "
+    if not said:
+        return f"{begun}The run makes no claim to be repeatable bit for bit."
+    return f"{begun}Of the levels of reproducibility, {'; '.join(said)}."
+
+
+def _levels(facts: RunFacts) -> list[tuple[str, str, str, str]]:
+    """Level, meaning, state and reason."""
+    rows = []
+    for level, meaning in LEVELS.items():
+        claim = facts.levels.get(level, "no, because nothing is recorded of it")
+        state, _, reason = claim.partition(" ")
+        rows.append((level, meaning, state.rstrip(","), reason))
+    return rows
+
+
+def _facts(facts: RunFacts, evidence: Evidence | None) -> list[tuple[str, str]]:
+    """The few facts at the top of the page."""
+    splits = ", ".join(f"{count:,} {split}" for split, count in facts.samples.items())
+    rows = [("Network", facts.value("backbone") or facts.value("model").rpartition(".")[-1])]
+    arch = facts.value("arch")
+    if arch not in ("", "auto") and evidence is not None and evidence.kind != "classes":
+        rows[0] = (rows[0][0], f"{rows[0][1]}, {arch}")
+    rows.append(("Weights at the start", _weights(facts)))
+    rows.append(("Images", splits))
+    if evidence is not None:
+        rows.append(("Classes", f"{len(evidence.class_names):,}"))
+    rows.append(("Image size", f"{size} px" if (size := facts.value("image_size")) else ""))
+    if facts.epochs:
+        rows.append(("Trained", f"{len(facts.epochs)} epoch{'' if len(facts.epochs) == 1 else 's'}"))
+    rows += [(title, text) for title, text in _other_result(facts, evidence)]
+    return [(label, value) for label, value in rows if value]
+
+
+def _weights(facts: RunFacts) -> str:
+    weights = facts.manifest.decisions.get("weights")
+    source = weights.get("source") if isinstance(weights, Mapping) else None
+    words = {"file": "pretrained, from a file", "random": "random"}
+    return "" if source is None else words.get(str(source), f"pretrained, from {source}")
+
+
+def _other_result(facts: RunFacts, evidence: Evidence | None) -> list[tuple[str, str]]:
+    """The validation's figure beside that of a test."""
+    other = facts.evidence.get("val") if evidence is not None and evidence.split == "test" else None
+    if other is None or not len(other):
+        return []
+    headline = headline_of(other, facts.seed)
+    return [(f"{headline.title} in validation", str(headline.figure))]
+
+
+def _training_text(facts: RunFacts) -> str:
+    evidence, best = evidence_of(facts), _best_epoch(facts)
+    if best is None:
+        return ""
+    text = f"The weights of epoch {best} were kept, the dashed line."
+    if evidence is not None and evidence.split == "val" and len(facts.epochs) > 1:
+        text += " They are the best on the validation images, so that the result on these is somewhat optimistic."
+    return text
+
+
+def _best_epoch(facts: RunFacts) -> int | None:
+    """The epoch whose metrics are those of the best one."""
+    best = facts.results.get("best", {})
+    rows = [
+        epoch for epoch in facts.epochs if best and all(epoch.values.get(name) == value for name, value in best.items())
+    ]
+    return rows[0].number if rows else None
+
+
+def curves(runs: Sequence[RunFacts]) -> list[Panel]:
+    """Small multiples of what was measured each epoch; several runs share a chart."""
+    names = dict.fromkeys(name for facts in runs for epoch in facts.epochs for name in epoch.values)
+    # In one chart: a loss in training and in validation.
+    titles = dict.fromkeys(name.partition("/")[2] or name for name in names if name != "step")
+    order = sorted(titles, key=lambda title: (title != "loss", title == "lr"))
+    panels = []
+    for title in order[:_MOST_CURVES]:
+        lines = []
+        for facts in runs:
+            for name in (each for each in names if (each.partition("/")[2] or each) == title):
+                epochs = facts.epochs[:: max(1, len(facts.epochs) // _MOST_POINTS)]
+                points = [(epoch.number, epoch.values.get(name, float("nan"))) for epoch in epochs]
+                if any(value == value for _, value in points):
+                    side = {"train": "training", "val": "validation"}.get(name.partition("/")[0], name)
+                    lines.append(Line(side if len(runs) == 1 else f"{facts.name}, {side}", points))
+        best = _best_epoch(runs[0]) if len(runs) == 1 else None
+        label = "learning rate" if title == "lr" else title.replace("_", " ")
+        legend = [line.label for line in lines]
+        panels.append(Panel(label, epoch_chart(f"{label} over epochs", lines, best), legend, "", ""))
+    return panels
+
+
+def _data_text(facts: RunFacts) -> str:
+    source = next((facts.value(name) for name in ("path", "train_csv", "dataset_name", "data_dir")
+                   if facts.value(name) not in ("", "none", "None")), "")  # fmt: skip
+    total = sum(facts.samples.values())
+    said = f"{total:,} samples of {source}." if total and source else f"{total:,} samples." if total else ""
+    evidence = evidence_of(facts)
+    sizes = evidence.arrays.get("sizes") if evidence is not None else None
+    if evidence is not None and sizes is not None:
+        (low, high), kind = (sizes.min(axis=0).tolist(), sizes.max(axis=0).tolist()), evidence.split
+        range_text = "" if low == high else f"{low[1]} × {low[0]} to "
+        said += f" The {_SPLITS[kind]} images have {range_text}{high[1]} × {high[0]} pixels."
+    return said or "The run was made from loaders of your own: nothing is recorded of their samples."
+
+
+def _samples(facts: RunFacts) -> tuple[NumberTable | None, str]:
+    """The samples by class and split, and a sentence on classes that are not shown."""
+    if not facts.classes:
+        return None, ""
+    splits = list(facts.samples)
+    rows = [[name, *(counts.get(split, 0) for split in splits)] for name, counts in facts.classes.items()]
+    return shortened(NumberTable(["class", *splits], rows, {}))

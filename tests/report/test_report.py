@@ -1,0 +1,184 @@
+"""The report: figures that are right for a reason, names that are escaped, one file that loads nothing."""
+
+import base64
+import io
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import average_precision_score
+
+import autotimm
+from autotimm.cli.main import main
+from autotimm.data.toy import write_toy_folder
+from autotimm.evidence import Evidence, write_evidence
+from autotimm.report import write_report
+from autotimm.report.class_figures import average_precision, expected_calibration_error, reliability, selective
+from autotimm.report.intervals import bootstrap
+from autotimm.report.object_content import object_headline
+from autotimm.report.object_figures import match_objects, object_pairs
+from autotimm.report.pictures import Pictures
+from training import small_fit
+
+SCRIPT = "<script>alert(1)</script>"
+SPLITS = {"train": 18, "val": 6, "test": 6}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = write_toy_folder(tmp_path_factory.mktemp("toy") / "photos", splits=SPLITS, num_classes=3, seed=7)
+    for split in SPLITS:  # a slash cannot be part of a name
+        (folder / split / "blue_circle").rename(folder / split / "<script>alert(1)<")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(photos, tmp_path_factory):
+    return small_fit(photos, tmp_path_factory.mktemp("runs"), name="one", epochs=2, val_split=None)
+
+
+def page_of(run):
+    return (run.path / "report.html").read_text()
+
+
+def test_every_fit_leaves_a_page_that_loads_nothing(run):
+    page = page_of(run)
+    links = re.findall(r"""(?:src|href)=["']?([^"'>]*)""", page)
+    assert all((run.path / link).is_file() for link in links if not link.startswith(("#", "data:")))
+    assert "url(data:image/webp;base64," in page
+    assert not re.findall(r"url\((?!data:)|@import", page)
+    assert "default-src &#39;none&#39;" in page or "default-src 'none'" in page
+    assert f"{run.metrics['val/accuracy']:.3f}" in page
+
+
+def test_names_are_escaped(run):
+    page = page_of(run)
+    assert page.count("<script") == 1  # our own
+    assert "&lt;script&gt;alert(1)&lt;" in page
+
+
+def test_the_numbers_of_each_chart_lie_beside_it(run):
+    names = {path.name for path in (run.path / "report").iterdir()}
+    assert names == {"classes.csv", "confusion.csv", "reliability.csv", "samples.csv", "thresholds.csv"}
+    rows = [line.split(",") for line in (run.path / "report" / "confusion.csv").read_text().splitlines()[1:]]
+    counts = np.array([[int(cell) for cell in row[1:]] for row in rows])
+    assert counts.sum() == 6
+    assert counts.trace() / 6 == pytest.approx(run.metrics["val/accuracy"], abs=1e-6)
+
+
+def test_a_test_is_what_the_page_is_about(run, photos, tmp_path):
+    copy = autotimm.Run(shutil.copytree(run.path, tmp_path / "copy"))
+    copy.test()
+    page = page_of(copy)
+    assert "6 test images" in page
+    assert "Accuracy in validation" in page
+
+
+def test_the_page_is_the_same_when_it_is_made_again(run, capsys):
+    before = page_of(run)
+    assert main(["report", str(run.path)]) == 0
+    assert capsys.readouterr().out == f"report: {run.path / 'report.html'}\n"
+    assert page_of(run) == before
+    assert "srcdoc=" in run.report()._repr_html_()
+
+
+def test_damaged_evidence_is_named_and_not_believed(run, tmp_path):
+    copy = autotimm.Run(shutil.copytree(run.path, tmp_path / "copy"))
+    (copy.path / "evidence/val.safetensors").write_bytes(b"none")
+    assert "is damaged" in copy.report().path.read_text()
+
+
+def test_without_images_there_are_no_pictures(run, tmp_path, capsys):
+    copy = shutil.copytree(run.path, tmp_path / "copy")
+    page = write_report(copy).path.read_text()
+    assert "data:image/webp" not in page
+    assert "there are no pictures" in page
+
+
+def test_two_runs_are_compared(run, photos, tmp_path, capsys):
+    other = small_fit(photos, tmp_path, name="two", epochs=1, val_split=None, lr=1e-5)
+    out = tmp_path / "comparison.html"
+    assert main(["report", str(run.path), str(other.path), "--out", str(out)]) == 0
+    page = out.read_text()
+    assert "Differences to one" in page
+    settings = page[page.index("Settings that differ") :]
+    assert re.findall(r'<th scope="row">(\w+)</th>', settings) == ["epochs", "lr"]
+    assert main(["report", str(run.path), str(other.path), "--out", str(out)]) == 2  # nothing is written over
+    assert main(["report", str(run.path), "--out", str(tmp_path / "x.html")]) == 2
+
+
+def test_a_label_map_keeps_its_colors_and_what_is_hidden():
+    pictures = Pictures({}, 8, square=False)
+    pictures.of_labels(np.array([[0, 255], [1, 254]], np.uint8), [(255, 0, 0), (0, 255, 0)], hidden=255)
+    data = base64.b64decode(re.search(r"base64,([^)]*)", pictures.style)[1])
+    pixels = np.array(Image.open(io.BytesIO(data)).convert("RGBA"))
+    assert pixels[0, 0].tolist() == [255, 0, 0, 255]
+    assert pixels[1, 0].tolist() == [0, 255, 0, 255]
+    assert pixels[..., 3].tolist() == [[255, 0], [255, 255]]
+
+
+# Figures
+
+
+def test_the_interval_is_that_of_the_seed():
+    right = np.array([1.0] * 80 + [0.0] * 20)
+    estimates = [bootstrap(lambda weights: weights @ right / 100, 100, seed, "val") for seed in (1, 1, 2)]
+    assert estimates[0] == estimates[1] != estimates[2]
+    for estimate in estimates:  # the normal approximation is 0.8 ± 0.078
+        assert (estimate.low, estimate.high) == pytest.approx((0.72, 0.88), abs=0.02)
+
+
+def test_average_precision_is_that_of_scikit_learn():
+    random = np.random.default_rng(0)
+    scores, true = random.random(60).round(1), random.integers(0, 2, 60)
+    weights = random.integers(0, 3, (4, 60))
+    expected = [average_precision_score(true, scores, sample_weight=row) for row in weights]
+    assert average_precision(scores, true, weights) == pytest.approx(expected)
+
+
+def test_calibration_counts_what_is_right():
+    bins = reliability(np.array([0.95, 0.95, 0.55, 1.0]), np.array([1.0, 0.0, 1.0, 1.0]))
+    assert [(each.size, each.correct) for each in bins if each.size] == [(1, 1.0), (3, pytest.approx(2 / 3))]
+    assert expected_calibration_error(bins) == pytest.approx(0.45 / 4 + 3 / 4 * abs(2.9 / 3 - 2 / 3))
+    assert selective(np.array([0.9, 0.6]), np.array([1.0, 0.0]), np.array([0.95]))[0, 0] == 0
+
+
+def objects(**arrays):
+    """Two images: in the first one of two objects is found, and one that is not there; the second is empty."""
+    given = {
+        "sizes": np.array([[100, 100], [100, 100]]), "offsets": np.array([0, 2, 2]),
+        "true_offsets": np.array([0, 2, 2]),
+        "boxes": np.array([[10, 10, 30, 30], [60, 60, 90, 90]], np.float32), "scores": np.array([0.9, 0.8], np.float32),
+        "labels": np.array([0, 1]), "true_boxes": np.array([[10, 10, 30, 30], [40, 10, 60, 30]], np.float32),
+        "true_labels": np.array([0, 0]), "true_crowd": np.zeros(2, np.uint8), "true_area": np.zeros(2, np.float32),
+    }  # fmt: skip
+    return Evidence("val", "boxes", False, 0.5, ("cat", "dog"), ("a", "b"), given | arrays)
+
+
+def test_objects_are_paired_and_counted():
+    evidence = objects()
+    pairs = {(pair.true, pair.found) for pair in object_pairs(evidence, 0.5)}
+    assert pairs == {(0, 0), (-1, 1), (1, -1)}
+    cat = match_objects(evidence)[0, "all"].average_precision(np.ones((1, 2)))[0]
+    assert cat == pytest.approx(51 / 101)  # a precision of 1 up to a recall of one half
+    assert object_headline(evidence, 42).figure.value == pytest.approx(51 / 101)  # no dog is there in truth
+
+
+def test_what_lies_in_a_crowd_counts_neither_way():
+    evidence = objects(true_boxes=np.array([[10, 10, 30, 30], [50, 50, 99, 99]], np.float32),
+                       true_labels=np.array([0, 1]), true_crowd=np.array([0, 1], np.uint8))  # fmt: skip
+    assert {(pair.true, pair.found) for pair in object_pairs(evidence, 0.5)} == {(0, 0)}
+
+
+def test_a_page_of_a_thousand_images_stays_small(run, photos, tmp_path):
+    """With the pictures of one sample many times: what counts is how much a page takes."""
+    copy = shutil.copytree(run.path, tmp_path / "copy")
+    evidence, count = run.evidence(), 1000
+    rows = np.arange(count) % len(evidence)
+    arrays = {name: array[rows] for name, array in evidence.arrays.items()}
+    ids = tuple(evidence.ids[row] for row in rows)
+    write_evidence(copy, Evidence("val", "classes", False, None, evidence.class_names, ids, arrays))
+    page = write_report(copy, run.data().tables).path
+    assert page.stat().st_size < 5_000_000
