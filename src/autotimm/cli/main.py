@@ -11,6 +11,7 @@ from autotimm.cli.backbones import BACKBONES
 from autotimm.cli.demo import DEMO
 from autotimm.cli.diff import DIFF
 from autotimm.cli.doctor import DOCTOR
+from autotimm.cli.export import EXPORT
 from autotimm.cli.extend import EXTEND
 from autotimm.cli.fit import FIT
 from autotimm.cli.levels import LEVELS
@@ -29,8 +30,8 @@ from autotimm.records.own_modules import search_also
 __all__ = ["VERBS", "entry", "main"]
 
 _ALL = (
-    FIT, RESUME, EXTEND, VALIDATE, TEST, PREDICT, VERIFY, DIFF, LEVELS, REPRODUCE, STUDY, BACKBONES, DOCTOR, SELFCHECK,
-    DEMO,
+    FIT, RESUME, EXTEND, VALIDATE, TEST, PREDICT, EXPORT, VERIFY, DIFF, LEVELS, REPRODUCE, STUDY, BACKBONES, DOCTOR,
+    SELFCHECK, DEMO,
 )  # fmt: skip
 VERBS: dict[str, Verb] = {verb.name: verb for verb in _ALL}
 _BREAK = "\n"  # some messages have several lines

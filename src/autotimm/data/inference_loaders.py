@@ -40,7 +40,10 @@ from autotimm.repro.sampler import KeyedBatchSampler
 from autotimm.serialization import construct, is_object, lost_objects
 from autotimm.types import DataSpec, Sample
 
-__all__ = ["Relabelled", "labelled_loader", "predict_loader", "read_labelled", "read_relabelled", "recorded_data"]
+__all__ = [
+    "Relabelled", "evaluation_transform", "labelled_loader", "labelled_table", "predict_loader", "read_labelled",
+    "read_relabelled", "recorded_data",
+]  # fmt: skip
 
 DATA_MODULE = Kind(
     "data module", "a subclass of pytorch_lightning.LightningDataModule", LightningDataModule, ("autotimm",)
@@ -316,15 +319,22 @@ def labelled_loader(
     Raises:
         DataError: If there are none, or they have classes that the model does not know.
     """
+    table = labelled_table(path, spec, split, notices, made)
+    if trained:
+        notices += seen_in_training(trained, content([table]), "images")
+    return _loader(table, spec, None)
+
+
+def labelled_table(
+    path: str | Path, spec: DataSpec, split: str, notices: list[str], made: Mapping[str, Any] | None = None
+) -> Table:
+    """The table of :func:`labelled_loader`, without images that cannot be read; see there for the arguments."""
     if spec.kind == "classes":
         recorded = made.get("data", {}).get("init_args") if made and "data" in made else made
         table: Table = read_labelled(path, spec, split, notices, recorded)
     else:
         table = read_relabelled(path, spec, split, notices)
-    tables, _ = readable({split: table}, notices)
-    if trained:
-        notices += seen_in_training(trained, content([tables[split]]), "images")
-    return _loader(tables[split], spec, None)
+    return readable({split: table}, notices)[0][split]
 
 
 def recorded_data(recorded: Mapping[str, Any]) -> DataModule:
@@ -349,7 +359,7 @@ def recorded_data(recorded: Mapping[str, Any]) -> DataModule:
 
 
 def _loader(table: Table, spec: DataSpec, num_workers: int | None) -> KeyedLoader:
-    transform = _transform(spec)
+    transform = evaluation_transform(spec)
     if num_workers is None:
         num_workers = default_workers() if len(table) > 4 * spec.eval_batch_size else 0
     # Evaluation transforms draw no random numbers by default, so that the seed does not matter.
@@ -359,8 +369,12 @@ def _loader(table: Table, spec: DataSpec, num_workers: int | None) -> KeyedLoade
     )
 
 
-def _transform(spec: DataSpec) -> SampleTransform:
-    """The transforms that samples went through in evaluation."""
+def evaluation_transform(spec: DataSpec) -> SampleTransform:
+    """The transforms that samples went through in evaluation.
+
+    Raises:
+        ModelError: If they are the user's own, and cannot be imported.
+    """
     name, owner = "eval_transforms", "the model's data"
     if spec.kind != "classes":
         return SpatialTransform(None, spec.image_size, name, owner, keep_all=True)

@@ -113,10 +113,10 @@ class SemanticSegmentor(Task):
         losses = {"loss": self.criterion(logits, targets)}
         if batch.truths is None:
             return Step(losses, logits, targets, known)
-        predicted = [self._labels(each, place) for each, place in zip(logits, places(batch), strict=True)]
+        predicted = [self.original_labels(each, place) for each, place in zip(logits, places(batch), strict=True)]
         return Step(losses, predicted, [self._with_ignored(truth) for truth in batch.truths], known)
 
-    def _labels(self, logits: Tensor, place: Placement) -> Tensor:
+    def original_labels(self, logits: Tensor, place: Placement) -> Tensor:
         """The likeliest class of each pixel of an original image, ``uint8`` (H, W), on the CPU."""
         return likeliest(shown(logits.float().cpu(), place), place.height, place.width)
 
@@ -134,7 +134,7 @@ class SemanticSegmentor(Task):
         return [self._prediction(logits, id, place) for logits, id, place in images]
 
     def _prediction(self, logits: Tensor, id: str, place: Placement) -> PixelPrediction:
-        labels = self._labels(logits, place)
+        labels = self.original_labels(logits, place)
         shares = torch.bincount(labels.flatten(), minlength=self._num_classes).double() / labels.numel()
         scores = dict(zip(self.class_names, shares.tolist(), strict=True))
         occurring = sorted((name for name, share in scores.items() if share), key=lambda name: -scores[name])
