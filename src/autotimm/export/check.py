@@ -20,11 +20,12 @@ from autotimm.tasks import Task
 from autotimm.tasks.base import of_one_size
 from autotimm.types import DataSpec, Sample, Stage, Step
 
-__all__ = ["Check", "check_file", "seeded_sample"]
+__all__ = ["SAMPLE", "Check", "check_file", "seeded_sample"]
 
 # Multiples of the tolerance of scores, for boxes as a share of their side and for 1 - IoU of masks.
 _LOOSER = {"boxes": 10, "masks": 100}
-_IMAGES = 32  # of a sample, and of those drawn from a seed
+SAMPLE = 32
+"""How many images are compared unless all are, and how many are drawn from a seed."""
 
 
 @dataclass
@@ -79,8 +80,8 @@ class Check:
 
 
 def check_file(
-    task: Task, spec: DataSpec, graph: Graph, runtime: Runtime, *, table: Table | None, full: bool, tolerance: float,
-    by_metric: bool,
+    task: Task, spec: DataSpec, graph: Graph, runtime: Runtime, *, table: Table | None, most: int | None,
+    tolerance: float, by_metric: bool,
 ) -> Check:  # fmt: skip
     """Compare a file with the run that it was exported from.
 
@@ -90,11 +91,11 @@ def check_file(
         graph: What was exported, which says how results are compared.
         runtime: The file in its own runtime.
         table: Labelled images; ``None`` for images drawn from a seed.
-        full: Whether all images are compared, and not about 32.
+        most: How many images to compare; ``None`` for all.
         tolerance: The largest allowed difference.
         by_metric: Whether the tolerance is that of metrics, as for numbers of 16 bits, and not of scores.
     """
-    names = _sampled(len(table), full) if table is not None else range(_IMAGES)
+    names = range(most or SAMPLE) if table is None else _sampled(len(table), most)
     check = Check("validation images" if table is not None else "seeded images", tolerance)
     by_run, by_file = _Measured(task.metric_configs), _Measured(task.metric_configs)
     transform, size = evaluation_transform(spec), task.eval_batch_size
@@ -120,11 +121,11 @@ def check_file(
     return check
 
 
-def _sampled(number: int, full: bool) -> Sequence[int]:
+def _sampled(number: int, most: int | None) -> Sequence[int]:
     """Positions of the compared images, spread over all."""
-    if full or number <= _IMAGES:
+    if most is None or number <= most:
         return range(number)
-    return [index * number // _IMAGES for index in range(_IMAGES)]
+    return [index * number // most for index in range(most)]
 
 
 def _run_by_size(runtime: Runtime, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:

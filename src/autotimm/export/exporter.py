@@ -54,7 +54,7 @@ class Export:
 
 def export_task(
     task: Task, spec: DataSpec, out: Path, *, to: str, precision: str, origin: Mapping[str, str], table: Table | None,
-    full: bool, tolerance: float | None, runner: bool,
+    most: int | None, tolerance: float | None, runner: bool,
 ) -> Export:  # fmt: skip
     """Export a task to ONNX or to torch.
 
@@ -66,7 +66,7 @@ def export_task(
         precision: One of :data:`autotimm.export.formats.PRECISIONS`.
         origin: Texts about the run, for the metadata.
         table: Labelled images to compare on; ``None`` for images drawn from a seed.
-        full: Whether all of them are compared.
+        most: How many of them are compared; ``None`` for all.
         tolerance: What the file may differ by; ``None`` for that of :data:`TOLERANCES`.
         runner: Whether to write ``predict.py`` beside the file.
 
@@ -86,7 +86,7 @@ def export_task(
     with written_beside(out) as file:
         runtime = _written(graph, file, to, metadata)
         allowed = TOLERANCES[precision] if tolerance is None else tolerance
-        check = check_file(task, spec, graph, runtime, table=table, full=full, tolerance=allowed, by_metric=half)
+        check = check_file(task, spec, graph, runtime, table=table, most=most, tolerance=allowed, by_metric=half)
         if check.problem:
             raise ModelError(
                 f"The exported file must agree with the run within {allowed:g}. On {check.images} {check.source} "

@@ -9,6 +9,7 @@ from autotimm.data.inference_loaders import labelled_table
 from autotimm.data.module import DataModule
 from autotimm.data.table import Table
 from autotimm.errors import DataError, ModelError, require, require_choice
+from autotimm.export.check import SAMPLE
 from autotimm.export.exporter import Export, export_task
 from autotimm.export.formats import CHECKS, FORMATS, PRECISIONS, SUFFIXES, require_new_files
 from autotimm.export.timm_folder import export_timm
@@ -58,8 +59,9 @@ def export_run(
         require(precision == "fp32", "precision", _OWNER, "fp32 for timm", precision, "timm converts it on loading.")
         return export_timm(task, spec, path, origin)
     table = None if seeded else _labelled(task, data, load_data)
+    most = None if check == "full" else SAMPLE
     return export_task(
-        task, spec, path, to=to, precision=precision, origin=origin, table=table, full=check == "full",
+        task, spec, path, to=to, precision=precision, origin=origin, table=table, most=most,
         tolerance=tolerance, runner=runner,
     )  # fmt: skip
 
