@@ -24,9 +24,10 @@ from timm.models import model_entrypoint
 from autotimm import ImageClassifier
 from autotimm.data.inference_loaders import evaluation_transform
 from autotimm.errors import ModelError
+from autotimm.export.agreement_check import SAMPLE, check_file, seeded_sample
 from autotimm.export.build_graph import build_graph
-from autotimm.export.check import SAMPLE, check_file, seeded_sample
 from autotimm.export.exporter import TOLERANCES
+from autotimm.export.formats import SUFFIXES
 from autotimm.export.graph import Graph
 from autotimm.export.onnx_file import Runtime, onnx_runtime, write_onnx
 from autotimm.export.torch_file import torch_runtime, write_torch
@@ -53,7 +54,7 @@ def compared(name: str, size: int, folder: Path, turns: int) -> dict[str, Any]:
     row: dict[str, Any] = {"backbone": name, "family": model_entrypoint(name).__module__.rpartition(".")[2]}
     runtimes: dict[str, Runtime] = {}
     for to, (write, read) in FORMATS.items():
-        path, graph = folder / f"{name}.{to}", build_graph(task, spec)
+        path, graph = folder / f"{name}{SUFFIXES[to]}", build_graph(task, spec)
         try:
             write(graph, path, {})
         except ModelError as error:
@@ -103,7 +104,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = []
         for name in names:
-            rows.append(compared(name, BACKBONES.get(name, 224), Path(folder), 4 if given.quick else 40))
+            rows.append(compared(name, BACKBONES.get(name, 224), Path(folder), 4 if given.quick else 16))
             print(rows[-1], flush=True)
     print(f"\n{guide_table(rows)}\n")
     columns = ("backbone", "eager, CPU ms", "ONNX Runtime, CPU ms", "times as fast")

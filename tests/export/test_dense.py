@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from autotimm import InstanceSegmentor, ObjectDetector, SemanticSegmentor, Task
 from autotimm.data.toy import write_toy_objects, write_toy_segmentation
 from autotimm.errors import ModelError
+from autotimm.export.agreement_check import check_file
 from autotimm.export.build_graph import build_graph
-from autotimm.export.check import check_file
 from autotimm.export.object_agreement import compare_objects
 from autotimm.export.object_heads import Limits
 from autotimm.models.detection import DETECTORS
@@ -40,7 +40,7 @@ def task(arch: str) -> tuple[Task, DataSpec]:
         made, kind = ObjectDetector("test_resnet", 2, **options), "boxes"
     for name, parameter in made.network.named_parameters():
         if "cls_logits" in name or "cls_score" in name:
-            parameter.data.mul_(0 if name.endswith("bias") else 30)
+            parameter.data.mul_(0 if name.endswith("bias") else 15)
     made.spec = DataSpec(("a", "b"), image_size=SIDE, kind=kind, eval_batch_size=3)
     made.eval_batch_size = 3
     return made.eval(), made.spec
@@ -82,6 +82,8 @@ def test_objects_may_differ_only_at_a_limit() -> None:
     half = (0.0, 0.0, 10.0, 5.001)  # overlaps the first box by the limit of 0.5
     doubtful = objects((0.9, 0, box), (0.8, 0, half))
     assert compare_objects([doubtful], [objects((0.9, 0, box))], 1e-4, limits)[1:] == (1, 0)
+    equal = objects((0.9, 0, box)), objects((0.9, 0, (0.0, 0.0, 10.0, 7.0)))
+    assert compare_objects([equal[0]], [equal[1]], 1e-4, limits)[1:] == (2, 0)
     moved = objects((0.7, 0, (0.0, 0.0, 10.0, 10.1)))
     differences = compare_objects([objects((0.9, 0, box))], [moved], 1e-4, limits).differences
     assert differences == pytest.approx({"scores": 0.2, "boxes": 0.01}, abs=1e-6)

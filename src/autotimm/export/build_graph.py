@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from autotimm.errors import ModelError
-from autotimm.export.classes import ClassGraph
+from autotimm.export.class_graph import ClassGraph
 from autotimm.export.graph import Graph
-from autotimm.export.objects import ObjectGraph
-from autotimm.export.pixels import PixelGraph
+from autotimm.export.object_graph import ObjectGraph
+from autotimm.export.pixel_graph import PixelGraph
 from autotimm.tasks import Task
 from autotimm.tasks.classification import ImageClassifier
 from autotimm.tasks.detection import InstanceSegmentor, ObjectDetector

@@ -15,8 +15,8 @@ from typing import Any
 import autotimm
 from autotimm.data.table import Table
 from autotimm.errors import ModelError, RunError, UsageError, sentence
+from autotimm.export.agreement_check import Check, check_file
 from autotimm.export.build_graph import build_graph
-from autotimm.export.check import Check, check_file
 from autotimm.export.formats import REPORT, RUNNER, require_new_files
 from autotimm.export.graph import Graph
 from autotimm.export.onnx_file import OPSET, Runtime, onnx_runtime, require_onnx, write_onnx

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
@@ -51,7 +51,7 @@ class Graph(nn.Module, ABC):
         input_rule: How images become the network's input, as plain data for a file.
     """
 
-    outputs: ClassVar[tuple[str, ...]]
+    outputs: tuple[str, ...]
 
     def __init__(self, task: Task, spec: DataSpec, half: bool) -> None:
         super().__init__()

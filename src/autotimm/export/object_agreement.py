@@ -1,8 +1,8 @@
 """How far the objects that a file finds agree with those of its run.
 
 A detector drops objects below a score, objects that overlap a better one, and all beyond a number. Where a score or an
-overlap equals such a limit up to rounding, an object may be there in one list and not in the other. Such objects count
-as undecided; any other that has no counterpart is a disagreement.
+overlap equals such a limit up to rounding, or two objects that overlap have the same score, an object may be there in
+one list and not in the other. Such objects count as undecided; any other that has no counterpart is a disagreement.
 """
 
 from __future__ import annotations
@@ -92,9 +92,13 @@ def _is_doubtful(
     for listed in (objects, others):
         if len(listed["scores"]) >= limits.number and float(score) <= float(listed["scores"].min()) + tolerance:
             return True
-        rivals = listed["boxes"][listed["labels"] == objects["labels"][index]]
-        overlaps = box_iou(objects["boxes"][index : index + 1], rivals)
+        rivals = listed["labels"] == objects["labels"][index]
+        overlaps = box_iou(objects["boxes"][index : index + 1], listed["boxes"][rivals])[0]
         if bool(((overlaps - limits.overlap).abs() <= _OVERLAP_ROUNDING).any()):
+            return True
+        # Of two with one score, rounding decides which drops the other.
+        equal = (listed["scores"][rivals] - score).abs() <= tolerance
+        if listed is others and bool((equal & (overlaps > limits.overlap)).any()):
             return True
     return False
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torchvision.models.detection import FCOS
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import clip_boxes_to_image, nms
-from torchvision.ops.poolers import LevelMapper
 
 from autotimm.models.detection.one_stage import OneStageDetector
 from autotimm.models.detection.two_stage import TwoStageDetector
@@ -70,7 +69,7 @@ class OneStageHead(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> Found:
         """Detect objects."""
-        model, outputs = self.network.model, self.network._outputs(maps)
+        model, outputs = self.network.model, self.network.head_outputs(maps)
         layout = self.network.anchors.layout(maps)
         counts = [len(level) for level in layout]
         logits, codes = (outputs[name].split(counts, dim=1) for name in ("cls_logits", "bbox_regression"))
@@ -210,8 +209,7 @@ def _pool(pool: RegionPool, maps: list[Tensor], boxes: Tensor) -> Tensor:
     flat = boxes.reshape(-1, 4)
     image = torch.arange(number, dtype=flat.dtype)[:, None].expand(-1, places).reshape(-1, 1)
     regions = torch.cat([image, flat], dim=1)
-    mapper: LevelMapper = pool._mapper
-    levels = mapper([flat])
+    levels = pool.mapper([flat])
     result = torch.zeros(())
     for level, (features, stride) in enumerate(zip(maps, pool.strides, strict=False)):
         squares = torch.ops.torchvision.roi_align(

@@ -1,4 +1,6 @@
-"""Predict images with the ONNX file beside this program: ``python predict.py photos/ --out predictions.csv``.
+"""Predict images with the ONNX file beside this program.
+
+    python predict.py photos/ --out predictions.csv
 
 Written by ``autotimm export --with-runner``. It reads files as autotimm does and writes the rows of ``autotimm
 predict``, but needs only numpy, Pillow and onnxruntime. Images that cannot be read are named and left out.

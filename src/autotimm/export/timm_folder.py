@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from autotimm.data.inference_loaders import evaluation_transform
 from autotimm.errors import ModelError
-from autotimm.export.check import Check, seeded_sample
+from autotimm.export.agreement_check import Check, seeded_sample
 from autotimm.export.exporter import TOLERANCES, Export, add_report, written_beside
 from autotimm.export.formats import REPORT
 from autotimm.export.graph import network_size

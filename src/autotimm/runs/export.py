@@ -9,7 +9,7 @@ from autotimm.data.inference_loaders import labelled_table
 from autotimm.data.module import DataModule
 from autotimm.data.table import Table
 from autotimm.errors import DataError, ModelError, require, require_choice
-from autotimm.export.check import SAMPLE
+from autotimm.export.agreement_check import SAMPLE
 from autotimm.export.exporter import Export, export_task
 from autotimm.export.formats import CHECKS, FORMATS, PRECISIONS, SUFFIXES, require_new_files
 from autotimm.export.timm_folder import export_timm
@@ -91,6 +91,12 @@ def _labelled(task: Task, data: str | Path | None, load_data: Callable[[], DataM
         module.setup("validate")
     except (DataError, ModelError) as error:
         raise DataError(f"An export is compared with its run on the run's validation images. {error} {cure}") from None
+    known = known_data(task).class_names
+    if module.spec.class_names != known:
+        raise DataError(
+            f"The run's data must have the classes that its model has learned, {', '.join(known)}. It has "
+            f"{', '.join(module.spec.class_names)}. {cure}"
+        )
     if (validation := module.tables.get("val")) is None:
         raise DataError(f"An export is compared with its run on validation images. The run has none. {cure}")
     return validation

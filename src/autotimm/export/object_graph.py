@@ -40,12 +40,8 @@ class ObjectGraph(Graph):
             self.head = TwoStageHead(network, self.size)
         else:
             raise ModelError(f"The detector {type(network).__name__} cannot be exported. Use one of autotimm's.")
+        self.outputs = ("boxes", "scores", "labels", *(("masks",) if self.head.has_masks else ()))
         self.input_rule |= {"resize": "letterbox", "interpolation": "bilinear"}
-
-    @property
-    def outputs(self) -> tuple[str, ...]:  # type: ignore[override]  # masks depend on the network
-        """Names of the results."""
-        return ("boxes", "scores", "labels", *(("masks",) if self.head.has_masks else ()))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Predict images."""
