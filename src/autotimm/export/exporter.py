@@ -19,7 +19,7 @@ from autotimm.export.agreement_check import Check, check_file
 from autotimm.export.build_graph import build_graph
 from autotimm.export.formats import REPORT, RUNNER, require_new_files
 from autotimm.export.graph import Graph
-from autotimm.export.onnx_file import OPSET, Runtime, onnx_runtime, require_onnx, write_onnx
+from autotimm.export.onnx_file import OPSET, Runtime, onnx_runtime, write_onnx
 from autotimm.export.torch_file import torch_runtime, write_torch
 from autotimm.records.atomic import write_text
 from autotimm.records.digest import file_digest, state_digest
@@ -71,12 +71,10 @@ def export_task(
         runner: Whether to write ``predict.py`` beside the file.
 
     Raises:
-        UsageError: If the file cannot be written, or optional packages are not installed.
+        UsageError: If the file cannot be written.
         ModelError: If the task cannot be exported, or the file disagrees with it. No file is left.
     """
     require_new_files(str(out), to, runner, "export")
-    if to == "onnx":
-        require_onnx()
     half = precision == "fp16"
     if half and table is None:
         must = "fp32 where the check is on seeded images"

@@ -12,6 +12,7 @@ from autotimm.errors import DataError, ModelError, require, require_choice
 from autotimm.export.agreement_check import SAMPLE
 from autotimm.export.exporter import Export, export_task
 from autotimm.export.formats import CHECKS, FORMATS, PRECISIONS, SUFFIXES, require_new_files
+from autotimm.export.onnx_file import require_onnx
 from autotimm.export.timm_folder import export_timm
 from autotimm.runs.predict import known_data
 from autotimm.runs.restore import read_manifest
@@ -52,6 +53,8 @@ def export_run(
     default = f"{checkpoint.stem if folder == checkpoint.parent else folder.resolve().name}{SUFFIXES[to] or '-timm'}"
     path = Path(default if out is None else out)
     require_new_files(str(path), to, runner, _OWNER)
+    if to == "onnx":
+        require_onnx()  # before a minute is spent on data
     task = load()
     spec = known_data(task)
     origin = _origin(folder, checkpoint)
