@@ -35,7 +35,7 @@ from autotimm.types import DataSpec
 
 BACKBONES = {
     "test_resnet": 96, "resnet18": 96, "regnetx_002": 96, "test_vit": 96, "test_convnext": 96, "test_efficientnet": 96,
-    "mobilenetv3_small_050": 96, "mobilevit_xxs": 96, "pvt_v2_b0": 96, "swin_tiny_patch4_window7_224": 224,
+    "mobilenetv3_small_050": 96, "mobilevit_xxs": 96, "pvt_v2_b0": 96,
     "levit_128s": 224, "mixer_s32_224": 224, "xcit_nano_12_p16_224": 96,
 }  # fmt: skip
 """Backbones, and the side of their images in pixels."""
