@@ -11,7 +11,7 @@ FIT = ["--backbone", "test_resnet", "--pretrained", "false", "--image-size", "32
        "--num-workers", "0", "--threads", "1", "--accelerator", "cpu", "--val-split", "0.25"]  # fmt: skip
 OPTIONAL = ["scikit-learn", "tensorboard", "wandb", "mlflow", "matplotlib", "faster-coco-eval", "ray"]
 # Extras of features to come. Whoever writes the feature moves its extra to the table of the README.
-PLANNED = {"explain", "inspect", "lance", "litdata", "onnx", "openvino", "proof", "serve"}
+PLANNED = {"explain", "inspect", "lance", "litdata", "openvino", "proof", "serve"}
 
 
 @pytest.fixture(scope="module")
@@ -79,4 +79,4 @@ def test_the_readme_lists_the_extras() -> None:
 def test_errors_name_extras_that_there_are() -> None:
     sources = "\n".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
     named = set(re.findall(r'missing_extra\([^)]*"(\w+)"\)', sources))
-    assert {"demo", "plot", "ray"} <= named <= declared_extras().keys() - PLANNED
+    assert {"demo", "onnx", "plot", "ray"} <= named <= declared_extras().keys() - PLANNED

@@ -42,7 +42,10 @@ from autotimm.repro.sampler import KeyedBatchSampler
 from autotimm.serialization import construct, is_object, lost_objects
 from autotimm.types import DataSpec, Sample
 
-__all__ = ["Relabelled", "labelled_loader", "predict_loader", "read_labelled", "read_relabelled", "recorded_data"]
+__all__ = [
+    "Relabelled", "as_evaluated", "evaluation_transform", "labelled_loader", "labelled_table", "least_size",
+    "predict_loader", "read_labelled", "read_relabelled", "recorded_data",
+]  # fmt: skip
 
 DATA_MODULE = Kind(
     "data module", "a subclass of pytorch_lightning.LightningDataModule", LightningDataModule, ("autotimm",)
@@ -319,16 +322,23 @@ def labelled_loader(
     Raises:
         DataError: If there are none, or they have classes that the model does not know.
     """
+    table = labelled_table(path, spec, split, notices, made)
+    if trained:
+        notices += seen_in_training(trained, content([table]), "images")
+    return _loader(table, spec, None)
+
+
+def labelled_table(
+    path: str | Path, spec: DataSpec, split: str, notices: list[str], made: Mapping[str, Any] | None = None
+) -> Table:
+    """The table of :func:`labelled_loader`, without images that cannot be read; see there for the arguments."""
     with reading_as(reading_of(spec)):
         if spec.kind == "classes":
             recorded = made.get("data", {}).get("init_args") if made and "data" in made else made
             table: Table = read_labelled(path, spec, split, notices, recorded)
         else:
             table = read_relabelled(path, spec, split, notices)
-        tables, _ = readable({split: table}, notices)
-    if trained:
-        notices += seen_in_training(trained, content([tables[split]]), "images")
-    return _loader(tables[split], spec, None)
+        return readable({split: table}, notices)[0][split]
 
 
 def recorded_data(recorded: Mapping[str, Any]) -> DataModule:
@@ -353,26 +363,35 @@ def recorded_data(recorded: Mapping[str, Any]) -> DataModule:
 
 
 def _loader(table: Table, spec: DataSpec, num_workers: int | None) -> KeyedLoader:
-    transform = _transform(spec)
+    transform = evaluation_transform(spec)
     if num_workers is None:
         num_workers = default_workers() if len(table) > 4 * spec.eval_batch_size else 0
         num_workers = num_workers if spec.tiling is None else workers_for_whole_images(table, num_workers)
     # Evaluation transforms draw no random numbers by default, so that the seed does not matter.
     at_once = spec.eval_batch_size if spec.tiling is None else 1  # a whole image gives batches of tiles
     batches = KeyedBatchSampler(len(table), at_once, seed=0, shuffle=False)
-    needed = pixels_needed(spec.image_size, spec.crop_pct) if _is_reduced(spec) else None
     return transformed_loader(
-        table.at_least(needed), batches, transform, stream="eval", collate=collate_samples, num_workers=num_workers
+        as_evaluated(table, spec), batches, transform, stream="eval", collate=collate_samples, num_workers=num_workers
     )
 
 
-def _is_reduced(spec: DataSpec) -> bool:
-    """Whether JPEGs are decoded at a reduced scale, as in the evaluation of the training."""
-    return spec.decode == "reduced" and spec.eval_transforms is None and reading_of(spec).is_rgb
+def least_size(spec: DataSpec) -> tuple[int, int] | None:
+    """Height and width that JPEGs keep in evaluation; ``None`` if they are decoded in full."""
+    reduced = spec.decode == "reduced" and spec.eval_transforms is None and reading_of(spec).is_rgb
+    return pixels_needed(spec.image_size, spec.crop_pct) if reduced else None
 
 
-def _transform(spec: DataSpec) -> SampleTransform:
-    """The transforms that samples went through in evaluation."""
+def as_evaluated(table: Table, spec: DataSpec) -> Table:
+    """A table whose images are decoded as in evaluation."""
+    return table.at_least(least_size(spec))
+
+
+def evaluation_transform(spec: DataSpec) -> SampleTransform:
+    """The transforms that samples went through in evaluation.
+
+    Raises:
+        ModelError: If they are the user's own, and cannot be imported.
+    """
     name, owner = "eval_transforms", "the model's data"
     if spec.tiling is not None:
         return WholeImage(spec.tiling, name, owner)

@@ -17,6 +17,7 @@ from autotimm.data.module import DataModule
 from autotimm.data.table import Table
 from autotimm.errors import AutotimmError, DataError, ModelError, RunError, nearest, require_choice, sentence
 from autotimm.evidence import Evidence, collecting, evidence_path, read_evidence, write_evidence
+from autotimm.export.exporter import Export
 from autotimm.losses.image_losses import LOSS
 from autotimm.models.segmentation.segmenter import DECODER
 from autotimm.optim.optimizers import OPTIMIZER
@@ -27,6 +28,7 @@ from autotimm.records.trust import OfRun
 from autotimm.report import Report, compare_runs, write_report
 from autotimm.runs.diff import Comparison, compare
 from autotimm.runs.explain_difference import confirm_difference, confirm_replay
+from autotimm.runs.export import export_run
 from autotimm.runs.extend import extend
 from autotimm.runs.factory import settle_data
 from autotimm.runs.fit import launch, leave_report, new_folder, train, train_objects
@@ -430,6 +432,41 @@ class Run:
         """
         with self.names:
             return predict(self.model(ckpt), paths, trainer=self._trainer(), fast=fast, threshold=threshold)
+
+    def export(
+        self, out: str | Path | None = None, *, to: str = "onnx", precision: str = "fp32", ckpt: str | Path = "best",
+        data: str | Path | None = None, check: str = "sample", tolerance: float | None = None,
+        with_runner: bool = False,
+    ) -> Export:  # fmt: skip
+        """Write the model as a file for another program, compared with the run before it is kept.
+
+        Nothing is written into the run's folder. ``export.json`` beside the file says what was compared.
+
+        Args:
+            out: The new file, or for timm the new folder; by default it is called as the run, in the working directory.
+            to: ``onnx``, ``torch`` (a program of ``torch.export``) or ``timm`` (a folder for ``timm.create_model``).
+            precision: ``fp32``, or ``fp16`` for a network that computes with 16 bits.
+            ckpt: Which checkpoint to use.
+            data: Labelled images to compare on, as for :meth:`validate`; by default the run's validation images.
+            check: ``sample`` compares on 32 images, ``full`` on all, ``seeded`` on images drawn from a seed where the
+                data is not on this machine.
+            tolerance: The largest allowed difference: of scores and boxes for ``fp32``, by default 1e-4; of metrics for
+                ``fp16``, by default 0.01.
+            with_runner: Whether to write ``predict.py`` beside an ONNX file, which predicts with it without torch.
+
+        Returns:
+            The path of what was written, with the comparison.
+
+        Raises:
+            UsageError: If an argument is wrong, something is there already, or optional packages are not installed.
+            DataError: If the data is not on this machine.
+            ModelError: If the task cannot be exported, or the file disagrees with the run.
+        """
+        with self.names:
+            return export_run(
+                self.path, self.checkpoint(ckpt), lambda: self.model(ckpt), self.data, out, to=to, precision=precision,
+                data=data, check=check, tolerance=tolerance, runner=with_runner,
+            )  # fmt: skip
 
     def verify(
         self,

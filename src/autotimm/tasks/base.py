@@ -30,7 +30,9 @@ from autotimm.tasks.optimization import Optimized
 from autotimm.tasks.start import frozen_parameters, network_digest
 from autotimm.types import Batch, DataSpec, Stage, Step
 
-__all__ = ["Collects", "Task", "TaskOptions", "check_num_classes", "check_spec", "first_of", "join", "names_of"]
+__all__ = [
+    "Collects", "Task", "TaskOptions", "check_num_classes", "check_spec", "first_of", "join", "names_of", "of_one_size",
+]  # fmt: skip
 
 
 class Collects(Protocol):
@@ -414,7 +416,7 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         for config, metric in self._of_stage(stage):
             # Only a call keeps the value of the batch, which is what Lightning logs for a step.
             add = metric if config.log_on_step else metric.update
-            for predictions, targets in _of_one_size(step, metric.device):
+            for predictions, targets in of_one_size(step, metric.device):
                 add(predictions, targets)
             if isinstance(metric, Scores):
                 continue  # Lightning logs metrics of one value; these wait for the end of the epoch
@@ -446,7 +448,7 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         return table_of(self.by_class, titles, names)
 
 
-def _of_one_size(step: Step, device: torch.device) -> Iterator[tuple[Any, Any]]:
+def of_one_size(step: Step, device: torch.device) -> Iterator[tuple[Any, Any]]:
     """Predictions and targets as metrics take them: a batch at a time, or an image where images differ in size."""
     if not _is_list_of_tensors(step.predictions):
         yield step.predictions, step.targets

@@ -23,7 +23,7 @@ from autotimm.tasks.letterbox import encode, places, shown, to_original
 from autotimm.tasks.tiles import Window, merge_objects, tile_windows, tiled
 from autotimm.types import Batch, DataSpec, ObjectPrediction, Placement, Stage, Step, Tiling
 
-__all__ = ["InstanceSegmentor", "ObjectDetector", "ObjectOptions", "ObjectTask"]
+__all__ = ["InstanceSegmentor", "ObjectDetector", "ObjectOptions", "ObjectTask", "measurable"]
 
 
 class ObjectOptions(TaskOptions, total=False):
@@ -123,7 +123,7 @@ class ObjectTask(Task, ABC):
         if batch.targets is None:
             return Step({}, output)
         placements = places(batch)
-        predicted = [_measurable(objects, place) for objects, place in zip(output, placements, strict=True)]
+        predicted = [measurable(objects, place) for objects, place in zip(output, placements, strict=True)]
         truths = batch.truths or [_truth(*each) for each in zip(batch.targets, placements, strict=True)]
         return Step({}, predicted, [_true(truth) for truth in truths])
 
@@ -302,7 +302,7 @@ def _without_crowds(target: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value[keep] for name, value in target.items() if name != "crowd"}
 
 
-def _measurable(objects: dict[str, Tensor], place: Placement) -> dict[str, Any]:
+def measurable(objects: dict[str, Tensor], place: Placement) -> dict[str, Any]:
     """Predicted objects in pixels of the original image, under the names that torchmetrics expects."""
     moved: dict[str, Any] = {**objects, "boxes": to_original(objects["boxes"].float(), place)}
     if "masks" in objects:

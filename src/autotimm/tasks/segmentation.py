@@ -131,7 +131,7 @@ class SemanticSegmentor(Task):
         losses = {"loss": self.criterion(logits, targets)}
         if batch.truths is None:
             return Step(losses, logits, targets, known)
-        predicted = [self._labels(each, place) for each, place in zip(logits, places(batch), strict=True)]
+        predicted = [self.original_labels(each, place) for each, place in zip(logits, places(batch), strict=True)]
         return Step(losses, predicted, [self._with_ignored(truth) for truth in batch.truths], known)
 
     def _step_of_tiles(self, batch: Batch, tiling: Tiling) -> Step:
@@ -167,7 +167,7 @@ class SemanticSegmentor(Task):
             block.finish()
         return _OfTiles(labels, loss, known)
 
-    def _labels(self, logits: Tensor, place: Placement) -> Tensor:
+    def original_labels(self, logits: Tensor, place: Placement) -> Tensor:
         """The likeliest class of each pixel of an original image, ``uint8`` (H, W), on the CPU."""
         return likeliest(shown(logits.float().cpu(), place), place.height, place.width)
 
@@ -182,7 +182,7 @@ class SemanticSegmentor(Task):
     def decode(self, output: Any, batch: Batch) -> list[PixelPrediction]:
         """The likeliest class of each pixel of the original images."""
         if batch.tiling is None:
-            output = [self._labels(logits, place) for logits, place in zip(output, places(batch), strict=True)]
+            output = [self.original_labels(logits, place) for logits, place in zip(output, places(batch), strict=True)]
         return [self._prediction(labels, id) for labels, id in zip(output, batch.ids, strict=True)]
 
     def _prediction(self, labels: Tensor, id: str) -> PixelPrediction:

@@ -174,7 +174,7 @@ class DenseNetwork(BackboneNetwork, ABC):
         with deterministic_resizing(self.backbone, images):
             maps = feature_maps(self.backbone, [level.number for level in self.levels], self.normalize(images))
         for level, level_map in zip(self.levels, maps, strict=True):
-            expected = (len(images), level.channels, height // level.stride, width // level.stride)
+            expected = (images.shape[0], level.channels, height // level.stride, width // level.stride)
             if tuple(level_map.shape) != expected:
                 raise ModelError(
                     f"The feature map of stride {level.stride} must have the shape {expected}. Got "

@@ -85,13 +85,14 @@ class OneStageDetector(Detector):
         self.model = model
         self.anchors = anchors
 
-    def _outputs(self, maps: list[Tensor]) -> dict[str, Tensor]:
+    def head_outputs(self, maps: list[Tensor]) -> dict[str, Tensor]:
+        """Compute what the heads say of each cell, in full precision, under torchvision's names."""
         # Half precision is too coarse for coordinates: bfloat16 represents 640 and 644, but nothing between them.
         return {name: values.float() for name, values in self.model.head(maps).items()}
 
     def losses(self, maps: list[Tensor], size: Size, targets: list[Targets]) -> dict[str, Tensor]:
         """Compute the losses ``classification`` and ``box``, and for FCOS ``centerness``."""
-        outputs, layout = self._outputs(maps), self.anchors.layout(maps)
+        outputs, layout = self.head_outputs(maps), self.anchors.layout(maps)
         anchors = [torch.cat(layout)] * len(targets)
         counts = ([len(level) for level in layout],) if isinstance(self.model, FCOS) else ()
         losses = self.model.compute_loss(targets, outputs, anchors, *counts)
@@ -99,7 +100,7 @@ class OneStageDetector(Detector):
 
     def detect(self, maps: list[Tensor], size: Size) -> list[Detections]:
         """Return the boxes, scores and labels of each image."""
-        outputs, layout = self._outputs(maps), self.anchors.layout(maps)
+        outputs, layout = self.head_outputs(maps), self.anchors.layout(maps)
         counts, num_images = [len(level) for level in layout], len(maps[0])
         by_level = {name: list(values.split(counts, dim=1)) for name, values in outputs.items()}
         detections: list[Detections] = self.model.postprocess_detections(

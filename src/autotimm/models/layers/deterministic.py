@@ -210,7 +210,7 @@ class RegionPool(nn.Module):
     def __init__(self, strides: Sequence[int], size: int) -> None:
         super().__init__()
         self.strides, self.size = tuple(strides), size
-        self._mapper = LevelMapper(int(math.log2(strides[0])), int(math.log2(strides[-1])))
+        self.mapper = LevelMapper(int(math.log2(strides[0])), int(math.log2(strides[-1])))
 
     def forward(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Resample the boxes of all images."""
@@ -222,7 +222,7 @@ class RegionPool(nn.Module):
         )
 
     def _pool_image(self, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
-        levels = self._mapper([boxes])
+        levels = self.mapper([boxes])
         result = maps[0].new_zeros(len(boxes), maps[0].shape[1], self.size, self.size)
         for level, (features, stride) in enumerate(zip(maps, self.strides, strict=False)):
             indices = torch.where(levels == level)[0]

@@ -112,8 +112,9 @@ class Decoder(nn.Module):
         """Decode the feature maps."""
         finest = maps[0]
         height, width = (side * self._finest for side in finest.shape[-2:])
-        empty = [finest.new_empty(len(finest), 0, height, width)]
-        empty += [finest.new_empty(len(finest), 0, height // stride, width // stride) for stride in self._missing]
+        number = finest.shape[0]  # not len(): it would fix the number of images of an exported graph
+        empty = [finest.new_empty(number, 0, height, width)]
+        empty += [finest.new_empty(number, 0, height // stride, width // stride) for stride in self._missing]
         gap = [maps[-1][:, :0]] if self._dilated else []
         decoded: Tensor = self.body([*empty, *maps[:-1], *gap, maps[-1]])
         return decoded

@@ -1,0 +1,55 @@
+"""Choose what is exported of a task."""
+
+from __future__ import annotations
+
+from autotimm.errors import ModelError
+from autotimm.export.class_graph import ClassGraph
+from autotimm.export.graph import Graph
+from autotimm.export.object_graph import ObjectGraph
+from autotimm.export.pixel_graph import PixelGraph
+from autotimm.tasks import Task
+from autotimm.tasks.classification import ImageClassifier
+from autotimm.tasks.detection import InstanceSegmentor, ObjectDetector
+from autotimm.tasks.segmentation import SemanticSegmentor
+from autotimm.types import DataSpec
+
+__all__ = ["build_graph"]
+
+
+def build_graph(task: Task, spec: DataSpec, *, half: bool = False) -> Graph:
+    """Build what is exported of a task.
+
+    Args:
+        task: The trained task.
+        spec: What it knows of its data.
+        half: Whether the network computes in 16-bit floats.
+
+    Raises:
+        ModelError: If the task cannot be exported; the message says why.
+    """
+    if spec.eval_transforms is not None:
+        raise ModelError(
+            f"The model was evaluated with transforms of your own, {spec.eval_transforms}, which no file for another "
+            "program can contain. Train it with the built-in ones to export it."
+        )
+    if spec.in_chans != 3:
+        raise ModelError(
+            f"An exported file takes RGB images, and the model was trained on images of {spec.in_chans} channels. "
+            "Train it on RGB to export it."
+        )
+    if spec.tiling is not None:
+        raise ModelError(
+            "The model was evaluated on tiles, whose results are merged outside of the network, and an exported file "
+            "sees whole images. Train it without `tile` to export it."
+        )
+    # Not subclasses: how they turn outputs into predictions is code that no other program has.
+    if type(task) is ImageClassifier:
+        return ClassGraph(task, spec, half)
+    if type(task) is SemanticSegmentor:
+        return PixelGraph(task, spec, half)
+    if type(task) is ObjectDetector or type(task) is InstanceSegmentor:
+        return ObjectGraph(task, spec, half)
+    raise ModelError(
+        f"The task {type(task).__name__} cannot be exported: how it turns outputs into predictions is code of its own. "
+        "Export a run of autotimm's own tasks."
+    )

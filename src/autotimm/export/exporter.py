@@ -1,0 +1,166 @@
+"""Export a trained task: write the file, compare it with the task, and keep it only if both agree."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import autotimm
+from autotimm.data.table import Table
+from autotimm.errors import ModelError, RunError, UsageError, sentence
+from autotimm.export.agreement_check import Check, check_file
+from autotimm.export.build_graph import build_graph
+from autotimm.export.formats import REPORT, RUNNER, require_new_files
+from autotimm.export.graph import Graph
+from autotimm.export.onnx_file import OPSET, Runtime, onnx_runtime, write_onnx
+from autotimm.export.torch_file import torch_runtime, write_torch
+from autotimm.records.atomic import write_text
+from autotimm.records.digest import file_digest, state_digest
+from autotimm.serialization import read_json
+from autotimm.tasks import Task
+from autotimm.types import DataSpec
+
+__all__ = ["TOLERANCES", "Export", "add_report", "export_task", "written_beside"]
+
+TOLERANCES = {"fp32": 1e-4, "fp16": 0.01}
+"""What a file may differ by unless another tolerance is given: in scores for 32 bits, in metrics for 16."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """An exported model.
+
+    Attributes:
+        path: The file, or the folder for timm.
+        check: What the comparison with the run found.
+        runner: The program that predicts with it; ``None`` unless it was asked for.
+    """
+
+    path: Path
+    check: Check
+    runner: Path | None = None
+
+    def __str__(self) -> str:
+        """What people want to know of it."""
+        return f"{self.check}"
+
+
+def export_task(
+    task: Task, spec: DataSpec, out: Path, *, to: str, precision: str, origin: Mapping[str, str], table: Table | None,
+    most: int | None, tolerance: float | None, runner: bool,
+) -> Export:  # fmt: skip
+    """Export a task to ONNX or to torch.
+
+    Args:
+        task: The trained task, on the CPU.
+        spec: What it knows of its data.
+        out: The file; what is above it is made.
+        to: ``onnx`` or ``torch``.
+        precision: One of :data:`autotimm.export.formats.PRECISIONS`.
+        origin: Texts about the run, for the metadata.
+        table: Labelled images to compare on; ``None`` for images drawn from a seed.
+        most: How many of them are compared; ``None`` for all.
+        tolerance: What the file may differ by; ``None`` for that of :data:`TOLERANCES`.
+        runner: Whether to write ``predict.py`` beside the file.
+
+    Raises:
+        UsageError: If the file cannot be written.
+        ModelError: If the task cannot be exported, or the file disagrees with it. No file is left.
+    """
+    require_new_files(str(out), to, runner, "export")
+    half = precision == "fp16"
+    if half and table is None:
+        must = "fp32 where the check is on seeded images"
+        raise UsageError(sentence("precision", "export", must, precision, "Metrics need labelled images: give `data`."))
+    graph = build_graph(task, spec, half=half)
+    metadata = _metadata(task, spec, graph, to, precision, origin)
+    with written_beside(out) as file:
+        runtime = _written(graph, file, to, metadata)
+        allowed = TOLERANCES[precision] if tolerance is None else tolerance
+        check = check_file(task, spec, graph, runtime, table=table, most=most, tolerance=allowed, by_metric=half)
+        if check.problem:
+            raise ModelError(
+                f"The exported file must agree with the run within {allowed:g}. On {check.images} {check.source} "
+                f"{check.problem}. No file was written."
+            )
+        report = {"to": to, "sha256": file_digest(file), "check": check.as_dict(), **metadata}
+        add_report(out.with_name(REPORT), out.name, report | _runtime_version(to))
+    program = out.with_name(RUNNER) if runner else None
+    if program is not None:
+        write_text(program, Path(__file__).with_name("runner.py").read_text(encoding="utf-8"))
+    return Export(out, check, program)
+
+
+def _written(graph: Graph, file: Path, to: str, metadata: Mapping[str, str]) -> Runtime:
+    """Write a file, and open it in its own runtime."""
+    if to == "onnx":
+        write_onnx(graph, file, metadata)
+        return onnx_runtime(file)
+    write_torch(graph, file, metadata)
+    return torch_runtime(file)
+
+
+def _runtime_version(to: str) -> dict[str, str]:
+    name = "onnxruntime" if to == "onnx" else "torch"
+    return {"runtime": f"{name} {version(name)}"}
+
+
+def _metadata(
+    task: Task, spec: DataSpec, graph: Graph, to: str, precision: str, origin: Mapping[str, str]
+) -> dict[str, str]:
+    """What a file says of itself, as texts: ONNX has no other kind."""
+    texts = {
+        "task": spec.kind,
+        "class_names": json.dumps(list(spec.class_names), ensure_ascii=False),
+        "multi_label": json.dumps(spec.multi_label),
+        "threshold": json.dumps(task.threshold),
+        "input": json.dumps(graph.input_rule, sort_keys=True),
+        "outputs": json.dumps(list(graph.outputs)),
+        "precision": precision,
+        "weights": state_digest(task.network.state_dict()),
+        "autotimm": autotimm.__version__,
+        **origin,
+    }
+    return texts | ({"opset": str(OPSET)} if to == "onnx" else {})
+
+
+@contextmanager
+def written_beside(out: Path) -> Iterator[Path]:
+    """Yield a path beside a file or folder to be; on success what was written there gets its name, else it is removed.
+
+    Raises:
+        RunError: If it cannot be written.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as folder:
+            path = Path(folder, out.name)
+            yield path
+            os.replace(path, out)
+    except OSError as error:
+        raise RunError(f"The folder {out.parent} must be writable. It is not ({error.strerror or error}).") from error
+
+
+def add_report(path: Path, name: str, report: Mapping[str, Any]) -> None:
+    """Add what is said of a file to the report of its folder.
+
+    Raises:
+        UsageError: If there is another file of that name.
+    """
+    reports: Any = {}
+    if path.exists():
+        try:
+            reports = read_json(path)
+        except ValueError:
+            reports = None
+        if not isinstance(reports, dict) or not all(isinstance(value, dict) for value in reports.values()):
+            raise UsageError(f"{path} must be the report of earlier exports. It is something else. Export elsewhere.")
+    reports[name] = report
+    write_text(path, json.dumps(reports, indent=2, sort_keys=True, ensure_ascii=False) + "\n")

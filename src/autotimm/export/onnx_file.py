@@ -1,0 +1,157 @@
+"""ONNX files: written by torch's exporter without traces of the machine, and run by ONNX Runtime."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from autotimm.errors import ModelError, missing_extra
+from autotimm.export.graph import Graph
+
+__all__ = ["OPSET", "Runtime", "onnx_runtime", "require_onnx", "traced", "write_onnx"]
+
+OPSET = 20
+"""The version of ONNX's operators: the first with all that is used, so that most runtimes know it."""
+
+_LARGEST = 2**31 - 1  # bytes of a protobuf message
+
+Runtime = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[Any]]]
+"""An exported file in its own runtime: RGB ``uint8`` (N, 3, H, W) to the named results."""
+
+
+def require_onnx() -> None:
+    """Refuse to go on without the packages that write and run ONNX files.
+
+    Raises:
+        UsageError: If one of them is not installed.
+    """
+    if not all(map(find_spec, ("onnx", "onnxruntime", "onnxscript"))):
+        raise missing_extra("Export to ONNX", "onnx")
+
+
+def traced(graph: Graph) -> torch.export.ExportedProgram:
+    """Trace a graph for any number of images of any height and width.
+
+    Raises:
+        ModelError: If torch cannot trace it.
+    """
+    dynamic = torch.export.Dim.DYNAMIC
+    example = torch.zeros(2, 3, graph.size[0] + 3, graph.size[1] + 5, dtype=torch.uint8)  # no two sizes are equal
+    try:
+        with torch.no_grad(), _quiet():
+            program: torch.export.ExportedProgram = torch.export.export(
+                graph, (example,), dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},)
+            )
+    except _UNTRACEABLE as error:
+        raise ModelError(
+            f"The network cannot be exported: torch.export cannot trace it ({_first_line(error)}). "
+            "The guide to exporting lists backbones that can be."
+        ) from error
+    return program
+
+
+# torch.export and the exporter to ONNX raise what the traced code raises, and errors of their own.
+_UNTRACEABLE = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError, AssertionError)
+
+
+def write_onnx(graph: Graph, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a graph as an ONNX file whose bytes depend on the graph and the metadata alone.
+
+    Args:
+        graph: The graph.
+        path: The file, which is written over.
+        metadata: Texts by name, for ``metadata_props``.
+
+    Raises:
+        ModelError: If it cannot be exported.
+    """
+    program = traced(graph)
+    try:
+        with torch.no_grad(), _quiet():
+            exported = torch.onnx.export(
+                program, dynamo=True, verbose=False, opset_version=OPSET, input_names=["images"],
+                output_names=list(graph.outputs),
+            )  # fmt: skip
+        assert exported is not None
+        model = exported.model_proto
+    except (*_UNTRACEABLE, torch.onnx.OnnxExporterError) as error:
+        raise ModelError(f"The network cannot be exported to ONNX ({_first_line(error)}). Try --to torch.") from error
+    if model.ByteSize() > _LARGEST:
+        raise ModelError("The network is too large for one ONNX file, which holds 2 GB. Try --to torch.")
+    _strip(model)
+    for name, text in sorted(metadata.items()):
+        model.metadata_props.add(key=name, value=text)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _strip(model: Any) -> None:
+    """Remove what the exporter says of the program that was traced: stack traces with paths, names of modules."""
+    graphs = [model.graph]
+    while graphs:
+        graph = graphs.pop()
+        graph.doc_string = ""
+        del graph.metadata_props[:]
+        del graph.value_info[:]
+        for part in (*graph.node, *graph.input, *graph.output, *graph.initializer):
+            part.doc_string = ""
+            del part.metadata_props[:]
+        graphs += [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
+    for function in model.functions:
+        function.doc_string = ""
+        del function.metadata_props[:]
+        for node in function.node:
+            node.doc_string = ""
+            del node.metadata_props[:]
+    del model.metadata_props[:]
+    model.doc_string = ""
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch's exporter says of itself: it is of no use to who exports a model."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+def onnx_runtime(path: Path, threads: int = 0) -> Runtime:
+    """Open an ONNX file in ONNX Runtime, on the CPU.
+
+    Args:
+        path: The file.
+        threads: CPU threads; 0 is one per core.
+    """
+    import onnxruntime  # an optional extra
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(images: NDArray[np.uint8]) -> Mapping[str, NDArray[Any]]:
+        return dict(zip(names, session.run(None, {"images": images}), strict=True))
+
+    return run

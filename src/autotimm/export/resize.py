@@ -1,0 +1,170 @@
+"""Resizing inside an exported graph, to the very pixels that evaluation sees.
+
+torchvision resizes ``uint8`` images on the CPU by integers: the weights of each pass are rounded to 16 bits, the sums
+to ``uint8``. The functions here compute the same integers in 64-bit floats, which hold them exactly, by one matrix
+product per pass. Sizes are tensors, so that one graph takes images of any height and width.
+
+Source:
+    ``UpSampleKernel.cpp`` and ``UpSampleKernelAVXAntialias.h`` of torch, after the kernels of Pillow-SIMD.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from autotimm.data.transforms.spatial_transforms import GRAY
+
+__all__ = ["Place", "cropped", "letterboxed", "letterbox_place"]
+
+_MOST_BITS = 22  # of a weight behind the binary point
+_WEIGHT_LIMIT = 2**15  # weights are 16-bit integers
+_CUBIC = -0.5  # the free parameter of bicubic kernels with antialiasing, as in Pillow
+
+
+class Place(NamedTuple):
+    """Where an image lies in the network's input: scalars of the graph, float64, see ``autotimm.types.Placement``.
+
+    Attributes:
+        height: Height of the image in pixels.
+        width: Its width.
+        top: First row of the input that it covers.
+        left: First column of the input that it covers.
+        shown_height: Number of rows that it covers.
+        shown_width: Number of columns that it covers.
+    """
+
+    height: Tensor
+    width: Tensor
+    top: Tensor
+    left: Tensor
+    shown_height: Tensor
+    shown_width: Tensor
+
+
+def cropped(images: Tensor, size: tuple[int, int], crop_pct: float, interpolation: str) -> Tensor:
+    """Resize images to cover a size, and take the center, as :func:`autotimm.data.transforms.eval_transform` does.
+
+    Args:
+        images: ``uint8`` (N, 3, H, W).
+        size: Height and width of the result.
+        crop_pct: Share of the resized image that the crop keeps of a side that fits.
+        interpolation: ``bilinear``, ``bicubic``, ``nearest`` or ``nearest-exact``.
+
+    Returns:
+        ``uint8`` (N, 3, *size).
+    """
+    height, width = _sides(images)
+    new_size: tuple[Tensor, Tensor]
+    if size[0] == size[1]:
+        shorter, least = max(size[0], round(size[0] / crop_pct)), torch.minimum(height, width)
+        new_size = (torch.floor(shorter * height / least), torch.floor(shorter * width / least))
+    else:
+        scale = (1 / crop_pct) * torch.maximum(size[0] / height, size[1] / width)
+        new_size = (
+            torch.floor(height * scale).clamp(min=size[0]),
+            torch.floor(width * scale).clamp(min=size[1]),
+        )
+    top, left = (torch.round((new - crop) / 2) for new, crop in zip(new_size, size, strict=True))
+    return _resized(images, new_size, (top, left), size, interpolation)
+
+
+def letterbox_place(images: Tensor, size: tuple[int, int]) -> Place:
+    """The placement of images centered in a network's input, as :func:`autotimm.data.transforms.place` computes it."""
+    height, width = _sides(images)
+    scale = torch.minimum(size[0] / height, size[1] / width)
+    shown_height, shown_width = (torch.clamp(torch.round(side * scale), min=1) for side in (height, width))
+    top, left = torch.floor((size[0] - shown_height) / 2), torch.floor((size[1] - shown_width) / 2)
+    return Place(height, width, top, left, shown_height, shown_width)
+
+
+def letterboxed(images: Tensor, place: Place, size: tuple[int, int]) -> Tensor:
+    """Resize images (N, 3, H, W) to their place in gray ones, (N, 3, *size), both ``uint8``."""
+    shown_size, first = (place.shown_height, place.shown_width), (-place.top, -place.left)
+    resized = _resized(images, shown_size, first, size, "bilinear")
+    rows, columns = (torch.arange(side, dtype=torch.float64) for side in size)
+    shown_rows = (rows >= place.top) & (rows < place.top + place.shown_height)
+    shown_columns = (columns >= place.left) & (columns < place.left + place.shown_width)
+    return torch.where(shown_rows[:, None] & shown_columns, resized, torch.full_like(resized, GRAY))
+
+
+def _scalar(value: float | torch.SymInt) -> Tensor:
+    """A number of the graph as a scalar, float64: comparing sizes as numbers of Python would fix their order in it."""
+    return torch.full((), value, dtype=torch.float64)
+
+
+def _sides(images: Tensor) -> tuple[Tensor, Tensor]:
+    height, width = images.shape[-2:]
+    return _scalar(height), _scalar(width)
+
+
+def _resized(
+    images: Tensor, new_size: tuple[Tensor, Tensor], first: tuple[Tensor, Tensor], count: tuple[int, int], mode: str
+) -> Tensor:
+    """The part of resized images that begins at ``first`` and has ``count`` rows and columns.
+
+    Args:
+        images: ``uint8`` (N, 3, H, W).
+        new_size: Height and width of the whole resized images.
+        first: The first row and column.
+        count: The number of rows and columns.
+        mode: The interpolation.
+    """
+    if mode in ("nearest", "nearest-exact"):
+        rows = _nearest(images.shape[-2], new_size[0], first[0], count[0], mode)
+        columns = _nearest(images.shape[-1], new_size[1], first[1], count[1], mode)
+        return images.index_select(-2, rows).index_select(-1, columns)
+    pixels = images.to(torch.float64)
+    pixels = _weighted(pixels, new_size[1], first[1], count[1], mode)  # columns first, as torch
+    pixels = _weighted(pixels.transpose(-1, -2), new_size[0], first[0], count[0], mode)
+    return pixels.transpose(-1, -2).to(torch.uint8)
+
+
+def _nearest(cells: int, new: Tensor, first: Tensor, count: int, mode: str) -> Tensor:
+    """The old index of each new cell. In 32 bits, as torch computes it: 64 would choose others."""
+    index = (torch.arange(count, dtype=torch.float64) + first).to(torch.float32)
+    scale = torch.full((), cells, dtype=torch.float32) / new.to(torch.float32)
+    at = torch.floor((index + 0.5) * scale if mode == "nearest-exact" else index * scale)
+    return at.clamp(min=0).to(torch.int64).clamp(max=cells - 1)
+
+
+def _weighted(pixels: Tensor, new: Tensor, first: Tensor, count: int, mode: str) -> Tensor:
+    """Resize the last dimension by one matrix product, and round to whole numbers in [0, 255]."""
+    cells = pixels.shape[-1]
+    # The largest weight of all new cells, also of those outside of a crop, decides how many bits all of them have.
+    largest = _weights(cells, new, torch.arange(_length(new), dtype=torch.float64), mode).max()
+    bits = torch.arange(1, _MOST_BITS + 1, dtype=torch.float64)
+    fits = torch.floor(0.5 + largest * torch.exp2(bits)) < _WEIGHT_LIMIT
+    one = torch.exp2(fits.to(torch.float64).sum())
+    weights = _weights(cells, new, torch.arange(count, dtype=torch.float64) + first, mode)
+    whole = torch.sign(weights) * torch.floor(weights.abs() * one + 0.5)
+    return torch.floor((pixels @ whole.transpose(0, 1) + one / 2) / one).clamp(0, 255)
+
+
+def _length(new: Tensor) -> int:
+    """A scalar of the graph as a length."""
+    length: int = new.to(torch.int64).item()  # type: ignore[assignment]  # of a whole number
+    torch._check(length >= 1)
+    return length
+
+
+def _weights(cells: int, new: Tensor, at: Tensor, mode: str) -> Tensor:
+    """The weights of the old cells in some of the new ones, (len(at), cells), before they are rounded."""
+    scale = cells / new
+    wide = torch.clamp(scale, min=1.0)
+    support = wide * (2 if mode == "bicubic" else 1)
+    center = ((at + 0.5) * scale)[:, None]
+    position = torch.arange(cells, dtype=torch.float64)
+    inside = (position >= torch.floor(center - support + 0.5)) & (position < torch.floor(center + support + 0.5))
+    distance = ((position - center + 0.5) / wide).abs()
+    weights = torch.where(inside, _cubic(distance) if mode == "bicubic" else (1 - distance).clamp(min=0), 0.0)
+    # New cells outside of the image have no old ones: they are painted over.
+    return weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
+
+
+def _cubic(distance: Tensor) -> Tensor:
+    near = ((_CUBIC + 2) * distance - (_CUBIC + 3)) * distance * distance + 1
+    far = (((distance - 5) * distance + 8) * distance - 4) * _CUBIC
+    return torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))

@@ -1,0 +1,105 @@
+"""Export of a run: which checkpoint, which images to compare on, and where the file goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from autotimm.data.inference_loaders import labelled_table
+from autotimm.data.module import DataModule
+from autotimm.data.table import Table
+from autotimm.errors import DataError, ModelError, require, require_choice
+from autotimm.export.agreement_check import SAMPLE
+from autotimm.export.exporter import Export, export_task
+from autotimm.export.formats import CHECKS, FORMATS, PRECISIONS, SUFFIXES, require_new_files
+from autotimm.export.onnx_file import require_onnx
+from autotimm.export.timm_folder import export_timm
+from autotimm.runs.predict import known_data
+from autotimm.runs.restore import read_manifest
+from autotimm.tasks import Task
+from autotimm.train.progress import say
+
+__all__ = ["export_run"]
+
+_OWNER = "export"
+
+
+def export_run(
+    folder: Path, checkpoint: Path, load: Callable[[], Task], load_data: Callable[[], DataModule],
+    out: str | Path | None, *, to: str, precision: str, data: str | Path | None, check: str, tolerance: float | None,
+    runner: bool,
+) -> Export:  # fmt: skip
+    """Export a checkpoint of a run; see :meth:`autotimm.Run.export` for the arguments.
+
+    Args:
+        folder: The folder of the run.
+        checkpoint: The checkpoint.
+        load: Loads its task.
+        load_data: Builds the data module of the run.
+        out: The new file or folder.
+        to: The format.
+        precision: The numbers that the network computes with.
+        data: Labelled images to compare on.
+        check: Which images to compare on.
+        tolerance: The largest allowed difference.
+        runner: Whether to write a program beside the file.
+    """
+    require_choice("to", _OWNER, to, FORMATS)
+    require_choice("precision", _OWNER, precision, PRECISIONS)
+    require_choice("check", _OWNER, check, CHECKS)
+    seeded = check == "seeded"
+    require(not (seeded and data is not None), "data", _OWNER, "left out where the check is on seeded images", data,
+            "Leave one of the two out.")  # fmt: skip
+    default = f"{checkpoint.stem if folder == checkpoint.parent else folder.resolve().name}{SUFFIXES[to] or '-timm'}"
+    path = Path(default if out is None else out)
+    require_new_files(str(path), to, runner, _OWNER)
+    if to == "onnx":
+        require_onnx()  # before a minute is spent on data
+    task = load()
+    spec = known_data(task)
+    origin = _origin(folder, checkpoint)
+    if to == "timm":
+        require(precision == "fp32", "precision", _OWNER, "fp32 for timm", precision, "timm converts it on loading.")
+        return export_timm(task, spec, path, origin)
+    table = None if seeded else _labelled(task, data, load_data)
+    most = None if check == "full" else SAMPLE
+    return export_task(
+        task, spec, path, to=to, precision=precision, origin=origin, table=table, most=most,
+        tolerance=tolerance, runner=runner,
+    )  # fmt: skip
+
+
+def _origin(folder: Path, checkpoint: Path) -> dict[str, str]:
+    """What an exported file says of its run."""
+    if not (folder / "manifest.json").is_file():
+        return {"checkpoint": checkpoint.name}
+    manifest = read_manifest(folder)
+    return {"checkpoint": checkpoint.name, "run_id": manifest.run_id, "run_digest": manifest.digest}
+
+
+def _labelled(task: Task, data: str | Path | None, load_data: Callable[[], DataModule]) -> Table:
+    """The validation images that an export is compared on.
+
+    Raises:
+        DataError: If there are none on this machine.
+    """
+    notices: list[str] = []
+    if data is not None:
+        table = labelled_table(data, known_data(task), "val", notices)
+        say(*notices)
+        return table
+    cure = "Give other labelled images with --data, or compare on images from a seed with --check seeded."
+    try:
+        module = load_data()
+        module.setup("validate")
+    except (DataError, ModelError) as error:
+        raise DataError(f"An export is compared with its run on the run's validation images. {error} {cure}") from None
+    known = known_data(task).class_names
+    if module.spec.class_names != known:
+        raise DataError(
+            f"The run's data must have the classes that its model has learned, {', '.join(known)}. It has "
+            f"{', '.join(module.spec.class_names)}. {cure}"
+        )
+    if (validation := module.tables.get("val")) is None:
+        raise DataError(f"An export is compared with its run on validation images. The run has none. {cure}")
+    return validation

@@ -1,0 +1,35 @@
+"""The table of backbones in the guide is what the benchmark prints, and covers many families."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = ROOT / "benchmarks" / "export.py"
+ROW = re.compile(r"^\| (\w+) \| (\w+) \| ([^|]+) \| ([^|]+) \| [^|]+ \|$", re.MULTILINE)
+
+
+def rows(text: str) -> list[tuple[str, str, bool, bool]]:
+    """Backbone, family, and whether it can be exported to ONNX and to torch."""
+    return [(name, family, onnx[0].isdigit(), to[0].isdigit()) for name, family, onnx, to in ROW.findall(text)]
+
+
+def test_table_covers_the_families_of_the_benchmark() -> None:
+    listed = rows((ROOT / "docs" / "guide" / "export.md").read_text())
+    block = re.search(r"^BACKBONES = \{(.*?)\}", PROGRAM.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert block
+    assert [row[0] for row in listed] == re.findall(r'"(\w+)":', block[1])
+    assert len(listed) >= 12
+    assert len({row[1] for row in listed}) >= 8
+
+
+@pytest.mark.slow
+def test_table_is_what_the_benchmark_finds() -> None:
+    """If this fails, run `python benchmarks/export.py` and copy the first table into docs/guide/export.md."""
+    listed = rows((ROOT / "docs" / "guide" / "export.md").read_text())
+    run = subprocess.run([sys.executable, str(PROGRAM)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert rows(run.stdout) == listed
