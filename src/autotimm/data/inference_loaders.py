@@ -209,7 +209,7 @@ class Relabelled(Table):
     def __init__(self, table: Table, class_names: tuple[str, ...]) -> None:
         self.table, self.class_names = table, class_names
         self.ids, self.kind, self.draws_random = table.ids, table.kind, table.draws_random
-        self.multi_label = table.multi_label
+        self.multi_label, self.reading = table.multi_label, table.reading
         self._numbers = torch.tensor([class_names.index(name) for name in table.class_names], dtype=torch.int64)
 
     def load(self, index: int) -> Sample:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from autotimm.data.image_channels import read_as
-from autotimm.data.image_reading import current_reading
+from autotimm.data.image_reading import UPRIGHT_RGB, ImageReading, current_reading
 from autotimm.errors import number, require
 from autotimm.repro.streams import key
 from autotimm.types import Sample
@@ -37,6 +37,7 @@ class Table(ABC):
         kind: The kind of the targets, see :class:`autotimm.types.DataSpec`.
         strata: The class index of each sample, for stratified splits and balanced draws; ``None`` if there is none.
         category_ids: The numbers that a COCO file gives the classes, in their order; empty if there is none.
+        reading: How its image files become pixels.
         draws_random: Whether :meth:`load` may draw from a global generator (``random``, NumPy, torch). ``False`` saves
             time.
     """
@@ -47,6 +48,7 @@ class Table(ABC):
     kind: str = "classes"
     strata: Sequence[int] | None = None
     category_ids: tuple[int, ...] = ()
+    reading: ImageReading = UPRIGHT_RGB
     draws_random: bool = True
 
     @abstractmethod
@@ -179,7 +181,7 @@ class Subset(Table):
         self.table, self.indices = table, tuple(indices)
         self.ids = tuple(table.ids[index] for index in self.indices)
         self.class_names, self.multi_label, self.kind = table.class_names, table.multi_label, table.kind
-        self.draws_random, self.category_ids = table.draws_random, table.category_ids
+        self.draws_random, self.category_ids, self.reading = table.draws_random, table.category_ids, table.reading
         self.strata = None if table.strata is None else [table.strata[index] for index in self.indices]
 
     def at_least(self, size: tuple[int, int] | None) -> Subset:

@@ -62,7 +62,7 @@ def cropped(images: Tensor, size: tuple[int, int], crop_pct: float, interpolatio
         shorter, least = max(size[0], round(size[0] / crop_pct)), torch.minimum(height, width)
         new_size = (torch.floor(shorter * height / least), torch.floor(shorter * width / least))
     else:
-        scale = (1 / crop_pct) * torch.maximum(size[0] / height, size[1] / width)
+        scale = (1 / crop_pct) * torch.maximum(*_ratios(size, height, width))
         new_size = (
             torch.floor(height * scale).clamp(min=size[0]),
             torch.floor(width * scale).clamp(min=size[1]),
@@ -74,7 +74,7 @@ def cropped(images: Tensor, size: tuple[int, int], crop_pct: float, interpolatio
 def letterbox_place(images: Tensor, size: tuple[int, int]) -> Place:
     """The placement of images centered in a network's input, as :func:`autotimm.data.transforms.place` computes it."""
     height, width = _sides(images)
-    scale = torch.minimum(size[0] / height, size[1] / width)
+    scale = torch.minimum(*_ratios(size, height, width))
     shown_height, shown_width = (torch.clamp(torch.round(side * scale), min=1) for side in (height, width))
     top, left = torch.floor((size[0] - shown_height) / 2), torch.floor((size[1] - shown_width) / 2)
     return Place(height, width, top, left, shown_height, shown_width)
@@ -88,6 +88,11 @@ def letterboxed(images: Tensor, place: Place, size: tuple[int, int]) -> Tensor:
     shown_rows = (rows >= place.top) & (rows < place.top + place.shown_height)
     shown_columns = (columns >= place.left) & (columns < place.left + place.shown_width)
     return torch.where(shown_rows[:, None] & shown_columns, resized, torch.full_like(resized, GRAY))
+
+
+def _ratios(size: tuple[int, int], height: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+    """How many times a size is an image. A number divided by a tensor would be multiplied by its rounded inverse."""
+    return _scalar(size[0]) / height, _scalar(size[1]) / width
 
 
 def _scalar(value: float | torch.SymInt) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import to_pil_image
 
-from autotimm.data.image_io import BROKEN, open_image, to_rgb
+from autotimm.data.image_channels import read_picture
+from autotimm.data.image_io import BROKEN
 from autotimm.data.table import Table
 from autotimm.errors import DataError
 from autotimm.report.class_colors import Color
@@ -78,18 +78,12 @@ class Pictures:
         files = table.files()
         try:
             if files:
-                return self._shrunk_file(files[places[id]])
-            loaded = table.load(places[id]).image
-            return self._shrunk(to_pil_image(loaded))
+                reading = table.reading._replace(least=(2 * self._side, 2 * self._side))
+                return self._shrunk(to_pil_image(read_picture(files[places[id]], reading)))
+            return self._shrunk(to_pil_image(table.load(places[id]).image))
         except (*BROKEN, DataError):  # it was readable when the run began
             self.left_out += 1
             return None
-
-    def _shrunk_file(self, path: Path) -> Image.Image:
-        with open_image(path) as image:
-            image.draft("RGB", (2 * self._side, 2 * self._side))  # JPEG decodes a reduced image several times faster
-            image.load()
-            return self._shrunk(to_rgb(ImageOps.exif_transpose(image)))
 
     def _shrunk(self, image: Image.Image) -> Image.Image:
         if self._square:
