@@ -14,7 +14,8 @@ ROW = re.compile(r"^\| (\w+) \| (\w+) \| ([^|]+) \| ([^|]+) \| [^|]+ \|$", re.MU
 
 def rows(text: str) -> list[tuple[str, str, bool, bool]]:
     """Backbone, family, and whether it can be exported to ONNX and to torch."""
-    return [(name, family, onnx[0].isdigit(), to[0].isdigit()) for name, family, onnx, to in ROW.findall(text)]
+    found = [row for row in ROW.findall(text) if row[0] != "backbone"]
+    return [(name, family, onnx[0].isdigit(), to[0].isdigit()) for name, family, onnx, to in found]
 
 
 def test_table_covers_the_families_of_the_benchmark() -> None:
