@@ -16,7 +16,6 @@ from autotimm.data.module import DataModule
 from autotimm.data.table_checks import own_sides
 from autotimm.errors import AutotimmError, ChangedDataError, UsageError, sentence
 from autotimm.records.run_folder import RunFolder
-from autotimm.report import REPORT, write_report
 from autotimm.repro.seed import default_threads
 from autotimm.runs.factory import build_task, build_trainer, settle_data
 from autotimm.runs.restore import Rebuilt, read_config
@@ -129,6 +128,8 @@ def train_objects(task: pl.LightningModule, data: pl.LightningDataModule, traine
 
 def leave_report(folder: Path, data: pl.LightningDataModule | None) -> None:
     """Make the page of a run that has trained or was tested; why it could not be made is said, and harms nothing."""
+    from autotimm.report import REPORT, write_report  # late: the first step need not wait for what makes pages
+
     try:
         write_report(folder, data.tables if isinstance(data, DataModule) else None)
     except (AutotimmError, OSError) as error:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autotimm.config import FitConfig
 from autotimm.config.record import RECORD, VERSION
@@ -17,7 +17,6 @@ from autotimm.data.module import DataModule
 from autotimm.data.table import Table
 from autotimm.errors import AutotimmError, DataError, ModelError, RunError, nearest, require_choice, sentence
 from autotimm.evidence import Evidence, collecting, evidence_path, read_evidence, write_evidence
-from autotimm.export.exporter import Export
 from autotimm.losses.image_losses import LOSS
 from autotimm.models.segmentation.segmenter import DECODER
 from autotimm.optim.optimizers import OPTIMIZER
@@ -25,10 +24,8 @@ from autotimm.records.checked_levels import level_claims
 from autotimm.records.imports import RecordedNames, names_in, require_admitted
 from autotimm.records.run_folder import DIGESTS, PER_CLASS, RunFolder, require_files
 from autotimm.records.trust import OfRun
-from autotimm.report import Report, compare_runs, write_report
 from autotimm.runs.diff import Comparison, compare
 from autotimm.runs.explain_difference import confirm_difference, confirm_replay
-from autotimm.runs.export import export_run
 from autotimm.runs.extend import extend
 from autotimm.runs.factory import settle_data
 from autotimm.runs.fit import launch, leave_report, new_folder, train, train_objects
@@ -42,6 +39,10 @@ from autotimm.train import AutoTrainer
 from autotimm.train.progress import say
 from autotimm.train.trainer import measuring_trainer
 from autotimm.types import ObjectPrediction, PixelPrediction, Prediction
+
+if TYPE_CHECKING:  # imported where they are used: a training need not wait for what makes pages and exports
+    from autotimm.export.exporter import Export
+    from autotimm.report import Report
 
 __all__ = [
     "Run",
@@ -155,6 +156,8 @@ def compare_reports(
         require_new_file(str(out), "out", "report")
     names = f"compare-{first.name}-{runs[1].path.absolute().name}.html"
     path = first.with_name(names) if out is None else Path(out)
+    from autotimm.report import compare_runs
+
     return compare_runs([run.path for run in runs], path, runs[0]._tables(data))
 
 
@@ -351,6 +354,8 @@ class Run:
             ModelError: If a file of the run is damaged.
             RunError: If the page cannot be written.
         """
+        from autotimm.report import write_report
+
         return write_report(self.path, self._tables(data))
 
     def _tables(self, data: str | Path | None) -> dict[str, Table] | None:
@@ -462,6 +467,8 @@ class Run:
             DataError: If the data is not on this machine.
             ModelError: If the task cannot be exported, or the file disagrees with the run.
         """
+        from autotimm.runs.export import export_run
+
         with self.names:
             return export_run(
                 self.path, self.checkpoint(ckpt), lambda: self.model(ckpt), self.data, out, to=to, precision=precision,
