@@ -101,7 +101,7 @@ def test_runner_without_torch_has_the_rows_of_predict(run: Run, exported: Path, 
     assert done.returncode == 0, done.stderr
     assert "cut.png" in done.stderr
     assert "letter.jpg" in done.stderr
-    (tmp_path / "expected.csv").write_text(as_csv(run.predict(files)))
+    (tmp_path / "expected.csv").write_text(as_csv(run.predict([files])))
     found, expected = (
         list(csv.reader((tmp_path / name).read_text().splitlines())) for name in ("rows.csv", "expected.csv")
     )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +10,7 @@ from torch import Tensor
 from autotimm.data.inference_loaders import as_evaluated, evaluation_transform
 from autotimm.data.loader import collate_samples
 from autotimm.data.table import Table
+from autotimm.export.export_result import Check
 from autotimm.export.graph import Graph
 from autotimm.export.onnx_file import Runtime
 from autotimm.metrics import MetricConfig, Scores, build_metrics
@@ -20,63 +19,10 @@ from autotimm.tasks import Task
 from autotimm.tasks.base import of_one_size
 from autotimm.types import DataSpec, Sample, Stage, Step
 
-__all__ = ["SAMPLE", "Check", "check_file", "seeded_sample"]
+__all__ = ["SAMPLE", "check_file", "seeded_sample"]
 
-# Multiples of the tolerance of scores, for boxes as a share of their side and for 1 - IoU of masks.
-_LOOSER = {"boxes": 10, "masks": 100}
 SAMPLE = 32
 """How many images are compared unless all are, and how many are drawn from a seed."""
-
-
-@dataclass
-class Check:
-    """What a comparison found.
-
-    Attributes:
-        source: Where the images come from.
-        images: How many were compared.
-        differences: The largest difference of each kind, such as ``scores``.
-        undecided: Labels, objects or pixels that differ where scores or overlaps lie within the tolerance of each other
-            or of a threshold.
-        disagreements: Those that differ though they do not.
-        metrics: Each metric of the run's validation, from ``run`` and from ``file``; none on seeded images.
-        tolerance: What was allowed.
-        problem: Why the file is refused, as the end of a sentence; empty if it is not.
-    """
-
-    source: str
-    tolerance: float
-    images: int = 0
-    differences: dict[str, float] = field(default_factory=dict)
-    undecided: int = 0
-    disagreements: int = 0
-    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    problem: str = ""
-
-    def add(self, differences: dict[str, float], undecided: int, disagreements: int) -> None:
-        """Add what the comparison of some images found."""
-        for name, value in differences.items():
-            self.differences[name] = max(value, self.differences.get(name, 0.0))
-        self.undecided += undecided
-        self.disagreements += disagreements
-
-    def beyond(self) -> str:
-        """What is beyond the tolerance, as the end of a sentence; empty if nothing is."""
-        for name, largest in self.differences.items():
-            if not largest <= self.tolerance * _LOOSER.get(name, 1):  # NaN is no agreement
-                return f"its {name} differ by {largest:.2g}"
-        return f"{self.disagreements} of its labels differ" if self.disagreements else ""
-
-    def as_dict(self) -> dict[str, Any]:
-        """As plain data for ``export.json``."""
-        return {name: value for name, value in asdict(self).items() if name != "problem"}
-
-    def __str__(self) -> str:
-        """One line for people."""
-        parts = [f"{name} differ by at most {value:.2g}" for name, value in self.differences.items()]
-        parts.append(f"{self.disagreements + self.undecided} labels differ")
-        parts += [f"{name} {value['run']:.4f} and {value['file']:.4f}" for name, value in self.metrics.items()]
-        return f"checked on {self.images} {self.source}: {', '.join(parts)}"
 
 
 def check_file(

@@ -7,7 +7,6 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from typing import Any
 import autotimm
 from autotimm.data.table import Table
 from autotimm.errors import ModelError, RunError, UsageError, sentence
-from autotimm.export.agreement_check import Check, check_file
+from autotimm.export.agreement_check import check_file
 from autotimm.export.build_graph import build_graph
+from autotimm.export.export_result import Export
 from autotimm.export.formats import REPORT, RUNNER, require_new_files
 from autotimm.export.graph import Graph
 from autotimm.export.onnx_file import OPSET, Runtime, onnx_runtime, write_onnx
@@ -27,29 +27,10 @@ from autotimm.serialization import read_json
 from autotimm.tasks import Task
 from autotimm.types import DataSpec
 
-__all__ = ["TOLERANCES", "Export", "add_report", "export_task", "written_beside"]
+__all__ = ["TOLERANCES", "add_report", "export_task", "written_beside"]
 
 TOLERANCES = {"fp32": 1e-4, "fp16": 0.01}
 """What a file may differ by unless another tolerance is given: in scores for 32 bits, in metrics for 16."""
-
-
-@dataclass(frozen=True)
-class Export:
-    """An exported model.
-
-    Attributes:
-        path: The file, or the folder for timm.
-        check: What the comparison with the run found.
-        runner: The program that predicts with it; ``None`` unless it was asked for.
-    """
-
-    path: Path
-    check: Check
-    runner: Path | None = None
-
-    def __str__(self) -> str:
-        """What people want to know of it."""
-        return f"{self.check}"
 
 
 def export_task(

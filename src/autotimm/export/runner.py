@@ -44,14 +44,12 @@ ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 
 def find(paths: Sequence[str]) -> dict[str, str]:
     """The image files below some paths, by the names that they have in the table."""
-    if len(paths) == 1 and not os.path.isdir(paths[0]):
-        return {as_text(os.path.basename(paths[0])): paths[0]}
     found: dict[str, str] = {}
     for path in paths:
-        prefix = "" if len(paths) == 1 else f"{as_text(Path(path).as_posix())}/"
+        name = as_text(Path(path).as_posix())
         files = sorted(walk(path, set()), key=os.fsencode) if os.path.isdir(path) else []
-        found |= {prefix + as_text(os.path.relpath(file, path).replace(os.sep, "/")): file for file in files}
-        found |= {} if os.path.isdir(path) else {prefix[:-1]: path}
+        found |= {f"{name}/{as_text(os.path.relpath(file, path).replace(os.sep, '/'))}": file for file in files}
+        found |= {} if os.path.isdir(path) else {name: path}
     return found
 
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from autotimm.data.inference_loaders import evaluation_transform
 from autotimm.errors import ModelError
-from autotimm.export.agreement_check import Check, seeded_sample
-from autotimm.export.exporter import TOLERANCES, Export, add_report, written_beside
+from autotimm.export.agreement_check import seeded_sample
+from autotimm.export.export_result import Check, Export
+from autotimm.export.exporter import TOLERANCES, add_report, written_beside
 from autotimm.export.formats import REPORT
 from autotimm.export.graph import network_size
 from autotimm.models.backbone.architectures import find_architecture

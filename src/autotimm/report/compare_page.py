@@ -16,10 +16,11 @@ from autotimm.records.atomic import write_text
 from autotimm.report.content import Card, Headline, NumberTable, View
 from autotimm.report.intervals import Estimate, bootstrap
 from autotimm.report.object_figures import object_pairs
-from autotimm.report.page import Report, curves, evidence_of, headline_of, render
+from autotimm.report.page import curves, evidence_of, headline_of, render
 from autotimm.report.pictures import Pictures
 from autotimm.report.pixel_figures import image_scores
 from autotimm.report.run_facts import RunFacts, read_run
+from autotimm.report.written_page import Report
 
 __all__ = ["compare_runs"]
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,11 +27,9 @@ from autotimm.report.object_content import object_content, object_headline
 from autotimm.report.pictures import Pictures
 from autotimm.report.pixel_content import pixel_content, pixel_headline
 from autotimm.report.run_facts import RunFacts, read_run
+from autotimm.report.written_page import REPORT, Report
 
-__all__ = ["REPORT", "Report", "curves", "evidence_of", "headline_of", "render", "write_report"]
-
-REPORT = "report.html"
-"""The page in a run folder; the tables of its charts are in the folder ``report`` beside it."""
+__all__ = ["curves", "evidence_of", "headline_of", "render", "write_report"]
 
 _TASKS = {
     "classes": "image classification", "boxes": "object detection", "instances": "instance segmentation",
@@ -43,23 +39,6 @@ _SPLITS = {"val": "validation", "test": "test"}
 _CARDS = {"classes": "", "boxes": "pairs", "instances": "pairs", "pixels": "quads"}
 _MOST_CURVES = 9
 _MOST_POINTS = 300
-
-
-@dataclass(frozen=True)
-class Report:
-    """A page that was written; a notebook shows it.
-
-    Attributes:
-        path: The file.
-    """
-
-    path: Path
-
-    def _repr_html_(self) -> str:
-        """The page in a frame of its own, so that its style does not change the notebook."""
-        page = html.escape(self.path.read_text(encoding="utf-8"), quote=True)
-        frame = 'style="width:100%;height:760px;border:1px solid #8884;border-radius:8px"'
-        return f'<iframe sandbox="allow-scripts allow-modals" {frame} srcdoc="{page}"></iframe>'
 
 
 def write_report(folder: Path, tables: Mapping[str, Table] | None = None) -> Report:

@@ -10,7 +10,8 @@ from autotimm.data.module import DataModule
 from autotimm.data.table import Table
 from autotimm.errors import DataError, ModelError, require, require_choice
 from autotimm.export.agreement_check import SAMPLE
-from autotimm.export.exporter import Export, export_task
+from autotimm.export.export_result import Export
+from autotimm.export.exporter import export_task
 from autotimm.export.formats import CHECKS, FORMATS, PRECISIONS, SUFFIXES, require_new_files
 from autotimm.export.onnx_file import require_onnx
 from autotimm.export.timm_folder import export_timm

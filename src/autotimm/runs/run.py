@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from autotimm.config import FitConfig
 from autotimm.config.record import RECORD, VERSION
@@ -17,6 +17,7 @@ from autotimm.data.module import DataModule
 from autotimm.data.table import Table
 from autotimm.errors import AutotimmError, DataError, ModelError, RunError, nearest, require_choice, sentence
 from autotimm.evidence import Evidence, collecting, evidence_path, read_evidence, write_evidence
+from autotimm.export.export_result import Export
 from autotimm.losses.image_losses import LOSS
 from autotimm.models.segmentation.segmenter import DECODER
 from autotimm.optim.optimizers import OPTIMIZER
@@ -24,6 +25,7 @@ from autotimm.records.checked_levels import level_claims
 from autotimm.records.imports import RecordedNames, names_in, require_admitted
 from autotimm.records.run_folder import DIGESTS, PER_CLASS, RunFolder, require_files
 from autotimm.records.trust import OfRun
+from autotimm.report.written_page import Report
 from autotimm.runs.diff import Comparison, compare
 from autotimm.runs.explain_difference import confirm_difference, confirm_replay
 from autotimm.runs.extend import extend
@@ -39,10 +41,6 @@ from autotimm.train import AutoTrainer
 from autotimm.train.progress import say
 from autotimm.train.trainer import measuring_trainer
 from autotimm.types import ObjectPrediction, PixelPrediction, Prediction
-
-if TYPE_CHECKING:  # imported where they are used: a training need not wait for what makes pages and exports
-    from autotimm.export.exporter import Export
-    from autotimm.report import Report
 
 __all__ = [
     "Run",
@@ -156,7 +154,7 @@ def compare_reports(
         require_new_file(str(out), "out", "report")
     names = f"compare-{first.name}-{runs[1].path.absolute().name}.html"
     path = first.with_name(names) if out is None else Path(out)
-    from autotimm.report import compare_runs
+    from autotimm.report import compare_runs  # late: a training need not wait for what makes pages and exports
 
     return compare_runs([run.path for run in runs], path, runs[0]._tables(data))
 
