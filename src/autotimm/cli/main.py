@@ -13,6 +13,7 @@ from autotimm.cli.diff import DIFF
 from autotimm.cli.doctor import DOCTOR
 from autotimm.cli.extend import EXTEND
 from autotimm.cli.fit import FIT
+from autotimm.cli.inspect import INSPECT
 from autotimm.cli.levels import LEVELS
 from autotimm.cli.predict import PREDICT
 from autotimm.cli.report import REPORT
@@ -30,7 +31,7 @@ from autotimm.records.own_modules import search_also
 __all__ = ["VERBS", "entry", "main"]
 
 _ALL = (
-    FIT, RESUME, EXTEND, VALIDATE, TEST, PREDICT, REPORT, VERIFY, DIFF, LEVELS, REPRODUCE, STUDY, BACKBONES,
+    INSPECT, FIT, RESUME, EXTEND, VALIDATE, TEST, PREDICT, REPORT, VERIFY, DIFF, LEVELS, REPRODUCE, STUDY, BACKBONES,
     DOCTOR, SELFCHECK, DEMO,
 )  # fmt: skip
 VERBS: dict[str, Verb] = {verb.name: verb for verb in _ALL}
