@@ -66,7 +66,12 @@ def _print(inspection: Inspection) -> None:
 
     console = Console(file=sys.stdout, highlight=False, emoji=False)
     console.print(inspection.summary())
+    rows = Table.grid(padding=(0, 2))
+    for line in inspection.remarks():
+        rows.add_row(Text("•", "dim"), Text(printable(line)))
+    console.print(rows)
     if inspection.findings:
+        console.print()
         rows = Table.grid(padding=(0, 2))
         for finding in inspection.findings:
             text = Text(printable(f"{finding.sentence} {finding.cure}"))
@@ -76,7 +81,7 @@ def _print(inspection: Inspection) -> None:
         console.print(rows)
     warnings = len(inspection.warnings)
     notes = len(inspection.findings) - warnings
-    console.print(f"{_count(warnings, 'warning')}, {_count(notes, 'note')}")
+    console.print(f"\n{_count(warnings, 'warning')}, {_count(notes, 'note')}")
 
 
 def _count(number: int, what: str) -> str:

@@ -16,24 +16,24 @@ class Doubt(str):
         text: The sentence.
         names: What it is about, such as files: all of them; the sentence names the first few.
         check: What kind of fault it is, in one word.
-        count: How many cases there are; by default as many as names.
+        total: How many cases there are; by default as many as names.
         cure: What to do, as a sentence.
 
     Example:
         >>> doubt = Doubt("2 boxes without area in the image, left out: a.jpg, b.jpg.", ["a.jpg", "b.jpg"])
-        >>> doubt.partition(",")[0], doubt.names, doubt.count
+        >>> doubt.partition(",")[0], doubt.names, doubt.total
         ('2 boxes without area in the image', ('a.jpg', 'b.jpg'), 2)
     """
 
     names: tuple[str, ...]
     check: str
-    count: int
+    total: int
     cure: str
 
     def __new__(
-        cls, text: str, names: Sequence[str] = (), *, check: str = "annotations", count: int = 0, cure: str = _CURE
+        cls, text: str, names: Sequence[str] = (), *, check: str = "annotations", total: int = 0, cure: str = _CURE
     ) -> Doubt:
         """Make a notice."""
         doubt = super().__new__(cls, text)
-        doubt.names, doubt.check, doubt.count, doubt.cure = tuple(names), check, count or len(names), cure
+        doubt.names, doubt.check, doubt.total, doubt.cure = tuple(names), check, total or len(names), cure
         return doubt

@@ -105,8 +105,8 @@ def odd_images(oddities: Mapping[str, Oddity], total: int) -> list[str]:
         lines.append(Doubt(text, names, check="value_range", cure=cure))
     if messages:
         text = f"{len(messages)} of {total} images may be damaged, as what reads them says: {join_names(messages)}."
-        names, cure = [name for name, odd in oddities.items() if odd.message], "Look at them, and fetch or export them again."
-        lines.append(Doubt(text, names, check="damaged", cure=cure))
+        names = [name for name, odd in oddities.items() if odd.message]
+        lines.append(Doubt(text, names, check="damaged", cure="Look at them, and export them again."))
     return lines
 
 
@@ -164,7 +164,7 @@ def check_object_sizes(
         lost = "They are counted in evaluation, and not learned in training."
         text = f"{under[0]} of {total} objects are under 1 px ({under[1]} under 2 px) {cure} {lost}"
         do = "Give the network more pixels, or remove boxes that are mistakes."
-        notices.append(Doubt(text, check="tiny_boxes", count=under[0], cure=do))
+        notices.append(Doubt(text, check="tiny_boxes", total=under[0], cure=do))
     elif under[1]:
         notices.append(f"{under[1]} of {total} objects are under 2 px {cure}")
 

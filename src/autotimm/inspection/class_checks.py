@@ -46,8 +46,8 @@ def check_balance(train: Table) -> list[Finding]:
     rare = sorted((name for name in present if present[name] * _UNEQUAL <= present[most]), key=present.__getitem__)
     named = join_names([f"{name} ({present[name]:,})" for name in rare])
     sentence = f"Classes that are at least {_UNEQUAL:g} times rarer than {most} ({present[most]:,} {unit}): {named}."
-    cure = "Add images of them, or give --class-weights balanced"
-    cure += "." if train.kind == "pixels" else ", or --balanced-sampling."
+    option = "--class-weights balanced" if train.kind == "pixels" else "--balanced-sampling"
+    cure = f"Add images of them, or give {option}."
     return finding_of("class_imbalance", "note", sentence, cure, [Case(name) for name in rare])
 
 

@@ -14,16 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotimm.data.table import Table
-from autotimm.inspection.finding import MOST_CASES, Case, Finding, finding_of
+from autotimm.inspection.finding import MOST_CASES, Case, Finding, Severity, finding_of
 
 __all__ = ["check_duplicates", "near_pairs"]
 
 _MOST_BITS = 4  # in which hashes of near duplicates may differ
 _PARTS = ((0, 13), (13, 13), (26, 13), (39, 13), (52, 12))  # shift and width in bits
 _WINDOW = 256  # neighbors that are compared: a hash that many plain pictures share is no evidence
-_LEVELS = 5.0  # mean difference of thumbnails, once their mean is equal
-_LARGEST = 45.0  # largest difference of a pixel of them: an object that is there in one only
-_COLOR = 14.0  # difference of the mean color
+# Of thumbnails with mean 0 and standard deviation 1, so that a change of brightness or contrast does not count.
+_MEAN_GAP = 0.15
+_LARGEST_GAP = 1.2  # of a pixel: an object that is there in one only
+_COLOR = 0.03  # difference of the share of a channel in the mean color
 _PLAIN = 0.1  # contrast below which a hash says nothing
 
 
@@ -72,11 +73,24 @@ def _confirmed(rows: NDArray[Any], a: NDArray[np.int64], b: NDArray[np.int64]) -
     """The pairs whose thumbnails and mean colors agree too."""
     for first in range(0, len(a), 4096):  # bounds the memory
         some, other = a[first : first + 4096], b[first : first + 4096]
-        gap = rows["thumbnail"][some].astype(np.float32) - rows["thumbnail"][other]
-        gap = np.abs(gap - gap.mean(1, keepdims=True))
-        color = np.abs(rows["color"][some].astype(np.float32) - rows["color"][other]).max(1)
-        same = (gap.mean(1) <= _LEVELS) & (gap.max(1) <= _LARGEST) & (color <= _COLOR)
+        gap = np.abs(_standardized(rows["thumbnail"][some]) - _standardized(rows["thumbnail"][other]))
+        color = np.abs(_shares(rows["color"][some]) - _shares(rows["color"][other])).max(1)
+        same = (gap.mean(1) <= _MEAN_GAP) & (gap.max(1) <= _LARGEST_GAP) & (color <= _COLOR)
         yield from zip(some[same].tolist(), other[same].tolist(), strict=True)
+
+
+def _standardized(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Thumbnails (N, P) with mean 0 and standard deviation 1 each."""
+    values = thumbnails.astype(np.float32)
+    values -= values.mean(1, keepdims=True)
+    standardized: NDArray[np.float32] = values / np.maximum(values.std(1, keepdims=True), 1.0)
+    return standardized
+
+
+def _shares(colors: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The share of each channel in colors (N, 3)."""
+    shares: NDArray[np.float32] = colors / np.maximum(colors.sum(1, keepdims=True, dtype=np.float32), 1.0)
+    return shares
 
 
 def _groups_of(pairs: Iterator[tuple[int, int]] | Sequence[tuple[int, int]], size: int) -> list[list[int]]:
@@ -117,12 +131,14 @@ def _findings(
             beside.append(members)
     what = "the same bytes" if kind == "exact" else "nearly the same picture"
     measured = sum(split != "train" for group in across for split, _ in group)
-    text = f"{_number(across)} of images with {what} {_reach(across)} across splits, {measured} images of val or test among them: metrics will be optimistic."  # noqa: E501
+    images = "image is" if measured == 1 else "images are"
+    text = f"{_number(across)} of images with {what} {_reach(across)} across splits: {measured} {images} in val or "
+    text += "test, so that metrics will be optimistic."
     cure = "Keep the images of a group in one split, or remove the copies."
     found = finding_of(f"{kind}_duplicates_across_splits", "warning", text, cure, *_cases(across, tables))
     text = f"{_number(torn)} of images with {what} {_have(torn)} different classes."
     cure = "Correct the classes, or remove the copies." if kind == "exact" else "Look which class is right."
-    severity = "warning" if kind == "exact" else "note"
+    severity: Severity = "warning" if kind == "exact" else "note"
     found += finding_of(f"{kind}_duplicates_of_different_classes", severity, text, cure, *_cases(torn, tables))
     text = f"{_number(beside)} of images with {what} {_are(beside)} within one split."
     cure = "Keep one of each, unless it should count more."
@@ -135,7 +151,9 @@ def _cases(groups: Sequence[Sequence[_Place]], tables: Mapping[str, Table]) -> t
     for number, group in enumerate(groups, 1):
         if len(cases) >= MOST_CASES:
             break
-        for split, at in group[:MOST_CASES]:
+        # One of each split first: that is what the finding is about, where it is about splits.
+        heads = [*{split: (split, at) for split, at in reversed(group)}.values()][::-1]
+        for split, at in [*heads, *(place for place in group if place not in heads)][:MOST_CASES]:
             label = ", ".join(tables[split].labels(at)) if tables[split].kind == "classes" else ""
             cases.append(Case(tables[split].ids[at], split, f"group {number}{': ' if label else ''}{label}"))
     return cases, len(groups)
@@ -155,5 +173,3 @@ def _have(groups: Sequence[Any]) -> str:
 
 def _are(groups: Sequence[Any]) -> str:
     return "lies" if len(groups) == 1 else "lie"
-
-

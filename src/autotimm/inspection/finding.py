@@ -20,12 +20,14 @@ class Case(NamedTuple):
     Attributes:
         id: Its id, or the name of a file that is no sample.
         split: ``train``, ``val`` or ``test``; empty if it is in none.
-        note: What was measured of it, or which other sample it repeats; may be empty.
+        note: What was measured of it, or which group of repeated images it is in; may be empty.
+        objects: The rows of those of its objects that the finding is about; empty if it is about the sample.
     """
 
     id: str
     split: str = ""
     note: str = ""
+    objects: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Finding:
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data, for JSON."""
-        cases = [{"id": case.id, "split": case.split, "note": case.note} for case in self.cases]
+        cases = [{**case._asdict(), "objects": list(case.objects)} for case in self.cases]
         return {
             "check": self.check, "severity": self.severity, "count": self.count, "sentence": self.sentence,
             "cure": self.cure, "cases": cases,

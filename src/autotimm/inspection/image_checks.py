@@ -84,7 +84,8 @@ def check_sizes(
     tables: Mapping[str, Table], looks: Mapping[str, NDArray[Any]], image_size: ImageSize, tiled: bool
 ) -> list[Finding]:
     """Find images that are much longer than wide, far from the usual size, or small for the network's input."""
-    narrow, odd = [], []
+    narrow: list[Case] = []
+    odd: list[Case] = []
     sides = {split: np.sqrt(rows["width"] * rows["height"].astype(np.float64)) for split, rows in looks.items()}
     known = np.concatenate([sides[split][_known(rows)] for split, rows in looks.items()])
     if not len(known):
@@ -95,13 +96,16 @@ def check_sizes(
         far = (sides[split] < median / _FAR) | (sides[split] > median * _FAR)
         thin = shorter < _NARROW * longer
         for cases, has in ((narrow, thin), (odd, far & ~thin)):
-            cases += [_sized(tables[split], split, rows, at) for at in np.flatnonzero(has & _known(rows))]
+            cases += [_sized(tables[split], split, rows, at) for at in np.flatnonzero(has & _known(rows)).tolist()]
     many = len(narrow) > max(_USUAL * len(known), 1)
     sentence = f"{len(narrow)} {_images(len(narrow))} {_are(narrow)} at least {1 / _NARROW:.1f} times as long as wide."
     cure = "A central crop loses most of them: give --image-size HEIGHTxWIDTH in their shape, or cut them."
     findings = finding_of("odd_aspect_ratio", "note" if many else "warning", sentence, cure, narrow)
-    sentence = f"{len(odd)} {_images(len(odd))} have more than {_FAR:g} times the side of the median image, or less than a fifth of it."  # noqa: E501
-    findings += finding_of("odd_size", "warning", sentence, "Look for thumbnails, and for scans among photographs.", odd)
+    has = "has" if len(odd) == 1 else "have"
+    sentence = f"{len(odd)} {_images(len(odd))} {has} more than {_FAR:g} times the side of the median image, or less "
+    sentence += "than a fifth of it."
+    cure = "Look for thumbnails, and for scans among photographs."
+    findings += finding_of("odd_size", "warning", sentence, cure, odd)
     return findings + ([] if tiled else _small(tables, looks, image_size))
 
 
@@ -112,13 +116,14 @@ def _small(tables: Mapping[str, Table], looks: Mapping[str, NDArray[Any]], image
     for split, rows in looks.items():
         total += len(rows)
         enlarged = (2 * rows["width"] < width) & (2 * rows["height"] < height) & _known(rows)
-        cases += [_sized(tables[split], split, rows, at) for at in np.flatnonzero(enlarged)]
+        cases += [_sized(tables[split], split, rows, at) for at in np.flatnonzero(enlarged).tolist()]
     if 2 * len(cases) <= total:
         return []
     longest = max(int(max(rows["width"].max(), rows["height"].max())) for rows in looks.values() if len(rows))
     better = 32 * max(1, -(-longest // 32)) if longest < max(height, width) else max(height, width) // 2
-    sentence = f"{len(cases):,} of {total:,} images are enlarged to more than twice their size, {written_size(image_size)}."
-    cure = f"Try --image-size {better}: it trains faster, and may be as good."
+    sentence = f"{len(cases):,} of {total:,} images have less than half of the {written_size(image_size)} pixels that "
+    sentence += "the network sees along a side: they are enlarged."
+    cure = f"Try --image-size {better}, which trains faster."
     return finding_of("small_images", "note", sentence, cure, cases)
 
 
@@ -130,7 +135,8 @@ def check_exif(
     for split, rows in looks.items():
         turned = _known(rows) & (rows["orientation"] > 1)
         cases += [
-            Case(tables[split].ids[at], split, f"orientation {rows[at]['orientation']}") for at in np.flatnonzero(turned)
+            Case(tables[split].ids[at], split, f"orientation {rows[at]['orientation']}")
+            for at in np.flatnonzero(turned)
         ]
     sentence = f"{len(cases)} {_images(len(cases))} {_are(cases)} turned by an EXIF tag"
     sentence += ", which --ignore-exif ignores." if ignored else ", and read upright, as viewers show them."

@@ -63,14 +63,17 @@ class Inspection:
         return tuple(finding for finding in self.findings if finding.severity == "warning")
 
     def summary(self) -> Summary:
-        """The samples per class and split as a rich table, with sizes and what reading said below it."""
-        total, sizes = sum(self.samples.values()), []
-        if self.sizes is not None:
-            smallest, median, largest = (f"{width} x {height}" for width, height in self.sizes)
-            same = self.sizes.smallest == self.sizes.largest
-            sizes = [f"sizes: all {median}" if same else f"sizes: {smallest} to {largest}, median {median}"]
-        title = f"{self.name}: {total:,} images, {self.data.num_classes} classes"
-        return summarize(self.data.tables, title, [*sizes, *self.notices])
+        """The samples per class and split as a rich table."""
+        title = f"{self.name}: {sum(self.samples.values()):,} images, {self.data.num_classes} classes"
+        return summarize(self.data.tables, title, [])
+
+    def remarks(self) -> list[str]:
+        """The range of sizes, and what reading said, one sentence each."""
+        if self.sizes is None:
+            return [*self.notices]
+        smallest, median, largest = (f"{width} x {height}" for width, height in self.sizes)
+        several = f"Images have {smallest} to {largest} pixels, median {median}."
+        return [f"All images have {median} pixels." if smallest == largest else several, *self.notices]
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data, for JSON."""
@@ -111,7 +114,7 @@ class Inspection:
     def __str__(self) -> str:
         """The samples per class and split, and a line per finding."""
         lines = [f"{finding.severity}: {finding.sentence} {finding.cure}" for finding in self.findings]
-        return "\n".join([str(self.summary()), *lines])
+        return "\n".join([str(self.summary()), *self.remarks(), *lines])
 
 
 def inspect_data(data: str | Path | DataModule, **options: Any) -> Inspection:
@@ -187,5 +190,5 @@ def _doubts(data: DataModule) -> list[Finding]:
     for line in data.notices:
         if isinstance(line, Doubt):
             cases = [Case(name, split_of.get(name, "")) for name in line.names]
-            findings += finding_of(line.check, "warning", str(line), line.cure, cases, line.count)
+            findings += finding_of(line.check, "warning", str(line), line.cure, cases, line.total)
     return findings

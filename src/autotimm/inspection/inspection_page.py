@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from autotimm.data.file_facts import image_sizes
 from autotimm.data.image_reading import reading_as, reading_of
 from autotimm.data.table import Table
-from autotimm.inspection.finding import Case, Finding
+from autotimm.inspection.finding import MOST_CASES, Case, Finding
 from autotimm.report.class_colors import css_colors
 from autotimm.report.content import Box, Card, NumberTable, View, shortened
 from autotimm.report.page import render
@@ -36,7 +36,7 @@ class _Shown(NamedTuple):
     cure: str
     cards: Sequence[Card]
     names: Sequence[str]
-    rest: int
+    is_cut: bool
 
 
 def render_inspection(inspection: Inspection) -> str:
@@ -66,10 +66,11 @@ def _count(number: int, what: str) -> str:
 def _facts(inspection: Inspection) -> list[tuple[str, str]]:
     facts = [("Images", ", ".join(f"{count:,} {split}" for split, count in inspection.samples.items()))]
     facts.append(("Classes", f"{inspection.data.num_classes:,}"))
-    if inspection.sizes is not None:
-        facts += [
-            (name.capitalize(), f"{width} × {height} px") for name, (width, height) in inspection.sizes._asdict().items()
-        ]
+    if inspection.sizes is not None and len({*inspection.sizes}) == 1:
+        facts.append(("Size", "{} × {} px".format(*inspection.sizes.median)))
+    elif inspection.sizes is not None:
+        for name, (width, height) in inspection.sizes._asdict().items():
+            facts.append((name.capitalize(), f"{width} × {height} px"))
     return facts
 
 
@@ -78,9 +79,8 @@ def _shown(finding: Finding, tables: Mapping[str, Table], pictures: Pictures, ob
     names = [case.id for case in finding.cases if not case.split]
     cards = [_card(case, tables[case.split], pictures, objects) for case in with_pictures[:_MOST_CARDS]]
     title = finding.check.replace("_", " ").capitalize()
-    listed = len(cards) + len(names)
-    rest = max(0, finding.count - listed) if finding.cases and "duplicates" not in finding.check else 0
-    return _Shown(finding.check, title, finding.severity, finding.sentence, finding.cure, cards, names, rest)
+    cut = len(with_pictures) > len(cards) or len(finding.cases) == MOST_CASES
+    return _Shown(finding.check, title, finding.severity, finding.sentence, finding.cure, cards, names, cut)
 
 
 def _card(case: Case, table: Table, pictures: Pictures, objects: bool) -> Card:
@@ -90,18 +90,20 @@ def _card(case: Case, table: Table, pictures: Pictures, objects: bool) -> Card:
         files = table.files()
         size = image_sizes(files[index : index + 1], progress=False).get(files[index]) if files else None
         if size is not None:
-            view = View("", picture, boxes=_boxes(table, index, *size), ratio=size[0] / size[1])
+            view = View("", picture, boxes=_boxes(table, index, size, case.objects), ratio=size[0] / size[1])
     else:
         view = View("", picture)
     return Card(case.id, "", False, "", case.note or case.split, case.split if case.note else "", [view])
 
 
-def _boxes(table: Table, index: int, width: int, height: int) -> list[Box]:
-    objects, colors = table.objects(index), css_colors(table.class_names)
+def _boxes(table: Table, index: int, size: tuple[int, int], rows: Sequence[int]) -> list[Box]:
+    """The boxes of some objects of a sample, or of all."""
+    objects, colors, (width, height) = table.objects(index), css_colors(table.class_names), size
     if objects is None:
         return []
     boxes = []
-    for (x1, y1, x2, y2), label in zip(objects.boxes.tolist(), objects.labels.tolist(), strict=True):
+    for row in rows or range(len(objects.labels)):
+        (x1, y1, x2, y2), label = objects.boxes[row].tolist(), int(objects.labels[row])
         left, top = round(100 * x1 / width, 2), round(100 * y1 / height, 2)
         share = round(100 * (x2 - x1) / width, 2), round(100 * (y2 - y1) / height, 2)
         boxes.append(Box(left, top, *share, colors[label], table.class_names[label], False))

@@ -20,8 +20,8 @@ from autotimm.types import Batch
 
 __all__ = ["preview_of", "write_preview"]
 
-_MOST_PIXELS = 1600  # of a row of images
-_MOST_IMAGES = 36
+_MOST_PIXELS = 2100  # of a side of the grid
+_MOST_ALONG = 6  # images along a side
 _GAP = 4
 _PAPER = 255
 
@@ -53,9 +53,9 @@ def preview_of(data: DataModule) -> Tensor:
     """
     height, width = height_and_width(data.image_size)
     copies = 1 if data.spec.kind == "classes" else 2
-    columns = max(1, min(6, _MOST_PIXELS // (copies * width)))
-    most = min(len(data.tables["train"]), columns * 6 // copies, _MOST_IMAGES)
-    rows = -(-most // columns)
+    columns, rows = (min(max(1, _MOST_PIXELS // side), _MOST_ALONG) for side in (copies * width, height))
+    most = min(len(data.tables["train"]), columns * rows)
+    columns, rows = min(columns, most), -(-most // columns)
     grid = torch.full((3, rows * (height + _GAP) + _GAP, columns * (copies * width + _GAP) + _GAP), _PAPER).byte()
     for number, (image, target) in enumerate(islice(_samples(data), most)):
         top = _GAP + number // columns * (height + _GAP)
@@ -89,15 +89,19 @@ def _drawn(image: Tensor, target: Any, data: DataModule) -> Tensor:
     """A copy of an image with its objects or regions in the colors of their classes."""
     colors = class_colors(data.class_names)
     if isinstance(target, Tensor):
-        shown = [at for at, name in enumerate(data.class_names) if not is_background(name) and bool((target == at).any())]
+        present = [at for at in range(len(colors)) if bool((target == at).any())]
+        shown = [at for at in present if not is_background(data.class_names[at])]
         masks = [target == at for at in shown]
         chosen = [colors[at] for at in shown]
         if bool((unknown := target == IGNORE_INDEX).any()):
             masks, chosen = [*masks, unknown], [*chosen, (128, 128, 128)]
-        return draw_segmentation_masks(image, torch.stack(masks), alpha=0.5, colors=chosen) if masks else image
+        if masks:
+            image = draw_segmentation_masks(image, torch.stack(masks), alpha=0.5, colors=chosen)
+        return image
     chosen = [colors[label] for label in target["labels"].tolist()]
     if not chosen:
         return image
     if "masks" in target:
         image = draw_segmentation_masks(image, target["masks"].as_subclass(Tensor).bool(), alpha=0.5, colors=chosen)
-    return draw_bounding_boxes(image, target["boxes"].as_subclass(Tensor), colors=chosen, width=2)
+    drawn: Tensor = draw_bounding_boxes(image, target["boxes"].as_subclass(Tensor), colors=chosen, width=2)
+    return drawn

@@ -39,19 +39,23 @@ def check_boxes(tables: Mapping[str, Table]) -> list[Finding]:
             a, b = pairs[0]
             same = labels[a] == labels[b]
             note = f"2 × {names[labels[a]]}" if same else f"{names[labels[a]]} and {names[labels[b]]}"
-            twice.append(Case(id, split, note if len(pairs) == 1 else f"{note}, {len(pairs)} pairs"))
+            rows = tuple(sorted({row for pair in pairs for row in pair}))
+            twice.append(Case(id, split, note if len(pairs) == 1 else f"{note}, {len(pairs)} pairs", rows))
         with np.errstate(divide="ignore"):
             ratio = sides / usual[labels]
         odd = np.flatnonzero(((ratio > _FAR) | (ratio < 1 / _FAR)) & ~objects.crowd)
         if len(odd):
             number_far += len(odd)
             at = int(odd[0])
-            far.append(Case(id, split, f"{names[labels[at]]}: {sides[at]:.0f} px, usual {usual[labels[at]]:.0f}"))
-    sentence = f"{number_twice} {_pairs(number_twice)} of boxes cover each other by 90 % or more, in {_images(twice)}."
+            note = f"{names[labels[at]]}: {sides[at]:.0f} px, usual {usual[labels[at]]:.0f}"
+            far.append(Case(id, split, note, tuple(odd.tolist())))
+    sentence = f"{number_twice} {_pairs(number_twice)} of boxes overlap by 90 % or more, in {_images(twice)}."
     cure = "Remove one of each: an object that is annotated twice is learned and counted twice."
     found = finding_of("duplicate_boxes", "warning", sentence, cure, twice, number_twice)
-    sentence = f"{number_far} objects in {_images(far)} are more than 10 times as large as the median of their class, or as small."  # noqa: E501
-    cure = "Look for boxes around a whole group, and for slips of the mouse. Where sizes really differ so much, try --tile."
+    objects_are = "object is" if number_far == 1 else "objects are"
+    sentence = f"{number_far} {objects_are} more than 10 times as long as the median of the class, or as short, in "
+    sentence += f"{_images(far)}."
+    cure = "Look for boxes around a whole group, and for slips of the mouse."
     found += finding_of("far_sizes", "note", sentence, cure, far, number_far)
     sentence = f"{len(empty)} of {total:,} images have no object."
     cure = "They teach what is no object: make sure that nothing was forgotten in them."
@@ -118,7 +122,8 @@ def check_pixels(tables: Mapping[str, Table], looks: Mapping[str, NDArray[Any]])
     if 2 * len(plain) > total:
         return found
     sentence = f"{len(plain)} of {total:,} masks have one class only."
-    return found + finding_of("one_class_masks", "note", sentence, "Make sure that nothing was forgotten in them.", plain)
+    cure = "Make sure that nothing was forgotten in them."
+    return found + finding_of("one_class_masks", "note", sentence, cure, plain)
 
 
 def _pairs(count: int) -> str:
