@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from torch import nn
 from torchvision.transforms import v2
 
 from autotimm.data.module import DataModule
 from autotimm.data.table import Table
 from autotimm.errors import join_names
 from autotimm.inspection.finding import Case, Finding, finding_of
+from autotimm.report.class_colors import is_background
 
 __all__ = ["amounts_of", "check_balance", "check_mirrored_classes", "check_splits", "mirror_name"]
 
-_UNEQUAL = 10.0  # times as many of the most frequent class as of the rarest
+_UNEQUAL = 10  # times as many of the most frequent class as of the rarest
+_UNEQUAL_PIXELS = 100  # a class of small things has few pixels in each of many images
 _SIDES = {"left": "right", "links": "rechts", "gauche": "droite", "izquierda": "derecha", "sinistra": "destra"}
 _OTHER_SIDE = {**_SIDES, **{right: left for left, right in _SIDES.items()}}
 _LETTERS = {"b": "d", "d": "b", "p": "q", "q": "p"}
@@ -37,15 +38,16 @@ def amounts_of(table: Table) -> tuple[dict[str, int], str]:
 
 
 def check_balance(train: Table) -> list[Finding]:
-    """Note classes that are ten times rarer than the most frequent one."""
+    """Note classes, the background left out, that are ten times rarer than the most frequent one; pixels a hundred."""
     amounts, unit = amounts_of(train)
-    present = {name: amount for name, amount in amounts.items() if amount}
+    present = {name: amount for name, amount in amounts.items() if amount and not is_background(name)}
+    limit = _UNEQUAL_PIXELS if unit == "pixels" else _UNEQUAL
     if len(present) < 2:
         return []
     most = max(present, key=present.__getitem__)
-    rare = sorted((name for name in present if present[name] * _UNEQUAL <= present[most]), key=present.__getitem__)
+    rare = sorted((name for name in present if present[name] * limit <= present[most]), key=present.__getitem__)
     named = join_names([f"{name} ({present[name]:,})" for name in rare])
-    sentence = f"Classes that are at least {_UNEQUAL:g} times rarer than {most} ({present[most]:,} {unit}): {named}."
+    sentence = f"Classes that are at least {limit} times rarer than {most} ({present[most]:,} {unit}): {named}."
     option = "--class-weights balanced" if train.kind == "pixels" else "--balanced-sampling"
     cure = f"Add images of them, or give {option}."
     return finding_of("class_imbalance", "note", sentence, cure, [Case(name) for name in rare])
@@ -102,5 +104,6 @@ def _mirrored(word: str) -> str:
 
 def _mirrors(transform: object) -> bool:
     """Whether torchvision's mirror is a part of a transform; nobody knows that of other callables."""
-    parts = transform.modules() if isinstance(transform, nn.Module) else ()
-    return any(isinstance(part, v2.RandomHorizontalFlip) for part in parts)
+    if isinstance(transform, (v2.Compose, v2.RandomApply, v2.RandomChoice, v2.RandomOrder)):
+        return any(map(_mirrors, transform.transforms))
+    return isinstance(transform, v2.RandomHorizontalFlip)

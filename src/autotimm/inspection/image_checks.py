@@ -34,12 +34,6 @@ class _Look(NamedTuple):
 
 _LOOKS = (
     _Look(
-        "low_information", "nearly of one color",
-        lambda looks: looks["contrast"] < _EMPTY,
-        lambda look: f"contrast {look['contrast']:.0%}",
-        "Remove those that show nothing.",
-    ),
-    _Look(
         "dark", "dark",
         lambda looks: looks["high"] < _DARK,
         lambda look: f"brightness up to {look['high']:.0%}",
@@ -50,6 +44,12 @@ _LOOKS = (
         lambda looks: looks["low"] > _BRIGHT,
         lambda look: f"brightness from {look['low']:.0%}",
         "Remove those in which people cannot see what the label says.",
+    ),
+    _Look(
+        "low_information", "nearly of one color",
+        lambda looks: looks["contrast"] < _EMPTY,
+        lambda look: f"contrast {look['contrast']:.0%}",
+        "Remove those that show nothing.",
     ),
     _Look(
         "blurry", "blurred",

@@ -36,7 +36,7 @@ LOOK = np.dtype(
         ("orientation", "u1"),  # of the EXIF tag; 1 is upright
         ("low", "<f4"),  # 5th percentile of brightness, in [0, 1]
         ("high", "<f4"),  # 99th percentile of brightness
-        ("contrast", "<f4"),  # between the 1st and the 99th percentile of gray
+        ("contrast", "<f4"),  # between the 1st and the 99th percentile of the channel where it is largest
         ("sharpness", "<f4"),  # strongest edge relative to the contrast
         ("hash", "<u8"),  # whether brightness grows from left to right, 8 x 8 bits
         ("thumbnail", "u1", (SIGNATURE_SIDE * SIGNATURE_SIDE,)),
@@ -56,7 +56,8 @@ def look_at(image: Image.Image) -> NDArray[Any]:
     """Measure an RGB image: a record of :data:`LOOK`, without what depends on its file.
 
     Brightness is the root of a weighted mean of squared channels. Sharpness is the 99.9th percentile of a Laplacian
-    relative to the contrast: unlike the variance of the Laplacian it does not depend on how much of an image is plain.
+    relative to the contrast, in the channel with most of it: unlike the variance of the Laplacian it does not depend on
+    how much of an image is plain.
     """
     image = image.copy()
     image.thumbnail((_SIDE, _SIDE), Image.Resampling.BILINEAR)
@@ -64,10 +65,11 @@ def look_at(image: Image.Image) -> NDArray[Any]:
     rgb = np.asarray(image, np.float32)
     brightness = np.sqrt((rgb * rgb) @ _WEIGHTS) / 255
     look["low"], look["high"] = np.percentile(brightness, (5, 99))
-    gray = np.asarray(image.convert("L"), np.float32)
-    darkest, brightest = np.percentile(gray, (1, 99))
-    look["contrast"] = (brightest - darkest) / 255
-    look["sharpness"] = _strongest_edge(gray) / max(brightest - darkest, 1.0)
+    darkest, brightest = np.percentile(rgb, (1, 99), axis=(0, 1))
+    best = int((brightest - darkest).argmax())  # red on green of the same brightness is no contrast in gray
+    contrast = float(brightest[best] - darkest[best])
+    look["contrast"] = contrast / 255
+    look["sharpness"] = _strongest_edge(rgb[..., best]) / max(contrast, 1.0)
     small = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), np.float32)
     look["hash"] = np.packbits(small[:, 1:] > small[:, :-1] + _STEP).view(">u8")[0]
     square = image.convert("L").resize((SIGNATURE_SIDE, SIGNATURE_SIDE), Image.Resampling.BOX)

@@ -54,10 +54,10 @@ def preview_of(data: DataModule) -> Tensor:
     height, width = height_and_width(data.image_size)
     copies = 1 if data.spec.kind == "classes" else 2
     columns, rows = (min(max(1, _MOST_PIXELS // side), _MOST_ALONG) for side in (copies * width, height))
-    most = min(len(data.tables["train"]), columns * rows)
-    columns, rows = min(columns, most), -(-most // columns)
+    samples = [*islice(_samples(data), columns * rows)]
+    columns, rows = min(columns, len(samples)), -(-len(samples) // columns)
     grid = torch.full((3, rows * (height + _GAP) + _GAP, columns * (copies * width + _GAP) + _GAP), _PAPER).byte()
-    for number, (image, target) in enumerate(islice(_samples(data), most)):
+    for number, (image, target) in enumerate(samples):
         top = _GAP + number // columns * (height + _GAP)
         left = _GAP + number % columns * (copies * width + _GAP)
         shown = [image] if copies == 1 else [image, _drawn(image, target, data)]
