@@ -17,7 +17,7 @@ from autotimm.errors import DataError, UsageError, printable
 
 if TYPE_CHECKING:
     from autotimm.inspection import Inspection
-    from autotimm.inspection.finding import Finding
+    from autotimm.inspection.data_finding import Finding
 
 __all__ = ["INSPECT"]
 

@@ -31,7 +31,7 @@ from autotimm.records.own_modules import search_also
 __all__ = ["VERBS", "entry", "main"]
 
 _ALL = (
-    INSPECT, FIT, RESUME, EXTEND, VALIDATE, TEST, PREDICT, REPORT, VERIFY, DIFF, LEVELS, REPRODUCE, STUDY, BACKBONES,
+    FIT, INSPECT, RESUME, EXTEND, VALIDATE, TEST, PREDICT, REPORT, VERIFY, DIFF, LEVELS, REPRODUCE, STUDY, BACKBONES,
     DOCTOR, SELFCHECK, DEMO,
 )  # fmt: skip
 VERBS: dict[str, Verb] = {verb.name: verb for verb in _ALL}

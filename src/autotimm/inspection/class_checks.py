@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 from autotimm.data.module import DataModule
 from autotimm.data.table import Table
 from autotimm.errors import join_names
-from autotimm.inspection.finding import Case, Finding, finding_of
+from autotimm.inspection.data_finding import Case, Finding, finding_of
 from autotimm.report.class_colors import is_background
 
 __all__ = ["amounts_of", "check_balance", "check_mirrored_classes", "check_splits", "mirror_name"]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotimm.data.table import Table
-from autotimm.inspection.finding import MOST_CASES, Case, Finding, Severity, finding_of
+from autotimm.inspection.data_finding import MOST_CASES, Case, Finding, Severity, finding_of
 
 __all__ = ["check_duplicates", "near_pairs"]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from autotimm.data.table import Table
 from autotimm.image_size import ImageSize, height_and_width, written_size
-from autotimm.inspection.finding import Case, Finding, SizeRange, finding_of
+from autotimm.inspection.data_finding import Case, Finding, SizeRange, finding_of
 
 __all__ = ["check_exif", "check_looks", "check_sizes", "size_range"]
 

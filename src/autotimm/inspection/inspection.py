@@ -15,8 +15,8 @@ from autotimm.data.image_reading import reading_as, reading_of
 from autotimm.data.module import DataModule
 from autotimm.errors import UsageError
 from autotimm.inspection.class_checks import amounts_of, check_balance, check_mirrored_classes, check_splits
+from autotimm.inspection.data_finding import Case, Finding, SizeRange, finding_of
 from autotimm.inspection.duplicates import check_duplicates
-from autotimm.inspection.finding import Case, Finding, SizeRange, finding_of
 from autotimm.inspection.image_checks import check_exif, check_looks, check_sizes, size_range
 from autotimm.inspection.inspection_page import render_inspection
 from autotimm.inspection.looks import looks_of

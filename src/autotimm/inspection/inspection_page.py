@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from autotimm.data.file_facts import image_sizes
 from autotimm.data.image_reading import reading_as, reading_of
 from autotimm.data.table import Table
-from autotimm.inspection.finding import MOST_CASES, Case, Finding
+from autotimm.inspection.data_finding import MOST_CASES, Case, Finding
 from autotimm.report.class_colors import css_colors
 from autotimm.report.content import Box, Card, NumberTable, View, shortened
 from autotimm.report.page import render

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotimm.data.table import Objects, Table
-from autotimm.inspection.finding import Case, Finding, finding_of
+from autotimm.inspection.data_finding import Case, Finding, finding_of
 
 __all__ = ["check_boxes", "check_pixels", "overlapping"]
 
