@@ -8,16 +8,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageEnhance, ImageFilter
+from torchvision import tv_tensors
 
 from autotimm import inspect_data
 from autotimm.cli.main import main
 from autotimm.data.image import ImageDataModule
+from autotimm.data.module import DataModule
+from autotimm.data.table import Table
 from autotimm.data.toy import toy_classes, write_toy_folder, write_toy_objects, write_toy_segmentation
 from autotimm.errors import UsageError
 from autotimm.inspection.class_checks import mirror_name
 from autotimm.inspection.duplicates import near_pairs
 from autotimm.inspection.looks import LOOK, look_at
+from autotimm.types import Sample
 
 SPLITS = {"train": 20, "val": 8}
 Found = dict[str, tuple[str, list[str]]]
@@ -150,6 +155,31 @@ def test_a_data_module_and_images_without_files_are_inspected(tmp_path: Path) ->
     assert inspect_data(data).samples == {"train": 20, "val": 4}
     with pytest.raises(UsageError, match="no effect on a data module"):
         inspect_data(data, image_size=64)
+    arrays = Arrays(image_size=32, num_workers=0, val_split=0.25)
+    found = {each.check: {case.id for case in each.cases} for each in inspect_data(arrays).findings}
+    assert found == {"exact_duplicates": {"02", "03"}}
+
+
+class Drawn(Table):
+    """Images in memory, of which the third and the fourth are equal."""
+
+    class_names = ("a", "b")
+
+    def __init__(self) -> None:
+        fields = np.random.default_rng(1).integers(0, 256, (16, 3, 32, 32), dtype=np.uint8)
+        fields[3] = fields[2]
+        self.images, self.strata = torch.from_numpy(fields), [number // 8 for number in range(16)]
+        self.ids = tuple(f"{number:02d}" for number in range(16))
+
+    def load(self, index: int) -> Sample:
+        return Sample(tv_tensors.Image(self.images[index]), self.strata[index], self.ids[index])
+
+
+class Arrays(DataModule):
+    """A data module whose samples are no files; the seed leaves both copies in one split."""
+
+    def read(self, split: str) -> Table | None:
+        return Drawn() if split == "train" else None
 
 
 def test_near_duplicates_survive_compression_size_and_brightness(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def check_looks(tables: Mapping[str, Table], looks: Mapping[str, NDArray[Any]]) 
 
 
 def check_sizes(
-    tables: Mapping[str, Table], looks: Mapping[str, NDArray[Any]], image_size: ImageSize, tiled: bool
+    tables: Mapping[str, Table], looks: Mapping[str, NDArray[Any]], image_size: ImageSize, kind: str, tiled: bool
 ) -> list[Finding]:
     """Find images that are much longer than wide, far from the usual size, or small for the network's input."""
     narrow: list[Case] = []
@@ -99,7 +99,10 @@ def check_sizes(
             cases += [_sized(tables[split], split, rows, at) for at in np.flatnonzero(has & _known(rows)).tolist()]
     many = len(narrow) > max(_USUAL * len(known), 1)
     sentence = f"{len(narrow)} {_images(len(narrow))} {_are(narrow)} at least {1 / _NARROW:.1f} times as long as wide."
-    cure = "A central crop loses most of them: give --image-size HEIGHTxWIDTH in their shape, or cut them."
+    lost = (
+        "A central crop loses most of such an image" if kind == "classes" else "The network sees them as a thin strip"
+    )
+    cure = f"{lost}: cut them, or give --image-size HEIGHTxWIDTH in their shape."
     findings = finding_of("odd_aspect_ratio", "note" if many else "warning", sentence, cure, narrow)
     has = "has" if len(odd) == 1 else "have"
     sentence = f"{len(odd)} {_images(len(odd))} {has} more than {_FAR:g} times the side of the median image, or less "

@@ -167,7 +167,7 @@ def _inspect(data: DataModule, name: str, progress: bool = True) -> Inspection:
     findings = [*_doubts(data)]
     findings += check_duplicates(tables, looks)
     findings += check_looks(tables, looks)
-    findings += check_sizes(tables, looks, data.image_size, data.overlap is not None)
+    findings += check_sizes(tables, looks, data.image_size, kind, data.overlap is not None)
     if kind == "pixels":
         findings += check_pixels(tables, looks)
     elif kind != "classes":

@@ -76,7 +76,7 @@ def _facts(inspection: Inspection) -> list[tuple[str, str]]:
 
 def _shown(finding: Finding, tables: Mapping[str, Table], pictures: Pictures, objects: bool) -> _Shown:
     with_pictures = [case for case in finding.cases if case.split]
-    names = [case.id for case in finding.cases if not case.split]
+    names = [case.id for case in finding.cases if not case.split and case.id not in finding.sentence]
     cards = [_card(case, tables[case.split], pictures, objects) for case in with_pictures[:_MOST_CARDS]]
     title = finding.check.replace("_", " ").capitalize()
     cut = len(with_pictures) > len(cards) or len(finding.cases) == MOST_CASES
