@@ -122,7 +122,7 @@ INSPECT = Verb(
     positionals=(Positional("path", "PATH", options()["path"].help, required=False),),
     options={
         **_OWN,
-        "config": FIT.options["config"],
+        "config": replace(FIT.options["config"], help="YAML file with options of fit"),
         **{name: replace(options()[name], common=name in _COMMON) for name in _READING},
     },
     defaults={

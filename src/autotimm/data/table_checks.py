@@ -95,7 +95,7 @@ def odd_images(oddities: Mapping[str, Oddity], total: int) -> list[str]:
     """
     ranges = [f"{name} ({odd.range})" for name, odd in oddities.items() if odd.range]
     messages = [f"{name} ({odd.message})" for name, odd in oddities.items() if odd.message]
-    lines = []
+    lines: list[str] = []
     if ranges:
         text = (
             f"{len(ranges)} of {total} images have values that fit neither [0, 1] nor [0, 255] nor 16 bits. They are "
