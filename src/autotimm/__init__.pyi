@@ -25,6 +25,8 @@ from .errors import ModelError as ModelError
 from .errors import RunError as RunError
 from .errors import UsageError as UsageError
 from .errors import WeightsError as WeightsError
+from .inspection import Inspection as Inspection
+from .inspection import inspect_data as inspect_data
 from .metrics import MetricConfig as MetricConfig
 from .models.backbone.pooled import list_backbones as list_backbones
 from .repro.seed import seed_everything as seed_everything

@@ -94,7 +94,7 @@ def test_no_control_characters_outside_a_terminal(capsys: pytest.CaptureFixture[
     ("words", "message"),
     [
         (["fti", "photos"], "no verb 'fti'. Did you mean 'fit'?"),
-        (["xyzzy"], "The verbs are fit, resume"),
+        (["xyzzy"], "The verbs are fit, inspect"),
         (["train", "photos"], "no verb 'train'. Did you mean 'fit'?"),
         (["trian", "photos"], "no verb 'trian'. Did you mean 'fit'?"),
         (["segmnt", "photos"], "no verb 'segmnt'. Did you mean 'predict'?"),

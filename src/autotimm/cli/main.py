@@ -14,6 +14,7 @@ from autotimm.cli.doctor import DOCTOR
 from autotimm.cli.export import EXPORT
 from autotimm.cli.extend import EXTEND
 from autotimm.cli.fit import FIT
+from autotimm.cli.inspect import INSPECT
 from autotimm.cli.levels import LEVELS
 from autotimm.cli.predict import PREDICT
 from autotimm.cli.report import REPORT
@@ -31,8 +32,8 @@ from autotimm.records.own_modules import search_also
 __all__ = ["VERBS", "entry", "main"]
 
 _ALL = (
-    FIT, RESUME, EXTEND, VALIDATE, TEST, PREDICT, REPORT, EXPORT, VERIFY, DIFF, LEVELS, REPRODUCE, STUDY, BACKBONES,
-    DOCTOR, SELFCHECK, DEMO,
+    FIT, INSPECT, RESUME, EXTEND, VALIDATE, TEST, PREDICT, REPORT, EXPORT, VERIFY, DIFF, LEVELS, REPRODUCE, STUDY,
+    BACKBONES, DOCTOR, SELFCHECK, DEMO,
 )  # fmt: skip
 VERBS: dict[str, Verb] = {verb.name: verb for verb in _ALL}
 _BREAK = "\n"  # some messages have several lines

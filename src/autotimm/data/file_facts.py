@@ -48,6 +48,7 @@ __all__ = [
     "Oddity",
     "Problem",
     "Stamp",
+    "facts_per_reading",
     "file_digests",
     "image_sizes",
     "mask_facts",
@@ -261,7 +262,7 @@ def scan(files: Sequence[Path], progress: bool = True, oddities: dict[Path, Oddi
         progress: Whether a bar may appear.
         oddities: Receives what is odd about files that can be read.
     """
-    facts = _per_reading("readable", _decode)(files, progress, "checking images")
+    facts = facts_per_reading("readable", _decode)(files, progress, "checking images")
     if oddities is not None:
         oddities |= {path: Oddity(*fact) for path, fact in facts.items() if not isinstance(fact, Problem) and any(fact)}
     return [fact for fact in facts.values() if isinstance(fact, Problem)]
@@ -272,7 +273,7 @@ def image_sizes(files: Sequence[Path], progress: bool = True) -> dict[Path, tupl
 
     Upright, or as they are stored where :func:`autotimm.data.image_reading.reading_as` says so.
     """
-    sizes = _per_reading("sizes", _size)(files, progress, "checking annotations")
+    sizes = facts_per_reading("sizes", _size)(files, progress, "checking annotations")
     return {path: (size[0], size[1]) for path, size in sizes.items() if not isinstance(size, Problem)}
 
 
@@ -333,11 +334,19 @@ def _size(reading: ImageReading, path: Path) -> tuple[int, int]:
         return size_of(image, reading.upright)
 
 
-def _per_reading(name: str, look_up: Callable[[ImageReading, Path], _Result]) -> FileFacts[_Result]:
-    """Facts that depend on how images are read now."""
+def facts_per_reading(
+    name: str, look_up: Callable[[ImageReading, Path], _Result], rules: str = "3"
+) -> FileFacts[_Result]:
+    """Facts that depend on how images are read now.
+
+    Args:
+        name: See :class:`FileFacts`.
+        look_up: Reads one file, as its first argument says.
+        rules: The version of ``look_up``.
+    """
     reading = current_reading()
     own = "" if reading == UPRIGHT_RGB else f" {tuple(reading)}"
-    return FileFacts(name, partial(look_up, reading), f"3 {PIL.__version__}{own}")
+    return FileFacts(name, partial(look_up, reading), f"{rules} {PIL.__version__}{own}")
 
 
 def _bounds(path: Path) -> tuple[int, ...]:

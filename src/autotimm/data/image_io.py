@@ -57,6 +57,7 @@ __all__ = [
     "is_turned",
     "needs_conversion",
     "open_image",
+    "orientation_of",
     "range_of",
     "read_image",
     "read_rgb",
@@ -391,11 +392,16 @@ def size_of(image: Image.Image, upright: bool = True) -> tuple[int, int]:
 
 def is_turned(path: str | Path) -> bool:
     """Whether an EXIF tag swaps width and height of an image; ``False`` if it cannot be read."""
+    return orientation_of(path) in _SWAPPED
+
+
+def orientation_of(path: str | Path) -> int:
+    """The EXIF orientation of an image file, 1 to 8; 1 is upright, and that of a file that cannot be read."""
     try:
         with open_image(path) as image:
-            return _orientation(image) in _SWAPPED
+            return _orientation(image)
     except BROKEN:
-        return False
+        return 1
 
 
 def turned(image: Image.Image, upright: bool = True) -> Image.Image:

@@ -10,9 +10,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from autotimm.data.image_channels import read_as
@@ -21,7 +23,21 @@ from autotimm.errors import number, require
 from autotimm.repro.streams import key
 from autotimm.types import Sample
 
-__all__ = ["LARGE_CLASS", "ImageTable", "Subset", "Table", "check_shares", "keyed_split", "rarest_labels"]
+__all__ = ["LARGE_CLASS", "ImageTable", "Objects", "Subset", "Table", "check_shares", "keyed_split", "rarest_labels"]
+
+
+class Objects(NamedTuple):
+    """The objects of an image, as arrays of K rows.
+
+    Attributes:
+        boxes: ``float32`` (K, 4): x1, y1, x2, y2 in pixels, within the image.
+        labels: ``int64`` (K,): class indices.
+        crowd: ``bool`` (K,): what is neither trained on nor counted.
+    """
+
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    crowd: NDArray[np.bool_]
 
 
 class Table(ABC):
@@ -78,6 +94,10 @@ class Table(ABC):
     def amounts(self, index: int) -> dict[str, int]:
         """Return how much of each of its classes a sample has, for balanced weights: pixels, or else 1."""
         return dict.fromkeys(self.labels(index), 1)
+
+    def objects(self, index: int) -> Objects | None:
+        """Return the objects of a sample without loading it; ``None`` where samples have none."""
+        return None
 
     def most_objects(self) -> int:
         """Return how many objects an image has at most; 0 where samples have none."""
@@ -206,6 +226,10 @@ class Subset(Table):
     def amounts(self, index: int) -> dict[str, int]:
         """Return those of the other table."""
         return self.table.amounts(self.indices[index])
+
+    def objects(self, index: int) -> Objects | None:
+        """Return those of the other table."""
+        return self.table.objects(self.indices[index])
 
     def most_objects(self) -> int:
         """Return that of the other table."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotimm.data.annotations.objects import ObjectTable
+from autotimm.data.doubt import Doubt
 from autotimm.data.file_facts import Oddity, Problem, image_sizes, scan
 from autotimm.data.table import Subset, Table, keyed_split
 from autotimm.errors import DataError, join_names
@@ -71,9 +72,8 @@ def readable(
     if strict or len(unreadable) == total:
         cure = "Replace or remove them" + (", or leave out `strict`." if strict else ".")
         raise DataError(f"{len(unreadable)} of {total} images cannot be read: {join_names(unreadable, 20)}. {cure}")
-    notices.append(
-        f"{len(unreadable)} of {total} images cannot be read and are left out: {join_names(unreadable, 10)}."
-    )
+    text = f"{len(unreadable)} of {total} images cannot be read and are left out: {join_names(unreadable, 10)}."
+    notices.append(Doubt(text, unreadable, check="unreadable", cure="Replace or remove them."))
     kept: dict[str, Table] = {
         split: Subset(table, [index for index, file in enumerate(files[split]) if file not in reasons])
         for split, table in tables.items()
@@ -95,16 +95,18 @@ def odd_images(oddities: Mapping[str, Oddity], total: int) -> list[str]:
     """
     ranges = [f"{name} ({odd.range})" for name, odd in oddities.items() if odd.range]
     messages = [f"{name} ({odd.message})" for name, odd in oddities.items() if odd.message]
-    lines = []
+    lines: list[str] = []
     if ranges:
-        lines.append(
+        text = (
             f"{len(ranges)} of {total} images have values that fit neither [0, 1] nor [0, 255] nor 16 bits. They are "
             f"clipped, or nearly black: {join_names(ranges)}. Scale them to [0, 1], or whole numbers to 65535."
         )
+        names, cure = [name for name, odd in oddities.items() if odd.range], "Export them again in one of these ranges."
+        lines.append(Doubt(text, names, check="value_range", cure=cure))
     if messages:
-        lines.append(
-            f"{len(messages)} of {total} images may be damaged, as what reads them says: {join_names(messages)}."
-        )
+        text = f"{len(messages)} of {total} images may be damaged, as what reads them says: {join_names(messages)}."
+        names = [name for name, odd in oddities.items() if odd.message]
+        lines.append(Doubt(text, names, check="damaged", cure="Look at them, and export them again."))
     return lines
 
 
@@ -160,7 +162,9 @@ def check_object_sizes(
     )
     if under[0]:
         lost = "They are counted in evaluation, and not learned in training."
-        notices.append(f"{under[0]} of {total} objects are under 1 px ({under[1]} under 2 px) {cure} {lost}")
+        text = f"{under[0]} of {total} objects are under 1 px ({under[1]} under 2 px) {cure} {lost}"
+        do = "Give the network more pixels, or remove boxes that are mistakes."
+        notices.append(Doubt(text, check="tiny_boxes", total=under[0], cure=do))
     elif under[1]:
         notices.append(f"{under[1]} of {total} objects are under 2 px {cure}")
 

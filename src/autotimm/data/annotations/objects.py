@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from autotimm.data.annotations.outlines import MaskFile, Outline, Outlines
 from autotimm.data.image_channels import read_as
 from autotimm.data.image_reading import current_reading
-from autotimm.data.table import Table, rarest_labels
+from autotimm.data.table import Objects, Table, rarest_labels
 from autotimm.records.digest import file_digest
 from autotimm.types import Sample
 
@@ -133,6 +133,11 @@ class ObjectTable(Table):
         objects = self._of(index)
         present = np.unique(self._labels[objects][~self._crowd[objects]])
         return tuple(self.class_names[label] for label in present)
+
+    def objects(self, index: int) -> Objects:
+        """The objects of an image, crowds included."""
+        objects = self._of(index)
+        return Objects(self._boxes[objects], self._labels[objects], self._crowd[objects])
 
     def most_objects(self) -> int:
         """Objects of the image with most of them, crowds included."""

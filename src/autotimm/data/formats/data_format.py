@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+from autotimm.data.doubt import Doubt
 from autotimm.data.formats.listing import Listing, split_of, text
 from autotimm.data.table import Table
 from autotimm.errors import DataError, join_names
@@ -29,7 +30,7 @@ class Report:
     def __init__(self, strict: bool) -> None:
         self.strict = strict
         self._names: dict[tuple[str, str], list[str]] = {}
-        self._shares: list[tuple[str, str]] = []
+        self._shares: list[tuple[str, Doubt]] = []
 
     def add(self, problem: str, consequence: str, name: str) -> None:
         """Note one case.
@@ -50,7 +51,7 @@ class Report:
             names: The files.
         """
         files = join_names(list(dict.fromkeys(names)))
-        self._shares.append((f"{problem} In {files}.", f"{problem} {consequence}: {files}."))
+        self._shares.append((f"{problem} In {files}.", Doubt(f"{problem} {consequence}: {files}.", names)))
 
     def close(self, notices: list[str]) -> None:
         """Append the lines to the notices.
@@ -58,12 +59,12 @@ class Report:
         Raises:
             DataError: With ``strict``, if anything is wrong.
         """
-        refusals, lines = ([pair[side] for pair in self._shares] for side in (0, 1))
+        refusals, lines = [refusal for refusal, _ in self._shares], [line for _, line in self._shares]
         for (problem, consequence), names in self._names.items():
             files = list(dict.fromkeys(names))
             count = f"{len(names)} {problem}" + (f" in {len(files)}" if len(files) < len(names) else "")
             refusals.append(f"{count}: {join_names(files)}.")
-            lines.append(f"{count}, {consequence}: {join_names(files)}.")
+            lines.append(Doubt(f"{count}, {consequence}: {join_names(files)}.", names))
         if refusals and self.strict:
             raise DataError(" ".join(refusals) + " Correct these, or leave out `strict`.")
         notices.extend(lines)
