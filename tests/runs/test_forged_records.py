@@ -127,7 +127,7 @@ class Court:
 
 def refused(error: AutotimmError) -> str:
     assert error.exit_code in (2, 3, 4)
-    assert str(error).endswith(".")
+    assert str(error).endswith((".", "?"))
     return "refused"
 
 
