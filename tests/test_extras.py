@@ -9,9 +9,9 @@ from environments import ROOT, linked_environment, run
 
 FIT = ["--backbone", "test_resnet", "--pretrained", "false", "--image-size", "32", "--batch-size", "8", "--epochs", "1",
        "--num-workers", "0", "--threads", "1", "--accelerator", "cpu", "--val-split", "0.25"]  # fmt: skip
-OPTIONAL = ["scikit-learn", "tensorboard", "wandb", "mlflow", "matplotlib", "faster-coco-eval", "ray"]
+OPTIONAL = ["scikit-learn", "tensorboard", "wandb", "mlflow", "matplotlib", "faster-coco-eval", "ray", "cleanlab"]
 # Extras of features to come. Whoever writes the feature moves its extra to the table of the README.
-PLANNED = {"explain", "inspect", "lance", "litdata", "openvino", "proof", "serve"}
+PLANNED = {"explain", "lance", "litdata", "openvino", "proof", "serve"}
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("wandb", ["fit", "PHOTOS", *FIT, "--loggers", "wandb"]),
         ("mlflow", ["fit", "PHOTOS", *FIT, "--loggers", "mlflow"]),
         ("ray", ["study", "PHOTOS", *FIT, "--launcher", "ray"]),
+        ("inspect", ["inspect", "PHOTOS", "--run", "runs/photos-001"]),
     ],
 )
 def test_missing_extra_is_a_usage_error(extra: str, words: list[str], bare: Path, toy_folder: Path, tmp_path: Path):

@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> int:
             require_new_file(own[name], name, "inspect")
     with loading_torch(config.progress):
         from autotimm.inspection import inspect_config
-    inspection = inspect_config(config, config.progress)
+    inspection = inspect_config(config, own["run"], config.progress)
     if own["json"]:
         print(json.dumps(inspection.as_dict(), indent=2))
     else:
@@ -102,6 +102,8 @@ _OWN = {
                    common=True),
     "preview": Option(Path(metavar="FILE"), "write a PNG of augmented images, as training with this seed sees them",
                       _GROUP, none="none", common=True),
+    "run": Option(Path(metavar="RUN"), "list labels that are probably wrong, by the predictions of a run on these data",
+                  _GROUP, none="none", common=True),
     "json": Option(Flag(), "print JSON instead of text", _GROUP, common=True),
     "strict": Option(Flag(), "exit with 3 if there is a warning", _GROUP, common=True),
 }  # fmt: skip
@@ -126,7 +128,8 @@ INSPECT = Verb(
         **{name: replace(options()[name], common=name in _COMMON) for name in _READING},
     },
     defaults={
-        **{name: defaults()[name] for name in _READING}, "html": None, "preview": None, "json": False, "strict": False,
+        **{name: defaults()[name] for name in _READING}, "html": None, "preview": None, "run": None,
+        "json": False, "strict": False,
     },
     examples=(
         "autotimm inspect photos/",

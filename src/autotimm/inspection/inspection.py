@@ -19,12 +19,14 @@ from autotimm.inspection.data_finding import Case, Finding, SizeRange, finding_o
 from autotimm.inspection.duplicates import check_duplicates
 from autotimm.inspection.image_checks import check_exif, check_looks, check_sizes, size_range
 from autotimm.inspection.inspection_page import render_inspection
+from autotimm.inspection.label_checks import check_labels, require_cleanlab
 from autotimm.inspection.looks import looks_of
 from autotimm.inspection.preview import write_preview
 from autotimm.inspection.target_checks import check_boxes, check_pixels
 from autotimm.records.atomic import write_text
 from autotimm.runs.factory import settle_data
 from autotimm.runs.output_paths import require_new_file
+from autotimm.runs.run import Run
 
 __all__ = ["Inspection", "inspect_config", "inspect_data"]
 
@@ -117,17 +119,20 @@ class Inspection:
         return "\n".join([str(self.summary()), *self.remarks(), *lines])
 
 
-def inspect_data(data: str | Path | DataModule, **options: Any) -> Inspection:
+def inspect_data(data: str | Path | DataModule, *, run: str | Path | None = None, **options: Any) -> Inspection:
     """Inspect data as ``fit`` reads them, before training.
 
     Every image is looked at once; what was measured is cached, as the other facts of files are.
 
     Args:
         data: A folder or table, as for :func:`autotimm.fit`, or a data module.
+        run: The folder of a run that was trained on these data: its predictions for the validation images show labels
+            that are probably wrong. Needs the extra ``inspect``.
         options: Fields of :class:`autotimm.FitConfig` that say how data are read, such as ``task`` or ``image_size``.
 
     Raises:
-        UsageError: If an option is wrong, or given with a data module.
+        UsageError: If an option is wrong, or given with a data module; if the run was validated on other images.
+        ModelError: If the run has no evidence.
         DataError: If the data cannot be used at all.
 
     Example:
@@ -139,32 +144,40 @@ def inspect_data(data: str | Path | DataModule, **options: Any) -> Inspection:
         ((), {'train': 36, 'val': 4})
     """
     if not isinstance(data, DataModule):
-        return inspect_config(FitConfig.from_options(data, options))
+        return inspect_config(FitConfig.from_options(data, options), run)
     if options:
         raise UsageError(f"The `{next(iter(options))}` of inspect_data has no effect on a data module. Leave it out.")
-    return _inspect(data, data.source_name)
+    return _inspect(data, run)
 
 
-def inspect_config(config: FitConfig, progress: bool = True) -> Inspection:
+def inspect_config(config: FitConfig, run: str | Path | None = None, progress: bool = True) -> Inspection:
     """Inspect the data of a configuration.
 
     Args:
         config: The options of ``fit``; those that do not concern data have no effect.
+        run: See :func:`inspect_data`.
         progress: Whether progress bars may appear.
 
     Raises:
-        UsageError: If an option was given that has no effect on the task.
+        UsageError: If an option was given that has no effect on the task, or the run was validated on other images.
+        ModelError: If the run has no evidence.
         DataError: If the data cannot be used at all.
     """
+    if run is not None:
+        require_cleanlab()  # before a large data set is read
     _, data = settle_data(config)
-    return _inspect(data, data.source_name, progress)
+    return _inspect(data, run, progress)
 
 
-def _inspect(data: DataModule, name: str, progress: bool = True) -> Inspection:
+def _inspect(data: DataModule, run: str | Path | None, progress: bool = True) -> Inspection:
+    evidence = None
+    if run is not None:
+        require_cleanlab()
+        evidence = Run(run).evidence("val")
     tables, kind = data.tables, data.spec.kind
     with reading_as(reading_of(data.spec)):
         looks = looks_of(tables, progress)
-    findings = [*_doubts(data)]
+    findings = _doubts(data) + ([] if evidence is None else check_labels(evidence, tables))
     findings += check_duplicates(tables, looks)
     findings += check_looks(tables, looks)
     findings += check_sizes(tables, looks, data.image_size, kind, data.overlap is not None)
@@ -177,7 +190,7 @@ def _inspect(data: DataModule, name: str, progress: bool = True) -> Inspection:
     findings.sort(key=lambda finding: finding.severity != "warning")
     amounts = {split: amounts_of(table) for split, table in tables.items()}
     return Inspection(
-        name, kind, tuple(findings), tuple(line for line in data.notices if not isinstance(line, Doubt)),
+        data.source_name, kind, tuple(findings), tuple(line for line in data.notices if not isinstance(line, Doubt)),
         {split: len(table) for split, table in tables.items()},
         {split: of_split for split, (of_split, _) in amounts.items()}, amounts["train"][1], size_range(looks), data,
     )  # fmt: skip

@@ -1,0 +1,71 @@
+"""Labels that are probably wrong, by the predictions of a run for images that it did not learn from.
+
+The extra ``inspect`` installs cleanlab, which does the work: confident learning (Northcutt, Jiang and Chuang,
+"Confident learning: estimating uncertainty in dataset labels", JAIR 2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from autotimm.data.table import Table
+from autotimm.errors import UsageError, missing_extra
+from autotimm.evidence import Evidence
+from autotimm.inspection.data_finding import Case, Finding, finding_of
+
+__all__ = ["check_labels", "require_cleanlab"]
+
+
+def require_cleanlab() -> None:
+    """Refuse to look for wrong labels without the extra.
+
+    Raises:
+        UsageError: If cleanlab is not installed.
+    """
+    if find_spec("cleanlab") is None:
+        raise missing_extra("The option run of inspect", "inspect")
+
+
+def check_labels(evidence: Evidence, tables: Mapping[str, Table]) -> list[Finding]:
+    """Find samples whose label is probably wrong, the least plausible first.
+
+    Args:
+        evidence: The predictions of a run for held-out images.
+        tables: The samples that are inspected.
+
+    Raises:
+        UsageError: If the run has another task than classification, or other images or classes.
+    """
+    from cleanlab.filter import find_label_issues  # an optional extra
+
+    table = tables.get(evidence.split)
+    rows = {id: row for row, id in enumerate(table.ids)} if table is not None else {}
+    known = [row for row, id in enumerate(evidence.ids) if id in rows]
+    if evidence.kind != "classes":
+        raise UsageError("The `run` of inspect must be one of classification. Leave it out.")
+    if table is None or not known or table.class_names != evidence.class_names:
+        raise UsageError(
+            f"The `run` of inspect must be validated on images that are inspected. None of its {len(evidence)} "
+            f"{evidence.split} images is. Give the data and the options that it was trained with."
+        )
+    labels: Any
+    names, scores = evidence.class_names, evidence.scores[known].astype(np.float64)
+    if evidence.multi_label:
+        labels = [np.flatnonzero(row).tolist() for row in evidence.targets[known]]
+    else:
+        labels, scores = evidence.targets[known].astype(np.int64), scores / scores.sum(1, keepdims=True)
+    ranked = find_label_issues(
+        labels, scores, return_indices_ranked_by="self_confidence", multi_label=evidence.multi_label, n_jobs=1
+    )
+    cases = []
+    for at in ranked.tolist():
+        id, best = evidence.ids[known[at]], int(scores[at].argmax())
+        label = ", ".join(table.labels(rows[id])) or "nothing"
+        cases.append(Case(id, evidence.split, f"is {label}, looks like {names[best]} ({scores[at, best]:.0%})"))
+    sentence = f"{len(cases)} of {len(known):,} {evidence.split} labels are probably wrong, as the run predicts."
+    cure = "Look at them, the least plausible first, and correct those that are wrong."
+    return finding_of("label_errors", "warning", sentence, cure, cases)
