@@ -15,6 +15,7 @@ from types import FrameType
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
+from pytorch_lightning.trainer.states import TrainerFn
 
 __all__ = ["SharedSignals", "StopRequest"]
 
@@ -23,7 +24,8 @@ class StopRequest:
     """Whether a training was asked to stop.
 
     A signal is noted while the request is armed, which it is between training batches. A second Ctrl-C, and a signal at
-    any other time, stops at once: validation can be long, and stopping in it loses nothing.
+    any other time, stops at once: validation can be long, and stopping in it loses nothing. SIGTERM always waits where
+    several processes train.
 
     Attributes:
         signal: The number of the signal that asked for it; 0 for none.
@@ -94,4 +96,8 @@ class SharedSignals(_SignalConnector):
         launcher = self.trainer.strategy.launcher
         if launcher is not None and self.stop.signal != signum:
             launcher.kill(signum)
-        self.stop.note(signum, frame)
+        if self.trainer.world_size > 1 and self.trainer.state.fn == TrainerFn.FITTING:
+            # In validation too: where one process leaves alone, the others wait for it, and fail.
+            self.stop.signal = self.stop.signal or signum
+        else:
+            self.stop.note(signum, frame)
