@@ -1,4 +1,4 @@
-"""What Pillow and libtiff say while they decode a file, so that it can be said of which file.
+"""Messages of Pillow and libtiff while they decode a file, collected so that a notice can name the file.
 
 Pillow warns through Python, without the name of the file. libtiff writes to the standard error output, with a name that
 Pillow has made up, and goes on: of a damaged page it may decode the half, and no error is raised.
@@ -31,7 +31,7 @@ _EAR = _Ear()
 
 @contextlib.contextmanager
 def heard() -> Iterator[list[str]]:
-    """Collect what is said in this thread, while :func:`listening` in the main thread; each message once."""
+    """Collect the messages about what this thread reads, each once; the main thread must be :func:`listening`."""
     before, _EAR.messages = _EAR.messages, []
     try:
         yield _EAR.messages
@@ -51,7 +51,7 @@ def _note(message: str) -> bool:
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """Give what is said in any thread to its :func:`heard`; for one thread at a time, since it filters warnings."""
+    """Pass the messages of each thread to its :func:`heard`. Use it in one thread only: it changes warning filters."""
     _listen_to_libtiff()
     with warnings.catch_warnings():
         warnings.filterwarnings("always", category=UserWarning, module=r"PIL\.")
@@ -67,7 +67,7 @@ def listening() -> Iterator[None]:
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Ignore what is said of a file that has been reported before."""
+    """Suppress messages about a file that were reported when the data were checked."""
     _listen_to_libtiff()
     with warnings.catch_warnings(), heard():
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")

@@ -184,7 +184,7 @@ class FileFacts(Generic[_Result]):
         def attempt(path: Path) -> _Result | Problem:
             try:
                 require_file(path)
-                with heard():  # what is said without the name of the file is of no use; `scan` says it with the name
+                with heard():  # messages without a file name are no use; `scan` reports them with it
                     return self.look_up(path)
             except BROKEN as error:
                 return Problem(path, reason(path, error))

@@ -58,7 +58,7 @@ def read_as(path: str | Path, reading: ImageReading) -> tv_tensors.Image:
         DataError: If it cannot be read, or has another number of channels.
     """
     try:
-        with silent():  # what is said of it was reported with its name, when the data were checked
+        with silent():  # its messages were reported with its name when the data were checked
             if reading.is_rgb:
                 return read_image(path, reading.upright, reading.least)
             return _stacked(_bands(path, reading))

@@ -130,7 +130,7 @@ def written_beside(out: Path) -> Iterator[Path]:
 
 
 def add_report(path: Path, name: str, report: Mapping[str, Any]) -> None:
-    """Add what is said of a file to the report of its folder.
+    """Add the entry of an exported file to the report of its folder.
 
     Raises:
         UsageError: If there is another file of that name.

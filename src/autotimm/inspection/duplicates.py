@@ -140,7 +140,7 @@ def _findings(
     cure = "Correct the classes, or remove the copies." if kind == "exact" else "Look which class is right."
     severity: Severity = "warning" if kind == "exact" else "note"
     found += finding_of(f"{kind}_duplicates_of_different_classes", severity, text, cure, *_cases(torn, tables))
-    text = f"{_number(beside)} of images with {what} {_are(beside)} within one split."
+    text = f"{_number(beside)} of images with {what} {_lie(beside)} within one split."
     cure = "Keep one of each, unless it should count more."
     return found + finding_of(f"{kind}_duplicates", "note", text, cure, *_cases(beside, tables))
 
@@ -171,5 +171,5 @@ def _have(groups: Sequence[Any]) -> str:
     return "has" if len(groups) == 1 else "have"
 
 
-def _are(groups: Sequence[Any]) -> str:
+def _lie(groups: Sequence[Any]) -> str:
     return "lies" if len(groups) == 1 else "lie"
