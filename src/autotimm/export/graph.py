@@ -14,7 +14,7 @@ from autotimm.image_size import height_and_width
 from autotimm.tasks import Task
 from autotimm.types import Batch, DataSpec
 
-__all__ = ["Agreement", "Graph", "Size", "network_size"]
+__all__ = ["Agreement", "Graph", "Size"]
 
 
 Size: TypeAlias = tuple[int, int]
@@ -33,11 +33,6 @@ class Agreement(NamedTuple):
     differences: dict[str, float]
     undecided: int = 0
     disagreements: int = 0
-
-
-def network_size(spec: DataSpec) -> Size:
-    """Height and width of the network's input in pixels: the one place where exported graphs learn it."""
-    return height_and_width(spec.image_size)
 
 
 class Graph(nn.Module, ABC):
@@ -61,7 +56,7 @@ class Graph(nn.Module, ABC):
         # A copy is not compiled, whatever the run was, and a module that is compiled cannot be exported.
         network = deepcopy(task.network).eval().requires_grad_(False)
         self.network = network.half() if half else network
-        self.size = network_size(spec)
+        self.size = height_and_width(spec.image_size)
         least = least_size(spec)
         self.input_rule: dict[str, Any] = {
             "network": list(self.size), "upright": not spec.ignore_exif, "least": least and list(least),

@@ -17,7 +17,7 @@ from autotimm.export.agreement_check import seeded_sample
 from autotimm.export.export_result import Check, Export
 from autotimm.export.exporter import TOLERANCES, add_report, written_beside
 from autotimm.export.formats import REPORT
-from autotimm.export.graph import network_size
+from autotimm.image_size import height_and_width
 from autotimm.models.backbone.architectures import find_architecture
 from autotimm.models.backbone.model_args import fitting_arguments
 from autotimm.models.backbone.pooled import PooledClassifier
@@ -91,8 +91,8 @@ def _data_config(network: PooledClassifier, spec: DataSpec) -> dict[str, Any]:
     """The preprocessing, under timm's names."""
     mean, std = (values.flatten().tolist() for values in (network.normalize.mean, network.normalize.std))
     return {
-        "input_size": [3, *network_size(spec)], "interpolation": spec.interpolation, "crop_pct": spec.crop_pct,
-        "mean": mean, "std": std,
+        "input_size": [3, *height_and_width(spec.image_size)], "interpolation": spec.interpolation,
+        "crop_pct": spec.crop_pct, "mean": mean, "std": std,
     }  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def _compare(network: PooledClassifier, spec: DataSpec, folder: Path) -> Check:
     """Compare the logits of the written model with those of the network."""
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     transform = evaluation_transform(spec)
-    samples = [transform(seeded_sample(index, network_size(spec))) for index in range(_IMAGES)]
+    samples = [transform(seeded_sample(index, height_and_width(spec.image_size))) for index in range(_IMAGES)]
     images = torch.stack([sample.image for sample in samples])
     with torch.no_grad():
         expected, found = network(images), loaded(network.normalize(images))
