@@ -15,7 +15,7 @@ _load, __dir__, _public = lazy_loader.attach_stub(__name__, __file__)  # the nam
 # Parts that people reach as `autotimm.testing.check_task` after a plain `import autotimm`.
 _PARTS = {"config", "data", "errors", "losses", "metrics", "models", "optim", "repro", "tasks", "testing", "types"}
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = [name for name in _public if name not in _PARTS]  # `import *` must not replace modules like `types`
 
 

@@ -38,6 +38,7 @@ from autotimm.data.image_io import (
     turned,
 )  # fmt: skip
 from autotimm.data.image_reading import ARRAY_SUFFIX, ImageReading
+from autotimm.data.jpeg import quick_jpeg
 from autotimm.errors import DataError
 
 __all__ = ["array_size", "bands_of", "channel_range", "read_as", "read_picture", "to_channels"]
@@ -58,6 +59,8 @@ def read_as(path: str | Path, reading: ImageReading) -> tv_tensors.Image:
         DataError: If it cannot be read, or has another number of channels.
     """
     try:
+        if reading.is_rgb and (image := quick_jpeg(path, reading.upright, reading.least)) is not None:
+            return image
         with silent():  # its messages were reported with its name when the data were checked
             if reading.is_rgb:
                 return read_image(path, reading.upright, reading.least)

@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import math
 import os
 import re
 import stat
@@ -55,6 +56,8 @@ __all__ = [
     "has_alpha",
     "is_image_name",
     "is_turned",
+    "memory_for",
+    "most_memory",
     "needs_conversion",
     "open_image",
     "orientation_of",
@@ -67,6 +70,7 @@ __all__ = [
     "row_strips",
     "shows_only_alpha",
     "size_of",
+    "stored_orientation",
     "strange_range",
     "to_rgb",
     "to_tensor",
@@ -285,6 +289,11 @@ class _Budget:
 _BUDGET = _Budget(_MEMORY)
 
 
+def memory_for(size: int) -> contextlib.AbstractContextManager[None]:
+    """Wait until the threads of this process, which decode at once, leave so many bytes, and hold them in a block."""
+    return _BUDGET.borrowed(size)
+
+
 def _bytes_needed(image: Image.Image) -> int:
     """How many bytes decoding an image and converting it take at most, from its header."""
     held = _BYTES_PER_PIXEL.get(image.mode, 4)
@@ -360,16 +369,21 @@ def require_few_pixels(width: int, height: int) -> None:
         raise Image.DecompressionBombError(f"Image size ({pixels} pixels) exceeds limit of {limit} pixels")
 
 
-def _require_memory(image: Image.Image) -> None:
+def most_memory() -> float:
+    """How many bytes decoding one image may take: it grows with Pillow's limit of pixels."""
     limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and (needed := _bytes_needed(image)) > (most := _MOST_PER_PIXEL * limit):
+    return math.inf if limit is None else _MOST_PER_PIXEL * limit
+
+
+def _require_memory(image: Image.Image) -> None:
+    if (needed := _bytes_needed(image)) > (most := most_memory()):
         raise MemoryError(
             f"decoding its {image.width} x {image.height} pixels takes {needed / 1e6:,.0f} MB of memory, and the limit "
             f"is {most / 1e6:,.0f} MB"
         )
 
 
-def _orientation(image: Image.Image) -> int:
+def stored_orientation(image: Image.Image) -> int:
     """The EXIF orientation of an image that has not been decoded; 1 is upright."""
     # Pillow decodes a whole PNG to look for a tag behind its pixels, where none is written.
     if image.format != "PNG" or "exif" in image.info:
@@ -386,7 +400,7 @@ def size_of(image: Image.Image, upright: bool = True) -> tuple[int, int]:
         upright: Whether as its EXIF orientation turns it, or as it is stored.
     """
     is_upright = image.format == "TIFF"  # those Pillow turns by itself
-    swapped = upright != is_upright and _orientation(image) in _SWAPPED
+    swapped = upright != is_upright and stored_orientation(image) in _SWAPPED
     return (image.height, image.width) if swapped else image.size
 
 
@@ -399,14 +413,14 @@ def orientation_of(path: str | Path) -> int:
     """The EXIF orientation of an image file, 1 to 8; 1 is upright, and that of a file that cannot be read."""
     try:
         with open_image(path) as image:
-            return _orientation(image)
+            return stored_orientation(image)
     except BROKEN:
         return 1
 
 
 def turned(image: Image.Image, upright: bool = True) -> Image.Image:
     """Decode an image, upright or as it is stored; it may be another object then."""
-    undo = None if upright or image.format != "TIFF" else _UNDONE.get(_orientation(image))
+    undo = None if upright or image.format != "TIFF" else _UNDONE.get(stored_orientation(image))
     image.load()
     if upright:
         # A broken tag in an intact image gives no orientation. In place, since the copy that Pillow would make of every
@@ -418,7 +432,7 @@ def turned(image: Image.Image, upright: bool = True) -> Image.Image:
 
 @contextlib.contextmanager
 def _loaded(path: str | Path, upright: bool = True, least: tuple[int, int] | None = None) -> Iterator[Image.Image]:
-    with open_image(path) as image, _BUDGET.borrowed(_bytes_needed(image)):
+    with open_image(path) as image, memory_for(_bytes_needed(image)):
         if least is not None and isinstance(image, JpegImageFile):
             _reduce(image, least, upright)
         yield turned(image, upright)
@@ -426,7 +440,7 @@ def _loaded(path: str | Path, upright: bool = True, least: tuple[int, int] | Non
 
 def _reduce(image: JpegImageFile, least: tuple[int, int], upright: bool) -> None:
     """Let libjpeg decode an image at the smallest scale at which it has a height and width: 1, 1/2, 1/4 or 1/8."""
-    swapped = upright and _orientation(image) in _SWAPPED
+    swapped = upright and stored_orientation(image) in _SWAPPED
     height, width = reversed(least) if swapped else least
     image.draft(None, (width, height))
 

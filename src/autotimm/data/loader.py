@@ -119,7 +119,8 @@ def with_fingerprints(batch: Batch) -> Batch:
 def _fingerprint(head: bytes, image: Tensor) -> str:
     """16 digits of the digest of some bytes and an image, without a copy of all of its pixels."""
     digest = sha256(head)
-    for plane in image:
+    planes: Sequence[Any] = (image,) if image.is_contiguous() else tuple(image)
+    for plane in planes:
         digest.update(plane.contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 

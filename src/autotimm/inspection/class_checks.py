@@ -9,6 +9,7 @@ from torchvision.transforms import v2
 
 from autotimm.data.module import DataModule
 from autotimm.data.table import Table
+from autotimm.data.transforms.image_transforms import RandomView
 from autotimm.errors import join_names
 from autotimm.inspection.data_finding import Case, Finding, finding_of
 from autotimm.report.class_colors import is_background
@@ -103,7 +104,7 @@ def _mirrored(word: str) -> str:
 
 
 def _mirrors(transform: object) -> bool:
-    """Whether torchvision's mirror is a part of a transform; nobody knows that of other callables."""
+    """Whether a transform mirrors, as our random view and torchvision's flip do; nobody knows that of others."""
     if isinstance(transform, (v2.Compose, v2.RandomApply, v2.RandomChoice, v2.RandomOrder)):
         return any(map(_mirrors, transform.transforms))
-    return isinstance(transform, v2.RandomHorizontalFlip)
+    return isinstance(transform, (RandomView, v2.RandomHorizontalFlip))

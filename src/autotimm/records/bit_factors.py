@@ -394,6 +394,7 @@ _PACKAGES = (
     _package("torchvision", _CPU),
     _package("pillow", _IMAGES),
     _package("pillow-heif", _IMAGES),  # reads photographs of iPhones where it is installed
+    _package("simplejpeg", _IMAGES),  # reads JPEGs where it is installed, with the pixels of Pillow as far as is known
     _package("numpy", frozenset({"order", "inputs", "forward", "validation"})),
     _package("segmentation-models-pytorch", _MODEL),
     _package("torchmetrics", frozenset({"validation"})),

@@ -28,7 +28,7 @@ __all__ = [
 
 STREAMS = 1
 """How random numbers are drawn: names and positions of the streams, and the generators on them."""
-PIPELINE = 2
+PIPELINE = 3
 """How samples become numbers: reading, transforms, targets, and the metrics of evaluation."""
 LEDGER = 1
 """What the lines of a ledger hold, and how they are digested."""
@@ -36,7 +36,7 @@ LEDGER = 1
 CURRENT: Mapping[str, int] = {"streams": STREAMS, "pipeline": PIPELINE, "ledger": LEDGER}
 
 #: The last release that replays runs of a triple (streams, pipeline, ledger). The current triple has the current one.
-RELEASES: dict[tuple[int | str, ...], str] = {(1, 1, 1): "0.1.0", (1, 2, 1): "0.2.0"}
+RELEASES: dict[tuple[int | str, ...], str] = {(1, 1, 1): "0.1.0", (1, 2, 1): "0.2.0", (1, 3, 1): "0.3.0"}
 
 _WORDS = {
     "streams": "the random streams",

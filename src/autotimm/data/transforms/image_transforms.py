@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from autotimm.data.transforms.colors import Colors
 from autotimm.errors import UsageError, require_choice, sentence
 from autotimm.image_size import ImageSize, height_and_width
 from autotimm.types import Sample
@@ -28,6 +29,8 @@ __all__ = [
     "Cover",
     "INTERPOLATIONS",
     "ImageTransform",
+    "Part",
+    "RandomView",
     "SampleTransform",
     "ScaleJitter",
     "changes_colors",
@@ -115,19 +118,78 @@ def eval_transform(image_size: ImageSize, crop_pct: float = 0.875, interpolation
 
 # Shares of an image that the smallest random crop takes: of its area; for `light` of its shorter side.
 _SMALLEST_LIGHT, _SMALLEST_DEFAULT, _SMALLEST_STRONG, _SMALLEST_POLICY = 0.9, 0.5, 0.2, 0.35
-_RATIO = (3 / 4, 4 / 3)  # of width and height of a crop; torchvision's default
+_RATIO = (3 / 4, 4 / 3)  # of width and height of a crop, beside that of the result
+_TRIES = 10
 
 
-def _crop(image_size: ImageSize, mode: InterpolationMode, scale: float) -> Transform:
-    if isinstance(image_size, tuple):
-        height, width = image_size
-        ratio = (_RATIO[0] * width / height, _RATIO[1] * width / height)
-        rectangle: Transform = v2.RandomResizedCrop(
-            image_size, scale=(scale, 1.0), ratio=ratio, interpolation=mode, antialias=True
+class Part(NamedTuple):
+    """A part of an image, in pixels, and whether it is mirrored."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    mirrored: bool
+
+
+class RandomView:
+    """A random part of an image, resized to one size, and half of the time mirrored.
+
+    The parts are those of torchvision's ``RandomResizedCrop``: the area and the logarithm of the aspect ratio are
+    uniform, and an image in which none of 10 draws fits gives its center. All random numbers come from one call.
+
+    Args:
+        size: The side of a square in pixels, or height and width.
+        smallest: The smallest part, as a share of the area.
+        interpolation: How pixels are resampled.
+    """
+
+    def __init__(self, size: ImageSize, smallest: float, interpolation: InterpolationMode) -> None:
+        self.height, self.width = height_and_width(size)
+        self.smallest, self.interpolation = smallest, interpolation
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Show a part of an image (C, H, W)."""
+        part = self.draw(*image.shape[-2:])
+        rows, columns = slice(part.top, part.top + part.height), slice(part.left, part.left + part.width)
+        shown = image.as_subclass(Tensor)[..., rows, columns]
+        view: Tensor = F.resize_image(
+            shown, [self.height, self.width], interpolation=self.interpolation, antialias=True
         )
-        return rectangle
-    crop: Transform = v2.RandomResizedCrop(image_size, scale=(scale, 1.0), interpolation=mode, antialias=True)
-    return crop
+        return view.flip(-1) if part.mirrored else view
+
+    def draw(self, height: int, width: int) -> Part:
+        """Draw a part of an image of that size."""
+        *numbers, down, right, mirror = torch.rand(2 * _TRIES + 3).tolist()
+        tall, wide = self._size(height, width, numbers)
+        if tall:
+            return Part(int(down * (height - tall + 1)), int(right * (width - wide + 1)), tall, wide, mirror < 0.5)
+        tall, wide = self._center(height, width)
+        return Part((height - tall) // 2, (width - wide) // 2, tall, wide, mirror < 0.5)
+
+    def _ratios(self) -> tuple[float, float]:
+        """The least and the greatest ratio of width and height."""
+        return _RATIO[0] * self.width / self.height, _RATIO[1] * self.width / self.height
+
+    def _size(self, height: int, width: int, numbers: list[float]) -> tuple[int, int]:
+        """Height and width of the first part that fits; zeros if none does."""
+        low, high = (math.log(ratio) for ratio in self._ratios())
+        for share, position in zip(numbers[::2], numbers[1::2], strict=True):
+            area = height * width * (self.smallest + (1 - self.smallest) * share)
+            ratio = math.exp(low + (high - low) * position)
+            tall, wide = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+            if 0 < tall <= height and 0 < wide <= width:
+                return tall, wide
+        return 0, 0
+
+    def _center(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the largest part with a ratio that is allowed."""
+        low, high = self._ratios()
+        if width < low * height:
+            return max(1, round(width / low)), width
+        if width > high * height:
+            return height, max(1, round(height * high))
+        return height, width
 
 
 def train_transform(
@@ -163,7 +225,6 @@ def train_transform(
     """
     require_choice("augmentation", "ImageDataModule", augmentation, AUGMENTATIONS)
     mode = _mode(interpolation, "ImageDataModule")
-    mirror = v2.RandomHorizontalFlip()
     if augmentation == "none":
         return eval_transform(image_size, crop_pct, interpolation)
     if augmentation == "light":
@@ -172,20 +233,26 @@ def train_transform(
         # RandomResizedCrop cannot take 80 % of an oblong image as a square, and then falls back to the center.
         sides = list(range(image_size, round(image_size / _SMALLEST_LIGHT) + 1))
         return _compose([v2.RandomShortestSize(sides, interpolation=mode, antialias=True), v2.RandomCrop(image_size)])
-    if augmentation == "default":
-        color = [v2.ColorJitter(0.2, 0.2, 0.2)] if changes_colors(channels) else []
-        return _compose([_crop(image_size, mode, _SMALLEST_DEFAULT), mirror, *color])
+    smallest = {"default": _SMALLEST_DEFAULT, "strong": _SMALLEST_STRONG}.get(augmentation, _SMALLEST_POLICY)
+    parts: list[Transform] = [RandomView(image_size, smallest, mode)]
+    if changes_colors(channels):
+        parts.extend(_colors(augmentation, mode))
     if augmentation == "strong":
-        color = [v2.ColorJitter(0.4, 0.4, 0.4, 0.1), v2.RandomGrayscale(0.1)] if changes_colors(channels) else []
-        return _compose([_crop(image_size, mode, _SMALLEST_STRONG), mirror, *color, v2.RandomErasing(0.25)])
-    if not changes_colors(channels):
-        return _compose([_crop(image_size, mode, _SMALLEST_POLICY), mirror])
+        parts.append(v2.RandomErasing(0.25))
+    return _compose(parts)
+
+
+def _colors(augmentation: str, mode: InterpolationMode) -> list[Transform]:
+    if augmentation == "default":
+        return [Colors(0.2, 0.2, 0.2)]
+    if augmentation == "strong":
+        return [Colors(0.4, 0.4, 0.4), v2.ColorJitter(hue=0.1), v2.RandomGrayscale(0.1)]
     policies = {
         "randaugment": v2.RandAugment,
         "trivialaugment": v2.TrivialAugmentWide,
         "autoaugment": v2.AutoAugment,
     }
-    return _compose([_crop(image_size, mode, _SMALLEST_POLICY), mirror, policies[augmentation](interpolation=mode)])
+    return [policies[augmentation](interpolation=mode)]
 
 
 def pixels_needed(image_size: ImageSize, crop_pct: float, augmentation: str = "none") -> tuple[int, int]:

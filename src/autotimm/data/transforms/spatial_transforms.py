@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as F
 
 from autotimm.constants import IGNORE_INDEX
 from autotimm.data.annotations.outlines import RunLengths
+from autotimm.data.transforms.colors import Colors
 from autotimm.data.transforms.image_transforms import (
     SampleTransform,
     ScaleJitter,
@@ -93,7 +94,7 @@ def spatial_augmentation(
 
 def photometric(name: str) -> v2.Transform:
     """The changes of color of an augmentation, ``light``, ``default`` or ``strong``."""
-    colors = {"light": v2.ColorJitter(0.1, 0.1), "default": v2.ColorJitter(0.2, 0.2, 0.2)}
+    colors = {"light": Colors(0.1, 0.1), "default": Colors(0.2, 0.2, 0.2)}
     return colors.get(name) or v2.RandomPhotometricDistort()
 
 
