@@ -1,6 +1,6 @@
 """Run folders that commit 54d10b0 made: whatever is moved or renamed, they must load, predict and test.
 
-The pipeline has another version since, so `verify` and `resume` name the release that replays them.
+Streams and pipeline have other versions since, so `verify` and `resume` name the release that replays them.
 Import paths are data: they stand in `config.yaml`, in manifests and in checkpoints. See `fixtures/README.md`.
 Only public names are used here, since the modules behind them are what changes.
 """
@@ -265,7 +265,7 @@ def test_it_is_measured(name, run_of):
         assert known == pytest.approx(wanted[verb], abs=1e-4)
 
 
-RULES = "the pipeline (reading, targets, evaluation metrics) has version 1 there and 2 here"
+RULES = "the definition of random streams has version 1 there and "
 
 
 @pytest.mark.parametrize("name", REPLAYED)

@@ -1,6 +1,7 @@
 """The loader: the same bits from any number of workers, an exact place, and nothing of the caller's touched."""
 
 import random
+import tracemalloc
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from autotimm.data.formats import read_folder
 from autotimm.data.transforms import ImageTransform, train_transform
 from autotimm.errors import DataError, UsageError
 from autotimm.repro import KeyedBatchSampler, config_digest, tensor_digest
+from autotimm.repro.permutation import KeyedPermutation
 
 
 def draws_everywhere(image: Tensor) -> Tensor:
@@ -205,3 +207,19 @@ def test_torch_only_is_found_out(toy: Path) -> None:
     assert KeyedDataset(table, ImageTransform(v2.RandomHorizontalFlip(), "t"), seed=1).torch_only
     assert not KeyedDataset(table, ImageTransform(draws_everywhere, "t"), seed=1).torch_only
     assert not KeyedDataset(Own(), seed=1).torch_only
+
+
+def test_a_billion_samples_start_and_resume_at_once() -> None:
+    size, batch = 10**9, 20_000_000
+    source = KeyedLoader(KeyedDataset(range(size), seed=42), KeyedBatchSampler(size, 32, 42))
+    expected = KeyedPermutation(size, 42, "order", 3).at(np.arange(32 * batch, 32 * batch + 32))
+    tracemalloc.start()
+    try:
+        source.load_state_dict({"epoch": 3, "batch": batch})
+        resumed = next(iter(source))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000  # a list would have 8 GB
+    assert resumed.tolist() == expected.tolist()
+    assert source.state_dict() == {"epoch": 3, "batch": batch + 1}

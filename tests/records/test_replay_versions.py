@@ -44,7 +44,7 @@ def test_another_version_is_named_with_what_can_replay_it(value, tmp_path):
 def test_a_triple_of_the_table_names_its_last_release(monkeypatch):
     monkeypatch.setitem(RELEASES, (7, 1, 1), "0.0.7")
     reason = not_replayable({"replay_versions": {"streams": 7}, "versions": {"autotimm": "0.0.5"}})
-    assert "the random streams has version 7 there" in reason
+    assert "the definition of random streams has version 7 there" in reason
     assert reason.endswith('pip install "autotimm==0.0.7".')
 
 

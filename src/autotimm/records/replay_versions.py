@@ -26,7 +26,7 @@ __all__ = [
     "require_replayable",
 ]
 
-STREAMS = 1
+STREAMS = 2
 """How random numbers are drawn: names and positions of the streams, and the generators on them."""
 PIPELINE = 3
 """How samples become numbers: reading, transforms, targets, and the metrics of evaluation."""
@@ -36,10 +36,10 @@ LEDGER = 1
 CURRENT: Mapping[str, int] = {"streams": STREAMS, "pipeline": PIPELINE, "ledger": LEDGER}
 
 #: The last release that replays runs of a triple (streams, pipeline, ledger). The current triple has the current one.
-RELEASES: dict[tuple[int | str, ...], str] = {(1, 1, 1): "0.1.0", (1, 2, 1): "0.2.0", (1, 3, 1): "0.3.0"}
+RELEASES: dict[tuple[int | str, ...], str] = {(1, 1, 1): "0.1.0", (1, 2, 1): "0.2.0", (2, 3, 1): "0.3.0"}
 
 _WORDS = {
-    "streams": "the random streams",
+    "streams": "the definition of random streams",
     "pipeline": "the pipeline (reading, targets, evaluation metrics)",
     "ledger": "the ledger",
 }

@@ -6,7 +6,8 @@ reach the weights is a function of the root seed, the name of a stream and a pos
 
 - :mod:`autotimm.repro.streams` computes such numbers (:func:`key`, :func:`generator`) and puts code that reads a global
   generator on a stream (:func:`reseed`, :func:`scope`).
-- :mod:`autotimm.repro.sampler` draws the order of the samples from a stream (:class:`KeyedBatchSampler`).
+- :mod:`autotimm.repro.sampler` draws the order of the samples from a stream (:class:`KeyedBatchSampler`), by a
+  permutation that is computed position by position (:mod:`autotimm.repro.permutation`).
 - :mod:`autotimm.repro.seed` seeds the global generators and chooses deterministic kernels (:func:`seed_everything`).
 
 The other names come from :mod:`autotimm.records` (ledger, manifest, digests, comparison). They are imported on first

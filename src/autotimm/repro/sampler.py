@@ -1,4 +1,4 @@
-"""The sampler: the order of the samples as a pure function of (seed, epoch).
+"""The sampler: the order of the samples as a pure function of (seed, epoch), computed as it is needed.
 
 The sampler sends the epoch and the position along with the index of each sample, so that a worker knows where in the
 ``augment`` stream the sample belongs, however many workers there are and however long they live.
@@ -6,17 +6,27 @@ The sampler sends the epoch and the position along with the index of each sample
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Sampler
 
 from autotimm.errors import require
+from autotimm.repro.permutation import KeyedPermutation
 from autotimm.repro.streams import generator
 
 __all__ = ["Draw", "KeyedBatchSampler"]
+
+# A permutation takes nearly as long for 32 samples as for 1,000.
+_SAMPLES_AT_ONCE = 1024
+
+_Order = Callable[[NDArray[np.int64]], NDArray[np.int64]]
+"""Gives the indices of the samples at some positions."""
 
 
 class Draw(NamedTuple):
@@ -37,6 +47,9 @@ class KeyedBatchSampler(Sampler[list[Draw]]):
     """Batch sampler whose order depends on the root seed and the epoch alone. It yields lists of :class:`Draw`.
 
     Nothing is stored: the order of any epoch, and the rest of an interrupted one, can be computed again from the seed.
+    A shuffled order is a :class:`~autotimm.repro.permutation.KeyedPermutation`, whose memory and start do not depend on
+    the size. Only draws with ``weights`` are a list, as the weights are.
+
     With several processes, each global batch of ``batch_size * world_size`` samples is divided among the processes, so
     the global order does not depend on their number.
 
@@ -118,7 +131,7 @@ class KeyedBatchSampler(Sampler[list[Draw]]):
             self.epoch, self.start = epoch, 0
 
     def order(self, epoch: int) -> list[int]:
-        """Return the indices of the samples in the order of an epoch.
+        """Return the indices of all samples in the order of an epoch, for a look at it; iterating needs no list.
 
         Args:
             epoch: The epoch, from 0.
@@ -126,12 +139,17 @@ class KeyedBatchSampler(Sampler[list[Draw]]):
         Returns:
             ``size`` indices: a permutation, or a draw with replacement if ``weights`` were given.
         """
+        indices: list[int] = self._order(epoch)(np.arange(self.size)).tolist()
+        return indices
+
+    def _order(self, epoch: int) -> _Order:
         if self.weights is not None:
             stream = generator(self.seed, "order", epoch)
-            return torch.multinomial(self.weights, self.size, replacement=True, generator=stream).tolist()
+            drawn = torch.multinomial(self.weights, self.size, replacement=True, generator=stream).numpy()
+            return lambda positions: drawn[positions]
         if self.shuffle:
-            return torch.randperm(self.size, generator=generator(self.seed, "order", epoch)).tolist()
-        return list(range(self.size))
+            return KeyedPermutation(self.size, self.seed, "order", epoch).at
+        return lambda positions: positions
 
     def _epoch_length(self) -> int:
         """Return how many positions of an epoch are used: all, or all but those of an incomplete last batch."""
@@ -165,9 +183,13 @@ class KeyedBatchSampler(Sampler[list[Draw]]):
         """Yield the batches of ``epoch`` from ``start`` on."""
         # Read once: a loader prefetches, and the next epoch may be set before the last batch is delivered.
         epoch = self.epoch
-        order = self.order(epoch)
-        for number in range(self.start, len(self)):
-            yield [Draw(epoch, position, order[position]) for position in self._share(number)]
+        order = self._order(epoch)
+        at_once = max(_SAMPLES_AT_ONCE // self.batch_size, 1)
+        for first in range(self.start, len(self), at_once):
+            shares = [self._share(number) for number in range(first, min(first + at_once, len(self)))]
+            indices = iter(order(np.fromiter(chain.from_iterable(shares), np.int64)).tolist())
+            for share in shares:
+                yield [Draw(epoch, position, next(indices)) for position in share]
 
 
 def _checked_weights(weights: Sequence[float], size: int, owner: str) -> Tensor:

@@ -11,7 +11,7 @@ stream       position                                        root seed    decide
 ===========  ==============================================  ===========  ============================================
 ``init``     name of the module                              task         initial weights
 ``split``    sample id                                       data module  training, validation or test side
-``order``    epoch                                           trainer      order of the samples, balanced sampling
+``order``    epoch; round of the permutation, if shuffled    trainer      order of the samples, balanced sampling
 ``augment``  epoch, position in the epoch, sample id         trainer      every random transform of that sample
 ``step``     epoch, batch, rank                              trainer      dropout, stochastic depth, mixup, CutMix
 ``eval``     stage and batch; for loading, the sample id     trainer      anything random outside of training
