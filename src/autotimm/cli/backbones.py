@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from autotimm.cli.json_output import JSON, answering
 from autotimm.cli.parser import parse
 from autotimm.cli.verb import Positional, Verb
 from autotimm.config import Option
@@ -18,17 +19,22 @@ def run(argv: Sequence[str]) -> int:
     given = parse(BACKBONES, argv)
     if given is None:
         return 0
-    pretrained = given.value("pretrained")
+    with answering(given) as answer:
+        names = _matching(given.positionals["pattern"] or "*", given.value("pretrained"))
+        print("\n".join(names))
+        answer["backbones"] = names
+    return 0
+
+
+def _matching(pattern: str, pretrained: bool) -> list[str]:
     from autotimm.models.backbone.pooled import list_backbones
 
-    pattern = given.positionals["pattern"] or "*"
     # A bare `vit` means `*vit*`.
     names = list_backbones(pattern if set("*?[") & set(pattern) else f"*{pattern}*", pretrained=pretrained)
     if not names:
         hint = nearest(pattern, list_backbones("*")) or "Try a shorter part of the name, like autotimm backbones vit."
         raise ModelError(f"No backbone name matches '{pattern}'. {hint}")
-    print("\n".join(names))
-    return 0
+    return names
 
 
 BACKBONES = Verb(
@@ -36,7 +42,7 @@ BACKBONES = Verb(
     summary="list the available backbones",
     run=run,
     positionals=(Positional("pattern", "PATTERN", "part of a name, or a pattern with * and ?", required=False),),
-    options={"pretrained": Option(Flag(), "only backbones with pretrained weights", "Options")},
-    defaults={"pretrained": False},
+    options={"pretrained": Option(Flag(), "only backbones with pretrained weights", "Options"), "json": JSON},
+    defaults={"pretrained": False, "json": False},
     examples=("autotimm backbones resnet", 'autotimm backbones "vit_*_patch16_224" --pretrained'),
 )

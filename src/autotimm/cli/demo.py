@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path as Folder
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from autotimm.cli.fit import train
-from autotimm.cli.parser import parse
+from autotimm.cli.fit import FIT, train
+from autotimm.cli.json_output import JSON, answering
+from autotimm.cli.parser import Given, parse
 from autotimm.cli.predict import PREDICT
+from autotimm.cli.run_args import run_answer
 from autotimm.cli.test import TEST
 from autotimm.cli.verb import Verb
 from autotimm.config import Option
@@ -19,6 +21,8 @@ from autotimm.errors import RunError, missing_extra
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from autotimm.runs.run import Run
 
 __all__ = ["DEMO", "write_digits", "write_new_scenes", "write_scenes"]
 
@@ -62,6 +66,13 @@ def run(argv: Sequence[str]) -> int:
     given = parse(DEMO, argv)
     if given is None:
         return 0
+    with answering(given) as answer:
+        answer.update(_show_task(given))
+    return 0
+
+
+def _show_task(given: Given) -> dict[str, Any]:
+    """Run the commands for the task that was asked for; return what ``--json`` says of them."""
     task, out = given.value("task"), Folder(given.value("out"))
     demo = _TASK_DEMOS[task]
     size, epochs = given.value("image_size") or demo.image_size, given.value("epochs") or demo.epochs
@@ -74,16 +85,20 @@ def run(argv: Sequence[str]) -> int:
         counts = write_scenes(data, demo.images, size, regions=regions)
         write_new_scenes(new, size)
     print(f"{counts['train']} training images and {counts['test']} test images: {data}")
-    run = _run_command(train, "fit", _fit_arguments(demo, data, out, size, epochs))
-    if run is None:
-        raise RunError("The training of the demo did not finish.")
-    folder = str(run.path)
+    run = _run_command(_train, "fit", _fit_arguments(demo, data, out, size, epochs))
+    folder, predictions = str(run.path), _unused(out / demo.out)
     _run_command(TEST.run, "test", [folder])
-    arguments = [folder, str(new), "--out", _unused(out / demo.out)]
+    arguments = [folder, str(new), "--out", predictions]
     arguments += [] if task == "classification" else ["--draw", _unused(out / "pictures")]
     _run_command(PREDICT.run, "predict", arguments)
     print(f"\nrun: {folder}")
-    return 0
+    return {"data": data, "predictions": predictions, **run_answer(run)}
+
+
+def _train(arguments: Sequence[str]) -> Run:
+    given = parse(FIT, arguments)
+    assert given is not None  # it does not ask for help
+    return train(given)
 
 
 def _fit_arguments(demo: _TaskDemo, data: Folder, out: Folder, size: int, epochs: int) -> list[str]:
@@ -201,8 +216,11 @@ DEMO = Verb(
         "out": Option(Path(metavar="DIR"), "folder for the images, the run and the predictions", "Options"),
         "epochs": Option(Whole(1), "passes over the training images", "Options", none="auto"),
         "image_size": Option(Whole(1), "side of the network's input in pixels", "Options", none="auto"),
+        "json": JSON,
     },
-    defaults={"task": "classification", "out": "autotimm-demo", "epochs": None, "image_size": None},
+    defaults={
+        "task": "classification", "out": "autotimm-demo", "epochs": None, "image_size": None, "json": False,
+    },
     examples=("autotimm demo", "autotimm demo --task detection", "autotimm demo --out /tmp/demo --epochs 3"),
     notes=("Takes one to three minutes. Prints the commands that it runs, so that you can try them on your images.",),
-)
+)  # fmt: skip

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
+from autotimm.cli.json_output import JSON, answering
 from autotimm.cli.parser import parse
 from autotimm.cli.run_args import TRUST
 from autotimm.cli.verb import Positional, Verb, loading_torch
@@ -20,15 +20,14 @@ def run(argv: Sequence[str]) -> int:
     given = parse(DIFF, argv)
     if given is None:
         return 0
-    with loading_torch():
-        from autotimm.runs.run import diff
-    comparison = diff(
-        given.positionals["a"], given.positionals["b"], explain=given.value("explain"), trust=given.value("trust")
-    )
-    if given.value("json"):
-        print(json.dumps(comparison.as_dict(), indent=2, sort_keys=True))
-    else:
+    with answering(given) as answer:
+        with loading_torch():
+            from autotimm.runs.run import diff
+        comparison = diff(
+            given.positionals["a"], given.positionals["b"], explain=given.value("explain"), trust=given.value("trust")
+        )
         print(printable(comparison, keep="\n"))
+        answer.update(comparison.as_dict())
     return comparison.exit_code
 
 
@@ -40,7 +39,7 @@ DIFF = Verb(
     options={
         "explain": Option(Flag(), "confirm the cause: replay the step with each factor restored", "Options"),
         "trust": TRUST,
-        "json": Option(Flag(), "print JSON instead of text", "Options"),
+        "json": JSON,
     },
     defaults={"explain": False, "trust": False, "json": False},
     examples=(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from autotimm.cli.json_output import JSON, answering
 from autotimm.cli.parser import Given, parse
 from autotimm.cli.verb import Verb
 from autotimm.config import COMMAND_LINE, FitConfig, Option, defaults, options, read_yaml
@@ -28,25 +29,38 @@ def run(argv: Sequence[str]) -> int:
     given = parse(DOCTOR, argv)
     if given is None:
         return 0
+    with answering(given) as answer:
+        findings = _examine(given)
+        answer["findings"] = [
+            {"about": title, **asdict(finding)} for title, section in findings.items() for finding in section
+        ]
+    problems = [finding for section in findings.values() for finding in section if finding.level == "problem"]
+    return problems[0].exit_code if problems else 0
+
+
+def _examine(given: Given) -> dict[str, list[Finding]]:
+    """Check, and print the findings as they come; return them by heading."""
     config, nested = _configure(given)
     from autotimm.doctor.package_versions import (
         check_versions,  # lazy: mistakes above are reported without loading torch
     )
 
-    problems = _report("Versions", check_versions())
-    if problems:
+    findings: dict[str, list[Finding]] = {}
+    _report("Versions", check_versions(), findings)
+    if any(finding.level == "problem" for finding in findings["Versions"]):
         print("The other checks need matching versions and are skipped.")
-        return problems[0].exit_code
+        return findings
     from autotimm.doctor.machine import check_machine, check_switches
     from autotimm.doctor.training_step import settle_task
     from autotimm.runs.run import names_of_file
 
     config = config if nested else settle_task(config)
     machine = check_machine(config.out, config.image_size, config.batch_size, config.num_workers)
-    problems = _report("Switches", check_switches()) + _report("Machine", machine)
+    _report("Switches", check_switches(), findings)
+    _report("Machine", machine, findings)
     with names_of_file(given.options.get("config")):
-        problems += _report("One training step", _check_step(config, nested, given.options.get("config", "")))
-    return problems[0].exit_code if problems else 0
+        _report("One training step", _check_step(config, nested, given.options.get("config", "")), findings)
+    return findings
 
 
 def _configure(given: Given) -> tuple[FitConfig, dict[str, Any]]:
@@ -96,21 +110,20 @@ def _check_step(config: FitConfig, nested: Mapping[str, Any], file: str) -> list
     return check_step(task, example_batch(task, config.image_size, config.batch_size), config.deterministic)
 
 
-def _report(title: str, findings: Iterable[Finding]) -> list[Finding]:
-    """Print findings under a heading, wrapped to the terminal; return the problems among them."""
+def _report(title: str, found: Iterable[Finding], findings: dict[str, list[Finding]]) -> None:
+    """Print findings under a heading, wrapped to the terminal, and keep them."""
     from rich.console import Console  # lazy, as above
     from rich.table import Table
     from rich.text import Text
 
-    findings = list(findings)
+    findings[title] = list(found)
     table = Table.grid(padding=(0, 2))
-    for finding in findings:
+    for finding in findings[title]:
         text = f"{finding.text}. {finding.cure}" if finding.cure else finding.text
         table.add_row(Text(f"  {finding.level}", _STYLES[finding.level]), Text(text))
     console = Console(file=sys.stdout, highlight=False)
     console.print(Text(title, "bold"))
     console.print(table)
-    return [finding for finding in findings if finding.level == "problem"]
 
 
 _CONFIG = Option(Path(metavar="FILE"), "configuration file of fit, instead of a backbone", "Options")
@@ -119,8 +132,12 @@ DOCTOR = Verb(
     name="doctor",
     summary="check versions, switches, the machine, and a training step for non-deterministic operators",
     run=run,
-    options={"config": _CONFIG, **{name: replace(options()[name], group="Options", common=False) for name in _SHARED}},
-    defaults={name: defaults()[name] for name in _SHARED},
+    options={
+        "config": _CONFIG,
+        **{name: replace(options()[name], group="Options", common=False) for name in _SHARED},
+        "json": JSON,
+    },
+    defaults={**{name: defaults()[name] for name in _SHARED}, "json": False},
     examples=(
         "autotimm doctor",
         "autotimm doctor --backbone vit_small_patch16_224",

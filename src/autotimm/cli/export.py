@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from autotimm.cli.json_output import JSON, answering
 from autotimm.cli.parser import parse
 from autotimm.cli.run_args import CKPT, RUN, TRUST, open_run
 from autotimm.cli.verb import Verb
@@ -24,15 +25,17 @@ def run(argv: Sequence[str]) -> int:
     precision, check, tolerance = given.value("precision"), given.value("check"), given.value("tolerance")
     if out is not None:
         require_new_files(out, to, runner, "autotimm export")
-    exported_run, ckpt = open_run(given)
-    export = exported_run.export(
-        out, to=to, precision=precision, ckpt=ckpt, data=given.value("data"), check=check, tolerance=tolerance,
-        with_runner=runner,
-    )  # fmt: skip
-    print(printable(export.check))
-    if export.runner is not None:
-        print(f"runner: {printable(export.runner)}")
-    print(f"model: {printable(export.path)}")
+    with answering(given) as answer:
+        exported_run, ckpt = open_run(given)
+        export = exported_run.export(
+            out, to=to, precision=precision, ckpt=ckpt, data=given.value("data"), check=check, tolerance=tolerance,
+            with_runner=runner,
+        )  # fmt: skip
+        print(printable(export.check))
+        if export.runner is not None:
+            print(f"runner: {printable(export.runner)}")
+        print(f"model: {printable(export.path)}")
+        answer.update(model=export.path, runner=export.runner, check=export.check.as_dict())
     return 0
 
 
@@ -53,10 +56,11 @@ EXPORT = Verb(
         ),
         "ckpt": CKPT,
         "trust": TRUST,
+        "json": JSON,
     },
     defaults={
         "to": "onnx", "out": None, "precision": "fp32", "with_runner": False, "check": "sample", "data": None,
-        "tolerance": None, "ckpt": "best", "trust": False,
+        "tolerance": None, "ckpt": "best", "trust": False, "json": False,
     },
     examples=(
         "autotimm export runs/photos-001 --out photos.onnx",

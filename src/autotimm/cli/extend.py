@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from autotimm.cli.json_output import JSON, answering
 from autotimm.cli.parser import parse
-from autotimm.cli.run_args import FOLDER, TRUST, open_folder, print_run
+from autotimm.cli.run_args import FOLDER, TRUST, open_folder, print_run, run_answer
 from autotimm.cli.verb import Positional, Verb
 from autotimm.config import COMMAND_LINE, NETWORK_OPTIONS, Option, defaults, options
 from autotimm.config.value_types import Path, Text
@@ -15,6 +16,7 @@ from autotimm.errors import UsageError
 __all__ = ["EXTEND"]
 
 _COMMON = ("batch_size", "augmentation", "lr", "freeze_backbone", "seed", "name")
+_OWN = ("epochs", "ckpt", "trust", "json")  # what is not an option of the new run
 
 
 def run(argv: Sequence[str]) -> int:
@@ -25,12 +27,15 @@ def run(argv: Sequence[str]) -> int:
     if "epochs" not in given.options:
         raise UsageError("autotimm extend needs --epochs: the number of epochs to train, such as +10.")
     epochs, ckpt = given.value("epochs"), given.value("ckpt")
-    changes = {name: given.value(name) for name in given.options if name not in ("epochs", "ckpt", "trust")}
-    parent = open_folder(given)
-    from autotimm.runs.run import train_on
+    changes = {name: given.value(name) for name in given.options if name not in _OWN}
+    with answering(given) as answer:
+        parent = open_folder(given)
+        from autotimm.runs.run import train_on
 
-    path = given.positionals["path"]
-    print_run(train_on(parent, path, epochs=epochs, ckpt=ckpt, changes=changes, source=COMMAND_LINE))
+        path = given.positionals["path"]
+        run = train_on(parent, path, epochs=epochs, ckpt=ckpt, changes=changes, source=COMMAND_LINE)
+        print_run(run)
+        answer.update(run_answer(run))
     return 0
 
 
@@ -48,13 +53,14 @@ EXTEND = Verb(
             none="auto", common=True, cure="Give best or last.",
         ),
         "trust": TRUST,
+        "json": JSON,
         **{
             name: replace(option, common=name in _COMMON)
             for name, option in options().items()
             if name not in (*NETWORK_OPTIONS, "path", "epochs")
         },
     },
-    defaults={**defaults(), "epochs": None, "ckpt": None, "trust": False},
+    defaults={**defaults(), "epochs": None, "ckpt": None, "trust": False, "json": False},
     examples=(
         "autotimm extend runs/photos-001 --epochs +10 --lr 1e-4",
         "autotimm extend runs/photos-001 flowers/ --epochs 20",

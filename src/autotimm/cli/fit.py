@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from autotimm.cli.json_output import JSON, answering
 from autotimm.cli.parser import Given, parse
-from autotimm.cli.run_args import print_run
+from autotimm.cli.run_args import print_run, run_answer
 from autotimm.cli.verb import Positional, Verb, loading_torch
 from autotimm.config import COMMAND_LINE, FitConfig, Option, defaults, options, read_yaml
 from autotimm.config.record import RECORD
@@ -25,17 +27,18 @@ _CONFIG = Option(
 
 def run(argv: Sequence[str]) -> int:
     """Train; the last line printed is the run folder."""
-    finished_run = train(argv)
-    if finished_run is not None:
+    given = parse(FIT, argv)
+    if given is None:
+        return 0
+    with answering(given) as answer:
+        finished_run = train(given)
         print_run(finished_run)
+        answer.update(run_answer(finished_run))
     return 0
 
 
-def train(argv: Sequence[str]) -> Run | None:
-    """Train with command-line arguments; return ``None`` if they ask for help."""
-    given = parse(FIT, argv)
-    if given is None:
-        return None
+def train(given: Given) -> Run:
+    """Train with command-line arguments."""
     resolved = configure(given)
     # Imported late on purpose: help and mistakes in the command are answered without loading torch.
     if isinstance(resolved, FitConfig):
@@ -56,7 +59,7 @@ def configure(given: Given) -> FitConfig | dict[str, object]:
     Raises:
         UsageError: If a key or a value is wrong, or if a file in Lightning's style is combined with other options.
     """
-    typed = {name: value for name, value in given.options.items() if name != "config"}
+    typed = {name: value for name, value in given.options.items() if name not in ("config", "json")}
     if given.positionals["path"] is not None:
         typed["path"] = given.positionals["path"]
     if "config" not in given.options:
@@ -82,8 +85,12 @@ FIT = Verb(
     summary="train a model on a folder of images",
     run=run,
     positionals=(Positional("path", "PATH", options()["path"].help, required=False),),
-    options={"config": _CONFIG, **{name: option for name, option in options().items() if name != "path"}},
-    defaults=defaults(),
+    options={
+        "config": _CONFIG,
+        **{name: option for name, option in options().items() if name != "path"},
+        "json": replace(JSON, group=_CONFIG.group, common=True),
+    },
+    defaults={**defaults(), "json": False},
     examples=(
         "autotimm fit photos/ --backbone resnet18 --epochs 10",
         "autotimm fit photos/ --pretrained false --image-size 64 --seed 7 --name small",

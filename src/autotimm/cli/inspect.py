@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from autotimm.cli.fit import FIT, configure
+from autotimm.cli.json_output import JSON, answering
 from autotimm.cli.parser import Given, parse
 from autotimm.cli.verb import Positional, Verb, loading_torch
 from autotimm.config import FitConfig, Option, defaults, options
@@ -42,20 +42,19 @@ def run(argv: Sequence[str]) -> int:
     for name in ("html", "preview"):
         if own[name] is not None:
             require_new_file(own[name], name, "inspect")
-    with loading_torch(config.progress):
-        from autotimm.inspection import inspect_config
-    inspection = inspect_config(config, own["run"], config.progress)
-    if own["json"]:
-        print(json.dumps(inspection.as_dict(), indent=2))
-    else:
+    with answering(given) as answer:
+        with loading_torch(config.progress):
+            from autotimm.inspection import inspect_config
+        inspection = inspect_config(config, own["run"], config.progress)
         _print(inspection)
-    written = {}
-    if own["html"] is not None:
-        written["page"] = inspection.write_page(own["html"])
-    if own["preview"] is not None:
-        written["preview"] = inspection.write_preview(own["preview"])
-    for name, path in written.items():
-        print(f"{name}: {printable(path)}", file=sys.stderr if own["json"] else sys.stdout)
+        written = {}
+        if own["html"] is not None:
+            written["page"] = inspection.write_page(own["html"])
+        if own["preview"] is not None:
+            written["preview"] = inspection.write_preview(own["preview"])
+        for name, path in written.items():
+            print(f"{name}: {printable(path)}")
+        answer.update(inspection.as_dict() | written)
     return DataError.exit_code if own["strict"] and inspection.warnings else 0
 
 
@@ -104,7 +103,7 @@ _OWN = {
                       _GROUP, none="none", common=True),
     "run": Option(Path(metavar="RUN"), "list labels that are probably wrong, by the predictions of a run on these data",
                   _GROUP, none="none", common=True),
-    "json": Option(Flag(), "print JSON instead of text", _GROUP, common=True),
+    "json": replace(JSON, group=_GROUP, common=True),
     "strict": Option(Flag(), "exit with 3 if there is a warning", _GROUP, common=True),
 }  # fmt: skip
 # What has no effect on what is read, or on which images are drawn for the preview.

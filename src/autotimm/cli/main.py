@@ -15,6 +15,7 @@ from autotimm.cli.export import EXPORT
 from autotimm.cli.extend import EXTEND
 from autotimm.cli.fit import FIT
 from autotimm.cli.inspect import INSPECT
+from autotimm.cli.json_output import print_error, wants_json
 from autotimm.cli.levels import LEVELS
 from autotimm.cli.predict import PREDICT
 from autotimm.cli.report import REPORT
@@ -65,14 +66,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AutotimmError as error:
         # Further lines are indented: none of them, which may come from a name, can be taken for one of ours.
         print(f"error: {printable(error, keep=_BREAK)}".replace(_BREAK, f"{_BREAK}  "), file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
+        return _failed(arguments, error, error.exit_code)
+    except KeyboardInterrupt as error:
         print("interrupted", file=sys.stderr)
-        return _INTERRUPTED
+        return _failed(arguments, error, _INTERRUPTED)
     except BrokenPipeError:
         # `autotimm backbones | head` closes the pipe early, which is no error. What is still buffered is discarded.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _failed(arguments: Sequence[str], error: BaseException, exit_code: int) -> int:
+    if wants_json(arguments):
+        print_error(error, exit_code)
+    return exit_code
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from autotimm.cli.json_output import JSON, answering
 from autotimm.cli.parser import parse
 from autotimm.cli.run_args import DATA, TRUST
 from autotimm.cli.verb import Positional, Verb, loading_torch
@@ -24,14 +25,16 @@ def run(argv: Sequence[str]) -> int:
     folders, out = given.positionals["runs"], given.options.get("out")
     if out is not None and len(folders) < 2:
         raise UsageError("The `out` of report has no effect on one run, whose page is in its folder. Leave it out.")
-    with loading_torch():
-        from autotimm.runs.run import Run, compare_reports
-    trust, data = bool(given.options.get("trust")), given.options.get("data")
-    if len(folders) > 1:
-        report = compare_reports(folders, out, data=data, trust=trust)
-    else:
-        report = Run(folders[0], trust=trust).report(data)
-    print(f"report: {printable(report.path)}")
+    with answering(given) as answer:
+        with loading_torch():
+            from autotimm.runs.run import Run, compare_reports
+        trust, data = bool(given.options.get("trust")), given.options.get("data")
+        if len(folders) > 1:
+            report = compare_reports(folders, out, data=data, trust=trust)
+        else:
+            report = Run(folders[0], trust=trust).report(data)
+        print(f"report: {printable(report.path)}")
+        answer["report"] = report.path
     return 0
 
 
@@ -40,8 +43,8 @@ REPORT = Verb(
     summary="make the page of a run again, or compare runs on one page",
     run=run,
     positionals=(Positional("runs", "RUN", "a run folder; several are compared with the first", many=True),),
-    options={"out": _OUT, "data": DATA, "trust": TRUST},
-    defaults={"out": None, "data": None, "trust": False},
+    options={"out": _OUT, "data": DATA, "trust": TRUST, "json": JSON},
+    defaults={"out": None, "data": None, "trust": False, "json": False},
     examples=("autotimm report runs/photos-001", "autotimm report runs/photos-001 runs/photos-002"),
     notes=(
         "The page of a run is RUN/report.html. A comparison is written beside the first run, unless --out says where.",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from autotimm.cli.json_output import JSON, answering
 from autotimm.cli.parser import parse
-from autotimm.cli.run_args import DATA, FOLDER, TRUST, WORKERS, open_folder, print_run
+from autotimm.cli.run_args import DATA, FOLDER, TRUST, WORKERS, open_folder, print_run, run_answer
 from autotimm.cli.verb import Verb
 
 __all__ = ["RESUME"]
@@ -16,8 +17,10 @@ def run(argv: Sequence[str]) -> int:
     given = parse(RESUME, argv)
     if given is None:
         return 0
-    run = open_folder(given).resume(data=given.value("data"), workers=given.value("workers"))
-    print_run(run)
+    with answering(given) as answer:
+        run = open_folder(given).resume(data=given.value("data"), workers=given.value("workers"))
+        print_run(run)
+        answer.update(run_answer(run))
     return 0
 
 
@@ -26,7 +29,7 @@ RESUME = Verb(
     summary="resume an interrupted run, bit for bit",
     run=run,
     positionals=(FOLDER,),
-    options={"data": DATA, "workers": WORKERS, "trust": TRUST},
-    defaults={"data": None, "workers": None, "trust": False},
+    options={"data": DATA, "workers": WORKERS, "trust": TRUST, "json": JSON},
+    defaults={"data": None, "workers": None, "trust": False, "json": False},
     examples=("autotimm resume runs/photos-001",),
 )

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from math import isnan
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from autotimm.cli.json_output import JSON, answering
 from autotimm.cli.parser import Given, parse
 from autotimm.cli.verb import Positional, Verb, loading_torch
 from autotimm.config import Option
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CKPT", "DATA", "FOLDER", "RUN", "TRUST", "WORKERS", "class_lines", "measuring", "open_folder", "open_run",
     "print_once",
-    "print_run",
+    "print_run", "run_answer",
 ]  # fmt: skip
 
 _MAX_NAME = 40  # characters of a class name
@@ -73,6 +74,12 @@ def print_run(run: Run) -> None:
         print(f"run: {printable(run.path) if sys.stdout.isatty() else run.path}")  # a script needs the path as it is
 
 
+def run_answer(run: Run) -> dict[str, Any]:
+    """What ``--json`` says of a run that was trained: its folder, its report if it has one, and its metrics."""
+    report = run.path / "report.html"
+    return {"run": run.path, "report": report if report.is_file() else None, "metrics": run.metrics}
+
+
 def measuring(name: str, images: str, measure: Callable[[Run, str | None, str], Mapping[str, float]]) -> Verb:
     """Make a verb that evaluates a run.
 
@@ -86,11 +93,14 @@ def measuring(name: str, images: str, measure: Callable[[Run, str | None, str], 
         given = parse(verb, argv)
         if given is None:
             return 0
-        evaluated, ckpt = open_run(given)
-        print_metrics(measure(evaluated, given.positionals["path"], ckpt))
-        if evaluated.per_class:
-            print()
-            print("\n".join(class_lines(evaluated.per_class, _terminal_columns())))
+        with answering(given) as answer:
+            evaluated, ckpt = open_run(given)
+            metrics = measure(evaluated, given.positionals["path"], ckpt)
+            print_metrics(metrics)
+            if evaluated.per_class:
+                print()
+                print("\n".join(class_lines(evaluated.per_class, _terminal_columns())))
+            answer.update(run=evaluated.path, metrics=metrics, per_class=evaluated.per_class)
         return 0
 
     verb = Verb(
@@ -98,8 +108,8 @@ def measuring(name: str, images: str, measure: Callable[[Run, str | None, str], 
         summary=f"evaluate a run on its {images} images",
         run=run,
         positionals=(RUN, Positional("path", "PATH", "other labelled images: a folder or a CSV file", required=False)),
-        options={"ckpt": CKPT, "trust": TRUST},
-        defaults={"ckpt": "best", "trust": False},
+        options={"ckpt": CKPT, "trust": TRUST, "json": JSON},
+        defaults={"ckpt": "best", "trust": False, "json": False},
         examples=(f"autotimm {name} runs/photos-001", f"autotimm {name} runs/photos-001 more-photos/"),
     )
     return verb

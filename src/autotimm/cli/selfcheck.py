@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from autotimm.cli.json_output import JSON, answering
 from autotimm.cli.parser import Given, parse
 from autotimm.cli.verb import Verb, loading_torch
 from autotimm.config import FitConfig, Option, read_yaml
-from autotimm.config.value_types import Flag, Path, Text
+from autotimm.config.value_types import Path, Text
 from autotimm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,13 +37,12 @@ def run(argv: Sequence[str]) -> int:
         FitConfig.layered(
             [("default", {"path": "."}), (f"file {file}", values)]
         )  # report mistakes before loading torch
-    with loading_torch():
-        from autotimm.selfcheck.check import check
-    report = check(_setup(given, values, nested), lambda line: print(line, file=sys.stderr, flush=True))
-    if given.value("json"):
-        print(json.dumps(report.as_dict(), indent=2, sort_keys=True))
-    else:
+    with answering(given) as answer:
+        with loading_torch():
+            from autotimm.selfcheck.check import check
+        report = check(_setup(given, values, nested), lambda line: print(line, file=sys.stderr, flush=True))
         _show(report)
+        answer.update(report.as_dict())
     return report.exit_code
 
 
@@ -90,7 +89,7 @@ SELFCHECK = Verb(
         "config": Option(Path(metavar="FILE"), "YAML file with options of fit, or in Lightning's style", "Options"),
         "model": Option(Text(metavar="pkg.Class"), "your own task class, instead of the default model", "Options"),
         "data": Option(Text(metavar="pkg.Class"), "your own data module class, given toy images", "Options"),
-        "json": Option(Flag(), "print JSON instead of text", "Options"),
+        "json": JSON,
     },
     defaults={"json": False},
     examples=(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from autotimm.cli.fit import FIT, configure
+from autotimm.cli.json_output import answering
 from autotimm.cli.parser import Given, parse
 from autotimm.cli.verb import Verb, loading_torch
 from autotimm.config import FitConfig, Option
@@ -28,14 +29,16 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError(
             f"A study needs options of fit. {fit_options['config']} names classes instead. Write lines like `lr: 0.01`."
         )
-    with loading_torch(config.progress):
-        from autotimm.runs.run import require_known_names
-        from autotimm.studies.run_study import compared_with, study_configs
-    require_known_names(fit_options.get("config"), config)
-    vs = study_options.pop("vs")
-    study = study_configs(config, None if vs is None else compared_with(config, vs), **study_options)
-    print(printable(study, keep="\n"))
-    print(f"study: {printable(study.path)}")
+    with answering(given) as answer:
+        with loading_torch(config.progress):
+            from autotimm.runs.run import require_known_names
+            from autotimm.studies.run_study import compared_with, study_configs
+        require_known_names(fit_options.get("config"), config)
+        vs = study_options.pop("vs")
+        study = study_configs(config, None if vs is None else compared_with(config, vs), **study_options)
+        print(printable(study, keep="\n"))
+        print(f"study: {printable(study.path)}")
+        answer.update(study=study.path, **study.as_dict())
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from autotimm.cli.json_output import JSON, answering
 from autotimm.cli.parser import parse
 from autotimm.cli.run_args import DATA, FOLDER, TRUST, WORKERS, open_folder, print_once
 from autotimm.cli.verb import Verb
@@ -21,12 +22,14 @@ def run(argv: Sequence[str]) -> int:
     if given is None:
         return 0
     epochs = _epoch_range(given.value("epochs"))
-    recorded_run = open_folder(given)
-    verdict = recorded_run.verify(
-        data=given.value("data"), steps=given.value("steps"), epochs=epochs, workers=given.value("workers"),
-        explain=given.value("explain"),
-    )  # fmt: skip
-    print_once(verdict)
+    with answering(given) as answer:
+        recorded_run = open_folder(given)
+        verdict = recorded_run.verify(
+            data=given.value("data"), steps=given.value("steps"), epochs=epochs, workers=given.value("workers"),
+            explain=given.value("explain"),
+        )  # fmt: skip
+        print_once(verdict)
+        answer.update(verdict.as_dict())
     return verdict.exit_code
 
 
@@ -55,8 +58,17 @@ VERIFY = Verb(
         "workers": WORKERS,
         "trust": TRUST,
         "explain": Option(Flag(), "confirm the cause: replay the step with each factor restored", "Options"),
+        "json": JSON,
     },
-    defaults={"data": None, "steps": None, "epochs": None, "workers": None, "trust": False, "explain": False},
+    defaults={
+        "data": None,
+        "steps": None,
+        "epochs": None,
+        "workers": None,
+        "trust": False,
+        "explain": False,
+        "json": False,
+    },
     examples=("autotimm verify runs/photos-001", "autotimm verify runs/photos-001 --epochs 3:4 --workers 2"),
     notes=(
         "`identical` means that every recorded line was met and compared, and that results, weights and settings agree "

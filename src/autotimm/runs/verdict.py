@@ -56,6 +56,18 @@ class Verdict:
         """Whether all bits are equal that were to be compared; see :attr:`partial`."""
         return self.verdict == "identical"
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for other programs."""
+        return {
+            "verdict": self.verdict, "words": self.words, "identical": self.identical, "partial": self.partial,
+            "reason": self.reason, "steps": self.steps, "of_steps": self.of_steps,
+            "difference": self.difference._asdict() if self.difference else None,
+            "distances": [distance._asdict() for distance in self.distances],
+            "metrics": {name: list(pair) for name, pair in self.metrics.items()},
+            "confirmed": self.confirmed, "findings": list(self.findings), "not_checked": list(self.not_checked),
+            "notes": list(self.notes),
+        }  # fmt: skip
+
     def require_identical(self) -> None:
         """Raise unless the run is identical.
 

@@ -29,7 +29,7 @@ from autotimm.records.manifest import Manifest
 from autotimm.runs.factory import settle_data
 from autotimm.runs.run import Run, require_known_names
 from autotimm.studies.execution import require_ray, run_local, run_on_ray
-from autotimm.studies.study_report import Results, as_text, draw, write_csv, write_json
+from autotimm.studies.study_report import Results, as_data, as_text, draw, write_csv, write_json
 from autotimm.studies.trials import VARIED, Plan, finished, keep_config, make_plan
 from autotimm.train.machine_limits import machine_problem
 from autotimm.train.progress import say
@@ -54,6 +54,10 @@ class Study:
 
     def __str__(self) -> str:
         return as_text(self.results)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, as in ``study.json``."""
+        return as_data(self.results)
 
     @property
     def runs(self) -> list[Run]:
