@@ -313,14 +313,14 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
             UsageError: If it is not in (0, 1), or if the task predicts the likeliest class alone.
         """
         before, owner = (self.threshold, self.calibration), type(self).__name__
-        if raw:
-            self.calibration = None
         if threshold is not None:
             do = "Leave it out: each image or pixel gets one class, the likeliest."
-            require(before is not None, "threshold", owner, "left out", threshold, do)
+            require(self.threshold is not None, "threshold", owner, "left out", threshold, do)
             require(0 < number(threshold) < 1, "threshold", owner, "in (0, 1)", threshold, "Give for example 0.3.")
             self.threshold = threshold
             self.calibration = self.calibration and replace(self.calibration, thresholds=())
+        if raw:
+            self.calibration = None
         try:
             yield
         finally:
