@@ -83,6 +83,8 @@ def sign(folder: Path, edited: str) -> None:
     moved = not edited.startswith("checkpoints/") and place_checkpoints(folder)
     if moved or edited.startswith("checkpoints/"):
         files = sorted((folder / "checkpoints").glob("*step-*.ckpt"))
+        best = folder / "checkpoints" / "best.ckpt"  # a file of its own if it is calibrated
+        files += [best] if best.name in (folder / "checkpoints" / "sha256.txt").read_text() else []
         write(folder / "checkpoints" / "sha256.txt", "".join(f"{file_digest(file)}  {file.name}\n" for file in files))
     write_manifest(folder, manifest)
 

@@ -19,6 +19,7 @@ from autotimm.image_size import ImageSize, height_and_width, read_image_size
 
 __all__ = [
     "Batch",
+    "Calibration",
     "DataSpec",
     "ObjectPrediction",
     "PixelPrediction",
@@ -268,6 +269,37 @@ class PixelPrediction(NamedTuple):
         """
         with Image.open(BytesIO(self.png)) as image:
             return torch.from_numpy(np.array(image))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was fitted on validation samples for the predictions of a model; stored in its checkpoint.
+
+    Attributes:
+        temperature: What logits are divided by before they become probabilities; 1 changes nothing.
+        thresholds: Score in (0, 1) from which on each class is predicted, in class order; empty where none were fitted.
+        aim: What the thresholds were chosen for: ``f1``, or a precision as ``precision 0.9``.
+        samples: Number of samples that they were fitted on.
+    """
+
+    temperature: float = 1.0
+    thresholds: tuple[float, ...] = ()
+    aim: str = "f1"
+    samples: int = 0
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether predictions are the same without it."""
+        return self.temperature == 1 and not self.thresholds
+
+    def as_dict(self) -> dict[str, Any]:
+        """Convert to a dictionary of built-in types, for a checkpoint or a ledger."""
+        return asdict(self) | {"thresholds": list(self.thresholds)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Calibration:
+        """Create a calibration from the result of :meth:`as_dict`; further entries are ignored."""
+        return cls(float(data["temperature"]), tuple(data["thresholds"]), data["aim"], data["samples"])
 
 
 @dataclass(frozen=True)

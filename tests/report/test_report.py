@@ -14,11 +14,12 @@ import autotimm
 from autotimm.cli.main import main
 from autotimm.data.toy import write_toy_folder
 from autotimm.evidence import Evidence, write_evidence
+from autotimm.evidence.object_matches import match_objects, object_pairs
+from autotimm.evidence.reliability import expected_calibration_error, reliability
 from autotimm.report import write_report
-from autotimm.report.class_figures import average_precision, expected_calibration_error, reliability, selective
+from autotimm.report.class_figures import average_precision, selective
 from autotimm.report.intervals import bootstrap
 from autotimm.report.object_content import object_headline
-from autotimm.report.object_figures import match_objects, object_pairs
 from autotimm.report.pictures import Pictures
 from training import small_fit
 

@@ -51,7 +51,8 @@ def run(argv: Sequence[str]) -> int:
     if (most := given.value("max_pixels")) is not None:
         Image.MAX_IMAGE_PIXELS = most
     _check_kind(data.kind, out, draw)
-    predictions = run.predict(paths, fast=fast, ckpt=ckpt, threshold=given.value("threshold"))
+    predictions = run.predict(paths, fast=fast, ckpt=ckpt, threshold=given.value("threshold"),
+                              raw=given.value("raw"))  # fmt: skip
     if out is not None:
         _save(out, predictions, data, ids)
         print(f"predictions: {out} ({len(predictions)} images)")
@@ -145,6 +146,7 @@ PREDICT = Verb(
             "Options",
             none="the run's",
         ),
+        "raw": Option(Flag(), "scores and threshold as trained, without what was fitted on validation", "Options"),
         "max_pixels": Option(
             Whole(1),
             "pixels of the largest image that is read, which takes 7 bytes of memory for each",
@@ -153,7 +155,7 @@ PREDICT = Verb(
         ),
         "fast": Option(Flag(), "do not pad the last batch; the last bits of the scores may differ", "Options"),
     },
-    defaults={"ckpt": "best", "trust": False, "threshold": None, "max_pixels": None, "fast": False},
+    defaults={"ckpt": "best", "trust": False, "threshold": None, "raw": False, "max_pixels": None, "fast": False},
     examples=(
         "autotimm predict runs/photos-001 new/ --out predictions.csv",
         "autotimm predict runs/photos-001 one.jpg two.jpg",

@@ -35,6 +35,7 @@ _WEIGHTS = Either((Flag(), Path()), "true, false, a weights file", "true|false|F
 _EVERY = Either((Whole(1), Text()), "a number of optimizer steps, or a time such as 10min", "N|TIME")
 _KEEP = Either((Whole(1), Choice(("auto", "last", "epochs"))), "auto, last, epochs or a number", "auto|last|epochs|N")
 _SHARE = Number(0, 1, high_open=True)
+_AIM = Either((Number(0, 1, low_open=True, high_open=True), Choice(("f1",))), "f1 or a precision in (0, 1)", "f1|P")
 
 _CLASSIFICATION = ("classification",)
 _DENSE = ("detection", "instance", "segmentation")
@@ -338,6 +339,10 @@ class FitConfig:
     evidence: bool = _output(
         True, Flag(), "keep predictions and features of the validation images, for reports and for verify"
     )
+    calibrate: float | str | None = _output(
+        "f1", _AIM, "fit temperature and thresholds on the validation images: f1, or a precision to reach", none="none",
+        needs="evidence", stages=("validation",), tasks=_WITH_SCORES,
+    )
     loggers: tuple[str, ...] | None = _output(
         None, Words(("tensorboard", "wandb", "mlflow")), "further loggers; a CSV file is always written", none="none",
         to=(To("trainer", "logger", converter="loggers"),),
@@ -375,8 +380,9 @@ class FitConfig:
         has = {**self.as_dict(), "train_csv": self.path if _is_table(self.path) else self.train_csv}
         known, default = options(type(self)), defaults(type(self))
         for name, declared in known.items():
-            useless = declared.needs and has[declared.needs] == default[declared.needs]
-            if useless and getattr(self, name) != default[name]:
+            needed = has[declared.needs] if declared.needs else True
+            useless = not needed if isinstance(needed, bool) else needed == default[declared.needs]
+            if useless and getattr(self, name) not in (default[name], None):
                 cure = "Give that too, or neither."
                 raise UsageError(f"The `{name}` of fit has no effect without `{declared.needs}`. {cure}")
         on = {name: declared.shadows for name, declared in known.items() if declared.shadows and getattr(self, name)}

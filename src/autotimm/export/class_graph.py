@@ -17,14 +17,15 @@ __all__ = ["ClassGraph"]
 
 
 class ClassGraph(Graph):
-    """Classification: ``scores`` float32 (N, C), the probability of each class."""
+    """Classification: ``scores`` float32 (N, C), the probability of each class, at the temperature of the run."""
 
     outputs = ("scores",)
 
     def __init__(self, task: ImageClassifier, spec: DataSpec, half: bool) -> None:
         super().__init__(task, spec, half)
         self.multi_label = spec.multi_label
-        self.threshold = task.threshold or 0.5
+        self.least = torch.tensor(task.least_scores(task.num_classes) or (0.5,), dtype=torch.float64)
+        self.temperature = task.temperature
         self.interpolation, self.crop_pct = spec.interpolation, spec.crop_pct
         self.input_rule |= {"resize": "crop", "crop_pct": self.crop_pct, "interpolation": self.interpolation}
 
@@ -34,6 +35,7 @@ class ClassGraph(Graph):
         return {"scores": self._scores(logits)}
 
     def _scores(self, logits: Tensor) -> Tensor:
+        logits = logits if self.temperature == 1 else logits / self.temperature
         return logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
 
     def of_run(self, task: Task, output: Tensor, batch: Batch) -> list[Tensor]:
@@ -49,8 +51,8 @@ class ClassGraph(Graph):
         mine, theirs = torch.stack(list(expected)), torch.stack(list(found))
         largest = float((mine - theirs).abs().max())
         if self.multi_label:
-            differ = (mine >= self.threshold) != (theirs >= self.threshold)
-            gap = (mine - self.threshold).abs()[differ]
+            differ = (mine >= self.least) != (theirs >= self.least)
+            gap = (mine - self.least).abs()[differ]
         else:
             best, other = mine.argmax(1), theirs.argmax(1)
             gap = mine.gather(1, torch.stack([best, other], 1)).diff(dim=1).abs()[best != other]
@@ -58,5 +60,9 @@ class ClassGraph(Graph):
         return Agreement({"scores": largest}, undecided, gap.numel() - undecided)
 
     def joined(self, found: Sequence[Tensor]) -> Tensor:
-        """Probabilities (N, C)."""
-        return torch.stack(list(found))
+        """Logits (N, C), up to a number for each image, as metrics take those of the run: without the temperature."""
+        scores = torch.stack(list(found)).double()
+        logits = (
+            scores.logit(eps=2**-25) if self.multi_label else scores.clamp(min=torch.finfo(torch.float32).tiny).log()
+        )
+        return (logits * self.temperature).float()

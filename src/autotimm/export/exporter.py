@@ -102,6 +102,8 @@ def _metadata(
         "class_names": json.dumps(list(spec.class_names), ensure_ascii=False),
         "multi_label": json.dumps(spec.multi_label),
         "threshold": json.dumps(task.threshold),
+        "thresholds": json.dumps(task.least_scores(len(spec.class_names))),
+        "temperature": json.dumps(task.temperature),
         "input": json.dumps(graph.input_rule, sort_keys=True),
         "outputs": json.dumps(list(graph.outputs)),
         "precision": precision,

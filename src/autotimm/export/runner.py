@@ -127,10 +127,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def rows(meta: dict[str, str], results: dict[str, Any], threshold: float | None) -> Iterator[tuple[str, list[Any]]]:
     """The label and the numbers of each line that the table has for an image."""
-    names, least = json.loads(meta["class_names"]), threshold or json.loads(meta["threshold"])
+    names, least = json.loads(meta["class_names"]), json.loads(meta["thresholds"])
+    least = [threshold] * len(names) if threshold else least
     if meta["task"] in ("boxes", "instances"):
         for label, score, box in zip(results["labels"][0], results["scores"][0], results["boxes"][0], strict=True):
-            if label >= 0 and score >= least:
+            if label >= 0 and float(score) >= least[label]:
                 yield names[label], [score, *box]
         return
     if meta["task"] == "pixels":
@@ -138,7 +139,8 @@ def rows(meta: dict[str, str], results: dict[str, Any], threshold: float | None)
         chosen = sorted(np.flatnonzero(scores).tolist(), key=lambda index: -scores[index])
     else:
         scores = results["scores"][0]
-        chosen = np.flatnonzero(scores >= least).tolist() if least is not None else [int(scores.argmax())]
+        reached = [index for index in range(len(names)) if least and float(scores[index]) >= least[index]]
+        chosen = reached if least is not None else [int(scores.argmax())]
     yield "|".join(names[index] for index in chosen), [scores.max(), *scores]
 
 

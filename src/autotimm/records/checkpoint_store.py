@@ -5,7 +5,7 @@
     checkpoints/
       epoch-0002-step-00000090.ckpt   the end of an epoch: after 2 epochs, 90 optimizer steps
       step-00000120.ckpt              in the middle of an epoch
-      last.ckpt, best.ckpt            second names of two of them
+      last.ckpt, best.ckpt            second names of two of them; best.ckpt is a file of its own once it is calibrated
       sha256.txt                      a digest per file, in the format of `sha256sum`
 """
 
@@ -82,8 +82,9 @@ class CheckpointStore:
             self._list_digest(name, digest)
 
     def _list_digest(self, name: str, digest: str) -> None:
-        lines = [line for line in self._lines() if (self.folder / line[66:]).exists()]
-        write_text(self.folder / _DIGESTS, "".join(f"{line}\n" for line in [*lines, f"{digest}  {name}"]))
+        line = f"{digest}  {name}"
+        lines = [other for other in self._lines() if (self.folder / other[66:]).exists() and other != line]
+        write_text(self.folder / _DIGESTS, "".join(f"{other}\n" for other in [*lines, line]))
 
     def _lines(self) -> list[str]:
         path = self.folder / _DIGESTS
@@ -101,6 +102,10 @@ class CheckpointStore:
     def whole(self, path: Path) -> bool:
         """Whether a file has exactly the bytes that were written."""
         return self.problem(path) is None
+
+    def lists(self, name: str) -> bool:
+        """Whether there is a digest of a file; of those with a second name there is none."""
+        return any(line[66:] == name for line in self._lines())
 
     @property
     def lists_digests(self) -> bool:

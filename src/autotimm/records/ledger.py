@@ -273,7 +273,7 @@ FIELDS: dict[int, dict[str, dict[str, tuple[type, ...]]]] = {
 }
 
 #: The fields that a line of a kind may lack: those of a run with an option that earlier records do not know.
-OPTIONAL: dict[str, dict[str, tuple[type, ...]]] = {"end": {"evidence": _TEXT}}
+OPTIONAL: dict[str, dict[str, tuple[type, ...]]] = {"end": {"evidence": _TEXT, "calibration": (dict,)}}
 
 
 def malformed(lines: Sequence[Line], version: int) -> tuple[int, str] | None:

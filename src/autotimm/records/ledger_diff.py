@@ -29,9 +29,14 @@ _FIELDS = {
     "weights": (("step", "length"), *_UPDATE[:2]),
     "val": (("epoch", "length"), ("step", "length"), ("metrics", "validation")),
     "epoch": (("epoch", "length"), ("step", "length"), *_UPDATE, ("metrics", "validation")),
-    "end": (("step", "length"), ("evidence", "validation")),
+    "end": (("step", "length"), ("evidence", "validation"), ("calibration", "validation")),
 }
-_OPTIONAL = ("ids", "inputs", "evidence")  # unknown with loaders of the caller's own, or without that option
+_OPTIONAL = (
+    "ids",
+    "inputs",
+    "evidence",
+    "calibration",
+)  # unknown with loaders of the caller's own, or without that option
 
 
 class Difference(NamedTuple):

@@ -10,7 +10,8 @@
       splits.csv           id, class, split of every sample
       initial.safetensors  the weights that it began from, for a run that trains on from another one
       metrics.csv          one line per epoch
-      results.json         metrics of the best and the last epoch, and of the test if there was one, also per class
+      results.json         metrics of the best and the last epoch, and of the test if there was one, also per class;
+                           what calibration is worth
       checkpoints/         best.ckpt, last.ckpt, and those of earlier epochs
       model.safetensors    the best weights, for other programs
       evidence/            predictions and features of held-out samples: val.safetensors, test.safetensors after a test
@@ -46,10 +47,13 @@ from autotimm.records.readers import EachOf, read_json, read_text, require_shape
 from autotimm.records.sample_index import SampleIndex
 from autotimm.records.trust import remember
 
-__all__ = ["DIGESTS", "PER_CLASS", "RunFolder", "read_results", "require_files", "write_results"]
+__all__ = ["CALIBRATION", "DIGESTS", "PER_CLASS", "RunFolder", "read_results", "require_files", "write_results"]
 
 PER_CLASS = "per_class"
 """The group of ``results.json`` with a row per class and a column per metric; the others hold one value per metric."""
+
+CALIBRATION = "calibration"
+"""The group of ``results.json`` with what temperature and thresholds are worth, on samples they were not fitted to."""
 
 DIGESTS = "evidence"
 """The group of ``results.json`` with the SHA-256 of evidence that a test has added, by its split."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from autotimm.report.class_figures import Bin
+from autotimm.evidence.reliability import Bin
 
 __all__ = ["Line", "curve_chart", "epoch_chart", "reliability_chart"]
 

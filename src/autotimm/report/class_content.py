@@ -10,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotimm.evidence import Evidence
+from autotimm.evidence.reliability import expected_calibration_error, reliability
 from autotimm.report.charts import Line, curve_chart, reliability_chart
 from autotimm.report.class_figures import (
     average_precision,
     confusion_matrix,
-    expected_calibration_error,
     outcomes,
     per_class,
-    reliability,
     selective,
     threshold_scores,
 )

@@ -1,38 +1,15 @@
-"""Figures of classification: confusion, figures per class, calibration and thresholds, made of evidence."""
+"""Figures of classification: confusion, figures per class and thresholds, made of evidence."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autotimm.evidence import Evidence
 
-__all__ = [
-    "Bin", "average_precision", "confusion_matrix", "expected_calibration_error", "outcomes", "per_class",
-    "reliability", "selective", "threshold_scores",
-]  # fmt: skip
-
-_BINS = 10
-
-
-class Bin(NamedTuple):
-    """Predictions of similar confidence.
-
-    Attributes:
-        low: The lowest confidence that belongs to it.
-        high: The highest.
-        size: Predictions in it.
-        confidence: Their mean confidence; NaN for none.
-        correct: The share of them that is right; NaN for none.
-    """
-
-    low: float
-    high: float
-    size: int
-    confidence: float
-    correct: float
+__all__ = ["average_precision", "confusion_matrix", "outcomes", "per_class", "selective", "threshold_scores"]
 
 
 def confusion_matrix(true: NDArray[Any], predicted: NDArray[Any], classes: int) -> NDArray[np.int64]:
@@ -94,26 +71,6 @@ def average_precision(scores: NDArray[Any], true: NDArray[Any], weights: NDArray
         precision = np.nan_to_num(hits / counted)
         recall = hits / hits[:, -1:]
     return np.asarray((np.diff(recall, axis=1, prepend=0) * precision).sum(axis=1))
-
-
-def reliability(confidence: NDArray[Any], correct: NDArray[Any], bins: int = _BINS) -> list[Bin]:
-    """Compare confidence with the share that is right, in bins of equal width.
-
-    Source:
-        Guo et al., "On calibration of modern neural networks", ICML 2017.
-    """
-    numbers = np.clip((confidence * bins).astype(np.int64), 0, bins - 1)
-    counts = np.bincount(numbers, minlength=bins)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        means = [np.bincount(numbers, values, bins) / counts for values in (confidence, correct)]
-    return [Bin(at / bins, (at + 1) / bins, int(counts[at]), float(means[0][at]), float(means[1][at]))
-            for at in range(bins)]  # fmt: skip
-
-
-def expected_calibration_error(bins: list[Bin]) -> float:
-    """The mean distance of confidence and correctness, weighted by the predictions in each bin."""
-    total = sum(each.size for each in bins)
-    return sum(each.size * abs(each.confidence - each.correct) for each in bins if each.size) / max(total, 1)
 
 
 def selective(confidence: NDArray[Any], correct: NDArray[Any], thresholds: NDArray[Any]) -> NDArray[np.float64]:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from autotimm.data.table import Table
 from autotimm.errors import ModelError, RunError
 from autotimm.evidence import Evidence
+from autotimm.evidence.object_matches import object_pairs
 from autotimm.records.atomic import write_text
 from autotimm.report.content import Card, Headline, NumberTable, View
 from autotimm.report.intervals import Estimate, bootstrap
-from autotimm.report.object_figures import object_pairs
 from autotimm.report.page import curves, evidence_of, headline_of, render
 from autotimm.report.pictures import Pictures
 from autotimm.report.pixel_figures import image_scores

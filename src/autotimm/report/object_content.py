@@ -11,13 +11,14 @@ from pycocotools import mask as coco_mask
 
 from autotimm.evidence import Evidence
 from autotimm.evidence.label_runs import LabelRuns
+from autotimm.evidence.object_matches import AREAS, Matches, ObjectPair, match_objects, object_pairs
+from autotimm.evidence.reliability import reliability
 from autotimm.report.charts import Line, curve_chart
 from autotimm.report.class_colors import class_colors, css_colors
 from autotimm.report.class_content import confusion, number, over_grid, with_names
-from autotimm.report.class_figures import reliability, threshold_scores
+from autotimm.report.class_figures import threshold_scores
 from autotimm.report.content import Box, Card, Content, Headline, NumberTable, Panel, View
 from autotimm.report.intervals import bootstrap
-from autotimm.report.object_figures import AREAS, Matches, ObjectPair, match_objects, object_pairs
 from autotimm.report.pictures import Pictures
 
 __all__ = ["object_content", "object_headline"]

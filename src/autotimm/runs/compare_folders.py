@@ -197,7 +197,8 @@ def _digests(run: RecordedRun, replay: Replay, file: str) -> Findings:
     """The digests of files that are there were compared with their bytes; others are of files that were removed."""
     if not (run.folder / file).exists():
         return
-    names = {path.name for path in CheckpointStore(run.folder / "checkpoints").files()}
+    store = CheckpointStore(run.folder / "checkpoints")
+    names = {path.name for path in store.files()} | ({"best.ckpt"} if store.lists("best.ckpt") else set())
     lines = (run.folder / file).read_bytes().decode(errors="backslashreplace").splitlines()
     others = [line for line in lines if line[64:66] != "  " or line[66:] not in names]
     # A checkpoint that a resumed run has written anew has two: one of them is that of the file.

@@ -27,6 +27,7 @@ def predict(
     num_workers: int | None = None,
     fast: bool = False,
     threshold: float | None = None,
+    raw: bool = False,
 ) -> list[Prediction | ObjectPrediction | PixelPrediction]:
     """Predict images with a trained task.
 
@@ -37,6 +38,7 @@ def predict(
         num_workers: Number of data loading processes; it never changes a result.
         fast: Do not pad batches to one fixed shape. The last bits of a result may then depend on the rest of its batch.
         threshold: Score in (0, 1) from which on labels or objects are reported, instead of the task's own.
+        raw: Leave out the temperature and the thresholds that were fitted on validation samples.
 
     Returns:
         One prediction per image, in the order of the paths and, within folders, of their names. Its kind is that of the
@@ -51,10 +53,21 @@ def predict(
     loader = predict_loader(paths, known_data(task), notices=notices, num_workers=num_workers)
     say(*notices)
     trainer = trainer or AutoTrainer(run_dir=False, enable_checkpointing=False, devices=1)
-    with task.padding(not fast), task.reporting_from(threshold):
+    with task.padding(not fast), task.reporting_from(threshold, raw=raw):
+        say(*_calibrated(task))
         batches = trainer.predict(task, loader)
     predictions: list[Any] = [prediction for batch in batches or [] for prediction in batch]
     return predictions
+
+
+def _calibrated(task: Task) -> list[str]:
+    """What is said of predictions that are not those of the network alone."""
+    fitted = task.calibration
+    if fitted is None or fitted.changes_nothing:
+        return []
+    parts = [f"temperature {fitted.temperature:.3g}"] if fitted.temperature != 1 else []
+    parts += [f"a threshold for each class ({fitted.aim})"] if fitted.thresholds else []
+    return [f"calibrated on {fitted.samples} validation images: {' and '.join(parts)}"]
 
 
 def known_data(task: Task) -> DataSpec:

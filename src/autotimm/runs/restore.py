@@ -261,6 +261,7 @@ def replayed_settings(recorded: Any) -> dict[str, Any]:
     if not isinstance(recorded, Mapping):
         raise ModelError("The recorded trainer must have arguments by name. It has not: the record is damaged.")
     settings = {str(name): value for name, value in recorded.items() if name not in _NOT_REPLAYED}
+    settings.setdefault("calibrate", None)  # left out where nothing was fitted, as by versions that could not
     require_plain(settings, "trainer")
     if wrong := [name for name in _NEVER_RECORDED if settings.get(name)]:
         raise ModelError(

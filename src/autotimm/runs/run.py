@@ -159,6 +159,17 @@ def compare_reports(
     return compare_runs([run.path for run in runs], path, runs[0]._tables(data))
 
 
+def _thresholds_said(task: Task) -> list[str]:
+    """From which score on metrics count labels, and predictions have them; nothing for the likeliest class alone."""
+    if task.threshold is None:
+        return []
+    objects = task.spec is not None and task.spec.kind != "classes"
+    metrics = "objects of all scores" if objects else f"labels from a score of {task.threshold:g} on"
+    fitted = () if task.calibration is None else task.calibration.thresholds
+    where = "a score fitted for each class" if fitted else f"{task.threshold:g}"
+    return [f"metrics count {metrics}; predictions begin at {where}"]
+
+
 def train_on(
     run: Run, path: str | Path | None, *, epochs: object, ckpt: str | Path | None, changes: Mapping[str, Any],
     source: str,
@@ -387,6 +398,7 @@ class Run:
 
     def _measured(self, verb: str, data: str | Path | DataModule | None, ckpt: str | Path) -> dict[str, float]:
         task, trainer = self.model(ckpt), self._trainer()
+        say(*_thresholds_said(task))
         measure = trainer.validate if verb == "validate" else trainer.test
         if isinstance(data, (str, Path)):
             notices: list[str] = []
@@ -417,7 +429,7 @@ class Run:
 
     def predict(
         self, paths: str | Path | Iterable[str | Path], *, ckpt: str | Path = "best", fast: bool = False,
-        threshold: float | None = None,
+        threshold: float | None = None, raw: bool = False,
     ) -> list[Prediction | ObjectPrediction | PixelPrediction]:  # fmt: skip
         """Predict images: a file, a folder or a list of either.
 
@@ -426,6 +438,7 @@ class Run:
             ckpt: Which checkpoint to use.
             fast: Skip the padding of batches. A sample's last bits may then depend on the images beside it.
             threshold: Score in (0, 1) from which on labels or objects are reported, instead of the task's own.
+            raw: Leave out the temperature and the thresholds that were fitted on the validation images.
 
         Returns:
             One prediction per image, of the kind of the task: classes, objects, or a class for each pixel.
@@ -434,7 +447,7 @@ class Run:
             DataError: If there is no readable image.
         """
         with self.names:
-            return predict(self.model(ckpt), paths, trainer=self._trainer(), fast=fast, threshold=threshold)
+            return predict(self.model(ckpt), paths, trainer=self._trainer(), fast=fast, threshold=threshold, raw=raw)
 
     def export(
         self, out: str | Path | None = None, *, to: str = "onnx", precision: str = "fp32", ckpt: str | Path = "best",

@@ -10,6 +10,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar, Protocol, TypedDict, cast
 
 import torch
@@ -28,7 +29,7 @@ from autotimm.serialization import CapturesArguments
 from autotimm.tasks.checkpoint import Stored
 from autotimm.tasks.optimization import Optimized
 from autotimm.tasks.start import frozen_parameters, network_digest
-from autotimm.types import Batch, DataSpec, Stage, Step
+from autotimm.types import Batch, Calibration, DataSpec, Stage, Step
 
 __all__ = [
     "Collects", "Task", "TaskOptions", "check_num_classes", "check_spec", "first_of", "join", "names_of", "of_one_size",
@@ -102,6 +103,7 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         root_seed: The root of the ``init`` stream.
         run_seed: The root of the ``step`` and ``eval`` streams while an :class:`autotimm.AutoTrainer` runs.
         spec: What is known of the data, once a data module or a checkpoint has provided it.
+        calibration: What was fitted on validation samples for predictions, once a checkpoint has provided it.
         by_class: The values per class of the last evaluation, by metric: a tensor (C,) for each.
         details: Logged names that belong in tables, and not in the one line of an epoch.
         collector: Is given every batch of an evaluation, if it is not ``None``.
@@ -114,6 +116,9 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
 
     cuts_tiles: ClassVar[bool] = False
     """Whether :meth:`step` and :meth:`output` cut images into tiles where a batch has a ``tiling``."""
+
+    takes_calibration: ClassVar[bool] = False
+    """Whether :meth:`decode` applies :attr:`temperature` and :meth:`least_scores`."""
 
     threshold: float | None = None
     """Score from which on a label or an object is predicted; ``None`` where the likeliest class alone is predicted."""
@@ -172,6 +177,7 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         self.deterministic, self.ema_decay, self.eval_batch_size = deterministic, ema_decay, eval_batch_size
         self.weights = weights or Weights()
         self.spec: DataSpec | None = None
+        self.calibration: Calibration | None = None
         self.recipe = None
         with scope(self.root_seed, "init"):
             self.network = network(self.root_seed)
@@ -283,23 +289,42 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         finally:
             self._padding = before
 
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by in predictions: 1 unless something else was fitted."""
+        return 1.0 if self.calibration is None else self.calibration.temperature
+
+    def least_scores(self, num_classes: int) -> tuple[float, ...] | None:
+        """Score from which on each class is predicted; ``None`` where the likeliest class alone is predicted."""
+        if self.threshold is None:
+            return None
+        fitted = () if self.calibration is None else self.calibration.thresholds
+        return fitted or (self.threshold,) * num_classes
+
     @contextmanager
-    def reporting_from(self, threshold: float | None) -> Iterator[None]:
-        """Predict labels or objects from another score on for a while; ``None`` keeps the threshold.
+    def reporting_from(self, threshold: float | None, *, raw: bool = False) -> Iterator[None]:
+        """Predict labels or objects from another score on for a while; ``None`` keeps the thresholds.
+
+        Args:
+            threshold: The score, of all classes.
+            raw: Whether to leave out what was fitted on validation samples.
 
         Raises:
             UsageError: If it is not in (0, 1), or if the task predicts the likeliest class alone.
         """
-        before, owner = self.threshold, type(self).__name__
+        before, owner = (self.threshold, self.calibration), type(self).__name__
         if threshold is not None:
             do = "Leave it out: each image or pixel gets one class, the likeliest."
-            require(before is not None, "threshold", owner, "left out", threshold, do)
+            require(self.threshold is not None, "threshold", owner, "left out", threshold, do)
             require(0 < number(threshold) < 1, "threshold", owner, "in (0, 1)", threshold, "Give for example 0.3.")
             self.threshold = threshold
+            self.calibration = self.calibration and replace(self.calibration, thresholds=())
+        if raw:
+            self.calibration = None
         try:
             yield
         finally:
-            self.threshold = before
+            self.threshold, self.calibration = before
 
     def train(self, mode: bool = True) -> Task:
         """Switch between training and evaluation mode; a frozen backbone stays in evaluation mode."""
@@ -323,6 +348,7 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
             raise UsageError(f"{type(self).__name__} does not cut images into tiles, as the data expect it. {do}")
         if stage == "fit":
             self.spec, self.eval_batch_size = data.spec, data.spec.eval_batch_size
+            self.calibration = None  # of other weights
         elif self.spec is not None and self.spec.class_names != data.spec.class_names:
             # As many classes, but not the same ones: every index would mean something else.
             raise UsageError(

@@ -6,6 +6,7 @@ Beside weights a checkpoint holds plain data only: the arguments of the task, an
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import pickle
 import zipfile
@@ -31,7 +32,7 @@ from autotimm.records.trust import of_checkpoint
 from autotimm.repro.seed import preserve_switches
 from autotimm.repro.streams import preserve_generators
 from autotimm.serialization import construct, import_name, is_object, lost_objects, plain_value
-from autotimm.types import DataSpec
+from autotimm.types import Calibration, DataSpec
 
 __all__ = ["Stored", "TaskRecord", "drop_folder", "read_checkpoint", "rebuilt_with", "task_class_named"]
 
@@ -55,6 +56,7 @@ class Stored(pl.LightningModule):
     root_seed: int
     weights: Weights
     spec: DataSpec | None
+    calibration: Calibration | None
     eval_batch_size: int
     loaded_from: Path | None = None  # the checkpoint, so that a training that begins with its weights can say so
 
@@ -72,7 +74,7 @@ class Stored(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to use the model without its run: plain data only."""
         drop_folder(checkpoint)
-        checkpoint[TaskRecord.KEY] = asdict(self.record())
+        checkpoint[TaskRecord.KEY] = self.record().as_dict()
 
     def record(self) -> TaskRecord:
         """Return what a checkpoint says of this task beside weights and arguments."""
@@ -82,6 +84,7 @@ class Stored(pl.LightningModule):
             weights=self.weights.as_dict(),
             spec=self.spec.as_dict() if self.spec else None,
             eval_batch_size=self.eval_batch_size,
+            calibration=self.calibration.as_dict() if self.calibration else None,
         )
 
     def restore(self, record: TaskRecord) -> None:
@@ -89,6 +92,7 @@ class Stored(pl.LightningModule):
         self.root_seed, self.eval_batch_size = record.root_seed, record.eval_batch_size
         self.weights = Weights.from_dict(record.weights)
         self.spec = DataSpec.from_dict(record.spec) if record.spec else None
+        self.calibration = None if record.calibration is None else _calibration(record)
         transforms = self.spec.eval_transforms if self.spec else None
         if transforms is not None and not is_object(transforms):
             require_admitted(transforms, TRANSFORM)  # they are imported when the model predicts
@@ -141,11 +145,30 @@ _SPEC = {
     "in_chans": int, "ignore_exif": bool,
     "overlap": (float, type(None)), "decode": str,
 }  # fmt: skip
+_CALIBRATION = {"temperature": float, "thresholds": [float], "aim": str, "samples": int}
 _RECORD = {
     "task": str, "root_seed": int, "weights": Fields(_WEIGHTS, ("source",)),
     "spec": (Fields(_SPEC, ("class_names",)), type(None)), "eval_batch_size": int,
+    "calibration": (Fields(_CALIBRATION, tuple(_CALIBRATION)), type(None)),
 }  # fmt: skip
 _SHAPE = Fields({"state_dict": dict, "hyper_parameters": dict, "autotimm": Fields(_RECORD)}, ("hyper_parameters",))
+
+
+def _calibration(record: TaskRecord) -> Calibration:
+    """The calibration of a record.
+
+    Raises:
+        ModelError: If its numbers have no meaning.
+    """
+    fitted = Calibration.from_dict(record.calibration or {})
+    classes = len(record.spec["class_names"]) if record.spec else 0
+    fine = 0 < fitted.temperature < math.inf and all(0 < least < 1 for least in fitted.thresholds)
+    if not (fine and len(fitted.thresholds) in (0, classes)):
+        raise ModelError(
+            "The calibration of a checkpoint must be a positive temperature and a threshold in (0, 1) for each class. "
+            f"It is {record.calibration} instead. Use another checkpoint of the run."
+        )
+    return fitted
 
 
 def rebuilt_with(task: Stored, **changes: Any) -> Any:
@@ -171,6 +194,7 @@ class TaskRecord:
         weights: Where pretrained weights came from, see :class:`autotimm.models.backbone.weights.Weights`.
         spec: Class names, image size and evaluation shape, see :class:`autotimm.types.DataSpec`.
         eval_batch_size: The fixed shape of evaluation batches.
+        calibration: What was fitted on validation samples, see :class:`autotimm.types.Calibration`.
     """
 
     KEY: ClassVar[str] = "autotimm"
@@ -180,6 +204,11 @@ class TaskRecord:
     weights: dict[str, Any]
     spec: dict[str, Any] | None
     eval_batch_size: int
+    calibration: dict[str, Any] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for a checkpoint; without what most have not, as earlier versions wrote it."""
+        return {name: value for name, value in asdict(self).items() if name != "calibration" or value is not None}
 
     @classmethod
     def of(cls, checkpoint: Mapping[str, Any], path: object) -> TaskRecord:

@@ -62,6 +62,8 @@ class ImageClassifier(Task):
         torch.Size([2, 3])
     """
 
+    takes_calibration = True
+
     def __init__(
         self,
         backbone: str,
@@ -151,14 +153,16 @@ class ImageClassifier(Task):
 
     def decode(self, output: Tensor, batch: Batch) -> list[Prediction]:
         """Probabilities and predicted classes of (N, C) logits."""
-        logits = output.float().cpu()
+        logits = output.float().cpu() / self.temperature
         probabilities = logits.sigmoid() if self._multi_label else logits.softmax(dim=1)
-        names = self.class_names
+        names, least = self.class_names, self.least_scores(self._num_classes)
         predictions = []
         for id, row in zip(batch.ids, probabilities.tolist(), strict=True):
             scores = dict(zip(names, row, strict=True))
-            best = [max(names, key=scores.__getitem__)]
-            chosen = best if self.threshold is None else [name for name in names if scores[name] >= self.threshold]
+            if least is None:
+                chosen = [max(names, key=scores.__getitem__)]
+            else:
+                chosen = [name for name, score, from_on in zip(names, row, least, strict=True) if score >= from_on]
             predictions.append(Prediction(id, tuple(chosen), scores))
         return predictions
 

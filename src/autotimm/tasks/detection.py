@@ -57,6 +57,7 @@ class ObjectTask(Task, ABC):
     """
 
     cuts_tiles: ClassVar[bool] = True
+    takes_calibration: ClassVar[bool] = True
     kinds: ClassVar[tuple[str, ...]] = ("boxes", "instances")
     archs: ClassVar[tuple[str, ...]]
     """The detectors to choose from."""
@@ -144,12 +145,13 @@ class ObjectTask(Task, ABC):
         return {name: value.to(image.device) for name, value in merged.items()}
 
     def decode(self, output: Sequence[dict[str, Tensor]], batch: Batch) -> list[ObjectPrediction]:
-        """Objects whose score reaches the threshold, in pixels of the original image."""
+        """Objects whose score reaches the threshold of their class, in pixels of the original image."""
         images = zip(output, batch.ids, places(batch), strict=True)
         return [self._prediction(objects, id, place) for objects, id, place in images]
 
     def _prediction(self, objects: dict[str, Tensor], id: str, place: Placement) -> ObjectPrediction:
-        kept = objects["scores"].cpu() >= self.threshold
+        least = torch.tensor(self.least_scores(self._num_classes), dtype=torch.float64)
+        kept = objects["scores"].cpu() >= least[objects["labels"].cpu()]
         objects = {name: value.cpu()[kept] for name, value in objects.items()}
         boxes = to_original(objects["boxes"].float(), place)
         masks: tuple[str, ...] = ()

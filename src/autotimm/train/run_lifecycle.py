@@ -27,7 +27,7 @@ from autotimm.records.environment import volatile
 from autotimm.records.imports import names_in
 from autotimm.records.ledger import read_ledger
 from autotimm.records.manifest import Manifest
-from autotimm.records.run_folder import RunFolder
+from autotimm.records.run_folder import CALIBRATION, RunFolder
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.tasks.start import Start, store_start
@@ -154,9 +154,24 @@ def summary(folder: RunFolder, trainer: Any, seconds: float, *, resumed: bool = 
     if best:
         validated = {name: value for name, value in best["metrics"].items() if name.startswith("val/")}
         lines.append(f"best epoch: {best['epoch'] + 1}  {metrics_text(validated or best['metrics'], module)}")
+    if calibration := results.get(CALIBRATION):
+        lines.append(f"calibration, measured on other samples: {_worth(calibration, module)}")
     if "test" in results:
         lines.append(f"test: {metrics_text(results['test'], module)}")
     return [*lines, _claims(folder), f"run folder: {folder.path}", f"next: {_next_command(folder, trainer)}"]
+
+
+def _worth(measured: dict[str, float], module: Any) -> str:
+    """What a temperature and thresholds are worth, and which threshold the metrics of the training had."""
+    parts = []
+    if "ece" in measured:
+        used = f"temperature {measured['temperature']:.3g}" if measured["temperature"] != 1 else "not used"
+        parts.append(f"error of confidence {measured['ece']:.3f} -> {measured['calibrated_ece']:.3f} ({used})")
+    if "f1" in measured:
+        used = "a threshold for each class" if measured["fitted"] else "not used"
+        before = f"{measured['f1']:.3f} from {module.threshold:g} on, as in the metrics"
+        parts.append(f"F1 {before} -> {measured['fitted_f1']:.3f} ({used})")
+    return ", ".join(parts)
 
 
 def _claims(folder: RunFolder) -> str:

@@ -24,7 +24,7 @@ from typing_extensions import Unpack
 from autotimm.data.data_facts import Snapshot
 from autotimm.data.loader import KeyedLoader
 from autotimm.data.module import DataModule
-from autotimm.errors import UsageError, is_whole, refuse_unknown, require, require_flags, sentence
+from autotimm.errors import UsageError, is_whole, number, refuse_unknown, require, require_flags, sentence
 from autotimm.metrics import choose_monitor
 from autotimm.records.checkpoint_store import check_keep
 from autotimm.records.code_digest import code_digest, describe_code
@@ -152,6 +152,8 @@ class AutoTrainer(pl.Trainer):
             end of an epoch up to 2 GB, thinned evenly beyond. The best and the newest two are always kept.
         evidence: Whether a ``fit`` keeps what the best weights predict for the validation samples, see
             :mod:`autotimm.evidence`. Its digest stands in the last line of the ledger.
+        calibrate: Fit a temperature, and thresholds per class where there are any, to the evidence, for predictions:
+            thresholds for ``"f1"``, or for a precision in (0, 1). ``None`` fits nothing, as a run without evidence.
         kwargs: Arguments of ``pytorch_lightning.Trainer``. Checkpoint callbacks among the ``callbacks`` are additional
             to the run's own checkpoints. ``logger`` is off unless given, since ``metrics.csv`` is
             always written.
@@ -181,12 +183,13 @@ class AutoTrainer(pl.Trainer):
         checkpoint_every: str | int | None = None,
         keep: str | int = "auto",
         evidence: bool = False,
+        calibrate: str | float | None = "f1",
         **kwargs: Unpack[TrainerOptions],
     ) -> None:
         given = {
             "max_epochs": max_epochs, "seed": seed, "deterministic": deterministic, "threads": threads,
             "use_autotimm_seeding": use_autotimm_seeding, "run_dir": run_dir, "monitor": monitor, "tuner": tuner,
-            "checkpoint_every": checkpoint_every, "keep": keep, **kwargs,
+            "checkpoint_every": checkpoint_every, "keep": keep, "evidence": evidence, "calibrate": calibrate, **kwargs,
         }  # fmt: skip
         read_interval(checkpoint_every)
         fine = threads is None or is_whole(threads, 1)
@@ -202,6 +205,10 @@ class AutoTrainer(pl.Trainer):
             deterministic in (True, False, "warn"), "deterministic", "AutoTrainer", "True, False or 'warn'",
             deterministic, "Give True for equal bits every time.",
         )  # fmt: skip
+        fine = calibrate in ("f1", None) or 0 < number(calibrate) < 1
+        require(
+            fine, "calibrate", "AutoTrainer", "f1, a precision in (0, 1) or None", calibrate, "Give for example f1."
+        )
         self.root_seed = root_seed(seed, "AutoTrainer")
         self.seed, self.deterministic, self.use_autotimm_seeding = seed, deterministic, use_autotimm_seeding
         self.threads = threads or default_threads()
@@ -211,10 +218,12 @@ class AutoTrainer(pl.Trainer):
         self.start: Start | None = None  # what a run that is built again, or extended, starts from
         self.hashes_anew = False  # whether digests of images that are remembered are not enough
         self.checkpoint_every, self.keep, self.evidence = checkpoint_every, check_keep(keep), evidence
+        self.calibrate = calibrate if evidence else None
         self.arguments: dict[str, Any] = {
             "max_epochs": max_epochs, "seed": seed, "deterministic": deterministic, "threads": self.threads,
             "use_autotimm_seeding": use_autotimm_seeding, "monitor": monitor, "checkpoint_every": checkpoint_every,
-            "keep": keep, **({"evidence": True} if evidence else {}), **kwargs,
+            "keep": keep, **({"evidence": True} if evidence else {}),
+            **({} if self.calibrate is None else {"calibrate": self.calibrate}), **kwargs,
         }  # fmt: skip
         plain = kwargs.get("barebones") or kwargs.get("fast_dev_run")
         self.run_folder = RunFolder.choose(False if plain else run_dir, kwargs.get("default_root_dir"))

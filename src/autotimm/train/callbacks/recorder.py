@@ -197,8 +197,7 @@ class Recorder(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the evidence of the best weights, and note that the run is finished."""
         self.look()
-        digest = keep_evidence(trainer, pl_module)
-        self.ledger.add("end", step=trainer.global_step, **({} if digest is None else {"evidence": digest}))
+        self.ledger.add("end", step=trainer.global_step, **keep_evidence(trainer, pl_module))
         self.ledger.flush(sync=True)
         self._end_together()
 

@@ -7,7 +7,9 @@ import io
 import math
 import re
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,10 @@ from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from autotimm.errors import RunError, UsageError, sentence
 from autotimm.records.checkpoint_store import CheckpointStore, check_keep
 from autotimm.records.run_folder import RunFolder
-from autotimm.tasks.checkpoint import read_checkpoint
+from autotimm.tasks.checkpoint import TaskRecord, read_checkpoint
 from autotimm.train.callbacks.epoch_metrics import EpochMetrics, Unfinished, Watched
 from autotimm.train.stop_request import StopRequest
+from autotimm.types import Calibration
 
 __all__ = ["RunCheckpoint", "read_interval"]
 
@@ -106,6 +109,7 @@ class RunCheckpoint(Checkpoint):
         self.keep = check_keep(keep)
         self.folder: Path | None = None
         self.best: dict[str, Any] = {}
+        self._calibrated = False  # whether the best checkpoint has what was fitted to its weights
         self._unfinished = False  # whether the checkpoint that is being written is one within an epoch
         self._loaded: Unfinished | None = None
         self._began = False
@@ -139,6 +143,20 @@ class RunCheckpoint(Checkpoint):
         if self.folder is None or not self.best:
             return None
         return self.store.epochs().get(self.best["epoch"] + 1)
+
+    def calibrate_best(self, path: Path, calibration: Calibration) -> None:
+        """Make ``best.ckpt`` a file of its own: the checkpoint of the best epoch, and what was fitted to its weights.
+
+        Checkpoints of epochs stay as they are: what is fitted at the end of a run is no part of them.
+
+        Args:
+            path: The checkpoint of the best epoch.
+            calibration: What was fitted.
+        """
+        checkpoint = read_checkpoint(path)
+        checkpoint[TaskRecord.KEY] = {**checkpoint[TaskRecord.KEY], "calibration": calibration.as_dict()}
+        self._write("best.ckpt", partial(_WhereTold().save_checkpoint, checkpoint))
+        self._calibrated = True
 
     def _path(self, name: str) -> str:
         return str(self.folder / name) if self.folder is not None and (self.folder / name).is_file() else ""
@@ -197,6 +215,8 @@ class RunCheckpoint(Checkpoint):
                 self.store.link_epoch(trainer.current_epoch, "last.ckpt")
 
     def _name_best(self, trainer: pl.Trainer) -> None:
+        if self._calibrated:
+            return  # it is a file of its own by now
         if self.folder is not None and self.best and trainer.is_global_zero:
             self.store.link_epoch(self.best["epoch"] + 1, "best.ckpt")
 
@@ -284,12 +304,22 @@ class RunCheckpoint(Checkpoint):
 
     def _save(self, trainer: pl.Trainer, name: str, best: bool = False) -> None:
         store = self.store
-        if trainer.is_global_zero and not store.folder.is_dir():  # it would be made again, with this checkpoint alone
+        self._write(name, trainer.save_checkpoint, writes=trainer.is_global_zero)
+        self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
+        if trainer.is_global_zero:
+            if best:
+                store.link(name, "best.ckpt")
+            store.link(name, "last.ckpt")
+            store.thin()
+
+    def _write(self, name: str, save: Callable[[Path], None], *, writes: bool = True) -> None:
+        """Write a checkpoint, atomically and with its digest; every process takes part in saving, process 0 writes."""
+        store = self.store
+        if writes and not store.folder.is_dir():  # it would be made again, with this checkpoint alone
             raise RunError(f"The checkpoint {store.folder / name} could not be written: there is no such folder.")
-        # Every process takes part in saving, but only process 0 writes.
-        with store.writing(name) if trainer.is_global_zero else nullcontext(store.folder / name) as temporary:
+        with store.writing(name) if writes else nullcontext(store.folder / name) as temporary:
             try:
-                trainer.save_checkpoint(temporary)
+                save(temporary)
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                     raise
@@ -297,9 +327,3 @@ class RunCheckpoint(Checkpoint):
                     f"The checkpoint {store.folder / name} could not be written: {error}. The one before it is "
                     "unharmed. Free some space and resume the run, or start it again with another `--out`."
                 ) from error
-        self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
-        if trainer.is_global_zero:
-            if best:
-                store.link(name, "best.ckpt")
-            store.link(name, "last.ckpt")
-            store.thin()

@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from autotimm.evidence import Evidence
+from autotimm.evidence.evidence_file import Evidence
 
 __all__ = ["AREAS", "Matches", "ObjectPair", "match_objects", "object_pairs"]
 
@@ -35,8 +35,8 @@ class Matches:
     Attributes:
         image: The index of the image of each (K,).
         score: Its score (K,).
-        hit: Whether it was matched at each of the overlaps (10, K), of which the first is one half.
-        ignored: Whether it counts neither as right nor as wrong (10, K).
+        hit: Whether it was matched at each of the overlaps, ten or one (O, K), of which the first is one half.
+        ignored: Whether it counts neither as right nor as wrong (O, K).
         there: True objects in each image (N,).
     """
 
@@ -108,14 +108,18 @@ def _annotations(evidence: Evidence, true: bool) -> Iterator[dict[str, Any]]:
             yield each
 
 
-def match_objects(evidence: Evidence) -> dict[tuple[int, str], Matches]:
+def match_objects(evidence: Evidence, *, quick: bool = False) -> dict[tuple[int, str], Matches]:
     """Match predicted with true objects, by masks where there are any: the matches of each class and size.
 
     Those of all sizes are matched at ten overlaps, those of one size at an overlap of one half alone, which is quick.
+
+    Args:
+        evidence: What was predicted, and the truth.
+        quick: Match objects of all sizes together, and at an overlap of one half alone.
     """
     truth, found = _dataset(evidence)
     matched: dict[tuple[int, str], Matches] = {}
-    for areas, overlaps in ((AREAS[:1], 10), (AREAS[1:], 1)):
+    for areas, overlaps in ((AREAS[:1], 1),) if quick else ((AREAS[:1], 10), (AREAS[1:], 1)):
         judge = COCOeval(truth, found, "segm" if evidence.kind == "instances" else "bbox")
         judge.params.areaRng = [judge.params.areaRng[AREAS.index(area)] for area in areas]
         judge.params.areaRngLbl = list(areas)
