@@ -1,12 +1,11 @@
 """Python blocks of a Markdown page, run as one program in a process of its own."""
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+import warm
 
 # Lightning's own way of shrinking a run. Arguments that a page gives still win, so that its code runs as written.
 SHRINK = {
@@ -42,9 +41,7 @@ def python_blocks(page: Path) -> list[Block]:
     return found
 
 
-def run_blocks(
-    page: Path, cwd: Path, fill: Callable[[str], str] = str, shrink: bool = True
-) -> subprocess.CompletedProcess[str]:
+def run_blocks(page: Path, cwd: Path, fill: Callable[[str], str] = str, shrink: bool = True) -> warm.Completed:
     """Run the blocks in order as one program, saying which one is running, so that a failure has a heading.
 
     Line numbers in a traceback are those of the page.
@@ -55,12 +52,9 @@ def run_blocks(
         program.append(f"    exec(compile({chr(10) * line + fill(code)!r}, {page.name!r}, 'exec'), globals())")
     script = cwd / f"{page.stem}_blocks.py"
     script.write_text("\n".join(program), encoding="utf-8")
-    environment = os.environ | (SHRINK if shrink else {})
-    return subprocess.run(
-        [sys.executable, script.name], cwd=cwd, env=environment, capture_output=True, text=True, timeout=480
-    )
+    return warm.run([script.name], cwd, SHRINK if shrink else {}, timeout=480)
 
 
-def assert_ran(run: subprocess.CompletedProcess[str], page: Path) -> None:
+def assert_ran(run: warm.Completed, page: Path) -> None:
     assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"
     assert run.stdout.count(f"-- {page.name}, line ") == len(python_blocks(page))

@@ -1,10 +1,10 @@
 """Every example runs, as its reader would run it."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+import warm
 
 ROOT = Path(__file__).parents[1]
 # Most of a minute until something is found, or several trainings.
@@ -18,7 +18,6 @@ EXAMPLES = [
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_example(example: Path, tmp_path: Path) -> None:
     how = ["-m", "pytest", "-q", "-p", "no:cacheprovider"] if example.name.startswith("test_") else []
-    command = [sys.executable, *how, str(example)]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    run = warm.run([*how, example], tmp_path)
     assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"
     assert "Warning" not in run.stderr, run.stderr

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
+import warm
 from autotimm.cli.main import main
 from autotimm.config import read_yaml
 from autotimm.data.toy import write_toy_folder
 
 
-def autotimm(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "autotimm", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+def autotimm(*words: object, cwd: Path | None = None) -> warm.Completed:
+    return warm.run(["-m", "autotimm", *words], cwd)
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,9 @@ def fitted(photos: Path) -> subprocess.CompletedProcess[str]:
         f"path: {photos}\nbackbone: test_resnet\npretrained: false\nimage-size: 32\nepochs: 7\n"
         "num_workers: 0\nthreads: 1\n"
     )
-    return autotimm("fit", "--config", photos.parent / "small.yaml", "--epochs", 1, "--out", photos.parent / "runs")
+    words = ["fit", "--config", photos.parent / "small.yaml", "--epochs", 1, "--out", photos.parent / "runs"]
+    command = [sys.executable, "-m", "autotimm", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,10 @@
 """Programs train by each way in which Python starts processes; without a guard they are told what to do."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+import warm
 
 PROGRAM = """
 import multiprocessing
@@ -22,11 +22,10 @@ def main():
 GUARDED = 'if __name__ == "__main__":\n    main()'
 
 
-def run(toy_folder: Path, tmp_path: Path, method: str, call: str) -> "subprocess.CompletedProcess[str]":
+def run(toy_folder: Path, tmp_path: Path, method: str, call: str) -> "warm.Completed":
     program = tmp_path / "train.py"
     program.write_text(PROGRAM.format(method=method, folder=str(toy_folder), call=call))
-    command = [sys.executable, program.name]
-    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    return warm.run([program.name], tmp_path)
 
 
 # That of fork is trained by most other tests.

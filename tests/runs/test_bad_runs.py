@@ -8,7 +8,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import Callback
 
+import warm
 from autotimm import Run, Task
 from autotimm.cli.main import main
 from autotimm.errors import ModelError, RunError, UsageError
@@ -308,25 +308,18 @@ class TestInterrupted:
             "--name",
             "run",
         ]
-        command = [sys.executable, "-m", "autotimm", *map(str, words)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                              start_new_session=True, preexec_fn=_listen) as process:  # fmt: skip
-            while not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists() and process.poll() is None:
-                time.sleep(0.05)
-            # A terminal sends Ctrl-C to all processes in front, a scheduler its signal to the one that it knows.
-            (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-            out, shown = process.communicate(timeout=60)
+        process = warm.Program(["-m", "autotimm", *words])
+        while not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists() and process.poll() is None:
+            time.sleep(0.05)
+        # A terminal sends Ctrl-C to all processes in front, a scheduler its signal to the one that it knows.
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        out, shown = process.communicate(timeout=60)
         assert (process.returncode, out) == (code, "")
         assert "Traceback" not in shown
         assert files(tmp_path / "run") == EARLY | {"metrics.csv", *CHECKPOINTS}
         assert isinstance(Run(tmp_path / "run").model("last"), Task)
         with pytest.raises(ProcessLookupError):
             os.killpg(process.pid, 0)  # no worker is left
-
-
-def _listen():
-    """Undo what a shell does to programs in the background: they, and all that they start, are deaf to Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class TestEarly:

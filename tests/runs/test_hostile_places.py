@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 
+import warm
 from autotimm import ImageClassifier, ImageDataModule, ModelError, Run, RunError, Task
 from autotimm.cli.fit import FIT, configure
 from autotimm.cli.lightning_yaml import build
@@ -488,9 +489,9 @@ class TestSearchPath:
         assert done.returncode == 0, done.stderr
 
     def test_the_users_own_modules_are(self, place: Path, made: Path) -> None:
-        command = [sys.executable, "-m", "autotimm", "fit", str(made / "photos"), "--loss", "evil.Loss",
-                   "--epochs", "1", "--backbone", "test_resnet", "--pretrained", "false"]  # fmt: skip
-        done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+        words = ["fit", made / "photos", "--loss", "evil.Loss", "--epochs", "1", "--backbone", "test_resnet",
+                 "--pretrained", "false"]  # fmt: skip
+        done = warm.run(["-m", "autotimm", *words], place)
         assert done.returncode == 0, done.stderr
         assert (place / "hit").exists()
 

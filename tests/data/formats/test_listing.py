@@ -1,9 +1,6 @@
 """The listing of a folder: order, links, and that each directory is read once, however many formats look at it."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +8,7 @@ import pytest
 from autotimm.data.formats.listing import Listing
 from autotimm.data.toy import write_toy_folder, write_toy_objects, write_toy_segmentation
 from autotimm.errors import DataError
+from warm import run
 
 # Counts the directory listings below some folders that whole trainings ask the system for.
 COUNT = """
@@ -103,9 +101,8 @@ def test_a_fit_lists_each_folder_once(tmp_path: Path) -> None:
     regions = write_toy_segmentation(tmp_path / "regions", **sizes)
     classes = write_toy_folder(tmp_path / "classes", **sizes)
     fits = [(str(objects), "auto"), (str(objects), "detection"), (str(regions), "auto"), (str(classes), "auto")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    command = [sys.executable, "-c", COUNT, json.dumps(fits), str(tmp_path / "runs")]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    result = run(["-c", COUNT, json.dumps(fits), tmp_path / "runs"], env=cache)  # its hook cannot be taken back
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
     for (root, _), counts in zip(fits, lines, strict=True):
