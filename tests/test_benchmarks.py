@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import warm
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 BENCHMARKS = sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
 
@@ -26,7 +28,6 @@ def test_quick_run_draws_its_own_data_and_reports(name: str, tmp_path: Path) -> 
 
 
 def test_missing_data_is_an_error(tmp_path: Path) -> None:
-    command = [sys.executable, str(FOLDER / "invariance.py"), "--data", str(tmp_path / "none")]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    run = warm.run([FOLDER / "invariance.py", "--data", tmp_path / "none"], tmp_path)
     assert run.returncode == 1
     assert run.stderr.startswith("There is no folder")

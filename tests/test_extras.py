@@ -1,7 +1,9 @@
 """Optional packages that are not installed: the exit code is 2 and the error names the line that installs them."""
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,23 +22,48 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return linked_environment(tmp_path_factory.mktemp("bare") / "environment", OPTIONAL)
 
 
-@pytest.mark.parametrize(
-    ("extra", "words"),
-    [
-        ("demo", ["demo"]),
-        ("tensorboard", ["fit", "PHOTOS", *FIT, "--loggers", "tensorboard"]),
-        ("wandb", ["fit", "PHOTOS", *FIT, "--loggers", "wandb"]),
-        ("mlflow", ["fit", "PHOTOS", *FIT, "--loggers", "mlflow"]),
-        ("ray", ["study", "PHOTOS", *FIT, "--launcher", "ray"]),
-        ("inspect", ["inspect", "PHOTOS", "--run", "runs/photos-001"]),
-    ],
-)
-def test_missing_extra_is_a_usage_error(extra: str, words: list[str], bare: Path, toy_folder: Path, tmp_path: Path):
-    words = [str(toy_folder) if word == "PHOTOS" else word for word in words]
-    done = run(bare, "-m", "autotimm", *words, cwd=tmp_path, sources=True)
-    assert done.returncode == 2, done.stderr
-    assert re.fullmatch(rf"error: [^.]+: pip install 'autotimm\[{extra}\]'", done.stderr.splitlines()[-1])
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()], "a failed start left files behind"
+COMMANDS = {
+    "demo": ["demo"],
+    "tensorboard": ["fit", "PHOTOS", *FIT, "--loggers", "tensorboard"],
+    "wandb": ["fit", "PHOTOS", *FIT, "--loggers", "wandb"],
+    "mlflow": ["fit", "PHOTOS", *FIT, "--loggers", "mlflow"],
+    "ray": ["study", "PHOTOS", *FIT, "--launcher", "ray"],
+    "inspect": ["inspect", "PHOTOS", "--run", "runs/photos-001"],
+}
+ALL_COMMANDS = """
+import contextlib, io, json, os, sys
+from pathlib import Path
+from autotimm.cli.main import main
+
+ended = {}
+for extra, words in json.loads(sys.argv[1]).items():
+    Path(extra).mkdir()
+    os.chdir(extra)
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        code = main(words)
+    os.chdir("..")
+    ended[extra] = code, errors.getvalue()
+print(json.dumps(ended))
+"""
+
+
+@pytest.fixture(scope="module")
+def ended(bare: Path, toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A folder of a folder per command, and by extra the exit code and the errors; one process imports torch once."""
+    folder = tmp_path_factory.mktemp("commands")
+    commands = json.dumps(COMMANDS).replace("PHOTOS", str(toy_folder))
+    done = run(bare, "-c", ALL_COMMANDS, commands, cwd=folder, sources=True)
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("extra", COMMANDS)
+def test_missing_extra_is_a_usage_error(extra: str, ended: tuple[Path, dict[str, Any]]) -> None:
+    folder, outcomes = ended
+    code, errors = outcomes[extra]
+    assert code == 2, errors
+    assert re.fullmatch(rf"error: [^.]+: pip install 'autotimm\[{extra}\]'", errors.splitlines()[-1])
+    assert not [path for path in (folder / extra).rglob("*") if path.is_file()], "a failed start left files behind"
 
 
 FALL_BACK = """

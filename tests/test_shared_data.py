@@ -1,9 +1,9 @@
 """A run without the real data says in one line how many tests wanted them."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+
+import warm
 
 TESTS = Path(__file__).parent
 FILE = """
@@ -27,8 +27,7 @@ def test_skipped_tests_are_counted(tmp_path: Path) -> None:
     (tests.parent / "pytest.ini").write_text("[pytest]\npythonpath = tests\n")
 
     def run() -> list[str]:
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib"]
-        done = subprocess.run(command, cwd=tests.parent, capture_output=True, text=True, timeout=600)
+        done = warm.run(["-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib"], tests.parent)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout.splitlines()
 

@@ -369,7 +369,7 @@ class TestCauses:
 
     def test_threads(self, photos, tmp_path):
         # Large enough for a sum to be shared among threads.
-        options = {"backbone": "resnet18", "image_size": 64, "epochs": 1}
+        options = {"image_size": 96, "epochs": 1}
         a = fit(photos, tmp_path, "one", **options)
         b = fit(photos, tmp_path, "two", **{**options, "threads": 2})
         comparison = diff(a.path, b.path)

@@ -134,6 +134,7 @@ def test_failed_run_is_named(toy_folder, tmp_path):
     )
     with pytest.raises(RunError, match=message):
         autotimm.study(toy_folder, seeds=2, jobs=1, out=tmp_path, **options)
+    assert [log.stem for log in tmp_path.rglob("logs/*.log")] == ["seed-42"]  # no more are started
 
 
 def test_changed_data_is_refused(finished_study, toy_folder, tmp_path):

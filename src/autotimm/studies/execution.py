@@ -36,7 +36,10 @@ def run_local(configs: Mapping[str, Path], jobs: int, logs: Path) -> Iterator[st
         try:
             for future in as_completed(names):
                 name = names[future]
-                if code := future.result():
+                code = future.result()
+                if code is None:  # not started, since another has failed, which is yet to come
+                    continue
+                if code:
                     raise _failure(name, code, logs / f"{name}.log")
                 yield name
         except AutotimmError:
@@ -56,11 +59,14 @@ class _Processes:
         self._lock = threading.Lock()
         self._ended = False
 
-    def run(self, config: Path, log: Path) -> int:
-        """Run one process, and return its exit code. Its standard input is closed when this process dies."""
+    def run(self, config: Path, log: Path) -> int | None:
+        """Run one process, and return its exit code. Its standard input is closed when this process dies.
+
+        After a failure, or once all were asked to stop, none is started: returns None.
+        """
         with self._lock:
             if self._ended:
-                return 130
+                return None
             with log.open("wb") as output:
                 process = subprocess.Popen(
                     _command(config), stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env=_environment()
@@ -70,6 +76,8 @@ class _Processes:
             code = process.wait()
         with self._lock:
             self._running.discard(process)
+            if code:
+                self._ended = True
         return code
 
     def end(self) -> None:
