@@ -20,6 +20,7 @@ from PIL import Image
 
 import autotimm
 from autotimm import FitConfig, ImageDataModule, UsageError
+from autotimm.cli.main import main
 from autotimm.data import file_facts, pixel_cache, pixel_store
 from autotimm.data.dense import SegmentationDataModule
 from autotimm.data.file_facts import Stamp
@@ -28,6 +29,7 @@ from autotimm.data.image_reading import ImageReading
 from autotimm.data.pixel_cache import PixelCache, cache_folder, open_cache
 from autotimm.data.pixel_store import Decoded, bytes_by_name, clear
 from autotimm.data.toy import write_toy_segmentation
+from autotimm.doctor.machine import check_machine
 from autotimm.runs.restore import read_manifest
 
 RGB = ImageReading(least=(32, 32))
@@ -456,7 +458,6 @@ def test_two_processes_write_at_once(photos):
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_kills_while_two_processes_write(photos, kills):
     other = writer(photos, 1000, turns=10**6)
-    kept = [0]
     for seed, delay in enumerate(np.random.default_rng(5).uniform(0.05, 0.25, kills)):
         process = writer(photos, seed, turns=10**6)
         time.sleep(delay)
@@ -465,12 +466,10 @@ def test_kills_while_two_processes_write(photos, kills):
         assert process.exitcode == -signal.SIGKILL
         cache = disk_cache(photos)
         assert_right(cache, jpegs(photos), ImageReading(least=(1, 32)))
-        kept.append(kept_of(cache))
     other.kill()
     other.join(10)
-    assert kept == sorted(kept)
-    assert kept[-1] > 0
     cache = keep_all(photos)
+    assert kept_of(cache) > 16
     for least in range(1, 5):
         assert_right(cache, jpegs(photos), ImageReading(least=(least, 32)))
     mark(cache, jpegs(photos)[0])
@@ -511,7 +510,6 @@ def test_a_writer_that_was_stopped_holds_nobody_up(photos, monkeypatch):
             cache.read(path, RGB)
             cache.flush()
         assert time.monotonic() - started < 1
-    assert kept_of(cache) == 0
     assert kept_of(keep_all(photos)) == 16
 
 
@@ -520,7 +518,7 @@ def test_a_writer_that_was_stopped_holds_nobody_up(photos, monkeypatch):
 
 def test_the_bound_holds_and_what_is_kept_stays(photos):
     size = 60_000  # of 16 pictures of 14 kB
-    with pytest.warns(UserWarning, match=r"No more decoded pictures are kept: .* may take 60 kB"):
+    with pytest.warns(UserWarning, match=r"No more decoded pictures are kept: the limit of 60 kB"):
         cache = keep_all(photos, size)
     assert 0 < kept_of(cache) < 16
     assert sum(bytes_by_name(cache_folder()).values()) <= size
@@ -676,6 +674,19 @@ def test_memory_is_shared_by_programs_at_the_same_time(photos):
     open_cache("off", SIZE, [], RGB)  # removes nothing that is in use
     again = open_cache("ram", SIZE, jpegs(photos), RGB)
     assert is_black(again.cache.read(jpegs(photos)[0], RGB))
+
+
+def test_doctor_shows_and_clears_what_is_kept(photos, capsys):
+    cache = keep_all(photos)
+    assert any("decoded images are kept in" in finding.text for finding in check_machine(".", 32, 4, 0))
+    assert main(["doctor", "--clear-cache"]) == 1
+    assert "1 of 1 data sets are in use and stay. Try again later." in capsys.readouterr().out
+    cache.store.close()
+    assert main(["doctor", "--clear-cache"]) == 0
+    assert " kB were removed from " in capsys.readouterr().out
+    assert not bytes_by_name(cache_folder())
+    assert main(["doctor", "--clear-cache"]) == 0
+    assert "0 B were removed from " in capsys.readouterr().out
 
 
 def test_options():

@@ -58,7 +58,7 @@ _PIXELS, _INDEX, _LOCK, _WRITE = "pixels", "index.sqlite3", "lock", "write"
 _MOST = 256 * 2**20  # bytes of a picture that is kept: larger ones would be held twice while they are written
 _PER_ROW = 512  # bytes that the index may grow by for each picture
 _LEAST_FREE, _LEAST_SHARE = 10**9, 0.05  # bytes, or this share of a disk, that others can always write
-_PATIENCE, _PAUSE = 1.0, 60.0  # seconds to wait for a writer; and before asking again for one that seems to be stopped
+_PATIENCE, _PAUSE = 1.0, 20.0  # seconds to wait for another process, and to do without if it may have been stopped
 _ATTEMPTS = 5
 _Pixels = NDArray[np.uint8]
 _Result = TypeVar("_Result")
@@ -131,7 +131,7 @@ class PixelStore:
             _INHERITED.append(self._opened)  # closing a connection of the parent could disturb the parent
             self._forget()
         with self._mutex:
-            if self._is_broken:
+            if self._is_broken or time.monotonic() < self._not_before:
                 return otherwise
             try:
                 if self._opened is None:
@@ -171,7 +171,7 @@ class PixelStore:
 
     def add(self, pictures: Sequence[Decoded]) -> None:
         """Keep pictures, as far as there is room; those that another process has kept meanwhile are not kept again."""
-        if pictures and not self.trouble and time.monotonic() >= self._not_before:
+        if pictures and not self.trouble:
             self._use(lambda opened: self._add(opened, pictures), None)
 
     def _add(self, opened: _Handles, pictures: Sequence[Decoded]) -> None:
@@ -197,7 +197,7 @@ class PixelStore:
             if pixels is None or key in places or pixels.nbytes > _MOST or _read(opened, key) is not None:
                 continue
             if (room := room - _size(pixels)) < 0:
-                self.trouble = f"the pictures of all data sets may take {written_bytes(self.limit)}"
+                self.trouble = f"the limit of {written_bytes(self.limit)}, or that of the disk, is reached"
                 break
             _write(opened.data, start, _head(key, pixels))
             _write(opened.data, start + _ALIGNED, pixels.data.cast("B"))
