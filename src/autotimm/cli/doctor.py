@@ -11,7 +11,7 @@ from autotimm.cli.json_output import JSON, answering
 from autotimm.cli.parser import Given, parse
 from autotimm.cli.verb import Verb
 from autotimm.config import COMMAND_LINE, FitConfig, Option, defaults, options, read_yaml
-from autotimm.config.value_types import Path
+from autotimm.config.value_types import Flag, Path
 from autotimm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,11 +41,14 @@ def run(argv: Sequence[str]) -> int:
 def _examine(given: Given) -> dict[str, list[Finding]]:
     """Check, and print the findings as they come; return them by heading."""
     config, nested = _configure(given)
+    findings: dict[str, list[Finding]] = {}
+    if given.value("clear_cache"):
+        _report("Decoded images", _clear_cache(), findings)
+        return findings
     from autotimm.doctor.package_versions import (
         check_versions,  # lazy: mistakes above are reported without loading torch
     )
 
-    findings: dict[str, list[Finding]] = {}
     _report("Versions", check_versions(), findings)
     if any(finding.level == "problem" for finding in findings["Versions"]):
         print("The other checks need matching versions and are skipped.")
@@ -60,6 +63,21 @@ def _examine(given: Given) -> dict[str, list[Finding]]:
     _report("Machine", machine, findings)
     with names_of_file(given.options.get("config")):
         _report("One training step", _check_step(config, nested, given.options.get("config", "")), findings)
+    return findings
+
+
+def _clear_cache() -> list[Finding]:
+    """Remove decoded images that earlier runs have kept, but for those in use."""
+    from autotimm.byte_size import written_bytes
+    from autotimm.data.pixel_cache import cache_folder  # lazy, as above
+    from autotimm.data.pixel_store import bytes_by_name, clear
+    from autotimm.doctor.finding import ok, problem
+
+    before, left = bytes_by_name(cache_folder()), clear(cache_folder())
+    freed = sum(before.values()) - sum(bytes_by_name(cache_folder()).values())
+    findings = [ok(f"{written_bytes(freed)} were removed from {cache_folder()}")]
+    if left:
+        findings.append(problem(f"{len(left)} of {len(before)} data sets are in use and stay", "Try again later."))
     return findings
 
 
@@ -127,6 +145,7 @@ def _report(title: str, found: Iterable[Finding], findings: dict[str, list[Findi
 
 
 _CONFIG = Option(Path(metavar="FILE"), "configuration file of fit, instead of a backbone", "Options")
+_CLEAR = Option(Flag(), "check nothing, and remove the decoded images that `fit --cache` has kept on disk", "Options")
 
 DOCTOR = Verb(
     name="doctor",
@@ -134,10 +153,11 @@ DOCTOR = Verb(
     run=run,
     options={
         "config": _CONFIG,
+        "clear_cache": _CLEAR,
         **{name: replace(options()[name], group="Options", common=False) for name in _SHARED},
         "json": JSON,
     },
-    defaults={**{name: defaults()[name] for name in _SHARED}, "json": False},
+    defaults={**{name: defaults()[name] for name in _SHARED}, "clear_cache": False, "json": False},
     examples=(
         "autotimm doctor",
         "autotimm doctor --backbone vit_small_patch16_224",

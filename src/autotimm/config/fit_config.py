@@ -15,9 +15,22 @@ from typing import Any
 
 from autotimm.config.option import Option, Shadow, To, meant, option
 from autotimm.config.record import header, split_record
-from autotimm.config.value_types import Choice, Either, Flag, Name, Number, Path, Size, StreamSeeds, Text, Whole, Words
+from autotimm.config.value_types import (
+    Bytes,
+    Choice,
+    Either,
+    Flag,
+    Name,
+    Number,
+    Path,
+    Size,
+    StreamSeeds,
+    Text,
+    Whole,
+    Words,
+)  # fmt: skip
 from autotimm.config.yaml import write_scalar
-from autotimm.constants import DECODINGS, TASKS
+from autotimm.constants import CACHES, DECODINGS, TASKS
 from autotimm.errors import UsageError
 
 __all__ = ["COMMAND_LINE", "NETWORK_OPTIONS", "FitConfig", "defaults", "options"]
@@ -138,6 +151,12 @@ class FitConfig:
     decode: str = _data(
         "reduced", Choice(DECODINGS), "decode large JPEGs at the scale that the network needs, or in full",
         tasks=_CLASSIFICATION, stages=("inputs", "validation"),
+    )
+    cache: str = _data(
+        "off", Choice(CACHES), "keep decoded images for later epochs and runs: on disk, in ram, or auto; same bits"
+    )
+    cache_size: int = _data(
+        20 * 10**9, Bytes(), "most that the decoded images of all data sets take", needs="cache"
     )
     strict: bool = _data(False, Flag(), "refuse doubtful data instead of repairing it with a notice")
     train_csv: str | None = _tables(

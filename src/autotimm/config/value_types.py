@@ -14,11 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, SupportsFloat, SupportsIndex
 
+from autotimm.byte_size import BYTES_MUST, exact_bytes, read_bytes
 from autotimm.constants import STREAMS
 from autotimm.errors import nearest
 from autotimm.image_size import MUST, ImageSize, read_image_size, written_size
 
 __all__ = [
+    "Bytes",
     "Choice",
     "Either",
     "Flag",
@@ -169,6 +171,22 @@ class Number(Kind):
         above = number >= self.high if self.high_open else number > self.high
         _refuse(not math.isfinite(number) or below or above)
         return number
+
+
+@dataclass(frozen=True)
+class Bytes(Kind):
+    """A number of bytes, as such or with a unit."""
+
+    must: str = BYTES_MUST
+    metavar: str = "SIZE"
+
+    def read(self, value: object) -> int:
+        """Convert a number, or text such as ``20GB``."""
+        return read_bytes(value)
+
+    def word(self, value: Any) -> object:
+        """The number with the largest unit that divides it."""
+        return exact_bytes(value)
 
 
 @dataclass(frozen=True)

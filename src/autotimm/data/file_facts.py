@@ -55,6 +55,7 @@ __all__ = [
     "object_bounds",
     "object_ids_of",
     "scan",
+    "user_cache",
 ]
 
 _PATIENCE = 2.0  # seconds before a progress bar appears
@@ -63,6 +64,12 @@ _QUERY = 500  # paths per query: SQLite bounds the number of parameters
 _SETTLED = 3 * 10**9  # nanoseconds: some file systems keep times in steps of two seconds
 _LAST = 2**63 - 1  # of a signed integer of 64 bits, which SQLite and NumPy have: in nanoseconds, the year 2262
 _Result = TypeVar("_Result")
+
+
+def user_cache() -> Path:
+    """The folder of what saves time and can be made again: below ``XDG_CACHE_HOME``, or ``~/.cache``."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(home) / "autotimm"
 
 
 class Problem(NamedTuple):
@@ -147,9 +154,8 @@ class FileFacts(Generic[_Result]):
 
     @property
     def path(self) -> Path:
-        """The cache file: below ``XDG_CACHE_HOME``, or ``~/.cache``."""
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        return Path(home) / "autotimm" / f"{self.name}.sqlite3"
+        """The cache file."""
+        return user_cache() / f"{self.name}.sqlite3"
 
     def __call__(
         self, files: Sequence[Path], progress: bool, title: str, *, cached: bool = True

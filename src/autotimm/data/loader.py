@@ -195,7 +195,10 @@ class KeyedDataset(Dataset[Any]):
             if get_worker_info() is None:  # a worker has one thread anyway, and generators of its own
                 stack.enter_context(preserve_generators(torch_only=self.torch_only))
                 stack.enter_context(fixed_threads(1))
-            return [self._sample(draw) for draw in draws]
+            samples = [self._sample(draw) for draw in draws]
+        if isinstance(self.source, Table) and self.source.cache is not None:
+            self.source.cache.flush()
+        return samples
 
     def _sample(self, draw: Draw) -> Any:
         table = self.source if isinstance(self.source, Table) else None

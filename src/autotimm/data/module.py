@@ -6,7 +6,7 @@ import inspect
 import os
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -14,12 +14,15 @@ import pytorch_lightning as pl
 import torch
 from typing_extensions import Never
 
+from autotimm.byte_size import BYTES_MUST, read_bytes
+from autotimm.constants import CACHES
 from autotimm.data.data_facts import Facts
 from autotimm.data.file_facts import Problem
 from autotimm.data.formats.image_paths import read_paths
 from autotimm.data.formats.recognize import Recognized
 from autotimm.data.image_reading import ImageReading, reading_as
 from autotimm.data.loader import KeyedLoader, collate_samples, default_workers, transformed_loader
+from autotimm.data.pixel_cache import PixelCache, open_cache
 from autotimm.data.table import Table, check_shares
 from autotimm.data.table_checks import balanced_weights, check_classes, readable, split_off, workers_for_whole_images
 from autotimm.data.transforms.image_transforms import (
@@ -29,7 +32,7 @@ from autotimm.data.transforms.image_transforms import (
     train_transform,
     without_colors,
 )  # fmt: skip
-from autotimm.errors import DataError, is_whole, number, refuse_unknown, require, require_flags
+from autotimm.errors import DataError, is_whole, number, refuse_unknown, require, require_choice, require_flags
 from autotimm.image_size import ImageSize
 from autotimm.repro.sampler import KeyedBatchSampler
 from autotimm.repro.seed import most_on_cpu, root_seed
@@ -56,6 +59,8 @@ class CommonDataOptions(TypedDict, total=False):
     interpolation: str
     in_chans: int
     ignore_exif: bool
+    cache: str
+    cache_size: int | str
 
 
 class DataOptions(CommonDataOptions, total=False):
@@ -106,6 +111,10 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
             have as many, see :mod:`autotimm.data.image_channels`, and NumPy arrays (``.npy``) are images too.
         ignore_exif: Read images as they are stored, without the turn that an EXIF tag asks for; for annotations that
             were made on the stored images.
+        cache: Whether decoded images are kept for later epochs and runs, see :mod:`autotimm.data.pixel_cache`: ``off``,
+            on ``disk`` in the user's cache folder, or in ``ram`` until the program ends; ``auto`` chooses between
+            ``disk`` and ``off``, and says why in :attr:`notices`. Never changes a result.
+        cache_size: The most that the decoded images of all data sets take, in bytes or as text such as ``20GB``.
 
     Attributes:
         run_seed: Root seed of order and augmentation; a trainer sets it before training.
@@ -145,6 +154,8 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         interpolation: str = "bilinear",
         in_chans: int = 3,
         ignore_exif: bool = False,
+        cache: str = "off",
+        cache_size: int | str = "20GB",
         **unknown: Never,
     ) -> None:
         super().__init__()
@@ -168,6 +179,8 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
             "Give 1 to keep the whole square.",
         )  # fmt: skip
         check_shares(val_split, test_split, owner)
+        require_choice("cache", owner, cache, CACHES)
+        require(_is_size(cache_size), "cache_size", owner, BYTES_MUST, cache_size, "Give for example 20GB.")
         require_flags(
             owner, strict=strict, drop_last=drop_last, balanced_sampling=balanced_sampling, ignore_exif=ignore_exif
         )
@@ -178,12 +191,14 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         self.augmentation, self.balanced_sampling = augmentation, balanced_sampling
         self.strict, self.drop_last, self.crop_pct, self.interpolation = strict, drop_last, crop_pct, interpolation
         self.in_chans, self.ignore_exif = in_chans, ignore_exif
+        self.cache, self.cache_size = cache, read_bytes(cache_size)
         self.data_seed = self.run_seed = root_seed(seed, owner)
         self.arguments = self._captured_arguments(DataOptions.__annotations__)
         self._given_transforms = {"train_transforms": train_transforms, "eval_transforms": eval_transforms}
         self.notices: list[str] = []
         self.problems: list[Problem] = []
         self._tables: dict[str, Table] = {}
+        self._cache: PixelCache | None = None
         self._loaders: weakref.WeakSet[KeyedLoader] = weakref.WeakSet()
 
     def _constructed(self) -> None:
@@ -253,7 +268,14 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         if self._given_transforms["train_transforms"] is None:
             self.notices += without_colors(self.augmentation, self.in_chans)
         check_classes(tables["train"], self.notices)
+        self._open_cache(tables)
         self._tables = split_off(tables, self.val_split, self.test_split, self.data_seed, self.notices)
+
+    def _open_cache(self, tables: Mapping[str, Table]) -> None:
+        files = [path for table in tables.values() for path in table.files()] if self.cache != "off" else []
+        reading = self._reading._replace(least=self.pixels_needed("train_transforms"))
+        self._cache, line = open_cache(self.cache, self.cache_size, files, reading)
+        self.notices += [line] if line else []
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the trainer and the loading processes, which belong to the original alone."""
@@ -285,8 +307,11 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
     # Loaders
 
     def _loader(self, table: Table, batches: KeyedBatchSampler, transform: SampleTransform, stream: str) -> KeyedLoader:
+        reduced = table.at_least(self.pixels_needed(transform.name))
+        # Images to predict are read once.
+        is_own = self._cache is not None and any(table is own for own in self._tables.values())
         loader = transformed_loader(
-            table.at_least(self.pixels_needed(transform.name)),
+            reduced.cached(self._cache) if is_own and self._cache is not None else reduced,
             batches,
             transform,
             stream=stream,
@@ -389,3 +414,11 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         """End the loading processes; the data is kept."""
         for loader in list(self._loaders):
             loader.close()
+
+
+def _is_size(value: object) -> bool:
+    try:
+        read_bytes(value)
+    except (TypeError, ValueError):
+        return False
+    return True

@@ -10,18 +10,22 @@ from collections import defaultdict
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision import tv_tensors
 
 from autotimm.data.image_channels import read_as
 from autotimm.data.image_reading import UPRIGHT_RGB, ImageReading, current_reading
 from autotimm.errors import number, require
 from autotimm.repro.streams import key
 from autotimm.types import Sample
+
+if TYPE_CHECKING:
+    from autotimm.data.pixel_cache import PixelCache
 
 __all__ = ["LARGE_CLASS", "ImageTable", "Objects", "Subset", "Table", "check_shares", "keyed_split", "rarest_labels"]
 
@@ -54,6 +58,7 @@ class Table(ABC):
         strata: The class index of each sample, for stratified splits and balanced draws; ``None`` if there is none.
         category_ids: The numbers that a COCO file gives the classes, in their order; empty if there is none.
         reading: How its image files become pixels.
+        cache: Where decoded pictures of its files are kept, see :meth:`cached`.
         draws_random: Whether :meth:`load` may draw from a global generator (``random``, NumPy, torch). ``False`` saves
             time.
     """
@@ -65,6 +70,7 @@ class Table(ABC):
     strata: Sequence[int] | None = None
     category_ids: tuple[int, ...] = ()
     reading: ImageReading = UPRIGHT_RGB
+    cache: PixelCache | None = None
     draws_random: bool = True
 
     @abstractmethod
@@ -82,6 +88,20 @@ class Table(ABC):
             size: Height and width that every image must keep, unless it has less; ``None`` for all of it.
         """
         return self
+
+    def cached(self, cache: PixelCache) -> Table:
+        """Return a table of the same samples whose :meth:`picture` comes from a cache."""
+        table = copy(self)
+        table.cache = cache
+        return table
+
+    def picture(self, path: str | Path) -> tv_tensors.Image:
+        """Decode an image file of a sample as :attr:`reading` says, or take it from the cache: the same pixels.
+
+        Raises:
+            DataError: If it cannot be read.
+        """
+        return read_as(path, self.reading) if self.cache is None else self.cache.read(path, self.reading)
 
     def files(self) -> tuple[Path, ...]:
         """Return one image file per sample, to be checked before training; nothing if samples are not files."""
@@ -165,7 +185,7 @@ class ImageTable(Table):
 
     def load(self, index: int) -> Sample:
         """Decode one file. The target is an ``int``, or a float vector (C,) for multi-label, or ``None``."""
-        return Sample(read_as(self.paths[index], self.reading), self._target(index), self.ids[index])
+        return Sample(self.picture(self.paths[index]), self._target(index), self.ids[index])
 
     def at_least(self, size: tuple[int, int] | None) -> ImageTable:
         """Return a table of the same files, of which JPEGs are decoded at a reduced scale."""
@@ -209,6 +229,12 @@ class Subset(Table):
         reduced = copy(self)
         reduced.table = self.table.at_least(size)
         return reduced
+
+    def cached(self, cache: PixelCache) -> Subset:
+        """Return the same samples, from the cache as the other table takes them."""
+        kept = copy(self)
+        kept.cache, kept.table = cache, self.table.cached(cache)
+        return kept
 
     def load(self, index: int) -> Sample:
         """Read one sample of the other table."""

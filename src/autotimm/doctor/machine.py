@@ -9,7 +9,10 @@ from pathlib import Path
 
 import torch
 
+from autotimm.byte_size import written_bytes
 from autotimm.data.module import default_workers
+from autotimm.data.pixel_cache import cache_folder
+from autotimm.data.pixel_store import bytes_by_name
 from autotimm.doctor.finding import Finding, note, ok, problem
 from autotimm.image_size import ImageSize, height_and_width
 from autotimm.records.bit_factors import VARIABLES
@@ -80,6 +83,10 @@ def check_machine(folder: str, image_size: ImageSize, batch_size: int, num_worke
     """
     workers = default_workers() if num_workers is None else num_workers
     findings = [_cores(), _gpu(), _disk(folder)]
+    if kept := sum(bytes_by_name(cache_folder()).values()):
+        findings.append(
+            ok(f"{written_bytes(kept)} of decoded images are kept in {cache_folder()}; --clear-cache removes them")
+        )
     if _SHARED.is_dir():  # only Linux has it
         findings.append(check_memory(shutil.disk_usage(_SHARED).free, image_size, batch_size, workers))
     return findings

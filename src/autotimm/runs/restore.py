@@ -118,13 +118,15 @@ def rebuild(
         changes: Other values than the recorded ones, by the names of the options; for a run made from objects also
             arguments of one part, such as ``model.lr``.
         loggers: Whether the loggers of a run made from options log again. A mere replay must not: it would write to
-            the account of whoever checks the run, or fail where their packages are not installed.
+            the account of whoever checks the run, or fail where their packages are not installed. Nor does it use
+            decoded images that were kept: what checks a record decodes for itself.
 
     Raises:
         ModelError: If a class or an object of the run cannot be created again.
         DataError: If the data is missing.
     """
     config = affordable(read_config(recorded))
+    config = config if loggers else _without_cache(config)
     trainer: Mapping[str, Any] = config.as_dict() if isinstance(config, FitConfig) else config.get("trainer") or {}
     require_machine_for({**trainer, **(changes or {})})
     manifest = read_manifest(recorded) if (recorded / "manifest.json").exists() else None
@@ -166,6 +168,15 @@ def affordable(config: FitConfig | dict[str, Any]) -> FitConfig | dict[str, Any]
     if isinstance(config, FitConfig):
         return config.resolved({"num_workers": None}, "this machine")
     return {**config, "data": {**config["data"], "init_args": {**arguments, "num_workers": None}}}
+
+
+def _without_cache(config: FitConfig | dict[str, Any]) -> FitConfig | dict[str, Any]:
+    """The options of a run, which decodes all images itself."""
+    if isinstance(config, FitConfig):
+        return config.resolved({name: defaults()[name] for name in ("cache", "cache_size")}, "a replay")
+    data = config.get("data") or {}
+    arguments = data.get("init_args") or {}
+    return {**config, "data": {**data, "init_args": {**arguments, "cache": "off"}}} if "cache" in arguments else config
 
 
 def _started(rebuilt: Rebuilt, start: Start, weights: Weights, weights_needed: bool) -> Rebuilt:

@@ -35,7 +35,10 @@ ALL = "all"
 VARIED = (ALL, *STREAMS[:-1])  # without `eval`, which affects only layers that are random in evaluation
 _TRAINING = ("init", "order", "augment", "step")
 # Options that are not part of the studied configuration: runs may differ in them, or the study sets them itself.
-_NOT_STUDIED = {"out", "name", "progress", "num_workers", "seed", "stream_seeds", "keep", "checkpoint_every", "loggers"}
+_NOT_STUDIED = {
+    "out", "name", "progress", "num_workers", "cache", "cache_size", "seed", "stream_seeds", "keep", "checkpoint_every",
+    "loggers",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

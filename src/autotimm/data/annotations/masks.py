@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision import tv_tensors
 
-from autotimm.data.image_channels import read_as
 from autotimm.data.image_io import BROKEN, decoded, reason, row_strips, shows_only_alpha
 from autotimm.data.image_reading import current_reading
 from autotimm.data.table import Table, rarest_labels
@@ -338,7 +337,7 @@ class MaskTable(Table):
         Raises:
             DataError: If one of them cannot be read, or they differ in size.
         """
-        image, path = read_as(self.paths[index], self.reading), self.mask_paths[index]
+        image, path = self.picture(self.paths[index]), self.mask_paths[index]
         try:
             pixels = read_pixels(path)
         except BROKEN as error:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torchvision import tv_tensors
 
 from autotimm.data.annotations.outlines import MaskFile, Outline, Outlines
-from autotimm.data.image_channels import read_as
 from autotimm.data.image_reading import current_reading
 from autotimm.data.table import Objects, Table, rarest_labels
 from autotimm.records.digest import file_digest
@@ -101,7 +100,7 @@ class ObjectTable(Table):
         (K, H, W), ``uint8`` zeros and ones). K is 0 for an image without objects. The truth has all but the masks, the
         boxes as they were stated, and ``area`` (``float32`` (K,)).
         """
-        image = read_as(self.paths[index], self.reading)
+        image = self.picture(self.paths[index])
         height, width = image.shape[-2:]
         objects = self._of(index)
         boxes = np.clip(self._boxes[objects], 0, np.array([width, height, width, height], np.float32))
