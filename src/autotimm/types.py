@@ -207,11 +207,14 @@ class Prediction(NamedTuple):
         id: Path or id of the image.
         labels: Names of the predicted classes: one, or any number for multi-label classification.
         scores: Probability in [0, 1] per class name, in class order.
+        members: Names of the classes in a set that contains the true one with a given probability, the likeliest first;
+            empty if none was asked for.
     """
 
     id: str
     labels: tuple[str, ...]
     scores: dict[str, float]
+    members: tuple[str, ...] = ()
 
 
 class ObjectPrediction(NamedTuple):

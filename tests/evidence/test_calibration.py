@@ -307,3 +307,14 @@ def test_a_calibration_that_means_nothing_is_refused(run, change, tmp_path):
 def test_calibrations_round_trip():
     calibration = Calibration(1.5, (0.2, 0.3), "precision 0.9", 40)
     assert Calibration.from_dict(json.loads(json.dumps(calibration.as_dict()))) == calibration
+
+
+def test_the_report_shows_it_before_and_after(run, photos, tmp_path):
+    copy = Run(shutil.copytree(run.path, tmp_path / "copy"))
+    copy.test()  # its evidence has six images, and the page is about them
+    for folder, how in ((run.path, "each half of the images"), (copy.path, "fitted on validation images")):
+        Run(folder).report()
+        page = " ".join((folder / "report.html").read_text().split())
+        assert "Reliability, calibrated" in page
+        assert how in page
+        assert (folder / "report" / "reliability_calibrated.csv").is_file()

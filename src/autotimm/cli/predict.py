@@ -52,7 +52,7 @@ def run(argv: Sequence[str]) -> int:
         Image.MAX_IMAGE_PIXELS = most
     _check_kind(data.kind, out, draw)
     predictions = run.predict(paths, fast=fast, ckpt=ckpt, threshold=given.value("threshold"),
-                              raw=given.value("raw"))  # fmt: skip
+                              raw=given.value("raw"), coverage=given.value("coverage"))  # fmt: skip
     if out is not None:
         _save(out, predictions, data, ids)
         print(f"predictions: {out} ({len(predictions)} images)")
@@ -146,6 +146,12 @@ PREDICT = Verb(
             "Options",
             none="the run's",
         ),
+        "coverage": Option(
+            Number(0, 1, low_open=True, high_open=True),
+            "add sets of classes that contain the true one with this probability",
+            "Options",
+            none="no sets",
+        ),
         "raw": Option(Flag(), "scores and threshold as trained, without what was fitted on validation", "Options"),
         "max_pixels": Option(
             Whole(1),
@@ -155,10 +161,19 @@ PREDICT = Verb(
         ),
         "fast": Option(Flag(), "do not pad the last batch; the last bits of the scores may differ", "Options"),
     },
-    defaults={"ckpt": "best", "trust": False, "threshold": None, "raw": False, "max_pixels": None, "fast": False},
+    defaults={
+        "ckpt": "best",
+        "trust": False,
+        "threshold": None,
+        "coverage": None,
+        "raw": False,
+        "max_pixels": None,
+        "fast": False,
+    },
     examples=(
         "autotimm predict runs/photos-001 new/ --out predictions.csv",
         "autotimm predict runs/photos-001 one.jpg two.jpg",
+        "autotimm predict runs/photos-001 new/ --coverage 0.9 --out sets.csv",
         "autotimm predict runs/cars-001 new/ --out found.json --draw pictures/ --threshold 0.5",
         "autotimm predict runs/tiles-001 satellite.tif --out found.json --max-pixels 400000000",
         "autotimm predict runs/cars-001 val/ --out found.json --ids annotations/instances_val.json --threshold 0.001",

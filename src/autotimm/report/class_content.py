@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotimm.evidence import Evidence
+from autotimm.evidence.calibration import scaled, scaled_by_other_half
 from autotimm.evidence.reliability import expected_calibration_error, reliability
 from autotimm.report.charts import Line, curve_chart, reliability_chart
 from autotimm.report.class_figures import (
@@ -23,8 +24,9 @@ from autotimm.report.class_figures import (
 from autotimm.report.content import Card, Content, Headline, Matrix, NumberTable, Panel, View
 from autotimm.report.intervals import bootstrap
 from autotimm.report.pictures import Pictures
+from autotimm.types import Calibration
 
-__all__ = ["MOST_CARDS", "class_content", "class_headline", "confusion"]
+__all__ = ["MOST_CARDS", "class_content", "class_headline", "confusion", "fitted_thresholds"]
 
 MOST_CARDS = 1000
 """Samples on a page at most; the table ``samples.csv`` has all."""
@@ -53,8 +55,8 @@ def class_headline(evidence: Evidence, seed: int) -> Headline:
     return Headline("Mean average precision", figure, evidence.split, samples)
 
 
-def class_content(evidence: Evidence, pictures: Pictures, seed: int) -> Content:
-    """Tables, charts and pictures of a classifier."""
+def class_content(evidence: Evidence, pictures: Pictures, seed: int, calibration: Calibration | None = None) -> Content:
+    """Tables, charts and pictures of a classifier; ``calibration`` is what was fitted to its validation images."""
     threshold = 0.5 if evidence.threshold is None else evidence.threshold
     predicted, true = outcomes(evidence, threshold)
     content = Content(class_headline(evidence, seed), _class_table(evidence, predicted, true))
@@ -63,6 +65,8 @@ def class_content(evidence: Evidence, pictures: Pictures, seed: int) -> Content:
         _several_labels(content, evidence, predicted, true, threshold)
     else:
         _one_label(content, evidence)
+    if calibration is not None:
+        _calibrated(content, evidence, true, calibration)
     _cards(content, evidence, predicted, true, pictures)
     return content
 
@@ -162,6 +166,46 @@ def _calibration(content: Content, confidence: NDArray[Any], right: NDArray[Any]
     )
     chart = reliability_chart("Share of right predictions by confidence", bins)
     content.panels.append(Panel("Reliability", chart, [], text, "report/reliability.csv"))
+
+
+def _calibrated(content: Content, evidence: Evidence, true: NDArray[np.bool_], calibration: Calibration) -> None:
+    """The reliability of calibrated scores, and the thresholds that `predict` uses."""
+    if calibration.temperature != 1:
+        fits = evidence.split == "val" and len(evidence) == calibration.samples
+        scores = (
+            scaled_by_other_half(evidence)
+            if fits
+            else scaled(evidence.scores, calibration.temperature, multi_label=evidence.multi_label)
+        )
+        confidence, right = scores.ravel(), true.ravel()
+        if not evidence.multi_label:
+            confidence, right = scores.max(axis=1), scores.argmax(axis=1) == evidence.targets
+        bins = reliability(confidence, right.astype(np.float64))
+        content.numbers["reliability_calibrated"] = [
+            ["from", "to", "count", "confidence", "correct"],
+            *(list(map(number, each)) for each in bins),
+        ]
+        how = "each half of the images with the temperature of the other one" if fits else "fitted on validation images"
+        text = (
+            f"As predict has it, at a temperature of {calibration.temperature:.3g}; {how}. Expected calibration error "
+            f"{expected_calibration_error(bins):.3f}."
+        )
+        chart = reliability_chart("Share of right predictions by calibrated confidence", bins)
+        content.panels.insert(1, Panel("Reliability, calibrated", chart, [], text, "report/reliability_calibrated.csv"))
+    fitted_thresholds(content, evidence.class_names, calibration)
+
+
+def fitted_thresholds(content: Content, names: Sequence[str], calibration: Calibration) -> None:
+    """Show the thresholds that `predict` uses in place of that of the run, if there are any."""
+    if len(calibration.thresholds) != len(names):
+        return
+    rows = [[name, round(least, 4)] for name, least in zip(names, calibration.thresholds, strict=True)]
+    aim = "F1" if calibration.aim == "f1" else f"a {calibration.aim}"
+    said = f"Fitted on {calibration.samples} validation images for {aim}, and used by predict. Counts on this page are "
+    content.tables["Thresholds that predict uses"] = (
+        NumberTable(["class", "threshold"], rows, {}), f"{said}those of the one threshold that the metrics have.",
+    )  # fmt: skip
+    content.numbers["fitted_thresholds"] = [["class", "threshold"], *rows]
 
 
 def _several_labels(

@@ -15,11 +15,12 @@ from autotimm.evidence.object_matches import AREAS, Matches, ObjectPair, match_o
 from autotimm.evidence.reliability import reliability
 from autotimm.report.charts import Line, curve_chart
 from autotimm.report.class_colors import class_colors, css_colors
-from autotimm.report.class_content import confusion, number, over_grid, with_names
+from autotimm.report.class_content import confusion, fitted_thresholds, number, over_grid, with_names
 from autotimm.report.class_figures import threshold_scores
 from autotimm.report.content import Box, Card, Content, Headline, NumberTable, Panel, View
 from autotimm.report.intervals import bootstrap
 from autotimm.report.pictures import Pictures
+from autotimm.types import Calibration
 
 __all__ = ["object_content", "object_headline"]
 
@@ -50,8 +51,10 @@ def object_headline(evidence: Evidence, seed: int, matches: _ByClass | None = No
     return Headline(title, figure, evidence.split, len(evidence))
 
 
-def object_content(evidence: Evidence, pictures: Pictures, seed: int) -> Content:
-    """Tables, charts and pictures of a detector."""
+def object_content(
+    evidence: Evidence, pictures: Pictures, seed: int, calibration: Calibration | None = None
+) -> Content:
+    """Tables, charts and pictures of a detector; ``calibration`` is what was fitted to its validation images."""
     threshold = 0.5 if evidence.threshold is None else evidence.threshold
     matched = match_objects(evidence)
     pairs = object_pairs(evidence, threshold)
@@ -63,6 +66,8 @@ def object_content(evidence: Evidence, pictures: Pictures, seed: int) -> Content
     content.numbers["classes"] = [[*content.classes.titles], *map(list, content.classes.rows)]
     _precision_recall(content, evidence, matched)
     _thresholds(content, evidence, threshold)
+    if calibration is not None:
+        fitted_thresholds(content, evidence.class_names, calibration)
     _sizes(content, evidence, matched)
     _confusion(content, evidence, pairs)
     _cards(content, evidence, pairs, threshold, pictures)

@@ -57,7 +57,7 @@ def write_report(folder: Path, tables: Mapping[str, Table] | None = None) -> Rep
     content = pictures = None
     if evidence is not None:
         pictures = _pictures(evidence, tables or {})
-        content = _content(evidence, pictures, facts.seed)
+        content = _content(evidence, pictures, facts)
     page = render(
         "run.html", pictures, **_context(facts, evidence, content, has_pictures=bool(pictures and pictures.style))
     )
@@ -92,9 +92,11 @@ def headline_of(evidence: Evidence, seed: int) -> Headline:
     return makers.get(evidence.kind, object_headline)(evidence, seed)
 
 
-def _content(evidence: Evidence, pictures: Pictures, seed: int) -> Content:
-    makers = {"classes": class_content, "pixels": pixel_content}
-    return makers.get(evidence.kind, object_content)(evidence, pictures, seed)
+def _content(evidence: Evidence, pictures: Pictures, facts: RunFacts) -> Content:
+    if evidence.kind == "pixels":
+        return pixel_content(evidence, pictures, facts.seed)
+    make = class_content if evidence.kind == "classes" else object_content
+    return make(evidence, pictures, facts.seed, facts.calibration)
 
 
 def _pictures(evidence: Evidence, tables: Mapping[str, Table]) -> Pictures:

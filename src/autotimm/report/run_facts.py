@@ -19,9 +19,11 @@ from autotimm.config.yaml import load_yaml
 from autotimm.errors import ModelError
 from autotimm.evidence import Evidence, evidence_path, read_evidence
 from autotimm.records.checked_levels import level_claims
+from autotimm.records.ledger import read_ledger
 from autotimm.records.manifest import Manifest
 from autotimm.records.readers import read_table, read_text
 from autotimm.records.run_folder import read_results
+from autotimm.types import Calibration
 
 __all__ = ["Epoch", "RunFacts", "Setting", "read_run"]
 
@@ -74,6 +76,7 @@ class RunFacts:
         levels: What the run may claim, for R0 to R7.
         evidence: The evidence by split.
         problems: What of the evidence cannot be read, a sentence each.
+        calibration: What the best weights predict with, as the ledger says; ``None`` if nothing was fitted.
     """
 
     folder: Path
@@ -86,6 +89,7 @@ class RunFacts:
     levels: Mapping[str, str]
     evidence: Mapping[str, Evidence]
     problems: tuple[str, ...] = ()
+    calibration: Calibration | None = None
 
     @property
     def name(self) -> str:
@@ -129,8 +133,24 @@ def read_run(folder: Path) -> RunFacts:
     results = read_results(folder / "results.json")
     return RunFacts(
         folder, Manifest.load(folder / "manifest.json"), tuple(_settings(folder)), results, tuple(_epochs(folder)),
-        classes, samples, level_claims(folder), evidence, tuple(problems),
+        classes, samples, level_claims(folder), evidence, tuple(problems), _calibration(folder),
     )  # fmt: skip
+
+
+def _calibration(folder: Path) -> Calibration | None:
+    """The calibration in the last line of the ledger; ``None`` where it cannot be read."""
+    lines = read_ledger(folder / "ledger.jsonl").lines
+    said = lines[-1].get("calibration") if lines else None
+    try:
+        if not isinstance(said, Mapping):
+            return None
+        exact = {
+            "temperature": float.fromhex(said["temperature"]),
+            "thresholds": map(float.fromhex, said["thresholds"]),
+        }
+        return Calibration.from_dict({**said, **exact})
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _settings(folder: Path) -> Iterator[Setting]:

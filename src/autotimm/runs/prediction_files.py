@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -89,7 +89,8 @@ def as_csv(predictions: Sequence[Prediction | PixelPrediction | ObjectPrediction
     """Write predictions as a table.
 
     For classes: path, label, score, and the probability of each class, or the share of the pixels that it has. Several
-    labels are joined with ``|``, none at all is an empty cell. The score is that of the likeliest class.
+    labels are joined with ``|``, none at all is an empty cell. The score is that of the likeliest class. Sets of
+    classes, if there are any, have a column ``set`` behind the score, joined in the same way.
 
     For objects: path, label, score, x1, y1, x2, y2 in pixels of the original image, a line per object. Images without
     objects have none.
@@ -100,11 +101,18 @@ def as_csv(predictions: Sequence[Prediction | PixelPrediction | ObjectPrediction
     rows: list[list[str]] = []
     for prediction in predictions:
         titles, lines = _lines(prediction)
+        members = [safe_cell("|".join(prediction.members))] if _has_set(prediction) else []
         if not rows:
-            rows.append(["path", "label", "score", *map(safe_cell, titles)])
+            rows.append(["path", "label", "score", *(["set"] if members else []), *map(safe_cell, titles)])
         path = safe_cell(prediction.id)
-        rows += ([path, safe_cell(label), *(f"{value:.9g}" for value in values)] for label, *values in lines)
+        for label, score, *values in lines:
+            numbers = (f"{value:.9g}" for value in values)
+            rows.append([path, safe_cell(label), f"{score:.9g}", *members, *numbers])
     return csv_text(rows)
+
+
+def _has_set(one: Prediction | PixelPrediction | ObjectPrediction) -> TypeGuard[Prediction]:
+    return isinstance(one, Prediction) and bool(one.members)
 
 
 def _lines(one: Prediction | PixelPrediction | ObjectPrediction) -> tuple[Iterable[str], Iterable[tuple[Any, ...]]]:
@@ -131,7 +139,9 @@ def as_rows(
             titles = ("path", "labels")
             rows.append((one.id, ", ".join(f"{name} {one.scores[name]:.1%}" for name in one.labels)))
         else:
-            rows.append((one.id, ", ".join(one.labels) or "-", f"{max(one.scores.values()):.3f}"))
+            titles = ("path", "label", "score", *(("set",) if one.members else ()))
+            members = (", ".join(one.members),) if one.members else ()
+            rows.append((one.id, ", ".join(one.labels) or "-", f"{max(one.scores.values()):.3f}", *members))
     return titles, rows
 
 

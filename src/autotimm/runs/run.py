@@ -15,8 +15,18 @@ from autotimm.data.formats.recognize import READER
 from autotimm.data.inference_loaders import labelled_loader, recorded_data
 from autotimm.data.module import DataModule
 from autotimm.data.table import Table
-from autotimm.errors import AutotimmError, DataError, ModelError, RunError, nearest, require_choice, sentence
+from autotimm.errors import (
+    AutotimmError,
+    DataError,
+    ModelError,
+    RunError,
+    UsageError,
+    nearest,
+    require_choice,
+    sentence,
+)
 from autotimm.evidence import Evidence, collecting, evidence_path, read_evidence, write_evidence
+from autotimm.evidence.conformal import least_score
 from autotimm.export.export_result import Export
 from autotimm.losses.image_losses import LOSS
 from autotimm.models.segmentation.segmenter import DECODER
@@ -32,7 +42,7 @@ from autotimm.runs.extend import extend
 from autotimm.runs.factory import settle_data
 from autotimm.runs.fit import launch, leave_report, new_folder, train, train_objects
 from autotimm.runs.output_paths import require_new_file
-from autotimm.runs.predict import known_data, predict
+from autotimm.runs.predict import known_data, predict, with_members
 from autotimm.runs.restore import affordable, read_config, read_manifest, rebuild
 from autotimm.runs.verdict import Verdict
 from autotimm.runs.verify import verify
@@ -429,7 +439,7 @@ class Run:
 
     def predict(
         self, paths: str | Path | Iterable[str | Path], *, ckpt: str | Path = "best", fast: bool = False,
-        threshold: float | None = None, raw: bool = False,
+        threshold: float | None = None, raw: bool = False, coverage: float | None = None,
     ) -> list[Prediction | ObjectPrediction | PixelPrediction]:  # fmt: skip
         """Predict images: a file, a folder or a list of either.
 
@@ -439,6 +449,8 @@ class Run:
             fast: Skip the padding of batches. A sample's last bits may then depend on the images beside it.
             threshold: Score in (0, 1) from which on labels or objects are reported, instead of the task's own.
             raw: Leave out the temperature and the thresholds that were fitted on the validation images.
+            coverage: Give each image, of one class, a set of classes that contains the true one with this probability,
+                as ``members``; see :mod:`autotimm.evidence.conformal`.
 
         Returns:
             One prediction per image, of the kind of the task: classes, objects, or a class for each pixel.
@@ -447,7 +459,23 @@ class Run:
             DataError: If there is no readable image.
         """
         with self.names:
-            return predict(self.model(ckpt), paths, trainer=self._trainer(), fast=fast, threshold=threshold, raw=raw)
+            task = self.model(ckpt)
+            least = None if coverage is None else self._least_score(task, ckpt, coverage, raw=raw)
+            found = predict(task, paths, trainer=self._trainer(), fast=fast, threshold=threshold, raw=raw)
+        if least is None:
+            return found
+        return [*with_members((each for each in found if isinstance(each, Prediction)), least)]
+
+    def _least_score(self, task: Task, ckpt: str | Path, coverage: float, *, raw: bool) -> float:
+        """The score from which on a class is a member of a set, by the evidence of the best weights."""
+        if self._file is not None or str(ckpt) != "best":
+            cure = "Give the run's folder, and no other checkpoint: the validation samples were predicted by the best."
+            raise UsageError(sentence("coverage", "predict", "left out", coverage, cure))
+        evidence = self.evidence()
+        least = least_score(evidence, coverage, 1.0 if raw else task.temperature)
+        if least == 0:
+            say(f"{len(evidence)} validation images are too few for a coverage of {coverage:g}: sets have all classes")
+        return least
 
     def export(
         self, out: str | Path | None = None, *, to: str = "onnx", precision: str = "fp32", ckpt: str | Path = "best",
