@@ -1,6 +1,6 @@
 """Constants that several packages share. This module imports nothing."""
 
-__all__ = ["DECODINGS", "IGNORE_INDEX", "STREAMS", "TASKS"]
+__all__ = ["DECODINGS", "IGNORE_INDEX", "RECIPES", "STREAMS", "TASKS"]
 
 STREAMS = ("split", "init", "order", "augment", "step", "eval")
 """The named random streams, in the order in which a run first draws from them; see :mod:`autotimm.repro.streams`."""
@@ -13,3 +13,6 @@ IGNORE_INDEX = 255
 
 DECODINGS = ("reduced", "full")
 """How much of a JPEG is decoded: at the smallest scale that has the pixels the network needs, or all of it."""
+
+RECIPES = ("auto", "plain", "probe")
+"""How a network is trained: from a head that is fitted to its features, without one, or no further than that head."""

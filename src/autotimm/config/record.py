@@ -34,7 +34,7 @@ _OPTIONS_OF_VERSION_1 = {
     "devices", "precision", "out", "name", "checkpoint_every", "keep", "loggers", "progress",
 }  # fmt: skip
 # What a record means by an option that it does not have, where that is not the default, and for which tasks.
-_BEFORE = {"decode": ("full", ("classification",)), "evidence": ("false", TASKS)}
+_BEFORE = {"decode": ("full", ("classification",)), "evidence": ("false", TASKS), "recipe": ("plain", TASKS)}
 _LINE_OF_VERSION_1 = re.compile(r"\w+: .*  # \S.*")
 
 

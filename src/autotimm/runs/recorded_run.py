@@ -222,7 +222,7 @@ def _checkpoints(run: RecordedRun) -> Iterator[Finding]:
     if files and not store.lists_digests:
         yield Finding("checkpoints/sha256.txt", "it is missing", damage=True)
         return
-    for path in files:
+    for path in (*files, *([store.average] if store.average is not None else [])):
         if problem := store.problem(path):
             yield Finding(f"checkpoints/{path.name}", problem, damage=True)
 
