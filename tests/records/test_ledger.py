@@ -392,6 +392,9 @@ def test_each_kind_of_line_has_its_fields():
         {"kind": "val", "prev": "", "epoch": 0, "step": 1, "metrics": {"val/loss": "0x1p+0"}},
         {"kind": "epoch", "prev": "", "epoch": 0, "step": 1, "metrics": {}, "weights": "a", "buffers": "b",
          "optimizer": "c", "averaged": None},
+        {"kind": "head", "prev": "", "features": "a", "penalty": "0x1p-3", "losses": {"0.1": "0x1p+0"}, "weights": "b",
+         "metrics": {}},
+        {"kind": "choice", "prev": "", "step": 1, "epochs": [0, 2], "metrics": {}, "tried": {"0+2": {}}},
         {"kind": "gap", "prev": "", "step": 1, "reason": "why"},
         {"kind": "end", "prev": "", "step": 1},
     ]  # fmt: skip

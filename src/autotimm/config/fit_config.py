@@ -30,7 +30,7 @@ from autotimm.config.value_types import (
     Words,
 )  # fmt: skip
 from autotimm.config.yaml import write_scalar
-from autotimm.constants import CACHES, DECODINGS, TASKS
+from autotimm.constants import CACHES, DECODINGS, RECIPES, TASKS
 from autotimm.errors import UsageError
 
 __all__ = ["COMMAND_LINE", "NETWORK_OPTIONS", "FitConfig", "defaults", "options"]
@@ -242,6 +242,10 @@ class FitConfig:
         to=(To("model", "compile_model"),), stages=("forward", "update"),
     )
 
+    recipe: str = _training(
+        "auto", Choice(RECIPES), "auto begins with a head fitted to pretrained features; probe ends with it",
+        common=True, to=(To("trainer"),), stages=("start", "length", "rate", "update"),
+    )
     epochs: int = _training(
         10, Whole(1), "passes over the training images", common=True,
         to=(To("trainer", "max_epochs"),), stages=("rate", "length"),
@@ -404,6 +408,9 @@ class FitConfig:
             if useless and getattr(self, name) not in (default[name], None):
                 cure = "Give that too, or neither."
                 raise UsageError(f"The `{name}` of fit has no effect without `{declared.needs}`. {cure}")
+        if self.recipe == "probe" and _is_asked(self.sources["epochs"]):
+            cure = "Leave `epochs` out, or give recipe auto."
+            raise UsageError(f"The `epochs` of fit has no effect with recipe probe, which trains for none. {cure}")
         on = {name: declared.shadows for name, declared in known.items() if declared.shadows and getattr(self, name)}
         for by, shadow in ((by, shadow) for by, shadows in on.items() for shadow in shadows):
             name = shadow.name

@@ -5,6 +5,8 @@
     checkpoints/
       epoch-0002-step-00000090.ckpt   the end of an epoch: after 2 epochs, 90 optimizer steps
       step-00000120.ckpt              in the middle of an epoch
+      epoch-0000-step-00000000.ckpt   before the first step, with a head that was fitted to features
+      average.ckpt                    the mean of several epochs, if that is the best
       last.ckpt, best.ckpt            second names of two of them; best.ckpt is a file of its own once it is calibrated
       sha256.txt                      a digest per file, in the format of `sha256sum`
 """
@@ -12,7 +14,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +23,10 @@ from autotimm.records.atomic import atomic_path, link_or_copy, sweep, write_text
 from autotimm.records.digest import file_digest
 from autotimm.records.readers import read_text
 
-__all__ = ["CheckpointStore", "check_keep"]
+__all__ = ["AVERAGE", "CheckpointStore", "check_keep"]
+
+AVERAGE = "average.ckpt"
+"""The mean of the weights of several epochs, if that is the best of a run. No run is resumed from it."""
 
 BUDGET = 2 * 1024**3  # bytes of checkpoints that a run keeps without being asked
 _NAME = re.compile(r"(?:epoch-(?P<epoch>\d+)-)?step-(?P<step>\d+)\.ckpt")
@@ -128,11 +133,16 @@ class CheckpointStore:
         with atomic_path(self.folder / second) as temporary:
             link_or_copy(self.folder / name, temporary)
 
-    def link_epoch(self, epochs: int, second: str) -> None:
-        """Give the end of an epoch its second name where a killed process did not; nothing if the file is missing."""
-        path, other = self.epochs().get(epochs), self.folder / second
-        if path is not None and not (other.exists() and path.samefile(other)):
+    def link_once(self, path: Path, second: str) -> None:
+        """Give a checkpoint its second name where a killed process did not."""
+        other = self.folder / second
+        if not (other.exists() and path.samefile(other)):
             self.link(path.name, second)
+
+    @property
+    def average(self) -> Path | None:
+        """The average, if there is one."""
+        return path if (path := self.folder / AVERAGE).is_file() else None
 
     def files(self) -> list[Path]:
         """All checkpoints without second names, the oldest first."""
@@ -157,10 +167,11 @@ class CheckpointStore:
             damaged.append(path)
         return None, damaged
 
-    def thin(self) -> None:
-        """Remove the checkpoints that ``keep`` does not ask for."""
+    def thin(self, pinned: Container[int] = ()) -> None:
+        """Remove the checkpoints that ``keep`` does not ask for, but for the epochs that are ``pinned``."""
         files, ends = self.files(), self.epochs()
-        kept = {*files[-2:], *(path for number, path in ends.items() if number in self._chosen(ends))}
+        chosen = self._chosen(ends)
+        kept = {*files[-2:], *(path for number, path in ends.items() if number in chosen or number in pinned)}
         for path in files:
             if path not in kept:
                 path.unlink()

@@ -267,6 +267,8 @@ FIELDS: dict[int, dict[str, dict[str, tuple[type, ...]]]] = {
         "weights": {"step": _WHOLE, **_DIGESTS},
         "val": {**_AT, "metrics": _METRICS},
         "epoch": {**_AT, "metrics": _METRICS, **_DIGESTS, "optimizer": _TEXT, "averaged": _KNOWN},
+        "head": {"features": _TEXT, "penalty": _TEXT, "losses": _METRICS, "weights": _TEXT, "metrics": _METRICS},
+        "choice": {"step": _WHOLE, "epochs": (list,), "metrics": _METRICS, "tried": _METRICS},
         "gap": {"step": _WHOLE, "reason": _TEXT},
         "end": {"step": _WHOLE},
     }

@@ -29,6 +29,8 @@ _FIELDS = {
     "weights": (("step", "length"), *_UPDATE[:2]),
     "val": (("epoch", "length"), ("step", "length"), ("metrics", "validation")),
     "epoch": (("epoch", "length"), ("step", "length"), *_UPDATE, ("metrics", "validation")),
+    "head": (*((name, "start") for name in ("features", "losses", "penalty", "weights")), ("metrics", "validation")),
+    "choice": (("step", "length"), ("metrics", "validation"), ("tried", "validation"), ("epochs", "validation")),
     "end": (("step", "length"), ("evidence", "validation"), ("calibration", "validation")),
 }
 _OPTIONAL = (

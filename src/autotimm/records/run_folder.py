@@ -43,11 +43,13 @@ from autotimm.records.atomic import sweep, write_text
 from autotimm.records.digest import file_digest, text_digest
 from autotimm.records.ledger import read_ledger
 from autotimm.records.manifest import Manifest
-from autotimm.records.readers import EachOf, read_json, read_text, require_shape
+from autotimm.records.readers import EachOf, Fields, read_json, read_text, require_shape
 from autotimm.records.sample_index import SampleIndex
 from autotimm.records.trust import remember
 
-__all__ = ["CALIBRATION", "DIGESTS", "PER_CLASS", "RunFolder", "read_results", "require_files", "write_results"]
+__all__ = [
+    "CALIBRATION", "DIGESTS", "PER_CLASS", "RECIPE", "RunFolder", "read_results", "require_files", "write_results",
+]  # fmt: skip
 
 PER_CLASS = "per_class"
 """The group of ``results.json`` with a row per class and a column per metric; the others hold one value per metric."""
@@ -57,6 +59,9 @@ CALIBRATION = "calibration"
 
 DIGESTS = "evidence"
 """The group of ``results.json`` with the SHA-256 of evidence that a test has added, by its split."""
+
+RECIPE = "recipe"
+"""The group of ``results.json`` with what a run has chosen the best from, and how its head was fitted."""
 
 # The files written before the first checkpoint.
 _EARLY = (
@@ -366,6 +371,7 @@ class RunFolder:
 
 
 _ROWS = EachOf(EachOf((float, type(None))))
+_CHOICE = Fields({"kept": str, "candidates": EachOf(EachOf(float)), "penalty": float, "losses": EachOf(float)})
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -378,7 +384,7 @@ def read_results(path: Path) -> dict[str, Any]:
         return {}
     groups: dict[str, Any] = read_json(path, "the results")
     require_shape(groups, EachOf(dict), f"the results {path}")
-    shapes: dict[str, Any] = {PER_CLASS: _ROWS, DIGESTS: EachOf(str)}
+    shapes: dict[str, Any] = {PER_CLASS: _ROWS, DIGESTS: EachOf(str), RECIPE: _CHOICE}
     for name in groups:
         require_shape(groups, {name: shapes.get(name, EachOf(float))}, f"the results {path}")
     if PER_CLASS in groups:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from autotimm.errors import join_names
 from autotimm.evidence import EVIDENCE
-from autotimm.records.checkpoint_store import CheckpointStore
+from autotimm.records.checkpoint_store import AVERAGE, CheckpointStore
 from autotimm.records.digest import file_digest
 from autotimm.records.run_folder import DIGESTS, PER_CLASS
 from autotimm.runs.compare_settings import config_findings, manifest_findings
@@ -198,7 +198,8 @@ def _digests(run: RecordedRun, replay: Replay, file: str) -> Findings:
     if not (run.folder / file).exists():
         return
     store = CheckpointStore(run.folder / "checkpoints")
-    names = {path.name for path in store.files()} | ({"best.ckpt"} if store.lists("best.ckpt") else set())
+    own = {"best.ckpt"} if store.lists("best.ckpt") else set()
+    names = {path.name for path in (*store.files(), store.average) if path is not None} | own
     lines = (run.folder / file).read_bytes().decode(errors="backslashreplace").splitlines()
     others = [line for line in lines if line[64:66] != "  " or line[66:] not in names]
     # A checkpoint that a resumed run has written anew has two: one of them is that of the file.
@@ -236,6 +237,7 @@ BOUND: tuple[Binding, ...] = (
     Binding("evidence/test.safetensors", "what they predict in the test, which is made again", _test_evidence,
             alone=True),
     Binding("checkpoints/best.ckpt", "everything in the checkpoint of the replay", _checkpoint, at_end=True),
+    Binding(f"checkpoints/{AVERAGE}", "the average that the replay has made", _checkpoint, at_end=True),
     Binding("checkpoints/last.ckpt", "everything in the checkpoint of the replay", _checkpoint, at_end=True),
     Binding("checkpoints/*.ckpt", "the checkpoint of the replay at the same step", _earlier_checkpoints,
             alone=True),

@@ -6,6 +6,7 @@ What cannot be passed on as it is, such as balanced class weights, goes through 
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -29,8 +30,12 @@ from autotimm.records.run_folder import RunFolder
 from autotimm.repro.streams import RootSeed
 from autotimm.tasks import ImageClassifier, InstanceSegmentor, ObjectDetector, SemanticSegmentor, Task
 from autotimm.train import AutoTrainer, TunerConfig
+from autotimm.train.callbacks.candidates import why_no_head
 
-__all__ = ["build_data", "build_task", "build_trainer", "settle", "settle_data"]
+__all__ = ["build_data", "build_task", "build_trainer", "settle", "settle_data", "settle_recipe"]
+
+_LEAST_STEPS = 200  # optimizer steps of a training from a fitted head, as long as that is not ...
+_MOST_EPOCHS = 40  # ... more epochs than these
 
 
 # An argument that a class does not take is refused by its constructor.
@@ -178,6 +183,31 @@ def _metrics(config: FitConfig, data: DataModule) -> list[MetricConfig] | None:
         return None
     spec = data.spec
     return [named_metric(name, len(spec.class_names), multi_label=spec.multi_label) for name in config.metrics]
+
+
+def settle_recipe(config: FitConfig, task: Task, data: DataModule) -> tuple[FitConfig, str]:
+    """Resolve what ``auto`` means for a task and its data: the recipe, and the epochs that were left open.
+
+    Epochs of few images have few steps: a small set is trained for more of them than a large one.
+
+    Returns:
+        The configuration, and a line that says what was decided.
+
+    Raises:
+        UsageError: If ``probe`` was asked for and no head can be fitted.
+    """
+    if config.recipe == "plain":
+        return config, ""
+    if reason := why_no_head(task):
+        if config.recipe == "probe":
+            raise UsageError(f"The `recipe` of fit must be plain or auto here, since {reason}. Got probe instead.")
+        return config.resolved({"recipe": "plain"}, f"auto, as {reason}"), f"recipe: plain, as {reason}"
+    said = f"recipe: {config.recipe}, beginning with a head that is fitted to the pretrained features"
+    if config.recipe == "probe" or config.given("epochs"):
+        return config, said
+    steps = math.ceil(len(data.tables["train"]) / (data.batch_size * config.accumulate * config.devices))
+    epochs = max(config.epochs, min(math.ceil(_LEAST_STEPS / steps), _MOST_EPOCHS))
+    return config.resolved({"epochs": epochs} if epochs != config.epochs else {}, "recipe"), said
 
 
 def build_trainer(

@@ -17,7 +17,7 @@ from autotimm.data.table_checks import own_sides
 from autotimm.errors import AutotimmError, ChangedDataError, UsageError, sentence
 from autotimm.records.run_folder import RunFolder
 from autotimm.repro.seed import default_threads
-from autotimm.runs.factory import build_task, build_trainer, settle_data
+from autotimm.runs.factory import build_task, build_trainer, settle_data, settle_recipe
 from autotimm.runs.restore import Rebuilt, read_config
 from autotimm.tasks import Task
 from autotimm.train import AutoTrainer
@@ -48,7 +48,10 @@ def launch(config: FitConfig) -> Path:
         data.setup("fit")
         refuse_unused_shares(config, data, config.given)
         task = build_task(config, data)
+        config, said = settle_recipe(config, task, data)
+        folder.write_config(config.to_yaml())
         trainer = build_trainer(config, folder, task, data)
+        trainer.recipe_note = said
     except BaseException:
         folder.discard()  # nothing was trained
         raise

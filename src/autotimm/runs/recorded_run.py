@@ -224,7 +224,7 @@ def _checkpoints(run: RecordedRun) -> Iterator[Finding]:
         return
     best = store.folder / "best.ckpt"
     own = [best] if store.lists(best.name) and best.is_file() else []  # calibrated, so no second name of another
-    for path in files + own:
+    for path in (*files, *([store.average] if store.average is not None else []), *own):
         if problem := store.problem(path):
             yield Finding(f"checkpoints/{path.name}", problem, damage=True)
 

@@ -196,8 +196,10 @@ def replay_run(
     resolved = _as_noted(run, rebuilt.task)
     other_hardware = _other_hardware(run.manifest, rebuilt)
     limit = None if steps is None else steps + _steps_before(run.ledger, epochs)
-    # The last epoch leads to the end of the run, where more can be compared.
-    last = epochs[1] if epochs is not None and epochs[1] < _last_epoch(run.ledger) else None
+    # The last epoch leads to the end of the run, where more can be compared; but from a checkpoint on nobody can tell
+    # which of all epochs are the best, and what their average is.
+    among_all = first is not None and rebuilt.trainer.recipe != "plain"
+    last = epochs[1] if epochs is not None and (epochs[1] < _last_epoch(run.ledger) or among_all) else None
     listener = _Listener(run, limit, last, go_on=other_hardware)
     play(rebuilt, listener, first)
     lines = listener.lines

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
+from math import nan
 from typing import Any, ClassVar, Protocol, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics import Metric
 from typing_extensions import Never
 
@@ -109,6 +112,7 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         collector: Is given every batch of an evaluation, if it is not ``None``.
         built_digest: The digest of the network as the constructor left it; ``None`` of a task that was loaded.
         built_frozen: The parameters that the constructor has frozen.
+        keeps_statistics: Whether training leaves the statistics of batch normalization as they are, and uses them.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("classes",)
@@ -181,7 +185,7 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         self.recipe = None
         with scope(self.root_seed, "init"):
             self.network = network(self.root_seed)
-        self.freeze_backbone = freeze_backbone
+        self.freeze_backbone, self.keeps_statistics = freeze_backbone, False
         if freeze_backbone:
             self._frozen_part().requires_grad_(False)
         if compile_model:
@@ -327,10 +331,14 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
             self.threshold, self.calibration = before
 
     def train(self, mode: bool = True) -> Task:
-        """Switch between training and evaluation mode; a frozen backbone stays in evaluation mode."""
+        """Switch between training and evaluation mode; what is frozen stays in evaluation mode."""
         super().train(mode)
         if mode and self.freeze_backbone:
             self._frozen_part().eval()
+        if mode and self.keeps_statistics:
+            for module in self.network.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
         return self
 
     # The loops
@@ -454,14 +462,42 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         self.by_class = {}
         for config, metric in self._of_stage(stage):
             if isinstance(metric, Scores):
-                for name, value in metric.compute().items():
-                    suffixed = f"{config.name}_{name}" if metric.prefixed else name
-                    key = config.name if name == "mean" else suffixed
+                for name, key, value in _named(config, metric):
                     if name not in metric.headline:
                         self.details.add(f"{stage.value}/{key}")
                     self.log(f"{stage.value}/{key}", value.to(self.device), prog_bar=config.prog_bar and name == "mean")
                 self.by_class[config.name] = metric.by_class()
                 metric.reset()
+
+    def measure(self, evaluated: Iterable[tuple[Batch, Step]], stage: Stage) -> dict[str, float]:
+        """Measure batches as an epoch of evaluation does, outside of the loops: nothing is logged.
+
+        Args:
+            evaluated: Batches, each with the result of :meth:`evaluate`.
+            stage: The stage that they are measured as.
+
+        Returns:
+            The losses and metrics by the names under which the loops log them; nothing without batches.
+        """
+        metrics = [(config, deepcopy(metric)) for config, metric in self._of_stage(stage)]
+        sums: dict[str, tuple[float, float]] = {}
+        for _, metric in metrics:
+            metric.reset()
+        for batch, step in evaluated:
+            weight = float(len(batch.images) if step.weight is None else step.weight)
+            for name, value in (dict(step.losses) | {"loss": step.loss} if step.losses else {}).items():
+                total, weights = sums.get(name, (0.0, 0.0))
+                sums[name] = total + weight * float(value), weights + weight
+            for _, metric in metrics if step.targets is not None else ():
+                for predictions, targets in of_one_size(step, metric.device):
+                    metric.update(predictions, targets)
+        measured = {name: total / weights if weights else nan for name, (total, weights) in sums.items()}
+        for config, metric in metrics if sums else ():
+            if isinstance(metric, Scores):
+                measured |= {key: float(value) for _, key, value in _named(config, metric)}
+            else:
+                measured[config.name] = float(metric.compute())
+        return {f"{stage.value}/{name}": value for name, value in measured.items()}
 
     @property
     def class_table(self) -> dict[str, dict[str, float]]:
@@ -472,6 +508,13 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         titles = {config.name: metric.per_class for config, metric in measured if isinstance(metric, Scores)}
         names = names_of(self.spec, max(map(len, self.by_class.values())))
         return table_of(self.by_class, titles, names)
+
+
+def _named(config: MetricConfig, metric: Scores) -> Iterator[tuple[str, str, Tensor]]:
+    """The values of a metric that has several: the name of each, that under which it is logged, and the value."""
+    for name, value in metric.compute().items():
+        suffixed = f"{config.name}_{name}" if metric.prefixed else name
+        yield name, config.name if name == "mean" else suffixed, value
 
 
 def of_one_size(step: Step, device: torch.device) -> Iterator[tuple[Any, Any]]:

@@ -89,7 +89,7 @@ def header(trainer: pl.Trainer, model: pl.LightningModule) -> list[str]:
     name = getattr(model.hparams, "backbone", type(model).__name__)
     lines.append(f"model: {name}, {millions:.1f} M parameters")
     if isinstance(model, Task):
-        lines += [model.weights.note, model.recipe.reason if model.recipe else ""]
+        lines += [model.weights.note, trainer.recipe_note, model.recipe.reason if model.recipe else ""]  # type: ignore[attr-defined]
     threads, cores = trainer.threads, os.cpu_count() or 1  # type: ignore[attr-defined]
     if threads > cores:
         lines.append(f"threads: {threads} on {cores} CPU cores, which is slower than one per core")

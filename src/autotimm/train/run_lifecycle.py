@@ -7,7 +7,7 @@ found at its end: the run is finished, says so in its manifest, and ends with an
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,10 +27,11 @@ from autotimm.records.environment import volatile
 from autotimm.records.imports import names_in
 from autotimm.records.ledger import read_ledger
 from autotimm.records.manifest import Manifest
-from autotimm.records.run_folder import CALIBRATION, RunFolder
+from autotimm.records.run_folder import CALIBRATION, RECIPE, RunFolder
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.tasks.start import Start, store_start
+from autotimm.train.callbacks.candidates import choice_of
 from autotimm.train.callbacks.epoch_metrics import MetricsTable
 from autotimm.train.progress import duration, metrics_text, say, show
 from autotimm.train.resume import require_same_inputs, start_of
@@ -153,7 +154,7 @@ def summary(folder: RunFolder, trainer: Any, seconds: float, *, resumed: bool = 
     best: dict[str, Any] = getattr(trainer.checkpoint_callback, "best", None) or {}
     if best:
         validated = {name: value for name, value in best["metrics"].items() if name.startswith("val/")}
-        lines.append(f"best epoch: {best['epoch'] + 1}  {metrics_text(validated or best['metrics'], module)}")
+        lines.append(f"{_name_of_best(best)}  {metrics_text(validated or best['metrics'], module)}")
     if calibration := results.get(CALIBRATION):
         lines.append(f"calibration, measured on other samples: {_worth(calibration, module)}")
     if "test" in results:
@@ -172,6 +173,13 @@ def _worth(measured: dict[str, float], module: Any) -> str:
         before = f"{measured['f1']:.3f} from {module.threshold:g} on, as in the metrics"
         parts.append(f"F1 {before} -> {measured['fitted_f1']:.3f} ({used})")
     return ", ".join(parts)
+
+
+def _name_of_best(best: Mapping[str, Any]) -> str:
+    """What the weights that are kept are of; epoch 0 has the fitted head and no step."""
+    if "averaged" in best:
+        return f"best: the average of epochs {join_names(sorted(map(str, best['averaged']), key=int), 10)}"
+    return f"best epoch: {best['epoch'] + 1}" if best["epoch"] >= 0 else "best: the fitted head"
 
 
 def _claims(folder: RunFolder) -> str:
@@ -228,7 +236,10 @@ def write_outcome(folder: RunFolder, trainer: Any) -> None:
     best = getattr(callback, "best_model_path", "")
     if not folder.enabled or not trainer.is_global_zero or not best:
         return
-    folder.add_results(best=getattr(callback, "best", {}).get("metrics", {}), last=_last_metrics(trainer))
+    # From the file, since in a run with spawned processes another one has written it.
+    chosen = choice_of(read_ledger(folder.ledger).lines)
+    best_metrics = getattr(callback, "best", {}).get("metrics", {})
+    folder.add_results(best=best_metrics, last=_last_metrics(trainer), **({RECIPE: chosen} if chosen else {}))
     try:
         state = read_checkpoint(best)["state_dict"]
     except ModelError:

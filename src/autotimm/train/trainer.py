@@ -21,10 +21,20 @@ from pytorch_lightning.profilers import Profiler
 from pytorch_lightning.strategies import Strategy
 from typing_extensions import Unpack
 
+from autotimm.constants import RECIPES
 from autotimm.data.data_facts import Snapshot
 from autotimm.data.loader import KeyedLoader
 from autotimm.data.module import DataModule
-from autotimm.errors import UsageError, is_whole, number, refuse_unknown, require, require_flags, sentence
+from autotimm.errors import (
+    UsageError,
+    is_whole,
+    number,
+    refuse_unknown,
+    require,
+    require_choice,
+    require_flags,
+    sentence,
+)  # fmt: skip
 from autotimm.metrics import choose_monitor
 from autotimm.records.checkpoint_store import check_keep
 from autotimm.records.code_digest import code_digest, describe_code
@@ -41,6 +51,7 @@ from autotimm.repro.seed import (
 from autotimm.repro.streams import preserve_generators
 from autotimm.tasks import Task
 from autotimm.tasks.start import CHECKPOINT, Start
+from autotimm.train.callbacks.candidates import Candidates
 from autotimm.train.callbacks.epoch_metrics import EpochMetrics, MetricsTable, SharedLosses, Watched
 from autotimm.train.callbacks.recorder import Recorder
 from autotimm.train.callbacks.run_checkpoint import RunCheckpoint, read_interval
@@ -150,6 +161,9 @@ class AutoTrainer(pl.Trainer):
             (``"10min"``). A run that is killed loses what came after the last one.
         keep: Which checkpoints to keep: ``"last"``, ``"epochs"``, a number of ends of epochs, or ``"auto"`` for every
             end of an epoch up to 2 GB, thinned evenly beyond. The best and the newest two are always kept.
+        recipe: ``plain`` trains from the weights that the task has. ``auto`` first fits the head to features of the
+            pretrained backbone, and keeps what validates best at the end: that, an epoch or an average of epochs.
+            ``probe`` stops after the head. See :mod:`autotimm.train.callbacks.candidates`.
         evidence: Whether a ``fit`` keeps what the best weights predict for the validation samples, see
             :mod:`autotimm.evidence`. Its digest stands in the last line of the ledger.
         calibrate: Fit a temperature, and thresholds per class where there are any, to the evidence, for predictions:
@@ -182,6 +196,7 @@ class AutoTrainer(pl.Trainer):
         tuner: TunerConfig | None = None,
         checkpoint_every: str | int | None = None,
         keep: str | int = "auto",
+        recipe: Literal["auto", "plain", "probe"] = "plain",
         evidence: bool = False,
         calibrate: str | float | None = "f1",
         **kwargs: Unpack[TrainerOptions],
@@ -189,7 +204,8 @@ class AutoTrainer(pl.Trainer):
         given = {
             "max_epochs": max_epochs, "seed": seed, "deterministic": deterministic, "threads": threads,
             "use_autotimm_seeding": use_autotimm_seeding, "run_dir": run_dir, "monitor": monitor, "tuner": tuner,
-            "checkpoint_every": checkpoint_every, "keep": keep, "evidence": evidence, "calibrate": calibrate, **kwargs,
+            "checkpoint_every": checkpoint_every, "keep": keep, "recipe": recipe, "evidence": evidence,
+            "calibrate": calibrate, **kwargs,
         }  # fmt: skip
         read_interval(checkpoint_every)
         fine = threads is None or is_whole(threads, 1)
@@ -200,6 +216,10 @@ class AutoTrainer(pl.Trainer):
         require(fine, "max_epochs", "AutoTrainer", "an integer, -1 or None", max_epochs, "Give for example 10.")
         fine = tuner is None or isinstance(tuner, TunerConfig)
         require(fine, "tuner", "AutoTrainer", "a TunerConfig or None", tuner, "Give for example TunerConfig(lr=True).")
+        require_choice("recipe", "AutoTrainer", recipe, RECIPES)
+        if recipe != "plain" and kwargs.get("enable_checkpointing") is False:
+            must = "plain without checkpoints, of which it keeps the best"
+            raise UsageError(sentence("recipe", "AutoTrainer", must, recipe, "Leave `enable_checkpointing` out."))
         require_flags("AutoTrainer", use_autotimm_seeding=use_autotimm_seeding, evidence=evidence)
         require(
             deterministic in (True, False, "warn"), "deterministic", "AutoTrainer", "True, False or 'warn'",
@@ -219,11 +239,14 @@ class AutoTrainer(pl.Trainer):
         self.hashes_anew = False  # whether digests of images that are remembered are not enough
         self.checkpoint_every, self.keep, self.evidence = checkpoint_every, check_keep(keep), evidence
         self.calibrate = calibrate if evidence else None
+        self.recipe = recipe
+        self.recipe_note = ""  # for the header of the run
         self.arguments: dict[str, Any] = {
             "max_epochs": max_epochs, "seed": seed, "deterministic": deterministic, "threads": self.threads,
             "use_autotimm_seeding": use_autotimm_seeding, "monitor": monitor, "checkpoint_every": checkpoint_every,
             "keep": keep, **({"evidence": True} if evidence else {}),
-            **({} if self.calibrate is None else {"calibrate": self.calibrate}), **kwargs,
+            **({} if self.calibrate is None else {"calibrate": self.calibrate}),
+            **({"recipe": recipe} if recipe != "plain" else {}), **kwargs,
         }  # fmt: skip
         plain = kwargs.get("barebones") or kwargs.get("fast_dev_run")
         self.run_folder = RunFolder.choose(False if plain else run_dir, kwargs.get("default_root_dir"))
@@ -266,8 +289,9 @@ class AutoTrainer(pl.Trainer):
         if kwargs.get("barebones"):
             return callbacks
         epochs = EpochMetrics()
+        recorder = Recorder(epochs)
         callbacks.insert(0, SharedLosses())
-        callbacks += [KeyedSteps(self.root_seed), epochs, Recorder(epochs), MetricsTable(epochs)]
+        callbacks += [KeyedSteps(self.root_seed), epochs, recorder, MetricsTable(epochs)]
         if self.shows_progress and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(make_progress(epochs))
         saves = kwargs.get("enable_checkpointing") is not False
@@ -276,6 +300,8 @@ class AutoTrainer(pl.Trainer):
             callbacks.append(
                 RunCheckpoint(epochs, monitor, every=self.checkpoint_every, keep=self.keep, stop=self.stop)
             )
+        if self.recipe != "plain":
+            _choose_among_candidates(callbacks, Candidates(self.recipe, epochs, recorder))
         return callbacks
 
     def fit(
@@ -313,6 +339,8 @@ class AutoTrainer(pl.Trainer):
             if isinstance(model, Task) and isinstance(data, DataModule):
                 model.check_data(data.spec)  # before there is a folder, which would block a second attempt
                 self._check_shares(data)
+            if self.recipe != "plain":
+                self._only(Candidates).require_head(model, data)
             with ending(self, resume=again) as run, clear_failures():  # the run's end must know the error
                 run.snapshot = self._open(model, data, beginning, again)
                 super().fit(model, train_dataloaders, val_dataloaders, datamodule, beginning.checkpoint, weights_only)
@@ -448,6 +476,14 @@ class AutoTrainer(pl.Trainer):
                 elif isinstance(part, KeyedLoader):
                     stack.callback(part.close)  # the garbage collector takes ten seconds for each worker
             yield
+
+
+def _choose_among_candidates(callbacks: list[Callback], candidates: Candidates) -> None:
+    """Add the callback before that which writes checkpoints, and let the others know of it."""
+    checkpoints = next(callback for callback in callbacks if isinstance(callback, RunCheckpoint))
+    callbacks.insert(callbacks.index(checkpoints), candidates)
+    checkpoints.pinned = candidates.members
+    candidates.recorder.choose_best = candidates.choose
 
 
 _KEPT = ("seed", "deterministic", "threads", "accelerator", "precision")

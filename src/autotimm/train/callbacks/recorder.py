@@ -65,6 +65,7 @@ class Recorder(Callback):
         self.epochs = epochs
         self.ledger = Ledger(None)
         self.declare: Callable[[str], str] = lambda initial: ""  # writes the manifest and returns the run's id
+        self.choose_best: Callable[[pl.Trainer, pl.LightningModule], None] = lambda trainer, module: None
         self.begins = False  # whether a run begins at a checkpoint of another one, whose ledger it does not continue
         self.gap = ""  # why a resumed run could not continue its ledger
         self._position: dict[str, Any] | None = None
@@ -107,6 +108,12 @@ class Recorder(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember the position of the checkpoint, to cut the ledger back to it."""
         self._position = dict(state_dict)
+
+    def note(self, kind: str, **fields: Any) -> None:
+        """Add a line of another callback."""
+        self.ledger.add(kind, **fields)
+        self.ledger.flush()
+        self._end_together()
 
     # Hooks, in the order in which they are called
 
@@ -197,6 +204,7 @@ class Recorder(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the evidence of the best weights, and note that the run is finished."""
         self.look()
+        self.choose_best(trainer, pl_module)
         self.ledger.add("end", step=trainer.global_step, **keep_evidence(trainer, pl_module))
         self.ledger.flush(sync=True)
         self._end_together()

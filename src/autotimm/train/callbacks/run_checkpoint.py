@@ -7,8 +7,8 @@ import io
 import math
 import re
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
 from autotimm.errors import RunError, UsageError, sentence
-from autotimm.records.checkpoint_store import CheckpointStore, check_keep
+from autotimm.records.checkpoint_store import AVERAGE, CheckpointStore, check_keep
 from autotimm.records.run_folder import RunFolder
 from autotimm.tasks.checkpoint import TaskRecord, read_checkpoint
 from autotimm.train.callbacks.epoch_metrics import EpochMetrics, Unfinished, Watched
@@ -74,6 +74,20 @@ class _WhereTold(TorchCheckpointIO):
         Path(path).write_bytes(buffer.getbuffer())
 
 
+@contextmanager
+def _enough_space(path: Path) -> Iterator[None]:
+    """Say of a full disk that earlier checkpoints are unharmed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise RunError(
+            f"The checkpoint {path} could not be written: {error}. The one before it is unharmed. "
+            "Free some space and resume the run, or start it again with another `--out`."
+        ) from error
+
+
 class RunCheckpoint(Checkpoint):
     """Writes the checkpoints of a run (see :mod:`autotimm.records.checkpoint_store`) directly after an optimizer step.
 
@@ -110,6 +124,7 @@ class RunCheckpoint(Checkpoint):
         self.folder: Path | None = None
         self.best: dict[str, Any] = {}
         self._calibrated = False  # whether the best checkpoint has what was fitted to its weights
+        self.pinned: Callable[[], set[int]] = set  # the numbers of epochs whose checkpoints are kept until the end
         self._unfinished = False  # whether the checkpoint that is being written is one within an epoch
         self._loaded: Unfinished | None = None
         self._began = False
@@ -138,11 +153,11 @@ class RunCheckpoint(Checkpoint):
         return self._path("last.ckpt")
 
     @property
-    def best_epoch_path(self) -> Path | None:
-        """The checkpoint of the best epoch under its own name: a killed process may not have given it the second."""
+    def best_path(self) -> Path | None:
+        """The best checkpoint under its own name: a killed process may not have given it the second."""
         if self.folder is None or not self.best:
             return None
-        return self.store.epochs().get(self.best["epoch"] + 1)
+        return self.store.average if "averaged" in self.best else self.store.epochs().get(self.best["epoch"] + 1)
 
     def calibrate_best(self, path: Path, calibration: Calibration) -> None:
         """Make ``best.ckpt`` a file of its own: the checkpoint of the best epoch, and what was fitted to its weights.
@@ -211,14 +226,15 @@ class RunCheckpoint(Checkpoint):
         """Name the best and last checkpoint of a run that was killed after its last epoch."""
         if not self._began:
             self._name_best(trainer)
-            if self.folder is not None and trainer.is_global_zero:
-                self.store.link_epoch(trainer.current_epoch, "last.ckpt")
+            last = self.store.epochs().get(trainer.current_epoch) if self.folder is not None else None
+            if last is not None and trainer.is_global_zero:
+                self.store.link_once(last, "last.ckpt")
 
     def _name_best(self, trainer: pl.Trainer) -> None:
         if self._calibrated:
             return  # it is a file of its own by now
-        if self.folder is not None and self.best and trainer.is_global_zero:
-            self.store.link_epoch(self.best["epoch"] + 1, "best.ckpt")
+        if trainer.is_global_zero and (path := self.best_path) is not None:
+            self.store.link_once(path, "best.ckpt")
 
     # When to save
 
@@ -277,8 +293,9 @@ class RunCheckpoint(Checkpoint):
         if self.folder is None:
             return
         metrics = self.epochs.of(trainer)
-        # A run that is resumed in another folder knows the score of the best epoch, but lacks its file.
-        improved = not self.best_model_path or self._improves(metrics)
+        # A run that is resumed in another folder knows the score of the best epoch, but lacks its file. Where epochs
+        # are candidates, the best of those that are there is chosen at the end.
+        improved = self._improves(metrics) or not (self.best_model_path or self.pinned())
         if improved:
             self.best = {"epoch": trainer.current_epoch, "metrics": metrics}
         name = CheckpointStore.name(trainer.global_step, epochs=trainer.current_epoch + 1)
@@ -294,13 +311,31 @@ class RunCheckpoint(Checkpoint):
         if self.monitor not in metrics:
             # Without validation each epoch is the best so far; with it only validated epochs compete.
             return self.monitor not in old
-        return self._rank(metrics) > self._rank(old)
+        return self.rank(metrics) > self.rank(old)
 
-    def _rank(self, metrics: dict[str, float]) -> tuple[float, float]:
+    def rank(self, metrics: Mapping[str, float]) -> tuple[float, float]:
         """What epochs are compared by: the monitored value, and for ties, frequent on small sets, the loss."""
         value = metrics.get(self.monitor or "", math.nan)
         value = -math.inf if math.isnan(value) else value if self.mode == "max" else -value
         return value, -metrics.get("val/loss", math.inf)
+
+    def save_head(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
+        """Save the network before its first step, as epoch 0, and as the best so far."""
+        if self.folder is not None:
+            self.best = {"epoch": -1, "metrics": metrics}
+            self._save(trainer, CheckpointStore.name(0, epochs=0), best=True)
+
+    def keep_best(self, epochs: int, metrics: dict[str, float]) -> None:
+        """Keep the end of an epoch as the best."""
+        self.best = {"epoch": epochs - 1, "metrics": metrics}
+        self.store.link_once(self.store.epochs()[epochs], "best.ckpt")
+
+    def save_average(self, like: Path, weights: Mapping[str, torch.Tensor]) -> None:
+        """Save averaged weights as the best, beside what another checkpoint holds."""
+        store = self.store
+        with store.writing(AVERAGE) as temporary, _enough_space(store.folder / AVERAGE):
+            _WhereTold().save_checkpoint({**read_checkpoint(like), "state_dict": dict(weights)}, temporary)
+        store.link(AVERAGE, "best.ckpt")
 
     def _save(self, trainer: pl.Trainer, name: str, best: bool = False) -> None:
         store = self.store
@@ -310,20 +345,15 @@ class RunCheckpoint(Checkpoint):
             if best:
                 store.link(name, "best.ckpt")
             store.link(name, "last.ckpt")
-            store.thin()
+            store.thin(self.pinned())
 
     def _write(self, name: str, save: Callable[[Path], None], *, writes: bool = True) -> None:
         """Write a checkpoint, atomically and with its digest; every process takes part in saving, process 0 writes."""
         store = self.store
         if writes and not store.folder.is_dir():  # it would be made again, with this checkpoint alone
             raise RunError(f"The checkpoint {store.folder / name} could not be written: there is no such folder.")
-        with store.writing(name) if writes else nullcontext(store.folder / name) as temporary:
-            try:
-                save(temporary)
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                    raise
-                raise RunError(
-                    f"The checkpoint {store.folder / name} could not be written: {error}. The one before it is "
-                    "unharmed. Free some space and resume the run, or start it again with another `--out`."
-                ) from error
+        with (
+            store.writing(name) if writes else nullcontext(store.folder / name) as temporary,
+            _enough_space(store.folder / name),
+        ):
+            save(temporary)

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 
-from autotimm.data.loader import KeyedLoader
 from autotimm.data.module import DataModule
 from autotimm.evidence import Evidence, EvidenceCollector, write_evidence
 from autotimm.evidence.calibration import fit_calibration
 from autotimm.records.run_folder import CALIBRATION
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import read_checkpoint
+from autotimm.train.callbacks.held_out import evaluated, with_weights
 from autotimm.train.callbacks.run_checkpoint import RunCheckpoint
-from autotimm.types import Batch, Stage
 
 __all__ = ["keep_evidence"]
 
@@ -43,7 +39,7 @@ def keep_evidence(trainer: Any, module: pl.LightningModule) -> dict[str, Any]:
     said: dict[str, Any] = {}
     best = _best_checkpoint(trainer)
     if trainer.is_global_zero and folder.chosen is not None and best is not None:
-        with _weights_of(module, best):
+        with with_weights(module, read_checkpoint(best)["state_dict"]):
             evidence = _evaluate(trainer, module)
         if evidence is not None:
             said["evidence"] = write_evidence(folder.path, evidence)
@@ -55,7 +51,7 @@ def keep_evidence(trainer: Any, module: pl.LightningModule) -> dict[str, Any]:
 
 def _best_checkpoint(trainer: Any) -> Path | None:
     callback = trainer.checkpoint_callback
-    best: Path | None = getattr(callback, "best_epoch_path", None)
+    best: Path | None = getattr(callback, "best_path", None)
     if best is None and trainer.calibrate is not None and isinstance(callback, RunCheckpoint):
         # It may be kept under its second name alone. Runs of versions without `calibrate` then had no evidence.
         return Path(callback.best_model_path) if callback.best_model_path else None
@@ -79,31 +75,8 @@ def _evaluate(trainer: Any, task: Task) -> Evidence | None:
     data = trainer.datamodule
     if not isinstance(data, DataModule) or "val" not in data.tables:
         return None
-    running = trainer.val_dataloaders  # its processes are there already
-    own = not (isinstance(running, KeyedLoader) and trainer.world_size == 1)
-    loader = data.eval_loader(data.tables["val"], whole=True) if own else running
     collector = EvidenceCollector(task, "val")
-    try:
-        with collector.watching(), torch.no_grad(), trainer.precision_plugin.val_step_context():
-            for index, loaded in enumerate(loader):
-                batch = Batch.of(trainer.strategy.batch_to_device(loaded))
-                collector.add(batch, task.evaluate(batch, index, Stage.VAL))
-    finally:
-        if own:
-            loader.close()
+    with collector.watching():
+        for batch, step in evaluated(trainer, task, data.tables["val"]):
+            collector.add(batch, step)
     return collector.evidence()
-
-
-@contextmanager
-def _weights_of(task: Task, checkpoint: Any) -> Iterator[None]:
-    """Give the task the weights of a checkpoint, in evaluation mode, for the length of a block."""
-    state = {name: value.clone() for name, value in task.state_dict().items()}
-    modes = {part: part.training for part in task.modules()}
-    task.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
-    task.eval()
-    try:
-        yield
-    finally:
-        task.load_state_dict(state)
-        for part, training in modes.items():
-            part.training = training
