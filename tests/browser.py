@@ -51,13 +51,18 @@ def visit(folder: Path, page: str, profile: Path) -> tuple[str, list[str]]:
     The log does not tell errors on the console from remarks; those of the theme begin with its name. It leaves out what
     the server does not have, so that the server says that.
     """
-    assert CHROMIUM is not None
     with serving(folder) as server:
-        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
-        command += [f"--user-data-dir={profile}", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
-        command += ["--virtual-time-budget=20000", "--dump-dom", f"http://127.0.0.1:{server.server_port}/{page}"]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        shown, console = open_address(f"http://127.0.0.1:{server.server_port}/{page}", profile)
         missing = list(server.missing)
+    return shown, [line for line in console if not line.startswith('"[PST]: ')] + missing
+
+
+def open_address(url: str, profile: Path, *options: str) -> tuple[str, list[str]]:
+    """Open an address of this machine in Chromium: the page after its scripts have run, and its console."""
+    assert CHROMIUM is not None
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
+    command += [f"--user-data-dir={profile}", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+    command += ["--virtual-time-budget=20000", *options, "--dump-dom", url]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr
-    console = re.findall(r":CONSOLE[:(]\d+\)?\] (.*)", run.stderr)
-    return run.stdout, [line for line in console if not line.startswith('"[PST]: ')] + missing
+    return run.stdout, re.findall(r":CONSOLE[:(]\d+\)?\] (.*)", run.stderr)

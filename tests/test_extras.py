@@ -11,9 +11,19 @@ from environments import ROOT, linked_environment, run
 
 FIT = ["--backbone", "test_resnet", "--pretrained", "false", "--image-size", "32", "--batch-size", "8", "--epochs", "1",
        "--num-workers", "0", "--threads", "1", "--accelerator", "cpu", "--val-split", "0.25"]  # fmt: skip
-OPTIONAL = ["scikit-learn", "tensorboard", "wandb", "mlflow", "matplotlib", "faster-coco-eval", "ray", "cleanlab"]
+OPTIONAL = [
+    "scikit-learn",
+    "tensorboard",
+    "wandb",
+    "mlflow",
+    "matplotlib",
+    "faster-coco-eval",
+    "ray",
+    "cleanlab",
+    "starlette",
+]
 # Extras of features to come. Whoever writes the feature moves its extra to the table of the README.
-PLANNED = {"explain", "lance", "litdata", "openvino", "proof", "serve"}
+PLANNED = {"explain", "lance", "litdata", "openvino", "proof"}
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +38,7 @@ COMMANDS = {
     "wandb": ["fit", "PHOTOS", *FIT, "--loggers", "wandb"],
     "mlflow": ["fit", "PHOTOS", *FIT, "--loggers", "mlflow"],
     "ray": ["study", "PHOTOS", *FIT, "--launcher", "ray"],
+    "serve": ["serve", "runs/photos-001"],
     "inspect": ["inspect", "PHOTOS", "--run", "runs/photos-001"],
 }
 ALL_COMMANDS = """

@@ -22,6 +22,7 @@ from autotimm.cli.report import REPORT
 from autotimm.cli.reproduce import REPRODUCE
 from autotimm.cli.resume import RESUME
 from autotimm.cli.selfcheck import SELFCHECK
+from autotimm.cli.serve import SERVE
 from autotimm.cli.study import STUDY
 from autotimm.cli.test import TEST
 from autotimm.cli.validate import VALIDATE
@@ -33,8 +34,8 @@ from autotimm.records.own_modules import search_also
 __all__ = ["VERBS", "entry", "main"]
 
 _ALL = (
-    FIT, INSPECT, RESUME, EXTEND, VALIDATE, TEST, PREDICT, REPORT, EXPORT, VERIFY, DIFF, LEVELS, REPRODUCE, STUDY,
-    BACKBONES, DOCTOR, SELFCHECK, DEMO,
+    FIT, INSPECT, RESUME, EXTEND, VALIDATE, TEST, PREDICT, REPORT, EXPORT, SERVE, VERIFY, DIFF, LEVELS, REPRODUCE,
+    STUDY, BACKBONES, DOCTOR, SELFCHECK, DEMO,
 )  # fmt: skip
 VERBS: dict[str, Verb] = {verb.name: verb for verb in _ALL}
 _BREAK = "\n"  # some messages have several lines

@@ -27,7 +27,7 @@ from autotimm.data.formats.metadata_jsonl import METADATA_FILE
 from autotimm.data.formats.recognize import read_classes, read_spatial
 from autotimm.data.formats.table_images import TableImages
 from autotimm.data.image_reading import reading_as, reading_of
-from autotimm.data.loader import KeyedLoader, collate_samples, default_workers, transformed_loader
+from autotimm.data.loader import KeyedDataset, KeyedLoader, collate_samples, default_workers, transformed_loader
 from autotimm.data.module import DataModule
 from autotimm.data.table import ImageTable, Subset, Table
 from autotimm.data.table_checks import readable, workers_for_whole_images
@@ -43,8 +43,8 @@ from autotimm.serialization import construct, is_object, lost_objects
 from autotimm.types import DataSpec, Sample
 
 __all__ = [
-    "Relabelled", "as_evaluated", "evaluation_transform", "labelled_loader", "labelled_table", "least_size",
-    "predict_loader", "read_labelled", "read_relabelled", "recorded_data",
+    "Relabelled", "as_evaluated", "evaluated_sample", "evaluation_transform", "labelled_loader", "labelled_table",
+    "least_size", "predict_loader", "read_labelled", "read_relabelled", "recorded_data", "uploaded_sample",
 ]  # fmt: skip
 
 DATA_MODULE = Kind(
@@ -373,6 +373,45 @@ def _loader(table: Table, spec: DataSpec, num_workers: int | None) -> KeyedLoade
     return transformed_loader(
         as_evaluated(table, spec), batches, transform, stream="eval", collate=collate_samples, num_workers=num_workers
     )
+
+
+def uploaded_sample(path: str | Path, name: str, spec: DataSpec) -> Sample:
+    """Decode one image file as :func:`predict_loader` does, without its transforms.
+
+    Args:
+        path: The file.
+        name: The id of the sample.
+        spec: The model's record of its data.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    with reading_as(reading_of(spec)):
+        return as_evaluated(ImageTable([path], [name]), spec).load(0)
+
+
+def evaluated_sample(sample: Sample, transform: SampleTransform) -> Sample:
+    """Transform a decoded sample as the loaders of evaluation do: on its own random stream, with one thread.
+
+    Args:
+        sample: A sample without a target.
+        transform: See :func:`evaluation_transform`.
+    """
+    # Evaluation transforms draw no random numbers by default, so that the seed does not matter.
+    evaluated: Sample = KeyedDataset(_Decoded(sample), transform, seed=0, stream="eval")[0]
+    return evaluated
+
+
+class _Decoded(Table):
+    """One sample that is decoded already."""
+
+    draws_random = False
+
+    def __init__(self, sample: Sample) -> None:
+        self.sample, self.ids = sample, (sample.id,)
+
+    def load(self, index: int) -> Sample:
+        return self.sample
 
 
 def least_size(spec: DataSpec) -> tuple[int, int] | None:

@@ -477,6 +477,14 @@ class Run:
             say(f"{len(evidence)} validation images are too few for a coverage of {coverage:g}: sets have all classes")
         return least
 
+    def open_for_prediction(self, ckpt: str | Path = "best") -> tuple[Task, AutoTrainer]:
+        """The task of a checkpoint, and a quiet trainer with the seed, switches, threads and device of the run.
+
+        Args:
+            ckpt: Which checkpoint to use.
+        """
+        return self.model(ckpt), self._trainer(enable_progress_bar=False)
+
     def export(
         self, out: str | Path | None = None, *, to: str = "onnx", precision: str = "fp32", ckpt: str | Path = "best",
         data: str | Path | None = None, check: str = "sample", tolerance: float | None = None,
@@ -615,8 +623,8 @@ class Run:
         """
         return train_on(self, path, epochs=epochs, ckpt=ckpt, changes=changes, source="argument")
 
-    def _trainer(self) -> AutoTrainer:
+    def _trainer(self, **settings: Any) -> AutoTrainer:
         """A trainer with the seed, switches and threads of the run."""
         config = self._config() if (self.path / "config.yaml").exists() else {}
         given = config.as_dict() if isinstance(config, FitConfig) else config.get("trainer", {})
-        return measuring_trainer(given)
+        return measuring_trainer(given, **settings)

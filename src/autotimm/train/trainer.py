@@ -489,16 +489,17 @@ def _choose_among_candidates(callbacks: list[Callback], candidates: Candidates) 
 _KEPT = ("seed", "deterministic", "threads", "accelerator", "precision")
 
 
-def measuring_trainer(recorded: Mapping[str, Any]) -> AutoTrainer:
+def measuring_trainer(recorded: Mapping[str, Any], **others: Any) -> AutoTrainer:
     """Return a trainer to measure and predict with a run: it writes no files.
 
     Args:
         recorded: The arguments of the run's own trainer, of which seed, switches, threads and device are used. A device
             that this machine lacks is replaced by another, with a line that says so.
+        others: Further arguments of the trainer.
     """
     require_machine_for({"threads": recorded.get("threads")})
     # One device: several would each see all images, as the loaders of evaluation are not split.
-    settings: dict[str, Any] = {"run_dir": False, "enable_checkpointing": False, "devices": 1}
+    settings: dict[str, Any] = {"run_dir": False, "enable_checkpointing": False, "devices": 1, **others}
     settings |= {name: recorded[name] for name in _KEPT if name in recorded}
     asked = settings.get("accelerator", "auto")
     try:

@@ -1,0 +1,1 @@
+"""Predictions of a run over HTTP, with the bits of ``autotimm predict``."""
