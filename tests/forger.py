@@ -106,15 +106,29 @@ def place_checkpoints(folder: Path) -> bool:
     lines = (folder / "ledger.jsonl").read_bytes().splitlines() if (folder / "ledger.jsonl").exists() else []
     moved = False
     for file in (folder / "checkpoints").glob("*.ckpt"):
-        checkpoint = torch.load(file, weights_only=True)
+        checkpoint = _loaded(file)
         place = checkpoint["callbacks"]["Recorder"]
         if place["lines"] <= len(lines) and place["last"] != digest16(lines[place["lines"] - 1]):
             written = lines[: place["lines"]]
-            place |= {"last": digest16(written[-1]), "bytes": sum(len(line) + 1 for line in written)}
+            place = place | {"last": digest16(written[-1]), "bytes": sum(len(line) + 1 for line in written)}
             file.unlink()
-            torch.save(checkpoint, file)
+            torch.save(checkpoint | {"callbacks": checkpoint["callbacks"] | {"Recorder": place}}, file)
             moved = True
     return moved
+
+
+_LOADED: dict[tuple[int, int, int], dict[str, Any]] = {}
+
+
+def _loaded(file: Path) -> dict[str, Any]:
+    """The content of a checkpoint, only to be read. Most copies are second names of one file, which is read once."""
+    status = file.stat()
+    if status.st_nlink == 1:
+        return torch.load(file, weights_only=True)
+    key = status.st_dev, status.st_ino, status.st_mtime_ns
+    if key not in _LOADED:
+        _LOADED[key] = torch.load(file, weights_only=True)
+    return _LOADED[key]
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
