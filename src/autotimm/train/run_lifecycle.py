@@ -166,7 +166,8 @@ def _worth(measured: dict[str, float], module: Any) -> str:
     """What a temperature and thresholds are worth, and which threshold the metrics of the training had."""
     parts = []
     if "ece" in measured:
-        used = f"temperature {measured['temperature']:.3g}" if measured["temperature"] != 1 else "not used"
+        temperature = measured["temperature"]
+        used = f"temperature {temperature:.3g}" if temperature != 1 else "not used: the loss would be no lower"
         parts.append(f"error of confidence {measured['ece']:.3f} -> {measured['calibrated_ece']:.3f} ({used})")
     if "f1" in measured:
         used = "a threshold for each class" if measured["fitted"] else "not used"
