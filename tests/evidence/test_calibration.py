@@ -166,7 +166,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(photos, tmp_path_factory):
-    return small_fit(photos, tmp_path_factory.mktemp("runs"), name="one", epochs=2, val_split=None, lr=1e-3)
+    return small_fit(photos, tmp_path_factory.mktemp("runs"), name="one", epochs=2, val_split=None, lr=0.01)
 
 
 def best(folder):

@@ -57,7 +57,7 @@ def assign_folds(ids: Sequence[str], strata: Sequence[int], seed: int, folds: in
 
     Example:
         >>> assign_folds(["a", "b", "c", "d"], [0, 0, 1, 1], seed=42, folds=2)
-        [1, 0, 0, 1]
+        [1, 0, 1, 0]
     """
     members: dict[int, list[int]] = defaultdict(list)
     for index in _shuffled(ids, seed):
