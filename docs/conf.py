@@ -20,6 +20,7 @@ extensions = [
     "autotimm_site",
 ]
 exclude_patterns = ["_ext"]
+html_extra_path = ["llms.txt"]  # for programs, beside the first page
 nitpicky = True
 
 # Markdown

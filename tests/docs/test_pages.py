@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from autotimm.cli.main import main
+from autotimm.cli.main import VERBS, main
 from autotimm.repro.streams import preserve_generators
 from blocks import SHRINK, assert_ran, python_blocks, run_blocks
 
@@ -69,3 +69,14 @@ def test_configuration_files_are_accepted(
     with preserve_generators():
         assert main(["fit", "--config", "photos.yaml"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "run: runs/photos-001"
+
+
+def test_llms_txt_lists_pages_that_there_are() -> None:
+    links = re.findall(r"^- \[[^]]+\]\(([^)]+)\): \S", (ROOT / "docs/llms.txt").read_text(), flags=re.MULTILINE)
+    assert len(links) >= 10
+    assert not [link for link in links if not (ROOT / "docs" / link).is_file()]
+
+
+def test_the_page_for_scripts_names_every_verb() -> None:
+    text = (ROOT / "docs/guide/scripts.md").read_text()
+    assert not [name for name in VERBS if f"autotimm {name} " not in text and f"`{name} " not in text]
