@@ -44,11 +44,26 @@ def answer(run: Path, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture
     return call
 
 
-@pytest.mark.parametrize("verb", sorted(VERBS.keys() - {"predict"}))
+@pytest.mark.parametrize("verb", sorted(VERBS))
 def test_every_verb_has_the_option(verb: str) -> None:
     option = VERBS[verb].options["json"]
     assert option.is_switch
     assert VERBS[verb].defaults["json"] is False
+
+
+def test_predictions_are_those_of_the_table(answer, run: Path, photos: Path, tmp_path: Path) -> None:
+    image = next(path for path in sorted(photos.rglob("*")) if path.is_file())
+    found, _ = answer("predict", "RUN", image, "--coverage", "0.9")
+    (prediction,) = found["predictions"]
+    assert (found["run"], found["images"], prediction["name"]) == (str(run), 1, str(image))
+    assert prediction["labels"] == [max(prediction["scores"], key=prediction["scores"].get)]
+    assert set(prediction["set"]) <= set(prediction["scores"])
+    saved, shown = answer("predict", "RUN", image, "--out", tmp_path / "p.csv")
+    assert (saved["out"], saved["pictures"], "predictions" in saved) == (str(tmp_path / "p.csv"), None, False)
+    assert "predictions:" in shown
+    row = (tmp_path / "p.csv").read_text().splitlines()[1].split(",")
+    assert row[0] == str(image)
+    assert [float(value) for value in row[3:]] == pytest.approx(list(prediction["scores"].values()), abs=1e-6)
 
 
 def test_training_names_run_report_and_metrics(answer, run: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from autotimm.cli.json_output import JSON, answering
 from autotimm.cli.parser import parse
 from autotimm.cli.run_args import CKPT, RUN, TRUST, open_run
 from autotimm.cli.verb import Positional, Verb
@@ -51,20 +52,27 @@ def run(argv: Sequence[str]) -> int:
     if (most := given.value("max_pixels")) is not None:
         Image.MAX_IMAGE_PIXELS = most
     _check_kind(data.kind, out, draw)
-    predictions = run.predict(paths, fast=fast, ckpt=ckpt, threshold=given.value("threshold"),
-                              raw=given.value("raw"), coverage=given.value("coverage"))  # fmt: skip
-    if out is not None:
-        _save(out, predictions, data, ids)
-        print(f"predictions: {out} ({len(predictions)} images)")
-    if draw is not None:
-        from autotimm.data.image_reading import reading_of
-        from autotimm.runs.prediction_files import write_pictures
+    with answering(given) as answer:
+        predictions = run.predict(paths, fast=fast, ckpt=ckpt, threshold=given.value("threshold"),
+                                  raw=given.value("raw"), coverage=given.value("coverage"))  # fmt: skip
+        answer |= {"run": run.path, "images": len(predictions), "out": out, "pictures": draw}
+        if out is not None:
+            _save(out, predictions, data, ids)
+            print(f"predictions: {out} ({len(predictions)} images)")
+        if draw is not None:
+            from autotimm.data.image_reading import reading_of
+            from autotimm.runs.prediction_files import write_pictures
 
-        drawable: Any = predictions  # objects or pixels: _check_kind has refused classes
-        write_pictures(draw, drawable, data.class_names, image_files(paths, data), reading_of(data))
-        print(f"pictures: {draw} ({len(predictions)} images)")
-    if out is None and draw is None:
-        _show(predictions)
+            drawable: Any = predictions  # objects or pixels: _check_kind has refused classes
+            write_pictures(draw, drawable, data.class_names, image_files(paths, data), reading_of(data))
+            print(f"pictures: {draw} ({len(predictions)} images)")
+        if out is None and draw is None:
+            from autotimm.serving.answers import as_plain
+
+            if given.value("json"):
+                answer["predictions"] = [as_plain(prediction) for prediction in predictions]
+            else:
+                _show(predictions)
     return 0
 
 
@@ -159,6 +167,7 @@ PREDICT = Verb(
             "Options",
             none="Pillow's",
         ),
+        "json": JSON,
         "fast": Option(Flag(), "do not pad the last batch; the last bits of the scores may differ", "Options"),
     },
     defaults={
@@ -168,6 +177,7 @@ PREDICT = Verb(
         "coverage": None,
         "raw": False,
         "max_pixels": None,
+        "json": False,
         "fast": False,
     },
     examples=(
@@ -179,7 +189,7 @@ PREDICT = Verb(
         "autotimm predict runs/cars-001 val/ --out found.json --ids annotations/instances_val.json --threshold 0.001",
     ),
     notes=(
-        "Without --out and --draw, prints a table on a terminal and CSV to a pipe or file.",
+        "Without --out and --draw, prints a table on a terminal and CSV to a pipe or file; with --json, an object.",
         "Objects: the table has a row per object; the .json file has COCO's images, categories and results.",
         "Segmentation: DIR gets a PNG file of class indices per image, and _classes.csv. No file is overwritten.",
     ),

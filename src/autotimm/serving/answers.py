@@ -13,9 +13,10 @@ __all__ = ["as_plain"]
 def as_plain(prediction: Prediction | ObjectPrediction | PixelPrediction) -> dict[str, Any]:
     """A prediction as strings, numbers and lists of these.
 
-    Classes have ``labels`` and the ``scores`` of all classes. Objects are a list: ``label``, ``score``, ``box`` (x1,
-    y1, x2, y2 in pixels of the image) and with masks ``mask``, COCO's run lengths. A class per pixel: ``labels``, the
-    ``shares`` of all classes, and ``png``, an image of 8 bits whose values are class indices, in base64.
+    Classes have ``labels``, the ``scores`` of all classes, and with a coverage the ``set`` of classes. Objects are a
+    list: ``label``, ``score``, ``box`` (x1, y1, x2, y2 in pixels of the image) and with masks ``mask``, COCO's run
+    lengths. A class per pixel: ``labels``, the ``shares`` of all classes, and ``png``, an image of 8 bits whose values
+    are class indices, in base64.
 
     Example:
         >>> as_plain(ObjectPrediction("a.jpg", ("cat",), (0.5,), ((1.0, 2.0, 3.0, 4.0),), (8, 9)))["objects"]
@@ -33,4 +34,5 @@ def as_plain(prediction: Prediction | ObjectPrediction | PixelPrediction) -> dic
     if isinstance(prediction, PixelPrediction):
         png = base64.b64encode(prediction.png).decode("ascii")
         return {"name": prediction.id, "labels": list(prediction.labels), "shares": prediction.scores, "png": png}
-    return {"name": prediction.id, "labels": list(prediction.labels), "scores": prediction.scores}
+    classes = {"name": prediction.id, "labels": list(prediction.labels), "scores": prediction.scores}
+    return {**classes, "set": list(prediction.members)} if prediction.members else classes
