@@ -22,6 +22,7 @@ from autotimm.records.checkpoint_store import CheckpointStore, check_keep
 from autotimm.records.run_folder import RunFolder
 from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.train.callbacks.epoch_metrics import EpochMetrics, Unfinished, Watched
+from autotimm.train.callbacks.step_hooks import without_idle_step_hooks
 from autotimm.train.stop_request import StopRequest
 
 __all__ = ["RunCheckpoint", "read_interval"]
@@ -71,6 +72,8 @@ class _WhereTold(TorchCheckpointIO):
         Path(path).write_bytes(buffer.getbuffer())
 
 
+@without_idle_step_hooks
+@without_idle_step_hooks
 class RunCheckpoint(Checkpoint):
     """Writes the checkpoints of a run (see :mod:`autotimm.records.checkpoint_store`) directly after an optimizer step.
 
