@@ -13,6 +13,7 @@ from autotimm import ImageClassifier, Run, Task
 from autotimm.errors import RunError, UsageError
 from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.train.callbacks.epoch_metrics import EpochMetrics
+from autotimm.train.callbacks.recorder import Recorder
 from autotimm.train.callbacks.run_checkpoint import RunCheckpoint
 from training import StopAfter, classifier, digest, toy_data, trained, trainer
 
@@ -197,3 +198,50 @@ def test_a_loaded_best_scores_what_was_written(toy_folder, tmp_path):
     model = trained(toy_folder, 3, {"lr": 0.01}, run_dir=tmp_path / "run")
     loaded = Task.load_from_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     assert digest(loaded) == digest(model)
+
+
+class LoggedByLightning(ImageClassifier):
+    """Logs the loss of each step as Lightning's documentation tells."""
+
+    def _logged_again(self, name, value, weight):
+        return False
+
+
+class Shown(pl.Callback):
+    """Notes what loggers, progress bars and callbacks are shown in each step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        shown = trainer.callback_metrics, trainer.logged_metrics, trainer.progress_bar_metrics
+        self.steps.append([{name: float(value) for name, value in metrics.items()} for metrics in shown])
+
+
+class TestCostOfAStep:
+    def test_losses_are_logged_as_lightning_logs_them(self, toy_folder, tmp_path):
+        found = []
+        for kind in (ImageClassifier, LoggedByLightning):
+            shown, folder = Shown(), tmp_path / kind.__name__
+            task = kind("test_resnet", 3, pretrained=False, image_size=32)
+            trainer(2, run_dir=folder, callbacks=[shown]).fit(task, datamodule=toy_data(toy_folder))
+            found.append((shown.steps, (folder / "metrics.csv").read_bytes(), digest(task)))
+        assert found[0] == found[1]
+        assert len(found[0][0]) == 6
+        assert "train/loss_step" in found[0][0][-1][0]
+
+    def test_nothing_is_digested_that_nobody_reads(self, toy_folder, tmp_path):
+        lines = {}
+        for folder in (False, tmp_path / "run"):
+            one = trainer(run_dir=folder)
+            one.fit(classifier(), datamodule=toy_data(toy_folder))
+            ledger = next(callback for callback in one.callbacks if isinstance(callback, Recorder)).ledger
+            lines[bool(folder)] = ledger.position["lines"]
+        # The start, three steps, a validation and the end; and the digests after the first step and the epoch.
+        assert lines == {False: 6, True: 8}
+
+    def test_hooks_that_do_nothing_are_not_called(self):
+        assert Recorder.on_before_backward is None
+        assert EpochMetrics.on_train_batch_end is None
+        assert callable(Recorder.on_train_batch_end)
+        assert callable(EpochMetrics.on_validation_end)

@@ -119,6 +119,11 @@ class Ledger:
                 raise
 
     @property
+    def is_read(self) -> bool:
+        """Whether anything sees the lines: a file, or a listener."""
+        return self.path is not None or self._listener is not None
+
+    @property
     def last(self) -> str:
         """The digest of the last added line, flushed or not; empty without lines."""
         self._scan()

@@ -439,6 +439,8 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         if len(losses) > 2:  # people see the sum; its terms are in metrics.csv
             self.details |= {f"{stage.value}/{name}" for name in step.losses}
         for name, value in losses.items():
+            if train and self._logged_again(f"train/{name}", value, size if step.weight is None else step.weight):
+                continue
             shown: dict[str, Any] = {"prog_bar": name == "loss", "on_step": train, "on_epoch": True}
             weight: Any = size if step.weight is None else step.weight  # Lightning multiplies and adds, also tensors
             if not train and self.trainer.world_size > 1:
@@ -456,6 +458,18 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
                 continue  # Lightning logs metrics of one value; these wait for the end of the epoch
             when: dict[str, Any] = {"on_step": config.log_on_step, "on_epoch": config.log_on_epoch}
             self.log(f"{stage.value}/{config.name}", metric, prog_bar=config.prog_bar, batch_size=size, **when)
+
+    def _logged_again(self, name: str, value: Tensor, weight: Any) -> bool:
+        """Add the loss of a step to those of the same epoch, as :meth:`log` would; whether there was one.
+
+        Lightning checks every call anew, and copies what it knows of the value: 0.4 ms, a fiftieth of a small step.
+        """
+        results: Any = self.trainer._results  # private to Lightning, as in `train/callbacks/epoch_metrics.py`
+        logged = None if results is None else results.get(f"{self._current_fx_name}.{name}")
+        if logged is None or logged.has_reset or logged.value.device != value.device:
+            return False
+        logged.forward(value.detach(), weight)
+        return True
 
     def _log_scores(self, stage: Stage) -> None:
         """Compute and log the metrics of several values at the end of an epoch, the same on every process."""

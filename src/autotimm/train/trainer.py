@@ -57,6 +57,7 @@ from autotimm.train.callbacks.recorder import Recorder
 from autotimm.train.callbacks.run_checkpoint import RunCheckpoint, read_interval
 from autotimm.train.lightning_compat import (
     KeyedSteps,
+    NoProfiler,
     clear_failures,
     clear_misuse,
     defaults_from_environment,
@@ -252,6 +253,7 @@ class AutoTrainer(pl.Trainer):
         self.run_folder = RunFolder.choose(False if plain else run_dir, kwargs.get("default_root_dir"))
         kwargs["callbacks"] = self._callbacks(kwargs, monitor)
         kwargs.setdefault("logger", False)
+        kwargs["profiler"] = kwargs.get("profiler") or NoProfiler()
         if not kwargs.get("barebones"):
             kwargs.setdefault("enable_model_summary", False)
         unknown = [name for name in kwargs if name not in inspect.signature(pl.Trainer).parameters]

@@ -23,6 +23,7 @@ from autotimm.errors import nearest, require
 from autotimm.records.atomic import write_text
 from autotimm.records.csv_cells import csv_text, safe_cell
 from autotimm.tasks import Task
+from autotimm.train.callbacks.step_hooks import without_idle_step_hooks
 
 __all__ = ["EpochMetrics", "MetricsTable", "SharedLosses", "Unfinished", "Watched", "logged_in_step"]
 
@@ -163,6 +164,7 @@ class Watched:
             require(name in known, "monitor", "a task", f"one of {', '.join(names)}", name, cure)
 
 
+@without_idle_step_hooks
 class SharedLosses(Callback):
     """Sums the logged training losses over all processes at the end of an epoch; Lightning would show those of one.
 
@@ -181,6 +183,7 @@ class SharedLosses(Callback):
                     torch.distributed.all_reduce(sums)
 
 
+@without_idle_step_hooks
 class EpochMetrics(Callback):
     """Separates the metrics of an epoch from those that Lightning still holds of an earlier one.
 
@@ -225,6 +228,7 @@ class EpochMetrics(Callback):
         return {name: float(value) for name, value in metrics.items() if name not in left_out and value.numel() == 1}
 
 
+@without_idle_step_hooks
 class MetricsTable(Callback):
     """Writes ``metrics.csv``: one row per epoch, every logged metric a column.
 

@@ -18,6 +18,7 @@ from autotimm.records.digest import state_digest
 from autotimm.records.ledger import Ledger, Line, digest16
 from autotimm.tasks import Task
 from autotimm.train.callbacks.epoch_metrics import EpochMetrics
+from autotimm.train.callbacks.step_hooks import without_idle_step_hooks
 from autotimm.train.callbacks.validation_evidence import keep_evidence
 from autotimm.train.progress import show_notices
 from autotimm.types import Batch
@@ -51,6 +52,7 @@ def weight_digests(module: pl.LightningModule) -> dict[str, str]:
     }
 
 
+@without_idle_step_hooks
 class Recorder(Callback):
     """Writes the ledger: a line per step, validation and epoch, see :mod:`autotimm.records.ledger`.
 
@@ -71,7 +73,7 @@ class Recorder(Callback):
         self._position: dict[str, Any] | None = None
         self._steps: list[_Step] = []
         self._rate, self._seen = math.nan, 0
-        self._distributed = False
+        self._distributed, self._read = False, True
         self.followed = False  # whether a listener may end the training, in all processes together
         self._enough: EnoughError | None = None
 
@@ -120,6 +122,8 @@ class Recorder(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin the ledger, or continue it from the checkpoint."""
         self._distributed = trainer.world_size > 1
+        # Of several processes the first may have a reader, and needs the samples of all.
+        self._read = self._distributed or self.ledger.is_read
         if not trainer.is_global_zero:
             self.ledger = Ledger(None)
         show_notices(trainer)
@@ -158,14 +162,14 @@ class Recorder(Callback):
         """Note the samples and the loss of the step."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         loss = loss.detach() if isinstance(loss, Tensor) and loss.numel() == 1 else None
-        ids, fingerprints = _identify(batch)
+        ids, fingerprints = _identify(batch) if self._read else ((), "")
         done = trainer.global_step
         self._steps.append(_Step(trainer.current_epoch, batch_idx, done, ids, fingerprints, self._rate, loss))
         due = done != self._seen and (done == 1 or done % DIGEST_EVERY == 0)
         self._seen = done  # gradient accumulation leaves the number of steps unchanged
         if due or len(self._steps) >= GROUP:
             self.look()
-        if due:
+        if due and self._read:
             self.ledger.add("weights", step=done, **weight_digests(pl_module))
         self._end_together()
 
@@ -184,6 +188,8 @@ class Recorder(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the metrics and digests at the end of an epoch."""
         self.look()
+        if not self._read:
+            return
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
         averaged = next(
             (callback for callback in callbacks if isinstance(callback, pl.callbacks.WeightAveraging)), None

@@ -24,6 +24,7 @@ from autotimm.records.checkpoint_store import AVERAGE, CheckpointStore, check_ke
 from autotimm.records.run_folder import RunFolder
 from autotimm.tasks.checkpoint import TaskRecord, read_checkpoint
 from autotimm.train.callbacks.epoch_metrics import EpochMetrics, Unfinished, Watched
+from autotimm.train.callbacks.step_hooks import without_idle_step_hooks
 from autotimm.train.stop_request import StopRequest
 from autotimm.types import Calibration
 
@@ -88,6 +89,8 @@ def _enough_space(path: Path) -> Iterator[None]:
         ) from error
 
 
+@without_idle_step_hooks
+@without_idle_step_hooks
 class RunCheckpoint(Checkpoint):
     """Writes the checkpoints of a run (see :mod:`autotimm.records.checkpoint_store`) directly after an optimizer step.
 
