@@ -90,7 +90,6 @@ def _enough_space(path: Path) -> Iterator[None]:
 
 
 @without_idle_step_hooks
-@without_idle_step_hooks
 class RunCheckpoint(Checkpoint):
     """Writes the checkpoints of a run (see :mod:`autotimm.records.checkpoint_store`) directly after an optimizer step.
 
