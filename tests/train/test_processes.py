@@ -101,9 +101,10 @@ def lines(run, kind, *fields):
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
 @pytest.mark.parametrize("repeat", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["once", "twice"])
 def test_two_processes_see_what_one_sees_and_repeat(repeat, toy_folder, tmp_path):
-    runs = tmp_path / "runs"
+    # Without batch normalization, whose statistics are those of a process's own share of a batch.
+    runs, fit = tmp_path / "runs", ["test_vit" if word == "test_resnet" else word for word in FIT]
     for name in ("two", *(["again"] if repeat else [])):
-        autotimm("fit", toy_folder, *FIT, "--batch-size", 3, "--devices", 2, "--name", name, cwd=tmp_path)
+        autotimm("fit", toy_folder, *fit, "--batch-size", 3, "--devices", 2, "--name", name, cwd=tmp_path)
         assert (tmp_path / "out.txt").read_text() == f"report: runs/{name}/report.html\nrun: runs/{name}\n"
     log = (tmp_path / "log.txt").read_text()
     assert len(re.findall("^best epoch: ", log, re.MULTILINE)) == (2 if repeat else 1)
@@ -111,14 +112,14 @@ def test_two_processes_see_what_one_sees_and_repeat(repeat, toy_folder, tmp_path
         assert {name: file_digest(runs / "two" / name) for name in FILES} == {
             name: file_digest(runs / "again" / name) for name in FILES
         }
-    autotimm("fit", toy_folder, *FIT, "--batch-size", 6, "--name", "one", cwd=tmp_path)
+    autotimm("fit", toy_folder, *fit, "--batch-size", 6, "--name", "one", cwd=tmp_path)
     assert lines(runs / "two", "start", "world_size", "weights")[0][1] == lines(runs / "one", "start", "weights")[0][0]
     seen = ("epoch", "batch", "ids", "inputs")
     assert lines(runs / "two", "step", *seen) == lines(runs / "one", "step", *seen)
     # No rest is left over: 18 images are three global batches of 6, whoever shares them.
     # The first step has seen equal samples with equal weights: its loss differs by no more than the order of sums.
     losses = [float.fromhex(lines(runs / name, "step", "loss")[0][0]) for name in ("one", "two")]
-    assert losses[0] == pytest.approx(losses[1], rel=0.2)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     found = diff(runs / "one", runs / "two")
     assert "environment: the number of processes: 1 was recorded, 2 is used" in str(found)
     assert found.cause.startswith("Likely the number of processes: 1 was recorded, 2 is used")
