@@ -106,6 +106,7 @@ def choose_recipe(
     batch_size: int,
     options: OptimizerOptions | None = None,
     kind: str = "classes",
+    head_fitted: bool = False,
 ) -> Recipe:
     """Choose learning rate, weight decay, layer decay and schedule. The user's options take precedence.
 
@@ -117,6 +118,7 @@ def choose_recipe(
     classes, ViT-like                    1e-4 at 64   1e-4 at 64    0.7                   as the head's
     classes, ConvNeXt, Swin, hybrids     1e-4 at 64   1e-4 at 64    0.8                   as the head's
     classes, CNN                         5e-4 at 32   1e-3 at 32    none                  as the head's
+    classes, CNN with a fitted head      1e-4 at 32                 none                  as the head's
     objects, ViT-like                    1e-4 at 64   1e-4 at 64    0.7                   as the head's
     objects, ConvNeXt, Swin, hybrids     1e-4 at 16   1e-4 at 64    none                  as the head's
     objects, CNN                         1e-4 at 16   1e-3 at 32    none                  a tenth
@@ -131,6 +133,8 @@ def choose_recipe(
     - Classes: BEiT (Bao et al., ICLR 2022) and MAE (He et al., CVPR 2022) fine-tune ViTs with AdamW, weight decay 0.05
       and layer decay 0.65 to 0.75, ConvNeXt (Liu et al., CVPR 2022) with 0.7 to 0.8. 1e-3 is Adam's default rate
       (Kingma & Ba, ICLR 2015).
+    - A fitted head: fine-tuning needs to go less far, and large steps distort the features that the head was fitted to
+      (Kumar et al., "Fine-tuning can distort pretrained features and underperform out-of-distribution", ICLR 2022).
     - Objects (boxes or instances): ViTDet (Li et al., ECCV 2022, arXiv:2203.16527) trains with AdamW at 1e-4 for 64
       images and layer decay 0.7 for its smallest ViT. Swin (Liu et al., ICCV 2021) and ConvNeXt detectors use 1e-4 for
       16 images. DETR (Carion et al., ECCV 2020, arXiv:2005.12872) trains its ResNet at 1e-5 and the rest at 1e-4.
@@ -159,6 +163,7 @@ def choose_recipe(
         batch_size: Images per optimizer step, over all devices and accumulated batches.
         options: The user's choices.
         kind: Kind of the targets, see :class:`autotimm.types.DataSpec`.
+        head_fitted: Whether the head was fitted to features of the pretrained backbone before the first step.
 
     Returns:
         The recipe, with the reason for its learning rate.
@@ -170,7 +175,7 @@ def choose_recipe(
     optimizer = options.optimizer or "adamw"
     network_family, name = family(network), _optimizer_path(optimizer)
     given = {key: value for key, value in vars(options).items() if value is not None and key not in ("optimizer", "lr")}
-    base = (_FINE_TUNING[kind] if pretrained else _FROM_SCRATCH)[network_family]
+    base = (_AFTER_HEAD if head_fitted else _FINE_TUNING[kind] if pretrained else _FROM_SCRATCH)[network_family]
     rate = _rate(name, optimizer, base, batch_size, options.lr)
     scale_backbone = rate.scales_backbone and isinstance(getattr(network, "backbone", None), nn.Module)
     settings = {
@@ -180,6 +185,7 @@ def choose_recipe(
         **given,
     }
     start = ("fine-tuning" + _KIND_TEXTS[kind]) if pretrained else "from scratch"
+    start += " after a fitted head" if head_fitted else ""
     label = find_optimizer(optimizer).__name__
     rule = f"{_FAMILY_TEXTS[network_family]} {start}, {label}, batch {batch_size}{rate.remark}"
     reason = f"lr {rate.lr:.3g}: " + (rule if options.lr is None else "as given")
@@ -283,6 +289,7 @@ _CLASSES = {
     "convnext": _Base(1e-4, 64, _SGD_CLASSES, 0.8),
     "cnn": _Base(5e-4, 32, _SGD_CLASSES),
 }
+_AFTER_HEAD = _CLASSES | {"cnn": _Base(1e-4, 32, _SGD_CLASSES / 5)}
 _OBJECTS = {
     "vit": _Base(1e-4, 64, _SGD_DENSE, 0.7),
     "convnext": _Base(1e-4, 16, _SGD_DENSE),

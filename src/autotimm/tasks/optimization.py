@@ -63,6 +63,7 @@ class Optimized(pl.LightningModule):
             batch_size=images * self.trainer.accumulate_grad_batches * self.trainer.world_size,
             options=self.optimizer_options,
             kind=self.kinds[0],
+            head_fitted=getattr(self.trainer, "recipe", "plain") != "plain",  # Lightning's trainer has no recipe
         )
 
     def set_lr(self, lr: float) -> None:
