@@ -226,3 +226,13 @@ def test_checkpoint_without_its_run_is_refused(run: Run, tmp_path: Path) -> None
         alone.push("me/photos")
     alone.export(tmp_path / "model", to="timm")
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == FILES[1:]
+
+
+def test_model_that_timm_does_not_have_is_refused(run: Run, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = run.model()
+    task.__class__ = type("Own", (type(task),), {})  # how it turns logits into predictions is code of its own
+    monkeypatch.setattr(Run, "model", lambda *_: task)
+    with pytest.raises(ModelError, match="must hold a classifier"):
+        run.push("me/photos", upload=True)
+    assert hub.private is None
+    assert not hub.files

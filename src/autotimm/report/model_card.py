@@ -134,11 +134,15 @@ def _facts(facts: RunFacts, spec: DataSpec) -> Iterator[tuple[str, str]]:
     height, width = height_and_width(spec.image_size)
     yield "Input", f"{spec.in_chans} channels, {height} × {width} pixels"
     weights = facts.manifest.decisions.get("weights")
-    source = weights.get("source") if isinstance(weights, Mapping) else None
-    yield "Weights at the start", "not recorded" if source is None else as_code(source)
+    yield "Weights at the start", _weights(weights) if isinstance(weights, Mapping) else "not recorded"
     yield "Epochs", f"{len(facts.epochs):,}"
     yield "Seed", str(facts.seed)
     yield "Versions", ", ".join(f"{name} {as_code(version)}" for name, version in _versions(facts).items())
+
+
+def _weights(weights: Mapping[str, Any]) -> str:
+    digest = weights.get("sha256")
+    return as_code(weights["source"]) if digest is None else f"pretrained, sha256 {as_code(digest)}"
 
 
 def _versions(facts: RunFacts) -> dict[str, str]:
