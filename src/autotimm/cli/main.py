@@ -18,6 +18,7 @@ from autotimm.cli.inspect import INSPECT
 from autotimm.cli.json_output import print_error, wants_json
 from autotimm.cli.levels import LEVELS
 from autotimm.cli.predict import PREDICT
+from autotimm.cli.push import PUSH
 from autotimm.cli.report import REPORT
 from autotimm.cli.reproduce import REPRODUCE
 from autotimm.cli.resume import RESUME
@@ -34,8 +35,8 @@ from autotimm.records.own_modules import search_also
 __all__ = ["VERBS", "entry", "main"]
 
 _ALL = (
-    FIT, INSPECT, RESUME, EXTEND, VALIDATE, TEST, PREDICT, REPORT, EXPORT, SERVE, VERIFY, DIFF, LEVELS, REPRODUCE,
-    STUDY, BACKBONES, DOCTOR, SELFCHECK, DEMO,
+    FIT, INSPECT, RESUME, EXTEND, VALIDATE, TEST, PREDICT, REPORT, EXPORT, PUSH, SERVE, VERIFY, DIFF, LEVELS,
+    REPRODUCE, STUDY, BACKBONES, DOCTOR, SELFCHECK, DEMO,
 )  # fmt: skip
 VERBS: dict[str, Verb] = {verb.name: verb for verb in _ALL}
 _BREAK = "\n"  # some messages have several lines

@@ -17,10 +17,12 @@ from autotimm.export.agreement_check import seeded_sample
 from autotimm.export.export_result import Check, Export
 from autotimm.export.exporter import TOLERANCES, add_report, written_beside
 from autotimm.export.formats import REPORT
+from autotimm.export.hub_name import CARD
 from autotimm.image_size import height_and_width
 from autotimm.models.backbone.architectures import find_architecture
 from autotimm.models.backbone.model_args import fitting_arguments
 from autotimm.models.backbone.pooled import PooledClassifier
+from autotimm.records.atomic import write_text
 from autotimm.records.digest import file_digest
 from autotimm.tasks import Task
 from autotimm.tasks.classification import ImageClassifier
@@ -32,7 +34,7 @@ _WEIGHTS = "model.safetensors"  # as timm calls it
 _IMAGES = 8  # from a seed: both sides are torch on the same pixels
 
 
-def export_timm(task: Task, spec: DataSpec, out: Path, origin: Mapping[str, str]) -> Export:
+def export_timm(task: Task, spec: DataSpec, out: Path, origin: Mapping[str, str], card: str | None = None) -> Export:
     """Export a classifier as a folder that timm loads; its logits equal those of the task.
 
     Args:
@@ -40,6 +42,7 @@ def export_timm(task: Task, spec: DataSpec, out: Path, origin: Mapping[str, str]
         spec: What it knows of its data.
         out: The new folder.
         origin: Texts about the run, for ``export.json``.
+        card: The model card; ``None`` for none.
 
     Raises:
         ModelError: If timm has no such model, or it disagrees with the task. No folder is left.
@@ -64,6 +67,8 @@ def export_timm(task: Task, spec: DataSpec, out: Path, origin: Mapping[str, str]
         fitted = {"temperature": task.temperature, "thresholds": None if least is None else list(least)}
         report = {"to": "timm", "sha256": digest, "check": check.as_dict(), **fitted, **origin}
         add_report(folder / REPORT, _WEIGHTS, report)
+        if card is not None:
+            write_text(folder / CARD, card)
     return Export(out, check)
 
 

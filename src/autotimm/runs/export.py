@@ -13,14 +13,18 @@ from autotimm.export.agreement_check import SAMPLE
 from autotimm.export.export_result import Export
 from autotimm.export.exporter import export_task
 from autotimm.export.formats import CHECKS, FORMATS, PRECISIONS, SUFFIXES, require_new_files
+from autotimm.export.hub_name import require_license, require_repository
 from autotimm.export.onnx_file import require_onnx
 from autotimm.export.timm_folder import export_timm
+from autotimm.report.model_card import model_card
+from autotimm.runs.hub_push import Push, push_folder
 from autotimm.runs.predict import known_data
 from autotimm.runs.restore import read_manifest
 from autotimm.tasks import Task
 from autotimm.train.progress import say
+from autotimm.types import DataSpec
 
-__all__ = ["export_run"]
+__all__ = ["export_run", "push_run"]
 
 _OWNER = "export"
 
@@ -61,7 +65,8 @@ def export_run(
     origin = _origin(folder, checkpoint)
     if to == "timm":
         require(precision == "fp32", "precision", _OWNER, "fp32 for timm", precision, "timm converts it on loading.")
-        return export_timm(task, spec, path, origin)
+        card = _card(folder, checkpoint, spec, path.absolute().name)
+        return export_timm(task, spec, path, origin, card)
     table = None if seeded else _labelled(task, data, load_data)
     most = None if check == "full" else SAMPLE
     return export_task(
@@ -76,6 +81,44 @@ def _origin(folder: Path, checkpoint: Path) -> dict[str, str]:
         return {"checkpoint": checkpoint.name}
     manifest = read_manifest(folder)
     return {"checkpoint": checkpoint.name, "run_id": manifest.run_id, "run_digest": manifest.digest}
+
+
+def push_run(
+    folder: Path, checkpoint: Path, load: Callable[[], Task], repository: str, *, upload: bool, private: bool,
+    license_id: str | None,
+) -> Push:  # fmt: skip
+    """Push a checkpoint of a run as a folder for timm; see :meth:`autotimm.Run.push` for the arguments.
+
+    Args:
+        folder: The folder of the run.
+        checkpoint: The checkpoint.
+        load: Loads its task.
+        repository: The repository, as ``owner/name``.
+        upload: Whether to send it.
+        private: Whether only its owner may see the repository.
+        license_id: The license of the model.
+    """
+    require_repository(repository, "push")
+    require_license(license_id, "push")
+    manifest = read_manifest(folder)
+
+    def write(out: Path) -> None:
+        task = load()
+        spec = known_data(task)
+        card = _card(folder, checkpoint, spec, repository, repository=repository, license_id=license_id)
+        export_timm(task, spec, out, _origin(folder, checkpoint), card)
+
+    message = f"Add the model of the autotimm run {manifest.run_id}"
+    return push_folder(write, repository, upload=upload, private=private, message=message)
+
+
+def _card(folder: Path, checkpoint: Path, spec: DataSpec, name: str, **more: str | None) -> str | None:
+    """The model card of a classifier; ``None`` for a checkpoint without the record of its run."""
+    if spec.kind != "classes" or not (folder / "manifest.json").is_file():
+        return None
+    place = (folder / "checkpoints").absolute()
+    ckpt = checkpoint.stem if checkpoint.absolute() in (place / "best.ckpt", place / "last.ckpt") else "FILE"
+    return model_card(folder, spec, name=name, ckpt=ckpt, **more)
 
 
 def _labelled(task: Task, data: str | Path | None, load_data: Callable[[], DataModule]) -> Table:

@@ -41,6 +41,7 @@ from autotimm.runs.explain_difference import confirm_difference, confirm_replay
 from autotimm.runs.extend import extend
 from autotimm.runs.factory import settle_data
 from autotimm.runs.fit import launch, leave_report, new_folder, train, train_objects
+from autotimm.runs.hub_push import Push
 from autotimm.runs.output_paths import require_new_file
 from autotimm.runs.predict import known_data, predict, with_members
 from autotimm.runs.restore import affordable, read_config, read_manifest, rebuild
@@ -520,6 +521,36 @@ class Run:
             return export_run(
                 self.path, self.checkpoint(ckpt), lambda: self.model(ckpt), self.data, out, to=to, precision=precision,
                 data=data, check=check, tolerance=tolerance, runner=with_runner,
+            )  # fmt: skip
+
+    def push(
+        self, repository: str, *, upload: bool = False, private: bool = False, license: str | None = None,
+        ckpt: str | Path = "best",
+    ) -> Push:  # fmt: skip
+        """Make a repository of the hub from a classifier: the folder for timm, with a model card made of the record.
+
+        Nothing is sent, and the hub is not asked, without ``upload``.
+
+        Args:
+            repository: The repository, as ``owner/name``; it is made if it is not there.
+            upload: Whether to send it. The token is that of ``hf auth login``, or ``HF_TOKEN``.
+            private: Whether only its owner may see the repository.
+            license: The id of the model's license, as the hub writes it; unknown by default.
+            ckpt: Which checkpoint to use.
+
+        Returns:
+            The files with their sizes, the card, and where it is if it was sent.
+
+        Raises:
+            UsageError: If an argument is wrong, or the repository is public and should not be.
+            ModelError: If timm has no such model, the hub cannot be reached, there is no token, or it refuses.
+        """
+        from autotimm.runs.export import push_run
+
+        with self.names:
+            return push_run(
+                self.path, self.checkpoint(ckpt), lambda: self.model(ckpt), repository, upload=upload, private=private,
+                license_id=license,
             )  # fmt: skip
 
     def verify(
