@@ -83,13 +83,14 @@ def test_every_public_name_has_a_page(site: Path) -> None:
 @pytest.mark.slow
 def test_every_verb_and_option_is_explained(site: Path) -> None:
     from autotimm.cli.main import VERBS
+    from autotimm.config import options
 
     verbs, fit = ((site / page).read_text() for page in ("reference/verbs.html", "guide/cli.html"))
     for name, verb in VERBS.items():
         assert f'<section id="{name}">' in verbs
         for option in verb.options:
             flag = f"--{option.replace('_', '-')}"
-            assert f'id="{name}-{flag.strip("-")}"' in (fit if name == "fit" and option != "config" else verbs), flag
+            assert f'id="{name}-{flag.strip("-")}"' in (fit if name == "fit" and option in options() else verbs), flag
 
 
 @pytest.mark.slow
@@ -106,7 +107,8 @@ def test_a_broken_reference_fails_the_build(tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     for name in ("_ext", "_static"):
         shutil.copytree(DOCS / name, docs / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(DOCS / "conf.py", docs)
+    for name in ("conf.py", "llms.txt"):
+        shutil.copy(DOCS / name, docs)
     (docs / "api").mkdir()
     names = "\n".join(name for name in autotimm.__all__ if name != "study")
     (docs / "api" / "all.md").write_text(

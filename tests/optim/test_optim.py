@@ -92,6 +92,15 @@ class TestRecipes:
         assert (recipe.layer_decay, recipe.backbone_scale) == (layer_decay, backbone_scale)
         assert (recipe.weight_decay, recipe.gradient_clip, recipe.schedule) == (0.05, 1.0, "cosine")
 
+    def test_go_less_far_after_a_fitted_head(self) -> None:
+        found = [
+            choose_recipe(cached_network(name), pretrained=True, batch_size=64, head_fitted=True)
+            for name in ("test_resnet", "test_vit")
+        ]
+        assert [recipe.lr for recipe in found] == [pytest.approx(1e-4 * 2**0.5), pytest.approx(1e-4)]
+        assert found[1].layer_decay == 0.7
+        assert found[0].reason == "lr 0.000141: CNN fine-tuning after a fitted head, AdamW, batch 64"
+
     def test_scale_the_backbone_only_if_there_is_one(self) -> None:
         def recipe(network: nn.Module, **options: Any) -> Recipe:
             return choose_recipe(
