@@ -13,7 +13,7 @@ from autotimm.cli.verb import Positional, Verb
 from autotimm.config import Option
 from autotimm.config.value_types import Flag, Number, Path, Whole
 from autotimm.errors import UsageError, printable, sentence
-from autotimm.runs.output_paths import require_new_file, require_new_folder
+from autotimm.runs.output_paths import require_features_file, require_new_file, require_new_folder
 
 if TYPE_CHECKING:
     from autotimm.types import DataSpec
@@ -38,8 +38,14 @@ def run(argv: Sequence[str]) -> int:
     if given is None:
         return 0
     fast, out, draw, paths = (given.value("fast"), given.value("out"), given.value("draw"), given.positionals["paths"])
-    ids = given.value("ids")
+    ids, embeddings = given.value("ids"), given.value("embeddings")
     _check_outputs(out, draw)
+    if embeddings is not None:
+        require_features_file(embeddings, "--embeddings", _OWNER)
+        if embeddings == out:
+            raise UsageError(
+                sentence("--embeddings", _OWNER, "another file than --out", out, "Give each its own name.")
+            )
     if ids is not None and (out is None or _ending(out) != ".json"):
         cure = "It says which numbers images and categories have in a COCO file. Add for example --out found.json."
         raise UsageError(sentence("--ids", _OWNER, "given with an --out that ends in .json", ids, cure))
@@ -54,8 +60,13 @@ def run(argv: Sequence[str]) -> int:
     _check_kind(data.kind, out, draw)
     with answering(given) as answer:
         predictions = run.predict(paths, fast=fast, ckpt=ckpt, threshold=given.value("threshold"),
-                                  raw=given.value("raw"), coverage=given.value("coverage"))  # fmt: skip
-        answer |= {"run": run.path, "images": len(predictions), "out": out, "pictures": draw}
+                                  raw=given.value("raw"), coverage=given.value("coverage"),
+                                  embeddings=embeddings)  # fmt: skip
+        answer |= {"run": run.path, "images": len(predictions), "out": out, "pictures": draw, "embeddings": embeddings}
+        if embeddings is not None:
+            from autotimm.train.progress import say
+
+            say(f"embeddings: {embeddings} ({len(predictions)} images)")  # apart from a table on standard output
         if out is not None:
             _save(out, predictions, data, ids)
             print(f"predictions: {out} ({len(predictions)} images)")
@@ -160,6 +171,9 @@ PREDICT = Verb(
             "Options",
             none="no sets",
         ),
+        "embeddings": Option(
+            Path(metavar="FILE"), "save the pooled features of each image as .safetensors or .csv", "Options"
+        ),
         "raw": Option(Flag(), "scores and threshold as trained, without what was fitted on validation", "Options"),
         "max_pixels": Option(
             Whole(1),
@@ -175,6 +189,7 @@ PREDICT = Verb(
         "trust": False,
         "threshold": None,
         "coverage": None,
+        "embeddings": None,
         "raw": False,
         "max_pixels": None,
         "json": False,
@@ -184,6 +199,7 @@ PREDICT = Verb(
         "autotimm predict runs/photos-001 new/ --out predictions.csv",
         "autotimm predict runs/photos-001 one.jpg two.jpg",
         "autotimm predict runs/photos-001 new/ --coverage 0.9 --out sets.csv",
+        "autotimm predict runs/photos-001 new/ --out predictions.csv --embeddings features.safetensors",
         "autotimm predict runs/cars-001 new/ --out found.json --draw pictures/ --threshold 0.5",
         "autotimm predict runs/tiles-001 satellite.tif --out found.json --max-pixels 400000000",
         "autotimm predict runs/cars-001 val/ --out found.json --ids annotations/instances_val.json --threshold 0.001",

@@ -37,11 +37,12 @@ from autotimm.records.run_folder import DIGESTS, PER_CLASS, RunFolder, require_f
 from autotimm.records.trust import OfRun
 from autotimm.report.written_page import Report
 from autotimm.runs.diff import Comparison, compare
+from autotimm.runs.embeddings import Embeddings, collecting_features, write_embeddings
 from autotimm.runs.explain_difference import confirm_difference, confirm_replay
 from autotimm.runs.extend import extend
 from autotimm.runs.factory import settle_data
 from autotimm.runs.fit import launch, leave_report, new_folder, train, train_objects
-from autotimm.runs.output_paths import require_new_file
+from autotimm.runs.output_paths import require_features_file, require_new_file
 from autotimm.runs.predict import known_data, predict, with_members
 from autotimm.runs.restore import affordable, read_config, read_manifest, rebuild
 from autotimm.runs.verdict import Verdict
@@ -440,6 +441,7 @@ class Run:
     def predict(
         self, paths: str | Path | Iterable[str | Path], *, ckpt: str | Path = "best", fast: bool = False,
         threshold: float | None = None, raw: bool = False, coverage: float | None = None,
+        embeddings: str | Path | None = None,
     ) -> list[Prediction | ObjectPrediction | PixelPrediction]:  # fmt: skip
         """Predict images: a file, a folder or a list of either.
 
@@ -451,20 +453,55 @@ class Run:
             raw: Leave out the temperature and the thresholds that were fitted on the validation images.
             coverage: Give each image, of one class, a set of classes that contains the true one with this probability,
                 as ``members``; see :mod:`autotimm.evidence.conformal`.
+            embeddings: A new file, ``.safetensors`` or ``.csv``, for the pooled features of the images, see
+                :func:`autotimm.runs.embeddings.write_embeddings`.
 
         Returns:
             One prediction per image, of the kind of the task: classes, objects, or a class for each pixel.
 
         Raises:
             DataError: If there is no readable image.
+            UsageError: If the task has no features of whole images, or the file exists.
         """
+        if embeddings is not None:
+            require_features_file(str(embeddings), "embeddings", "predict")
         with self.names:
-            task = self.model(ckpt)
+            task, trainer = self.model(ckpt), self._trainer()
             least = None if coverage is None else self._least_score(task, ckpt, coverage, raw=raw)
-            found = predict(task, paths, trainer=self._trainer(), fast=fast, threshold=threshold, raw=raw)
+            with nullcontext() if embeddings is None else collecting_features(task, trainer) as collected:
+                found = predict(task, paths, trainer=trainer, fast=fast, threshold=threshold, raw=raw)
+        if embeddings is not None and collected is not None:
+            write_embeddings(embeddings, collected(), self.checkpoint(ckpt))
         if least is None:
             return found
         return [*with_members((each for each in found if isinstance(each, Prediction)), least)]
+
+    def embed(self, paths: str | Path | Iterable[str | Path], *, ckpt: str | Path = "best") -> Embeddings:
+        """The pooled features of images: a file, a folder or a list of either.
+
+        They are computed in evaluation batches of one fixed shape, so that an image has the same bits alone or among
+        others. Features of different checkpoints cannot be compared.
+
+        Args:
+            paths: What to embed.
+            ckpt: Which checkpoint to use.
+
+        Returns:
+            The ids of the images, and ``float32`` (N, D).
+
+        Raises:
+            DataError: If there is no readable image.
+            UsageError: If the task has no features of whole images: its network is compiled or of another form, or it
+                sees tiles.
+
+        Example:
+            ``ids, features = run.embed("photos")``
+        """
+        with self.names:
+            task, trainer = self.model(ckpt), self._trainer()
+            with collecting_features(task, trainer) as collected:
+                predict(task, paths, trainer=trainer)
+        return collected()
 
     def _least_score(self, task: Task, ckpt: str | Path, coverage: float, *, raw: bool) -> float:
         """The score from which on a class is a member of a set, by the evidence of the best weights."""
