@@ -40,6 +40,10 @@ def run(argv: Sequence[str]) -> int:
     fast, out, draw, paths = (given.value("fast"), given.value("out"), given.value("draw"), given.positionals["paths"])
     ids, embeddings = given.value("ids"), given.value("embeddings")
     _check_outputs(out, draw)
+    if (most := given.value("neighbours")) is not None and (_ending(out) == "" if out else draw is not None):
+        cure = "Pictures and label images name no neighbours."
+        must = "given with an --out that ends in .csv or .json, or without --out and --draw"
+        raise UsageError(sentence("--neighbours", _OWNER, must, most, cure))
     if embeddings is not None:
         require_features_file(embeddings, "--embeddings", _OWNER)
         if embeddings == out:
@@ -55,13 +59,13 @@ def run(argv: Sequence[str]) -> int:
     from autotimm.runs.predict import data_of_checkpoint, image_files
 
     data = data_of_checkpoint(run.checkpoint(ckpt))
-    if (most := given.value("max_pixels")) is not None:
-        Image.MAX_IMAGE_PIXELS = most
+    if (pixels := given.value("max_pixels")) is not None:
+        Image.MAX_IMAGE_PIXELS = pixels
     _check_kind(data.kind, out, draw)
     with answering(given) as answer:
         predictions = run.predict(paths, fast=fast, ckpt=ckpt, threshold=given.value("threshold"),
                                   raw=given.value("raw"), coverage=given.value("coverage"),
-                                  embeddings=embeddings)  # fmt: skip
+                                  embeddings=embeddings, neighbours=most)  # fmt: skip
         answer |= {"run": run.path, "images": len(predictions), "out": out, "pictures": draw, "embeddings": embeddings}
         if embeddings is not None:
             from autotimm.train.progress import say
@@ -174,6 +178,9 @@ PREDICT = Verb(
         "embeddings": Option(
             Path(metavar="FILE"), "save the pooled features of each image as .safetensors or .csv", "Options"
         ),
+        "neighbours": Option(
+            Whole(1), "name the training images with the most similar features, this many", "Options", none="none"
+        ),
         "raw": Option(Flag(), "scores and threshold as trained, without what was fitted on validation", "Options"),
         "max_pixels": Option(
             Whole(1),
@@ -190,6 +197,7 @@ PREDICT = Verb(
         "threshold": None,
         "coverage": None,
         "embeddings": None,
+        "neighbours": None,
         "raw": False,
         "max_pixels": None,
         "json": False,
@@ -200,6 +208,7 @@ PREDICT = Verb(
         "autotimm predict runs/photos-001 one.jpg two.jpg",
         "autotimm predict runs/photos-001 new/ --coverage 0.9 --out sets.csv",
         "autotimm predict runs/photos-001 new/ --out predictions.csv --embeddings features.safetensors",
+        "autotimm predict runs/photos-001 new/ --neighbours 5 --json",
         "autotimm predict runs/cars-001 new/ --out found.json --draw pictures/ --threshold 0.5",
         "autotimm predict runs/tiles-001 satellite.tif --out found.json --max-pixels 400000000",
         "autotimm predict runs/cars-001 val/ --out found.json --ids annotations/instances_val.json --threshold 0.001",

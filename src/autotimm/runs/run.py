@@ -21,7 +21,9 @@ from autotimm.errors import (
     ModelError,
     RunError,
     UsageError,
+    is_whole,
     nearest,
+    require,
     require_choice,
     sentence,
 )
@@ -42,6 +44,7 @@ from autotimm.runs.explain_difference import confirm_difference, confirm_replay
 from autotimm.runs.extend import extend
 from autotimm.runs.factory import settle_data
 from autotimm.runs.fit import launch, leave_report, new_folder, train, train_objects
+from autotimm.runs.neighbours import nearest_samples, recorded_training_table, with_neighbours
 from autotimm.runs.output_paths import require_features_file, require_new_file
 from autotimm.runs.predict import known_data, predict, with_members
 from autotimm.runs.restore import affordable, read_config, read_manifest, rebuild
@@ -441,7 +444,7 @@ class Run:
     def predict(
         self, paths: str | Path | Iterable[str | Path], *, ckpt: str | Path = "best", fast: bool = False,
         threshold: float | None = None, raw: bool = False, coverage: float | None = None,
-        embeddings: str | Path | None = None,
+        embeddings: str | Path | None = None, neighbours: int | None = None,
     ) -> list[Prediction | ObjectPrediction | PixelPrediction]:  # fmt: skip
         """Predict images: a file, a folder or a list of either.
 
@@ -455,26 +458,47 @@ class Run:
                 as ``members``; see :mod:`autotimm.evidence.conformal`.
             embeddings: A new file, ``.safetensors`` or ``.csv``, for the pooled features of the images, see
                 :func:`autotimm.runs.embeddings.write_embeddings`.
+            neighbours: Name for each image this many of the run's training images, those with the most similar
+                features, as ``neighbours``.
 
         Returns:
             One prediction per image, of the kind of the task: classes, objects, or a class for each pixel.
 
         Raises:
-            DataError: If there is no readable image.
+            DataError: If there is no readable image, or neighbours are asked for and the training images are not those
+                that the run was trained on.
             UsageError: If the task has no features of whole images, or the file exists.
         """
         if embeddings is not None:
             require_features_file(str(embeddings), "embeddings", "predict")
+        if neighbours is not None:
+            require(is_whole(neighbours, 1), "neighbours", "predict", "a whole number from 1", neighbours, "Give 5.")
         with self.names:
             task, trainer = self.model(ckpt), self._trainer()
             least = None if coverage is None else self._least_score(task, ckpt, coverage, raw=raw)
-            with nullcontext() if embeddings is None else collecting_features(task, trainer) as collected:
+            trained = None if neighbours is None else self._training_table()
+            reads = embeddings is not None or neighbours is not None
+            with collecting_features(task, trainer) if reads else nullcontext() as collected:
                 found = predict(task, paths, trainer=trainer, fast=fast, threshold=threshold, raw=raw)
-        if embeddings is not None and collected is not None:
-            write_embeddings(embeddings, collected(), self.checkpoint(ckpt))
+            features = collected() if collected is not None else None
+            if neighbours is not None and trained is not None and features is not None:
+                near = nearest_samples(task, self._trainer(), trained, features.features, neighbours)
+                found = with_neighbours(found, near)
+        if embeddings is not None and features is not None:
+            write_embeddings(embeddings, features, self.checkpoint(ckpt))
         if least is None:
             return found
         return [*with_members((each for each in found if isinstance(each, Prediction)), least)]
+
+    def _training_table(self) -> Table:
+        """The samples that the run was trained on, compared with its record."""
+        recorded = self._folder.samples.content_of("train")
+        if not recorded:
+            raise DataError(
+                f"The run {self.path} must have a list of its training images. It has none: it was made from loaders "
+                "of your own, or is a checkpoint alone. Predict without `neighbours`."
+            )
+        return recorded_training_table(self.data(), recorded)
 
     def embed(self, paths: str | Path | Iterable[str | Path], *, ckpt: str | Path = "best") -> Embeddings:
         """The pooled features of images: a file, a folder or a list of either.
