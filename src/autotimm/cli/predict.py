@@ -11,7 +11,7 @@ from autotimm.cli.parser import parse
 from autotimm.cli.run_args import CKPT, RUN, TRUST, open_run
 from autotimm.cli.verb import Positional, Verb
 from autotimm.config import Option
-from autotimm.config.value_types import Flag, Number, Path, Whole
+from autotimm.config.value_types import Choice, Flag, Number, Path, Whole
 from autotimm.errors import UsageError, printable, sentence
 from autotimm.runs.output_paths import require_features_file, require_new_file, require_new_folder
 
@@ -65,8 +65,9 @@ def run(argv: Sequence[str]) -> int:
     with answering(given) as answer:
         predictions = run.predict(paths, fast=fast, ckpt=ckpt, threshold=given.value("threshold"),
                                   raw=given.value("raw"), coverage=given.value("coverage"),
-                                  embeddings=embeddings, neighbours=most)  # fmt: skip
-        answer |= {"run": run.path, "images": len(predictions), "out": out, "pictures": draw, "embeddings": embeddings}
+                                  embeddings=embeddings, neighbours=most, tta=given.value("tta"))  # fmt: skip
+        answer |= {"run": run.path, "images": len(predictions), "out": out, "pictures": draw, "embeddings": embeddings,
+                   "tta": given.value("tta")}  # fmt: skip
         if embeddings is not None:
             from autotimm.train.progress import say
 
@@ -181,6 +182,9 @@ PREDICT = Verb(
         "neighbours": Option(
             Whole(1), "name the training images with the most similar features, this many", "Options", none="none"
         ),
+        "tta": Option(
+            Choice(("flip",)), "average each image and its mirror image, for classification", "Options", none="none"
+        ),
         "raw": Option(Flag(), "scores and threshold as trained, without what was fitted on validation", "Options"),
         "max_pixels": Option(
             Whole(1),
@@ -198,6 +202,7 @@ PREDICT = Verb(
         "coverage": None,
         "embeddings": None,
         "neighbours": None,
+        "tta": None,
         "raw": False,
         "max_pixels": None,
         "json": False,
@@ -209,6 +214,7 @@ PREDICT = Verb(
         "autotimm predict runs/photos-001 new/ --coverage 0.9 --out sets.csv",
         "autotimm predict runs/photos-001 new/ --out predictions.csv --embeddings features.safetensors",
         "autotimm predict runs/photos-001 new/ --neighbours 5 --json",
+        "autotimm predict runs/photos-001 new/ --tta flip --out predictions.csv",
         "autotimm predict runs/cars-001 new/ --out found.json --draw pictures/ --threshold 0.5",
         "autotimm predict runs/tiles-001 satellite.tif --out found.json --max-pixels 400000000",
         "autotimm predict runs/cars-001 val/ --out found.json --ids annotations/instances_val.json --threshold 0.001",

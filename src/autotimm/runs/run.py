@@ -444,7 +444,7 @@ class Run:
     def predict(
         self, paths: str | Path | Iterable[str | Path], *, ckpt: str | Path = "best", fast: bool = False,
         threshold: float | None = None, raw: bool = False, coverage: float | None = None,
-        embeddings: str | Path | None = None, neighbours: int | None = None,
+        embeddings: str | Path | None = None, neighbours: int | None = None, tta: str | None = None,
     ) -> list[Prediction | ObjectPrediction | PixelPrediction]:  # fmt: skip
         """Predict images: a file, a folder or a list of either.
 
@@ -460,6 +460,7 @@ class Run:
                 :func:`autotimm.runs.embeddings.write_embeddings`.
             neighbours: Name for each image this many of the run's training images, those with the most similar
                 features, as ``neighbours``.
+            tta: ``"flip"`` averages the probabilities of each image and its mirror image, for classification.
 
         Returns:
             One prediction per image, of the kind of the task: classes, objects, or a class for each pixel.
@@ -473,13 +474,16 @@ class Run:
             require_features_file(str(embeddings), "embeddings", "predict")
         if neighbours is not None:
             require(is_whole(neighbours, 1), "neighbours", "predict", "a whole number from 1", neighbours, "Give 5.")
+        if tta is not None and coverage is not None:
+            cure = "The validation images, which sets are measured on, were predicted without their mirror images."
+            raise UsageError(sentence("tta", "predict", "left out with a coverage", tta, cure))
         with self.names:
             task, trainer = self.model(ckpt), self._trainer()
             least = None if coverage is None else self._least_score(task, ckpt, coverage, raw=raw)
             trained = None if neighbours is None else self._training_table()
             reads = embeddings is not None or neighbours is not None
             with collecting_features(task, trainer) if reads else nullcontext() as collected:
-                found = predict(task, paths, trainer=trainer, fast=fast, threshold=threshold, raw=raw)
+                found = predict(task, paths, trainer=trainer, fast=fast, threshold=threshold, raw=raw, tta=tta)
             features = collected() if collected is not None else None
             if neighbours is not None and trained is not None and features is not None:
                 near = nearest_samples(task, self._trainer(), trained, features.features, neighbours)
