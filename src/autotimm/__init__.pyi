@@ -44,6 +44,7 @@ from .train import AutoTrainer as AutoTrainer
 from .train.tuner import TunerConfig as TunerConfig
 from .types import Batch as Batch
 from .types import DataSpec as DataSpec
+from .types import Neighbour as Neighbour
 from .types import ObjectPrediction as ObjectPrediction
 from .types import PixelPrediction as PixelPrediction
 from .types import Prediction as Prediction

@@ -21,6 +21,7 @@ __all__ = [
     "Batch",
     "Calibration",
     "DataSpec",
+    "Neighbour",
     "ObjectPrediction",
     "PixelPrediction",
     "Placement",
@@ -198,6 +199,24 @@ class Step:
         return torch.stack(list(self.losses.values())).sum()
 
 
+class Neighbour(NamedTuple):
+    """A training image that is like a predicted one.
+
+    Attributes:
+        id: Its id.
+        labels: The names of its classes.
+        similarity: Cosine similarity of the features of both, in [-1, 1].
+    """
+
+    id: str
+    labels: tuple[str, ...]
+    similarity: float
+
+    def as_plain(self) -> dict[str, Any]:
+        """The same as plain data for JSON."""
+        return {"id": self.id, "labels": list(self.labels), "similarity": self.similarity}
+
+
 class Prediction(NamedTuple):
     """Classification of one image.
 
@@ -209,12 +228,14 @@ class Prediction(NamedTuple):
         scores: Probability in [0, 1] per class name, in class order.
         members: Names of the classes in a set that contains the true one with a given probability, the likeliest first;
             empty if none was asked for.
+        neighbours: The most similar training images, the nearest first; empty if none were asked for.
     """
 
     id: str
     labels: tuple[str, ...]
     scores: dict[str, float]
     members: tuple[str, ...] = ()
+    neighbours: tuple[Neighbour, ...] = ()
 
 
 class ObjectPrediction(NamedTuple):
@@ -228,6 +249,7 @@ class ObjectPrediction(NamedTuple):
         size: Height and width of the original image in pixels.
         masks: Mask of each object as COCO compressed run-length encoding, which :meth:`mask` decodes. Empty for models
             that predict boxes alone.
+        neighbours: The most similar training images, the nearest first; empty if none were asked for.
     """
 
     id: str
@@ -236,6 +258,7 @@ class ObjectPrediction(NamedTuple):
     boxes: tuple[tuple[float, float, float, float], ...]
     size: tuple[int, int]
     masks: tuple[str, ...] = ()
+    neighbours: tuple[Neighbour, ...] = ()
 
     def mask(self, index: int) -> Tensor:
         """Decode the mask of one object.
@@ -257,12 +280,14 @@ class PixelPrediction(NamedTuple):
         labels: Names of the classes that occur, largest area first.
         scores: Share of the pixels in [0, 1] per class name, in class order.
         png: Class indices as an 8-bit PNG file in the size of the original image, which :meth:`mask` decodes.
+        neighbours: The most similar training images, the nearest first; empty if none were asked for.
     """
 
     id: str
     labels: tuple[str, ...]
     scores: dict[str, float]
     png: bytes
+    neighbours: tuple[Neighbour, ...] = ()
 
     def mask(self) -> Tensor:
         """Decode the class indices.

@@ -11,9 +11,9 @@ from autotimm.cli.parser import parse
 from autotimm.cli.run_args import CKPT, RUN, TRUST, open_run
 from autotimm.cli.verb import Positional, Verb
 from autotimm.config import Option
-from autotimm.config.value_types import Flag, Number, Path, Whole
+from autotimm.config.value_types import Choice, Flag, Number, Path, Whole
 from autotimm.errors import UsageError, printable, sentence
-from autotimm.runs.output_paths import require_new_file, require_new_folder
+from autotimm.runs.output_paths import require_features_file, require_new_file, require_new_folder
 
 if TYPE_CHECKING:
     from autotimm.types import DataSpec
@@ -38,8 +38,18 @@ def run(argv: Sequence[str]) -> int:
     if given is None:
         return 0
     fast, out, draw, paths = (given.value("fast"), given.value("out"), given.value("draw"), given.positionals["paths"])
-    ids = given.value("ids")
+    ids, embeddings = given.value("ids"), given.value("embeddings")
     _check_outputs(out, draw)
+    if (most := given.value("neighbours")) is not None and (_ending(out) == "" if out else draw is not None):
+        cure = "Pictures and label images name no neighbours."
+        must = "given with an --out that ends in .csv or .json, or without --out and --draw"
+        raise UsageError(sentence("--neighbours", _OWNER, must, most, cure))
+    if embeddings is not None:
+        require_features_file(embeddings, "--embeddings", _OWNER)
+        if embeddings == out:
+            raise UsageError(
+                sentence("--embeddings", _OWNER, "another file than --out", out, "Give each its own name.")
+            )
     if ids is not None and (out is None or _ending(out) != ".json"):
         cure = "It says which numbers images and categories have in a COCO file. Add for example --out found.json."
         raise UsageError(sentence("--ids", _OWNER, "given with an --out that ends in .json", ids, cure))
@@ -49,13 +59,19 @@ def run(argv: Sequence[str]) -> int:
     from autotimm.runs.predict import data_of_checkpoint, image_files
 
     data = data_of_checkpoint(run.checkpoint(ckpt))
-    if (most := given.value("max_pixels")) is not None:
-        Image.MAX_IMAGE_PIXELS = most
+    if (pixels := given.value("max_pixels")) is not None:
+        Image.MAX_IMAGE_PIXELS = pixels
     _check_kind(data.kind, out, draw)
     with answering(given) as answer:
         predictions = run.predict(paths, fast=fast, ckpt=ckpt, threshold=given.value("threshold"),
-                                  raw=given.value("raw"), coverage=given.value("coverage"))  # fmt: skip
-        answer |= {"run": run.path, "images": len(predictions), "out": out, "pictures": draw}
+                                  raw=given.value("raw"), coverage=given.value("coverage"),
+                                  embeddings=embeddings, neighbours=most, tta=given.value("tta"))  # fmt: skip
+        answer |= {"run": run.path, "images": len(predictions), "out": out, "pictures": draw, "embeddings": embeddings,
+                   "tta": given.value("tta")}  # fmt: skip
+        if embeddings is not None:
+            from autotimm.train.progress import say
+
+            say(f"embeddings: {embeddings} ({len(predictions)} images)")  # apart from a table on standard output
         if out is not None:
             _save(out, predictions, data, ids)
             print(f"predictions: {out} ({len(predictions)} images)")
@@ -160,6 +176,15 @@ PREDICT = Verb(
             "Options",
             none="no sets",
         ),
+        "embeddings": Option(
+            Path(metavar="FILE"), "save the pooled features of each image as .safetensors or .csv", "Options"
+        ),
+        "neighbours": Option(
+            Whole(1), "name the training images with the most similar features, this many", "Options", none="none"
+        ),
+        "tta": Option(
+            Choice(("flip",)), "average each image and its mirror image, for classification", "Options", none="none"
+        ),
         "raw": Option(Flag(), "scores and threshold as trained, without what was fitted on validation", "Options"),
         "max_pixels": Option(
             Whole(1),
@@ -175,6 +200,9 @@ PREDICT = Verb(
         "trust": False,
         "threshold": None,
         "coverage": None,
+        "embeddings": None,
+        "neighbours": None,
+        "tta": None,
         "raw": False,
         "max_pixels": None,
         "json": False,
@@ -184,6 +212,9 @@ PREDICT = Verb(
         "autotimm predict runs/photos-001 new/ --out predictions.csv",
         "autotimm predict runs/photos-001 one.jpg two.jpg",
         "autotimm predict runs/photos-001 new/ --coverage 0.9 --out sets.csv",
+        "autotimm predict runs/photos-001 new/ --out predictions.csv --embeddings features.safetensors",
+        "autotimm predict runs/photos-001 new/ --neighbours 5 --json",
+        "autotimm predict runs/photos-001 new/ --tta flip --out predictions.csv",
         "autotimm predict runs/cars-001 new/ --out found.json --draw pictures/ --threshold 0.5",
         "autotimm predict runs/tiles-001 satellite.tif --out found.json --max-pixels 400000000",
         "autotimm predict runs/cars-001 val/ --out found.json --ids annotations/instances_val.json --threshold 0.001",

@@ -43,8 +43,9 @@ from autotimm.serialization import construct, is_object, lost_objects
 from autotimm.types import DataSpec, Sample
 
 __all__ = [
-    "Relabelled", "as_evaluated", "evaluated_sample", "evaluation_transform", "labelled_loader", "labelled_table",
-    "least_size", "predict_loader", "read_labelled", "read_relabelled", "recorded_data", "uploaded_sample",
+    "Relabelled", "as_evaluated", "evaluated_sample", "evaluation_loader", "evaluation_transform", "labelled_loader",
+    "labelled_table", "least_size", "predict_loader", "read_labelled", "read_relabelled", "recorded_data",
+    "uploaded_sample",
 ]  # fmt: skip
 
 DATA_MODULE = Kind(
@@ -285,7 +286,7 @@ def predict_loader(
     """
     with reading_as(reading_of(spec)):
         table = read_paths(paths if isinstance(paths, (str, Path)) else list(paths), notices)
-    return _loader(_without_masks(table, notices) if spec.kind == "pixels" else table, spec, num_workers)
+    return evaluation_loader(_without_masks(table, notices) if spec.kind == "pixels" else table, spec, num_workers)
 
 
 def _without_masks(table: Table, notices: list[str]) -> Table:
@@ -325,7 +326,7 @@ def labelled_loader(
     table = labelled_table(path, spec, split, notices, made)
     if trained:
         notices += seen_in_training(trained, content([table]), "images")
-    return _loader(table, spec, None)
+    return evaluation_loader(table, spec)
 
 
 def labelled_table(
@@ -362,7 +363,14 @@ def recorded_data(recorded: Mapping[str, Any]) -> DataModule:
     return module
 
 
-def _loader(table: Table, spec: DataSpec, num_workers: int | None) -> KeyedLoader:
+def evaluation_loader(table: Table, spec: DataSpec, num_workers: int | None = None) -> KeyedLoader:
+    """Load the samples of a table in batches of evaluation, transformed as in evaluation.
+
+    Args:
+        table: The samples.
+        spec: The model's record of its data.
+        num_workers: Processes that load; ``None`` is one per CPU, and none for a handful of images.
+    """
     transform = evaluation_transform(spec)
     if num_workers is None:
         num_workers = default_workers() if len(table) > 4 * spec.eval_batch_size else 0

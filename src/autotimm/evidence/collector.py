@@ -22,7 +22,7 @@ from autotimm.types import Batch, Step
 if TYPE_CHECKING:
     from autotimm.tasks import Task
 
-__all__ = ["EvidenceCollector", "collecting"]
+__all__ = ["EvidenceCollector", "collecting", "pooled", "reader_of_features"]
 
 _UNKNOWN = 255  # the label of a pixel without a class in a label map
 _MOST_FEATURES = 1 << 28  # numbers: 1 GB; beyond, features are left out
@@ -59,7 +59,7 @@ class EvidenceCollector:
     def watching(self) -> Iterator[EvidenceCollector]:
         """Take over every batch that the task evaluates in this block, and the features in between."""
         handle = None
-        if not self.task.hparams.get("compile_model") and (reader := _reader_of_features(self.task.network)):
+        if not self.task.hparams.get("compile_model") and (reader := reader_of_features(self.task.network)):
             handle = reader.register_forward_pre_hook(self._note_features)  # a compiled network has no hooks
         before, self.task.collector = self.task.collector, self
         try:
@@ -70,9 +70,7 @@ class EvidenceCollector:
                 handle.remove()
 
     def _note_features(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        features = inputs[0] if isinstance(inputs[0], Tensor) else inputs[0][-1]  # the coarsest of several maps
-        pooled = features.float().mean(dim=(2, 3)) if features.ndim == 4 else features.float()
-        self._features.append(pooled.detach().cpu())
+        self._features.append(pooled(inputs))
 
     def add(self, batch: Batch, step: Step) -> None:
         """Add a batch of an evaluation.
@@ -141,7 +139,7 @@ def collecting(
     return measured, collector.evidence()
 
 
-def _reader_of_features(network: nn.Module) -> nn.Module | None:
+def reader_of_features(network: nn.Module) -> nn.Module | None:
     """The first module of a network that is given the features of the backbone."""
     if isinstance(network, PooledClassifier):
         return network.head
@@ -149,6 +147,13 @@ def _reader_of_features(network: nn.Module) -> nn.Module | None:
         return None
     children: Mapping[str, nn.Module] = dict(network.named_children())
     return children.get("pyramid") or children.get("decoder")
+
+
+def pooled(inputs: tuple[Any, ...]) -> Tensor:
+    """The features in the inputs of the module that :func:`reader_of_features` names, ``float32`` (N, D)."""
+    features = inputs[0] if isinstance(inputs[0], Tensor) else inputs[0][-1]  # the coarsest of several maps
+    means = features.float().mean(dim=(2, 3)) if features.ndim == 4 else features.float()
+    return means.detach().cpu()
 
 
 def _joined(name: str, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:

@@ -6,7 +6,21 @@ import os
 
 from autotimm.errors import UsageError, sentence
 
-__all__ = ["require_new_file", "require_new_folder"]
+__all__ = ["require_features_file", "require_new_file", "require_new_folder"]
+
+_FEATURES = (".safetensors", ".csv")
+
+
+def require_features_file(path: str, option: str, owner: str) -> None:
+    """Refuse a path that cannot become a new file of features.
+
+    Raises:
+        UsageError: If it has another ending, there is something already, or the folder cannot be written to.
+    """
+    if not path.lower().endswith(_FEATURES):
+        cure = "The first keeps every bit and is read fast, the second can be read by everything."
+        raise UsageError(sentence(option, owner, "a file that ends in .safetensors or .csv", path, cure))
+    require_new_file(path, option, owner)
 
 
 def require_new_file(path: str, option: str, owner: str) -> None:

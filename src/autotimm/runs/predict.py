@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from autotimm.data.formats.image_paths import read_paths
 from autotimm.data.image_reading import reading_as, reading_of
 from autotimm.data.inference_loaders import predict_loader
-from autotimm.errors import ModelError
-from autotimm.tasks import Task
+from autotimm.errors import ModelError, UsageError, require_choice, sentence
+from autotimm.tasks import ImageClassifier, Task
 from autotimm.tasks.checkpoint import TaskRecord, read_checkpoint
 from autotimm.train import AutoTrainer
 from autotimm.train.progress import say
@@ -30,6 +31,7 @@ def predict(
     fast: bool = False,
     threshold: float | None = None,
     raw: bool = False,
+    tta: str | None = None,
 ) -> list[Prediction | ObjectPrediction | PixelPrediction]:
     """Predict images with a trained task.
 
@@ -41,6 +43,7 @@ def predict(
         fast: Do not pad batches to one fixed shape. The last bits of a result may then depend on the rest of its batch.
         threshold: Score in (0, 1) from which on labels or objects are reported, instead of the task's own.
         raw: Leave out the temperature and the thresholds that were fitted on validation samples.
+        tta: ``"flip"`` averages the probabilities of each image and its mirror image, for classification.
 
     Returns:
         One prediction per image, in the order of the paths and, within folders, of their names. Its kind is that of the
@@ -49,17 +52,29 @@ def predict(
     Raises:
         ModelError: If the task does not know its data.
         DataError: If there is no readable image.
-        UsageError: If the threshold is out of range, or the task has none.
+        UsageError: If the threshold is out of range, or the task has none, or no probabilities to average.
     """
+    views = _views(task, tta)
     notices: list[str] = []
     loader = predict_loader(paths, known_data(task), notices=notices, num_workers=num_workers)
     say(*notices)
     trainer = trainer or AutoTrainer(run_dir=False, enable_checkpointing=False, devices=1)
-    with task.padding(not fast), task.reporting_from(threshold, raw=raw):
+    with views, task.padding(not fast), task.reporting_from(threshold, raw=raw):
         say(*_calibrated(task))
         batches = trainer.predict(task, loader)
     predictions: list[Any] = [prediction for batch in batches or [] for prediction in batch]
     return predictions
+
+
+def _views(task: Task, tta: str | None) -> AbstractContextManager[None]:
+    """The context in which a task looks at each image as often as was asked for."""
+    if tta is None:
+        return nullcontext()
+    require_choice("tta", "predict", tta, ("flip",))
+    if not isinstance(task, ImageClassifier):
+        cure = "It averages the probabilities of one image, and here each image has many."
+        raise UsageError(sentence("tta", "predict", "left out for other tasks than classification", tta, cure))
+    return task.mirroring()
 
 
 def with_members(predictions: Iterable[Prediction], least: float) -> list[Prediction]:

@@ -92,6 +92,9 @@ def as_csv(predictions: Sequence[Prediction | PixelPrediction | ObjectPrediction
     labels are joined with ``|``, none at all is an empty cell. The score is that of the likeliest class. Sets of
     classes, if there are any, have a column ``set`` behind the score, joined in the same way.
 
+    Nearest training images have three columns behind these, joined in the same way from the nearest on: ``neighbours``,
+    their ids; ``neighbour_labels``, with ``&`` between the classes of one image; and ``similarities``.
+
     For objects: path, label, score, x1, y1, x2, y2 in pixels of the original image, a line per object. Images without
     objects have none.
 
@@ -101,14 +104,24 @@ def as_csv(predictions: Sequence[Prediction | PixelPrediction | ObjectPrediction
     rows: list[list[str]] = []
     for prediction in predictions:
         titles, lines = _lines(prediction)
-        members = [safe_cell("|".join(prediction.members))] if _has_set(prediction) else []
+        more = _more_cells(prediction)
         if not rows:
-            rows.append(["path", "label", "score", *(["set"] if members else []), *map(safe_cell, titles)])
+            rows.append(["path", "label", "score", *more, *map(safe_cell, titles)])
         path = safe_cell(prediction.id)
         for label, score, *values in lines:
             numbers = (f"{value:.9g}" for value in values)
-            rows.append([path, safe_cell(label), f"{score:.9g}", *members, *numbers])
+            rows.append([path, safe_cell(label), f"{score:.9g}", *more.values(), *numbers])
     return csv_text(rows)
+
+
+def _more_cells(one: Prediction | PixelPrediction | ObjectPrediction) -> dict[str, str]:
+    """What was asked for beside the scores: the cell of each further column, by its title."""
+    cells = {"set": safe_cell("|".join(one.members))} if _has_set(one) else {}
+    if one.neighbours:
+        cells["neighbours"] = safe_cell("|".join(each.id for each in one.neighbours))
+        cells["neighbour_labels"] = safe_cell("|".join("&".join(each.labels) for each in one.neighbours))
+        cells["similarities"] = "|".join(f"{each.similarity:.9g}" for each in one.neighbours)
+    return cells
 
 
 def _has_set(one: Prediction | PixelPrediction | ObjectPrediction) -> TypeGuard[Prediction]:
@@ -130,6 +143,7 @@ def as_rows(
     titles: tuple[str, ...] = ("path", "label", "score")
     rows: list[tuple[str, ...]] = []
     for one in predictions:
+        start = len(rows)
         if isinstance(one, ObjectPrediction):
             titles = ("path", "label", "score", *_BOX)
             found = zip(one.labels, one.scores, one.boxes, strict=True)
@@ -142,6 +156,10 @@ def as_rows(
             titles = ("path", "label", "score", *(("set",) if one.members else ()))
             members = (", ".join(one.members),) if one.members else ()
             rows.append((one.id, ", ".join(one.labels) or "-", f"{max(one.scores.values()):.3f}", *members))
+        if one.neighbours:
+            near = (f"{each.id} ({', '.join(each.labels)}) {each.similarity:.3f}" for each in one.neighbours)
+            titles, text = (*titles, "neighbours"), ", ".join(near)
+            rows[start:] = [(*row, text) for row in rows[start:]]
     return titles, rows
 
 
@@ -225,8 +243,9 @@ def coco_results(
             numbers of images start at 1, in the order of the predictions.
 
     Returns:
-        ``images`` (``file_name`` is the id of the prediction), ``categories`` and ``annotations``, whose ``bbox`` is x,
-        y, width, height in pixels of the original image, with ``segmentation`` as run lengths if there are masks.
+        ``images`` (``file_name`` is the id of the prediction; ``neighbours`` are there if they were asked for),
+        ``categories`` and ``annotations``, whose ``bbox`` is x, y, width, height in pixels of the original image, with
+        ``segmentation`` as run lengths if there are masks.
 
     Example:
         >>> found = ObjectPrediction("a/1.jpg", ("cat",), (0.5,), ((1.0, 2.0, 4.0, 6.0),), (8, 9))
@@ -251,12 +270,17 @@ def coco_results(
                                 **_object(found, index)})  # fmt: skip
     return {
         "images": [
-            {"id": number, "file_name": found.id, "height": found.size[0], "width": found.size[1]}
+            {"id": number, "file_name": found.id, "height": found.size[0], "width": found.size[1], **_near(found)}
             for number, found in zip(images, predictions, strict=True)
         ],
         "categories": [{"id": number, "name": name, "supercategory": ""} for name, number in numbers.items()],
         "annotations": annotations,
     }
+
+
+def _near(found: ObjectPrediction) -> dict[str, Any]:
+    """What COCO does not know: the nearest training images, if they were asked for."""
+    return {"neighbours": [each.as_plain() for each in found.neighbours]} if found.neighbours else {}
 
 
 def _object(found: ObjectPrediction, index: int) -> dict[str, Any]:

@@ -21,7 +21,9 @@ from autotimm.errors import (
     ModelError,
     RunError,
     UsageError,
+    is_whole,
     nearest,
+    require,
     require_choice,
     sentence,
 )
@@ -37,12 +39,14 @@ from autotimm.records.run_folder import DIGESTS, PER_CLASS, RunFolder, require_f
 from autotimm.records.trust import OfRun
 from autotimm.report.written_page import Report
 from autotimm.runs.diff import Comparison, compare
+from autotimm.runs.embeddings import Embeddings, collecting_features, write_embeddings
 from autotimm.runs.explain_difference import confirm_difference, confirm_replay
 from autotimm.runs.extend import extend
 from autotimm.runs.factory import settle_data
 from autotimm.runs.fit import launch, leave_report, new_folder, train, train_objects
 from autotimm.runs.hub_push import Push
-from autotimm.runs.output_paths import require_new_file
+from autotimm.runs.neighbours import nearest_samples, recorded_training_table, with_neighbours
+from autotimm.runs.output_paths import require_features_file, require_new_file
 from autotimm.runs.predict import known_data, predict, with_members
 from autotimm.runs.restore import affordable, read_config, read_manifest, rebuild
 from autotimm.runs.verdict import Verdict
@@ -441,6 +445,7 @@ class Run:
     def predict(
         self, paths: str | Path | Iterable[str | Path], *, ckpt: str | Path = "best", fast: bool = False,
         threshold: float | None = None, raw: bool = False, coverage: float | None = None,
+        embeddings: str | Path | None = None, neighbours: int | None = None, tta: str | None = None,
     ) -> list[Prediction | ObjectPrediction | PixelPrediction]:  # fmt: skip
         """Predict images: a file, a folder or a list of either.
 
@@ -452,20 +457,80 @@ class Run:
             raw: Leave out the temperature and the thresholds that were fitted on the validation images.
             coverage: Give each image, of one class, a set of classes that contains the true one with this probability,
                 as ``members``; see :mod:`autotimm.evidence.conformal`.
+            embeddings: A new file, ``.safetensors`` or ``.csv``, for the pooled features of the images, see
+                :func:`autotimm.runs.embeddings.write_embeddings`.
+            neighbours: Name for each image this many of the run's training images, those with the most similar
+                features, as ``neighbours``.
+            tta: ``"flip"`` averages the probabilities of each image and its mirror image, for classification.
 
         Returns:
             One prediction per image, of the kind of the task: classes, objects, or a class for each pixel.
 
         Raises:
-            DataError: If there is no readable image.
+            DataError: If there is no readable image, or neighbours are asked for and the training images are not those
+                that the run was trained on.
+            UsageError: If the task has no features of whole images, or the file exists.
         """
+        if embeddings is not None:
+            require_features_file(str(embeddings), "embeddings", "predict")
+        if neighbours is not None:
+            require(is_whole(neighbours, 1), "neighbours", "predict", "a whole number from 1", neighbours, "Give 5.")
+        if tta is not None and coverage is not None:
+            cure = "The validation images, which sets are measured on, were predicted without their mirror images."
+            raise UsageError(sentence("tta", "predict", "left out with a coverage", tta, cure))
         with self.names:
-            task = self.model(ckpt)
+            task, trainer = self.model(ckpt), self._trainer()
             least = None if coverage is None else self._least_score(task, ckpt, coverage, raw=raw)
-            found = predict(task, paths, trainer=self._trainer(), fast=fast, threshold=threshold, raw=raw)
+            trained = None if neighbours is None else self._training_table()
+            reads = embeddings is not None or neighbours is not None
+            with collecting_features(task, trainer) if reads else nullcontext() as collected:
+                found = predict(task, paths, trainer=trainer, fast=fast, threshold=threshold, raw=raw, tta=tta)
+            features = collected() if collected is not None else None
+            if neighbours is not None and trained is not None and features is not None:
+                near = nearest_samples(task, self._trainer(), trained, features.features, neighbours)
+                found = with_neighbours(found, near)
+        if embeddings is not None and features is not None:
+            write_embeddings(embeddings, features, self.checkpoint(ckpt))
         if least is None:
             return found
         return [*with_members((each for each in found if isinstance(each, Prediction)), least)]
+
+    def _training_table(self) -> Table:
+        """The samples that the run was trained on, compared with its record."""
+        recorded = self._folder.samples.content_of("train")
+        if not recorded:
+            raise DataError(
+                f"The run {self.path} must have a list of its training images. It has none: it was made from loaders "
+                "of your own, or is a checkpoint alone. Predict without `neighbours`."
+            )
+        return recorded_training_table(self.data(), recorded)
+
+    def embed(self, paths: str | Path | Iterable[str | Path], *, ckpt: str | Path = "best") -> Embeddings:
+        """The pooled features of images: a file, a folder or a list of either.
+
+        They are computed in evaluation batches of one fixed shape, so that an image has the same bits alone or among
+        others. Features of different checkpoints cannot be compared.
+
+        Args:
+            paths: What to embed.
+            ckpt: Which checkpoint to use.
+
+        Returns:
+            The ids of the images, and ``float32`` (N, D).
+
+        Raises:
+            DataError: If there is no readable image.
+            UsageError: If the task has no features of whole images: its network is compiled or of another form, or it
+                sees tiles.
+
+        Example:
+            ``ids, features = run.embed("photos")``
+        """
+        with self.names:
+            task, trainer = self.model(ckpt), self._trainer()
+            with collecting_features(task, trainer) as collected:
+                predict(task, paths, trainer=trainer)
+        return collected()
 
     def _least_score(self, task: Task, ckpt: str | Path, coverage: float, *, raw: bool) -> float:
         """The score from which on a class is a member of a set, by the evidence of the best weights."""

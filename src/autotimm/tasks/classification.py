@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -63,6 +64,7 @@ class ImageClassifier(Task):
     """
 
     takes_calibration = True
+    _mirrors = False
 
     def __init__(
         self,
@@ -151,10 +153,25 @@ class ImageClassifier(Task):
         mixed: tuple[Tensor, Tensor] = self.mix(images, targets)
         return mixed
 
+    @contextmanager
+    def mirroring(self) -> Iterator[None]:
+        """Predict the mean probabilities of each image and its mirror image for a while."""
+        self._mirrors = True
+        try:
+            yield
+        finally:
+            self._mirrors = False
+
+    def output(self, batch: Batch) -> Tensor:
+        """Logits (N, C); (2, N, C) with those of the mirror images, while these are looked at too."""
+        logits: Tensor = self.infer(batch.images)
+        return torch.stack([logits, self.infer(batch.images.flip(-1))]) if self._mirrors else logits
+
     def decode(self, output: Tensor, batch: Batch) -> list[Prediction]:
-        """Probabilities and predicted classes of (N, C) logits."""
+        """Probabilities and predicted classes of logits: (N, C), or (K, N, C) whose K probabilities are averaged."""
         logits = output.float().cpu() / self.temperature
-        probabilities = logits.sigmoid() if self._multi_label else logits.softmax(dim=1)
+        probabilities = logits.sigmoid() if self._multi_label else logits.softmax(dim=-1)
+        probabilities = probabilities.mean(dim=0) if output.ndim == 3 else probabilities
         names, least = self.class_names, self.least_scores(self._num_classes)
         predictions = []
         for id, row in zip(batch.ids, probabilities.tolist(), strict=True):
