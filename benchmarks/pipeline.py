@@ -54,7 +54,7 @@ from autotimm.repro.seed import default_threads
 MEAN, STD, BATCH_SIZE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 32
 
 
-def pil(folder: Path, image_size: int, workers: int) -> Iterable[Any]:
+def pil(folder: Path, image_size: int, batch_size: int, workers: int) -> Iterable[Any]:
     """torchvision's transforms of Pillow images."""
     transforms = [
         v2.RandomResizedCrop(image_size, scale=(0.5, 1.0)),
@@ -64,10 +64,10 @@ def pil(folder: Path, image_size: int, workers: int) -> Iterable[Any]:
         v2.ToDtype(torch.float32, scale=True),
         v2.Normalize(MEAN, STD),
     ]
-    return _torch_loader(folder, transforms, workers)
+    return _torch_loader(folder, transforms, batch_size, workers)
 
 
-def floats(folder: Path, image_size: int, workers: int) -> Iterable[Any]:
+def floats(folder: Path, image_size: int, batch_size: int, workers: int) -> Iterable[Any]:
     """torchvision's transforms of floats."""
     transforms = [
         v2.ToImage(),
@@ -77,20 +77,20 @@ def floats(folder: Path, image_size: int, workers: int) -> Iterable[Any]:
         v2.ColorJitter(0.2, 0.2, 0.2),
         v2.Normalize(MEAN, STD),
     ]
-    return _torch_loader(folder, transforms, workers)
+    return _torch_loader(folder, transforms, batch_size, workers)
 
 
-def _torch_loader(folder: Path, transforms: list[Any], workers: int) -> Iterable[Any]:
+def _torch_loader(folder: Path, transforms: list[Any], batch_size: int, workers: int) -> Iterable[Any]:
     dataset = ImageFolder(folder, v2.Compose(transforms))
-    return DataLoader(dataset, BATCH_SIZE, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+    return DataLoader(dataset, batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
 
 
-def timm_loader(folder: Path, image_size: int, workers: int) -> Iterable[Any]:
+def timm_loader(folder: Path, image_size: int, batch_size: int, workers: int) -> Iterable[Any]:
     """timm's own loader."""
     loader: Iterable[Any] = create_loader(
         create_dataset("", root=str(folder), split="", is_training=True),
         input_size=(3, image_size, image_size),
-        batch_size=BATCH_SIZE,
+        batch_size=batch_size,
         is_training=True,
         use_prefetcher=False,
         scale=(0.5, 1.0),
@@ -111,8 +111,8 @@ PEERS = {"torchvision, PIL": pil, "torchvision, floats": floats, "timm": timm_lo
 class Ours:
     """autotimm's loader, and the network's first layer after it."""
 
-    def __init__(self, folder: Path, image_size: int, workers: int, cache: str) -> None:
-        data = ImageDataModule(folder, image_size=image_size, batch_size=BATCH_SIZE, num_workers=workers, val_split=0,
+    def __init__(self, folder: Path, image_size: int, batch_size: int, workers: int, cache: str) -> None:
+        data = ImageDataModule(folder, image_size=image_size, batch_size=batch_size, num_workers=workers, val_split=0,
                                decode="reduced", cache=cache)  # fmt: skip
         self.loader, self.last = data.train_dataloader(), Normalize(MEAN, STD)
 
@@ -139,8 +139,11 @@ def enlarged(folder: Path, target: Path, megapixels: float, per_class: int) -> P
 def compare(folder: Path, image_size: int, workers: int, turns: int, clock: str, cache: str) -> dict[str, Turns]:
     """Images per second of autotimm and of each of the others, epoch by epoch."""
     images = len(ImageFolder(folder))
-    loaders: dict[str, Iterable[Any]] = {name: make(folder, image_size, workers) for name, make in PEERS.items()}
-    loaders["autotimm"] = Ours(folder, image_size, workers, cache)
+    batch_size = min(BATCH_SIZE, images)
+    loaders: dict[str, Iterable[Any]] = {
+        name: make(folder, image_size, batch_size, workers) for name, make in PEERS.items()
+    }
+    loaders["autotimm"] = Ours(folder, image_size, batch_size, workers, cache)
 
     def epoch(name: str) -> float:
         shown = 0
@@ -150,7 +153,7 @@ def compare(folder: Path, image_size: int, workers: int, turns: int, clock: str,
             shown = sum(len(batch[0]) for batch in loaders[name])
 
         speed = images / seconds(read, clock)
-        if images - shown >= BATCH_SIZE or (name == "autotimm" and shown != images):  # timm leaves out the last batch
+        if images - shown >= batch_size or (name == "autotimm" and shown != images):  # timm leaves out the last batch
             raise SystemExit(f"{name} gave {shown} images instead of {images}")
         return speed * shown / images
 
