@@ -68,6 +68,21 @@ def test_it_begins_with_a_head_and_keeps_what_validates_best(run):
     assert monitored(run.metrics) >= monitored(chosen["candidates"]["0"])
 
 
+KEPT = {
+    "0": "the fitted head", "7": "epoch 7", "0+2": "the average of the fitted head and epoch 2",
+    "0+2+5": "the average of the fitted head and epochs 2, 5", "1+2": "the average of epochs 1, 2", "<b>": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kept", "words"), KEPT.items())
+def test_the_report_says_which_weights_were_kept(run, kept, words, tmp_path):
+    folder = Path(shutil.copytree(run.path, tmp_path / "run"))
+    (folder / "results.json").write_text(json.dumps(results(run) | {"recipe": {"kept": kept}}))
+    page = autotimm.Run(folder).report().path.read_text()
+    assert ("Weights kept" in page) == (words is not None)
+    assert words is None or words in page
+
+
 def test_the_metrics_of_the_head_are_those_that_validation_measures(run):
     head = run.path / "checkpoints" / "epoch-0000-step-00000000.ckpt"
     assert run.validate(ckpt=head) == pytest.approx(results(run)["recipe"]["candidates"]["0"], abs=1e-6)

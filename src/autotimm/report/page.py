@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -20,6 +21,7 @@ from autotimm.evidence import Evidence
 from autotimm.records.atomic import write_text
 from autotimm.records.checked_levels import LEVELS
 from autotimm.records.csv_cells import csv_text, safe_cell
+from autotimm.records.run_folder import RECIPE
 from autotimm.report.charts import Line, epoch_chart
 from autotimm.report.class_content import class_content, class_headline
 from autotimm.report.content import Content, Headline, NumberTable, Panel, shortened
@@ -197,6 +199,8 @@ def _facts(facts: RunFacts, evidence: Evidence | None) -> list[tuple[str, str]]:
     if arch not in ("", "auto") and evidence is not None and evidence.kind != "classes":
         rows[0] = (rows[0][0], f"{rows[0][1]}, {arch}")
     rows.append(("Weights at the start", _weights(facts)))
+    if kept := _kept(facts):
+        rows.append(("Weights kept", kept))
     rows.append(("Images", splits))
     if evidence is not None:
         rows.append(("Classes", f"{len(evidence.class_names):,}"))
@@ -223,11 +227,24 @@ def _other_result(facts: RunFacts, evidence: Evidence | None) -> list[tuple[str,
     return [(f"{headline.title} in validation", str(headline.figure))]
 
 
-def _training_text(facts: RunFacts) -> str:
-    evidence, best = evidence_of(facts), _best_epoch(facts)
-    if best is None:
+def _kept(facts: RunFacts) -> str:
+    """Which of its candidates a recipe has kept; empty for a run without one."""
+    recipe = facts.results.get(RECIPE)
+    kept = str(recipe.get("kept", "")) if isinstance(recipe, Mapping) else ""
+    if not re.fullmatch(r"\d+(\+\d+)*", kept):  # it is a file's
         return ""
-    text = f"The weights of epoch {best} were kept, the dashed line."
+    epochs = [number for number in kept.split("+") if int(number)]
+    head = "the fitted head" if len(epochs) < len(kept.split("+")) else ""
+    trained = f"epoch{'s' if len(epochs) > 1 else ''} {', '.join(epochs)}" if epochs else ""
+    names = " and ".join(filter(None, (head, trained)))
+    return names if "+" not in kept else f"the average of {names}"
+
+
+def _training_text(facts: RunFacts) -> str:
+    evidence, best, kept = evidence_of(facts), _best_epoch(facts), _kept(facts)
+    if best is None and not kept:
+        return ""
+    text = f"The weights of {kept or f'epoch {best}'} were kept" + (", the dashed line." if best is not None else ".")
     if evidence is not None and evidence.split == "val" and len(facts.epochs) > 1:
         text += " They are the best on the validation images, so that the result on these is somewhat optimistic."
     return text
