@@ -156,7 +156,7 @@ def test_two_processes_give_one_verdict_and_one_comparison(toy_folder, tmp_path)
     assert out.splitlines() == ["verdict: identical (9 steps compared)"]
     assert log.count("replaying") == 1
     code, out, log = command("verify", run, "--steps", 4, cwd=tmp_path)  # ended in the middle of an epoch
-    assert (code, out.splitlines()) == (0, ["verdict: identical (4 steps compared)"]), log
+    assert (code, out.splitlines()[-1]) == (0, "verdict: identical in part (4 of 9 steps compared)"), log
     code, out, log = command("reproduce", run, cwd=tmp_path)
     assert code == 0, log
     assert out.splitlines()[-2:] == ["equal", f"run: {run}-again-001"]

@@ -88,8 +88,12 @@ class CheckpointStore:
 
     def _list_digest(self, name: str, digest: str) -> None:
         line = f"{digest}  {name}"
-        lines = [other for other in self._lines() if (self.folder / other[66:]).exists() and other != line]
+        lines = [other for other in self._present() if other != line]
         write_text(self.folder / _DIGESTS, "".join(f"{other}\n" for other in [*lines, line]))
+
+    def _present(self) -> list[str]:
+        """The lines about files that are there."""
+        return [line for line in self._lines() if (self.folder / line[66:]).exists()]
 
     def _lines(self) -> list[str]:
         path = self.folder / _DIGESTS
@@ -172,9 +176,11 @@ class CheckpointStore:
         files, ends = self.files(), self.epochs()
         chosen = self._chosen(ends)
         kept = {*files[-2:], *(path for number, path in ends.items() if number in chosen or number in pinned)}
-        for path in files:
-            if path not in kept:
-                path.unlink()
+        removed = [path for path in files if path not in kept]
+        for path in removed:
+            path.unlink()
+        if removed and self.lists_digests:
+            write_text(self.folder / _DIGESTS, "".join(f"{line}\n" for line in self._present()))
 
     def _chosen(self, ends: dict[int, Path]) -> set[int]:
         numbers = sorted(ends)

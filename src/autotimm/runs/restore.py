@@ -30,7 +30,7 @@ from autotimm.records.readers import Fields, require_shape
 from autotimm.records.run_folder import RunFolder
 from autotimm.records.trust import of_record
 from autotimm.repro.seed import most_on_cpu
-from autotimm.runs.factory import build_task, build_trainer, settle_data
+from autotimm.runs.factory import build_task, build_trainer, settle_data, settle_recipe
 from autotimm.serialization import construct, is_object, takes
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import task_class_named
@@ -146,7 +146,9 @@ def rebuild(
                 replayed_settings(manifest.inputs.get("config", {}).get("trainer", {})) if manifest is not None else {}
             )
             silent = {} if loggers else {"loggers": None}
-            rebuilt = _from_options(config, decided, folder, data, workers, {**silent, **(changes or {})}, given)
+            rebuilt = _from_options(
+                config, decided, folder, data, workers, {**silent, **(changes or {})}, given, begun=manifest is not None
+            )
         else:
             rebuilt = from_classes(config, decided, folder, data, workers, changes or {})
     recipe = decided.get("recipe") or {}
@@ -197,7 +199,7 @@ def as_asked(config: FitConfig, manifest: Manifest) -> FitConfig:
 
 def _from_options(
     config: FitConfig, decided: Mapping[str, Any], folder: RunFolder, data: Any, workers: Any,
-    changes: Mapping[str, Any], given: Mapping[str, Any],
+    changes: Mapping[str, Any], given: Mapping[str, Any], *, begun: bool,
 ) -> Rebuilt:  # fmt: skip
     values: dict[str, Any] = {}
     if data is not None:
@@ -210,8 +212,13 @@ def _from_options(
     config = config.resolved(values | dict(changes), "recorded")
     config, module = settle_data(config)
     module.setup("fit")
-    task = build_task(config, module)
-    return Rebuilt(task, module, build_trainer(config, folder, task, module, given), config)
+    task, said = build_task(config, module), ""
+    if not begun:  # it was interrupted before it had a manifest, and perhaps before its recipe was settled
+        config, said = settle_recipe(config, task, module)
+        folder.write_config(config.to_yaml())
+    trainer = build_trainer(config, folder, task, module, given)
+    trainer.recipe_note = said
+    return Rebuilt(task, module, trainer, config)
 
 
 def from_classes(

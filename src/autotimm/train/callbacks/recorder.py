@@ -52,6 +52,14 @@ def weight_digests(module: pl.LightningModule) -> dict[str, str]:
     }
 
 
+def _without_record(initial: str) -> str:
+    return ""
+
+
+def _keep_best_epoch(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    """A recipe without a fitted head has no other candidates."""
+
+
 @without_idle_step_hooks
 class Recorder(Callback):
     """Writes the ledger: a line per step, validation and epoch, see :mod:`autotimm.records.ledger`.
@@ -66,8 +74,9 @@ class Recorder(Callback):
     def __init__(self, epochs: EpochMetrics) -> None:
         self.epochs = epochs
         self.ledger = Ledger(None)
-        self.declare: Callable[[str], str] = lambda initial: ""  # writes the manifest and returns the run's id
-        self.choose_best: Callable[[pl.Trainer, pl.LightningModule], None] = lambda trainer, module: None
+        # Functions, since processes that are spawned receive this object, and a lambda cannot be pickled.
+        self.declare: Callable[[str], str] = _without_record  # writes the manifest and returns the run's id
+        self.choose_best: Callable[[pl.Trainer, pl.LightningModule], None] = _keep_best_epoch
         self.begins = False  # whether a run begins at a checkpoint of another one, whose ledger it does not continue
         self.gap = ""  # why a resumed run could not continue its ledger
         self._position: dict[str, Any] | None = None
