@@ -30,7 +30,7 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ __all__ = [
     "UNTURNED",
     "as_bytes",
     "byte_factor",
+    "coefficient_bytes",
     "decoded",
     "has_alpha",
     "is_image_name",
@@ -308,10 +309,14 @@ def _bytes_needed(image: Image.Image) -> int:
 
 
 def _coefficients(image: Image.Image) -> float:
-    """Bytes per pixel for the coefficients of a progressive JPEG, all of which libjpeg keeps: 2 per sample."""
+    """Bytes per pixel that libjpeg keeps of an image; 0 for all but progressive JPEGs."""
     if not isinstance(image, JpegImageFile):
         return 0
-    areas = [horizontal * vertical for _, horizontal, vertical, _ in image.layer]
+    return coefficient_bytes([horizontal * vertical for _, horizontal, vertical, _ in image.layer])
+
+
+def coefficient_bytes(areas: Sequence[int]) -> float:
+    """Bytes per pixel for the coefficients of a progressive JPEG, by the samples of each component: 2 for each."""
     return 2 * sum(areas) / max([*areas, 1])
 
 

@@ -24,7 +24,14 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from autotimm.data.decoder_messages import silent
-from autotimm.data.image_io import BROKEN, memory_for, most_memory, require_few_pixels, stored_orientation
+from autotimm.data.image_io import (
+    BROKEN,
+    coefficient_bytes,
+    memory_for,
+    most_memory,
+    require_few_pixels,
+    stored_orientation,
+)
 
 if find_spec("simplejpeg") is not None:
     import simplejpeg
@@ -118,9 +125,11 @@ def _bytes_of(path: str | Path) -> bytes | None:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
             return None
-        with open(path, "rb") as file:
-            start = file.read(len(_START))
-            return start + file.read(_LARGEST) if start == _START else None
+        with open(path, "rb", buffering=0) as file:  # read once, and not copied
+            if file.read(len(_START)) != _START:
+                return None
+            file.seek(0)
+            return file.read(status.st_size)
     except (OSError, ValueError):  # ValueError: a NUL in the name
         return None
 
@@ -148,7 +157,7 @@ def _frame(content: bytes, progressive: bool) -> _Header | None:
     if precision != 8 or components not in (1, 3) or not height or not width or len(content) < 6 + 3 * components:
         return None
     areas = [(content[7 + 3 * part] >> 4) * (content[7 + 3 * part] & 15) for part in range(components)]
-    return _Header(height, width, 2 * sum(areas) / max(*areas, 1) if progressive else 0)
+    return _Header(height, width, coefficient_bytes(areas) if progressive else 0)
 
 
 def _orientation_of(data: bytes) -> int:

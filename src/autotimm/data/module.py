@@ -32,7 +32,17 @@ from autotimm.data.transforms.image_transforms import (
     train_transform,
     without_colors,
 )  # fmt: skip
-from autotimm.errors import DataError, is_whole, number, refuse_unknown, require, require_choice, require_flags
+from autotimm.errors import (
+    DataError,
+    UsageError,
+    is_whole,
+    number,
+    refuse_unknown,
+    require,
+    require_choice,
+    require_flags,
+    sentence,
+)  # fmt: skip
 from autotimm.image_size import ImageSize
 from autotimm.repro.sampler import KeyedBatchSampler
 from autotimm.repro.seed import most_on_cpu, root_seed
@@ -180,7 +190,7 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         )  # fmt: skip
         check_shares(val_split, test_split, owner)
         require_choice("cache", owner, cache, CACHES)
-        require(_is_size(cache_size), "cache_size", owner, BYTES_MUST, cache_size, "Give for example 20GB.")
+        self.cache, self.cache_size = cache, _bytes_given(cache_size, owner)
         require_flags(
             owner, strict=strict, drop_last=drop_last, balanced_sampling=balanced_sampling, ignore_exif=ignore_exif
         )
@@ -191,7 +201,6 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         self.augmentation, self.balanced_sampling = augmentation, balanced_sampling
         self.strict, self.drop_last, self.crop_pct, self.interpolation = strict, drop_last, crop_pct, interpolation
         self.in_chans, self.ignore_exif = in_chans, ignore_exif
-        self.cache, self.cache_size = cache, read_bytes(cache_size)
         self.data_seed = self.run_seed = root_seed(seed, owner)
         self.arguments = self._captured_arguments(DataOptions.__annotations__)
         self._given_transforms = {"train_transforms": train_transforms, "eval_transforms": eval_transforms}
@@ -309,9 +318,9 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
     def _loader(self, table: Table, batches: KeyedBatchSampler, transform: SampleTransform, stream: str) -> KeyedLoader:
         reduced = table.at_least(self.pixels_needed(transform.name))
         # Images to predict are read once.
-        is_own = self._cache is not None and any(table is own for own in self._tables.values())
+        cache = self._cache if any(table is own for own in self._tables.values()) else None
         loader = transformed_loader(
-            reduced.cached(self._cache) if is_own and self._cache is not None else reduced,
+            reduced if cache is None else reduced.cached(cache),
             batches,
             transform,
             stream=stream,
@@ -416,9 +425,8 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
             loader.close()
 
 
-def _is_size(value: object) -> bool:
+def _bytes_given(value: object, owner: str) -> int:
     try:
-        read_bytes(value)
+        return read_bytes(value)
     except (TypeError, ValueError):
-        return False
-    return True
+        raise UsageError(sentence("cache_size", owner, BYTES_MUST, value, "Give for example 20GB.")) from None

@@ -18,17 +18,14 @@ import platform
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import PIL
 import torch
-from PIL import features
 from torch.utils.data import get_worker_info
 from torchvision import tv_tensors
 
@@ -48,6 +45,7 @@ from autotimm.data.pixel_store import (
     removed_if_unused,
 )  # fmt: skip
 from autotimm.errors import DataError
+from autotimm.records.bit_factors import PIXEL_FACTORS, Place
 from autotimm.records.digest import file_digest
 
 __all__ = ["Opened", "PixelCache", "cache_folder", "open_cache"]
@@ -162,20 +160,9 @@ def _recipe(reading: ImageReading) -> bytes:
 @functools.cache
 def _versions() -> tuple[str, ...]:
     """The versions of all that takes part in decoding."""
-    found = [f"rules {_RULES}", f"autotimm {autotimm.__version__}", f"Pillow {PIL.__version__}", platform.machine()]
-    asked: tuple[tuple[Callable[[str], str | None], tuple[str, ...]], ...] = (
-        (features.version_codec, ("jpg", "jpg_2000", "libtiff", "zlib")),
-        (features.version_module, ("webp", "avif")),
-        (features.version_feature, ("libjpeg_turbo",)),
-    )
-    for version_of, names in asked:
-        for name in names:
-            with suppress(ValueError):  # a release of Pillow may not know it
-                found.append(f"{name} {version_of(name)}")
-    for package in ("pillow-heif", "simplejpeg"):
-        with suppress(PackageNotFoundError):
-            found.append(f"{package} {version(package)}")
-    return tuple(found)
+    own = (f"rules {_RULES}", f"autotimm {autotimm.__version__}", platform.machine())
+    here = Place(1, ())  # on the CPU, with any number of threads
+    return *own, *(f"{factor.name} {factor.read(here)}" for factor in PIXEL_FACTORS)
 
 
 class Opened(NamedTuple):

@@ -31,7 +31,10 @@ import torch
 
 import autotimm
 
-__all__ = ["FACTORS", "VARIABLES", "BitFactor", "Place", "factor_named", "factors_in", "known_to_both", "rank"]
+__all__ = [
+    "FACTORS", "PIXEL_FACTORS", "VARIABLES", "BitFactor", "Place", "factor_named", "factors_in", "known_to_both",
+    "rank",
+]  # fmt: skip
 
 Value = bool | int | str | list[str] | None
 
@@ -436,6 +439,10 @@ _LIBRARIES = (
     _library("mkl", _CPU, partial(_of_torch, r"Math Kernel Library Version ([\d.]+)"), "the version of MKL in torch"),
     _library("onednn", _STEP, partial(_of_torch, r"MKL-DNN v([\d.]+)"), "the version of oneDNN in torch"),
 )
+
+
+PIXEL_FACTORS: tuple[BitFactor, ...] = tuple(factor for factor in (*_PACKAGES, *_LIBRARIES) if factor.stages == _IMAGES)
+"""The packages and libraries that make pixels of files, and act nowhere else."""
 
 
 # Hardware and threads
