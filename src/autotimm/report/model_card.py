@@ -5,22 +5,19 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from autotimm.errors import number, printable
 from autotimm.image_size import height_and_width
 from autotimm.report.page import headline_of
+from autotimm.report.page_parts import SPLIT_NAMES, templates_of
 from autotimm.report.run_facts import RunFacts, read_run
 from autotimm.types import DataSpec
 
 __all__ = ["as_code", "model_card"]
 
 _MOST_CLASSES = 200
-_SPLITS = {"val": "validation", "test": "test"}
 _UNKNOWN = "unknown"
 
 
@@ -46,7 +43,8 @@ def model_card(
     facts = read_run(folder)
     manifest = facts.manifest
     best = ckpt == "best"
-    text = _environment().get_template("model_card.md").render(
+    # Not escaped as HTML, which Markdown would show: each text of others goes through `as_code` instead.
+    text = templates_of("autotimm.report", escaped=False).get_template("model_card.md").render(
         license=license_id or _UNKNOWN, name=as_code(name),
         backbone=as_code(facts.value("backbone") or "a timm backbone"),
         task="Image classification, several labels per image," if spec.multi_label else "Image classification",
@@ -71,15 +69,6 @@ def as_code(text: object) -> str:
     # One space within each fence is no part of the text; without it a text could not begin with a backtick.
     pad = " " if not shown.strip() or shown[0] in "` " or shown[-1] in "` " else ""
     return f"{fence}{pad}{shown}{pad}{fence}"
-
-
-@cache
-def _environment() -> Environment:
-    # Not escaped as HTML, which Markdown would show: each text of others goes through `as_code` instead.
-    return Environment(
-        loader=PackageLoader("autotimm.report"), autoescape=False, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
 
 
 def _license(license_id: str | None) -> str:
@@ -108,7 +97,7 @@ def _results(facts: RunFacts) -> Iterator[tuple[str, str, str, str]]:
             headline = headline_of(evidence, facts.seed)
             figure = headline.figure
             interval = f"{figure.low:.3f} to {figure.high:.3f}" if figure.resamples else "not computed"
-            yield f"{headline.title}, {_SPLITS[split]}", f"{figure.value:.3f}", interval, f"{headline.samples:,}"
+            yield f"{headline.title}, {SPLIT_NAMES[split]}", f"{figure.value:.3f}", interval, f"{headline.samples:,}"
     for group, split in (("test", "test"), ("best", "val")):  # of results.json
         values = facts.results.get(group)
         for name, value in values.items() if isinstance(values, Mapping) else ():

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import autotimm
@@ -26,6 +22,7 @@ from autotimm.report.charts import Line, epoch_chart
 from autotimm.report.class_content import class_content, class_headline
 from autotimm.report.content import Content, Headline, NumberTable, Panel, shortened
 from autotimm.report.object_content import object_content, object_headline
+from autotimm.report.page_parts import SPLIT_NAMES, TASK_NAMES, inlined, templates_of, without_surrogates
 from autotimm.report.pictures import Pictures
 from autotimm.report.pixel_content import pixel_content, pixel_headline
 from autotimm.report.run_facts import RunFacts, read_run
@@ -33,11 +30,6 @@ from autotimm.report.written_page import REPORT, Report
 
 __all__ = ["curves", "evidence_of", "headline_of", "render", "write_report"]
 
-_TASKS = {
-    "classes": "image classification", "boxes": "object detection", "instances": "instance segmentation",
-    "pixels": "semantic segmentation",
-}  # fmt: skip
-_SPLITS = {"val": "validation", "test": "test"}
 _CARDS = {"classes": "", "boxes": "pairs", "instances": "pairs", "pixels": "quads"}
 _MOST_CURVES = 9
 _MOST_POINTS = 300
@@ -111,26 +103,15 @@ def _pictures(evidence: Evidence, tables: Mapping[str, Table]) -> Pictures:
 # The page
 
 
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("autotimm.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    return environment
-
-
 def render(template: str, pictures: Pictures | None = None, **context: Any) -> str:
     """A page of a template, with its style and script in it."""
-    environment = _environment()
-    loader: Any = environment.loader
-    style, script = (loader.get_source(environment, name)[0] for name in ("style.css", "page.js"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment = templates_of("autotimm.report")
+    (style, _), (script, digest) = (inlined(environment, name) for name in ("style.css", "page.js"))
     page = environment.get_template(template).render(
-        style=Markup(style), script=Markup(script), script_digest=f"sha256-{digest}", version=autotimm.__version__,
+        style=style, script=script, script_digest=digest, version=autotimm.__version__,
         picture_style=Markup(pictures.style) if pictures is not None else "", **context,
     )  # fmt: skip
-    return page.encode("utf-8", "backslashreplace").decode()  # ids are file names, which need not be UTF-8
+    return without_surrogates(page)
 
 
 def _context(
@@ -149,7 +130,7 @@ def _context(
         content.classes_text = f"{content.classes_text} {left_out}".strip()
     return {
         "title": f"{facts.name} · autotimm report", "name": facts.name, "content": content, "curves": panels,
-        "task": _TASKS[evidence.kind].capitalize() if evidence is not None else "Run", "claim": _claim(facts),
+        "task": TASK_NAMES[evidence.kind].capitalize() if evidence is not None else "Run", "claim": _claim(facts),
         "facts": _facts(facts, evidence),
         "sections": [(name, name.capitalize()) for name, there in parts.items() if there],
         "problems": facts.problems, "training_text": _training_text(facts), "has_pictures": has_pictures,
@@ -292,7 +273,7 @@ def _data_text(facts: RunFacts) -> str:
     if evidence is not None and sizes is not None:
         (low, high), kind = (sizes.min(axis=0).tolist(), sizes.max(axis=0).tolist()), evidence.split
         range_text = "" if low == high else f"{low[1]} × {low[0]} to "
-        said += f" The {_SPLITS[kind]} images have {range_text}{high[1]} × {high[0]} pixels."
+        said += f" The {SPLIT_NAMES[kind]} images have {range_text}{high[1]} × {high[0]} pixels."
     return said or "The run was made from loaders of your own: nothing is recorded of their samples."
 
 

@@ -20,12 +20,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from autotimm.errors import AutotimmError
+from autotimm.report.class_colors import css_colors, is_background
+from autotimm.report.page_parts import TASK_NAMES, inlined, templates_of, without_surrogates
 from autotimm.runs.prediction_files import as_csv
 from autotimm.serving.answers import as_plain
-from autotimm.serving.page_of_run import page_of_run
 from autotimm.serving.prediction_stream import PredictionStream
 from autotimm.serving.request_limits import Limits, RateLimit, RefusedError
 from autotimm.serving.uploads import decode, read_uploads
+from autotimm.types import DataSpec
 
 __all__ = ["make_app"]
 
@@ -90,7 +92,7 @@ class _Service:
         self.rate = RateLimit(limits.rate)
         # One image is decoded at a time, since decoding can take much memory; the network works meanwhile.
         self.decoder = ThreadPoolExecutor(1, "decode")
-        self.content, self.policy = page_of_run(facts, stream.spec)
+        self.content, self.policy = _page(facts, stream.spec)
 
     async def predict(self, request: Request) -> Response:
         """The predictions of the images of a request, as JSON or as the CSV of ``autotimm predict``."""
@@ -133,6 +135,26 @@ def _or_raise(decoded: Any) -> Any:
     if isinstance(decoded, BaseException):
         raise decoded
     return decoded
+
+
+def _page(facts: Mapping[str, Any], spec: DataSpec) -> tuple[str, str]:
+    """The page on which one drops an image, and its policy: no script but its own runs, and nothing else is loaded."""
+    environment = templates_of("autotimm.serving")
+    (style, style_digest), (script, script_digest) = (
+        inlined(environment, name) for name in ("upload.css", "upload.js")
+    )
+    classes = [
+        {"name": name, "color": color, "painted": not is_background(name)}
+        for name, color in zip(spec.class_names, css_colors(spec.class_names), strict=True)
+    ]
+    page = environment.get_template("upload.html").render(
+        style=style, script=script, facts=facts, task=TASK_NAMES[spec.kind].capitalize(), classes=classes
+    )
+    policy = (
+        f"default-src 'none'; style-src '{style_digest}'; script-src '{script_digest}'; img-src blob: data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return without_surrogates(page), policy
 
 
 async def _refused(request: Request, error: Exception) -> Response:
