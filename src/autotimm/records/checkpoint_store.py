@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -88,12 +88,15 @@ class CheckpointStore:
 
     def _list_digest(self, name: str, digest: str) -> None:
         line = f"{digest}  {name}"
-        lines = [other for other in self._present() if other != line]
-        write_text(self.folder / _DIGESTS, "".join(f"{other}\n" for other in [*lines, line]))
+        # The file itself is not there yet.
+        self._write_lines([*(other for other in self._present() if other != line), line])
 
     def _present(self) -> list[str]:
         """The lines about files that are there."""
         return [line for line in self._lines() if (self.folder / line[66:]).exists()]
+
+    def _write_lines(self, lines: Iterable[str]) -> None:
+        write_text(self.folder / _DIGESTS, "".join(f"{line}\n" for line in lines))
 
     def _lines(self) -> list[str]:
         path = self.folder / _DIGESTS
@@ -111,10 +114,6 @@ class CheckpointStore:
     def whole(self, path: Path) -> bool:
         """Whether a file has exactly the bytes that were written."""
         return self.problem(path) is None
-
-    def lists(self, name: str) -> bool:
-        """Whether there is a digest of a file; of those with a second name there is none."""
-        return any(line[66:] == name for line in self._lines())
 
     @property
     def lists_digests(self) -> bool:
@@ -157,6 +156,15 @@ class CheckpointStore:
         named.sort(key=lambda pair: (int(pair[0]["step"]), pair[0]["epoch"] or ""))
         return [path for _, path in named]
 
+    def with_digests(self) -> list[Path]:
+        """What has a digest of its own: all but second names, and so ``best.ckpt`` where it is calibrated.
+
+        That one may be missing; the others are there.
+        """
+        best, listed = self.folder / "best.ckpt", {line[66:] for line in self._lines()}
+        own = [best] if best.name in listed else []
+        return [*self.files(), *([self.average] if self.average is not None else []), *own]
+
     def epochs(self) -> dict[int, Path]:
         """The checkpoints at the ends of epochs, by the number of epochs done."""
         matches = ((_NAME.fullmatch(path.name), path) for path in self.files())
@@ -180,7 +188,7 @@ class CheckpointStore:
         for path in removed:
             path.unlink()
         if removed and self.lists_digests:
-            write_text(self.folder / _DIGESTS, "".join(f"{line}\n" for line in self._present()))
+            self._write_lines(self._present())
 
     def _chosen(self, ends: dict[int, Path]) -> set[int]:
         numbers = sorted(ends)

@@ -33,12 +33,8 @@ _FIELDS = {
     "choice": (("step", "length"), ("metrics", "validation"), ("tried", "validation"), ("epochs", "validation")),
     "end": (("step", "length"), ("evidence", "validation"), ("calibration", "validation")),
 }
-_OPTIONAL = (
-    "ids",
-    "inputs",
-    "evidence",
-    "calibration",
-)  # unknown with loaders of the caller's own, or without that option
+# Unknown with loaders of the caller's own, or without that option.
+_OPTIONAL = ("ids", "inputs", "evidence", "calibration")
 
 
 class Difference(NamedTuple):

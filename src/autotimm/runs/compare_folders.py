@@ -197,9 +197,7 @@ def _digests(run: RecordedRun, replay: Replay, file: str) -> Findings:
     """The digests of files that are there were compared with their bytes; others are of files that were removed."""
     if not (run.folder / file).exists():
         return
-    store = CheckpointStore(run.folder / "checkpoints")
-    own = {"best.ckpt"} if store.lists("best.ckpt") else set()
-    names = {path.name for path in (*store.files(), store.average) if path is not None} | own
+    names = {path.name for path in CheckpointStore(run.folder / "checkpoints").with_digests()}
     lines = (run.folder / file).read_bytes().decode(errors="backslashreplace").splitlines()
     others = [line for line in lines if line[64:66] != "  " or line[66:] not in names]
     # A checkpoint that a resumed run has written anew has two: one of them is that of the file.

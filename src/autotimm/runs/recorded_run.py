@@ -222,10 +222,8 @@ def _checkpoints(run: RecordedRun) -> Iterator[Finding]:
     if files and not store.lists_digests:
         yield Finding("checkpoints/sha256.txt", "it is missing", damage=True)
         return
-    best = store.folder / "best.ckpt"
-    own = [best] if store.lists(best.name) and best.is_file() else []  # calibrated, so no second name of another
-    for path in (*files, *([store.average] if store.average is not None else []), *own):
-        if problem := store.problem(path):
+    for path in store.with_digests():
+        if path.is_file() and (problem := store.problem(path)):
             yield Finding(f"checkpoints/{path.name}", problem, damage=True)
 
 
