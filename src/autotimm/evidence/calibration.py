@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from autotimm.evidence.evidence_file import Evidence
 from autotimm.evidence.object_matches import match_objects
-from autotimm.evidence.reliability import expected_calibration_error, reliability
+from autotimm.evidence.reliability import confidence_of, expected_calibration_error, reliability
 from autotimm.repro.streams import key
 from autotimm.types import Calibration
 
@@ -148,21 +148,11 @@ def _temperature(evidence: Evidence, half: NDArray[np.bool_]) -> tuple[float, di
     """The temperature of all samples, or 1 if that of one half does the other no good; with what was measured."""
     measured: dict[str, float] = {}
     for prefix, scores in (("", evidence.scores.astype(np.float64)), ("calibrated_", _by_halves(evidence, half))):
-        measured[f"{prefix}ece"] = _error(scores, evidence)
+        measured[f"{prefix}ece"] = expected_calibration_error(reliability(*confidence_of(scores, evidence.targets)))
         measured[f"{prefix}cross_entropy"] = _cross_entropy(scores, evidence.targets)
     if not measured["calibrated_cross_entropy"] < measured["cross_entropy"]:
         return 1.0, measured
     return fit_temperature(evidence.scores, evidence.targets), measured
-
-
-def _error(scores: Floats, evidence: Evidence) -> float:
-    """The expected calibration error of the likeliest class, or of all labels."""
-    if evidence.multi_label:
-        bins = reliability(scores.ravel(), evidence.targets.ravel().astype(np.float64))
-    else:
-        right = scores.argmax(axis=1) == evidence.targets
-        bins = reliability(scores.max(axis=1), right.astype(np.float64))
-    return float(expected_calibration_error(bins))
 
 
 def _cross_entropy(scores: Floats, targets: NDArray[Any]) -> float:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Bin", "expected_calibration_error", "reliability"]
+__all__ = ["Bin", "confidence_of", "expected_calibration_error", "reliability"]
 
 _BINS = 10
 
@@ -29,6 +29,21 @@ class Bin(NamedTuple):
     size: int
     confidence: float
     correct: float
+
+
+def confidence_of(scores: NDArray[Any], targets: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """How sure predictions are, and which of them are right: the likeliest class of each sample, or each label.
+
+    Args:
+        scores: Probabilities (N, C).
+        targets: Class indices (N,), or zeros and ones (N, C) for several labels.
+
+    Returns:
+        As many numbers in [0, 1], and zeros and ones.
+    """
+    if targets.ndim == 2:
+        return scores.ravel(), targets.ravel().astype(np.float64)
+    return scores.max(axis=1), (scores.argmax(axis=1) == targets).astype(np.float64)
 
 
 def reliability(confidence: NDArray[Any], correct: NDArray[Any], bins: int = _BINS) -> list[Bin]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from autotimm.evidence import Evidence
 from autotimm.evidence.calibration import scaled, scaled_by_other_half
-from autotimm.evidence.reliability import expected_calibration_error, reliability
+from autotimm.evidence.reliability import confidence_of, expected_calibration_error, reliability
 from autotimm.report.charts import Line, curve_chart, reliability_chart
 from autotimm.report.class_figures import (
     average_precision,
@@ -66,7 +66,7 @@ def class_content(evidence: Evidence, pictures: Pictures, seed: int, calibration
     else:
         _one_label(content, evidence)
     if calibration is not None:
-        _calibrated(content, evidence, true, calibration)
+        _calibrated(content, evidence, calibration)
     _cards(content, evidence, predicted, true, pictures)
     return content
 
@@ -135,7 +135,7 @@ def _one_label(content: Content, evidence: Evidence) -> None:
     counts = confusion_matrix(targets, winners, len(names))
     content.matrix = confusion(counts, names, "images")
     content.numbers["confusion"] = with_names(names, counts.tolist())
-    confidence, right = scores.max(axis=1), (winners == targets).astype(np.float64)
+    confidence, right = confidence_of(scores, targets)
     _calibration(content, confidence, right, "predictions")
     grid = np.linspace(0, 1, 101)
     kept = selective(confidence, right, grid)
@@ -154,21 +154,26 @@ def _one_label(content: Content, evidence: Evidence) -> None:
 
 
 def _calibration(content: Content, confidence: NDArray[Any], right: NDArray[Any], what: str) -> None:
-    bins = reliability(confidence, right)
-    error = expected_calibration_error(bins)
-    content.numbers["reliability"] = [
-        ["from", "to", "count", "confidence", "correct"],
-        *(list(map(number, each)) for each in bins),
-    ]
     text = (
-        f"Bars on the line are as often right as they say. Expected calibration error {error:.3f}, in ten bins of "
-        f"{what}."
+        f"Bars on the line are as often right as they say. Expected calibration error {{error}}, in ten bins of {what}."
     )
-    chart = reliability_chart("Share of right predictions by confidence", bins)
-    content.panels.append(Panel("Reliability", chart, [], text, "report/reliability.csv"))
+    caption = "Share of right predictions by confidence"
+    content.panels.append(_reliability(content, "Reliability", "reliability", caption, confidence, right, text))
 
 
-def _calibrated(content: Content, evidence: Evidence, true: NDArray[np.bool_], calibration: Calibration) -> None:
+def _reliability(
+    content: Content, title: str, file: str, caption: str, confidence: NDArray[Any], right: NDArray[Any], text: str
+) -> Panel:
+    """A diagram with its numbers; ``{error}`` in the text is the expected calibration error."""
+    bins = reliability(confidence, right)
+    content.numbers[file] = [
+        ["from", "to", "count", "confidence", "correct"], *(list(map(number, each)) for each in bins),
+    ]  # fmt: skip
+    text = text.format(error=f"{expected_calibration_error(bins):.3f}")
+    return Panel(title, reliability_chart(caption, bins), [], text, f"report/{file}.csv")
+
+
+def _calibrated(content: Content, evidence: Evidence, calibration: Calibration) -> None:
     """The reliability of calibrated scores, and the thresholds that `predict` uses."""
     if calibration.temperature != 1:
         fits = evidence.split == "val" and len(evidence) == calibration.samples
@@ -177,21 +182,16 @@ def _calibrated(content: Content, evidence: Evidence, true: NDArray[np.bool_], c
             if fits
             else scaled(evidence.scores, calibration.temperature, multi_label=evidence.multi_label)
         )
-        confidence, right = scores.ravel(), true.ravel()
-        if not evidence.multi_label:
-            confidence, right = scores.max(axis=1), scores.argmax(axis=1) == evidence.targets
-        bins = reliability(confidence, right.astype(np.float64))
-        content.numbers["reliability_calibrated"] = [
-            ["from", "to", "count", "confidence", "correct"],
-            *(list(map(number, each)) for each in bins),
-        ]
         how = "each half of the images with the temperature of the other one" if fits else "fitted on validation images"
         text = (
             f"As predict has it, at a temperature of {calibration.temperature:.3g}; {how}. Expected calibration error "
-            f"{expected_calibration_error(bins):.3f}."
+            "{error}."
         )
-        chart = reliability_chart("Share of right predictions by calibrated confidence", bins)
-        content.panels.insert(1, Panel("Reliability, calibrated", chart, [], text, "report/reliability_calibrated.csv"))
+        panel = _reliability(
+            content, "Reliability, calibrated", "reliability_calibrated",
+            "Share of right predictions by calibrated confidence", *confidence_of(scores, evidence.targets), text,
+        )  # fmt: skip
+        content.panels.insert(1, panel)
     fitted_thresholds(content, evidence.class_names, calibration)
 
 
