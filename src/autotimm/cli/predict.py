@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from autotimm.cli.json_output import JSON, answering
 from autotimm.cli.parser import parse
-from autotimm.cli.run_args import CKPT, RUN, TRUST, open_run
+from autotimm.cli.run_args import CKPT, RUN, THRESHOLD, TRUST, open_run
 from autotimm.cli.verb import Positional, Verb
 from autotimm.config import Option
 from autotimm.config.value_types import Choice, Flag, Number, Path, Whole
@@ -83,9 +83,9 @@ def run(argv: Sequence[str]) -> int:
             write_pictures(draw, drawable, data.class_names, image_files(paths, data), reading_of(data))
             print(f"pictures: {draw} ({len(predictions)} images)")
         if out is None and draw is None:
-            from autotimm.serving.answers import as_plain
-
             if given.value("json"):
+                from autotimm.serving.answers import as_plain
+
                 answer["predictions"] = [as_plain(prediction) for prediction in predictions]
             else:
                 _show(predictions)
@@ -164,12 +164,7 @@ PREDICT = Verb(
         "draw": Option(Path(metavar="DIR"), "save pictures with boxes, masks, class names and scores", "Options"),
         "ckpt": CKPT,
         "trust": TRUST,
-        "threshold": Option(
-            Number(0, 1, low_open=True, high_open=True),
-            "minimum score of reported labels and objects",
-            "Options",
-            none="the run's",
-        ),
+        "threshold": THRESHOLD,
         "coverage": Option(
             Number(0, 1, low_open=True, high_open=True),
             "add sets of classes that contain the true one with this probability",

@@ -13,16 +13,15 @@ from autotimm.cli.json_output import JSON, answering
 from autotimm.cli.parser import Given, parse
 from autotimm.cli.verb import Positional, Verb, loading_torch
 from autotimm.config import Option
-from autotimm.config.value_types import Flag, Path, Whole
+from autotimm.config.value_types import Flag, Number, Path, Whole
 from autotimm.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from autotimm.runs.run import Run
 
 __all__ = [
-    "CKPT", "DATA", "FOLDER", "RUN", "TRUST", "WORKERS", "class_lines", "measuring", "open_folder", "open_run",
-    "print_once",
-    "print_run", "run_answer",
+    "CKPT", "DATA", "FOLDER", "RUN", "THRESHOLD", "TRUST", "WORKERS", "class_lines", "measuring", "open_folder",
+    "open_run", "print_once", "print_run", "run_answer",
 ]  # fmt: skip
 
 _MAX_NAME = 40  # characters of a class name
@@ -35,6 +34,10 @@ DATA = Option(Path(), "new path of the data, if it was moved", "Options", none="
 WORKERS = Option(Whole(), "data loading processes; never changes results", "Options", none="as recorded")
 TRUST = Option(Flag(), "import own classes that the run names; this runs their code", "Options")
 CKPT = Option(Path(metavar="best|last|FILE"), "which checkpoint of the run", "Options", cure="Give best or last.")
+THRESHOLD = Option(
+    Number(0, 1, low_open=True, high_open=True), "minimum score of reported labels and objects", "Options",
+    none="the run's",
+)  # fmt: skip
 
 
 def open_folder(given: Given) -> Run:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 from autotimm.cli.json_output import JSON, json_text
 from autotimm.cli.parser import parse
-from autotimm.cli.run_args import CKPT, RUN, TRUST, open_run
+from autotimm.cli.run_args import CKPT, RUN, THRESHOLD, TRUST, open_run
 from autotimm.cli.verb import Verb
 from autotimm.config import Option
 from autotimm.config.value_types import Number, Path, Whole
@@ -58,12 +58,7 @@ SERVE = Verb(
         "host": Option(Path(metavar="ADDRESS"), "address to listen on; 0.0.0.0 is every machine's to reach", "Options"),
         "port": Option(Whole(0), "port to listen on; 0 takes a free one", "Options"),
         "ckpt": CKPT,
-        "threshold": Option(
-            Number(0, 1, low_open=True, high_open=True),
-            "minimum score of reported labels and objects",
-            "Options",
-            none="the run's",
-        ),
+        "threshold": THRESHOLD,
         "max_bytes": Option(Whole(1), "bytes of the largest request", "Options"),
         "max_pixels": Option(Whole(1), "pixels of the largest image", "Options", none="Pillow's"),
         "rate": Option(Number(0, low_open=True), "requests per second of one address", "Options"),

@@ -11,7 +11,7 @@ the whole data set; and a disk that fails would kill the process where reading r
 
 Locks are those of ``flock``, which the system releases with the process that holds them:
 
-- ``lock`` in a data set's folder is held in common by whoever uses it; only who gets it alone may remove the folder;
+- ``lock`` in a data set's folder is held in common by all who use it; to remove the folder one must hold it alone;
 - ``write`` above all data sets is held by the one process that adds something, or makes room for it.
 """
 

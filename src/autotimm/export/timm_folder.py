@@ -63,7 +63,7 @@ def export_timm(task: Task, spec: DataSpec, out: Path, origin: Mapping[str, str]
         if check.problem:
             raise ModelError(f"timm's model must have the logits of the run, but {check.problem}. Use --to onnx.")
         digest = file_digest(folder / _WEIGHTS)
-        least = task.least_scores(task.num_classes)  # timm has neither: they are for who reads its logits
+        least = task.least_scores(task.num_classes)  # timm has neither: they are for those who read its logits
         fitted = {"temperature": task.temperature, "thresholds": None if least is None else list(least)}
         report = {"to": "timm", "sha256": digest, "check": check.as_dict(), **fitted, **origin}
         add_report(folder / REPORT, _WEIGHTS, report)
