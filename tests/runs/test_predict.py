@@ -41,8 +41,9 @@ class TestSameBits:
         assert [scores(model, path)[0] for path in files[:5]] == expected[:5]
 
     def test_with_workers(self, model, toy_folder, expected):
+        others = {*multiprocessing.active_children()}  # a test before this one may have killed a loader's process
         assert scores(model, toy_folder, num_workers=2) == expected
-        assert multiprocessing.active_children() == []  # left to the garbage collector they end very slowly
+        assert {*multiprocessing.active_children()} - others == set()  # the garbage collector ends them very slowly
 
     def test_another_trainer_seed_or_switch(self, model, toy_folder, expected):
         other = trainer(seed=7, use_autotimm_seeding=True)
