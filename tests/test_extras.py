@@ -23,7 +23,7 @@ OPTIONAL = [
     "starlette",
 ]
 # Extras of features to come. Whoever writes the feature moves its extra to the table of the README.
-PLANNED = {"explain", "lance", "litdata", "openvino", "proof"}
+PLANNED = {"explain", "lance", "litdata", "proof"}
 
 
 @pytest.fixture(scope="module")

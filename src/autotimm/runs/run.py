@@ -562,14 +562,16 @@ class Run:
 
         Args:
             out: The new file, or for timm the new folder; by default it is called as the run, in the working directory.
-            to: ``onnx``, ``torch`` (a program of ``torch.export``) or ``timm`` (a folder for ``timm.create_model``).
-            precision: ``fp32``, or ``fp16`` for a network that computes with 16 bits.
+            to: ``onnx``, ``torch`` (a program of ``torch.export``), ``openvino`` (an ``.xml`` file with a ``.bin``
+                beside it) or ``timm`` (a folder for ``timm.create_model``).
+            precision: ``fp32``, ``fp16`` for a network that computes with 16 bits, or ``int8`` for a backbone that
+                computes with 8, calibrated on training images; in ONNX and OpenVINO.
             ckpt: Which checkpoint to use.
             data: Labelled images to compare on, as for :meth:`validate`; by default the run's validation images.
             check: ``sample`` compares on 32 images, ``full`` on all, ``seeded`` on images drawn from a seed where the
                 data is not on this machine.
             tolerance: The largest allowed difference: of scores and boxes for ``fp32``, by default 1e-4; of metrics for
-                ``fp16``, by default 0.01.
+                ``fp16``, by default 0.01, and of ``int8``, by default 0.02.
             with_runner: Whether to write ``predict.py`` beside an ONNX file, which predicts with it without torch.
 
         Returns:
