@@ -22,6 +22,7 @@ from autotimm.cli.push import PUSH
 from autotimm.cli.report import REPORT
 from autotimm.cli.reproduce import REPRODUCE
 from autotimm.cli.resume import RESUME
+from autotimm.cli.seal import SEAL
 from autotimm.cli.selfcheck import SELFCHECK
 from autotimm.cli.serve import SERVE
 from autotimm.cli.study import STUDY
@@ -36,7 +37,7 @@ __all__ = ["VERBS", "entry", "main"]
 
 _ALL = (
     FIT, INSPECT, RESUME, EXTEND, VALIDATE, TEST, PREDICT, REPORT, EXPORT, PUSH, SERVE, VERIFY, DIFF, LEVELS,
-    REPRODUCE, STUDY, BACKBONES, DOCTOR, SELFCHECK, DEMO,
+    REPRODUCE, SEAL, STUDY, BACKBONES, DOCTOR, SELFCHECK, DEMO,
 )  # fmt: skip
 VERBS: dict[str, Verb] = {verb.name: verb for verb in _ALL}
 _BREAK = "\n"  # some messages have several lines

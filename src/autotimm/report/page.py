@@ -35,12 +35,13 @@ _MOST_CURVES = 9
 _MOST_POINTS = 300
 
 
-def write_report(folder: Path, tables: Mapping[str, Table] | None = None) -> Report:
+def write_report(folder: Path, tables: Mapping[str, Table] | None = None, out: str | Path | None = None) -> Report:
     """Make the page of a run, and the tables of its charts.
 
     Args:
         folder: The run folder.
         tables: The samples of each split, for pictures; without them the page has none.
+        out: The file of the page alone, without the tables; by default both are in the run folder.
 
     Raises:
         ModelError: If a file of the run is damaged.
@@ -55,17 +56,16 @@ def write_report(folder: Path, tables: Mapping[str, Table] | None = None) -> Rep
     page = render(
         "run.html", pictures, **_context(facts, evidence, content, has_pictures=bool(pictures and pictures.style))
     )
+    path = folder / REPORT if out is None else Path(out)
     try:
-        write_text(folder / REPORT, page)
-        if content is not None:
+        write_text(path, page)
+        if content is not None and out is None:
             (folder / "report").mkdir(exist_ok=True)
             for name, rows in content.numbers.items():
                 write_text(folder / "report" / f"{name}.csv", csv_text(map(_cells, rows)))
     except OSError as error:
-        raise RunError(
-            f"The report {folder / REPORT} could not be written: {error.strerror}. Free some space."
-        ) from None
-    return Report(folder / REPORT)
+        raise RunError(f"The report {path} could not be written: {error.strerror}. Free some space.") from None
+    return Report(path)
 
 
 def _cells(row: Sequence[Any]) -> list[Any]:
