@@ -27,6 +27,7 @@ def run(argv: Sequence[str]) -> int:
         verdict = recorded_run.verify(
             data=given.value("data"), steps=given.value("steps"), epochs=epochs, workers=given.value("workers"),
             explain=given.value("explain"), key=given.value("key"),
+            commitment=given.value("commitment"),
         )  # fmt: skip
         print_once(verdict)
         answer.update(verdict.as_dict())
@@ -58,6 +59,9 @@ VERIFY = Verb(
         "workers": WORKERS,
         "trust": TRUST,
         "key": Option(Path(metavar="FILE"), "public key of whom the seal must be, as PEM", "Options", none="any"),
+        "commitment": Option(
+            Text(metavar="DIGEST"), "digest that was published before the run, see fit --commit", "Options", none="any"
+        ),
         "explain": Option(Flag(), "confirm the cause: replay the step with each factor restored", "Options"),
         "json": JSON,
     },
@@ -68,6 +72,7 @@ VERIFY = Verb(
         "workers": None,
         "trust": False,
         "key": None,
+        "commitment": None,
         "explain": False,
         "json": False,
     },

@@ -47,7 +47,7 @@ _SHAPE = {
     },
     "decisions": {
         "lr": (float, _NONE), "batch_size": int, "recipe": (Fields(_RECIPE), _NONE),
-        "weights": (Fields(_WEIGHTS, ("source",)), _NONE),
+        "weights": (Fields(_WEIGHTS, ("source",)), _NONE), "commitment": str,
     },
     "results": {
         "status": str, "steps": float, "ledger": (str, _NONE), "metrics": EachOf((str, float)),

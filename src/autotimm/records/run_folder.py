@@ -8,6 +8,7 @@
       ledger.jsonl         a line per step: digests of samples, inputs and weights, the loss
       files.csv            id and SHA-256 of every sample
       splits.csv           id, class, split of every sample
+      commitment.json      what a run was committed to before its first step, if it was
       initial.safetensors  the weights that it began from, for a run that trains on from another one
       metrics.csv          one line per epoch
       results.json         metrics of the best and the last epoch, and of the test if there was one, also per class;
@@ -68,7 +69,7 @@ RECIPE = "recipe"
 # The files written before the first checkpoint.
 _EARLY = (
     ".lock", "config.yaml", "splits.csv", "files.csv", "initial.safetensors", "initial.ckpt", "manifest.json",
-    "ledger.jsonl",
+    "ledger.jsonl", "commitment.json",
 )  # fmt: skip
 _AT_END = ("metrics.csv", "results.json", "model.safetensors", "report.html")
 _LOGS = ("tensorboard", "mlflow", "wandb")  # what loggers write from the start

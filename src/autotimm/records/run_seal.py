@@ -332,10 +332,12 @@ def _fits(value: Any, shape: Any) -> bool:
         return isinstance(value, list) and len(value) == 1 and _fits(value[0], shape[0])
     if shape is bytes:
         with suppress(ValueError, binascii.Error, TypeError):
-            return base64.b64encode(base64.b64decode(value, validate=True)).decode() == value
+            return bool(base64.b64encode(base64.b64decode(value, validate=True)).decode() == value)
         return False
-    if shape in (list, ""):
-        return bool(value == ([] if shape is list else ""))
+    if shape is list:
+        return bool(value == [])
+    if shape == "":
+        return bool(value == "")
     return isinstance(value, str)
 
 

@@ -12,6 +12,7 @@ from autotimm.errors import join_names
 from autotimm.evidence import EVIDENCE
 from autotimm.records.atomic import SEAL, SIGNATURE
 from autotimm.records.checkpoint_store import AVERAGE, CheckpointStore
+from autotimm.records.commitment import COMMITMENT
 from autotimm.records.digest import file_digest
 from autotimm.records.run_folder import DIGESTS, PER_CLASS
 from autotimm.runs.compare_settings import config_findings, manifest_findings
@@ -243,7 +244,12 @@ BOUND: tuple[Binding, ...] = (
     Binding("checkpoints/sha256.txt", "the bytes of the checkpoints that it lists", _digests, alone=True),
 )  # fmt: skip
 
-_KNOWN = {binding.file for binding in BOUND} | {".lock", SEAL, SIGNATURE}  # a seal was checked before the replay
+_KNOWN = {binding.file for binding in BOUND} | {
+    ".lock",
+    SEAL,
+    SIGNATURE,
+    COMMITMENT,
+}  # what others publish was compared before the replay
 
 
 def _others(run: RecordedRun) -> list[str]:

@@ -25,6 +25,7 @@ from autotimm.errors import (
     nearest,
     require,
     require_choice,
+    require_flags,
     sentence,
 )
 from autotimm.evidence import Evidence, collecting, evidence_path, read_evidence, write_evidence
@@ -35,6 +36,7 @@ from autotimm.models.segmentation.segmenter import DECODER
 from autotimm.optim.optimizers import OPTIMIZER
 from autotimm.records.atomic import refuse_sealed
 from autotimm.records.checked_levels import level_claims
+from autotimm.records.commitment import compare_commitment, require_digest
 from autotimm.records.imports import RecordedNames, names_in, require_admitted
 from autotimm.records.run_folder import DIGESTS, PER_CLASS, RunFolder, require_files, write_results
 from autotimm.records.run_seal import Seal, check_seal, write_seal
@@ -51,7 +53,7 @@ from autotimm.runs.neighbours import nearest_samples, recorded_training_table, w
 from autotimm.runs.output_paths import require_features_file, require_new_file
 from autotimm.runs.predict import known_data, predict, with_members
 from autotimm.runs.restore import affordable, read_config, read_manifest, rebuild
-from autotimm.runs.verdict import Verdict, broken_seal
+from autotimm.runs.verdict import Verdict, broken_commitment, broken_seal
 from autotimm.runs.verify import verify
 from autotimm.tasks import Task
 from autotimm.train import AutoTrainer
@@ -72,11 +74,13 @@ __all__ = [
 ]
 
 
-def fit(path: str | Path | None = None, **options: Any) -> Run:
+def fit(path: str | Path | None = None, *, commit: bool = False, **options: Any) -> Run:
     """Train on a folder of images and return the run.
 
     Args:
         path: A folder of class folders, or of ``train/``, ``val/`` and ``test/``.
+        commit: Whether to write and print, before the first step, a digest of data, code, options and seeds, to be
+            published; see :mod:`autotimm.records.commitment`.
         options: Any field of :class:`autotimm.FitConfig`, such as ``backbone="resnet50"`` or ``epochs=20``.
 
     Raises:
@@ -85,12 +89,13 @@ def fit(path: str | Path | None = None, **options: Any) -> Run:
         ModelError: If the backbone or its weights cannot be had.
         RunError: If the training fails.
     """
-    return fit_config(FitConfig.from_options(path, options))
+    require_flags("autotimm.fit", commit=commit)
+    return fit_config(FitConfig.from_options(path, options), commit=commit)
 
 
-def fit_config(config: FitConfig) -> Run:
-    """Train from a configuration, in a new run folder."""
-    return Run(launch(config))
+def fit_config(config: FitConfig, *, commit: bool = False) -> Run:
+    """Train from a configuration, in a new run folder, see :func:`fit`."""
+    return Run(launch(config, commit=commit))
 
 
 def diff(a: str | Path, b: str | Path, *, explain: bool = False, trust: bool = False) -> Comparison:
@@ -140,9 +145,9 @@ def require_known_names(file: str | None, config: FitConfig) -> None:
                 require_admitted(value, kind)
 
 
-def fit_objects(task: Task, data: DataModule, trainer: AutoTrainer) -> Run:
+def fit_objects(task: Task, data: DataModule, trainer: AutoTrainer, *, commit: bool = False) -> Run:
     """Train objects that are already built, as a configuration with ``class_path`` does."""
-    return Run(train_objects(task, data, trainer))
+    return Run(train_objects(task, data, trainer, commit=commit))
 
 
 def compare_reports(
@@ -646,21 +651,27 @@ class Run:
         workers: int | None = None,
         explain: bool = False,
         key: str | Path | None = None,
+        commitment: str | None = None,
     ) -> Verdict:
         """Replay the run in a temporary folder and compare every step and every file.
 
         Nothing is written into the run's folder. See :func:`autotimm.runs.verify.verify` for the arguments. A sealed
         run is compared with its seal first; ``key`` is a PEM file with the public key of whom the seal must be.
+        ``commitment`` is the digest that was published before the run.
 
         With ``explain`` the cause of a difference is confirmed: the step is replayed with each factor set back, see
         ``confirmed`` of the verdict.
         """
+        require_digest(commitment, "commitment", "verify")
         seal = check_seal(self.path, key)
         if broken := broken_seal(seal, self.path, wanted=key is not None):
             return broken
+        problems, kept = compare_commitment(self.path, read_manifest(self.path), commitment)
+        if problems:
+            return broken_commitment(problems)
         with self.names:
             verdict = verify(self.path, data=data, steps=steps, epochs=epochs, workers=workers)
-            verdict = replace(verdict, notes=(*seal.notes, *verdict.notes))
+            verdict = replace(verdict, notes=(*seal.notes, *kept, *verdict.notes))
             if not explain or verdict.difference is None:
                 return verdict
             return replace(verdict, confirmed=confirm_replay(self.path, verdict.difference, data=data, workers=workers))

@@ -13,7 +13,7 @@ from autotimm.records.ledger_diff import Difference, Distance
 from autotimm.records.run_seal import SealCheck
 from autotimm.runs.file_contents import printable
 
-__all__ = ["Verdict", "broken_seal", "describe", "worth_naming"]
+__all__ = ["Verdict", "broken_commitment", "broken_seal", "describe", "worth_naming"]
 
 _SHOWN = 12  # lines about what was not checked; further ones are only counted
 
@@ -121,6 +121,12 @@ def broken_seal(seal: SealCheck, folder: Path, *, wanted: bool) -> Verdict | Non
         reason = f"The run {folder} is not sealed, so that no key can be compared with. It was not replayed."
         return Verdict("incomplete", IncompleteError.exit_code, reason, findings=("it has no seal",))
     return None
+
+
+def broken_commitment(problems: list[str]) -> Verdict:
+    """The verdict on a run that did not keep to its commitment, before it is replayed."""
+    reason = f"The run did not keep to its commitment: {'; '.join(problems)}. It was not replayed."
+    return Verdict("different", DifferentError.exit_code, reason, findings=tuple(problems))
 
 
 def worth_naming(manifests: list[ManifestDifference]) -> list[ManifestDifference]:

@@ -22,6 +22,7 @@ from autotimm.data.module import DataModule
 from autotimm.errors import AutotimmError, ChangedDataError, ModelError, RunError, join_names
 from autotimm.records.atomic import atomic_path
 from autotimm.records.checked_levels import level_claims
+from autotimm.records.commitment import commitment_of, write_commitment
 from autotimm.records.digest import config_digest
 from autotimm.records.environment import volatile
 from autotimm.records.imports import names_in
@@ -132,6 +133,7 @@ def declare(
         clock = resumed.volatile | {"resumes": [*resumed.volatile.get("resumes", []), timestamp()]}
     if data is not None and data.notices:  # they hold paths, which another place has not
         clock["notices"] = list(data.notices)
+    committed = before.decisions.get("commitment") if before is not None else None
     manifest = Manifest(
         inputs=inputs(trainer, model, data, content=data_facts, initial=initial) | begun,
         environment=surroundings(trainer),
@@ -140,6 +142,13 @@ def declare(
         levels=levels(trainer, model, data, begun),
         volatile=clock,
     )
+    if committed is None and trainer.commits:
+        commitment = commitment_of(manifest)
+        write_commitment(folder.path, commitment)
+        show(trainer, f"commitment: {commitment.digest}", f"plan: {commitment.plan}")
+        committed = commitment.digest
+    if committed is not None:
+        manifest = replace(manifest, decisions={**manifest.decisions, "commitment": committed})
     folder.write_manifest(manifest, names_in(describe(model, data, trainer)))
     return manifest.run_id
 
