@@ -54,7 +54,7 @@ _SHAPE = {
         "changed_files": Fields({"count": int, "ids": [str]}, ("count", "ids")),
     },
     "levels": EachOf(str),
-    "volatile": {"resumes": [str]},
+    "volatile": {"resumes": [str], "compute": [dict]},
 }  # fmt: skip
 """The types that the readers of a manifest rely on; what they only compare or show may be anything."""
 

@@ -16,6 +16,7 @@ from autotimm.errors import RunError
 from autotimm.evidence import Evidence
 from autotimm.records.atomic import write_text
 from autotimm.records.checked_levels import LEVELS
+from autotimm.records.compute import compute_lines
 from autotimm.records.csv_cells import csv_text, safe_cell
 from autotimm.records.run_folder import RECIPE
 from autotimm.report.charts import Line, epoch_chart
@@ -31,6 +32,7 @@ from autotimm.report.written_page import REPORT, Report
 __all__ = ["curves", "evidence_of", "headline_of", "render", "write_report"]
 
 _CARDS = {"classes": "", "boxes": "pairs", "instances": "pairs", "pixels": "quads"}
+_COSTS = ("Wall time", "Peak memory", "Peak memory of a GPU", "Energy of the processors", "Energy of the GPUs")
 _MOST_CURVES = 9
 _MOST_POINTS = 300
 
@@ -189,6 +191,7 @@ def _facts(facts: RunFacts, evidence: Evidence | None) -> list[tuple[str, str]]:
     if facts.epochs:
         rows.append(("Trained", f"{len(facts.epochs)} epoch{'' if len(facts.epochs) == 1 else 's'}"))
     rows += [(title, text) for title, text in _other_result(facts, evidence)]
+    rows += [line for line in compute_lines(facts.manifest.volatile) if line[0] in _COSTS]
     return [(label, value) for label, value in rows if value]
 
 
