@@ -18,6 +18,7 @@ from autotimm.cli.inspect import INSPECT
 from autotimm.cli.json_output import print_error, wants_json
 from autotimm.cli.levels import LEVELS
 from autotimm.cli.predict import PREDICT
+from autotimm.cli.publish import PUBLISH
 from autotimm.cli.push import PUSH
 from autotimm.cli.report import REPORT
 from autotimm.cli.reproduce import REPRODUCE
@@ -37,7 +38,7 @@ __all__ = ["VERBS", "entry", "main"]
 
 _ALL = (
     FIT, INSPECT, RESUME, EXTEND, VALIDATE, TEST, PREDICT, REPORT, EXPORT, PUSH, SERVE, VERIFY, DIFF, LEVELS,
-    REPRODUCE, SEAL, STUDY, BACKBONES, DOCTOR, SELFCHECK, DEMO,
+    REPRODUCE, SEAL, PUBLISH, STUDY, BACKBONES, DOCTOR, SELFCHECK, DEMO,
 )  # fmt: skip
 VERBS: dict[str, Verb] = {verb.name: verb for verb in _ALL}
 _BREAK = "\n"  # some messages have several lines

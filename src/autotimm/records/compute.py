@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,8 @@ class Meter:
         """The measurement until now, as plain data; what the machine does not tell is left out.
 
         ``wall_s`` and ``cpu_s`` are seconds, the second of all threads and of loading processes that have ended.
-        ``peak_memory`` is the largest resident memory of this process since it started, ``peak_memory_loaders`` that
-        of a child, and ``peak_gpu_memory`` what torch has allocated, in bytes. ``cpu_energy_j`` and ``gpu_energy_j``
+        ``peak_memory`` is the largest resident memory of this process since it started, without loading processes, and
+        ``peak_gpu_memory`` what torch has allocated, in bytes. ``cpu_energy_j`` and ``gpu_energy_j``
         are joules of the whole processors and devices, whoever else was using them.
         """
         measured: dict[str, Any] = {
@@ -73,14 +73,13 @@ def compute_lines(volatile: Mapping[str, Any]) -> list[tuple[str, str]]:
     def total(name: str) -> float:
         return sum(each.get(name, 0) for each in numbers)
 
-    def largest(names: Iterable[str]) -> float:
-        return max((each.get(name, 0) for each in numbers for name in names), default=0)
+    def largest(name: str) -> float:
+        return max((each.get(name, 0) for each in numbers), default=0)
 
     lines = [
         ("Wall time", _hours(total("wall_s"))), ("CPU time", _hours(total("cpu_s"))),
-        ("Peak memory", _bytes(largest(["peak_memory"]))),
-        ("Peak memory of a loading process", _bytes(largest(["peak_memory_loaders"]))),
-        ("Peak memory of a GPU", _bytes(largest(["peak_gpu_memory"]))),
+        ("Peak memory", _bytes(largest("peak_memory"))),
+        ("Peak memory of a GPU", _bytes(largest("peak_gpu_memory"))),
         ("Energy of the processors", _energy(total("cpu_energy_j"))),
         ("Energy of the GPUs", _energy(total("gpu_energy_j"))),
     ]  # fmt: skip
@@ -114,8 +113,8 @@ def _peak_memory() -> dict[str, int]:
     except ImportError:  # Windows
         return {}
     unit = 1 if sys.platform == "darwin" else 1024
-    own, others = (resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return {"peak_memory": own, **({"peak_memory_loaders": others} if others else {})}
+    # Not that of children: each of them begins as a copy of this process, so that even git seems to need as much.
+    return {"peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
 
 
 Counter = tuple[float, float]  # joules, and where the counter begins anew; 0 if it never does

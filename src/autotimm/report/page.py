@@ -37,19 +37,23 @@ _MOST_CURVES = 9
 _MOST_POINTS = 300
 
 
-def write_report(folder: Path, tables: Mapping[str, Table] | None = None, out: str | Path | None = None) -> Report:
+def write_report(
+    folder: Path, tables: Mapping[str, Table] | None = None, out: str | Path | None = None,
+    facts: RunFacts | None = None,
+) -> Report:  # fmt: skip
     """Make the page of a run, and the tables of its charts.
 
     Args:
         folder: The run folder.
         tables: The samples of each split, for pictures; without them the page has none.
         out: The file of the page alone, without the tables; by default both are in the run folder.
+        facts: What the folder says, if it was read already.
 
     Raises:
         ModelError: If a file of the run is damaged.
         RunError: If the page cannot be written.
     """
-    facts = read_run(folder)
+    facts = facts or read_run(folder)
     evidence = evidence_of(facts)
     content = pictures = None
     if evidence is not None:

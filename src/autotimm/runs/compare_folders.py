@@ -90,7 +90,9 @@ def _compared(binding: Binding, run: RecordedRun, replay: Replay) -> Findings:
         if recorded.exists():
             yield binding.file
     elif not recorded.exists():
-        if found.exists():
+        if binding.file in run.left_out:
+            yield f"{binding.file} (left out by whoever published the run)"
+        elif found.exists():
             yield Finding(binding.file, "it is missing", damage=True)
     elif not found.exists():
         yield Finding(binding.file, "the replay has written none")
@@ -144,7 +146,9 @@ def _test_evidence(run: RecordedRun, replay: Replay, file: str) -> Findings:
     """Compare the evidence of a test with that of the test that was made again, if it was."""
     recorded, found = (folder / file for folder in (run.folder, replay.folder))
     if replay.test is not None and DIGESTS in replay.test and not recorded.exists():
-        if "test" in (tested_evidence(run.folder) or {}):
+        if file in run.left_out:
+            yield f"{file} (left out by whoever published the run)"
+        elif "test" in (tested_evidence(run.folder) or {}):
             yield Finding(file, "it is missing", damage=True)
     elif recorded.exists():
         if replay.test is None:
