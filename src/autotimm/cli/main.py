@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import autotimm
+from autotimm.cli.attest import ATTEST
 from autotimm.cli.backbones import BACKBONES
 from autotimm.cli.demo import DEMO
 from autotimm.cli.diff import DIFF
@@ -38,7 +39,7 @@ __all__ = ["VERBS", "entry", "main"]
 
 _ALL = (
     FIT, INSPECT, RESUME, EXTEND, VALIDATE, TEST, PREDICT, REPORT, EXPORT, PUSH, SERVE, VERIFY, DIFF, LEVELS,
-    REPRODUCE, SEAL, PUBLISH, STUDY, BACKBONES, DOCTOR, SELFCHECK, DEMO,
+    REPRODUCE, SEAL, PUBLISH, ATTEST, STUDY, BACKBONES, DOCTOR, SELFCHECK, DEMO,
 )  # fmt: skip
 VERBS: dict[str, Verb] = {verb.name: verb for verb in _ALL}
 _BREAK = "\n"  # some messages have several lines

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import json
 import os
 import stat
@@ -20,17 +19,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from autotimm.errors import ModelError, UsageError, join_names, missing_extra, sentence
+from autotimm.errors import ModelError, UsageError, join_names
 from autotimm.records.atomic import SEAL, SIGNATURE, refuse_sealed, sealed_folder, sweep, write_text
 from autotimm.records.digest import file_digest, text_digest
 from autotimm.records.run_folder import RunFolder
+from autotimm.records.signing_keys import fingerprint, has_extra, pem, read_private, read_public
 
 __all__ = ["Seal", "SealCheck", "check_seal", "write_seal"]
 
 _VERSION = 1
 _LOCK = ".lock"
-_CURVES = ("secp256r1", "secp384r1", "secp521r1")
-_HOW = "Make one with: openssl ecparam -name prime256v1 -genkey -noout -out key.pem"
 # The command line of model-signing leaves these out unless it is told not to, and would then miss what was signed.
 _OF_GIT = (".git", ".gitattributes", ".github", ".gitignore")
 _BUNDLE = {
@@ -101,7 +99,7 @@ def write_seal(folder: str | Path, key: str | Path | None = None) -> Seal:
             if key is not None:
                 _sign(folder, Path(key))
     files = len(json.loads(text)["files"])
-    return Seal(folder, text_digest(text), files, None if public is None else _fingerprint(public))
+    return Seal(folder, text_digest(text), files, None if public is None else fingerprint(public))
 
 
 def check_seal(folder: str | Path, key: str | Path | None = None) -> SealCheck:
@@ -115,7 +113,7 @@ def check_seal(folder: str | Path, key: str | Path | None = None) -> SealCheck:
         UsageError: If the key cannot be used, or the extra ``proof`` is not installed and a key is given.
     """
     folder = Path(folder)
-    given = None if key is None else _read_public(Path(key))
+    given = None if key is None else pem(read_public(Path(key), "verify"))
     if sealed_folder(folder) != folder.absolute():
         return SealCheck(False)
     path = folder / SEAL
@@ -135,10 +133,10 @@ def check_seal(folder: str | Path, key: str | Path | None = None) -> SealCheck:
     else:
         findings += _signature_findings(folder, public)
         if given is not None and given != public:
-            findings.append(f"it was signed with another key, {_fingerprint(public)[:16]}")
+            findings.append(f"it was signed with another key, {fingerprint(public)[:16]}")
         who = "whose key that is was not checked: give it with --key" if given is None else "the key that was given"
-        read = "signed" if _has_extra() else "it says that it was signed (to check that: pip install 'autotimm[proof]')"
-        notes.append(f"sealed: {read} with the key {_fingerprint(public)[:16]}; {who}")
+        read = "signed" if has_extra() else "it says that it was signed (to check that: pip install 'autotimm[proof]')"
+        notes.append(f"sealed: {read} with the key {fingerprint(public)[:16]}; {who}")
     return SealCheck(True, tuple(findings), () if findings else tuple(notes))
 
 
@@ -228,58 +226,13 @@ def _removed_on_error(folder: Path) -> Iterator[None]:
         raise
 
 
-# Keys and signatures
+# Signatures
 
 
 def _public_half(key: Path, folder: Path) -> str:
-    """The public half of a private key, as PEM."""
-    _require_extra()
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
     if key.absolute().resolve().is_relative_to(folder.resolve()):
         raise UsageError(f"The `key` of seal must lie outside of the run. {key} would be published with it. Move it.")
-    must = "a PEM file with an unencrypted private key of the curve P-256, P-384 or P-521"
-    try:
-        private = serialization.load_pem_private_key(_content(key, "seal"), None)
-    except (ValueError, TypeError):  # TypeError: it is encrypted
-        raise UsageError(sentence("key", "seal", must, str(key), _HOW)) from None
-    if not isinstance(private, ec.EllipticCurvePrivateKey) or private.curve.name not in _CURVES:
-        raise UsageError(sentence("key", "seal", must, str(key), _HOW))
-    return _pem(private.public_key())
-
-
-def _read_public(key: Path) -> str:
-    _require_extra()
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    must, cure = "a PEM file with the public key of a seal", "Make it with: openssl ec -in key.pem -pubout -out key.pub"
-    try:
-        public = serialization.load_pem_public_key(_content(key, "verify"))
-    except ValueError:
-        raise UsageError(sentence("key", "verify", must, str(key), cure)) from None
-    if not isinstance(public, ec.EllipticCurvePublicKey) or public.curve.name not in _CURVES:
-        raise UsageError(sentence("key", "verify", must, str(key), cure))
-    return _pem(public)
-
-
-def _content(key: Path, owner: str) -> bytes:
-    try:
-        return key.read_bytes()
-    except OSError as error:
-        raise UsageError(f"The `key` of {owner} must be a file. {key} cannot be read: {error.strerror}.") from None
-
-
-def _pem(public: Any) -> str:
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-    return str(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode())
-
-
-def _fingerprint(public: str) -> str:
-    """The SHA-256 of a public key, as model-signing writes it into a signature."""
-    return hashlib.sha256(public.encode()).hexdigest()
+    return pem(read_private(key, "seal").public_key())
 
 
 def _sign(folder: Path, key: Path) -> None:
@@ -299,7 +252,7 @@ def _signature_findings(folder: Path, public: str) -> Iterator[str]:
     if path.is_symlink() or not _is_canonical(path):
         yield f"{SIGNATURE} has changed"
         return
-    if not _has_extra():  # the digests are compared all the same
+    if not has_extra():  # the digests are compared all the same
         return
     from cryptography.exceptions import InvalidSignature
     from model_signing import verifying
@@ -339,22 +292,3 @@ def _fits(value: Any, shape: Any) -> bool:
     if shape == "":
         return bool(value == "")
     return isinstance(value, str)
-
-
-def _has_extra() -> bool:
-    """Whether the packages that sign and verify are installed."""
-    try:
-        import model_signing.signing  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-def _require_extra() -> None:
-    """Refuse to go on without the packages that sign and verify.
-
-    Raises:
-        UsageError: If they are not installed.
-    """
-    if not _has_extra():
-        raise missing_extra("A signature", "proof")
