@@ -55,12 +55,12 @@ class Meter:
         if torch.cuda.is_initialized():
             peaks = [torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count())]
             measured["peak_gpu_memory"] = max(peaks, default=0)
-        for name, before, now in (
-            ("cpu_energy_j", self._joules, _rapl_joules(self._rapl)),
-            ("gpu_energy_j", self._gpu_joules, _gpu_joules()),
-        ):
-            if before and before.keys() == now.keys():
-                measured[name] = round(sum(_since(before[key], now[key]) for key in now), 3)
+        processors, used = _rapl_joules(self._rapl), _used_gpus()
+        if self._joules and self._joules.keys() == processors.keys():
+            measured["cpu_energy_j"] = _spent(self._joules, processors)
+        gpus = {name: counter for name, counter in (_gpu_joules() if used else {}).items() if name in used}
+        if gpus and gpus.keys() <= self._gpu_joules.keys():
+            measured["gpu_energy_j"] = _spent(self._gpu_joules, gpus)
         return measured
 
 
@@ -133,9 +133,7 @@ def _rapl_joules(folder: Path) -> dict[str, Counter]:
 
 
 def _gpu_joules() -> dict[str, Counter]:
-    """The energy counters of the GPUs that torch uses, by NVML; none before torch has used one."""
-    if not torch.cuda.is_initialized() or torch.version.hip:
-        return {}
+    """The energy counters of all GPUs, by NVML, which is asked without torch: it must not start CUDA before a fork."""
     try:
         import pynvml
     except ImportError:
@@ -143,14 +141,24 @@ def _gpu_joules() -> dict[str, Counter]:
     counters: dict[str, Counter] = {}
     with suppress(pynvml.NVMLError):
         pynvml.nvmlInit()
-        for index in range(torch.cuda.device_count()):
-            uuid = f"GPU-{torch.cuda.get_device_properties(index).uuid}"
-            handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            uuid = str(pynvml.nvmlDeviceGetUUID(handle)).removeprefix("GPU-")
             counters[uuid] = (pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3, 0.0)
     return counters
 
 
-def _since(before: Counter, now: Counter) -> float:
-    """Joules between two readings of a counter that may have begun anew once."""
-    spent = now[0] - before[0]
-    return spent if spent >= 0 else spent + now[1]
+def _used_gpus() -> set[str]:
+    """The GPUs that torch sees, if it has used one."""
+    if not torch.cuda.is_initialized() or torch.version.hip:
+        return set()
+    return {str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count())}
+
+
+def _spent(before: dict[str, Counter], now: dict[str, Counter]) -> float:
+    """Joules between two readings of counters, each of which may have begun anew once."""
+    total = 0.0
+    for name, (joules, end) in now.items():
+        spent = joules - before[name][0]
+        total += spent if spent >= 0 else spent + end
+    return round(total, 3)
