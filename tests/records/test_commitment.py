@@ -62,6 +62,13 @@ def test_seeds_change_the_commitment_and_not_the_plan(run):
     assert Run(run).verify().exit_code == 5
 
 
+def test_runs_of_other_seeds_have_one_plan(run, toy_folder, tmp_path):
+    other = small_fit(toy_folder, tmp_path / "runs", name="other", commit=True, seed=7).path
+    first, second = (json.loads((path / "commitment.json").read_text()) for path in (run, other))
+    assert first["plan"] == second["plan"]
+    assert first["commitment"] != second["commitment"]
+
+
 @pytest.mark.parametrize("name", ["data", "config", "code", "transforms"])
 def test_changed_afterwards(run, name):
     before = commitment_of(Manifest.load(run / "manifest.json"))
