@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
+from safetensors.numpy import load_file
 
 from autotimm.cli.main import main
-from autotimm.data.toy import write_toy_folder
+from autotimm.data.toy import write_toy_folder, write_toy_segmentation
 from autotimm.proof.archive import prepared_archive
 from autotimm.proof.lock_file import locked_versions
 from autotimm.proof.privacy import config_without_places, found_in, private_words
@@ -105,11 +106,8 @@ def test_nothing_says_who_made_it(unpacked):
 
 
 def test_no_picture_and_no_features(unpacked):
-    from safetensors import safe_open
-
     for split in ("val", "test"):
-        with safe_open(unpacked / "evidence" / f"{split}.safetensors", "np") as file:
-            assert {*file.keys()} == {"scores", "targets", "losses"}
+        assert {*load_file(unpacked / "evidence" / f"{split}.safetensors")} == {"scores", "targets", "losses"}
     assert not (unpacked / "run" / "evidence").exists()
     assert not [path for path in unpacked.rglob("*") if path.suffix in (".png", ".jpg")]
 
@@ -237,6 +235,16 @@ def test_with_images_the_page_shows_them(run, photos, tmp_path):
         assert b"data:image" in file.read("report.html")
 
 
+def test_no_map_of_a_segmented_image_leaves(tmp_path):
+    images = write_toy_segmentation(tmp_path / "images", splits={"train": 4, "val": 2}, image_size=64)
+    run = small_fit(images, tmp_path, name="one", image_size=64, batch_size=2, val_split=None).path
+    assert "data:image" in (run / "report.html").read_text()
+    with zipfile.ZipFile(published(run, tmp_path / "x.zip")) as file:
+        assert b"data:image" not in file.read("report.html")
+        (tmp_path / "val.safetensors").write_bytes(file.read("evidence/val.safetensors"))
+    assert {*load_file(tmp_path / "val.safetensors")} == {"sizes", "confusion", "intersections", "unions"}
+
+
 def test_the_code_of_a_project(photos, tmp_path, monkeypatch):
     """The changes of tracked files, and no untracked file."""
     project = tmp_path / "project"
@@ -276,6 +284,9 @@ def test_private_words():
     assert "root" not in words
     assert found_in(b"a bobsled", {"bob": "the name of the user"}) == []
     assert found_in(b"made by bob.", {"bob": "the name of the user"}) == ["the name of the user"]
+    assert found_in(b"/data/bobsled", {"/data/bob": "a folder of this machine"}) == []
+    assert found_in(b"/data/bob/x", {"/data/bob": "a folder of this machine"}) == ["a folder of this machine"]
+    assert found_in(b"xx12345678yy", {"12345678": "the variable KEY"}) == ["the variable KEY"]
 
 
 def environment(folder: Path, *requirements: str, cwd: Path) -> Path:

@@ -156,7 +156,7 @@ def _write_page(folder: Path, copy: Path, root: Path, tables: dict[str, Table] |
     """Make the page from the copy, in which no place of this machine is named."""
     from autotimm.report import write_report
 
-    write_report(copy, tables, root / REPORT, _facts(copy, folder))
+    write_report(copy, tables, root / REPORT, _facts(copy, folder), views=tables is not None)
     page = (root / REPORT).read_text(encoding="utf-8")
     write_text(root / REPORT, page.replace(f"{root}/", ""))
 

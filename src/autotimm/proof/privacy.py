@@ -90,7 +90,7 @@ def private_words(manifest: Manifest, variables: Mapping[str, str] | None = None
     # The folder that the run was in, and the home folder of whoever made it.
     parents = [*map(str, above[:1]), *(str(place) for place in above if place.name == manifest.volatile.get("user"))]
     for place in (str(Path.home()), *parents):
-        if place.strip("/") and place not in ("/tmp", "/root"):
+        if place.count("/") > 1:  # /root and /content say nothing of anybody
             words[place] = "a folder of this machine"
     for name, value in variables.items():
         if _SECRET.search(name) and len(value) >= _LEAST:
@@ -108,8 +108,8 @@ def found_in(content: bytes, words: Mapping[str, str]) -> list[str]:
     found = []
     for word, what in words.items():
         needle = word.encode("utf-8", "surrogateescape")
-        if needle in content and (
-            not what.startswith("the name") or re.search(rb"(?<![\w-])" + re.escape(needle) + rb"(?![\w-])", content)
-        ):
+        # Where a word ends, so that neither `bob` is found in `bobsled` nor /data/bob in /data/bobsled.
+        bounded = rb"(?<![\w-])%b(?![\w-])" if what.startswith("the name") else rb"%b(?![\w-])"
+        if needle in content and (what.startswith("the variable") or re.search(bounded % re.escape(needle), content)):
             found.append(what)
     return list(dict.fromkeys(found))

@@ -39,7 +39,7 @@ _MOST_POINTS = 300
 
 def write_report(
     folder: Path, tables: Mapping[str, Table] | None = None, out: str | Path | None = None,
-    facts: RunFacts | None = None,
+    facts: RunFacts | None = None, views: bool = True,
 ) -> Report:  # fmt: skip
     """Make the page of a run, and the tables of its charts.
 
@@ -48,6 +48,7 @@ def write_report(
         tables: The samples of each split, for pictures; without them the page has none.
         out: The file of the page alone, without the tables; by default both are in the run folder.
         facts: What the folder says, if it was read already.
+        views: Whether samples are drawn at all: maps, boxes and masks show what is in an image, also without it.
 
     Raises:
         ModelError: If a file of the run is damaged.
@@ -59,6 +60,8 @@ def write_report(
     if evidence is not None:
         pictures = _pictures(evidence, tables or {})
         content = _content(evidence, pictures, facts)
+        if not views:
+            content.cards, pictures = [card._replace(views=()) for card in content.cards], None
     page = render(
         "run.html", pictures, **_context(facts, evidence, content, has_pictures=bool(pictures and pictures.style))
     )
