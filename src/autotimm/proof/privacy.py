@@ -47,7 +47,7 @@ def config_without_places(text: str) -> str:
 
     Example:
         >>> config_without_places("path: /home/me/photos  # file /home/me/a.yaml")
-        'path: photos  # file a.yaml\\n'
+        'path: photos  # file a.yaml\n'
     """
     return "".join(f"{_line(line)}\n" for line in text.splitlines())
 
