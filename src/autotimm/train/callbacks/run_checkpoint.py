@@ -122,7 +122,8 @@ class RunCheckpoint(Checkpoint):
     @property
     def last_model_path(self) -> str:
         """The newest checkpoint."""
-        return self._path("last.ckpt")
+        last = self.store.last if self.folder is not None and self.folder.is_dir() else None
+        return str(last or "")
 
     @property
     def best_path(self) -> Path | None:
