@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from autotimm.data.annotations.objects import ObjectTable
 from autotimm.data.doubt import Doubt
 from autotimm.data.file_facts import Oddity, Problem, image_sizes, scan
-from autotimm.data.table import Subset, Table, keyed_split
+from autotimm.data.table import Subset, Table, keyed_sides
 from autotimm.errors import DataError, join_names
 from autotimm.image_size import ImageSize, height_and_width, written_size
 
@@ -213,8 +213,8 @@ def split_off(tables: Mapping[str, Table], val: float, test: float, seed: int, n
     if not val and not test:
         return tables
     train = tables["train"]
-    sides = keyed_split(train.ids, train.strata, val, test, seed)
-    parts = {split: Subset(train, side) for split, side in zip(("train", "val", "test"), sides, strict=True) if side}
+    sides = keyed_sides(train.ids, train.strata, val, test, seed)
+    parts = {split: Subset(train, side) for split, side in zip(("train", "val", "test"), sides, strict=True) if len(side)}
     for split, share in (("val", val), ("test", test)):
         if share and split not in parts:
             notices.append(f"There are too few images to split any off for {split}.")
