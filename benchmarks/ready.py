@@ -1,11 +1,11 @@
 """From nothing to the first batch: CPU time and memory of data modules over many small files.
 
-Folders of hard links to a few hundred JPEGs of 100 px stand for large data sets. Each figure comes from a process of its
-own, whose imports do not count: the CPU seconds of all its threads from ``ImageDataModule(...)`` to the first batch, cold
-(an empty cache) and warm; then, as ``and its record``, up to the digests that a run writes down. Files have been left
-alone for ten seconds before, since nothing is remembered of younger ones. Memory is what belongs to the process alone
-after the first batch (``smaps``), and memory per image the slope between the two sizes; that of loading processes is
-taken at the end of an epoch.
+Folders of hard links to a few hundred JPEGs of 100 px stand for large data sets. Each figure comes from a process of
+its own, whose imports do not count: the CPU seconds of all its threads from ``ImageDataModule(...)`` to the first
+batch, cold (an empty cache) and warm; then, as ``and its record``, up to the digests that a run writes down. Files have
+been left alone for ten seconds before, since nothing is remembered of younger ones. Memory is what belongs to the
+process alone after all of that (``smaps``), and memory per image the slope between the two sizes; that of loading
+processes is taken at the end of an epoch.
 
 Peers: reading every file once, and torchvision's ``ImageFolder`` up to the first batch.
 

@@ -28,7 +28,17 @@ from autotimm.types import Sample
 if TYPE_CHECKING:
     from autotimm.data.pixel_cache import PixelCache
 
-__all__ = ["LARGE_CLASS", "ImageTable", "Objects", "Subset", "Table", "check_shares", "keyed_sides", "keyed_split", "rarest_labels"]
+__all__ = [
+    "LARGE_CLASS",
+    "ImageTable",
+    "Objects",
+    "Subset",
+    "Table",
+    "check_shares",
+    "keyed_sides",
+    "keyed_split",
+    "rarest_labels",
+]
 
 
 class Objects(NamedTuple):
@@ -229,7 +239,7 @@ class Subset(Table):
         indices: The indices of the samples, in this order.
     """
 
-    def __init__(self, table: Table, indices: Sequence[int]) -> None:
+    def __init__(self, table: Table, indices: Sequence[int] | NDArray[np.int64]) -> None:
         self.table, self.indices = table, _whole(indices)
         self.ids = Picked(table.ids, self.indices)
         self.class_names, self.multi_label, self.kind = table.class_names, table.multi_label, table.kind

@@ -7,6 +7,7 @@ object changes its reference count. Here they are one buffer of bytes, which nob
 from __future__ import annotations
 
 import itertools
+import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Paths", "Picked", "Texts", "TextsView", "as_texts"]
+__all__ = ["Joined", "Paths", "Picked", "Texts", "TextsView", "as_texts", "file_names"]
 
 _BLOCK = 4096  # texts that are made at once
 
@@ -24,8 +25,8 @@ class TextsView(Sequence[str]):
     """A sequence of texts that is equal to a tuple of them, and hashes as one."""
 
     @abstractmethod
-    def _text(self, index: int) -> str:
-        """The text at a place that exists."""
+    def at(self, places: NDArray[np.integer[Any]]) -> list[str]:
+        """The texts at places that exist; many of them take less time than one after the other."""
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -35,14 +36,15 @@ class TextsView(Sequence[str]):
 
     def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
         if isinstance(index, slice):
-            return tuple(map(self._text, range(*index.indices(len(self)))))
+            return tuple(self.at(np.arange(*index.indices(len(self)))))
         place = int(index) + (len(self) if index < 0 else 0)
         if not 0 <= place < len(self):
             raise IndexError("index out of range")
-        return self._text(place)
+        return self.at(np.array([place]))[0]
 
     def __iter__(self) -> Iterator[str]:
-        return map(self._text, range(len(self)))
+        for start in range(0, len(self), _BLOCK):
+            yield from self.at(np.arange(start, min(start + _BLOCK, len(self))))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, (tuple, TextsView)):
@@ -84,7 +86,7 @@ class Texts(TextsView):
             of_block = [folders.setdefault(folder + slash, len(folders)) for folder, slash, _ in block]
             owners.append(np.array(of_block, np.int64))
             buffer += b"".join(names)
-            has_folders = len(folders) <= len(names) // 2 or (has_folders and len(folders) <= sum(map(len, owners)) // 2)
+            has_folders = has_folders and 2 * len(folders) <= sum(map(len, owners))
         self._folders, self._bytes = tuple(folders), bytes(buffer)
         self._ends = _smallest(np.concatenate(ends))
         self._owners = _smallest(np.concatenate(owners))
@@ -92,16 +94,13 @@ class Texts(TextsView):
     def __len__(self) -> int:
         return len(self._owners)
 
-    def _text(self, index: int) -> str:
-        name = self._bytes[self._ends[index] : self._ends[index + 1]]
-        return self._folders[self._owners[index]] + name.decode("utf-8", "surrogatepass")
-
-    def __iter__(self) -> Iterator[str]:
-        for start in range(0, len(self), _BLOCK):
-            ends = self._ends[start : start + _BLOCK + 1].tolist()
-            owners = self._owners[start : start + _BLOCK].tolist()
-            for owner, (begin, end) in zip(owners, itertools.pairwise(ends), strict=True):
-                yield self._folders[owner] + self._bytes[begin:end].decode("utf-8", "surrogatepass")
+    def at(self, places: NDArray[np.integer[Any]]) -> list[str]:
+        """The texts at places that exist."""
+        columns = (self._owners[places], self._ends[places], self._ends[places + 1])
+        return [
+            self._folders[owner] + self._bytes[begin:end].decode("utf-8", "surrogatepass")
+            for owner, begin, end in zip(*(column.tolist() for column in columns), strict=True)
+        ]
 
 
 class Picked(TextsView):
@@ -118,8 +117,36 @@ class Picked(TextsView):
     def __len__(self) -> int:
         return len(self._places)
 
-    def _text(self, index: int) -> str:
-        return self._texts[self._places[index]]
+    def at(self, places: NDArray[np.integer[Any]]) -> list[str]:
+        """The texts at places that exist."""
+        inner = self._places[places]
+        if isinstance(self._texts, TextsView):
+            return self._texts.at(inner)
+        return [self._texts[place] for place in inner.tolist()]
+
+
+class Joined(TextsView):
+    """Several sequences of texts one after the other, without a copy.
+
+    Args:
+        parts: The sequences.
+    """
+
+    def __init__(self, parts: Sequence[Sequence[str]]) -> None:
+        self._of_all = [part for part in parts if len(part)]
+        self._starts = np.cumsum([0, *map(len, self._of_all)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def at(self, places: NDArray[np.integer[Any]]) -> list[str]:
+        """The texts at places that exist."""
+        parts = np.searchsorted(self._starts, places, side="right") - 1
+        inner = places - self._starts[parts]
+        return [self._of_all[part][place] for part, place in zip(parts.tolist(), inner.tolist(), strict=True)]
+
+    def __iter__(self) -> Iterator[str]:
+        return itertools.chain.from_iterable(self._of_all)
 
 
 class Paths(Sequence[Path]):
@@ -159,6 +186,11 @@ class Paths(Sequence[Path]):
 def as_texts(texts: Iterable[str]) -> TextsView:
     """Texts in flat arrays, unless they are in such already."""
     return texts if isinstance(texts, TextsView) else Texts(texts)
+
+
+def file_names(files: Sequence[Path]) -> Sequence[str]:
+    """Paths as texts, without a path object for each where they are in flat arrays."""
+    return files.names if isinstance(files, Paths) else tuple(map(os.fspath, files))
 
 
 def _smallest(numbers: NDArray[np.int64]) -> NDArray[np.integer[Any]]:
