@@ -123,6 +123,11 @@ def stamps_of(names: Iterable[str]) -> Iterator[Stamp | None]:
     """The stamps of files; ``None`` for each that is not there."""
     folders: dict[str, bytes] = {}
     for name in names:
+        try:
+            info = os.stat(name)
+        except (OSError, ValueError):  # ValueError: a NUL in the name, which no system call takes
+            yield None
+            continue
         folder, separator, last = name.rpartition(os.sep)
         if last in ("", os.curdir, os.pardir):
             path = os.fsencode(os.path.abspath(name))
@@ -131,11 +136,6 @@ def stamps_of(names: Iterable[str]) -> Iterator[Stamp | None]:
                 whole = os.path.abspath(folder + separator or os.curdir)
                 folders[folder + separator] = os.fsencode(os.path.join(whole, ""))
             path = folders[folder + separator] + os.fsencode(last)
-        try:
-            info = os.stat(name)
-        except (OSError, ValueError):  # ValueError: a NUL in the name, which no system call takes
-            yield None
-            continue
         # Integers here have 64 bits and a sign; inodes of some network file systems have none, and any time can be set.
         mtime, ctime = info.st_mtime_ns, info.st_ctime_ns
         if not (-_LAST <= mtime <= _LAST and -_LAST <= ctime <= _LAST):
@@ -190,6 +190,11 @@ class FactStore:
         self._use(
             lambda connection: connection.executemany(f"insert or replace into facts values ({marks})", rows), None
         )
+
+    def remove(self, paths: Sequence[bytes]) -> None:
+        """Remove the rows of some files."""
+        each = [(path,) for path in paths]
+        self._use(lambda connection: connection.executemany("delete from facts where path = ?", each), None)
 
     def _use(self, use: Callable[[sqlite3.Connection], Any], otherwise: Any) -> Any:
         """Use the table in one transaction."""

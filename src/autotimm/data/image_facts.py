@@ -131,7 +131,7 @@ def image_digests(
     Args:
         files: The files.
         progress: Whether a bar may appear.
-        cached: Whether what was found before may be used; if not, every file is read.
+        cached: Whether what was found before may be used; if not, every file is read, and what was wrong forgotten.
     """
     digests = np.zeros((len(files), 32), np.uint8)
     unknown: list[int] = []
@@ -153,7 +153,20 @@ def image_digests(
             problems[place] = digest
         else:
             digests[place] = np.frombuffer(bytes.fromhex(digest), np.uint8)
+    if not cached:
+        _forget_others(files, digests)
     return digests, np.concatenate(rows), problems
+
+
+def _forget_others(files: Sequence[str], digests: NDArray[np.uint8]) -> None:
+    """Forget what is known of files that have other digests."""
+    for start in range(0, len(files), _BLOCK):
+        names = files[start : start + _BLOCK]
+        stamps = _stamps(names)
+        known = zip(stamps.all, _remembered(names, stamps), digests[start : start + len(names)], strict=True)
+        wrong = [stamp.path for stamp, fact, digest in known if stamp and fact and fact.digest != digest.tobytes()]
+        if wrong:
+            _STORE.remove(wrong)
 
 
 def image_facts(
