@@ -41,7 +41,7 @@ ROWS = {
 MEANINGLESS = {
     r"manifest.json: volatile\..*": "clock, names of machine, user and folder: part of no digest, and said to vary",
     r"manifest.json: inputs.config.trainer.use_autotimm_seeding": "the replay obeys it, and no task draws from it",
-    r"config.yaml: (num_workers|cache|cache_size|progress|loggers|strict|out|name)": "changes no bit of a run",
+    r"config.yaml: (num_workers|cache|cache_size|check|progress|loggers|strict|out|name)": "changes no bit of a run",
     r"report(\.html|/classes\.csv) .*": "made of the other files, by `autotimm report` again; no verdict depends on it",
     r"config.yaml: keep": "the replay obeys it, and keeps the same checkpoints",
 }

@@ -30,7 +30,7 @@ from autotimm.config.value_types import (
     Words,
 )  # fmt: skip
 from autotimm.config.yaml import write_scalar
-from autotimm.constants import CACHES, DECODINGS, RECIPES, TASKS
+from autotimm.constants import CACHES, CHECKS, DECODINGS, RECIPES, TASKS
 from autotimm.errors import UsageError
 
 __all__ = ["COMMAND_LINE", "NETWORK_OPTIONS", "FitConfig", "defaults", "options"]
@@ -157,6 +157,9 @@ class FitConfig:
     )
     cache_size: int = _data(
         20 * 10**9, Bytes(), "most that the decoded images of all data sets take", needs="cache"
+    )
+    check: str = _data(
+        "auto", Choice(CHECKS), "decode all images before training, or look at headers; auto: full up to 20,000 images"
     )
     strict: bool = _data(False, Flag(), "refuse doubtful data instead of repairing it with a notice")
     train_csv: str | None = _tables(

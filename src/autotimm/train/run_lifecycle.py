@@ -73,9 +73,10 @@ def open_run(
     data.setup("fit")
     # What is compared with a record is read, not remembered.
     now = Snapshot(data.tables.values(), trainer.shows_progress, cached=not (resume or trainer.hashes_anew))
-    folder.samples.require_same(now.content)
+    content = now.content
+    folder.samples.require_same(content)
     with folder.writing():
-        folder.samples.write(data.assignments(), now.content)
+        folder.samples.write(data.assignments(), content)
     data.notices += [line for line in folder.samples.overlaps() if line not in data.notices]
     return now
 
