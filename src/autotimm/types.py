@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
 from io import BytesIO
@@ -21,6 +21,7 @@ __all__ = [
     "Batch",
     "Calibration",
     "DataSpec",
+    "ExplainedScore",
     "Neighbour",
     "ObjectPrediction",
     "PixelPrediction",
@@ -297,6 +298,29 @@ class PixelPrediction(NamedTuple):
         """
         with Image.open(BytesIO(self.png)) as image:
             return torch.from_numpy(np.array(image))
+
+
+class ExplainedScore(NamedTuple):
+    """A score of one image as a function of its pixels, see :meth:`autotimm.tasks.base.Task.explained`.
+
+    Both functions take images (N, C, H, W), floats in [0, 1] of the size of the network's input, and return (N,).
+
+    Attributes:
+        label: The name of the class.
+        score: The score, in [0, 1], as predictions have it.
+        logit: What is differentiated: the number that becomes the score.
+        probability: The score of other images, in [0, 1].
+        level: The feature map that the score is computed from, an index into the maps of a network with several; -1 is
+            the coarsest.
+        box: x1, y1, x2, y2 of an object, in pixels of the original image; ``None`` for whole images and regions.
+    """
+
+    label: str
+    score: float
+    logit: Callable[[Tensor], Tensor]
+    probability: Callable[[Tensor], Tensor]
+    level: int = -1
+    box: tuple[float, float, float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autotimm.config import FitConfig
 from autotimm.config.record import RECORD, VERSION
@@ -56,6 +56,9 @@ from autotimm.train import AutoTrainer
 from autotimm.train.progress import say
 from autotimm.train.trainer import measuring_trainer
 from autotimm.types import ObjectPrediction, PixelPrediction, Prediction
+
+if TYPE_CHECKING:
+    from autotimm.runs.explain import Explanation
 
 __all__ = [
     "Run",
@@ -531,6 +534,46 @@ class Run:
             with collecting_features(task, trainer) as collected:
                 predict(task, paths, trainer=trainer)
         return collected()
+
+    def explain(
+        self, paths: str | Path | Iterable[str | Path], out: str | Path | None = None, *, method: str = "auto",
+        target: str | None = None, ckpt: str | Path = "best", checks: bool = True,
+    ) -> list[Explanation]:  # fmt: skip
+        """Show where in each image a score comes from, and measure how far the map can be believed.
+
+        The score is that of the likeliest or given class; of the found object with the highest score; or of the region
+        of a class. Images are prepared as for :meth:`predict`, and each is explained by itself. Whatever is random
+        comes from named streams: the same call gives the same bytes.
+
+        Args:
+            paths: What to explain.
+            out: A new or empty folder, for a picture and a map per image and ``explanations.csv``.
+            method: ``gradcam``, ``integrated-gradients`` or ``attention-rollout``; ``auto`` is the first of them that
+                suits the network.
+            target: The class to explain instead of the predicted one.
+            ckpt: Which checkpoint to use.
+            checks: Whether to measure deletion, insertion and the correlation with maps of shuffled weights, which
+                takes about 70 predictions and two more maps per image.
+
+        Returns:
+            One explanation per image in which there is something to explain.
+
+        Raises:
+            DataError: If there is no readable image, or nothing to explain in any.
+            UsageError: If the optional packages are not installed, the method does not suit the network, there is no
+                such class, or the folder has something in it.
+
+        Example:
+            ``run.explain("photos", "explained")[0].map``
+        """
+        from autotimm.runs.explain import explain  # late: it imports what predictions do not need
+
+        with self.names:
+            task, trainer = self.model(ckpt), self._trainer(inference_mode=False)
+            return explain(
+                task, paths, trainer, out, method=method, target=target, checks=checks,
+                trained=self.path.absolute().name,
+            )  # fmt: skip
 
     def _least_score(self, task: Task, ckpt: str | Path, coverage: float, *, raw: bool) -> float:
         """The score from which on a class is a member of a set, by the evidence of the best weights."""
