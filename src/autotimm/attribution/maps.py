@@ -107,7 +107,7 @@ def _gradcam(network: nn.Module, score: ExplainedScore, image: Tensor) -> Tensor
     """Selvaraju et al., "Grad-CAM", ICCV 2017; for objects and regions with the gradients of each cell, not their mean.
 
     The mean over all cells forgets where an object is, so that everything alike lights up (Zhao et al., "ODAM", ICLR
-    2023; Draelos and Carin, "Use HiResCAM instead of Grad-CAM", arXiv:2011.08891). Of three blood cells the mean
+    2023; Draelos et al., "Use HiResCAM instead of Grad-CAM", arXiv:2011.08891). Of three blood cells the mean
     explained one better than a random order does, the gradients of each cell all three.
     """
     from captum.attr import LayerGradCam, LayerGradientXActivation  # an optional extra
