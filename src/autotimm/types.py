@@ -230,6 +230,8 @@ class Prediction(NamedTuple):
         members: Names of the classes in a set that contains the true one with a given probability, the likeliest first;
             empty if none was asked for.
         neighbours: The most similar training images, the nearest first; empty if none were asked for.
+        novelty: Share of the validation images, in [0, 1), that are nearer to the training images than this one;
+            ``None`` if it was not asked for.
     """
 
     id: str
@@ -237,6 +239,7 @@ class Prediction(NamedTuple):
     scores: dict[str, float]
     members: tuple[str, ...] = ()
     neighbours: tuple[Neighbour, ...] = ()
+    novelty: float | None = None
 
 
 class ObjectPrediction(NamedTuple):
@@ -251,6 +254,8 @@ class ObjectPrediction(NamedTuple):
         masks: Mask of each object as COCO compressed run-length encoding, which :meth:`mask` decodes. Empty for models
             that predict boxes alone.
         neighbours: The most similar training images, the nearest first; empty if none were asked for.
+        novelty: Share of the validation images, in [0, 1), that are nearer to the training images than this one;
+            ``None`` if it was not asked for.
     """
 
     id: str
@@ -260,6 +265,7 @@ class ObjectPrediction(NamedTuple):
     size: tuple[int, int]
     masks: tuple[str, ...] = ()
     neighbours: tuple[Neighbour, ...] = ()
+    novelty: float | None = None
 
     def mask(self, index: int) -> Tensor:
         """Decode the mask of one object.
@@ -282,6 +288,8 @@ class PixelPrediction(NamedTuple):
         scores: Share of the pixels in [0, 1] per class name, in class order.
         png: Class indices as an 8-bit PNG file in the size of the original image, which :meth:`mask` decodes.
         neighbours: The most similar training images, the nearest first; empty if none were asked for.
+        novelty: Share of the validation images, in [0, 1), that are nearer to the training images than this one;
+            ``None`` if it was not asked for.
     """
 
     id: str
@@ -289,6 +297,7 @@ class PixelPrediction(NamedTuple):
     scores: dict[str, float]
     png: bytes
     neighbours: tuple[Neighbour, ...] = ()
+    novelty: float | None = None
 
     def mask(self) -> Tensor:
         """Decode the class indices.

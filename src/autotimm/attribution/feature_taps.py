@@ -70,7 +70,7 @@ def grid_of(tokens: int, height: int, width: int) -> tuple[int, int, int] | None
         width: Its width.
 
     Example:
-        >>> grid_of(197, 224, 224), grid_of(261, 256, 256), grid_of(33, 64, 128), grid_of(23, 64, 64)
+        >>> grid_of(197, 224, 224), grid_of(261, 256, 256), grid_of(33, 64, 128), grid_of(24, 64, 64)
         ((1, 14, 14), (5, 16, 16), (1, 4, 8), None)
     """
     for prefix in range(min(_MOST_PREFIX, tokens - 3)):
