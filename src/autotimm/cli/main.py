@@ -12,6 +12,7 @@ from autotimm.cli.backbones import BACKBONES
 from autotimm.cli.demo import DEMO
 from autotimm.cli.diff import DIFF
 from autotimm.cli.doctor import DOCTOR
+from autotimm.cli.explain import EXPLAIN
 from autotimm.cli.export import EXPORT
 from autotimm.cli.extend import EXTEND
 from autotimm.cli.fit import FIT
@@ -38,7 +39,7 @@ from autotimm.records.own_modules import search_also
 __all__ = ["VERBS", "entry", "main"]
 
 _ALL = (
-    FIT, INSPECT, RESUME, EXTEND, VALIDATE, TEST, PREDICT, REPORT, EXPORT, PUSH, SERVE, VERIFY, DIFF, LEVELS,
+    FIT, INSPECT, RESUME, EXTEND, VALIDATE, TEST, PREDICT, EXPLAIN, REPORT, EXPORT, PUSH, SERVE, VERIFY, DIFF, LEVELS,
     REPRODUCE, SEAL, PUBLISH, ATTEST, STUDY, BACKBONES, DOCTOR, SELFCHECK, DEMO,
 )  # fmt: skip
 VERBS: dict[str, Verb] = {verb.name: verb for verb in _ALL}

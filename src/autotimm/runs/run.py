@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from autotimm.config import FitConfig
 from autotimm.config.record import RECORD, VERSION
@@ -44,13 +46,19 @@ from autotimm.records.run_seal import Seal, check_seal, write_seal
 from autotimm.records.trust import OfRun
 from autotimm.report.written_page import Report
 from autotimm.runs.diff import Comparison, compare
-from autotimm.runs.embeddings import Embeddings, collecting_features, write_embeddings
+from autotimm.runs.embeddings import Embeddings, Rows, collecting_features, write_embeddings
 from autotimm.runs.explain_difference import confirm_difference, confirm_replay
 from autotimm.runs.extend import extend
 from autotimm.runs.factory import settle_data
 from autotimm.runs.fit import launch, leave_report, new_folder, train, train_objects
 from autotimm.runs.hub_push import Push
-from autotimm.runs.neighbours import nearest_samples, recorded_training_table, with_neighbours
+from autotimm.runs.neighbours import (
+    NOVELTY_RANK,
+    nearest_samples,
+    recorded_training_table,
+    with_neighbours,
+    with_novelties,
+)  # fmt: skip
 from autotimm.runs.output_paths import require_features_file, require_new_file
 from autotimm.runs.predict import known_data, predict, with_members
 from autotimm.runs.restore import affordable, read_config, read_manifest, rebuild
@@ -61,6 +69,9 @@ from autotimm.train import AutoTrainer
 from autotimm.train.progress import say
 from autotimm.train.trainer import measuring_trainer
 from autotimm.types import ObjectPrediction, PixelPrediction, Prediction
+
+if TYPE_CHECKING:
+    from autotimm.runs.explain import Explanation
 
 __all__ = [
     "Run",
@@ -471,7 +482,8 @@ class Run:
     def predict(
         self, paths: str | Path | Iterable[str | Path], *, ckpt: str | Path = "best", fast: bool = False,
         threshold: float | None = None, raw: bool = False, coverage: float | None = None,
-        embeddings: str | Path | None = None, neighbours: int | None = None, tta: str | None = None,
+        embeddings: str | Path | None = None, neighbours: int | None = None, novelty: bool = False,
+        tta: str | None = None,
     ) -> list[Prediction | ObjectPrediction | PixelPrediction]:  # fmt: skip
         """Predict images: a file, a folder or a list of either.
 
@@ -487,6 +499,8 @@ class Run:
                 :func:`autotimm.runs.embeddings.write_embeddings`.
             neighbours: Name for each image this many of the run's training images, those with the most similar
                 features, as ``neighbours``.
+            novelty: Say for each image which share of the validation images is nearer to the training images, as
+                ``novelty``; see :func:`autotimm.runs.neighbours.novelties`.
             tta: ``"flip"`` averages the probabilities of each image and its mirror image, for classification.
 
         Returns:
@@ -499,6 +513,7 @@ class Run:
         """
         if embeddings is not None:
             require_features_file(str(embeddings), "embeddings", "predict")
+        require_flags("predict", novelty=novelty)
         if neighbours is not None:
             require(is_whole(neighbours, 1), "neighbours", "predict", "a whole number from 1", neighbours, "Give 5.")
         if tta is not None and coverage is not None:
@@ -507,19 +522,39 @@ class Run:
         with self.names:
             task, trainer = self.model(ckpt), self._trainer()
             least = None if coverage is None else self._least_score(task, ckpt, coverage, raw=raw)
-            trained = None if neighbours is None else self._training_table()
-            reads = embeddings is not None or neighbours is not None
+            held_out = self._held_out_features(ckpt) if novelty else None
+            compares = neighbours is not None or novelty
+            trained = self._training_table() if compares else None
+            reads = embeddings is not None or compares
             with collecting_features(task, trainer) if reads else nullcontext() as collected:
                 found = predict(task, paths, trainer=trainer, fast=fast, threshold=threshold, raw=raw, tta=tta)
             features = collected() if collected is not None else None
-            if neighbours is not None and trained is not None and features is not None:
-                near = nearest_samples(task, self._trainer(), trained, features.features, neighbours)
-                found = with_neighbours(found, near)
+            if trained is not None and features is not None:
+                rows = features.features if held_out is None else np.concatenate([features.features, held_out])
+                most = max(neighbours or 0, NOVELTY_RANK if novelty else 0)
+                near = nearest_samples(task, self._trainer(), trained, rows, most)
+                if novelty:
+                    found = with_novelties(found, near[: len(found)], near[len(found) :])
+                if neighbours is not None:
+                    found = with_neighbours(found, [each[:neighbours] for each in near[: len(found)]])
         if embeddings is not None and features is not None:
             write_embeddings(embeddings, features, self.checkpoint(ckpt))
         if least is None:
             return found
         return [*with_members((each for each in found if isinstance(each, Prediction)), least)]
+
+    def _held_out_features(self, ckpt: str | Path) -> Rows:
+        """The features of the validation images, by the evidence of the best weights."""
+        if self._file is not None or str(ckpt) != "best":
+            cure = "Give the run's folder, and no other checkpoint: the validation samples were predicted by the best."
+            raise UsageError(sentence("novelty", "predict", "left out", True, cure))
+        features = self.evidence().features
+        if features is None:
+            raise ModelError(
+                f"The evidence of {self.path} must have the features of its validation images. It has none. Predict "
+                "without `novelty`."
+            )
+        return np.asarray(features, np.float32)
 
     def _training_table(self) -> Table:
         """The samples that the run was trained on, compared with its record."""
@@ -557,6 +592,46 @@ class Run:
             with collecting_features(task, trainer) as collected:
                 predict(task, paths, trainer=trainer)
         return collected()
+
+    def explain(
+        self, paths: str | Path | Iterable[str | Path], out: str | Path | None = None, *, method: str = "auto",
+        target: str | None = None, ckpt: str | Path = "best", checks: bool = True,
+    ) -> list[Explanation]:  # fmt: skip
+        """Show where in each image a score comes from, and measure how far the map can be believed.
+
+        The score is that of the likeliest or given class; of the found object with the highest score; or of the region
+        of a class. Images are prepared as for :meth:`predict`, and each is explained by itself. Whatever is random
+        comes from named streams: the same call gives the same bytes.
+
+        Args:
+            paths: What to explain.
+            out: A new or empty folder, for a picture and a map per image and ``explanations.csv``.
+            method: ``gradcam``, ``integrated-gradients`` or ``attention-rollout``; ``auto`` is the first of them that
+                suits the network.
+            target: The class to explain instead of the predicted one.
+            ckpt: Which checkpoint to use.
+            checks: Whether to measure deletion, insertion and the correlation with maps of shuffled weights, which
+                takes about 70 predictions and two more maps per image.
+
+        Returns:
+            One explanation per image in which there is something to explain.
+
+        Raises:
+            DataError: If there is no readable image, or nothing to explain in any.
+            UsageError: If the optional packages are not installed, the method does not suit the network, there is no
+                such class, or the folder has something in it.
+
+        Example:
+            ``run.explain("photos", "explained")[0].map``
+        """
+        from autotimm.runs.explain import explain  # late: it imports what predictions do not need
+
+        with self.names:
+            task, trainer = self.model(ckpt), self._trainer(inference_mode=False)
+            return explain(
+                task, paths, trainer, out, method=method, target=target, checks=checks,
+                trained=self.path.absolute().name,
+            )  # fmt: skip
 
     def _least_score(self, task: Task, ckpt: str | Path, coverage: float, *, raw: bool) -> float:
         """The score from which on a class is a member of a set, by the evidence of the best weights."""

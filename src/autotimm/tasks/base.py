@@ -32,7 +32,7 @@ from autotimm.serialization import CapturesArguments
 from autotimm.tasks.checkpoint import Stored
 from autotimm.tasks.optimization import Optimized
 from autotimm.tasks.start import frozen_parameters, network_digest
-from autotimm.types import Batch, Calibration, DataSpec, Stage, Step
+from autotimm.types import Batch, Calibration, DataSpec, ExplainedScore, Stage, Step
 
 __all__ = [
     "Collects", "Task", "TaskOptions", "check_num_classes", "check_spec", "first_of", "join", "names_of", "of_one_size",
@@ -226,6 +226,23 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         Raises:
             UsageError: If the data does not fit.
         """
+
+    def explained(self, batch: Batch, found: Any, label: str | None) -> ExplainedScore | None:
+        """The score that an explanation of an image is about.
+
+        Args:
+            batch: One image, as evaluation sees it.
+            found: What was predicted for it.
+            label: The name of a class; ``None`` for what was predicted.
+
+        Returns:
+            The score, or ``None`` where nothing of the class was predicted.
+
+        Raises:
+            UsageError: If the task does not say what its score is.
+        """
+        name = type(self).__name__
+        raise UsageError(f"{name} has no score to explain. Define its method `explained`, or use a task of autotimm.")
 
     # The network
 
