@@ -57,6 +57,8 @@ def inputs(
     """
     parts = describe(model, data, trainer)
     config = {name: _without(part.get("init_args", part), silent_arguments(name)) for name, part in parts.items()}
+    if trainer.shards is not None:  # then the number of processes decides nothing
+        config["trainer"] = _without(config["trainer"], {"devices", "num_nodes"})
     config |= {f"{name}_class": part["class_path"] for name, part in parts.items() if "class_path" in part}
     config = _first_paths(config)  # equal inputs have equal ids, also where a class has moved in between
     roots = {"data": data.data_seed} if data is not None else {}

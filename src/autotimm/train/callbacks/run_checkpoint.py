@@ -89,6 +89,13 @@ def _enough_space(path: Path) -> Iterator[None]:
         ) from error
 
 
+def _forget_validation(checkpoint: dict[str, Any]) -> None:
+    """Reset the numbers of batches that this process has validated; no checkpoint is written in between."""
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+    for part in ("total", "current"):
+        progress[part] = dict.fromkeys(progress[part], 0)
+
+
 @without_idle_step_hooks
 class RunCheckpoint(Checkpoint):
     """Writes the checkpoints of a run (see :mod:`autotimm.records.checkpoint_store`) directly after an optimizer step.
@@ -199,7 +206,9 @@ class RunCheckpoint(Checkpoint):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add the sums of the running epoch."""
+        """Add the sums of the running epoch, and leave out what depends on the number of processes."""
+        if getattr(trainer, "shards", None) is not None:  # Lightning's trainer has none
+            _forget_validation(checkpoint)
         if self._unfinished:
             checkpoint[Unfinished.KEY] = Unfinished.of(trainer, pl_module).as_dict()
 

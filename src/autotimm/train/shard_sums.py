@@ -1,0 +1,197 @@
+"""What the shards of a training step add up: gradients, changes of buffers, and losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from autotimm.errors import UsageError
+from autotimm.repro.shards import nodes_within, sum_in_tree
+
+__all__ = ["ShardStep", "Sums", "sum_of_processes", "trained_parameters"]
+
+# Its name since torch 2.15, which deprecates the other.
+_gather_parts = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_MOST_LOSSES = 16  # of a step
+_MOST_COUNTED = 8  # a buffer with more whole numbers is no counter
+
+
+def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that have gradients."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+class Sums:
+    """All numbers of a shard, or their sums over several: a vector for each type of number.
+
+    Args:
+        vectors: The vectors; their lengths are multiples of the number of processes.
+    """
+
+    def __init__(self, vectors: Sequence[Tensor]) -> None:
+        self.vectors = list(vectors)
+
+    def add_(self, other: Sums) -> Sums:
+        """Add the numbers of other shards in place."""
+        for vector, summand in zip(self.vectors, other.vectors, strict=True):
+            vector.add_(summand)
+        return self
+
+
+class ShardStep:
+    """Takes what each shard of a step has left in a module, so that the next one finds the module as it was.
+
+    Args:
+        module: The module, before the first shard.
+        processes: The number of processes.
+    """
+
+    def __init__(self, module: nn.Module, processes: int) -> None:
+        self._module, self._processes = module, processes
+        self._parameters = trained_parameters(module)
+        self._accumulated = [parameter.grad for parameter in self._parameters]
+        for parameter in self._parameters:
+            parameter.grad = None
+        self._buffers = list(module.buffers())
+        self._averaged = [buffer for buffer in self._buffers if buffer.is_floating_point()]
+        self._counters = [buffer for buffer in self._buffers if _is_counter(buffer)]
+        summed = {id(buffer) for buffer in (*self._averaged, *self._counters)}
+        self._fixed = [(buffer, buffer._version) for buffer in self._buffers if id(buffer) not in summed]
+        self._before = [buffer.clone() for buffer in (*self._averaged, *self._counters)]
+        device, whole = self._parameters[0].device, torch.float32
+        # What is summed, in this order: its type and its size.
+        self._fields = [
+            *((parameter.dtype, parameter.numel()) for parameter in self._parameters),
+            (whole, len(self._parameters)),
+            *((buffer.dtype, buffer.numel()) for buffer in self._averaged),
+            *((whole, buffer.numel()) for buffer in self._counters),
+            (whole, _MOST_LOSSES),
+        ]
+        self._sizes = dict.fromkeys(sorted({kind for kind, _ in self._fields}, key=str), 0)
+        for kind, size in self._fields:
+            self._sizes[kind] += size
+        self._padding = {kind: torch.zeros(-size % processes, dtype=kind, device=device)
+                         for kind, size in self._sizes.items()}  # fmt: skip
+        self._device = device
+
+    def nothing(self) -> Sums:
+        """What an empty shard adds."""
+        padded = ((kind, size + len(self._padding[kind])) for kind, size in self._sizes.items())
+        return Sums([torch.zeros(size, dtype=kind, device=self._device) for kind, size in padded])
+
+    @torch.no_grad()
+    def take(self, losses: Sequence[Tensor], share: float, *, counts: bool) -> Sums:
+        """Take the gradients, the changes of buffers and the losses of a shard.
+
+        Args:
+            losses: Its losses.
+            share: Its share of the images, in (0, 1]; gradients have that factor already.
+            counts: Whether what it adds to counters of steps is what the whole step adds.
+
+        Raises:
+            UsageError: If it has changed something that cannot be summed.
+        """
+        self._require_same_buffers(len(losses))
+        gradients = [parameter.grad for parameter in self._parameters]
+        for parameter in self._parameters:
+            parameter.grad = None
+        known = torch.tensor([float(gradient is not None) for gradient in gradients], device=self._device)
+        before = iter(self._before)
+        averaged = [(buffer - next(before)) * share for buffer in self._averaged]
+        counted = [(buffer - next(before)) * int(counts) for buffer in self._counters]
+        self._restore()
+        shown = torch.zeros(_MOST_LOSSES, device=self._device)
+        shown[: len(losses)] = torch.stack([loss.detach().float() for loss in losses]) * share
+        empty = (parameter.new_zeros(()).expand(parameter.shape) for parameter in self._parameters)
+        filled = [zero if gradient is None else gradient for gradient, zero in zip(gradients, empty, strict=True)]
+        parts: dict[torch.dtype, list[Tensor]] = {kind: [] for kind in self._sizes}
+        for (kind, _), part in zip(self._fields, (*filled, known, *averaged, *counted, shown), strict=True):
+            parts[kind].append(part.reshape(-1).to(kind))
+        return Sums([torch.cat([*each, self._padding[kind]]) for kind, each in parts.items()])
+
+    def _require_same_buffers(self, losses: int) -> None:
+        now = list(self._module.buffers())
+        replaced = len(now) != len(self._buffers) or any(a is not b for a, b in zip(now, self._buffers, strict=True))
+        if replaced or any(buffer._version != version for buffer, version in self._fixed):
+            raise UsageError(
+                "The `shards` of AutoTrainer need buffers that a training step changes in place, and that are floats "
+                "or counters: what shards do to others cannot be summed. Leave `shards` out."
+            )
+        if losses > _MOST_LOSSES:
+            raise UsageError(f"A step must have at most {_MOST_LOSSES - 1} losses with `shards`. Got {losses - 1}.")
+
+    def _restore(self) -> None:
+        for buffer, before in zip((*self._averaged, *self._counters), self._before, strict=True):
+            buffer.copy_(before)
+
+    @torch.no_grad()
+    def finish(self, total: Sums) -> tuple[list[Tensor | None], list[Tensor]]:
+        """Apply the changes of buffers, and return the gradients and the losses of the whole batch.
+
+        Args:
+            total: The sums over all shards, the same in every process.
+        """
+        at = dict.fromkeys(self._sizes, 0)
+        vectors = dict(zip(self._sizes, total.vectors, strict=True))
+        parts = []
+        for kind, size in self._fields:
+            parts.append(vectors[kind][at[kind] : at[kind] + size])
+            at[kind] += size
+        number = len(self._parameters)
+        known = parts[number].tolist()
+        gradients = [
+            part.view(parameter.shape) if shards else None
+            for parameter, part, shards in zip(self._parameters, parts, known, strict=False)
+        ]
+        buffers = (*self._averaged, *self._counters)
+        for buffer, before, change in zip(buffers, self._before, parts[number + 1 : -1], strict=True):
+            buffer.copy_(before + change.view(buffer.shape).to(buffer.dtype))
+        for parameter, gradient in zip(self._parameters, self._accumulated, strict=True):
+            parameter.grad = gradient
+        return gradients, list(parts[-1].clone())
+
+
+def _is_counter(buffer: Tensor) -> bool:
+    whole = not (buffer.is_floating_point() or buffer.is_complex() or buffer.dtype == torch.bool)
+    return whole and buffer.numel() <= _MOST_COUNTED
+
+
+def sum_of_processes(nodes: Mapping[tuple[int, int], Sums], shards: int, rank: int, processes: int) -> Sums:
+    """Add up what all processes have; every one must take part, and gets the same bits.
+
+    Each process adds up one part of the numbers, in the order of the tree, and gives the sums to the others. Bytes are
+    exchanged, not numbers: no library adds anything.
+
+    Args:
+        nodes: The largest nodes of the tree that lie within the shards of this process, in order.
+        shards: The number of all shards.
+        rank: The number of this process.
+        processes: The number of processes.
+    """
+    if processes == 1:
+        return next(iter(nodes.values()))
+    held = shards // processes
+    of_all = [nodes_within(each * held, (each + 1) * held, shards) for each in range(processes)]
+    kinds = range(len(next(iter(nodes.values())).vectors))
+    return Sums([_sum_of_vectors([sums.vectors[kind] for sums in nodes.values()], of_all, shards) for kind in kinds])
+
+
+def _sum_of_vectors(ours: Sequence[Tensor], of_all: Sequence[Sequence[tuple[int, int]]], shards: int) -> Tensor:
+    """Add up vectors of all processes, one for each of their nodes."""
+    processes, size = len(of_all), len(ours[0]) // len(of_all)
+    # For each process its part of each of our nodes.
+    sent = torch.stack([vector.view(processes, size) for vector in ours], dim=1) if len(ours) > 1 else ours[0]
+    received = sent.new_empty(sum(map(len, of_all)), size)
+    width = size * sent.element_size()
+    dist.all_to_all_single(
+        received.view(-1).view(torch.uint8), sent.view(-1).view(torch.uint8),
+        [len(nodes) * width for nodes in of_all], [len(ours) * width] * processes,
+    )  # fmt: skip
+    parts = dict(zip((node for nodes in of_all for node in nodes), received, strict=True))
+    total = sum_in_tree(0, shards, lambda first, end: parts.get((first, end)))
+    whole = sent.new_empty(size * processes)
+    _gather_parts(whole.view(torch.uint8), total.view(torch.uint8))
+    return whole
