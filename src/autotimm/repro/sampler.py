@@ -119,10 +119,9 @@ class KeyedBatchSampler(Sampler[list[Draw]]):
         require(batch_size > 0, "batch_size", owner, "at least 1", batch_size, "Give for example 32.")
         require(0 <= rank < world_size, "rank", owner, f"in [0, {world_size})", rank, "Ranks count from 0.")
         training = shuffle or weights is not None
-        require(
-            size >= world_size or not training or shards is not None, "size", owner, f"at least the number of processes, {world_size}", size,
-            "Train with fewer processes.",
-        )  # fmt: skip
+        enough = size >= world_size or not training or shards is not None
+        must = f"at least the number of processes, {world_size}"
+        require(enough, "size", owner, must, size, "Train with fewer processes.")
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.shuffle, self.drop_last = shuffle, drop_last
         self.weights = None if weights is None else _checked_weights(weights, size, owner)

@@ -6,7 +6,7 @@ the states of metrics of single parts are then gathered, and added up by all pro
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -130,7 +130,11 @@ def _set(metric: Metric, states: Mapping[str, Any]) -> None:
     metric._computed = None
 
 
-_MERGES = {dim_zero_sum: torch.add, dim_zero_max: torch.maximum, dim_zero_min: torch.minimum}
+_MERGES: dict[Any, Callable[[Tensor, Tensor], Tensor]] = {
+    dim_zero_sum: torch.add,
+    dim_zero_max: torch.maximum,
+    dim_zero_min: torch.minimum,
+}
 
 
 def _add(metric: Metric, part: _States) -> None:

@@ -127,9 +127,7 @@ class ShardedStrategy(ParallelStrategy):
             assert self.cluster_environment is not None
             backend = _get_default_process_group_backend_for_device(self.root_device)
             device = None if self.root_device.type == "cpu" else self.root_device
-            _init_dist_connection(
-                self.cluster_environment, backend, timeout=timedelta(minutes=30), device_id=device
-            )
+            _init_dist_connection(self.cluster_environment, backend, timeout=timedelta(minutes=30), device_id=device)
 
     def model_to_device(self) -> None:
         """Move the model to the device of this process."""

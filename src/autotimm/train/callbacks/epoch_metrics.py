@@ -51,8 +51,8 @@ class Unfinished:
     @classmethod
     def of(cls, trainer: pl.Trainer, module: pl.LightningModule) -> Unfinished:
         """Return the sums of the running epoch, in each process; every process must take part."""
-        sharded = isinstance(module, Task) and module.parts is not None
-        if sharded:
+        sharded = module.parts is not None if isinstance(module, Task) else False
+        if isinstance(module, Task) and sharded:
             module.merge_parts()
         logged = {
             key: {name: getattr(value, name) for name in value._defaults}

@@ -6,6 +6,7 @@ import errno
 import io
 import math
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -63,16 +64,32 @@ class _WhereTold(TorchCheckpointIO):
     """Writes straight to a path. Lightning writes to the system's folder for temporary files first, then moves.
 
     That folder may be small, or in memory, and our files are replaced atomically anyway.
+
+    Args:
+        canonical: Whether equal content gives equal bytes. Otherwise these tell which objects are the same and not only
+            equal, as after a resume.
     """
+
+    def __init__(self, canonical: bool = False) -> None:
+        self.canonical = canonical
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         buffer = io.BytesIO()  # torch's own writer hides the reason when a disk is full
-        torch.save(checkpoint, buffer)
+        torch.save(_canonical(checkpoint) if self.canonical else checkpoint, buffer)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_bytes(buffer.getbuffer())
+
+
+def _canonical(value: Any) -> Any:
+    """A copy whose containers are all different objects, and whose equal strings are the same."""
+    if type(value) is dict:
+        return {_canonical(key): _canonical(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_canonical, value))
+    return sys.intern(value) if type(value) is str else value
 
 
 @contextmanager
@@ -138,6 +155,7 @@ class RunCheckpoint(Checkpoint):
         self._loaded: Unfinished | None = None
         self._began = False
         self._saved_step, self._saved_time = 0, 0.0
+        self._canonical = False  # whether a resumed run leaves the bytes of one that was not interrupted
 
     @property
     def store(self) -> CheckpointStore:
@@ -179,7 +197,7 @@ class RunCheckpoint(Checkpoint):
         """
         checkpoint = read_checkpoint(path)
         checkpoint[TaskRecord.KEY] = {**checkpoint[TaskRecord.KEY], "calibration": calibration.as_dict()}
-        self._write("best.ckpt", partial(_WhereTold().save_checkpoint, checkpoint))
+        self._write("best.ckpt", partial(_WhereTold(self._canonical).save_checkpoint, checkpoint))
         self._calibrated = True
 
     def _path(self, name: str) -> str:
@@ -197,7 +215,8 @@ class RunCheckpoint(Checkpoint):
         """Tell every process the folder that process 0 has chosen, and write straight to it."""
         self.folder = trainer.strategy.broadcast(self.folder)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the caller has given no other
-            trainer.strategy.checkpoint_io = _WhereTold()
+            self._canonical = getattr(trainer, "shards", None) is not None  # Lightning's trainer has none
+            trainer.strategy.checkpoint_io = _WhereTold(self._canonical)
         if stage == "fit" and self.folder is not None and trainer.is_global_zero:
             self.store.sweep()  # the lock of the folder is held
 
@@ -345,7 +364,9 @@ class RunCheckpoint(Checkpoint):
         """Save averaged weights as the best, beside what another checkpoint holds."""
         store = self.store
         with store.writing(AVERAGE) as temporary, _enough_space(store.folder / AVERAGE):
-            _WhereTold().save_checkpoint({**read_checkpoint(like), "state_dict": dict(weights)}, temporary)
+            _WhereTold(self._canonical).save_checkpoint(
+                {**read_checkpoint(like), "state_dict": dict(weights)}, temporary
+            )
         store.link(AVERAGE, "best.ckpt")
 
     def _save(self, trainer: pl.Trainer, name: str, best: bool = False) -> None:
