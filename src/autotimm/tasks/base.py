@@ -31,7 +31,7 @@ from autotimm.repro.streams import reseed, scope
 from autotimm.serialization import CapturesArguments
 from autotimm.tasks.checkpoint import Stored
 from autotimm.tasks.optimization import Optimized
-from autotimm.tasks.parts import Parts, check_metrics, is_list_of_tensors, named_losses, of_one_size
+from autotimm.tasks.parts import Parts, check_metrics, compute_alone, is_list_of_tensors, named_losses, of_one_size
 from autotimm.tasks.start import frozen_parameters, network_digest
 from autotimm.types import Batch, Calibration, DataSpec, Stage, Step
 
@@ -562,6 +562,7 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         metrics = [(config, deepcopy(metric)) for config, metric in self._of_stage(stage)]
         sums: dict[str, tuple[float, float]] = {}
         for _, metric in metrics:
+            compute_alone(metric)
             metric.reset()
         for batch, step in evaluated:
             weight = float(len(batch.images) if step.weight is None else step.weight)

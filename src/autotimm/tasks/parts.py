@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning.utilities import move_data_to_device
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat, dim_zero_max, dim_zero_min, dim_zero_sum
 
@@ -19,7 +19,7 @@ from autotimm.errors import UsageError
 from autotimm.metrics import MetricConfig, Scores
 from autotimm.types import Stage, Step
 
-__all__ = ["Parts", "check_metrics", "is_list_of_tensors", "named_losses", "of_one_size"]
+__all__ = ["Parts", "check_metrics", "compute_alone", "is_list_of_tensors", "named_losses", "of_one_size"]
 
 _States = list[dict[str, Any]]
 
@@ -148,6 +148,27 @@ def _add(metric: Metric, part: _States) -> None:
 def _merged(metric: Metric, name: str, state: Any) -> Any:
     before = getattr(metric, name)
     return [*before, *state] if isinstance(before, list) else _MERGES[metric._reductions[name]](before, state)
+
+
+def _never() -> bool:
+    return False
+
+
+def compute_alone(module: nn.Module) -> Callable[[], None]:
+    """Let the metrics of a module compute from what this process has: others may not be asked, and would not answer.
+
+    Returns:
+        What undoes it.
+    """
+    before = [(each, each.distributed_available_fn) for each in module.modules() if isinstance(each, Metric)]
+    for metric, _ in before:
+        metric.distributed_available_fn = _never
+
+    def undo() -> None:
+        for metric, available in before:
+            metric.distributed_available_fn = available
+
+    return undo
 
 
 def check_metrics(metrics: Iterable[tuple[MetricConfig, Metric]]) -> None:

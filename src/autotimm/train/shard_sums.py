@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from autotimm.errors import UsageError
 from autotimm.repro.shards import nodes_within, sum_in_tree
 
-__all__ = ["ShardStep", "Sums", "sum_of_processes", "trained_parameters"]
+__all__ = ["Pool", "ShardStep", "Sums", "sum_of_processes", "trained_parameters"]
 
-# Its name since torch 2.15, which deprecates the other.
-_gather_parts = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _MOST_LOSSES = 16  # of a step
 _MOST_COUNTED = 8  # a buffer with more whole numbers is no counter
 
@@ -24,20 +22,39 @@ def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
+class Pool:
+    """Memory that is used again in each step: to get that of all gradients anew costs more than to fill it."""
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[torch.dtype, int], list[Tensor]] = {}
+
+    def take(self, kind: torch.dtype, size: int, device: torch.device) -> Tensor:
+        """Return a vector with any content."""
+        free = self._free.get((kind, size))
+        return free.pop() if free else torch.empty(size, dtype=kind, device=device)
+
+    def give(self, vectors: Iterable[Tensor]) -> None:
+        """Take vectors back."""
+        for vector in vectors:
+            self._free.setdefault((vector.dtype, len(vector)), []).append(vector)
+
+
 class Sums:
     """All numbers of a shard, or their sums over several: a vector for each type of number.
 
     Args:
         vectors: The vectors; their lengths are multiples of the number of processes.
+        pool: Where they are from.
     """
 
-    def __init__(self, vectors: Sequence[Tensor]) -> None:
-        self.vectors = list(vectors)
+    def __init__(self, vectors: Sequence[Tensor], pool: Pool) -> None:
+        self.vectors, self.pool = list(vectors), pool
 
     def add_(self, other: Sums) -> Sums:
-        """Add the numbers of other shards in place."""
+        """Add the numbers of other shards in place; their memory is used again."""
         for vector, summand in zip(self.vectors, other.vectors, strict=True):
             vector.add_(summand)
+        self.pool.give(other.vectors)
         return self
 
 
@@ -45,14 +62,14 @@ class ShardStep:
     """Takes what each shard of a step has left in a module, so that the next one finds the module as it was.
 
     Args:
-        module: The module, before the first shard.
+        module: The module, before the first shard. It has no gradients afterwards.
         processes: The number of processes.
+        pool: Memory for the numbers.
     """
 
-    def __init__(self, module: nn.Module, processes: int) -> None:
-        self._module, self._processes = module, processes
+    def __init__(self, module: nn.Module, processes: int, pool: Pool) -> None:
+        self._module, self._pool = module, pool
         self._parameters = trained_parameters(module)
-        self._accumulated = [parameter.grad for parameter in self._parameters]
         for parameter in self._parameters:
             parameter.grad = None
         self._buffers = list(module.buffers())
@@ -61,7 +78,7 @@ class ShardStep:
         summed = {id(buffer) for buffer in (*self._averaged, *self._counters)}
         self._fixed = [(buffer, buffer._version) for buffer in self._buffers if id(buffer) not in summed]
         self._before = [buffer.clone() for buffer in (*self._averaged, *self._counters)]
-        device, whole = self._parameters[0].device, torch.float32
+        self._device, whole = self._parameters[0].device, torch.float32
         # What is summed, in this order: its type and its size.
         self._fields = [
             *((parameter.dtype, parameter.numel()) for parameter in self._parameters),
@@ -73,14 +90,15 @@ class ShardStep:
         self._sizes = dict.fromkeys(sorted({kind for kind, _ in self._fields}, key=str), 0)
         for kind, size in self._fields:
             self._sizes[kind] += size
-        self._padding = {kind: torch.zeros(-size % processes, dtype=kind, device=device)
-                         for kind, size in self._sizes.items()}  # fmt: skip
-        self._device = device
+        self._padding = {kind: -size % processes for kind, size in self._sizes.items()}
+
+    def _vectors(self) -> dict[torch.dtype, Tensor]:
+        sizes = ((kind, size + self._padding[kind]) for kind, size in self._sizes.items())
+        return {kind: self._pool.take(kind, size, self._device) for kind, size in sizes}
 
     def nothing(self) -> Sums:
         """What an empty shard adds."""
-        padded = ((kind, size + len(self._padding[kind])) for kind, size in self._sizes.items())
-        return Sums([torch.zeros(size, dtype=kind, device=self._device) for kind, size in padded])
+        return Sums([vector.zero_() for vector in self._vectors().values()], self._pool)
 
     @torch.no_grad()
     def take(self, losses: Sequence[Tensor], share: float, *, counts: bool) -> Sums:
@@ -110,7 +128,10 @@ class ShardStep:
         parts: dict[torch.dtype, list[Tensor]] = {kind: [] for kind in self._sizes}
         for (kind, _), part in zip(self._fields, (*filled, known, *averaged, *counted, shown), strict=True):
             parts[kind].append(part.reshape(-1).to(kind))
-        return Sums([torch.cat([*each, self._padding[kind]]) for kind, each in parts.items()])
+        vectors = self._vectors()
+        for kind, vector in vectors.items():
+            torch.cat([*parts[kind], vector.new_zeros(self._padding[kind])], out=vector)
+        return Sums([*vectors.values()], self._pool)
 
     def _require_same_buffers(self, losses: int) -> None:
         now = list(self._module.buffers())
@@ -132,7 +153,7 @@ class ShardStep:
         """Apply the changes of buffers, and return the gradients and the losses of the whole batch.
 
         Args:
-            total: The sums over all shards, the same in every process.
+            total: The sums over all shards, the same in every process. The gradients are in its memory.
         """
         at = dict.fromkeys(self._sizes, 0)
         vectors = dict(zip(self._sizes, total.vectors, strict=True))
@@ -149,8 +170,6 @@ class ShardStep:
         buffers = (*self._averaged, *self._counters)
         for buffer, before, change in zip(buffers, self._before, parts[number + 1 : -1], strict=True):
             buffer.copy_(before + change.view(buffer.shape).to(buffer.dtype))
-        for parameter, gradient in zip(self._parameters, self._accumulated, strict=True):
-            parameter.grad = gradient
         return gradients, list(parts[-1].clone())
 
 
@@ -175,23 +194,43 @@ def sum_of_processes(nodes: Mapping[tuple[int, int], Sums], shards: int, rank: i
         return next(iter(nodes.values()))
     held = shards // processes
     of_all = [nodes_within(each * held, (each + 1) * held, shards) for each in range(processes)]
-    kinds = range(len(next(iter(nodes.values())).vectors))
-    return Sums([_sum_of_vectors([sums.vectors[kind] for sums in nodes.values()], of_all, shards) for kind in kinds])
+    pool, total = next(iter(nodes.values())).pool, []
+    for kind in range(len(next(iter(nodes.values())).vectors)):
+        ours = [sums.vectors[kind] for sums in nodes.values()]
+        total.append(_sum_of_vectors(ours, of_all, shards, rank, pool))
+        pool.give(ours)
+    return Sums(total, pool)
 
 
-def _sum_of_vectors(ours: Sequence[Tensor], of_all: Sequence[Sequence[tuple[int, int]]], shards: int) -> Tensor:
+def _sum_of_vectors(
+    ours: Sequence[Tensor], of_all: Sequence[Sequence[tuple[int, int]]], shards: int, rank: int, pool: Pool
+) -> Tensor:
     """Add up vectors of all processes, one for each of their nodes."""
-    processes, size = len(of_all), len(ours[0]) // len(of_all)
-    # For each process its part of each of our nodes.
-    sent = torch.stack([vector.view(processes, size) for vector in ours], dim=1) if len(ours) > 1 else ours[0]
-    received = sent.new_empty(sum(map(len, of_all)), size)
-    width = size * sent.element_size()
-    dist.all_to_all_single(
-        received.view(-1).view(torch.uint8), sent.view(-1).view(torch.uint8),
-        [len(nodes) * width for nodes in of_all], [len(ours) * width] * processes,
-    )  # fmt: skip
-    parts = dict(zip((node for nodes in of_all for node in nodes), received, strict=True))
+    processes, kind, device = len(of_all), ours[0].dtype, ours[0].device
+    size, others = len(ours[0]) // processes, [other for other in range(processes) if other != rank]
+    memory = {other: pool.take(kind, size * len(of_all[other]), device) for other in others}
+    # To each process goes its part of each of our nodes.
+    cut = [vector.view(processes, size) for vector in ours]
+    sent = {other: cut[0][other] if len(cut) == 1 else torch.stack([each[other] for each in cut]) for other in others}
+    _exchange(sent, memory)
+    parts = dict(zip(of_all[rank], (each[rank] for each in cut), strict=True))
+    for other in others:
+        parts |= zip(of_all[other], memory[other].view(-1, size), strict=True)
     total = sum_in_tree(0, shards, lambda first, end: parts.get((first, end)))
-    whole = sent.new_empty(size * processes)
-    _gather_parts(whole.view(torch.uint8), total.view(torch.uint8))
+    whole = pool.take(kind, size * processes, device)
+    rows = whole.view(processes, size)
+    rows[rank].copy_(total)
+    _exchange(dict.fromkeys(others, rows[rank]), {other: rows[other] for other in others})
+    pool.give(memory.values())
     return whole
+
+
+def _exchange(sent: Mapping[int, Tensor], received: Mapping[int, Tensor]) -> None:
+    """Send to each other process what is meant for it, and receive what it has sent.
+
+    From one process to another: gloo takes several times as long for `all_to_all` and `all_gather`.
+    """
+    operations = [dist.P2POp(dist.isend, tensor.view(torch.uint8), other) for other, tensor in sent.items()]
+    operations += [dist.P2POp(dist.irecv, tensor.view(torch.uint8), other) for other, tensor in received.items()]
+    for work in dist.batch_isend_irecv(operations):
+        work.wait()

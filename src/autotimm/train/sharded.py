@@ -9,7 +9,7 @@ Torch's own reducer is not used: it adds in the order of a ring, and groups grad
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -25,14 +25,13 @@ from pytorch_lightning.strategies.launchers.subprocess_script import _Subprocess
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from autotimm.data.loader import KeyedLoader
 from autotimm.errors import UsageError, require, sentence
 from autotimm.repro.shards import nodes_within, shard_range, sum_in_tree
 from autotimm.tasks import Task
-from autotimm.tasks.parts import Parts
-from autotimm.train.shard_sums import ShardStep, Sums, sum_of_processes, trained_parameters
+from autotimm.tasks.parts import Parts, compute_alone
+from autotimm.train.shard_sums import Pool, ShardStep, Sums, sum_of_processes, trained_parameters
 from autotimm.types import Batch
 
 __all__ = ["ShardedStrategy", "check_trainer", "least_in_shard"]
@@ -88,6 +87,9 @@ class ShardedStrategy(ParallelStrategy):
         self.shards, self.num_nodes = shards, 1
         self._losses: list[str] | None = None
         self._gradients: list[Tensor | None] = []
+        self._total: Sums | None = None
+        self._pool = Pool()
+        self._undo: Callable[[], None] | None = None
 
     # Processes: as Lightning's strategy for DDP starts and connects them, which cannot be had without its reducer.
 
@@ -169,7 +171,7 @@ class ShardedStrategy(ParallelStrategy):
         if trainer.state.fn != TrainerFn.PREDICTING:
             task.check_parts()
             task.parts = Parts(self.world_size)
-            _gather_by_themselves(task, on=False)
+            self._undo = compute_alone(task)
         super().setup(trainer)
         if self.world_size > 1:
             for tensor in task.state_dict().values():
@@ -178,8 +180,9 @@ class ShardedStrategy(ParallelStrategy):
     def teardown(self) -> None:
         """Give the task back as it was."""
         if isinstance(task := self.lightning_module, Task):
-            task.parts, self._gradients = None, []
-            _gather_by_themselves(task, on=True)
+            task.parts, self._gradients, self._total, self._pool = None, [], None, Pool()
+        if self._undo is not None:
+            self._undo()
         super().teardown()
 
     # A step
@@ -187,7 +190,8 @@ class ShardedStrategy(ParallelStrategy):
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Make the forward and backward passes of all shards, add them up, and return the loss of the whole batch."""
         batch, number, task = Batch.of(args[0]), int(args[1]), self._task
-        images, step = self._images(number), ShardStep(task, self.world_size)
+        accumulated = self._begin(task)
+        images, step = self._images(number), ShardStep(task, self.world_size, self._pool)
         own = self._own_shards
         start = shard_range(images, own.start, self.shards).start
         require_images(len(batch.images), shard_range(images, own.stop - 1, self.shards).stop - start)
@@ -205,10 +209,21 @@ class ShardedStrategy(ParallelStrategy):
             return step.take([*task.parts.losses.values()], share, counts=within.start == 0)
 
         nodes = {node: sum_in_tree(*node, leaf) for node in nodes_within(own.start, own.stop, self.shards)}
-        self._gradients, losses = step.finish(sum_of_processes(nodes, self.shards, self.global_rank, self.world_size))
+        self._total = sum_of_processes(nodes, self.shards, self.global_rank, self.world_size)
+        self._gradients, losses = step.finish(self._total)
+        for parameter, gradient in accumulated:
+            parameter.grad = gradient
         whole = dict(zip(self._names_of_losses(), losses, strict=False))
         task.log_whole(whole, images)
         return whole["loss"]
+
+    def _begin(self, task: Task) -> list[tuple[nn.Parameter, Tensor | None]]:
+        """Return the gradients of batches before this one that belong to the same step of the optimizer."""
+        if self._total is not None:  # gradients in its memory were used by the step before
+            self._pool.give(self._total.vectors)
+            self._total = None
+        batches = task.trainer.accumulate_grad_batches
+        return [(each, each.grad) for each in trained_parameters(task)] if batches > 1 else []
 
     @property
     def _own_shards(self) -> range:
@@ -309,10 +324,3 @@ def _refuse_shared_statistics(task: Task) -> None:
             f"The `shards` of AutoTrainer must be left out with {type(task).__name__}, whose loss compares the images "
             "of the whole batch: a shard does not see those of the others. Leave `shards` out."
         )
-
-
-def _gather_by_themselves(task: Task, *, on: bool) -> None:
-    """Let metrics gather what all processes have measured, or leave that to the parts."""
-    for metric in task.modules():
-        if isinstance(metric, Metric):
-            metric.sync_on_compute = on
