@@ -178,7 +178,7 @@ def test_every_option_leaves_the_same_bytes(place):
 @pytest.mark.slow
 def test_three_processes_of_six_shards(place):
     """The tree has halves, and none of them is a third."""
-    cases = [("threes", "toy", SMALL | OPTIONS["threes"])]
+    cases = [("thirds", "toy", SMALL | OPTIONS["threes"])]
     assert fits(cases, place, 3) == fits(cases, place, 1)
 
 

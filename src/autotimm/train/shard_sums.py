@@ -58,6 +58,37 @@ class Sums:
         return self
 
 
+class _Buffers:
+    """Buffers of one type, as they were before a step."""
+
+    def __init__(self, buffers: Sequence[Tensor]) -> None:
+        self.buffers, self._sizes = buffers, [buffer.numel() for buffer in buffers]
+        self.before = self._now()
+
+    def _now(self) -> Tensor:
+        return torch.cat([buffer.reshape(-1) for buffer in self.buffers])
+
+    def set(self, values: Tensor) -> None:
+        """Set all of them."""
+        for buffer, part in zip(self.buffers, values.split(self._sizes), strict=True):
+            buffer.copy_(part.view(buffer.shape))
+
+    def take_change(self) -> Tensor:
+        """Return what has changed, and undo it."""
+        now = self._now()
+        change = torch.where(now == self.before, 0, now - self.before)  # infinite numbers of a mask are no change
+        self.set(self.before)
+        return change
+
+
+def _alike(buffers: Iterable[Tensor]) -> list[_Buffers]:
+    """The buffers by their types."""
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for buffer in buffers:
+        groups.setdefault(buffer.dtype, []).append(buffer)
+    return [_Buffers(group) for group in groups.values()]
+
+
 class ShardStep:
     """Takes what each shard of a step has left in a module, so that the next one finds the module as it was.
 
@@ -73,18 +104,17 @@ class ShardStep:
         for parameter in self._parameters:
             parameter.grad = None
         self._buffers = list(module.buffers())
-        self._averaged = [buffer for buffer in self._buffers if buffer.is_floating_point()]
-        self._counters = [buffer for buffer in self._buffers if _is_counter(buffer)]
-        summed = {id(buffer) for buffer in (*self._averaged, *self._counters)}
+        self._averaged = _alike(buffer for buffer in self._buffers if buffer.is_floating_point())
+        self._counters = _alike(buffer for buffer in self._buffers if _is_counter(buffer))
+        summed = {id(buffer) for group in (*self._averaged, *self._counters) for buffer in group.buffers}
         self._fixed = [(buffer, buffer._version) for buffer in self._buffers if id(buffer) not in summed]
-        self._before = [buffer.clone() for buffer in (*self._averaged, *self._counters)]
         self._device, whole = self._parameters[0].device, torch.float32
         # What is summed, in this order: its type and its size.
         self._fields = [
             *((parameter.dtype, parameter.numel()) for parameter in self._parameters),
             (whole, len(self._parameters)),
-            *((buffer.dtype, buffer.numel()) for buffer in self._averaged),
-            *((whole, buffer.numel()) for buffer in self._counters),
+            *((group.before.dtype, len(group.before)) for group in self._averaged),
+            *((whole, len(group.before)) for group in self._counters),
             (whole, _MOST_LOSSES),
         ]
         self._sizes = dict.fromkeys(sorted({kind for kind, _ in self._fields}, key=str), 0)
@@ -117,14 +147,14 @@ class ShardStep:
         for parameter in self._parameters:
             parameter.grad = None
         known = torch.tensor([float(gradient is not None) for gradient in gradients], device=self._device)
-        before = iter(self._before)
-        averaged = [(buffer - next(before)) * share for buffer in self._averaged]
-        counted = [(buffer - next(before)) * int(counts) for buffer in self._counters]
-        self._restore()
+        averaged = [group.take_change() * share for group in self._averaged]
+        counted = [group.take_change() * int(counts) for group in self._counters]
         shown = torch.zeros(_MOST_LOSSES, device=self._device)
         shown[: len(losses)] = torch.stack([loss.detach().float() for loss in losses]) * share
-        empty = (parameter.new_zeros(()).expand(parameter.shape) for parameter in self._parameters)
-        filled = [zero if gradient is None else gradient for gradient, zero in zip(gradients, empty, strict=True)]
+        filled = [
+            torch.zeros_like(parameter) if gradient is None else gradient
+            for parameter, gradient in zip(self._parameters, gradients, strict=True)
+        ]
         parts: dict[torch.dtype, list[Tensor]] = {kind: [] for kind in self._sizes}
         for (kind, _), part in zip(self._fields, (*filled, known, *averaged, *counted, shown), strict=True):
             parts[kind].append(part.reshape(-1).to(kind))
@@ -144,10 +174,6 @@ class ShardStep:
         if losses > _MOST_LOSSES:
             raise UsageError(f"A step must have at most {_MOST_LOSSES - 1} losses with `shards`. Got {losses - 1}.")
 
-    def _restore(self) -> None:
-        for buffer, before in zip((*self._averaged, *self._counters), self._before, strict=True):
-            buffer.copy_(before)
-
     @torch.no_grad()
     def finish(self, total: Sums) -> tuple[list[Tensor | None], list[Tensor]]:
         """Apply the changes of buffers, and return the gradients and the losses of the whole batch.
@@ -155,21 +181,20 @@ class ShardStep:
         Args:
             total: The sums over all shards, the same in every process. The gradients are in its memory.
         """
-        at = dict.fromkeys(self._sizes, 0)
         vectors = dict(zip(self._sizes, total.vectors, strict=True))
-        parts = []
-        for kind, size in self._fields:
-            parts.append(vectors[kind][at[kind] : at[kind] + size])
-            at[kind] += size
+        cut = {
+            kind: iter(vector.split([*(size for each, size in self._fields if each is kind), self._padding[kind]]))
+            for kind, vector in vectors.items()
+        }
+        parts = [next(cut[kind]) for kind, _ in self._fields]
         number = len(self._parameters)
         known = parts[number].tolist()
         gradients = [
             part.view(parameter.shape) if shards else None
             for parameter, part, shards in zip(self._parameters, parts, known, strict=False)
         ]
-        buffers = (*self._averaged, *self._counters)
-        for buffer, before, change in zip(buffers, self._before, parts[number + 1 : -1], strict=True):
-            buffer.copy_(before + change.view(buffer.shape).to(buffer.dtype))
+        for group, change in zip((*self._averaged, *self._counters), parts[number + 1 : -1], strict=True):
+            group.set(group.before + change.to(group.before.dtype))
         return gradients, list(parts[-1].clone())
 
 
