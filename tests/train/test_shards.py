@@ -156,6 +156,7 @@ OPTIONS = {
         "balanced_sampling": True,
     },
     "rest": {"backbone": "test_vit", "shards": 8, "accumulate": 2, "metrics": ["Accuracy", "AUROC", "CohenKappa"]},
+    "alone": {"backbone": "test_vit", "batch_size": 4},  # the last batch has one image, and one process has none
     "threes": {"shards": 6, "batch_size": 12, "backbone": "test_vit"},
 }
 

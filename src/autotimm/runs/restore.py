@@ -169,13 +169,15 @@ def _processes(trainer: Mapping[str, Any], devices: int | None) -> int | None:
     """The number of devices in place of the recorded one; ``None`` for that.
 
     Raises:
-        UsageError: If one is given for a run whose bits depend on it.
+        UsageError: If one is given for a run whose bits depend on it, or that this machine cannot start.
     """
     if trainer.get("shards") is None:
         must = "left out for a run without `shards`, whose bits depend on it"
         require(devices is None, "devices", "the run", must, devices, "Leave it out.")
         return None
     recorded = trainer.get("devices")
+    if devices is not None and (problem := machine_problem(None, devices, trainer.get("accelerator"))):
+        raise UsageError(f"{problem} Give less.")
     if devices is not None or machine_problem(None, recorded, trainer.get("accelerator")) is None:
         return devices
     say(f"the run was made with {recorded} processes, too many for this machine; using 1")
