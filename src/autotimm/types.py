@@ -175,6 +175,26 @@ class Batch(NamedTuple):
             "Give the loader a `collate_fn` that returns such a pair."
         )
 
+    def part(self, first: int, end: int) -> Batch:
+        """Return some of the samples, in memory of their own.
+
+        The bits of a step could depend on where in memory its images begin.
+
+        Args:
+            first: The first sample.
+            end: The sample after the last.
+        """
+        own = slice(first, end)
+        targets = self.targets
+        return self._replace(
+            images=self.images[own].clone(),
+            targets=targets[own].clone() if isinstance(targets, Tensor) else targets and targets[own],
+            ids=self.ids[own],
+            fingerprints=self.fingerprints[16 * first : 16 * end],
+            placements=None if self.placements is None else self.placements[own].clone(),
+            truths=None if self.truths is None else self.truths[own],
+        )
+
 
 @dataclass(frozen=True)
 class Step:

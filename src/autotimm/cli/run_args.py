@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from autotimm.runs.run import Run
 
 __all__ = [
-    "CKPT", "DATA", "FOLDER", "RUN", "THRESHOLD", "TRUST", "WORKERS", "class_lines", "measuring", "open_folder",
-    "open_run", "print_once", "print_run", "run_answer",
+    "CKPT", "DATA", "DEVICES", "FOLDER", "RUN", "THRESHOLD", "TRUST", "WORKERS", "class_lines", "measuring",
+    "open_folder", "open_run", "print_once", "print_run", "run_answer",
 ]  # fmt: skip
 
 _MAX_NAME = 40  # characters of a class name
@@ -32,6 +32,9 @@ RUN = Positional("run", "RUN|CKPT", "a run folder, or one of its checkpoints")
 FOLDER = Positional("run", "RUN", "a run folder")
 DATA = Option(Path(), "new path of the data, if it was moved", "Options", none="as recorded")
 WORKERS = Option(Whole(), "data loading processes; never changes results", "Options", none="as recorded")
+DEVICES = Option(
+    Whole(1), "devices or processes, of a run with shards; never changes results", "Options", none="as recorded"
+)
 TRUST = Option(Flag(), "import own classes that the run names; this runs their code", "Options")
 CKPT = Option(Path(metavar="best|last|FILE"), "which checkpoint of the run", "Options", cure="Give best or last.")
 THRESHOLD = Option(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from autotimm.cli.json_output import JSON, answering
 from autotimm.cli.parser import parse
-from autotimm.cli.run_args import DATA, FOLDER, TRUST, WORKERS, open_folder, print_once
+from autotimm.cli.run_args import DATA, DEVICES, FOLDER, TRUST, WORKERS, open_folder, print_once
 from autotimm.cli.verb import Verb
 from autotimm.config import Option
 from autotimm.config.value_types import Flag, Path, Text, Whole
@@ -26,7 +26,7 @@ def run(argv: Sequence[str]) -> int:
         recorded_run = open_folder(given)
         verdict = recorded_run.verify(
             data=given.value("data"), steps=given.value("steps"), epochs=epochs, workers=given.value("workers"),
-            explain=given.value("explain"), key=given.value("key"),
+            devices=given.value("devices"), explain=given.value("explain"), key=given.value("key"),
             commitment=given.value("commitment"),
         )  # fmt: skip
         print_once(verdict)
@@ -57,6 +57,7 @@ VERIFY = Verb(
             Text(metavar="A:B"), "replay epochs A to B only, from a checkpoint; counted from 1", "Options", none="all"
         ),
         "workers": WORKERS,
+        "devices": DEVICES,
         "trust": TRUST,
         "key": Option(Path(metavar="FILE"), "public key of whom the seal must be, as PEM", "Options", none="any"),
         "commitment": Option(
@@ -70,6 +71,7 @@ VERIFY = Verb(
         "steps": None,
         "epochs": None,
         "workers": None,
+        "devices": None,
         "trust": False,
         "key": None,
         "commitment": None,

@@ -355,6 +355,10 @@ class FitConfig:
     devices: int = _device(
         1, Whole(1), "number of devices or processes", stages=("order", "forward", "update"), recipe="reads"
     )
+    shards: int | None = _device(
+        None, Whole(1), "parts that each batch is cut into, so that no bit depends on the number of devices",
+        none="none", stages=("order", "forward", "update"), recipe="reads",
+    )
     precision: str = _device("32", Choice(_PRECISIONS), "floating point precision", stages=("forward", "update"))
     out: str = _output("runs", Path(), "folder in which run folders are created", common=True, to=_RUN_DIR)
     name: str | None = _output(None, Text(), "name of the run folder", none="auto", common=True, to=_RUN_DIR)

@@ -361,6 +361,11 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         """The rank of this process, and the number of processes."""
         return (0, 1) if self.trainer is None else (int(self.trainer.global_rank), int(self.trainer.world_size))
 
+    @property
+    def _shards(self) -> int | None:
+        """The number of shards that the trainer cuts batches into, if it does."""
+        return getattr(self.trainer, "shards", None)  # Lightning's trainer has none
+
     def train_dataloader(self) -> KeyedLoader:
         """Training batches: shuffled or balanced, and augmented."""
         table = self.tables["train"]
@@ -375,6 +380,9 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
             drop_last=self.drop_last,
             rank=self._share[0],
             world_size=self._share[1],
+            shards=self._shards,
+            # Of AutoTrainer alone, too: what batch normalization needs.
+            least=1 if self._shards is None else self.trainer.least_in_shard,  # type: ignore[union-attr]
         )
         return self._loader(table, batches, self._train, "augment")
 
@@ -393,6 +401,7 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
             shuffle=False,
             rank=rank,
             world_size=world_size,
+            shards=None if whole else self._shards,
         )
         return self._loader(table, batches, self._eval, "eval")
 

@@ -726,6 +726,7 @@ class Run:
         steps: int | None = None,
         epochs: tuple[int, int] | None = None,
         workers: int | None = None,
+        devices: int | None = None,
         explain: bool = False,
         key: str | Path | None = None,
         commitment: str | None = None,
@@ -747,7 +748,7 @@ class Run:
         if problems:
             return broken_commitment(problems)
         with self.names:
-            verdict = verify(self.path, data=data, steps=steps, epochs=epochs, workers=workers)
+            verdict = verify(self.path, data=data, steps=steps, epochs=epochs, workers=workers, devices=devices)
             verdict = replace(verdict, notes=(*seal.notes, *kept, *verdict.notes))
             if not explain or verdict.difference is None:
                 return verdict
@@ -776,14 +777,16 @@ class Run:
         read_manifest(self.path)  # its error says what to give instead
         return level_claims(self.path)
 
-    def resume(self, *, data: str | Path | None = None, workers: int | None = None) -> Run:
+    def resume(self, *, data: str | Path | None = None, workers: int | None = None, devices: int | None = None) -> Run:
         """Resume an interrupted run, bit for bit as if it had not been interrupted.
 
         Args:
             data: Where the data is now, if it was moved.
             workers: Number of loading processes in place of the recorded one; it never changes a result.
+            devices: Number of devices or processes in place of the recorded one, for a run with ``shards``.
 
         Raises:
+            UsageError: If ``devices`` are given for a run without ``shards``.
             ModelError: If the run was made from objects that no file holds.
             DataError: If its data is not what it was.
             UsageError: If the run is sealed.
@@ -794,8 +797,9 @@ class Run:
             return self
         with self.names:
             rebuilt = rebuild(
-                self.path, self._folder, data=data, workers=workers, weights_needed=self._starts_over, loggers=True
-            )
+                self.path, self._folder, data=data, workers=workers, devices=devices,
+                weights_needed=self._starts_over, loggers=True,
+            )  # fmt: skip
             return Run(train(rebuilt, self._folder, ckpt_path="last"), trust=self.trust)
 
     @property

@@ -127,12 +127,14 @@ def declare(
     begun: dict[str, Any] = {} if start is None else {"start": dict(start.record)}
     begun |= {} if frozen is None else {"frozen": frozen}
     clock: dict[str, Any] = {"started": timestamp(), "folder": str(folder.path.resolve()), **volatile()}
+    clock |= {"processes": trainer.world_size} if trainer.shards is not None else {}
     if start is not None and start.parent is not None:
         clock["parent"] = str(start.parent.resolve())
     if resumed is not None:
         initial = resumed.inputs["initial"]
         begun = {name: resumed.inputs[name] for name in ("start", "frozen") if name in resumed.inputs}
-        clock = resumed.volatile | {"resumes": [*resumed.volatile.get("resumes", []), timestamp()]}
+        shared = {name: clock[name] for name in ("processes",) if name in clock}
+        clock = resumed.volatile | shared | {"resumes": [*resumed.volatile.get("resumes", []), timestamp()]}
     if data is not None and data.notices:  # they hold paths, which another place has not
         clock["notices"] = list(data.notices)
     committed = before.decisions.get("commitment") if before is not None else None
