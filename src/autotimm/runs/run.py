@@ -49,6 +49,7 @@ from autotimm.runs.neighbours import nearest_samples, recorded_training_table, w
 from autotimm.runs.output_paths import require_features_file, require_new_file
 from autotimm.runs.predict import known_data, predict, with_members
 from autotimm.runs.restore import affordable, read_config, read_manifest, rebuild
+from autotimm.runs.stretches import verify_stretches
 from autotimm.runs.verdict import Verdict
 from autotimm.runs.verify import verify
 from autotimm.tasks import Task
@@ -626,6 +627,9 @@ class Run:
         epochs: tuple[int, int] | None = None,
         workers: int | None = None,
         explain: bool = False,
+        stretches: int | None = None,
+        challenge: int | None = None,
+        jobs: int = 1,
     ) -> Verdict:
         """Replay the run in a temporary folder and compare every step and every file.
 
@@ -633,8 +637,16 @@ class Run:
 
         With ``explain`` the cause of a difference is confirmed: the step is replayed with each factor set back, see
         ``confirmed`` of the verdict.
+
+        With ``stretches`` that number of stretches of ``steps`` optimizer steps is drawn with ``challenge``, and
+        compared with what rounding alone does on this machine, see :func:`autotimm.runs.stretches.verify_stretches`.
         """
         with self.names:
+            if stretches is not None:
+                return verify_stretches(
+                    self.path, stretches=stretches, steps=5 if steps is None else steps, challenge=challenge, data=data,
+                    workers=workers, jobs=jobs,
+                )  # fmt: skip
             verdict = verify(self.path, data=data, steps=steps, epochs=epochs, workers=workers)
             if not explain or verdict.difference is None:
                 return verdict
