@@ -35,13 +35,14 @@ from autotimm.runs.restore import rebuild
 from autotimm.runs.stretches.choice import draw, passing_chance, recorded_stretches
 
 STEPS = 5
+SPLITS = {"train": 24, "val": 4}
 SMALL: dict[str, Any] = {"pretrained": False, "image_size": 32, "batch_size": 8, "num_workers": 0, "threads": 1,
                          "accelerator": "cpu", "progress": False, "epochs": 3}  # fmt: skip
 BACKBONES = ("test_resnet", "test_vit", "test_convnext", "test_efficientnet", "resnet18", "mobilenetv3_small_050",
              "regnetx_002", "resnet10t")  # fmt: skip
 TASKS: dict[str, dict[str, Any]] = {
-    "segmentation": {"task": "semantic-segmentation", "backbone": "test_resnet", "image_size": 64},
-    "detection": {"task": "object-detection", "backbone": "test_resnet", "image_size": 64},
+    "segmentation": {"backbone": "test_resnet", "image_size": 64},
+    "detection": {"backbone": "test_resnet", "image_size": 64},
     "dropout": {"backbone": "test_resnet", "head_dropout": 0.2, "mixup_alpha": 0.2},
 }
 STAND_INS: dict[str, dict[str, str]] = {
@@ -56,14 +57,16 @@ def honest(folder: Path, quick: bool) -> Iterator[tuple[str, Path]]:
     """Train one run of each architecture and task."""
     photos = write_toy_folder(folder / "photos", n=32 if quick else 48, num_classes=3, image_size=40, seed=7)
     data = {
-        "segmentation": lambda: write_toy_segmentation(folder / "regions", n=32, image_size=64, seed=7),
-        "detection": lambda: write_toy_objects(folder / "objects", n=32, image_size=64, seed=7),
+        "segmentation": lambda: write_toy_segmentation(folder / "regions", splits=SPLITS, image_size=64, seed=7),
+        "detection": lambda: write_toy_objects(folder / "objects", splits=SPLITS, image_size=64, seed=7),
     }
     for backbone in BACKBONES[:1] if quick else BACKBONES:
         run = autotimm.fit(photos, **SMALL | {"backbone": backbone, "name": backbone, "out": folder / "runs"})
         yield backbone, run.path
     for name, options in {} if quick else TASKS.items():
         place = data[name]() if name in data else photos
+        if name == "detection":
+            options = {**options, "task": "detection"}
         run = autotimm.fit(place, **SMALL | options | {"name": name, "out": folder / "runs"})
         yield name, run.path
 
@@ -123,7 +126,9 @@ def judged(file: Path) -> None:
     """The part of that process."""
     for job in json.loads(file.read_text()):
         verdict = Run(job["run"]).verify(stretches=job["stretches"], steps=STEPS, challenge=job["challenge"])
-        ratios = [0.0 if each.ratio is None else each.ratio for each in verdict.proof.stretches] if verdict.proof else []
+        ratios = (
+            [0.0 if each.ratio is None else each.ratio for each in verdict.proof.stretches] if verdict.proof else []
+        )
         more = [each.weights_ratio or 0.0 for each in verdict.proof.stretches] if verdict.proof else []
         stage = verdict.difference.stage if verdict.difference else ""
         row = {**job, "verdict": verdict.verdict, "stage": stage, "reason": verdict.reason[:200]}

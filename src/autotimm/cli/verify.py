@@ -103,7 +103,7 @@ VERIFY = Verb(
         "with the replay. What the replay cannot tell is listed as `not checked`. Nothing is written into the run.",
         "With --steps or --epochs the verdict is `identical in part`.",
         "With --stretches the verdict is `consistent`, or `different` where rounding does not explain the distance.",
-        "Exit codes: 0 identical, 7 consistent, 5 different, 6 the record is incomplete and equal as far as it goes, 3 the data has "
-        "changed, 4 the run cannot be replayed here.",
+        "Exit codes: 0 identical, 7 consistent, 5 different, 6 the record is incomplete and equal as far as it goes, 3 "
+        "the data has changed, 4 the run cannot be replayed here.",
     ),
 )
