@@ -16,6 +16,8 @@ from autotimm.runs.restore import rebuild
 from autotimm.runs.stretches.choice import Stretch, draw, passing_chance, recorded_stretches
 from forger import Edit, write
 
+OTHER = "autotimm.runs.stretches.stretch_verdict.other_instructions"
+
 
 class _FasterOnce(Callback):
     """Learns faster in one step, behind the back of the ledger."""
@@ -66,15 +68,13 @@ def edited(run, place, change):
 @pytest.fixture(autouse=True)
 def _no_other_process(monkeypatch):
     """Most tests replay in this process alone: another one takes seconds to start."""
-    monkeypatch.setattr(
-        "autotimm.runs.stretches.verify_stretches.other_instructions", lambda recorded, device: ({}, "")
-    )
+    monkeypatch.setattr(OTHER, lambda recorded, device: ({}, ""))
 
 
 @pytest.fixture(scope="module")
 def honest(run):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autotimm.runs.stretches.verify_stretches.other_instructions", lambda recorded, device: ({}, ""))
+        patch.setattr(OTHER, lambda recorded, device: ({}, ""))
         return run.verify(stretches=9, steps=2, challenge=1)
 
 
@@ -152,7 +152,7 @@ def test_invented_losses_and_inputs(run, tmp_path):
 def test_other_pixels_are_named_and_judged_by_their_own_noise(run, monkeypatch):
     """Where images cannot be made as recorded, that is no cheating; what it hides is said."""
     apart = ["the version of pillow: 1 was recorded, 2 is used"]
-    monkeypatch.setattr("autotimm.runs.stretches.verify_stretches.pixel_factors_apart", lambda manifest, now: apart)
+    monkeypatch.setattr("autotimm.runs.stretches.stretch_verdict.pixel_factors_apart", lambda manifest, now: apart)
     verdict = run.verify(stretches=1, steps=1, challenge=0)
     assert verdict.verdict == "consistent"
 

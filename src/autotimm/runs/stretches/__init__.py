@@ -5,6 +5,6 @@ steps stay close together. So stretches are replayed here as the run says, and o
 orders of summation, which shows how far rounding alone leads; what was recorded must be no farther away.
 """
 
-from autotimm.runs.stretches.verify_stretches import verify_stretches
+from autotimm.runs.stretches.stretch_verdict import verify_stretches
 
 __all__ = ["verify_stretches"]
