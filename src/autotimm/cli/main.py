@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 ok, 1 the run failed, 2 usage, 3 data, 4 model or weights, 5 different, 6 incomplete,
-        130 interrupted.
+        7 consistent, 130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:

@@ -62,6 +62,7 @@ from autotimm.runs.neighbours import (
 from autotimm.runs.output_paths import require_features_file, require_new_file
 from autotimm.runs.predict import known_data, predict, with_members
 from autotimm.runs.restore import affordable, read_config, read_manifest, rebuild
+from autotimm.runs.stretches import verify_stretches
 from autotimm.runs.verdict import Verdict, broken_commitment, broken_seal
 from autotimm.runs.verify import verify
 from autotimm.tasks import Task
@@ -728,6 +729,9 @@ class Run:
         workers: int | None = None,
         devices: int | None = None,
         explain: bool = False,
+        stretches: int | None = None,
+        challenge: int | None = None,
+        jobs: int = 1,
         key: str | Path | None = None,
         commitment: str | None = None,
     ) -> Verdict:
@@ -739,6 +743,9 @@ class Run:
 
         With ``explain`` the cause of a difference is confirmed: the step is replayed with each factor set back, see
         ``confirmed`` of the verdict.
+
+        With ``stretches`` that number of stretches of ``steps`` optimizer steps is drawn with ``challenge``, and
+        compared with what rounding alone does on this machine, see :func:`autotimm.runs.stretches.verify_stretches`.
         """
         require_digest(commitment, "commitment", "verify")
         seal = check_seal(self.path, key)
@@ -748,6 +755,12 @@ class Run:
         if problems:
             return broken_commitment(problems)
         with self.names:
+            if stretches is not None:
+                verdict = verify_stretches(
+                    self.path, stretches=stretches, steps=5 if steps is None else steps, challenge=challenge, data=data,
+                    workers=workers, jobs=jobs,
+                )  # fmt: skip
+                return replace(verdict, notes=(*seal.notes, *kept, *verdict.notes))
             verdict = verify(self.path, data=data, steps=steps, epochs=epochs, workers=workers, devices=devices)
             verdict = replace(verdict, notes=(*seal.notes, *kept, *verdict.notes))
             if not explain or verdict.difference is None:
