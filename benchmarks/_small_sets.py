@@ -1,4 +1,4 @@
-"""Small sets of images for `accuracy.py` and `head_rate.py`: photographs of other projects, a few of them, and drawings.
+"""Small sets of images for `accuracy.py` and `head_rate.py`: photographs, a few photographs, and drawings.
 
 A set is a pool to learn from and images to test on, which nothing is chosen by. Each seed draws its own training and
 validation images from the pool, as many of each class as far as that is possible.

@@ -9,7 +9,7 @@ augmentation, pixels and batch size, and train for the same number of epochs. Th
 
 The sets are those of ``_small_sets.py``. Each seed draws other training and validation images, initial weights, order
 and augmentation. Test images are looked at once per training, and nothing is chosen by them. The score is accuracy, or
-mean average precision of several labels. ``auto`` is compared with every other method by a paired t-test over the seeds.
+mean average precision of several labels. A paired t-test over the seeds compares ``auto`` with each other method.
 
 Results are written line by line to ``--out``; a second call with the same file goes on where the first was interrupted.
 

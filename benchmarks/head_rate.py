@@ -1,7 +1,7 @@
 """The learning rate of fine-tuning after a fitted head: which part of the usual one validates best on folds.
 
-A pretrained backbone is fine-tuned by the recipe ``auto`` at 1, 1/2, 1/5 and 1/10 of the rate of ``plain``, on thirds of
-the pool that training and validation images are drawn from: two thirds are learned from and validated on, the last one
+A pretrained backbone is fine-tuned by the recipe ``auto`` at 1, 1/2, 1/5 and 1/10 of the rate of ``plain``, on thirds
+of the pool that training and validation images are drawn from: two are learned from and validated on, the last one
 judges. No image that `accuracy.py` tests on is looked at. Besides what the recipe keeps, the fitted head and the last
 epoch are measured: they tell what fine-tuning did, and what the choice among the candidates saved.
 
@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from _bench import PHOTOS, WEIGHTS, arguments, done_lines
+from _bench import PHOTOS, WEIGHTS, arguments, done_lines, report
 from _small_sets import SETS, SmallSet, deal, write_tables
 
 import autotimm
@@ -41,7 +42,8 @@ def measured(chosen: SmallSet, fold: int, part: float, options: Any, folder: Pat
     run = autotimm.fit(
         train_csv=tables["train"], val_csv=tables["val"], test_csv=tables["test"], image_dir="/",
         image_column="image", label_column=chosen.columns, backbone=BACKBONE, pretrained=str(options.weights),
-        image_size=options.image_size, batch_size=options.batch_size, lr=part * USUAL * (options.batch_size / 32) ** 0.5,
+        image_size=options.image_size, batch_size=options.batch_size,
+        lr=part * USUAL * (options.batch_size / 32) ** 0.5,
         num_workers=0, threads=1, seed=fold, cache="ram", out=str(folder / "runs"), progress=False,
         epochs=math.ceil(options.steps / math.ceil(len(train) / options.batch_size)),
     )  # fmt: skip
@@ -49,6 +51,26 @@ def measured(chosen: SmallSet, fold: int, part: float, options: Any, folder: Pat
     figures["head"] = run.test(ckpt=next((run.path / "checkpoints").glob("epoch-0000-*")))
     choice = json.loads((run.path / "results.json").read_text())["recipe"]
     return {"kept": choice["kept"], "val": run.metrics, "epochs": run.config["epochs"]} | figures
+
+
+COLUMNS = ("set", "part of the rate", "kept, val %", "kept, %", "loss", "last epoch, %", "loss", "head, %", "folds")
+
+
+def table_of(lines: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """One row per set and rate, with means over the folds."""
+    rows = []
+    for name, part in dict.fromkeys((line["set"], line["part"]) for line in lines):
+        found = [line for line in lines if (line["set"], line["part"]) == (name, part)]
+        metric = "mAP" if "test/mAP" in found[0]["best"] else "accuracy"
+
+        def mean(which: str, metric: str, split: str = "test", found: list[dict[str, Any]] = found) -> float:
+            return statistics.mean(line[which][f"{split}/{metric}"] for line in found)
+
+        kept = [f"{100 * mean('val', metric, 'val'):.1f}"]
+        for which in ("best", "last"):
+            kept += [f"{100 * mean(which, metric):.1f}", f"{mean(which, 'loss'):.2f}"]
+        rows.append((name, part, *kept, f"{100 * mean('head', metric):.1f}", str(len(found))))
+    return rows
 
 
 def main() -> None:
@@ -82,7 +104,7 @@ def main() -> None:
                         with options.out.open("a") as file:
                             file.write(json.dumps(line) + "\n")
                     print(name, fold, part, line["best"], flush=True)
-    print(done)
+    report("head rate", COLUMNS, table_of(done), backbone=BACKBONE, steps=options.steps, lines=done)
 
 
 if __name__ == "__main__":

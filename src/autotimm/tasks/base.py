@@ -501,7 +501,7 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
             metric.reset()
             for part in metric.modules():
                 if isinstance(part, Metric):  # of several processes the others measure nothing
-                    part.sync_on_compute = False
+                    part.distributed_available_fn = bool  # it returns False
         for batch, step in evaluated:
             weight = float(len(batch.images) if step.weight is None else step.weight)
             for name, value in (dict(step.losses) | {"loss": step.loss} if step.losses else {}).items():
