@@ -16,7 +16,7 @@ contrast and saturation, which make its training loss higher.
 
 Target: autotimm's mean is not below the loop's by more than one pooled standard deviation.
 
-    python benchmarks/accuracy.py [--quick] [--dataset clothing] [--seeds 0 1 2] [--data FOLDER] [--threads 2]
+    python benchmarks/from_scratch.py [--quick] [--dataset clothing] [--seeds 0 1 2] [--data FOLDER] [--threads 2]
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ def main() -> None:
             figures[dataset] = {name: outcome._asdict() for name, outcome in outcomes.items()} | {"target": verdict}
     columns = ("data", "epochs", "autotimm, %", "by hand, %", "target", "seconds")
     report(
-        "accuracy", columns, rows, backbone=BACKBONE, image_size=IMAGE_SIZE, threads=options.threads, figures=figures
+        "from scratch", columns, rows, backbone=BACKBONE, image_size=IMAGE_SIZE, threads=options.threads, figures=figures
     )
 
 
