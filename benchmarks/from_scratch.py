@@ -226,7 +226,13 @@ def main() -> None:
             figures[dataset] = {name: outcome._asdict() for name, outcome in outcomes.items()} | {"target": verdict}
     columns = ("data", "epochs", "autotimm, %", "by hand, %", "target", "seconds")
     report(
-        "from scratch", columns, rows, backbone=BACKBONE, image_size=IMAGE_SIZE, threads=options.threads, figures=figures
+        "from scratch",
+        columns,
+        rows,
+        backbone=BACKBONE,
+        image_size=IMAGE_SIZE,
+        threads=options.threads,
+        figures=figures,
     )
 
 
