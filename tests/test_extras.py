@@ -20,10 +20,11 @@ OPTIONAL = [
     "faster-coco-eval",
     "ray",
     "cleanlab",
+    "model-signing",
     "starlette",
 ]
 # Extras of features to come. Whoever writes the feature moves its extra to the table of the README.
-PLANNED = {"explain", "lance", "litdata", "openvino", "proof"}
+PLANNED = {"explain", "lance", "litdata", "openvino"}
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,7 @@ COMMANDS = {
     "mlflow": ["fit", "PHOTOS", *FIT, "--loggers", "mlflow"],
     "ray": ["study", "PHOTOS", *FIT, "--launcher", "ray"],
     "serve": ["serve", "runs/photos-001"],
+    "proof": ["seal", "runs/photos-001", "--key", "key.pem"],
     "inspect": ["inspect", "PHOTOS", "--run", "runs/photos-001"],
 }
 ALL_COMMANDS = """

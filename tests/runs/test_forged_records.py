@@ -182,10 +182,9 @@ def test_each_reason_why_an_edit_has_no_meaning_is_one_of_an_edit(edits):
 
 
 def counts(outcomes):
-    """How often each outcome occurs; how many variables and commits are recorded depends on the machine."""
-    counted = Counter(
-        outcome for (name, _), outcome in outcomes.items() if not re.search(r"environment\.(variables|git)\b", name)
-    )
+    """How often each outcome occurs; how many variables, commits and costs are recorded depends on the machine."""
+    of_machine = r"environment\.(variables|git)\b|volatile\.compute\b"
+    counted = Counter(outcome for (name, _), outcome in outcomes.items() if not re.search(of_machine, name))
     return [sum(counted.values()), *(counted[outcome] for outcome in OUTCOMES)]
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import autotimm
+from autotimm.cli.attest import ATTEST
 from autotimm.cli.backbones import BACKBONES
 from autotimm.cli.demo import DEMO
 from autotimm.cli.diff import DIFF
@@ -18,10 +19,12 @@ from autotimm.cli.inspect import INSPECT
 from autotimm.cli.json_output import print_error, wants_json
 from autotimm.cli.levels import LEVELS
 from autotimm.cli.predict import PREDICT
+from autotimm.cli.publish import PUBLISH
 from autotimm.cli.push import PUSH
 from autotimm.cli.report import REPORT
 from autotimm.cli.reproduce import REPRODUCE
 from autotimm.cli.resume import RESUME
+from autotimm.cli.seal import SEAL
 from autotimm.cli.selfcheck import SELFCHECK
 from autotimm.cli.serve import SERVE
 from autotimm.cli.study import STUDY
@@ -36,7 +39,7 @@ __all__ = ["VERBS", "entry", "main"]
 
 _ALL = (
     FIT, INSPECT, RESUME, EXTEND, VALIDATE, TEST, PREDICT, REPORT, EXPORT, PUSH, SERVE, VERIFY, DIFF, LEVELS,
-    REPRODUCE, STUDY, BACKBONES, DOCTOR, SELFCHECK, DEMO,
+    REPRODUCE, SEAL, PUBLISH, ATTEST, STUDY, BACKBONES, DOCTOR, SELFCHECK, DEMO,
 )  # fmt: skip
 VERBS: dict[str, Verb] = {verb.name: verb for verb in _ALL}
 _BREAK = "\n"  # some messages have several lines

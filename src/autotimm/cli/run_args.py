@@ -83,13 +83,18 @@ def run_answer(run: Run) -> dict[str, Any]:
     return {"run": run.path, "report": report if report.is_file() else None, "metrics": run.metrics}
 
 
-def measuring(name: str, images: str, measure: Callable[[Run, str | None, str], Mapping[str, float]]) -> Verb:
+def measuring(
+    name: str, images: str, measure: Callable[[Run, str | None, str, str | None], Mapping[str, float]], *,
+    keeps: bool = False,
+) -> Verb:  # fmt: skip
     """Make a verb that evaluates a run.
 
     Args:
         name: The verb.
         images: The split, in words.
-        measure: Returns the metrics of a run, on other images or ``None``, with a checkpoint.
+        measure: Returns the metrics of a run, on other images or ``None``, with a checkpoint, written to a file or
+            ``None``.
+        keeps: Whether its results are kept with the run, or written elsewhere with ``--out``.
     """
 
     def run(argv: Sequence[str]) -> int:
@@ -98,7 +103,7 @@ def measuring(name: str, images: str, measure: Callable[[Run, str | None, str], 
             return 0
         with answering(given) as answer:
             evaluated, ckpt = open_run(given)
-            metrics = measure(evaluated, given.positionals["path"], ckpt)
+            metrics = measure(evaluated, given.positionals["path"], ckpt, given.value("out") if keeps else None)
             print_metrics(metrics)
             if evaluated.per_class:
                 print()
@@ -106,13 +111,14 @@ def measuring(name: str, images: str, measure: Callable[[Run, str | None, str], 
             answer.update(run=evaluated.path, metrics=metrics, per_class=evaluated.per_class)
         return 0
 
+    out = {"out": Option(Path(metavar="FILE"), "new JSON file for the results", "Options", none="with the run")}
     verb = Verb(
         name=name,
         summary=f"evaluate a run on its {images} images",
         run=run,
         positionals=(RUN, Positional("path", "PATH", "other labelled images: a folder or a CSV file", required=False)),
-        options={"ckpt": CKPT, "trust": TRUST, "json": JSON},
-        defaults={"ckpt": "best", "trust": False, "json": False},
+        options={"ckpt": CKPT, **(out if keeps else {}), "trust": TRUST, "json": JSON},
+        defaults={"ckpt": "best", **({"out": None} if keeps else {}), "trust": False, "json": False},
         examples=(f"autotimm {name} runs/photos-001", f"autotimm {name} runs/photos-001 more-photos/"),
     )
     return verb

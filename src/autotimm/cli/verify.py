@@ -10,7 +10,7 @@ from autotimm.cli.parser import parse
 from autotimm.cli.run_args import DATA, FOLDER, TRUST, WORKERS, open_folder, print_once
 from autotimm.cli.verb import Verb
 from autotimm.config import Option
-from autotimm.config.value_types import Flag, Text, Whole
+from autotimm.config.value_types import Flag, Path, Text, Whole
 from autotimm.errors import UsageError, sentence
 
 __all__ = ["VERIFY"]
@@ -26,7 +26,8 @@ def run(argv: Sequence[str]) -> int:
         recorded_run = open_folder(given)
         verdict = recorded_run.verify(
             data=given.value("data"), steps=given.value("steps"), epochs=epochs, workers=given.value("workers"),
-            explain=given.value("explain"),
+            explain=given.value("explain"), key=given.value("key"),
+            commitment=given.value("commitment"),
         )  # fmt: skip
         print_once(verdict)
         answer.update(verdict.as_dict())
@@ -57,6 +58,10 @@ VERIFY = Verb(
         ),
         "workers": WORKERS,
         "trust": TRUST,
+        "key": Option(Path(metavar="FILE"), "public key of whom the seal must be, as PEM", "Options", none="any"),
+        "commitment": Option(
+            Text(metavar="DIGEST"), "digest that was published before the run, see fit --commit", "Options", none="any"
+        ),
         "explain": Option(Flag(), "confirm the cause: replay the step with each factor restored", "Options"),
         "json": JSON,
     },
@@ -66,6 +71,8 @@ VERIFY = Verb(
         "epochs": None,
         "workers": None,
         "trust": False,
+        "key": None,
+        "commitment": None,
         "explain": False,
         "json": False,
     },
@@ -73,6 +80,7 @@ VERIFY = Verb(
     notes=(
         "`identical` means that every recorded line was met and compared, and that results, weights and settings agree "
         "with the replay. What the replay cannot tell is listed as `not checked`. Nothing is written into the run.",
+        "A sealed run is compared with its seal before it is replayed: `different` if a byte, a file or key differs.",
         "With --steps or --epochs the verdict is `identical in part`.",
         "Exit codes: 0 identical, 5 different, 6 the record is incomplete and equal as far as it goes, 3 the data has "
         "changed, 4 the run cannot be replayed here.",

@@ -121,7 +121,7 @@ def _has_our_code(run: RecordedRun, replay: Replay, name: str) -> bool:
 def _decisions(run: RecordedRun, replay: Replay) -> Iterator[Finding | str]:
     compared = _Compared(run, replay)
     for name, recorded, found in _section(run, replay, "decisions"):
-        if name.partition(".")[0] not in ("recipe", "weights"):
+        if name.partition(".")[0] not in ("recipe", "weights", "commitment"):
             yield from compared.value(f"decisions.{name}", recorded, found)
     yield from compared.rest(f"{_FILE}: decisions")
     yield from _recipe(run, replay)

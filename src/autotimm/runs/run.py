@@ -25,6 +25,7 @@ from autotimm.errors import (
     nearest,
     require,
     require_choice,
+    require_flags,
     sentence,
 )
 from autotimm.evidence import Evidence, collecting, evidence_path, read_evidence, write_evidence
@@ -33,10 +34,13 @@ from autotimm.export.export_result import Export
 from autotimm.losses.image_losses import LOSS
 from autotimm.models.segmentation.segmenter import DECODER
 from autotimm.optim.optimizers import OPTIMIZER
+from autotimm.records.atomic import refuse_sealed
 from autotimm.records.checked_levels import level_claims
 from autotimm.records.checkpoint_store import CheckpointStore
+from autotimm.records.commitment import compare_commitment, require_digest
 from autotimm.records.imports import RecordedNames, names_in, require_admitted
-from autotimm.records.run_folder import DIGESTS, PER_CLASS, RunFolder, require_files
+from autotimm.records.run_folder import DIGESTS, PER_CLASS, RunFolder, require_files, write_results
+from autotimm.records.run_seal import Seal, check_seal, write_seal
 from autotimm.records.trust import OfRun
 from autotimm.report.written_page import Report
 from autotimm.runs.diff import Comparison, compare
@@ -50,7 +54,7 @@ from autotimm.runs.neighbours import nearest_samples, recorded_training_table, w
 from autotimm.runs.output_paths import require_features_file, require_new_file
 from autotimm.runs.predict import known_data, predict, with_members
 from autotimm.runs.restore import affordable, read_config, read_manifest, rebuild
-from autotimm.runs.verdict import Verdict
+from autotimm.runs.verdict import Verdict, broken_commitment, broken_seal
 from autotimm.runs.verify import verify
 from autotimm.tasks import Task
 from autotimm.train import AutoTrainer
@@ -71,11 +75,13 @@ __all__ = [
 ]
 
 
-def fit(path: str | Path | None = None, **options: Any) -> Run:
+def fit(path: str | Path | None = None, *, commit: bool = False, **options: Any) -> Run:
     """Train on a folder of images and return the run.
 
     Args:
         path: A folder of class folders, or of ``train/``, ``val/`` and ``test/``.
+        commit: Whether to write and print, before the first step, a digest of data, code, options and seeds, to be
+            published; see :mod:`autotimm.records.commitment`.
         options: Any field of :class:`autotimm.FitConfig`, such as ``backbone="resnet50"`` or ``epochs=20``.
 
     Raises:
@@ -84,12 +90,13 @@ def fit(path: str | Path | None = None, **options: Any) -> Run:
         ModelError: If the backbone or its weights cannot be had.
         RunError: If the training fails.
     """
-    return fit_config(FitConfig.from_options(path, options))
+    require_flags("autotimm.fit", commit=commit)
+    return fit_config(FitConfig.from_options(path, options), commit=commit)
 
 
-def fit_config(config: FitConfig) -> Run:
-    """Train from a configuration, in a new run folder."""
-    return Run(launch(config))
+def fit_config(config: FitConfig, *, commit: bool = False) -> Run:
+    """Train from a configuration, in a new run folder, see :func:`fit`."""
+    return Run(launch(config, commit=commit))
 
 
 def diff(a: str | Path, b: str | Path, *, explain: bool = False, trust: bool = False) -> Comparison:
@@ -139,9 +146,9 @@ def require_known_names(file: str | None, config: FitConfig) -> None:
                 require_admitted(value, kind)
 
 
-def fit_objects(task: Task, data: DataModule, trainer: AutoTrainer) -> Run:
+def fit_objects(task: Task, data: DataModule, trainer: AutoTrainer, *, commit: bool = False) -> Run:
     """Train objects that are already built, as a configuration with ``class_path`` does."""
-    return Run(train_objects(task, data, trainer))
+    return Run(train_objects(task, data, trainer, commit=commit))
 
 
 def compare_reports(
@@ -339,7 +346,9 @@ class Run:
         """
         return self._measure("validate", data, ckpt)
 
-    def test(self, data: str | Path | DataModule | None = None, *, ckpt: str | Path = "best") -> dict[str, float]:
+    def test(
+        self, data: str | Path | DataModule | None = None, *, ckpt: str | Path = "best", out: str | Path | None = None
+    ) -> dict[str, float]:
         """Measure on the run's test data, or on other labelled images.
 
         What the best checkpoint reaches on the run's own test data is kept with the run's results.
@@ -347,13 +356,22 @@ class Run:
         Args:
             data: A folder with ``test/``, a folder of class folders, a CSV file, or a data module.
             ckpt: Which checkpoint to use.
+            out: A new JSON file for the results, in place of the run: a sealed one stays as it is.
 
         Raises:
             DataError: If there is no test data. Validation data is never used in its place.
+            UsageError: If the run is sealed and there is no ``out``, or that file exists.
         """
+        keeps = out is None and data is None and self._file is None and str(ckpt) == "best"
+        if keeps:
+            refuse_sealed(self.path, "Give a file for the results with `--out`.")
+        if out is not None:
+            require_new_file(str(out), "out", "test")
         results = self._measure("test", data, ckpt)
         evidence, self._found = self._found, None
-        if data is None and self._file is None and str(ckpt) == "best":
+        if out is not None:
+            write_results(Path(out), {"test": results, PER_CLASS: self.per_class})
+        if keeps:
             self._keep_test(results, evidence)
             if self._keeps_evidence:
                 leave_report(self.path, self._tested)
@@ -370,19 +388,25 @@ class Run:
             why = error.strerror if isinstance(error, OSError) else error
             say(f"the metrics are not kept with the run, which cannot be written to ({why})")
 
-    def report(self, data: str | Path | None = None) -> Report:
+    def report(self, data: str | Path | None = None, *, out: str | Path | None = None) -> Report:
         """Make the page of the run, ``report.html``, from what is in its folder; a notebook shows what is returned.
 
         Args:
             data: Where the images are now, if they were moved. Where they cannot be read, the page has no pictures.
+            out: A new file for the page, in place of the run: a sealed one stays as it is.
 
         Raises:
             ModelError: If a file of the run is damaged.
+            UsageError: If the run is sealed and there is no ``out``, or that file exists.
             RunError: If the page cannot be written.
         """
+        if out is None:
+            refuse_sealed(self.path, "Give a file for the page with `--out`.")
+        else:
+            require_new_file(str(out), "out", "report")
         from autotimm.report import write_report
 
-        return write_report(self.path, self._tables(data))
+        return write_report(self.path, self._tables(data), out)
 
     def _tables(self, data: str | Path | None) -> dict[str, Table] | None:
         """The samples that the run was made with; ``None`` where they cannot be read."""
@@ -628,19 +652,46 @@ class Run:
         epochs: tuple[int, int] | None = None,
         workers: int | None = None,
         explain: bool = False,
+        key: str | Path | None = None,
+        commitment: str | None = None,
     ) -> Verdict:
         """Replay the run in a temporary folder and compare every step and every file.
 
-        Nothing is written into the run's folder. See :func:`autotimm.runs.verify.verify` for the arguments.
+        Nothing is written into the run's folder. See :func:`autotimm.runs.verify.verify` for the arguments. A sealed
+        run is compared with its seal first; ``key`` is a PEM file with the public key of whom the seal must be.
+        ``commitment`` is the digest that was published before the run.
 
         With ``explain`` the cause of a difference is confirmed: the step is replayed with each factor set back, see
         ``confirmed`` of the verdict.
         """
+        require_digest(commitment, "commitment", "verify")
+        seal = check_seal(self.path, key)
+        if broken := broken_seal(seal, self.path, wanted=key is not None):
+            return broken
+        problems, kept = compare_commitment(self.path, read_manifest(self.path), commitment)
+        if problems:
+            return broken_commitment(problems)
         with self.names:
             verdict = verify(self.path, data=data, steps=steps, epochs=epochs, workers=workers)
+            verdict = replace(verdict, notes=(*seal.notes, *kept, *verdict.notes))
             if not explain or verdict.difference is None:
                 return verdict
             return replace(verdict, confirmed=confirm_replay(self.path, verdict.difference, data=data, workers=workers))
+
+    def seal(self, key: str | Path | None = None) -> Seal:
+        """Bind every file of the run: from then on nothing writes into it, and :meth:`verify` finds any change.
+
+        Args:
+            key: A PEM file with a private key of an elliptic curve, which signs (an OpenSSF model signature,
+                ``model.sig``); ``None`` for digests alone.
+
+        Raises:
+            UsageError: If the run is sealed, the key cannot be used, or the extra ``proof`` is not installed.
+            ModelError: If the run is a checkpoint alone, or has files that a seal cannot bind.
+        """
+        if read_manifest(self.path).results.get("status") != "finished":
+            say(f"{self.path} has not finished, and cannot be resumed once it is sealed")
+        return write_seal(self.path, key)
 
     def level(self) -> dict[str, str]:
         """What the run may claim, for R0 to R7: ``checked``, ``expected`` or ``no, because ...``.
@@ -660,7 +711,9 @@ class Run:
         Raises:
             ModelError: If the run was made from objects that no file holds.
             DataError: If its data is not what it was.
+            UsageError: If the run is sealed.
         """
+        refuse_sealed(self.path, "Train on from it with `autotimm extend`, as a new run.")
         if self._folder.manifest.exists() and read_manifest(self.path).results.get("status") == "finished":
             say(f"{self.path} is finished: there is nothing to resume")
             return self

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from autotimm.errors import DifferentError, IncompleteError
 from autotimm.records.causes import ManifestDifference
 from autotimm.records.ledger_diff import Difference, Distance
+from autotimm.records.run_seal import SealCheck
 from autotimm.runs.file_contents import printable
 
-__all__ = ["Verdict", "describe", "worth_naming"]
+__all__ = ["Verdict", "broken_commitment", "broken_seal", "describe", "worth_naming"]
 
 _SHOWN = 12  # lines about what was not checked; further ones are only counted
 
@@ -101,6 +103,30 @@ class Verdict:
         lines = [f"other hardware: losses of {len(self.distances)} steps are apart by at most {worst.relative:.2e} of "
                  f"their size (step {worst.step}: {worst.recorded:.6g} and {worst.found:.6g})"]  # fmt: skip
         return lines + [f"  {name}: {a:.4f} recorded, {b:.4f} found" for name, (a, b) in self.metrics.items()]
+
+
+def broken_seal(seal: SealCheck, folder: Path, *, wanted: bool) -> Verdict | None:
+    """The verdict on a run that is not as it was sealed, before it is replayed; ``None`` if it is.
+
+    Args:
+        seal: What was found.
+        folder: The run.
+        wanted: Whether a signature was asked for.
+    """
+    if seal.findings:
+        listed = "; ".join(seal.findings[:_SHOWN])
+        reason = f"The run is not what was sealed: {listed}. It was not replayed."
+        return Verdict("different", DifferentError.exit_code, reason, findings=seal.findings)
+    if wanted and not seal.sealed:
+        reason = f"The run {folder} is not sealed, so that no key can be compared with. It was not replayed."
+        return Verdict("incomplete", IncompleteError.exit_code, reason, findings=("it has no seal",))
+    return None
+
+
+def broken_commitment(problems: list[str]) -> Verdict:
+    """The verdict on a run that did not keep to its commitment, before it is replayed."""
+    reason = f"The run did not keep to its commitment: {'; '.join(problems)}. It was not replayed."
+    return Verdict("different", DifferentError.exit_code, reason, findings=tuple(problems))
 
 
 def worth_naming(manifests: list[ManifestDifference]) -> list[ManifestDifference]:

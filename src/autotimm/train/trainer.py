@@ -237,6 +237,7 @@ class AutoTrainer(pl.Trainer):
         self.stop = StopRequest()
         self.listener: Callable[[Line], None] | None = None  # a replay gets each line of the ledger as it is written
         self.start: Start | None = None  # what a run that is built again, or extended, starts from
+        self.commits = False  # whether to write and print what the run is committed to, before its first step
         self.hashes_anew = False  # whether digests of images that are remembered are not enough
         self.checkpoint_every, self.keep, self.evidence = checkpoint_every, check_keep(keep), evidence
         self.calibrate = calibrate if evidence else None
