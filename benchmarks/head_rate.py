@@ -20,9 +20,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from _bench import PHOTOS, WEIGHTS, arguments, done_lines, report
 from _small_sets import SETS, SmallSet, deal, write_tables
+from safetensors.torch import save_file
 
 import autotimm
 
@@ -86,9 +88,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.quick:
-        options.sets, options.folds, options.weights = ["shapes"], [0], False
+        options.sets, options.folds, options.steps, options.image_size = ["shapes"], [0], 1, 32
     done = done_lines(options.out)
     with tempfile.TemporaryDirectory() as scratch:
+        if options.quick:
+            options.weights = Path(scratch) / "random.safetensors"
+            save_file(timm.create_model(BACKBONE).state_dict(), options.weights)
         sets = {name: SETS[name](options.data, Path(scratch)) for name in options.sets}
         for fold in options.folds:
             for name, chosen in sets.items():
