@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from importlib.metadata import version
@@ -89,7 +90,7 @@ def results(options: Any, scratch: Path) -> list[dict[str, Any]]:
                     found = train(chosen, method, seed, options, Path(folder))
                 took = {"cpu_seconds": round(time.process_time() - start, 1), "load": round(os.getloadavg()[0], 1)}
                 lines.append({"set": name, "method": method, "seed": seed, **found, **took})
-                print(json.dumps(lines[-1]), flush=True)
+                print(json.dumps(lines[-1]), file=sys.stderr)
                 if options.out is not None:
                     with options.out.open("a") as file:
                         file.write(json.dumps(lines[-1]) + "\n")

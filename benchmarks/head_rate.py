@@ -109,7 +109,7 @@ def main() -> None:
                         with options.out.open("a") as file:
                             file.write(json.dumps(line) + "\n")
                     print(name, fold, part, line["best"], flush=True)
-    report("head rate", COLUMNS, table_of(done), backbone=BACKBONE, steps=options.steps, lines=done)
+    report("head_rate", COLUMNS, table_of(done), backbone=BACKBONE, steps=options.steps, lines=done)
 
 
 if __name__ == "__main__":
