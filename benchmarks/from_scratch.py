@@ -226,7 +226,7 @@ def main() -> None:
             figures[dataset] = {name: outcome._asdict() for name, outcome in outcomes.items()} | {"target": verdict}
     columns = ("data", "epochs", "autotimm, %", "by hand, %", "target", "seconds")
     report(
-        "from scratch",
+        "from_scratch",
         columns,
         rows,
         backbone=BACKBONE,
