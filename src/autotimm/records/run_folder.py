@@ -31,7 +31,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from math import isnan, nan
@@ -51,7 +51,8 @@ from autotimm.records.sample_index import SampleIndex
 from autotimm.records.trust import remember
 
 __all__ = [
-    "CALIBRATION", "DIGESTS", "PER_CLASS", "RECIPE", "RunFolder", "read_results", "require_files", "write_results",
+    "CALIBRATION", "DIGESTS", "PER_CLASS", "RECIPE", "RunFolder", "name_of_weights", "read_results", "require_files",
+    "write_results",
 ]  # fmt: skip
 
 PER_CLASS = "per_class"
@@ -65,6 +66,26 @@ DIGESTS = "evidence"
 
 RECIPE = "recipe"
 """The group of ``results.json`` with what a run has chosen the best from, and how its head was fitted."""
+
+
+def name_of_weights(epochs: Sequence[int]) -> str:
+    """Words for weights that a run has kept: those after so many epochs, or the average of several such.
+
+    Args:
+        epochs: The numbers of epochs that were done; 0 is the fitted head that a recipe begins with.
+
+    Example:
+        >>> name_of_weights([3])
+        'epoch 3'
+        >>> name_of_weights([5, 0, 2])
+        'the average of the fitted head and epochs 2, 5'
+    """
+    trained = sorted(number for number in epochs if number)
+    names = ["the fitted head"] if 0 in epochs else []
+    if trained:
+        names.append(f"epoch{'s' if len(trained) > 1 else ''} {', '.join(map(str, trained))}")
+    return " and ".join(names) if len(epochs) == 1 else f"the average of {' and '.join(names)}"
+
 
 # The files written before the first checkpoint.
 _EARLY = (

@@ -18,7 +18,7 @@ from autotimm.records.atomic import write_text
 from autotimm.records.checked_levels import LEVELS
 from autotimm.records.compute import compute_lines
 from autotimm.records.csv_cells import csv_text, safe_cell
-from autotimm.records.run_folder import RECIPE
+from autotimm.records.run_folder import RECIPE, name_of_weights
 from autotimm.report.charts import Line, epoch_chart
 from autotimm.report.class_content import class_content, class_headline
 from autotimm.report.content import Content, Headline, NumberTable, Panel, shortened
@@ -222,13 +222,9 @@ def _kept(facts: RunFacts) -> str:
     """Which of its candidates a recipe has kept; empty for a run without one."""
     recipe = facts.results.get(RECIPE)
     kept = str(recipe.get("kept", "")) if isinstance(recipe, Mapping) else ""
-    if not re.fullmatch(r"\d+(\+\d+)*", kept):  # it is a file's
+    if not re.fullmatch(r"\d{1,9}(\+\d{1,9})*", kept):  # it is a file's
         return ""
-    epochs = [number for number in kept.split("+") if int(number)]
-    head = "the fitted head" if len(epochs) < len(kept.split("+")) else ""
-    trained = f"epoch{'s' if len(epochs) > 1 else ''} {', '.join(epochs)}" if epochs else ""
-    names = " and ".join(filter(None, (head, trained)))
-    return names if "+" not in kept else f"the average of {names}"
+    return name_of_weights([*map(int, kept.split("+"))])
 
 
 def _training_text(facts: RunFacts) -> str:

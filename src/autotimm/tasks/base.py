@@ -569,6 +569,8 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
     def measure(self, evaluated: Iterable[tuple[Batch, Step]], stage: Stage) -> dict[str, float]:
         """Measure batches as an epoch of evaluation does, outside of the loops: nothing is logged.
 
+        It is for one process alone, which has all of the samples: it never waits for others.
+
         Args:
             evaluated: Batches, each with the result of :meth:`evaluate`.
             stage: The stage that they are measured as.
@@ -581,6 +583,9 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         for _, metric in metrics:
             compute_alone(metric)
             metric.reset()
+            for part in metric.modules():
+                if isinstance(part, Metric):  # of several processes the others measure nothing
+                    part.distributed_available_fn = bool  # it returns False
         for batch, step in evaluated:
             weight = float(len(batch.images) if step.weight is None else step.weight)
             for name, value in named_losses(step).items():

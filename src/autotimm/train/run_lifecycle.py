@@ -29,7 +29,7 @@ from autotimm.records.environment import volatile
 from autotimm.records.imports import names_in
 from autotimm.records.ledger import read_ledger
 from autotimm.records.manifest import Manifest
-from autotimm.records.run_folder import CALIBRATION, RECIPE, RunFolder
+from autotimm.records.run_folder import CALIBRATION, RECIPE, RunFolder, name_of_weights
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.tasks.start import Start, store_start
@@ -190,10 +190,9 @@ def _worth(measured: dict[str, float], module: Any) -> str:
 
 
 def _name_of_best(best: Mapping[str, Any]) -> str:
-    """What the weights that are kept are of; epoch 0 has the fitted head and no step."""
-    if "averaged" in best:
-        return f"best: the average of epochs {join_names(sorted(map(str, best['averaged']), key=int), 10)}"
-    return f"best epoch: {best['epoch'] + 1}" if best["epoch"] >= 0 else "best: the fitted head"
+    """What the weights that are kept are of, in the words of the report."""
+    kept = best.get("averaged") or [best["epoch"] + 1]
+    return f"best epoch: {kept[0]}" if len(kept) == 1 and kept[0] else f"best: {name_of_weights(kept)}"
 
 
 def _claims(folder: RunFolder) -> str:
