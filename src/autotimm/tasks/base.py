@@ -581,11 +581,8 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         metrics = [(config, deepcopy(metric)) for config, metric in self._of_stage(stage)]
         sums: dict[str, tuple[float, float]] = {}
         for _, metric in metrics:
-            compute_alone(metric)
+            compute_alone(metric)  # of several processes the others measure nothing
             metric.reset()
-            for part in metric.modules():
-                if isinstance(part, Metric):  # of several processes the others measure nothing
-                    part.distributed_available_fn = bool  # it returns False
         for batch, step in evaluated:
             weight = float(len(batch.images) if step.weight is None else step.weight)
             for name, value in named_losses(step).items():
