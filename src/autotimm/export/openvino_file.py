@@ -53,6 +53,8 @@ def write_openvino(model: Any, path: Path, metadata: Mapping[str, str]) -> None:
         converted = openvino.Core().read_model(model.SerializeToString(deterministic=True))
         for name, text in sorted(metadata.items()):
             converted.set_rt_info(text, [METADATA_SECTION, name])
+        for position, operation in enumerate(converted.get_ordered_ops()):
+            operation.set_friendly_name(f"{operation.get_type_name()}_{position}")  # else a count of this process
         openvino.save_model(converted, str(path), compress_to_fp16=False)
     except RuntimeError as error:
         raise ModelError(f"OpenVINO cannot read the network ({first_line(error)}). Try --to onnx.") from error

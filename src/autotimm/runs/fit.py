@@ -27,8 +27,13 @@ from autotimm.train.progress import say
 __all__ = ["launch", "leave_report", "new_folder", "refuse_unused_shares", "train", "train_objects"]
 
 
-def launch(config: FitConfig) -> Path:
-    """Train from a configuration, in a new run folder."""
+def launch(config: FitConfig, *, commit: bool = False) -> Path:
+    """Train from a configuration, in a new run folder.
+
+    Args:
+        config: The options.
+        commit: Whether to write and print, before the first step, what the run is committed to.
+    """
     if config.threads is None:
         # Recorded as a number, since a replay on another machine must use as many.
         config = config.resolved({"threads": default_threads()}, "this machine")
@@ -51,7 +56,7 @@ def launch(config: FitConfig) -> Path:
         config, said = settle_recipe(config, task, data)
         folder.write_config(config.to_yaml())
         trainer = build_trainer(config, folder, task, data)
-        trainer.recipe_note = said
+        trainer.recipe_note, trainer.commits = said, commit
     except BaseException:
         folder.discard()  # nothing was trained
         raise
@@ -116,13 +121,16 @@ def train(rebuilt: Rebuilt, folder: RunFolder, ckpt_path: str | Path | None = No
     return path
 
 
-def train_objects(task: pl.LightningModule, data: pl.LightningDataModule, trainer: pl.Trainer) -> Path:
+def train_objects(
+    task: pl.LightningModule, data: pl.LightningDataModule, trainer: pl.Trainer, *, commit: bool = False
+) -> Path:
     """Train objects that are already built, and return the run's folder.
 
     Raises:
         UsageError: If the trainer leaves no run folder.
     """
     auto_trainer = _require_folder(trainer)
+    auto_trainer.commits = commit
     auto_trainer.fit(task, datamodule=data)
     if auto_trainer.is_global_zero:
         leave_report(auto_trainer.run_folder.path, data)
