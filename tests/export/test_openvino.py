@@ -96,7 +96,7 @@ def test_8_bits_are_calibrated_on_training_images(to: str, run: Run, tmp_path: P
     paths = [tmp_path / name / {"onnx": "m.onnx", "openvino": "m.xml"}[to] for name in ("a", "b")]
     exports = [run.export(path, to=to, precision="int8", tolerance=0.1) for path in paths]
     report = json.loads((tmp_path / "a" / "export.json").read_text())[paths[0].name]
-    assert report["calibration"] == "40 training images"
+    assert report["calibration"] == f"{(run.path / 'splits.csv').read_text().count(',train')} training images"
     assert report["check"]["tolerance"] == 0.1
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
@@ -131,11 +131,9 @@ def test_16_bits_halve_the_file(to: str, run: Run, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "export.json").read_text())[f"half{suffix}"]["precision"] == "fp16"
 
 
-@pytest.mark.parametrize(("to", "precision"), [("openvino", "fp32"), ("openvino", "int8"), ("onnx", "int8")])
-def test_nothing_is_left_beyond_the_tolerance(to: str, precision: str, run: Run, tmp_path: Path) -> None:
-    out = tmp_path / {"onnx": "m.onnx", "openvino": "m.xml"}[to]
+def test_nothing_is_left_beyond_the_tolerance(run: Run, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="must agree with the run within"):
-        run.export(out, to=to, precision=precision, tolerance=0)
+        run.export(tmp_path / "m.xml", to="openvino", tolerance=0)
     assert not list(tmp_path.iterdir())
 
 
