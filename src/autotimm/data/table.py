@@ -57,6 +57,7 @@ class Table(ABC):
         kind: The kind of the targets, see :class:`autotimm.types.DataSpec`.
         strata: The class index of each sample, for stratified splits and balanced draws; ``None`` if there is none.
         category_ids: The numbers that a COCO file gives the classes, in their order; empty if there is none.
+        groups: The group of each sample, from a column of a table that was asked for; ``None`` without one.
         reading: How its image files become pixels.
         cache: Where decoded pictures of its files are kept, see :meth:`cached`.
         draws_random: Whether :meth:`load` may draw from a global generator (``random``, NumPy, torch). ``False`` saves
@@ -69,6 +70,7 @@ class Table(ABC):
     kind: str = "classes"
     strata: Sequence[int] | None = None
     category_ids: tuple[int, ...] = ()
+    groups: Sequence[str] | None = None
     reading: ImageReading = UPRIGHT_RGB
     cache: PixelCache | None = None
     draws_random: bool = True
@@ -223,6 +225,7 @@ class Subset(Table):
         self.class_names, self.multi_label, self.kind = table.class_names, table.multi_label, table.kind
         self.draws_random, self.category_ids, self.reading = table.draws_random, table.category_ids, table.reading
         self.strata = None if table.strata is None else [table.strata[index] for index in self.indices]
+        self.groups = None if table.groups is None else [table.groups[index] for index in self.indices]
 
     def at_least(self, size: tuple[int, int] | None) -> Subset:
         """Return the same samples, decoded as the other table does."""

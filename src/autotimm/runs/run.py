@@ -35,7 +35,7 @@ from autotimm.models.segmentation.segmenter import DECODER
 from autotimm.optim.optimizers import OPTIMIZER
 from autotimm.records.checked_levels import level_claims
 from autotimm.records.imports import RecordedNames, names_in, require_admitted
-from autotimm.records.run_folder import DIGESTS, PER_CLASS, RunFolder, require_files
+from autotimm.records.run_folder import DIGESTS, FOLDS, PER_CLASS, RunFolder, require_files
 from autotimm.records.trust import OfRun
 from autotimm.report.written_page import Report
 from autotimm.runs.diff import Comparison, compare
@@ -43,7 +43,8 @@ from autotimm.runs.embeddings import Embeddings, collecting_features, write_embe
 from autotimm.runs.explain_difference import confirm_difference, confirm_replay
 from autotimm.runs.extend import extend
 from autotimm.runs.factory import settle_data
-from autotimm.runs.fit import launch, leave_report, new_folder, train, train_objects
+from autotimm.runs.fit import launch, leave_report, new_folder, resume_run, train, train_objects
+from autotimm.runs.folds import folds_begun, launch_folds, resume_folds
 from autotimm.runs.hub_push import Push
 from autotimm.runs.neighbours import nearest_samples, recorded_training_table, with_neighbours
 from autotimm.runs.output_paths import require_features_file, require_new_file
@@ -87,8 +88,8 @@ def fit(path: str | Path | None = None, **options: Any) -> Run:
 
 
 def fit_config(config: FitConfig) -> Run:
-    """Train from a configuration, in a new run folder."""
-    return Run(launch(config))
+    """Train from a configuration, in a new run folder; with ``folds`` each of them, and then a model on all images."""
+    return Run(launch_folds(config) if config.folds is not None and config.fold is None else launch(config))
 
 
 def diff(a: str | Path, b: str | Path, *, explain: bool = False, trust: bool = False) -> Comparison:
@@ -267,6 +268,14 @@ class Run:
         return results.get("best", {}) | results.get("test", {})
 
     @property
+    def folds(self) -> dict[str, dict[str, float]]:
+        """The metrics of each fold, ``fold-1`` and so on, with its best ``epoch`` and its number of ``images``.
+
+        ``mean`` and ``std`` are those over the folds. Empty for a run without folds.
+        """
+        return self._folder.results().get(FOLDS, {})
+
+    @property
     def per_class(self) -> dict[str, dict[str, float]]:
         """Values per class that ``validate`` or ``test`` found last, such as ``{"cat": {"AP": 0.5}}``; NaN if unknown.
 
@@ -362,7 +371,7 @@ class Run:
         kept: dict[str, Any] = {"test": results, PER_CLASS: self.per_class}
         try:
             if evidence is not None:
-                kept[DIGESTS] = {"test": write_evidence(self.path, evidence)}
+                kept[DIGESTS] = self._folder.results().get(DIGESTS, {}) | {"test": write_evidence(self.path, evidence)}
             self._folder.add_results(**kept)
         except (OSError, RunError) as error:  # a read-only run or a full disk must not lose the metrics
             why = error.strerror if isinstance(error, OSError) else error
@@ -390,20 +399,28 @@ class Run:
             say(f"the report has no pictures: {error}")
             return None
 
-    def evidence(self, split: str = "val") -> Evidence:
+    def evidence(self, split: str | None = None) -> Evidence:
         """What the best weights predict for the samples of a split, the truth, and the features in between.
 
+        Of a run with folds, ``"folds"`` has every training sample, predicted by the fold that was validated on it.
+
         Args:
-            split: ``"val"``, or ``"test"`` of a run that was tested.
+            split: ``"val"``, ``"test"`` of a run that was tested, or ``"folds"``. ``None`` is ``"folds"`` where there
+                are any, else ``"val"``.
 
         Raises:
             UsageError: If it is another split.
             ModelError: If the run has no such evidence, or it is damaged.
         """
-        require_choice("split", "Run.evidence", split, ("val", "test"))
+        if split is None:
+            split = "folds" if evidence_path(self.path, "folds").exists() else "val"
+        require_choice("split", "Run.evidence", split, ("val", "test", "folds"))
         path = evidence_path(self.path, split)
         if not path.exists():
-            cure = "Test it with `autotimm test`." if split == "test" else "Train it with the option `evidence`."
+            cures = {"test": "Test it with `autotimm test`.", "folds": "Train it with `folds`."}
+            if split == "val" and self.folds:
+                cures["val"] = "It has trained on all images: take the evidence of its folds."
+            cure = cures.get(split, "Train it with the option `evidence`.")
             raise ModelError(f"The run {self.path} has no evidence of its {split} images. {cure}")
         return read_evidence(path)
 
@@ -429,7 +446,7 @@ class Run:
                 wanted=verb == "test" and data is None and self._keeps_evidence,
             )  # fmt: skip
         if not results:
-            raise DataError(f"The run {self.path} has no validation data. It was made with val_split=0. Give a folder.")
+            raise DataError(f"The run {self.path} has no validation data. It was trained on all images. Give a folder.")
         self._per_class = task.class_table
         return {name: float(value) for metrics in results for name, value in metrics.items()}
 
@@ -537,7 +554,7 @@ class Run:
         if self._file is not None or str(ckpt) != "best":
             cure = "Give the run's folder, and no other checkpoint: the validation samples were predicted by the best."
             raise UsageError(sentence("coverage", "predict", "left out", coverage, cure))
-        evidence = self.evidence()
+        evidence = self.evidence("val")
         least = least_score(evidence, coverage, 1.0 if raw else task.temperature)
         if least == 0:
             say(f"{len(evidence)} validation images are too few for a coverage of {coverage:g}: sets have all classes")
@@ -651,6 +668,8 @@ class Run:
     def resume(self, *, data: str | Path | None = None, workers: int | None = None) -> Run:
         """Resume an interrupted run, bit for bit as if it had not been interrupted.
 
+        Of a run with folds, those that are finished are not trained again.
+
         Args:
             data: Where the data is now, if it was moved.
             workers: Number of loading processes in place of the recorded one; it never changes a result.
@@ -663,14 +682,8 @@ class Run:
             say(f"{self.path} is finished: there is nothing to resume")
             return self
         with self.names:
-            rebuilt = rebuild(
-                self.path, self._folder, data=data, workers=workers, weights_needed=self._starts_over, loggers=True
-            )
-            return Run(train(rebuilt, self._folder, ckpt_path="last"), trust=self.trust)
-
-    @property
-    def _starts_over(self) -> bool:
-        return not [*self._folder.checkpoints.glob("*.ckpt")]
+            resume = resume_folds if folds_begun(self.path) else resume_run
+            return Run(resume(self._folder, data=data, workers=workers), trust=self.trust)
 
     def reproduce(self, out: str | Path | None = None, *, data: str | Path | None = None) -> Run:
         """Train the run again, in a run folder of its own.
