@@ -37,7 +37,7 @@ def check_division(division: Division, owner: str) -> None:
     Raises:
         UsageError: If an argument is out of range.
     """
-    group, folds, fold = division
+    group, folds, fold = (getattr(division, name) for name in Division._fields)  # of any type: Python code gives them
     require(
         folds is None or is_whole(folds, 2), "folds", owner, "a whole number, 2 or more, or None", folds,
         "Give for example 5.",

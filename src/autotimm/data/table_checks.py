@@ -30,6 +30,7 @@ __all__ = [
 
 _SHARED_BYTES = 2**30  # of all images that wait for the network
 _PREFETCHED = 2  # images that wait for each loading process, which is torch's default
+_WHOLE = Division()
 _DEFAULT_SHARES = {"val": 0.1, "test": 0.0}  # of a data module
 
 
@@ -202,7 +203,7 @@ def split_off(
     test: float,
     seed: int,
     notices: list[str],
-    division: Division = Division(),
+    division: Division = _WHOLE,
     owner: str = "a data module",
 ) -> dict[str, Table]:
     """Split validation and test samples off the training samples where the data have none of their own.

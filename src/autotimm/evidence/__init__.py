@@ -6,7 +6,6 @@ It is computed once, at the end of a fit or a test, and stored without code; rep
 from autotimm.evidence.collector import EvidenceCollector, collecting
 from autotimm.evidence.evidence_file import (
     EVIDENCE,
-    FOLDS,
     Evidence,
     evidence_bytes,
     evidence_path,
@@ -17,7 +16,6 @@ from autotimm.evidence.out_of_fold import join_folds
 
 __all__ = [
     "EVIDENCE",
-    "FOLDS",
     "Evidence",
     "EvidenceCollector",
     "collecting",

@@ -41,11 +41,11 @@ from autotimm.evidence.label_runs import LONGEST_SIDE, LabelRuns
 from autotimm.records.atomic import atomic_path
 from autotimm.records.digest import file_digest
 from autotimm.records.readers import require_shape
+from autotimm.records.run_folder import FOLDS
 from autotimm.serialization import parse_json
 
 __all__ = [
     "EVIDENCE",
-    "FOLDS",
     "KINDS",
     "Evidence",
     "evidence_bytes",
@@ -56,9 +56,6 @@ __all__ = [
 
 EVIDENCE = "evidence"
 """The folder in a run, and the group of ``results.json`` with the digest of the evidence of a test."""
-
-FOLDS = "folds"
-"""The split of evidence that was made out of folds: each training sample, predicted by a network that has not seen it."""
 
 KINDS = ("classes", "boxes", "instances", "pixels")
 """The kinds of targets, as :class:`autotimm.types.DataSpec` names them."""
@@ -104,7 +101,8 @@ class Evidence:
     """Predictions, targets, losses and features of the samples of one split, as NumPy arrays.
 
     Attributes:
-        split: ``val`` or ``test``; ``folds`` for training samples, each predicted by a network that has not seen it.
+        split: ``val`` or ``test``; ``folds`` for training samples, each predicted by a network that has not seen
+            it.
         kind: The kind of targets: ``classes``, ``boxes``, ``instances`` or ``pixels``.
         multi_label: Whether an image may have several classes.
         threshold: The score from which the run predicts labels or objects; ``None`` where the likeliest class wins.

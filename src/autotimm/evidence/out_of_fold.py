@@ -9,7 +9,8 @@ import numpy as np
 
 from autotimm.errors import ModelError
 from autotimm.evidence.collector import joined
-from autotimm.evidence.evidence_file import FOLDS, Evidence
+from autotimm.evidence.evidence_file import Evidence
+from autotimm.records.run_folder import FOLDS
 
 __all__ = ["join_folds"]
 

@@ -49,7 +49,8 @@ from autotimm.records.sample_index import SampleIndex
 from autotimm.records.trust import remember
 
 __all__ = [
-    "CALIBRATION", "DIGESTS", "FOLDS", "PER_CLASS", "RECIPE", "RunFolder", "read_results", "require_files", "write_results",
+    "CALIBRATION", "DIGESTS", "FOLDS", "PER_CLASS", "RECIPE", "RunFolder", "read_results", "require_files",
+    "write_results",
 ]  # fmt: skip
 
 PER_CLASS = "per_class"
@@ -62,7 +63,8 @@ DIGESTS = "evidence"
 """The group of ``results.json`` with the SHA-256 of evidence that a test has added, by its split."""
 
 FOLDS = "folds"
-"""The group of ``results.json`` with the metrics of each fold, their mean and their standard deviation."""
+"""The group of ``results.json`` with the metrics of each fold, their mean and standard deviation; the split of what
+they predict."""
 
 RECIPE = "recipe"
 """The group of ``results.json`` with what a run has chosen the best from, and how its head was fitted."""

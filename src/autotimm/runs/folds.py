@@ -19,7 +19,6 @@ from autotimm.data.module import DataModule
 from autotimm.data.table_checks import own_sides
 from autotimm.errors import DataError, ModelError, RunError, UsageError, sentence
 from autotimm.evidence import Evidence, evidence_bytes, evidence_path, join_folds, read_evidence, write_evidence
-from autotimm.evidence import FOLDS as FOLD_EVIDENCE
 from autotimm.records.ledger import read_ledger
 from autotimm.records.run_folder import DIGESTS, FOLDS, RECIPE, RunFolder
 from autotimm.runs.factory import build_task, settle_data, settle_recipe
@@ -93,13 +92,13 @@ def resume_folds(folder: RunFolder, *, data: str | Path | None = None, workers: 
 
 def _finish(config: FitConfig, folder: RunFolder, data: DataModule) -> Path:
     """Train what is left to train; a folder in which no fold has begun is removed if that fails."""
-    assert config.folds is not None
+    folds = config.folds or 0
     # Said to be settled: in a fold, and when the folds are resumed, nobody settles it again.
     config = config.resolved({"epochs": config.epochs}, _SOURCE)
     try:
-        for number in range(1, config.folds + 1):
+        for number in range(1, folds + 1):
             _train_fold(config, folder, number, data)
-        kept = _keep_results(folder, config.folds)
+        kept = _keep_results(folder, folds)
         say(folds_said(kept))
     except BaseException:
         folder.discard()
@@ -218,7 +217,7 @@ def _keep_results(folder: RunFolder, folds: int) -> dict[str, dict[str, float]]:
     kept, evidence = measured_folds(folder.path, folds), joined_evidence(folder.path, folds)
     groups: dict[str, Mapping[str, Any]] = {FOLDS: kept}
     if evidence is not None:
-        groups[DIGESTS] = {FOLD_EVIDENCE: write_evidence(folder.path, evidence)}
+        groups[DIGESTS] = {FOLDS: write_evidence(folder.path, evidence)}
     with folder.writing():
         folder.add_results(**groups)
     return kept
@@ -238,7 +237,7 @@ def fold_findings(folder: Path, folds: int, results: Mapping[str, Any]) -> Itera
         folds: The number of folds.
         results: Its ``results.json``.
     """
-    path = evidence_path(folder, FOLD_EVIDENCE)
+    path = evidence_path(folder, FOLDS)
     try:
         kept, evidence = measured_folds(folder, folds), joined_evidence(folder, folds)
     except (ModelError, RunError) as error:

@@ -688,6 +688,8 @@ class Run:
     def reproduce(self, out: str | Path | None = None, *, data: str | Path | None = None) -> Run:
         """Train the run again, in a run folder of its own.
 
+        Of a run with folds that is the training on all images; each fold is a run that can be made again by itself.
+
         Args:
             out: The new run's folder; by default the next free number beside this one.
             data: Where the data is now, if it was moved.
