@@ -109,7 +109,7 @@ def test_validation_images_of_its_own_serve_the_training_on_all_images(tmp_path)
     assert (len(whole.tables["train"]), len(whole.tables["val"])) == (12, 6)
     assert {*fold.tables["val"].ids} < {*whole.tables["train"].ids}
     assert any("The validation images of the data are not used" in line for line in fold.notices)
-    shared = module(root, group="/([a-z]+)/")
+    shared = module(root, group="/([a-z_]+)/")
     assert shared.tables and any("are in train and in the data's own val images" in line for line in shared.notices)
 
 

