@@ -159,7 +159,8 @@ def test_two_processes_give_one_verdict_and_one_comparison(toy_folder, tmp_path)
     assert (code, out.splitlines()[-1]) == (0, "verdict: identical in part (4 of 9 steps compared)"), log
     code, out, log = command("reproduce", run, cwd=tmp_path)
     assert code == 0, log
-    assert out.splitlines()[-2:] == ["equal", f"run: {run}-again-001"]
+    report = run.parent / "two-again-001" / "report.html"
+    assert out.splitlines()[-3:] == ["equal", f"report: {report}", f"run: {run}-again-001"]
     assert out.count("equal\n") == 1
     assert sorted(path.name for path in run.parent.iterdir()) == ["two", "two-again-001"]
     config = (run / "config.yaml").read_text()

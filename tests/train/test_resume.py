@@ -15,6 +15,7 @@ from autotimm.errors import DataError, ModelError
 from autotimm.records.digest import file_digest
 from autotimm.records.ledger import read_ledger
 from autotimm.records.manifest import Manifest
+from autotimm.runs.run import Run
 from training import classifier, toy_data, trainer
 
 FILES = ("ledger.jsonl", "metrics.csv", "splits.csv", "files.csv", "results.json", "model.safetensors")
@@ -195,6 +196,16 @@ def test_a_kill_before_the_best_epoch_got_its_name(stale, toy_folder, tmp_path):
         os.link(other, best)
     run(toy_folder, folder, stop=0, resume=True)
     assert best.samefile(right)
+
+
+def test_a_kill_before_the_first_checkpoint_got_its_second_name(toy_folder, tmp_path):
+    run(toy_folder, tmp_path / "whole")
+    folder = tmp_path / "stopped"
+    run(toy_folder, folder, stop=1)
+    (folder / "checkpoints" / "last.ckpt").unlink()
+    assert Run(folder).checkpoint("last").name == "step-00000001.ckpt"
+    run(toy_folder, folder, resume=True)
+    assert digests(folder) == digests(tmp_path / "whole")
 
 
 class TestDamage:

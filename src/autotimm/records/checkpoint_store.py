@@ -147,6 +147,12 @@ class CheckpointStore:
         """The average, if there is one."""
         return path if (path := self.folder / AVERAGE).is_file() else None
 
+    @property
+    def last(self) -> Path | None:
+        """The newest checkpoint, by its own name if a process was killed before it gave it the second one."""
+        second = self.folder / "last.ckpt"
+        return second if second.is_file() else next(reversed(self.files()), None)
+
     def files(self) -> list[Path]:
         """All checkpoints without second names, the oldest first."""
         # Not a folder: some of Lightning's strategies would unpickle what is in it.

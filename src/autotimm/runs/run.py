@@ -34,6 +34,7 @@ from autotimm.losses.image_losses import LOSS
 from autotimm.models.segmentation.segmenter import DECODER
 from autotimm.optim.optimizers import OPTIMIZER
 from autotimm.records.checked_levels import level_claims
+from autotimm.records.checkpoint_store import CheckpointStore
 from autotimm.records.imports import RecordedNames, names_in, require_admitted
 from autotimm.records.run_folder import DIGESTS, FOLDS, PER_CLASS, RunFolder, require_files
 from autotimm.records.trust import OfRun
@@ -288,8 +289,9 @@ class Run:
         if self._file is not None:
             return self._file
         if str(ckpt) in ("best", "last"):
-            ckpt = self._folder.checkpoints / f"{ckpt}.ckpt"
-            if not ckpt.is_file():
+            folder = self._folder.checkpoints
+            ckpt = CheckpointStore(folder).last or "" if str(ckpt) == "last" else folder / "best.ckpt"
+            if not os.path.isfile(ckpt):
                 raise ModelError(f"The run {self.path} has no checkpoint. {self._why_without_checkpoint()}")
         if not os.path.isfile(ckpt):
             cure = nearest(str(ckpt), ("best", "last")) or "Give one of these."

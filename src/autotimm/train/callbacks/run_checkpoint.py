@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-import io
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +16,13 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
-from autotimm.errors import RunError, UsageError, sentence
+from autotimm.errors import UsageError, sentence
 from autotimm.records.checkpoint_store import AVERAGE, CheckpointStore, check_keep
 from autotimm.records.run_folder import RunFolder
 from autotimm.tasks.checkpoint import TaskRecord, read_checkpoint
 from autotimm.train.callbacks.epoch_metrics import EpochMetrics, Unfinished, Watched
 from autotimm.train.callbacks.step_hooks import without_idle_step_hooks
+from autotimm.train.checkpoint_writer import CheckpointWriter, DirectCheckpointIO, write_checkpoint
 from autotimm.train.stop_request import StopRequest
 from autotimm.types import Calibration
 
@@ -57,36 +55,6 @@ def read_interval(every: str | int | None) -> tuple[int | None, float | None]:
             return int(float(found[1])), None
     must = "a number of optimizer steps, or a time in s, min or h"
     raise UsageError(sentence("checkpoint_every", "AutoTrainer", must, every, "Give for example 500 or 10min."))
-
-
-class _WhereTold(TorchCheckpointIO):
-    """Writes straight to a path. Lightning writes to the system's folder for temporary files first, then moves.
-
-    That folder may be small, or in memory, and our files are replaced atomically anyway.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        if "://" in str(path) or storage_options is not None:
-            super().save_checkpoint(checkpoint, path, storage_options)
-            return
-        buffer = io.BytesIO()  # torch's own writer hides the reason when a disk is full
-        torch.save(checkpoint, buffer)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_bytes(buffer.getbuffer())
-
-
-@contextmanager
-def _enough_space(path: Path) -> Iterator[None]:
-    """Say of a full disk that earlier checkpoints are unharmed."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise RunError(
-            f"The checkpoint {path} could not be written: {error}. The one before it is unharmed. "
-            "Free some space and resume the run, or start it again with another `--out`."
-        ) from error
 
 
 @without_idle_step_hooks
@@ -125,6 +93,7 @@ class RunCheckpoint(Checkpoint):
         self.keep = check_keep(keep)
         self.folder: Path | None = None
         self.best: dict[str, Any] = {}
+        self.writer = CheckpointWriter()
         self._calibrated = False  # whether the best checkpoint has what was fitted to its weights
         self.pinned: Callable[[], set[int]] = set  # the numbers of epochs whose checkpoints are kept until the end
         self._unfinished = False  # whether the checkpoint that is being written is one within an epoch
@@ -134,8 +103,9 @@ class RunCheckpoint(Checkpoint):
 
     @property
     def store(self) -> CheckpointStore:
-        """The files."""
+        """The files, none of them in the making."""
         assert self.folder is not None, "the run has not been opened"
+        self.writer.wait()
         run = RunFolder(self.folder.parent, self.folder.parent.parent)
         return CheckpointStore(self.folder, self.keep, run.remember)
 
@@ -152,7 +122,8 @@ class RunCheckpoint(Checkpoint):
     @property
     def last_model_path(self) -> str:
         """The newest checkpoint."""
-        return self._path("last.ckpt")
+        last = self.store.last if self.folder is not None and self.folder.is_dir() else None
+        return str(last or "")
 
     @property
     def best_path(self) -> Path | None:
@@ -172,10 +143,11 @@ class RunCheckpoint(Checkpoint):
         """
         checkpoint = read_checkpoint(path)
         checkpoint[TaskRecord.KEY] = {**checkpoint[TaskRecord.KEY], "calibration": calibration.as_dict()}
-        self._write("best.ckpt", partial(_WhereTold().save_checkpoint, checkpoint))
+        self.writer.write(self.store, "best.ckpt", partial(write_checkpoint, checkpoint))
         self._calibrated = True
 
     def _path(self, name: str) -> str:
+        self.writer.wait()
         return str(self.folder / name) if self.folder is not None and (self.folder / name).is_file() else ""
 
     def state_dict(self) -> dict[str, Any]:
@@ -190,7 +162,7 @@ class RunCheckpoint(Checkpoint):
         """Tell every process the folder that process 0 has chosen, and write straight to it."""
         self.folder = trainer.strategy.broadcast(self.folder)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the caller has given no other
-            trainer.strategy.checkpoint_io = _WhereTold()
+            trainer.strategy.checkpoint_io = DirectCheckpointIO()
         if stage == "fit" and self.folder is not None and trainer.is_global_zero:
             self.store.sweep()  # the lock of the folder is held
 
@@ -225,12 +197,18 @@ class RunCheckpoint(Checkpoint):
             trainer.should_stop = True
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Name the best and last checkpoint of a run that was killed after its last epoch."""
+        """Finish the last checkpoint, and name best and last of a run that was killed after its last epoch."""
+        self.writer.close()
+        trainer.strategy.barrier()  # the others read what process 0 has written
         if not self._began:
             self._name_best(trainer)
             last = self.store.epochs().get(trainer.current_epoch) if self.folder is not None else None
             if last is not None and trainer.is_global_zero:
                 self.store.link_once(last, "last.ckpt")
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Finish the checkpoint that is in the making: the folder is released next."""
+        self.writer.close()
 
     def _name_best(self, trainer: pl.Trainer) -> None:
         if self._calibrated:
@@ -276,6 +254,7 @@ class RunCheckpoint(Checkpoint):
             finally:
                 self._unfinished = False
         if stopping:
+            self.writer.wait()
             self.stop.obey(stopping)
 
     def _due(self, trainer: pl.Trainer) -> bool:
@@ -304,6 +283,7 @@ class RunCheckpoint(Checkpoint):
         self._save(trainer, name, best=improved)
         self.stop.armed = False
         if stopping := self.stop.agreed(trainer):
+            self.writer.wait()
             self.stop.obey(stopping)
 
     def _improves(self, metrics: dict[str, float]) -> bool:
@@ -334,28 +314,34 @@ class RunCheckpoint(Checkpoint):
 
     def save_average(self, like: Path, weights: Mapping[str, torch.Tensor]) -> None:
         """Save averaged weights as the best, beside what another checkpoint holds."""
+        checkpoint = {**read_checkpoint(like), "state_dict": dict(weights)}
         store = self.store
-        with store.writing(AVERAGE) as temporary, _enough_space(store.folder / AVERAGE):
-            _WhereTold().save_checkpoint({**read_checkpoint(like), "state_dict": dict(weights)}, temporary)
+        self.writer.write(store, AVERAGE, partial(write_checkpoint, checkpoint))
         store.link(AVERAGE, "best.ckpt")
 
     def _save(self, trainer: pl.Trainer, name: str, best: bool = False) -> None:
-        store = self.store
-        self._write(name, trainer.save_checkpoint, writes=trainer.is_global_zero)
+        """Take the state of all processes; process 0 writes it."""
         self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
-        if trainer.is_global_zero:
+        if not trainer.is_global_zero:
+            assert self.folder is not None
+            trainer.save_checkpoint(self.folder / name)
+            return
+        store, pinned = self.store, self.pinned()
+
+        def name_it() -> None:
             if best:
                 store.link(name, "best.ckpt")
             store.link(name, "last.ckpt")
-            store.thin(self.pinned())
+            store.thin(pinned)
 
-    def _write(self, name: str, save: Callable[[Path], None], *, writes: bool = True) -> None:
-        """Write a checkpoint, atomically and with its digest; every process takes part in saving, process 0 writes."""
-        store = self.store
-        if writes and not store.folder.is_dir():  # it would be made again, with this checkpoint alone
-            raise RunError(f"The checkpoint {store.folder / name} could not be written: there is no such folder.")
-        with (
-            store.writing(name) if writes else nullcontext(store.folder / name) as temporary,
-            _enough_space(store.folder / name),
-        ):
-            save(temporary)
+        self.writer.write_later(store, name, partial(_state, trainer), name_it)
+
+
+def _state(trainer: pl.Trainer, path: Path) -> list[dict[str, Any]]:
+    """The state of a training; nothing if the strategy, or a plugin of the caller's own, has written it to the path."""
+    if type(io := trainer.strategy.checkpoint_io) is not DirectCheckpointIO:
+        trainer.save_checkpoint(path)
+        return []
+    with io.keeping() as kept:
+        trainer.save_checkpoint(path)
+    return kept
