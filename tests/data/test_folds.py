@@ -73,7 +73,9 @@ def test_without_groups_the_split_is_what_it_was():
 
 
 def test_a_regex_names_groups_and_a_wrong_one_is_refused():
-    table = ImageTable(["x"] * 3, ["cat/a_1.png", "cat/a_2.png", "dog/b_1.png"], torch.tensor([0, 0, 1]), ("cat", "dog"))
+    table = ImageTable(
+        ["x"] * 3, ["cat/a_1.png", "cat/a_2.png", "dog/b_1.png"], torch.tensor([0, 0, 1]), ("cat", "dog")
+    )
     assert groups_of(table, "/([a-z])_", "fit") == ["a", "a", "b"]
     assert groups_of(table, None, "fit") is None
     for group, problem in (("patient", "regex with a group in parentheses"), ("(a", "as a regex it is wrong"),

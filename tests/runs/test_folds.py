@@ -92,7 +92,13 @@ def test_the_report_and_json_show_the_folds(photos, run, tmp_path, capsys):
     assert "background-image" in page  # thumbnails of the training images
     lines = (run.path / "report" / "folds.csv").read_text().splitlines()
     assert lines[0].startswith("fold,images,best epoch,val/accuracy")
-    assert [line.partition(",")[0] for line in lines[1:]] == ["fold-1", "fold-2", "fold-3", "mean", "standard deviation"]
+    assert [line.partition(",")[0] for line in lines[1:]] == [
+        "fold-1",
+        "fold-2",
+        "fold-3",
+        "mean",
+        "standard deviation",
+    ]
     done = warm.run(["-m", "autotimm", "resume", run.path.absolute(), "--json"], tmp_path)
     answer = json.loads(done.stdout)
     assert answer["folds"] == run.folds
@@ -112,7 +118,9 @@ def test_a_run_that_was_killed_in_its_second_fold_goes_on(photos, run, tmp_path)
     first = (folder / "fold-1" / "ledger.jsonl").stat().st_mtime_ns
     resumed = Run(folder).resume()
     assert (folder / "fold-1" / "ledger.jsonl").stat().st_mtime_ns == first
-    assert [file_digest(resumed.path / name) for name in KEPT[1:]] == [file_digest(run.path / name) for name in KEPT[1:]]
+    assert [file_digest(resumed.path / name) for name in KEPT[1:]] == [
+        file_digest(run.path / name) for name in KEPT[1:]
+    ]
     assert len(read_ledger(folder / "ledger.jsonl").lines) == len(read_ledger(run.path / "ledger.jsonl").lines)
     assert Run(folder).resume().path == folder  # it is finished
 
