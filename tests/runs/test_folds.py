@@ -136,7 +136,7 @@ def test_images_that_changed_between_the_folds_are_refused(run, photos, tmp_path
         Run(folder).resume(data=data)
     outside = shutil.move(folder / "fold-2", tmp_path / "elsewhere")
     (folder / "fold-2").symlink_to(outside)
-    with pytest.raises(ModelError, match="must hold its folds itself. fold-2 is a link"):
+    with pytest.raises(ModelError, match=r"must hold its folds itself\. fold-2 is a link"):
         Run(folder).resume()
 
 
