@@ -15,6 +15,7 @@ from autotimm.records.checkpoint_store import AVERAGE, CheckpointStore
 from autotimm.records.digest import file_digest
 from autotimm.records.run_folder import DIGESTS, FOLDS, PER_CLASS
 from autotimm.runs.compare_settings import config_findings, manifest_findings
+from autotimm.runs.cross_validation import fold_findings, folds_of
 from autotimm.runs.file_contents import (
     Finding,
     checkpoint_findings,
@@ -25,7 +26,6 @@ from autotimm.runs.file_contents import (
     text_findings,
     weights_findings,
 )
-from autotimm.runs.folds import fold_findings, folds_of
 from autotimm.runs.recorded_run import RecordedRun, tested_evidence
 from autotimm.runs.replayed_run import Replay
 from autotimm.tasks.start import INITIAL

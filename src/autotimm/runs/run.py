@@ -39,13 +39,13 @@ from autotimm.records.imports import RecordedNames, names_in, require_admitted
 from autotimm.records.run_folder import DIGESTS, FOLDS, PER_CLASS, RunFolder, require_files
 from autotimm.records.trust import OfRun
 from autotimm.report.written_page import Report
+from autotimm.runs.cross_validation import folds_begun, launch_folds, resume_folds
 from autotimm.runs.diff import Comparison, compare
 from autotimm.runs.embeddings import Embeddings, collecting_features, write_embeddings
 from autotimm.runs.explain_difference import confirm_difference, confirm_replay
 from autotimm.runs.extend import extend
 from autotimm.runs.factory import settle_data
 from autotimm.runs.fit import launch, leave_report, new_folder, resume_run, train, train_objects
-from autotimm.runs.folds import folds_begun, launch_folds, resume_folds
 from autotimm.runs.hub_push import Push
 from autotimm.runs.neighbours import nearest_samples, recorded_training_table, with_neighbours
 from autotimm.runs.output_paths import require_features_file, require_new_file
