@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PHOTOS = ROOT.parent / "shared" / "data"  # real photographs; not part of the project
+WEIGHTS = ROOT.parent / "shared" / "weights" / "tf_efficientnet_lite0.safetensors"  # real ones; as the photographs
 PACKAGES = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "numpy", "pillow")
 
 
@@ -162,6 +163,11 @@ def data_folder(options: argparse.Namespace, usual: Path, draw: Callable[[Path],
     if not folder.is_dir():
         raise SystemExit(f"There is no folder {folder}. Name one with --data, or try a drawn one with --quick.")
     yield folder
+
+
+def done_lines(file: Path | None) -> list[dict[str, Any]]:
+    """The results that an interrupted call has written to a file of JSON lines."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file is not None and file.exists() else []
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

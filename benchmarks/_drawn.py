@@ -34,7 +34,7 @@ def draw_classes(root: Path) -> None:
 
 
 def draw_photos(root: Path) -> None:
-    """``cls_clothing`` and ``cls_sign_digits``, as ``accuracy.py`` reads them."""
+    """``cls_clothing`` and ``cls_sign_digits``, as ``from_scratch.py`` reads them."""
     for folder, count in {"train": 32, "validation": 16, "test": 16}.items():
         for number in range(count):
             name = toy_classes(4)[number % 4]

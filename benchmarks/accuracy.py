@@ -1,233 +1,161 @@
-"""Test accuracy from random weights: autotimm's defaults compared with a loop in torch, torchvision and timm.
+"""Test accuracy of fine-tuning on small sets: autotimm's recipes beside those of fastai, AutoGluon and scikit-learn.
 
-Two sets of photographs, three seeds; backbone, image size, epochs, batch size and files are the same on both sides:
+All methods start from the same ImageNet weights, see the same training images in the same order with the same
+augmentation, pixels and batch size, and train for the same number of epochs. They are:
 
-- ``clothing``: 6 classes; its own train, validation and test folders (276, 72 and 60 images).
-- ``digits``: sign language, 10 classes; ``val.txt`` is the test set (100 images), every eighth file of each class in
-  ``train.txt`` is used for validation (50; the first ones are from another camera), the rest for training (350).
+- ``auto``, ``plain`` and ``probe``: the recipes of ``autotimm.fit``; what ``Run.test`` measures.
+- ``fastai``, ``AutoMM`` and ``logistic``: the loops of ``_fine_tuning_loops.py``. fastai's has one more epoch, in which
+  the backbone is frozen, since its users get that too.
 
-autotimm's side is ``autotimm.fit`` with its defaults and without pretrained weights, then ``Run.test`` with the best
-epoch on validation data. The loop is written with care: a timm model with random weights, AdamW at 1e-3 with weight
-decay 0.05, one epoch of linear warm-up, then a cosine schedule to 0 per step, gradients clipped to norm 1, random crops
-of 50 to 100 % of the area (torchvision's default of 8 to 100 % is a disadvantage with so few images), horizontal flips,
-and validation after each epoch. The weights of the best epoch are tested. ``torch.manual_seed`` sets initial weights,
-order and augmentation. One default of autotimm is kept although the loop lacks it: slight changes of brightness,
-contrast and saturation, which make its training loss higher.
+The sets are those of ``_small_sets.py``. Each seed draws other training and validation images, initial weights, order
+and augmentation. Test images are looked at once per training, and nothing is chosen by them. The score is accuracy, or
+mean average precision of several labels. A paired t-test over the seeds compares ``auto`` with each other method.
 
-Target: autotimm's mean is not below the loop's by more than one pooled standard deviation.
+Results are written line by line to ``--out``; a second call with the same file goes on where the first was interrupted.
 
-    python benchmarks/accuracy.py [--quick] [--dataset clothing] [--seeds 0 1 2] [--data FOLDER] [--threads 2]
+    python benchmarks/accuracy.py [--quick] [--sets clothing] [--methods auto fastai] [--seeds 0 1] [--out FILE]
 """
 
 from __future__ import annotations
 
-import copy
-import csv
-import math
+import json
+import os
+import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 import torch
-from _bench import PHOTOS, Outcome, arguments, data_folder, median, report
-from _drawn import draw_photos
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets.folder import default_loader
-from torchvision.transforms import v2
+from _bench import PHOTOS, WEIGHTS, Outcome, arguments, done_lines, median, report
+from _fine_tuning_loops import PEERS, Scores
+from _small_sets import SETS, SmallSet, deal, write_tables
+from safetensors.torch import save_file
+from scipy.stats import ttest_rel
 
 import autotimm
-from autotimm.repro.seed import default_threads
+from autotimm import ImageDataModule
 
-BACKBONE, IMAGE_SIZE, BATCH_SIZE, WORKERS = "resnet18", 64, 32, 2
-EPOCHS = 15
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class Photo(NamedTuple):
-    """A file and its class."""
-
-    path: Path
-    label: str
+BACKBONE = "tf_efficientnet_lite0"
+RECIPES = ("auto", "plain", "probe")
+METHODS = (*RECIPES, *PEERS)
 
 
-Splits = dict[str, list[Photo]]
-
-
-def clothing(root: Path) -> Splits:
-    """The folders ``train``, ``validation`` and ``test``."""
-    folders = {"train": "train", "val": "validation", "test": "test"}
-    return {
-        split: [Photo(path, path.parent.name) for path in sorted((root / "cls_clothing" / folder).glob("*/*.jpg"))]
-        for split, folder in folders.items()
-    }
-
-
-def digits(root: Path) -> Splits:
-    """The lists ``train.txt`` and ``val.txt``; the latter is the test set."""
-
-    def listed(name: str) -> list[Photo]:
-        lines = (root / "cls_sign_digits" / name).read_text().split("\n")
-        pairs = [line.rsplit(" ", 1) for line in lines if line.strip()]
-        return [Photo(root / "cls_sign_digits" / path, label) for path, label in pairs]
-
-    seen: Counter[str] = Counter()
-    splits: Splits = {"train": [], "val": [], "test": listed("val.txt")}
-    for photo in listed("train.txt"):
-        splits["train" if seen[photo.label] % 8 else "val"].append(photo)
-        seen[photo.label] += 1
-    return splits
-
-
-DATASETS: dict[str, Callable[[Path], Splits]] = {"clothing": clothing, "digits": digits}
-
-
-# autotimm
-
-
-def with_autotimm(splits: Splits, epochs: int, seed: int, folder: Path) -> float:
-    """Train with the defaults; return the test accuracy of the best epoch."""
-    tables = {split: _write_csv(photos, folder / f"{split}.csv") for split, photos in splits.items()}
+def with_autotimm(chosen: SmallSet, recipe: str, seed: int, options: Any, folder: Path) -> dict[str, Any]:
+    """Train by a recipe of autotimm."""
+    tables = write_tables(chosen.drawn(seed), chosen.columns, folder)
     run = autotimm.fit(
         train_csv=tables["train"], val_csv=tables["val"], test_csv=tables["test"], image_dir="/",
-        backbone=BACKBONE, epochs=epochs, batch_size=BATCH_SIZE, image_size=IMAGE_SIZE, num_workers=WORKERS,
-        pretrained=False, seed=seed, threads=torch.get_num_threads(), out=str(folder / "runs"),
+        image_column="image", label_column=chosen.columns, backbone=BACKBONE, pretrained=str(options.weights),
+        image_size=options.image_size, batch_size=options.batch_size, recipe=recipe, seed=seed, num_workers=0,
+        threads=options.threads, cache="ram", out=str(folder / "runs"), progress=False,
+        **({} if recipe == "probe" else {"epochs": options.epochs}),
     )  # fmt: skip
-    return float(run.test()["test/accuracy"])
-
-
-def _write_csv(photos: list[Photo], path: Path) -> str:
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([("image", "label"), *((photo.path.resolve(), photo.label) for photo in photos)])
-    return str(path)
-
-
-# The loop
-
-
-class Photos(Dataset[tuple[Tensor, int]]):
-    """Files, decoded and transformed on access."""
-
-    def __init__(self, photos: list[Photo], classes: list[str], transform: Callable[[Any], Tensor]) -> None:
-        self.photos, self.classes, self.transform = photos, classes, transform
-
-    def __len__(self) -> int:
-        return len(self.photos)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path, label = self.photos[index]
-        return self.transform(default_loader(str(path))), self.classes.index(label)
-
-
-def loaders(splits: Splits, classes: list[str]) -> dict[str, DataLoader[Any]]:
-    """Loaders of the three splits."""
-    last = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
-    augment = v2.Compose([v2.RandomResizedCrop(IMAGE_SIZE, scale=(0.5, 1.0)), v2.RandomHorizontalFlip(), *last])
-    plain = v2.Compose([v2.Resize(round(IMAGE_SIZE / 0.875)), v2.CenterCrop(IMAGE_SIZE), *last])
-    options = {"batch_size": BATCH_SIZE, "num_workers": WORKERS, "persistent_workers": True}
-    return {
-        split: DataLoader(
-            Photos(photos, classes, augment if split == "train" else plain), shuffle=split == "train", **options
-        )
-        for split, photos in splits.items()
+    found, name = run.metrics | run.test(), "mAP" if chosen.several else "accuracy"
+    kept = json.loads((run.path / "results.json").read_text()).get("recipe", {}).get("kept", "")
+    scores: dict[str, Scores] = {
+        split: {"score": found[f"{split}/{name}"], "loss": found[f"{split}/loss"]} for split in ("val", "test")
     }
+    return {**scores, "kept": kept}
 
 
-def train_epoch(model: nn.Module, batches: DataLoader[Any], optimizer: torch.optim.Optimizer, schedule: Any) -> float:
-    """Train on every batch once; return the mean loss."""
-    model.train()
-    total = 0.0
-    for images, targets in batches:
-        loss = nn.functional.cross_entropy(model(images), targets)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        total += loss.item()
-    return total / len(batches)
+def with_a_loop(chosen: SmallSet, name: str, seed: int, options: Any, folder: Path) -> dict[str, Any]:
+    """Train by a loop on the batches of the same data module."""
+    tables = write_tables(chosen.drawn(seed), chosen.columns, folder)
+    data = ImageDataModule(
+        train_csv=tables["train"], val_csv=tables["val"], test_csv=tables["test"], image_dir="/", image_column="image",
+        label_column=chosen.columns if chosen.several else chosen.columns[0], image_size=options.image_size,
+        batch_size=options.batch_size, decode="reduced", seed=seed, num_workers=0, cache="ram",
+    )  # fmt: skip
+    for stage in ("fit", "test"):
+        data.setup(stage)
+    return dict(PEERS[name](data, BACKBONE, str(options.weights), options.epochs, seed))
 
 
-@torch.inference_mode()
-def accuracy(model: nn.Module, batches: DataLoader[Any]) -> float:
-    """The share of images that are classified correctly."""
-    model.eval()
-    right = [(model(images).argmax(1) == targets) for images, targets in batches]
-    return float(torch.cat(right).float().mean())
+def results(options: Any, scratch: Path) -> list[dict[str, Any]]:
+    """Train everything that is not in the file yet; seed by seed, so that an interrupted call has whole ones."""
+    sets = {name: SETS[name](options.data, scratch) for name in options.sets}
+    if options.quick:
+        sets = {name: _few(chosen) for name, chosen in sets.items()}
+    lines = done_lines(options.out)
+    done = {(line["set"], line["method"], line["seed"]) for line in lines}
+    for seed in options.seeds:
+        for name, chosen in sets.items():
+            for method in (method for method in options.methods if (name, method, seed) not in done):
+                train, start = with_autotimm if method in RECIPES else with_a_loop, time.process_time()
+                with tempfile.TemporaryDirectory() as folder:
+                    found = train(chosen, method, seed, options, Path(folder))
+                took = {"cpu_seconds": round(time.process_time() - start, 1), "load": round(os.getloadavg()[0], 1)}
+                lines.append({"set": name, "method": method, "seed": seed, **found, **took})
+                print(json.dumps(lines[-1]), file=sys.stderr)
+                if options.out is not None:
+                    with options.out.open("a") as file:
+                        file.write(json.dumps(lines[-1]) + "\n")
+    return lines
 
 
-def by_hand(splits: Splits, epochs: int, seed: int, folder: Path) -> float:
-    """Train with the loop; return the test accuracy of the best epoch."""
-    torch.manual_seed(seed)
-    classes = sorted({photo.label for photo in splits["train"]})
-    batches = loaders(splits, classes)
-    model = timm.create_model(BACKBONE, num_classes=len(classes))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
-    warm_up, steps = len(batches["train"]), epochs * len(batches["train"])
-
-    def rate(step: int) -> float:
-        if step < warm_up:
-            return (step + 1) / warm_up
-        return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    best, weights = -1.0, model.state_dict()
-    for epoch in range(epochs):
-        loss, reached = train_epoch(model, batches["train"], optimizer, schedule), accuracy(model, batches["val"])
-        print(f"epoch {epoch + 1}/{epochs}  train/loss {loss:.4g}  val/accuracy {reached:.4g}", file=sys.stderr)
-        if reached > best:
-            best, weights = reached, copy.deepcopy(model.state_dict())
-    model.load_state_dict(weights)
-    return accuracy(model, batches["test"])
+def _few(chosen: SmallSet) -> SmallSet:
+    test = deal(chosen.test, (24,), "quick")[0]
+    return chosen._replace(train=min(chosen.train, 36), val=min(chosen.val, 12), test=test)
 
 
-# Both
-
-
-def compare(dataset: str, root: Path, seeds: list[int], epochs: int) -> dict[str, Outcome]:
-    """Train both sides with each seed, alternately."""
-    splits = DATASETS[dataset](root)
-    print(f"{dataset}: " + ", ".join(f"{len(photos)} {split}" for split, photos in splits.items()), flush=True)
-    found: dict[str, list[tuple[float, float]]] = {"autotimm": [], "by hand": []}
-    for seed in seeds:
-        for name, side in (("autotimm", with_autotimm), ("by hand", by_hand)):
-            start = time.perf_counter()
-            with tempfile.TemporaryDirectory() as folder:
-                reached = round(100 * side(splits, epochs, seed, Path(folder)), 2)
-            found[name].append((reached, time.perf_counter() - start))
-            print(f"  seed {seed}, {name}: {reached:.1f} % in {found[name][-1][1]:.0f} s", flush=True)
-    return {
-        name: Outcome([reached for reached, _ in pairs], round(median(took for _, took in pairs), 1))
-        for name, pairs in found.items()
-    }
+def table_of(lines: list[dict[str, Any]], options: Any) -> tuple[list[tuple[str, ...]], dict[str, Any]]:
+    """One row per set: mean and standard deviation of each method, and how sure it is that ``auto`` differs."""
+    rows, figures = [], {}
+    for name in options.sets:
+        found = {
+            method: {line["seed"]: line for line in lines if (line["set"], line["method"]) == (name, method)}
+            for method in options.methods
+        }
+        for method, by_seed in found.items():
+            seeds = [seed for seed in options.seeds if seed in by_seed]
+            scores = [100 * by_seed[seed]["test"]["score"] for seed in seeds]
+            losses = [by_seed[seed]["test"]["loss"] for seed in seeds]
+            outcome = Outcome(scores, median(by_seed[seed]["cpu_seconds"] for seed in seeds))
+            ours = [100 * found["auto"][seed]["test"]["score"] for seed in seeds] if "auto" in found else scores
+            compared = method != "auto" and "auto" in found
+            ahead = statistics.mean(ours) - outcome.mean
+            sure = float(ttest_rel(ours, scores).pvalue) if compared and len(seeds) > 1 and ours != scores else None
+            figures[f"{name}: {method}"] = {"scores": scores, "losses": losses, "p": sure}
+            rows.append(
+                (
+                    name, method, f"{outcome.mean:.1f} ± {outcome.std:.1f}", f"{statistics.mean(losses):.2f}",
+                    f"{ahead:+.1f}" if compared else "", f"{sure:.3f}" if sure is not None else "", str(len(seeds)),
+                    f"{outcome.seconds:.0f}",
+                )
+            )  # fmt: skip
+    return rows, figures
 
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--dataset", nargs="+", choices=DATASETS, default=list(DATASETS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--data", type=Path, help="the folder that holds the data sets")
-    parser.add_argument("--threads", type=int, default=default_threads(), help="CPU threads of both sides")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--data", type=Path, default=PHOTOS, help="the folder that holds the data sets")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help=f"weights of {BACKBONE}, as safetensors")
+    parser.add_argument("--image-size", type=int, default=96)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of all methods")
+    parser.add_argument("--out", type=Path, help="a file of JSON lines, which is continued")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows, figures = [], {}
-    seeds, epochs = (options.seeds[:1], 1) if options.quick else (options.seeds, EPOCHS)
-    with data_folder(options, PHOTOS, draw_photos) as folder:
-        for dataset in options.dataset:
-            outcomes = compare(dataset, folder, seeds, epochs)
-            ours, theirs = outcomes["autotimm"], outcomes["by hand"]
-            verdict = ours.against(theirs)
-            rows.append((dataset, epochs, ours, theirs, verdict, f"{ours.seconds:.0f} / {theirs.seconds:.0f}"))
-            figures[dataset] = {name: outcome._asdict() for name, outcome in outcomes.items()} | {"target": verdict}
-    columns = ("data", "epochs", "autotimm, %", "by hand, %", "target", "seconds")
+    with tempfile.TemporaryDirectory() as scratch:
+        if options.quick:
+            options.sets, options.seeds, options.epochs, options.image_size = ["shapes"], [0], 1, 64
+            options.weights = Path(scratch) / "random.safetensors"
+            save_file(timm.create_model(BACKBONE).state_dict(), options.weights)
+        lines = results(options, Path(scratch))
+    rows, figures = table_of(lines, options)
+    columns = ("set", "method", "test score, %", "test loss", "auto ahead by", "p", "seeds", "CPU s")
     report(
-        "accuracy", columns, rows, backbone=BACKBONE, image_size=IMAGE_SIZE, threads=options.threads, figures=figures
-    )
+        "accuracy", columns, rows, backbone=BACKBONE, image_size=options.image_size, batch_size=options.batch_size,
+        epochs=options.epochs, threads=options.threads, scikit_learn=version("scikit-learn"), figures=figures,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

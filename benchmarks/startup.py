@@ -26,6 +26,8 @@ COMMANDS = {
     "autotimm fit --help": ["-m", "autotimm", "fit", "--help"],
     "autotimm fit --epochs x (a usage error)": ["-m", "autotimm", "fit", "photos", "--epochs", "x"],
     "import torch (for comparison)": ["-c", "import torch"],
+    "import torch, timm, pytorch_lightning (for comparison)": ["-c", "import torch, timm, pytorch_lightning"],
+    "what autotimm fit imports": ["-c", "import autotimm.cli.fit, autotimm.runs.fit"],
 }
 
 

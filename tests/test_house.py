@@ -89,7 +89,19 @@ def test_file_names_are_unique() -> None:
     names = [path.name for path in FILES if path.parent.name != "cli" and path.name != "__init__.py"]
     assert sorted({name for name in names if names.count(name) > 1}) == []
     parts = {f"{path.name}.py" for path in SRC.iterdir() if path.is_dir()} | set(names)
-    named = {"diff", "doctor", "export", "extend", "fit", "predict", "report", "resume", "selfcheck", "verify"}
+    named = {
+        "diff",
+        "doctor",
+        "explain",
+        "export",
+        "extend",
+        "fit",
+        "predict",
+        "report",
+        "resume",
+        "selfcheck",
+        "verify",
+    }
     assert verbs & parts <= {f"{name}.py" for name in named}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
 from io import BytesIO
@@ -21,6 +21,7 @@ __all__ = [
     "Batch",
     "Calibration",
     "DataSpec",
+    "ExplainedScore",
     "Neighbour",
     "ObjectPrediction",
     "PixelPrediction",
@@ -174,6 +175,26 @@ class Batch(NamedTuple):
             "Give the loader a `collate_fn` that returns such a pair."
         )
 
+    def part(self, first: int, end: int) -> Batch:
+        """Return some of the samples, in memory of their own.
+
+        The bits of a step could depend on where in memory its images begin.
+
+        Args:
+            first: The first sample.
+            end: The sample after the last.
+        """
+        own = slice(first, end)
+        targets = self.targets
+        return self._replace(
+            images=self.images[own].clone(),
+            targets=targets[own].clone() if isinstance(targets, Tensor) else targets and targets[own],
+            ids=self.ids[own],
+            fingerprints=self.fingerprints[16 * first : 16 * end],
+            placements=None if self.placements is None else self.placements[own].clone(),
+            truths=None if self.truths is None else self.truths[own],
+        )
+
 
 @dataclass(frozen=True)
 class Step:
@@ -229,6 +250,8 @@ class Prediction(NamedTuple):
         members: Names of the classes in a set that contains the true one with a given probability, the likeliest first;
             empty if none was asked for.
         neighbours: The most similar training images, the nearest first; empty if none were asked for.
+        novelty: Share of the validation images, in [0, 1), that are nearer to the training images than this one;
+            ``None`` if it was not asked for.
     """
 
     id: str
@@ -236,6 +259,7 @@ class Prediction(NamedTuple):
     scores: dict[str, float]
     members: tuple[str, ...] = ()
     neighbours: tuple[Neighbour, ...] = ()
+    novelty: float | None = None
 
 
 class ObjectPrediction(NamedTuple):
@@ -250,6 +274,8 @@ class ObjectPrediction(NamedTuple):
         masks: Mask of each object as COCO compressed run-length encoding, which :meth:`mask` decodes. Empty for models
             that predict boxes alone.
         neighbours: The most similar training images, the nearest first; empty if none were asked for.
+        novelty: Share of the validation images, in [0, 1), that are nearer to the training images than this one;
+            ``None`` if it was not asked for.
     """
 
     id: str
@@ -259,6 +285,7 @@ class ObjectPrediction(NamedTuple):
     size: tuple[int, int]
     masks: tuple[str, ...] = ()
     neighbours: tuple[Neighbour, ...] = ()
+    novelty: float | None = None
 
     def mask(self, index: int) -> Tensor:
         """Decode the mask of one object.
@@ -281,6 +308,8 @@ class PixelPrediction(NamedTuple):
         scores: Share of the pixels in [0, 1] per class name, in class order.
         png: Class indices as an 8-bit PNG file in the size of the original image, which :meth:`mask` decodes.
         neighbours: The most similar training images, the nearest first; empty if none were asked for.
+        novelty: Share of the validation images, in [0, 1), that are nearer to the training images than this one;
+            ``None`` if it was not asked for.
     """
 
     id: str
@@ -288,6 +317,7 @@ class PixelPrediction(NamedTuple):
     scores: dict[str, float]
     png: bytes
     neighbours: tuple[Neighbour, ...] = ()
+    novelty: float | None = None
 
     def mask(self) -> Tensor:
         """Decode the class indices.
@@ -297,6 +327,29 @@ class PixelPrediction(NamedTuple):
         """
         with Image.open(BytesIO(self.png)) as image:
             return torch.from_numpy(np.array(image))
+
+
+class ExplainedScore(NamedTuple):
+    """A score of one image as a function of its pixels, see :meth:`autotimm.tasks.base.Task.explained`.
+
+    Both functions take images (N, C, H, W), floats in [0, 1] of the size of the network's input, and return (N,).
+
+    Attributes:
+        label: The name of the class.
+        score: The score, in [0, 1], as predictions have it.
+        logit: What is differentiated: the number that becomes the score.
+        probability: The score of other images, in [0, 1].
+        level: The feature map that the score is computed from, an index into the maps of a network with several; -1 is
+            the coarsest.
+        box: x1, y1, x2, y2 of an object, in pixels of the original image; ``None`` for whole images and regions.
+    """
+
+    label: str
+    score: float
+    logit: Callable[[Tensor], Tensor]
+    probability: Callable[[Tensor], Tensor]
+    level: int = -1
+    box: tuple[float, float, float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ def test_arguments_that_are_no_inputs():
     # The id of a run is the digest of its inputs: runs of version 1 were recorded without these.
     assert silent_arguments("data") == {
         "data_dir", "train_csv", "val_csv", "test_csv", "image_dir", "num_workers", "persistent_workers", "pin_memory",
-        "download", "strict", "seed", "cache", "cache_size",
+        "download", "strict", "seed", "cache", "cache_size", "check",
     }  # fmt: skip
     assert silent_arguments("model") == {"seed", "pretrained"}
     assert silent_arguments("trainer") == {

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from autotimm.data import ImageDataModule
-from autotimm.data.file_facts import scan
+from autotimm.data.image_facts import scan
 from autotimm.data.toy import write_toy_folder
 from autotimm.errors import AutotimmError, DataError
 

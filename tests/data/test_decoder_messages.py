@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from autotimm import ImageDataModule
-from autotimm.data.file_facts import Oddity, scan
+from autotimm.data.file_facts import Oddity
 from autotimm.data.formats.image_paths import read_paths
+from autotimm.data.image_facts import scan
 from autotimm.data.image_io import read_image
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)

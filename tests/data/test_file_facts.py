@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from autotimm.data import file_facts
-from autotimm.data.file_facts import FileFacts, Problem, Stamp, scan
+from autotimm.data.file_facts import FactStore, FileFacts, Problem, Stamp
+from autotimm.data.image_facts import scan
 
-READABLE: FileFacts[bool] = FileFacts("readable", bool, "")
+READABLE = FactStore("images", "")
 
 
 def files(toy: Path) -> list[Path]:
@@ -129,12 +130,14 @@ def test_a_repaired_file_is_good(toy: Path) -> None:
     assert scan(files(toy)) == []
 
 
+@pytest.mark.usefixtures("settled")
 def test_cache_is_below_the_users_cache_folder(toy: Path) -> None:
     scan(files(toy))
     assert READABLE.path.exists()
     assert READABLE.path.parent == Path(os.environ["XDG_CACHE_HOME"], "autotimm")
 
 
+@pytest.mark.usefixtures("settled")
 @pytest.mark.parametrize("kind", ["file in the way", "broken", "read-only"])
 def test_an_unusable_cache_is_ignored(
     toy: Path, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -10,8 +10,9 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from autotimm import ImageClassifier, ImageDataModule
-from autotimm.data.file_facts import Oddity, image_sizes, scan
+from autotimm.data.file_facts import Oddity, image_sizes
 from autotimm.data.image_channels import read_as, read_picture
+from autotimm.data.image_facts import scan
 from autotimm.data.image_io import is_image_name, read_image
 from autotimm.data.image_reading import ImageReading, reading_as
 from autotimm.data.transforms.image_transforms import AUGMENTATIONS, train_transform, without_colors

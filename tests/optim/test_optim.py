@@ -97,9 +97,9 @@ class TestRecipes:
             choose_recipe(cached_network(name), pretrained=True, batch_size=64, head_fitted=True)
             for name in ("test_resnet", "test_vit")
         ]
-        assert [recipe.lr for recipe in found] == [pytest.approx(1e-4 * 2**0.5), pytest.approx(1e-4)]
+        assert [recipe.lr for recipe in found] == [pytest.approx(2.5e-4 * 2**0.5), pytest.approx(1e-4)]
         assert found[1].layer_decay == 0.7
-        assert found[0].reason == "lr 0.000141: CNN fine-tuning after a fitted head, AdamW, batch 64"
+        assert found[0].reason == "lr 0.000354: CNN fine-tuning after a fitted head, AdamW, batch 64"
 
     def test_scale_the_backbone_only_if_there_is_one(self) -> None:
         def recipe(network: nn.Module, **options: Any) -> Recipe:

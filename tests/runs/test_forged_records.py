@@ -41,7 +41,7 @@ ROWS = {
 MEANINGLESS = {
     r"manifest.json: volatile\..*": "clock, names of machine, user and folder: part of no digest, and said to vary",
     r"manifest.json: inputs.config.trainer.use_autotimm_seeding": "the replay obeys it, and no task draws from it",
-    r"config.yaml: (num_workers|cache|cache_size|progress|loggers|strict|out|name)": "changes no bit of a run",
+    r"config.yaml: (num_workers|cache|cache_size|check|progress|loggers|strict|out|name)": "changes no bit of a run",
     r"report(\.html|/classes\.csv) .*": "made of the other files, by `autotimm report` again; no verdict depends on it",
     r"config.yaml: keep": "the replay obeys it, and keeps the same checkpoints",
 }
@@ -182,10 +182,9 @@ def test_each_reason_why_an_edit_has_no_meaning_is_one_of_an_edit(edits):
 
 
 def counts(outcomes):
-    """How often each outcome occurs; how many variables and commits are recorded depends on the machine."""
-    counted = Counter(
-        outcome for (name, _), outcome in outcomes.items() if not re.search(r"environment\.(variables|git)\b", name)
-    )
+    """How often each outcome occurs; how many variables, commits and costs are recorded depends on the machine."""
+    of_machine = r"environment\.(variables|git)\b|volatile\.compute\b"
+    counted = Counter(outcome for (name, _), outcome in outcomes.items() if not re.search(of_machine, name))
     return [sum(counted.values()), *(counted[outcome] for outcome in OUTCOMES)]
 
 

@@ -12,7 +12,7 @@ from autotimm.cli.main import main
 from autotimm.data.toy import write_toy_folder, write_toy_segmentation
 from autotimm.errors import DataError, UsageError
 from autotimm.runs import neighbours
-from autotimm.runs.neighbours import NearestSamples
+from autotimm.runs.neighbours import NOVELTY_RANK, NearestSamples, novelties
 from training import small_fit
 
 
@@ -145,3 +145,44 @@ def test_wrong_numbers_and_lone_checkpoints(run, photos, tmp_path):
     alone = autotimm.Run(shutil.copy(run.checkpoint(), tmp_path / "alone.ckpt"))
     with pytest.raises(DataError, match="must have a list of its training images"):
         alone.predict(photos, neighbours=1)
+
+
+class TestNovelty:
+    def test_it_counts_the_validation_images_that_are_nearer(self):
+        drawn = np.random.default_rng(1)
+        values, held_out = drawn.normal(size=30).round(1), drawn.normal(size=20).round(1)
+        plain = [sum(held > value for held in held_out) / 21 for value in values]
+        assert novelties(values, held_out) == plain
+
+    def test_images_of_the_same_kind_are_spread_evenly(self):
+        drawn = np.random.default_rng(2)
+        found = np.array(novelties(drawn.normal(size=5000), drawn.normal(size=999)))
+        assert abs(float((found >= 0.95).mean()) - 0.05) < 0.03
+
+    def test_of_a_run(self, run, photos, tmp_path, capfd):
+        trained, new = sorted((photos / "train").rglob("*.png"))[:4], sorted((photos / "val").rglob("*.png"))[:4]
+        found = run.predict([*trained, *new], novelty=True)
+        assert run.predict(new[1], novelty=True)[0].novelty == found[5].novelty
+        assert [one._replace(novelty=None) for one in found] == run.predict([*trained, *new])
+        near = run.predict([*trained, *new], neighbours=2, novelty=True)
+        assert [one.novelty for one in near] == [one.novelty for one in found]
+        assert {len(one.neighbours) for one in near} == {2}
+        # A validation image is as far as it was in the evidence: the count is that of those before it.
+        ids, kept = run.evidence().ids, run.predict(sorted((photos / "val").rglob("*.png")), neighbours=NOVELTY_RANK)
+        fifth = {one.id: one.neighbours[-1].similarity for one in kept}
+        assert len(ids) == len(fifth)
+        for path, one in zip(new, found[4:], strict=True):
+            mine = fifth[str(path)]
+            assert one.novelty == pytest.approx(sum(each > mine for each in fifth.values()) / (len(ids) + 1), abs=0.07)
+        words = ["predict", str(run.path), str(new[0]), "--novelty"]
+        assert main([*words, "--json"]) == 0
+        assert json.loads(capfd.readouterr().out)["predictions"][0]["novelty"] == found[4].novelty
+        assert main([*words, "--out", str(tmp_path / "p.csv")]) == 0
+        (row,) = csv.DictReader((tmp_path / "p.csv").read_text().splitlines())
+        assert float(row["novelty"]) == pytest.approx(found[4].novelty)
+
+    def test_other_checkpoints_are_refused(self, run, photos, capfd):
+        with pytest.raises(UsageError, match="`novelty` of predict must be left out"):
+            run.predict(photos, novelty=True, ckpt="last")
+        assert main(["predict", str(run.path), str(photos), "--novelty", "--out", "labels"]) == 2
+        assert "The `--novelty` of autotimm predict must be given with an --out" in capfd.readouterr().err

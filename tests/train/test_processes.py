@@ -19,7 +19,7 @@ from autotimm.errors import UsageError
 from autotimm.records.digest import file_digest
 from autotimm.records.ledger import read_ledger
 from autotimm.runs.run import diff
-from training import classifier, toy_data, trainer
+from training import classifier, small_fit, toy_data, trainer
 
 SCRIPT = """
 import autotimm
@@ -123,6 +123,21 @@ def test_two_processes_see_what_one_sees_and_repeat(repeat, toy_folder, tmp_path
     found = diff(runs / "one", runs / "two")
     assert "environment: the number of processes: 1 was recorded, 2 is used" in str(found)
     assert found.cause.startswith("Likely the number of processes: 1 was recorded, 2 is used")
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
+def test_two_processes_begin_with_the_head_that_one_fits(toy_folder, tmp_path):
+    other = write_toy_folder(tmp_path / "other", n=24, num_classes=3, image_size=32, seed=1)
+    weights = small_fit(other, tmp_path / "pretrained").path / "model.safetensors"
+    fit = [weights if word == "false" else word for word in FIT]
+    for name, shares in {"two": ["--devices", 2, "--batch-size", 3], "one": ["--batch-size", 6]}.items():
+        autotimm("fit", toy_folder, *fit, *shares, "--name", name, cwd=tmp_path)
+    one, two = (tmp_path / "runs" / name for name in ("one", "two"))
+    # Process 0 alone sees all of the images, in batches of the same shape.
+    head = ("features", "penalty", "weights", "metrics")
+    assert lines(two, "head", *head) == lines(one, "head", *head)
+    assert lines(two, "choice", "tried")[0][0].keys() == lines(one, "choice", "tried")[0][0].keys()
+    assert Run(two).validate()["val/loss"] == pytest.approx(Run(two).metrics["val/loss"], abs=1e-6)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from autotimm.cli.run_args import print_run, run_answer
 from autotimm.cli.verb import Positional, Verb, loading_torch
 from autotimm.config import COMMAND_LINE, FitConfig, Option, defaults, options, read_yaml
 from autotimm.config.record import RECORD
-from autotimm.config.value_types import Path
+from autotimm.config.value_types import Flag, Path
 from autotimm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ __all__ = ["FIT", "configure", "train"]
 
 _CONFIG = Option(
     Path(metavar="FILE"), "YAML file with these options, or in Lightning's style", "Configuration", common=True
+)
+_COMMIT = Option(
+    Flag(), "before the first step write and print a digest of data, code, options and seeds", "Reproducibility"
 )
 
 
@@ -45,12 +48,12 @@ def train(given: Given) -> Run:
         with loading_torch(resolved.progress):
             from autotimm.runs.run import fit_config, names_of_file
         with names_of_file(given.options.get("config")):
-            return fit_config(resolved)
+            return fit_config(resolved, commit=given.value("commit"))
     with loading_torch():
         from autotimm.cli.lightning_yaml import build
         from autotimm.runs.run import fit_objects, names_of_file
     with names_of_file(given.options["config"]):
-        return fit_objects(*build(resolved, given.options["config"]))
+        return fit_objects(*build(resolved, given.options["config"]), commit=given.value("commit"))
 
 
 def configure(given: Given) -> FitConfig | dict[str, object]:
@@ -59,7 +62,7 @@ def configure(given: Given) -> FitConfig | dict[str, object]:
     Raises:
         UsageError: If a key or a value is wrong, or if a file in Lightning's style is combined with other options.
     """
-    typed = {name: value for name, value in given.options.items() if name not in ("config", "json")}
+    typed = {name: value for name, value in given.options.items() if name not in ("config", "commit", "json")}
     if given.positionals["path"] is not None:
         typed["path"] = given.positionals["path"]
     if "config" not in given.options:
@@ -88,9 +91,10 @@ FIT = Verb(
     options={
         "config": _CONFIG,
         **{name: option for name, option in options().items() if name != "path"},
+        "commit": _COMMIT,
         "json": replace(JSON, group=_CONFIG.group, common=True),
     },
-    defaults={**defaults(), "json": False},
+    defaults={**defaults(), "commit": False, "json": False},
     examples=(
         "autotimm fit photos/ --backbone resnet18 --epochs 10",
         "autotimm fit photos/ --pretrained false --image-size 64 --seed 7 --name small",

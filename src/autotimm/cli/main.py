@@ -7,10 +7,12 @@ import sys
 from collections.abc import Sequence
 
 import autotimm
+from autotimm.cli.attest import ATTEST
 from autotimm.cli.backbones import BACKBONES
 from autotimm.cli.demo import DEMO
 from autotimm.cli.diff import DIFF
 from autotimm.cli.doctor import DOCTOR
+from autotimm.cli.explain import EXPLAIN
 from autotimm.cli.export import EXPORT
 from autotimm.cli.extend import EXTEND
 from autotimm.cli.fit import FIT
@@ -18,10 +20,12 @@ from autotimm.cli.inspect import INSPECT
 from autotimm.cli.json_output import print_error, wants_json
 from autotimm.cli.levels import LEVELS
 from autotimm.cli.predict import PREDICT
+from autotimm.cli.publish import PUBLISH
 from autotimm.cli.push import PUSH
 from autotimm.cli.report import REPORT
 from autotimm.cli.reproduce import REPRODUCE
 from autotimm.cli.resume import RESUME
+from autotimm.cli.seal import SEAL
 from autotimm.cli.selfcheck import SELFCHECK
 from autotimm.cli.serve import SERVE
 from autotimm.cli.study import STUDY
@@ -35,8 +39,8 @@ from autotimm.records.own_modules import search_also
 __all__ = ["VERBS", "entry", "main"]
 
 _ALL = (
-    FIT, INSPECT, RESUME, EXTEND, VALIDATE, TEST, PREDICT, REPORT, EXPORT, PUSH, SERVE, VERIFY, DIFF, LEVELS,
-    REPRODUCE, STUDY, BACKBONES, DOCTOR, SELFCHECK, DEMO,
+    FIT, INSPECT, RESUME, EXTEND, VALIDATE, TEST, PREDICT, EXPLAIN, REPORT, EXPORT, PUSH, SERVE, VERIFY, DIFF, LEVELS,
+    REPRODUCE, SEAL, PUBLISH, ATTEST, STUDY, BACKBONES, DOCTOR, SELFCHECK, DEMO,
 )  # fmt: skip
 VERBS: dict[str, Verb] = {verb.name: verb for verb in _ALL}
 _BREAK = "\n"  # some messages have several lines
@@ -58,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 ok, 1 the run failed, 2 usage, 3 data, 4 model or weights, 5 different, 6 incomplete,
-        130 interrupted.
+        7 consistent, 130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:

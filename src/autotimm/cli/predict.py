@@ -40,10 +40,12 @@ def run(argv: Sequence[str]) -> int:
     fast, out, draw, paths = (given.value("fast"), given.value("out"), given.value("draw"), given.positionals["paths"])
     ids, embeddings = given.value("ids"), given.value("embeddings")
     _check_outputs(out, draw)
-    if (most := given.value("neighbours")) is not None and (_ending(out) == "" if out else draw is not None):
-        cure = "Pictures and label images name no neighbours."
+    most, novelty = given.value("neighbours"), given.value("novelty")
+    if (most is not None or novelty) and (_ending(out) == "" if out else draw is not None):
+        name, got = ("--novelty", novelty) if most is None else ("--neighbours", most)
+        cure = f"Pictures and label images {'say nothing of it' if most is None else 'name no neighbours'}."
         must = "given with an --out that ends in .csv or .json, or without --out and --draw"
-        raise UsageError(sentence("--neighbours", _OWNER, must, most, cure))
+        raise UsageError(sentence(name, _OWNER, must, got, cure))
     if embeddings is not None:
         require_features_file(embeddings, "--embeddings", _OWNER)
         if embeddings == out:
@@ -65,7 +67,8 @@ def run(argv: Sequence[str]) -> int:
     with answering(given) as answer:
         predictions = run.predict(paths, fast=fast, ckpt=ckpt, threshold=given.value("threshold"),
                                   raw=given.value("raw"), coverage=given.value("coverage"),
-                                  embeddings=embeddings, neighbours=most, tta=given.value("tta"))  # fmt: skip
+                                  embeddings=embeddings, neighbours=most, novelty=novelty,
+                                  tta=given.value("tta"))  # fmt: skip
         answer |= {"run": run.path, "images": len(predictions), "out": out, "pictures": draw, "embeddings": embeddings,
                    "tta": given.value("tta")}  # fmt: skip
         if embeddings is not None:
@@ -177,6 +180,9 @@ PREDICT = Verb(
         "neighbours": Option(
             Whole(1), "name the training images with the most similar features, this many", "Options", none="none"
         ),
+        "novelty": Option(
+            Flag(), "say which share of the validation images is more like the training images", "Options"
+        ),
         "tta": Option(
             Choice(("flip",)), "average each image and its mirror image, for classification", "Options", none="none"
         ),
@@ -197,6 +203,7 @@ PREDICT = Verb(
         "coverage": None,
         "embeddings": None,
         "neighbours": None,
+        "novelty": False,
         "tta": None,
         "raw": False,
         "max_pixels": None,
@@ -209,6 +216,7 @@ PREDICT = Verb(
         "autotimm predict runs/photos-001 new/ --coverage 0.9 --out sets.csv",
         "autotimm predict runs/photos-001 new/ --out predictions.csv --embeddings features.safetensors",
         "autotimm predict runs/photos-001 new/ --neighbours 5 --json",
+        "autotimm predict runs/photos-001 new/ --novelty --out predictions.csv",
         "autotimm predict runs/photos-001 new/ --tta flip --out predictions.csv",
         "autotimm predict runs/cars-001 new/ --out found.json --draw pictures/ --threshold 0.5",
         "autotimm predict runs/tiles-001 satellite.tif --out found.json --max-pixels 400000000",

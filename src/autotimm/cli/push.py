@@ -68,5 +68,5 @@ PUSH = Verb(
         "The token is that of `hf auth login`, or HF_TOKEN. No image and no path of this machine is sent.",
         "Exit code 4: timm has no such model, the hub is not reachable, there is no token, or the hub refuses.",
     ),
-    elsewhere=("upload", "publish"),
+    elsewhere=("upload",),
 )  # fmt: skip

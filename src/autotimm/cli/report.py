@@ -10,11 +10,11 @@ from autotimm.cli.run_args import DATA, TRUST
 from autotimm.cli.verb import Positional, Verb, loading_torch
 from autotimm.config import Option
 from autotimm.config.value_types import Path
-from autotimm.errors import UsageError, printable
+from autotimm.errors import printable
 
 __all__ = ["REPORT"]
 
-_OUT = Option(Path(metavar="FILE"), "where a comparison is written", "Options", none="auto")
+_OUT = Option(Path(metavar="FILE"), "where the page is written", "Options", none="auto")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -23,8 +23,6 @@ def run(argv: Sequence[str]) -> int:
     if given is None:
         return 0
     folders, out = given.positionals["runs"], given.options.get("out")
-    if out is not None and len(folders) < 2:
-        raise UsageError("The `out` of report has no effect on one run, whose page is in its folder. Leave it out.")
     with answering(given) as answer:
         with loading_torch():
             from autotimm.runs.run import Run, compare_reports
@@ -32,7 +30,7 @@ def run(argv: Sequence[str]) -> int:
         if len(folders) > 1:
             report = compare_reports(folders, out, data=data, trust=trust)
         else:
-            report = Run(folders[0], trust=trust).report(data)
+            report = Run(folders[0], trust=trust).report(data, out=out)
         print(f"report: {printable(report.path)}")
         answer["report"] = report.path
     return 0
@@ -47,6 +45,7 @@ REPORT = Verb(
     defaults={"out": None, "data": None, "trust": False, "json": False},
     examples=("autotimm report runs/photos-001", "autotimm report runs/photos-001 runs/photos-002"),
     notes=(
-        "The page of a run is RUN/report.html. A comparison is written beside the first run, unless --out says where.",
+        "The page of a run is RUN/report.html. A comparison is written beside the first run, unless --out says where. "
+        "The page of a sealed run needs --out, since nothing is written into the run.",
     ),
 )

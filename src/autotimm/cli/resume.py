@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from autotimm.cli.json_output import JSON, answering
 from autotimm.cli.parser import parse
-from autotimm.cli.run_args import DATA, FOLDER, TRUST, WORKERS, open_folder, print_run, run_answer
+from autotimm.cli.run_args import DATA, DEVICES, FOLDER, TRUST, WORKERS, open_folder, print_run, run_answer
 from autotimm.cli.verb import Verb
 
 __all__ = ["RESUME"]
@@ -18,7 +18,9 @@ def run(argv: Sequence[str]) -> int:
     if given is None:
         return 0
     with answering(given) as answer:
-        run = open_folder(given).resume(data=given.value("data"), workers=given.value("workers"))
+        run = open_folder(given).resume(
+            data=given.value("data"), workers=given.value("workers"), devices=given.value("devices")
+        )
         print_run(run)
         answer.update(run_answer(run))
     return 0
@@ -29,7 +31,7 @@ RESUME = Verb(
     summary="resume an interrupted run, bit for bit",
     run=run,
     positionals=(FOLDER,),
-    options={"data": DATA, "workers": WORKERS, "trust": TRUST, "json": JSON},
-    defaults={"data": None, "workers": None, "trust": False, "json": False},
+    options={"data": DATA, "workers": WORKERS, "devices": DEVICES, "trust": TRUST, "json": JSON},
+    defaults={"data": None, "workers": None, "devices": None, "trust": False, "json": False},
     examples=("autotimm resume runs/photos-001",),
 )

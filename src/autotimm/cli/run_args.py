@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from autotimm.runs.run import Run
 
 __all__ = [
-    "CKPT", "DATA", "FOLDER", "RUN", "THRESHOLD", "TRUST", "WORKERS", "class_lines", "measuring", "open_folder",
-    "open_run", "print_once", "print_run", "run_answer",
+    "CKPT", "DATA", "DEVICES", "FOLDER", "RUN", "THRESHOLD", "TRUST", "WORKERS", "class_lines", "measuring",
+    "open_folder", "open_run", "print_once", "print_run", "run_answer",
 ]  # fmt: skip
 
 _MAX_NAME = 40  # characters of a class name
@@ -32,6 +32,9 @@ RUN = Positional("run", "RUN|CKPT", "a run folder, or one of its checkpoints")
 FOLDER = Positional("run", "RUN", "a run folder")
 DATA = Option(Path(), "new path of the data, if it was moved", "Options", none="as recorded")
 WORKERS = Option(Whole(), "data loading processes; never changes results", "Options", none="as recorded")
+DEVICES = Option(
+    Whole(1), "devices or processes, of a run with shards; never changes results", "Options", none="as recorded"
+)
 TRUST = Option(Flag(), "import own classes that the run names; this runs their code", "Options")
 CKPT = Option(Path(metavar="best|last|FILE"), "which checkpoint of the run", "Options", cure="Give best or last.")
 THRESHOLD = Option(
@@ -84,13 +87,18 @@ def run_answer(run: Run) -> dict[str, Any]:
     return answer | ({"folds": run.folds} if run.folds else {})
 
 
-def measuring(name: str, images: str, measure: Callable[[Run, str | None, str], Mapping[str, float]]) -> Verb:
+def measuring(
+    name: str, images: str, measure: Callable[[Run, str | None, str, str | None], Mapping[str, float]], *,
+    keeps: bool = False,
+) -> Verb:  # fmt: skip
     """Make a verb that evaluates a run.
 
     Args:
         name: The verb.
         images: The split, in words.
-        measure: Returns the metrics of a run, on other images or ``None``, with a checkpoint.
+        measure: Returns the metrics of a run, on other images or ``None``, with a checkpoint, written to a file or
+            ``None``.
+        keeps: Whether its results are kept with the run, or written elsewhere with ``--out``.
     """
 
     def run(argv: Sequence[str]) -> int:
@@ -99,7 +107,7 @@ def measuring(name: str, images: str, measure: Callable[[Run, str | None, str], 
             return 0
         with answering(given) as answer:
             evaluated, ckpt = open_run(given)
-            metrics = measure(evaluated, given.positionals["path"], ckpt)
+            metrics = measure(evaluated, given.positionals["path"], ckpt, given.value("out") if keeps else None)
             print_metrics(metrics)
             if evaluated.per_class:
                 print()
@@ -107,13 +115,14 @@ def measuring(name: str, images: str, measure: Callable[[Run, str | None, str], 
             answer.update(run=evaluated.path, metrics=metrics, per_class=evaluated.per_class)
         return 0
 
+    out = {"out": Option(Path(metavar="FILE"), "new JSON file for the results", "Options", none="with the run")}
     verb = Verb(
         name=name,
         summary=f"evaluate a run on its {images} images",
         run=run,
         positionals=(RUN, Positional("path", "PATH", "other labelled images: a folder or a CSV file", required=False)),
-        options={"ckpt": CKPT, "trust": TRUST, "json": JSON},
-        defaults={"ckpt": "best", "trust": False, "json": False},
+        options={"ckpt": CKPT, **(out if keeps else {}), "trust": TRUST, "json": JSON},
+        defaults={"ckpt": "best", **({"out": None} if keeps else {}), "trust": False, "json": False},
         examples=(f"autotimm {name} runs/photos-001", f"autotimm {name} runs/photos-001 more-photos/"),
     )
     return verb

@@ -6,4 +6,4 @@ from autotimm.cli.run_args import measuring
 
 __all__ = ["TEST"]
 
-TEST = measuring("test", "test", lambda run, path, ckpt: run.test(path, ckpt=ckpt))
+TEST = measuring("test", "test", lambda run, path, ckpt, out: run.test(path, ckpt=ckpt, out=out), keeps=True)

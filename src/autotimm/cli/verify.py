@@ -6,11 +6,11 @@ import re
 from collections.abc import Sequence
 
 from autotimm.cli.json_output import JSON, answering
-from autotimm.cli.parser import parse
-from autotimm.cli.run_args import DATA, FOLDER, TRUST, WORKERS, open_folder, print_once
+from autotimm.cli.parser import Given, parse
+from autotimm.cli.run_args import DATA, DEVICES, FOLDER, TRUST, WORKERS, open_folder, print_once
 from autotimm.cli.verb import Verb
 from autotimm.config import Option
-from autotimm.config.value_types import Flag, Text, Whole
+from autotimm.config.value_types import Flag, Path, Text, Whole
 from autotimm.errors import UsageError, sentence
 
 __all__ = ["VERIFY"]
@@ -22,15 +22,30 @@ def run(argv: Sequence[str]) -> int:
     if given is None:
         return 0
     epochs = _epoch_range(given.value("epochs"))
+    _check_stretches(given)
     with answering(given) as answer:
         recorded_run = open_folder(given)
         verdict = recorded_run.verify(
             data=given.value("data"), steps=given.value("steps"), epochs=epochs, workers=given.value("workers"),
-            explain=given.value("explain"),
+            devices=given.value("devices"), explain=given.value("explain"), stretches=given.value("stretches"),
+            challenge=given.value("challenge"), jobs=given.value("jobs"), key=given.value("key"),
+            commitment=given.value("commitment"),
         )  # fmt: skip
         print_once(verdict)
         answer.update(verdict.as_dict())
     return verdict.exit_code
+
+
+def _check_stretches(given: Given) -> None:
+    """Refuse options that do not go together with `--stretches`, or that mean nothing without it."""
+    if given.value("stretches") is None:
+        lost = [name for name in given.options if name in ("challenge", "jobs")]
+        wrong = f"--{lost[0]} of autotimm verify needs --stretches. Add for example --stretches 8." if lost else ""
+    else:
+        lost = [name for name in ("epochs", "explain", "devices") if given.value(name)]
+        wrong = f"--{lost[0]} of autotimm verify does not go with --stretches. Leave one of them out." if lost else ""
+    if wrong:
+        raise UsageError(wrong)
 
 
 def _epoch_range(text: str | None) -> tuple[int, int] | None:
@@ -51,12 +66,24 @@ VERIFY = Verb(
     positionals=(FOLDER,),
     options={
         "data": DATA,
-        "steps": Option(Whole(1), "number of optimizer steps to compare", "Options", none="all"),
+        "steps": Option(
+            Whole(1), "number of optimizer steps to compare, with --stretches of each (5)", "Options", none="all"
+        ),
         "epochs": Option(
             Text(metavar="A:B"), "replay epochs A to B only, from a checkpoint; counted from 1", "Options", none="all"
         ),
+        "stretches": Option(
+            Whole(1), "on other hardware: replay so many stretches, from drawn checkpoints", "Options", none="none"
+        ),
+        "challenge": Option(Whole(), "with --stretches: the seed that they are drawn with", "Options", none="random"),
+        "jobs": Option(Whole(1), "with --stretches: number of parallel processes", "Options"),
         "workers": WORKERS,
+        "devices": DEVICES,
         "trust": TRUST,
+        "key": Option(Path(metavar="FILE"), "public key of whom the seal must be, as PEM", "Options", none="any"),
+        "commitment": Option(
+            Text(metavar="DIGEST"), "digest that was published before the run, see fit --commit", "Options", none="any"
+        ),
         "explain": Option(Flag(), "confirm the cause: replay the step with each factor restored", "Options"),
         "json": JSON,
     },
@@ -64,17 +91,29 @@ VERIFY = Verb(
         "data": None,
         "steps": None,
         "epochs": None,
+        "stretches": None,
+        "challenge": None,
+        "jobs": 1,
         "workers": None,
+        "devices": None,
         "trust": False,
+        "key": None,
+        "commitment": None,
         "explain": False,
         "json": False,
     },
-    examples=("autotimm verify runs/photos-001", "autotimm verify runs/photos-001 --epochs 3:4 --workers 2"),
+    examples=(
+        "autotimm verify runs/photos-001",
+        "autotimm verify runs/photos-001 --epochs 3:4 --workers 2",
+        "autotimm verify runs/photos-001 --stretches 8 --steps 5   on another machine",
+    ),
     notes=(
         "`identical` means that every recorded line was met and compared, and that results, weights and settings agree "
         "with the replay. What the replay cannot tell is listed as `not checked`. Nothing is written into the run.",
+        "A sealed run is compared with its seal before it is replayed: `different` if a byte, a file or key differs.",
         "With --steps or --epochs the verdict is `identical in part`.",
-        "Exit codes: 0 identical, 5 different, 6 the record is incomplete and equal as far as it goes, 3 the data has "
-        "changed, 4 the run cannot be replayed here.",
+        "With --stretches the verdict is `consistent`, or `different` where rounding does not explain the distance.",
+        "Exit codes: 0 identical, 7 consistent, 5 different, 6 the record is incomplete and equal as far as it goes, 3 "
+        "the data has changed, 4 the run cannot be replayed here.",
     ),
 )

@@ -30,7 +30,7 @@ from autotimm.config.value_types import (
     Words,
 )  # fmt: skip
 from autotimm.config.yaml import write_scalar
-from autotimm.constants import CACHES, DECODINGS, RECIPES, TASKS
+from autotimm.constants import CACHES, CHECKS, DECODINGS, RECIPES, TASKS
 from autotimm.errors import UsageError, sentence
 
 __all__ = ["COMMAND_LINE", "NETWORK_OPTIONS", "FitConfig", "defaults", "options"]
@@ -170,6 +170,9 @@ class FitConfig:
     )
     cache_size: int = _data(
         20 * 10**9, Bytes(), "most that the decoded images of all data sets take", needs="cache"
+    )
+    check: str = _data(
+        "auto", Choice(CHECKS), "decode all images before training, or look at headers; auto: full up to 20,000 images"
     )
     strict: bool = _data(False, Flag(), "refuse doubtful data instead of repairing it with a notice")
     train_csv: str | None = _tables(
@@ -364,6 +367,10 @@ class FitConfig:
     # Not "auto": a result should not depend on how many devices the machine happens to have.
     devices: int = _device(
         1, Whole(1), "number of devices or processes", stages=("order", "forward", "update"), recipe="reads"
+    )
+    shards: int | None = _device(
+        None, Whole(1), "parts that each batch is cut into, so that no bit depends on the number of devices",
+        none="none", stages=("order", "forward", "update"), recipe="reads",
     )
     precision: str = _device("32", Choice(_PRECISIONS), "floating point precision", stages=("forward", "update"))
     out: str = _output("runs", Path(), "folder in which run folders are created", common=True, to=_RUN_DIR)

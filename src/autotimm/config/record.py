@@ -36,7 +36,7 @@ _OPTIONS_OF_VERSION_1 = {
 # What a record means by an option that it does not have, where that is not the default, and for which tasks.
 _BEFORE = {
     "decode": ("full", ("classification",)), "evidence": ("false", TASKS), "recipe": ("plain", TASKS),
-    "calibrate": ("none", ("classification", "detection", "instance")),
+    "check": ("full", TASKS), "calibrate": ("none", ("classification", "detection", "instance")),
 }  # fmt: skip
 _LINE_OF_VERSION_1 = re.compile(r"\w+: .*  # \S.*")
 

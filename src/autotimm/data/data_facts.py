@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import os
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,9 +20,11 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from autotimm.data.file_facts import Problem, Stamp, file_digests
+from autotimm.data.file_facts import Problem, file_digests, stamp_rows, stamps_of
+from autotimm.data.image_facts import image_digests
 from autotimm.data.image_io import BROKEN
-from autotimm.data.table import Table
+from autotimm.data.table import Subset, Table
+from autotimm.data.texts import file_names
 from autotimm.errors import DataError, printable
 from autotimm.image_size import ImageSize
 from autotimm.records.digest import state_digest
@@ -45,7 +49,7 @@ def content(tables: Iterable[Table], progress: bool = True, *, cached: bool = Tr
         DataError: If a file cannot be read.
     """
     tables = list(tables)
-    return _by_id(tables, [_sample_digests(table, progress, cached) for table in tables])
+    return _by_id(tables, [_sample_digests(table, progress, cached)[0] for table in tables])
 
 
 class ChangedFiles(NamedTuple):
@@ -70,19 +74,20 @@ class Snapshot:
         progress: Whether a progress bar may appear.
         cached: Whether digests of the user's cache may be used.
 
-    Attributes:
-        content: The digests by id.
-
     Raises:
         DataError: If a file cannot be read.
     """
 
     def __init__(self, tables: Iterable[Table], progress: bool = True, *, cached: bool = True) -> None:
         self._tables = list(tables)
-        # Before the digests: a file that changes while it is read has another stamp afterwards.
-        self._stamps = [_stamps(table) for table in self._tables]
-        self._digests = [_sample_digests(table, progress, cached) for table in self._tables]
-        self.content = _by_id(self._tables, self._digests)
+        # The stamps are older than the digests: a file that changes while it is read has another one afterwards.
+        listed = [_sample_digests(table, progress, cached) for table in self._tables]
+        self._digests, self._stamps = [digests for digests, _ in listed], [stamps for _, stamps in listed]
+
+    @property
+    def content(self) -> Content:
+        """The digests by id, made when they are asked for: they take more memory than all that is kept."""
+        return _by_id(self._tables, self._digests)
 
     def changed(self) -> ChangedFiles:
         """The files whose content has changed since; only those with another stamp are read again.
@@ -92,24 +97,36 @@ class Snapshot:
         files: set[Path] = set()
         ids: set[str] = set()
         for table, stamps, digests in zip(self._tables, self._stamps, self._digests, strict=True):
+            differs = np.flatnonzero((_stamps(table) != stamps).any(axis=1))
             moved: dict[int, list[Path]] = defaultdict(list)
-            differs = (_stamps(table) != stamps).any(axis=1)
-            for (index, path), other in zip(_sources(table), differs.tolist(), strict=True):
-                if other:
-                    moved[index].append(path)
+            if len(differs):
+                others, places = differs.tolist(), {*differs.tolist()}
+                sources = itertools.islice(enumerate(_sources(table)), others[-1] + 1)
+                for index, name in (source for place, source in sources if place in places):
+                    moved[index].append(Path(name))
             for index, digest in zip(moved, _digests_now(table, [*moved]), strict=True):
-                if digest != digests[index]:
+                if digest != digests[index].tobytes():
                     files |= {*moved[index]}
                     ids.add(table.ids[index])
         return ChangedFiles(tuple(sorted(files)), tuple(sorted(ids)))
 
 
-def _sources(table: Table) -> Iterator[tuple[int, Path]]:
+def _sources(table: Table) -> Iterator[tuple[int, str]]:
     """The files of each sample, with its index: the image, then those of the target."""
-    for index, image in enumerate(table.files()):
+    names = file_names(table.files())
+    if _has_no_target_files(table):
+        yield from enumerate(names)
+        return
+    for index, image in enumerate(names):
         yield index, image
         for path in table.target_files(index):
-            yield index, path
+            yield index, os.fspath(path)
+
+
+def _has_no_target_files(table: Table) -> bool:
+    """Whether a table is known to read no target from a file, so that nothing has to be asked of each sample."""
+    table = table.table if isinstance(table, Subset) else table
+    return type(table).target_files is Table.target_files and type(table).target_digest is Table.target_digest
 
 
 def _stamps(table: Table) -> NDArray[np.int64]:
@@ -117,41 +134,52 @@ def _stamps(table: Table) -> NDArray[np.int64]:
 
     An array: a million named tuples take ten times the memory, for as long as the training.
     """
-    width = len(Stamp._fields) - 1
-    rows = [stamp[1:] if (stamp := Stamp.of(path)) else (0,) * width for _, path in _sources(table)]
-    return np.array(rows, np.int64).reshape(-1, width)
+    return stamp_rows(stamps_of(name for _, name in _sources(table)))
 
 
-def _by_id(tables: Sequence[Table], digests: Sequence[Sequence[str]]) -> Content:
+def _by_id(tables: Sequence[Table], digests: Sequence[NDArray[np.uint8]]) -> Content:
     by_id: dict[str, str] = {}
     for table, of_table in zip(tables, digests, strict=True):
-        by_id |= zip(table.ids, of_table, strict=True)
+        whole, size = of_table.tobytes().hex(), 2 * of_table.shape[1]
+        by_id |= {id: whole[place : place + size] for id, place in zip(table.ids, itertools.count(0, size))}
     return Content({id: by_id[id] for id in sorted(by_id, key=lambda id: id.encode("utf-8", "surrogatepass"))})
 
 
-def _sample_digests(table: Table, progress: bool, cached: bool) -> list[str]:
-    files = table.files()
-    if not files:
-        return [*_samples(table)]
-    return [_with_target(table, index, image) for index, image in enumerate(_digests(files, progress, cached))]
+def _sample_digests(table: Table, progress: bool, cached: bool) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The SHA-256 of each sample, (samples, 32), and the stamps before they were taken."""
+    files = file_names(table.files())
+    if not len(files):
+        return np.frombuffer(bytes.fromhex("".join(_samples(table))), np.uint8).reshape(-1, 32), _stamps(table)
+    stamps = None if _has_no_target_files(table) else _stamps(table)
+    digests, of_images, problems = image_digests(files, progress, cached=cached)
+    for problem in problems.values():
+        raise DataError(
+            f"The file {problem.path} must be readable. It is not ({problem.reason}). Replace it or remove it from the "
+            "data."
+        )
+    if stamps is None:
+        return digests, of_images
+    for index, image in enumerate(digests):
+        digests[index] = np.frombuffer(_with_target(table, index, image.tobytes()), np.uint8)
+    return digests, stamps
 
 
-def _digests_now(table: Table, indices: Sequence[int]) -> Iterator[str | None]:
+def _digests_now(table: Table, indices: Sequence[int]) -> Iterator[bytes | None]:
     """The digests of some samples, read from their files again; ``None`` for one that can no longer be read."""
     files = table.files()
     images = file_digests([files[index] for index in indices], progress=False, cached=False)
     for index in indices:
         image = images[files[index]]
         try:
-            digest = None if isinstance(image, Problem) else _with_target(table, index, image)
+            digest = None if isinstance(image, Problem) else _with_target(table, index, bytes.fromhex(image))
         except BROKEN:  # a mask is gone
             digest = None
         yield digest
 
 
-def _with_target(table: Table, index: int, image: str) -> str:
+def _with_target(table: Table, index: int, image: bytes) -> bytes:
     target = table.target_digest(index)
-    return hashlib.sha256(f"{image} {target}".encode()).hexdigest() if target else image
+    return hashlib.sha256(f"{image.hex()} {target}".encode()).digest() if target else image
 
 
 def _samples(table: Table) -> Iterator[str]:
@@ -159,19 +187,6 @@ def _samples(table: Table) -> Iterator[str]:
         with scope(0, "content", id):  # a table of the user's own may draw random numbers while it loads
             sample = table.load(index)
         yield state_digest({"image": sample.image, "target": sample.target})
-
-
-def _digests(files: Sequence[Path], progress: bool, cached: bool) -> list[str]:
-    digests: list[str] = []
-    known = file_digests(files, progress, cached=cached)
-    for path in files:
-        digest = known[path]
-        if isinstance(digest, Problem):
-            raise DataError(
-                f"The file {path} must be readable. It is not ({digest.reason}). Replace it or remove it from the data."
-            )
-        digests.append(digest)
-    return digests
 
 
 class Facts(ABC):

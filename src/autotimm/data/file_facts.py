@@ -6,11 +6,12 @@ file, and computed again when the stamp has changed, or does not yet tell one co
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from functools import partial
@@ -19,31 +20,21 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import PIL
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+from numpy.typing import NDArray
 
 from autotimm.data.annotations.masks import MaskFacts, facts_of
 from autotimm.data.annotations.object_ids import ObjectIds, object_ids
 from autotimm.data.annotations.outlines import object_pixels
 from autotimm.data.decoder_messages import heard, listening
-from autotimm.data.image_channels import array_size, channel_range
-from autotimm.data.image_io import (
-    BROKEN,
-    decoded,
-    needs_conversion,
-    open_image,
-    reason,
-    require_file,
-    row_strips,
-    size_of,
-    strange_range,
-    to_rgb,
-)
+from autotimm.data.image_channels import array_size
+from autotimm.data.image_io import BROKEN, open_image, reason, require_file, size_of
 from autotimm.data.image_reading import ARRAY_SUFFIX, UPRIGHT_RGB, ImageReading, current_reading
+from autotimm.data.progress_bar import ProgressBar
 from autotimm.records.digest import file_digest
 from autotimm.serialization import parse_json
 
 __all__ = [
+    "FactStore",
     "FileFacts",
     "Oddity",
     "Problem",
@@ -54,11 +45,11 @@ __all__ = [
     "mask_facts",
     "object_bounds",
     "object_ids_of",
-    "scan",
+    "stamp_rows",
+    "stamps_of",
     "user_cache",
 ]
 
-_PATIENCE = 2.0  # seconds before a progress bar appears
 _BLOCK = 2048  # files per round: bounds memory, and what an interruption loses
 _QUERY = 500  # paths per query: SQLite bounds the number of parameters
 _SETTLED = 3 * 10**9  # nanoseconds: some file systems keep times in steps of two seconds
@@ -114,15 +105,7 @@ class Stamp(NamedTuple):
     @classmethod
     def of(cls, path: Path) -> Stamp | None:
         """The stamp of a file; ``None`` if there is no such file."""
-        try:
-            info = path.stat()
-        except (OSError, ValueError):  # ValueError: a NUL in the name, which no system call takes
-            return None
-        # Integers here have 64 bits and a sign; inodes of some network file systems have none, and any time can be set.
-        inode, device = info.st_ino % 2**63, info.st_dev % 2**63
-        mtime, ctime = (max(-_LAST, min(time_ns, _LAST)) for time_ns in (info.st_mtime_ns, info.st_ctime_ns))
-        name = os.fsencode(os.path.abspath(path))
-        return cls(name, info.st_size, mtime, ctime, inode, device)
+        return next(stamps_of([os.fspath(path)]))
 
     def is_settled(self, now_ns: int) -> bool:
         """Whether any later change of the file gives it another stamp; only then can a fact be cached under this one.
@@ -134,6 +117,108 @@ class Stamp(NamedTuple):
             now_ns: The time now, or when the stamp was taken, in nanoseconds since 1970.
         """
         return max(self.mtime_ns, self.ctime_ns) <= now_ns - _SETTLED
+
+
+def stamps_of(names: Iterable[str]) -> Iterator[Stamp | None]:
+    """The stamps of files; ``None`` for each that is not there."""
+    folders: dict[str, bytes] = {}
+    for name in names:
+        try:
+            info = os.stat(name)
+        except (OSError, ValueError):  # ValueError: a NUL in the name, which no system call takes
+            yield None
+            continue
+        folder, separator, last = name.rpartition(os.sep)
+        if last in ("", os.curdir, os.pardir):
+            path = os.fsencode(os.path.abspath(name))
+        else:
+            if folder + separator not in folders:  # an absolute path costs more than the rest
+                whole = os.path.abspath(folder + separator or os.curdir)
+                folders[folder + separator] = os.fsencode(os.path.join(whole, ""))
+            path = folders[folder + separator] + os.fsencode(last)
+        # Integers here have 64 bits and a sign; inodes of some network file systems have none, and any time can be set.
+        mtime, ctime = info.st_mtime_ns, info.st_ctime_ns
+        if not (-_LAST <= mtime <= _LAST and -_LAST <= ctime <= _LAST):
+            mtime, ctime = (max(-_LAST, min(time_ns, _LAST)) for time_ns in (mtime, ctime))
+        # Not by its own constructor, which takes twice the time.
+        yield tuple.__new__(Stamp, (path, info.st_size, mtime, ctime, info.st_ino % 2**63, info.st_dev % 2**63))
+
+
+def stamp_rows(stamps: Iterable[Stamp | None]) -> NDArray[np.int64]:
+    """Stamps without their paths as an array, (files, 5); zeros for a file that is not there."""
+    width = len(Stamp._fields) - 1
+    numbers = itertools.chain.from_iterable(stamp[1:] if stamp else (0,) * width for stamp in stamps)
+    return np.fromiter(numbers, np.int64).reshape(-1, width)
+
+
+class FactStore:
+    """A table of facts about files in a SQLite file of the user's cache folder.
+
+    It only saves time: where it cannot be read or written it is empty, silently. A damaged file is removed, a locked
+    one is left alone.
+
+    Args:
+        name: The name of the file.
+        columns: The columns beside those of a stamp, as SQL.
+    """
+
+    def __init__(self, name: str, columns: str) -> None:
+        self.name, self._columns = name, columns
+        self._width = len(Stamp._fields) + columns.count(",") + 1
+
+    @property
+    def path(self) -> Path:
+        """The cache file."""
+        return user_cache() / f"{self.name}.sqlite3"
+
+    def rows(self, paths: Sequence[bytes]) -> list[tuple[Any, ...]]:
+        """The rows of some files, in no order: those of a stamp, then the columns; files without one are left out."""
+
+        def select(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
+            rows: list[tuple[Any, ...]] = []
+            for first in range(0, len(paths), _QUERY):
+                some = paths[first : first + _QUERY]
+                rows += connection.execute(f"select * from facts where path in ({','.join('?' * len(some))})", some)
+            return rows
+
+        found: list[tuple[Any, ...]] = self._use(select, []) if len(paths) else []
+        return found
+
+    def insert(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Add rows, or replace those of the same files."""
+        marks = ", ".join("?" * self._width)
+        self._use(
+            lambda connection: connection.executemany(f"insert or replace into facts values ({marks})", rows), None
+        )
+
+    def remove(self, paths: Sequence[bytes]) -> None:
+        """Remove the rows of some files."""
+        each = [(path,) for path in paths]
+        self._use(lambda connection: connection.executemany("delete from facts where path = ?", each), None)
+
+    def _use(self, use: Callable[[sqlite3.Connection], Any], otherwise: Any) -> Any:
+        """Use the table in one transaction."""
+        columns = ", ".join(f"{field} integer" for field in Stamp._fields[1:])
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self.path, timeout=1.0)) as connection, connection:
+                connection.execute("pragma synchronous=off")  # a cache lost in a power cut is built again
+                connection.execute(
+                    f"create table if not exists facts (path blob primary key, {columns}, {self._columns})"
+                )
+                return use(connection)
+        except sqlite3.OperationalError:
+            return otherwise
+        except (sqlite3.DatabaseError, ValueError):
+            self.discard()
+            return otherwise
+        except OSError:
+            return otherwise
+
+    def discard(self) -> None:
+        """Remove the file, which is damaged."""
+        with suppress(OSError):
+            self.path.unlink()
 
 
 class FileFacts(Generic[_Result]):
@@ -151,11 +236,7 @@ class FileFacts(Generic[_Result]):
 
     def __init__(self, name: str, look_up: Callable[[Path], _Result], rules: str, threads: int = 16) -> None:
         self.name, self.look_up, self.rules, self.threads = name, look_up, rules, threads
-
-    @property
-    def path(self) -> Path:
-        """The cache file."""
-        return user_cache() / f"{self.name}.sqlite3"
+        self._store = FactStore(name, "rules text, fact text")
 
     def __call__(
         self, files: Sequence[Path], progress: bool, title: str, *, cached: bool = True
@@ -169,21 +250,24 @@ class FileFacts(Generic[_Result]):
             cached: Whether facts of the cache may be used; if not, every file is read, and the cache corrected.
         """
         now = time.time_ns()  # before the files are read: what happens to them later gives them other stamps
-        stamps = {path: Stamp.of(path) for path in dict.fromkeys(files)}
+        unique = list(dict.fromkeys(files))
+        stamps = dict(zip(unique, stamps_of(map(os.fspath, unique)), strict=True))
         settled = {stamp for stamp in stamps.values() if stamp is not None and stamp.is_settled(now)}
         usable = [stamp for stamp in stamps.values() if stamp in settled] if cached else []
-        known = self._use(lambda connection: self._select(connection, usable), {})
+        known = self._known(usable)
         # A file that was read before may be unreadable for this user.
         todo = [path for path, stamp in stamps.items() if stamp not in known or not os.access(path, os.R_OK)]
         fresh: dict[Path, _Result | Problem] = {}
         try:
-            for path, fact in zip(todo, _with_progress(self._map(todo), len(todo), progress, title), strict=True):
-                fresh[path] = fact
+            with ProgressBar(len(todo), progress, title) as bar:
+                for path, fact in zip(todo, self._map(todo), strict=True):
+                    fresh[path] = fact
+                    bar.advance()
         finally:  # an interruption keeps what was computed
             rows = [(*stamp, self.rules, json.dumps(fact)) for path, fact in fresh.items()
                     if not isinstance(fact, Problem) and (stamp := stamps[path]) and stamp in settled]  # fmt: skip
             if rows:
-                self._use(lambda connection: self._insert(connection, rows), None)
+                self._store.insert(rows)
         return {path: fresh[path] if path in fresh else known[stamp] for path, stamp in stamps.items()}
 
     def _map(self, paths: Sequence[Path]) -> Iterator[_Result | Problem]:
@@ -204,74 +288,14 @@ class FileFacts(Generic[_Result]):
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _select(self, connection: sqlite3.Connection, stamps: Sequence[Stamp]) -> dict[Stamp | None, _Result]:
-        known: dict[Stamp | None, _Result] = {}
+    def _known(self, stamps: Sequence[Stamp]) -> dict[Stamp | None, _Result]:
         width = len(Stamp._fields)
-        for first in range(0, len(stamps), _QUERY):
-            paths = [stamp.path for stamp in stamps[first : first + _QUERY]]
-            marks = ",".join("?" * len(paths))
-            rows = connection.execute(
-                f"select * from facts where rules = ? and path in ({marks})", [self.rules, *paths]
-            )
-            known |= {Stamp(*row[:width]): parse_json(row[-1]) for row in rows}
-        return known
-
-    def _insert(self, connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
-        marks = ", ".join("?" * (len(Stamp._fields) + 2))
-        connection.executemany(f"insert or replace into facts values ({marks})", rows)
-
-    def _use(self, use: Callable[[sqlite3.Connection], Any], otherwise: Any) -> Any:
-        """Use the cache in one transaction. A damaged cache file is removed, a locked one is left alone."""
-        columns = ", ".join(f"{field} integer" for field in Stamp._fields[1:])
+        rows = self._store.rows([stamp.path for stamp in stamps])
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(self.path, timeout=1.0)) as connection, connection:
-                connection.execute("pragma synchronous=off")  # a cache lost in a power cut is built again
-                connection.execute(
-                    f"create table if not exists facts (path blob primary key, {columns}, rules text, fact text)"
-                )
-                return use(connection)
-        except sqlite3.OperationalError:
-            return otherwise
-        except (sqlite3.DatabaseError, ValueError):
-            with suppress(OSError):
-                self.path.unlink()
-            return otherwise
-        except OSError:
-            return otherwise
-
-
-def _with_progress(results: Iterator[_Result], total: int, wanted: bool, title: str) -> Iterator[_Result]:
-    """Pass results on, with a progress bar once it has taken 2 seconds."""
-    console = Console(stderr=True)
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    started, shown = time.monotonic(), False
-    progress = Progress(*columns, console=console, transient=True)
-    task = progress.add_task(title, total=total)
-    try:
-        for result in results:
-            progress.advance(task)
-            if wanted and not shown and console.is_terminal and time.monotonic() - started > _PATIENCE:
-                progress.start()
-                shown = True
-            yield result
-    finally:
-        if shown:
-            progress.stop()
-
-
-def scan(files: Sequence[Path], progress: bool = True, oddities: dict[Path, Oddity] | None = None) -> list[Problem]:
-    """Decode every file completely and list those that fail, in the order of ``files``.
-
-    Args:
-        files: The files; one that is listed twice is read once.
-        progress: Whether a bar may appear.
-        oddities: Receives what is odd about files that can be read.
-    """
-    facts = facts_per_reading("readable", _decode)(files, progress, "checking images")
-    if oddities is not None:
-        oddities |= {path: Oddity(*fact) for path, fact in facts.items() if not isinstance(fact, Problem) and any(fact)}
-    return [fact for fact in facts.values() if isinstance(fact, Problem)]
+            return {Stamp(*row[:width]): parse_json(row[-1]) for row in rows if row[width] == self.rules}
+        except ValueError:
+            self._store.discard()
+            return {}
 
 
 def image_sizes(files: Sequence[Path], progress: bool = True) -> dict[Path, tuple[int, int]]:
@@ -314,23 +338,6 @@ def file_digests(files: Sequence[Path], progress: bool = True, *, cached: bool =
 
 def _tuples(part: Any) -> Any:
     return tuple(part) if isinstance(part, list) else part
-
-
-def _decode(reading: ImageReading, path: Path) -> Oddity:
-    with heard() as messages:
-        strange = _range(reading, path)
-    more = f", and {len(messages) - 1} more" if len(messages) > 1 else ""
-    return Oddity(strange, "".join(messages[:1]) + more)
-
-
-def _range(reading: ImageReading, path: Path) -> str:
-    """The range of the numbers in a file if they are not those of an image, otherwise empty."""
-    if not reading.is_rgb:
-        return channel_range(path, reading)
-    with decoded(path) as image:
-        for _, strip in row_strips(image) if needs_conversion(image) else ():
-            to_rgb(strip)  # in strips, since nobody needs the whole
-        return strange_range(image)
 
 
 def _size(reading: ImageReading, path: Path) -> tuple[int, int]:

@@ -33,7 +33,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -346,14 +346,18 @@ def require_file(path: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def open_image(path: str | Path) -> Iterator[Image.Image]:
+def open_image(path: str | Path | BinaryIO) -> Iterator[Image.Image]:
     """Read the header of an image file.
+
+    Args:
+        path: The file, or its content in memory.
 
     Raises:
         OSError: Or another of :data:`BROKEN`, if the file is not an image, has more pixels than Pillow's limit, or
             takes too much memory.
     """
-    require_file(path)
+    if isinstance(path, (str, Path)):
+        require_file(path)
     with Image.open(path, formats=_formats()) as image:
         require_few_pixels(*image.size)
         _require_memory(image)
@@ -436,7 +440,9 @@ def turned(image: Image.Image, upright: bool = True) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _loaded(path: str | Path, upright: bool = True, least: tuple[int, int] | None = None) -> Iterator[Image.Image]:
+def _loaded(
+    path: str | Path | BinaryIO, upright: bool = True, least: tuple[int, int] | None = None
+) -> Iterator[Image.Image]:
     with open_image(path) as image, memory_for(_bytes_needed(image)):
         if least is not None and isinstance(image, JpegImageFile):
             _reduce(image, least, upright)
@@ -451,13 +457,13 @@ def _reduce(image: JpegImageFile, least: tuple[int, int], upright: bool) -> None
 
 
 @contextlib.contextmanager
-def decoded(path: str | Path, upright: bool = True) -> Iterator[Image.Image]:
+def decoded(path: str | Path | BinaryIO, upright: bool = True) -> Iterator[Image.Image]:
     """Decode an image file completely, when there is memory for it beside those of other threads.
 
     The pixels are released at the end of the block.
 
     Args:
-        path: The file.
+        path: The file, or its content in memory.
         upright: Whether to apply the EXIF orientation.
 
     Raises:

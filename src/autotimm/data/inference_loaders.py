@@ -226,7 +226,7 @@ class Relabelled(Table):
         numbers[: len(self._numbers)] = self._numbers.to(torch.uint8)
         return type(target)(numbers[target.long()])
 
-    def files(self) -> tuple[Path, ...]:
+    def files(self) -> Sequence[Path]:
         """The image files."""
         return self.table.files()
 

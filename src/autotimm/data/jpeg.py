@@ -38,9 +38,9 @@ if find_spec("simplejpeg") is not None:
 else:
     simplejpeg = None
 
-__all__ = ["quick_jpeg", "reduction"]
+__all__ = ["checked_jpeg", "quick_jpeg", "reduction"]
 
-_START, _APP1, _END, _SCAN = b"\xff\xd8\xff", 0xE1, 0xD9, 0xDA
+_START, _LAST, _APP1, _END, _SCAN = b"\xff\xd8\xff", b"\xff\xd9", 0xE1, 0xD9, 0xDA
 _FRAMES = {0xC0: False, 0xC1: False, 0xC2: True}  # baseline, extended, progressive; others are rare
 _OTHER_FRAMES = frozenset(range(0xC3, 0xD0)) - {0xC4, 0xC8, 0xCC}  # lossless, hierarchical, arithmetic coding
 _LARGEST = 1 << 26  # bytes of a file that is read as a whole
@@ -66,12 +66,14 @@ class _Header(NamedTuple):
         width: In pixels, as stored.
         coefficients: Bytes per pixel that the decoder keeps of a progressive image; 0 for others.
         has_tags: Whether there may be an EXIF or XMP tag that turns the image.
+        scan: Where the first scan begins, in bytes.
     """
 
     height: int
     width: int
     coefficients: float
     has_tags: bool = False
+    scan: int = 0
 
 
 def reduction(height: int, width: int, least: tuple[int, int] | None) -> int:
@@ -119,6 +121,33 @@ def quick_jpeg(path: str | Path, upright: bool, least: tuple[int, int] | None) -
     return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
 
 
+def checked_jpeg(data: bytes, upright: bool, *, full: bool) -> tuple[int, int] | None:
+    """Width and height of an intact JPEG of 8 bits in gray or RGB; ``None`` for everything that Pillow has to look at.
+
+    Args:
+        data: The content of the file.
+        upright: Whether to apply the EXIF orientation.
+        full: Whether to decode it, at an eighth of its size, for which all of its data are read all the same. If not, a
+            file that was cut off is still found, since it has no end.
+    """
+    try:
+        if not data.startswith(_START) or (header := _header_of(data)) is None:
+            return None
+        # No data of a scan have the two bytes of the end; a thumbnail before them has an end of its own.
+        if not data.endswith(_LAST) and data.find(_LAST, header.scan) < 0:
+            return None
+        require_few_pixels(header.width, header.height)
+        if full and (simplejpeg is None or _decoded(data, header, (1, 1)) is None):
+            return None
+        turn = 1
+        if header.has_tags and upright:
+            with Image.open(io.BytesIO(data), formats=("JPEG", "MPO")) as image:
+                turn = stored_orientation(image)
+    except BROKEN:
+        return None
+    return (header.height, header.width) if turn >= 5 else (header.width, header.height)
+
+
 def _bytes_of(path: str | Path) -> bytes | None:
     """The content of a JPEG that is not too large."""
     try:
@@ -140,7 +169,7 @@ def _header_of(data: bytes) -> _Header | None:
     while place + 4 <= len(data) and data[place] == 0xFF:
         marker, length = data[place + 1], struct.unpack_from(">H", data, place + 2)[0]
         if marker == _SCAN:
-            return None if frame is None else frame._replace(has_tags=has_tags)
+            return None if frame is None else frame._replace(has_tags=has_tags, scan=place)
         if marker in _OTHER_FRAMES or marker == _END or (marker in _FRAMES and frame is not None):
             return None
         has_tags |= marker == _APP1
@@ -169,7 +198,7 @@ def _orientation_of(data: bytes) -> int:
 
 def _decoded(data: bytes, header: _Header, least: tuple[int, int] | None) -> NDArray[np.uint8] | None:
     """Pixels (H, W, 3), not turned."""
-    height, width, coefficients, _ = header
+    height, width, coefficients = header[:3]
     require_few_pixels(width, height)
     if (needed := round(height * width * (_BYTES + coefficients))) > most_memory():
         return None

@@ -363,7 +363,7 @@ class KeyedLoader:
                     # Lightning does not iterate to the end, so workers that are not to persist are released here.
                     source = None
                 self._position.batch, self._position.running = done, source is not None
-                yield batch
+                yield batch.part(0, 0) if batch is not None and self.batch_sampler.is_empty(done - 1) else batch
                 self._check_turn(turn)
         finally:
             # A traceback would keep this frame, and with it the workers, which the garbage collector ends slowly.

@@ -15,7 +15,7 @@ import torch
 from typing_extensions import Never
 
 from autotimm.byte_size import BYTES_MUST, read_bytes
-from autotimm.constants import CACHES
+from autotimm.constants import CACHES, CHECKS
 from autotimm.data.data_facts import Facts
 from autotimm.data.file_facts import Problem
 from autotimm.data.folds import Division, check_division
@@ -75,6 +75,7 @@ class CommonDataOptions(TypedDict, total=False):
     ignore_exif: bool
     cache: str
     cache_size: int | str
+    check: str
 
 
 class DataOptions(CommonDataOptions, total=False):
@@ -134,6 +135,9 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
             on ``disk`` in the user's cache folder, or in ``ram`` until the program ends; ``auto`` chooses between
             ``disk`` and ``off``, and says why in :attr:`notices`. Never changes a result.
         cache_size: The most that the decoded images of all data sets take, in bytes or as text such as ``20GB``.
+        check: How image files are checked before training. ``full`` decodes all of them. ``headers`` finds files that
+            are empty, cut off or no images; one that is damaged further on ends the training, with its name, when it
+            is met. ``auto`` is ``full`` up to 20,000 images and 5 GB.
 
     Attributes:
         run_seed: Root seed of order and augmentation; a trainer sets it before training.
@@ -178,6 +182,7 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         ignore_exif: bool = False,
         cache: str = "off",
         cache_size: int | str = "20GB",
+        check: str = "auto",
         **unknown: Never,
     ) -> None:
         super().__init__()
@@ -204,7 +209,8 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         self.division = Division(group, folds, fold)
         check_division(self.division, owner)
         require_choice("cache", owner, cache, CACHES)
-        self.cache, self.cache_size = cache, _bytes_given(cache_size, owner)
+        require_choice("check", owner, check, CHECKS)
+        self.cache, self.cache_size, self.check = cache, _bytes_given(cache_size, owner), check
         require_flags(
             owner, strict=strict, drop_last=drop_last, balanced_sampling=balanced_sampling, ignore_exif=ignore_exif
         )
@@ -287,7 +293,7 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         with reading_as(self._reading):
             tables = {split: table for split in ("train", "val", "test") if (table := self.read(split)) is not None}
             require("train" in tables, "read", type(self).__name__, "a table for train", None, "Return one.")
-            tables, self.problems = readable(tables, self.notices, self.strict)
+            tables, self.problems = readable(tables, self.notices, self.strict, check=self.check)
         if self._given_transforms["train_transforms"] is None:
             self.notices += without_colors(self.augmentation, self.in_chans)
         check_classes(tables["train"], self.notices)
@@ -297,7 +303,7 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         )
 
     def _open_cache(self, tables: Mapping[str, Table]) -> None:
-        files = [path for table in tables.values() for path in table.files()] if self.cache != "off" else []
+        files = [path for table in tables.values() for path in table.files()] if self.cache != "off" else ()
         reading = self._reading._replace(least=self.pixels_needed("train_transforms"))
         self._cache, line = open_cache(self.cache, self.cache_size, files, reading)
         self.notices += [line] if line else []
@@ -371,6 +377,11 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         """The rank of this process, and the number of processes."""
         return (0, 1) if self.trainer is None else (int(self.trainer.global_rank), int(self.trainer.world_size))
 
+    @property
+    def _shards(self) -> int | None:
+        """The number of shards that the trainer cuts batches into, if it does."""
+        return getattr(self.trainer, "shards", None)  # Lightning's trainer has none
+
     def train_dataloader(self) -> KeyedLoader:
         """Training batches: shuffled or balanced, and augmented."""
         table = self.tables["train"]
@@ -385,6 +396,9 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
             drop_last=self.drop_last,
             rank=self._share[0],
             world_size=self._share[1],
+            shards=self._shards,
+            # Of AutoTrainer alone, too: what batch normalization needs.
+            least=1 if self._shards is None else self.trainer.least_in_shard,  # type: ignore[union-attr]
         )
         return self._loader(table, batches, self._train, "augment")
 
@@ -403,6 +417,7 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
             shuffle=False,
             rank=rank,
             world_size=world_size,
+            shards=None if whole else self._shards,
         )
         return self._loader(table, batches, self._eval, "eval")
 

@@ -6,7 +6,7 @@ A table is split by id: the side of a sample depends on its id, its class and th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import defaultdict
+from array import array
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
@@ -20,14 +20,25 @@ from torchvision import tv_tensors
 
 from autotimm.data.image_channels import read_as
 from autotimm.data.image_reading import UPRIGHT_RGB, ImageReading, current_reading
+from autotimm.data.texts import Paths, Picked, as_texts
 from autotimm.errors import number, require
-from autotimm.repro.streams import key
+from autotimm.repro.streams import keys
 from autotimm.types import Sample
 
 if TYPE_CHECKING:
     from autotimm.data.pixel_cache import PixelCache
 
-__all__ = ["LARGE_CLASS", "ImageTable", "Objects", "Subset", "Table", "check_shares", "keyed_split", "rarest_labels"]
+__all__ = [
+    "LARGE_CLASS",
+    "ImageTable",
+    "Objects",
+    "Subset",
+    "Table",
+    "check_shares",
+    "keyed_sides",
+    "keyed_split",
+    "rarest_labels",
+]
 
 
 class Objects(NamedTuple):
@@ -51,7 +62,8 @@ class Table(ABC):
 
     Attributes:
         ids: One id per sample: unique, ``/``-separated, the same on every machine. Splits and augmentation are keyed
-            by it, so that a sample keeps its side and its random numbers when others are added.
+            by it, so that a sample keeps its side and its random numbers when others are added. A tuple, or for many
+            samples :class:`autotimm.data.texts.Texts`, which is equal to one and takes a fifth of the memory.
         class_names: Names of the classes in the order of the class indices.
         multi_label: Whether a sample may have several classes.
         kind: The kind of the targets, see :class:`autotimm.types.DataSpec`.
@@ -64,7 +76,7 @@ class Table(ABC):
             time.
     """
 
-    ids: tuple[str, ...]
+    ids: Sequence[str]
     class_names: tuple[str, ...] = ()
     multi_label: bool = False
     kind: str = "classes"
@@ -105,7 +117,7 @@ class Table(ABC):
         """
         return read_as(path, self.reading) if self.cache is None else self.cache.read(path, self.reading)
 
-    def files(self) -> tuple[Path, ...]:
+    def files(self) -> Sequence[Path]:
         """Return one image file per sample, to be checked before training; nothing if samples are not files."""
         return ()
 
@@ -135,11 +147,17 @@ class Table(ABC):
 
     def counts(self) -> tuple[int, ...]:
         """Return how many samples each class has, in class order."""
+        if self.strata is not None and self._has_one_label():
+            return tuple(np.bincount(_whole(self.strata), minlength=len(self.class_names)).tolist())
         totals = dict.fromkeys(self.class_names, 0)
         for index in range(len(self)):
             for name in self.labels(index):
                 totals[name] += 1
         return tuple(totals.values())
+
+    def _has_one_label(self) -> bool:
+        """Whether the strata are all that :meth:`labels` tells."""
+        return type(self).labels is Table.labels
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -179,11 +197,12 @@ class ImageTable(Table):
         targets: Tensor | None = None,
         class_names: Sequence[str] = (),
     ) -> None:
-        self.paths = tuple(str(path) for path in paths)
-        self.ids, self.class_names, self.targets = tuple(ids), tuple(class_names), targets
+        self.paths, self.ids = as_texts(map(str, paths)), as_texts(ids)
+        self.class_names, self.targets = tuple(class_names), targets
         self.reading = current_reading()
         self.multi_label = targets is not None and targets.ndim == 2
-        self.strata = None if targets is None else rarest_labels(targets) if self.multi_label else targets.tolist()
+        if targets is not None:
+            self.strata = array("q", rarest_labels(targets) if self.multi_label else targets.numpy().tobytes())
 
     def load(self, index: int) -> Sample:
         """Decode one file. The target is an ``int``, or a float vector (C,) for multi-label, or ``None``."""
@@ -200,15 +219,18 @@ class ImageTable(Table):
             return None
         return self.targets[index].float() if self.multi_label else int(self.targets[index])
 
-    def files(self) -> tuple[Path, ...]:
+    def files(self) -> Sequence[Path]:
         """Return the image files."""
-        return tuple(Path(path) for path in self.paths)
+        return Paths(self.paths)
 
     def labels(self, index: int) -> tuple[str, ...]:
         """Return the names of the classes of a sample."""
         if self.multi_label and self.targets is not None:
             return tuple(self.class_names[label] for label in self.targets[index].nonzero().flatten().tolist())
         return super().labels(index)
+
+    def _has_one_label(self) -> bool:
+        return not self.multi_label
 
 
 class Subset(Table):
@@ -219,13 +241,15 @@ class Subset(Table):
         indices: The indices of the samples, in this order.
     """
 
-    def __init__(self, table: Table, indices: Sequence[int]) -> None:
-        self.table, self.indices = table, tuple(indices)
-        self.ids = tuple(table.ids[index] for index in self.indices)
+    def __init__(self, table: Table, indices: Sequence[int] | NDArray[np.int64]) -> None:
+        self.table, self.indices = table, _whole(indices)
+        self.ids = Picked(table.ids, self.indices)
         self.class_names, self.multi_label, self.kind = table.class_names, table.multi_label, table.kind
         self.draws_random, self.category_ids, self.reading = table.draws_random, table.category_ids, table.reading
-        self.strata = None if table.strata is None else [table.strata[index] for index in self.indices]
-        self.groups = None if table.groups is None else [table.groups[index] for index in self.indices]
+        if table.strata is not None:
+            strata = _whole(table.strata)[self.indices]
+            self.strata = array("q", strata.tobytes()) if isinstance(table.strata, array) else strata.tolist()
+        self.groups = None if table.groups is None else [table.groups[index] for index in self.indices.tolist()]
 
     def at_least(self, size: tuple[int, int] | None) -> Subset:
         """Return the same samples, decoded as the other table does."""
@@ -241,24 +265,29 @@ class Subset(Table):
 
     def load(self, index: int) -> Sample:
         """Read one sample of the other table."""
-        return self.table.load(self.indices[index])
+        return self.table.load(self._place(index))
 
-    def files(self) -> tuple[Path, ...]:
+    def _place(self, index: int) -> int:
+        return int(self.indices[index])
+
+    def files(self) -> Sequence[Path]:
         """Return the files of these samples."""
         files = self.table.files()
-        return tuple(files[index] for index in self.indices) if files else ()
+        if isinstance(files, Paths):
+            return Paths(Picked(files.names, self.indices))
+        return tuple(files[index] for index in self.indices.tolist()) if files else ()
 
     def labels(self, index: int) -> tuple[str, ...]:
         """Return the names of the classes of a sample."""
-        return self.table.labels(self.indices[index])
+        return self.table.labels(self._place(index))
 
     def amounts(self, index: int) -> dict[str, int]:
         """Return those of the other table."""
-        return self.table.amounts(self.indices[index])
+        return self.table.amounts(self._place(index))
 
     def objects(self, index: int) -> Objects | None:
         """Return those of the other table."""
-        return self.table.objects(self.indices[index])
+        return self.table.objects(self._place(index))
 
     def most_objects(self) -> int:
         """Return that of the other table."""
@@ -266,11 +295,16 @@ class Subset(Table):
 
     def target_digest(self, index: int) -> str:
         """Return that of the other table."""
-        return self.table.target_digest(self.indices[index])
+        return self.table.target_digest(self._place(index))
 
     def target_files(self, index: int) -> tuple[Path, ...]:
         """Return those of the other table."""
-        return self.table.target_files(self.indices[index])
+        return self.table.target_files(self._place(index))
+
+
+def _whole(numbers: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    """Whole numbers as an array of 64 bits each."""
+    return np.asarray(numbers, np.int64)
 
 
 LARGE_CLASS = 100
@@ -288,22 +322,30 @@ def check_shares(val: float, test: float, owner: str) -> None:
     require(val + test < 1, "test_split", owner, f"below {1 - val:g}, what `val_split` leaves", test, "Give less.")
 
 
-def _share_out(ids: list[tuple[int, int]], val: float, test: float) -> tuple[list[int], list[int], list[int]]:
-    """Split one class. ``ids`` are (key, index), sorted."""
-    size = len(ids)
+def _share_out(drawn: NDArray[np.uint64], val: float, test: float) -> tuple[int, int]:
+    """How many of one class go to validation and to test, by their keys in ascending order."""
+    size = len(drawn)
     if size < LARGE_CLASS:
         n_val = max(int(size * val + 0.5), 1) if val and size >= 2 else 0
         n_test = max(int(size * test + 0.5), 1) if test and size >= (3 if val else 2) else 0
     else:
-        n_val = sum(number < int(val * 2**64) for number, _ in ids)
-        n_test = sum(number < int((val + test) * 2**64) for number, _ in ids) - n_val
+        n_val = int(np.searchsorted(drawn, np.uint64(int(val * 2**64))))
+        n_test = int(np.searchsorted(drawn, np.uint64(int((val + test) * 2**64)))) - n_val
         # A side with a tiny share may be empty by chance; the lowest keys fill it.
         n_val, n_test = max(n_val, int(val > 0)), max(n_test, int(test > 0))
     # Training keeps at least one sample: large shares of a small class are reduced, test before validation.
     n_val = min(n_val, size - 1)
-    n_test = min(n_test, size - 1 - n_val)
-    order = [index for _, index in ids]
-    return order[n_val + n_test :], order[:n_val], order[n_val : n_val + n_test]
+    return n_val, min(n_test, size - 1 - n_val)
+
+
+def _by_key(ids: Sequence[str], drawn: NDArray[np.uint64], strata: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The samples by class, then by key; ties between equal keys are broken by id, not by the order of the listing."""
+    order = np.lexsort((drawn, strata))
+    equal = (np.diff(drawn[order]) == 0) & (np.diff(strata[order]) == 0)
+    if equal.any():
+        rows = sorted(order.tolist(), key=lambda row: (strata[row], drawn[row], ids[row]))
+        return np.array(rows, np.int64)
+    return order
 
 
 def keyed_split(
@@ -341,14 +383,23 @@ def keyed_split(
         >>> [ids[::-1][index] for index in flipped[1][::-1]] == [ids[index] for index in val]
         True
     """
+    train, validation, tested = keyed_sides(ids, strata, val, test, seed)
+    return train.tolist(), validation.tolist(), tested.tolist()
+
+
+def keyed_sides(
+    ids: Sequence[str], strata: Sequence[int] | None, val: float, test: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """As :func:`keyed_split`, in arrays."""
     check_shares(val, test, "keyed_split")
-    classes: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for index, name in enumerate(ids):
-        classes[0 if strata is None else strata[index]].append((key(seed, "split", name), index))
-    sides: tuple[list[int], list[int], list[int]] = ([], [], [])
-    for members in classes.values():
-        # Ties between equal keys are broken by id, not by the order of the listing.
-        members.sort(key=lambda member: (member[0], ids[member[1]]))
-        for side, indices in zip(sides, _share_out(members, val, test), strict=True):
-            side.extend(indices)
-    return sorted(sides[0]), sorted(sides[1]), sorted(sides[2])
+    drawn = keys(seed, "split", ids)
+    classes = np.zeros(len(ids), np.int64) if strata is None else _whole(strata)
+    order = _by_key(ids, drawn, classes)
+    sides: tuple[list[NDArray[np.int64]], ...] = ([], [], [])
+    for members in np.split(order, np.flatnonzero(np.diff(classes[order])) + 1) if len(order) else ():
+        n_val, n_test = _share_out(drawn[members], val, test)
+        parts = np.split(members, [n_val, n_val + n_test])
+        for side, part in zip(sides, (parts[2], parts[0], parts[1]), strict=True):
+            side.append(part)
+    train, validation, tested = (np.sort(np.concatenate([*side, np.zeros(0, np.int64)])) for side in sides)
+    return train, validation, tested

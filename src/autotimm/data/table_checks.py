@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from autotimm.data.annotations.objects import ObjectTable
 from autotimm.data.doubt import Doubt
-from autotimm.data.file_facts import Oddity, Problem, image_sizes, scan
+from autotimm.data.file_facts import Oddity, Problem, image_sizes
 from autotimm.data.folds import Division, assign_folds, check_folds, grouped_split, groups_of
-from autotimm.data.table import Subset, Table
+from autotimm.data.image_facts import MANY_BYTES, MANY_IMAGES, checks_fully, image_facts
+from autotimm.data.table import Subset, Table, keyed_sides
+from autotimm.data.texts import Joined, file_names
 from autotimm.errors import DataError, join_names
 from autotimm.image_size import ImageSize, height_and_width, written_size
 
@@ -35,15 +37,16 @@ _DEFAULT_SHARES = {"val": 0.1, "test": 0.0}  # of a data module
 
 
 def readable(
-    tables: Mapping[str, Table], notices: list[str], strict: bool = False, progress: bool = True
+    tables: Mapping[str, Table], notices: list[str], strict: bool = False, progress: bool = True, check: str = "full"
 ) -> tuple[dict[str, Table], list[Problem]]:
-    """Leave out the images that cannot be decoded, and report them once.
+    """Leave out the images that cannot be read, and report them once.
 
     Args:
         tables: Tables by split.
         notices: Receives the report, one line.
         strict: Refuse them instead.
         progress: Whether a progress bar may appear.
+        check: How they are checked, see :func:`autotimm.data.image_facts.checks_fully`.
 
     Returns:
         The tables without them, and the problems.
@@ -51,25 +54,27 @@ def readable(
     Raises:
         DataError: With ``strict`` if there is any, and always if no image is left.
     """
-    files = {split: table.files() for split, table in tables.items()}
-    oddities: dict[Path, Oddity] = {}
-    problems = scan([file for of_split in files.values() for file in of_split], progress, oddities)
-    odd = {
-        table.ids[index]: oddities[file]
-        for split, table in tables.items()
-        for index, file in enumerate(files[split])
-        if file in oddities
-    }
-    notices += odd_images(odd, sum(map(len, files.values())))
-    reasons = {problem.path: problem.reason for problem in problems}
-    if not reasons:
-        return dict(tables), problems
-    total = sum(map(len, files.values()))
+    names = {split: file_names(table.files()) for split, table in tables.items()}
+    total = sum(map(len, names.values()))
+    full = checks_fully(check, Joined([*names.values()]))
+    if not full:
+        notices.append(_HEADERS.format(total=f"{total:,}", why=_why_headers(check, total)))
+    oddities: dict[str, Oddity] = {}
+    problems: dict[Path, Problem] = {}
+    broken: dict[str, dict[int, str]] = {split: {} for split in tables}
+    facts = image_facts(Joined([*names.values()]), full=full, progress=progress)
+    for split, files in names.items():
+        for place, fact in enumerate(itertools.islice(facts, len(files))):
+            if isinstance(fact, Problem):
+                problems.setdefault(fact.path, fact)
+                broken[split][place] = fact.reason
+            elif fact.range or fact.message:
+                oddities[tables[split].ids[place]] = Oddity(fact.range, fact.message)
+    notices += odd_images(oddities, total)
+    if not problems:
+        return dict(tables), []
     unreadable = [
-        f"{table.ids[index]} ({reasons[file]})"
-        for split, table in tables.items()
-        for index, file in enumerate(files[split])
-        if file in reasons
+        f"{tables[split].ids[place]} ({why})" for split, of_split in broken.items() for place, why in of_split.items()
     ]
     if strict or len(unreadable) == total:
         cure = "Replace or remove them" + (", or leave out `strict`." if strict else ".")
@@ -77,11 +82,23 @@ def readable(
     text = f"{len(unreadable)} of {total} images cannot be read and are left out: {join_names(unreadable, 10)}."
     notices.append(Doubt(text, unreadable, check="unreadable", cure="Replace or remove them."))
     kept: dict[str, Table] = {
-        split: Subset(table, [index for index, file in enumerate(files[split]) if file not in reasons])
+        split: Subset(table, np.delete(np.arange(len(table)), [*broken[split]]))
         for split, table in tables.items()
-        if files[split]
+        if len(names[split])
     }
-    return {split: kept.get(split, table) for split, table in tables.items()}, problems
+    return {split: kept.get(split, table) for split, table in tables.items()}, [*problems.values()]
+
+
+_HEADERS = (
+    "The headers of {total} images were checked{why}. One that is damaged further on ends the training when it is met; "
+    "--check full decodes all of them before."
+)
+
+
+def _why_headers(check: str, total: int) -> str:
+    if check != "auto":
+        return ""
+    return f" (auto: more than {MANY_IMAGES:,})" if total > MANY_IMAGES else f" (auto: over {MANY_BYTES / 1e9:g} GB)"
 
 
 def odd_images(oddities: Mapping[str, Oddity], total: int) -> list[str]:
@@ -233,22 +250,25 @@ def split_off(
     if not val and not test and division.folds is None:
         return tables
     train = tables["train"]
-    sides = grouped_split(train.ids, train.strata, groups, val, test, seed)
+    sides: Sequence[NDArray[np.int64]] = keyed_sides(train.ids, train.strata, val, test, seed)
+    if groups is not None:
+        grouped = grouped_split(train.ids, train.strata, groups, val, test, seed)
+        sides = [np.array(side, np.int64) for side in grouped]
     parts = dict(zip(("train", "val", "test"), sides, strict=True))
     for split, share in (("val", val), ("test", test)):
-        if share and not parts[split]:
+        if share and not len(parts[split]):
             notices.append(f"There are too few images to split any off for {split}.")
     if division.folds is not None:
-        parts |= _fold_sides(train, parts["train"], groups, seed, division, notices)
+        parts |= _fold_sides(train, parts["train"].tolist(), groups, seed, division, notices)
         if division.fold is not None and "val" in tables:
             notices.append("The validation images of the data are not used: the fold is validated on its own.")
-    merged = {**tables, **{split: Subset(train, side) for split, side in parts.items() if side}}
+    merged = {**tables, **{split: Subset(train, side) for split, side in parts.items() if len(side)}}
     return {split: merged[split] for split in ("train", "val", "test") if split in merged}
 
 
 def _fold_sides(
     train: Table, side: Sequence[int], groups: Sequence[str] | None, seed: int, division: Division, notices: list[str]
-) -> dict[str, list[int]]:
+) -> dict[str, NDArray[np.int64]]:
     """Indices of the samples that a fold trains and validates on; all of them train where no fold is chosen."""
     assert division.folds is not None
     table = Subset(train, side)
@@ -256,10 +276,9 @@ def _fold_sides(
     placed = assign_folds(table.ids, table.strata, division.folds, seed, names=table.class_names, groups=of_side)
     check_folds(table, placed, division.folds, notices, groups is not None)
     if division.fold is None:
-        return {"train": list(side)}
-    of_fold = zip(side, placed, strict=True)
-    chosen = {index for index, fold in of_fold if fold == division.fold}
-    return {"train": [index for index in side if index not in chosen], "val": sorted(chosen)}
+        return {"train": np.array(side, np.int64)}
+    indices, chosen = np.array(side, np.int64), np.array(placed) == division.fold
+    return {"train": indices[~chosen], "val": np.sort(indices[chosen])}
 
 
 def _tell_groups(
@@ -290,5 +309,6 @@ def balanced_weights(table: Table) -> list[float] | None:
     """Weights that draw every class equally often: the inverse of each class's size; ``None`` without classes."""
     if table.strata is None:
         return None
-    sizes = Counter(table.strata)
-    return [1 / sizes[stratum] for stratum in table.strata]
+    _, own, sizes = np.unique(np.asarray(table.strata, np.int64), return_inverse=True, return_counts=True)
+    weights: list[float] = (1 / sizes)[own].tolist()
+    return weights

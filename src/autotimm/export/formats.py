@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from autotimm.errors import UsageError, sentence
+from autotimm.records.atomic import refuse_sealed
 
 __all__ = ["CHECKS", "FORMATS", "PRECISIONS", "REPORT", "RUNNER", "SUFFIXES", "require_new_files"]
 
@@ -33,6 +34,7 @@ def require_new_files(out: str, to: str, runner: bool, owner: str) -> None:
     Raises:
         UsageError: If it has another ending than the format, if there is something already, or if it cannot be written.
     """
+    refuse_sealed(out, "Give another `out`.")
     suffix = SUFFIXES[to]
     if suffix and not out.lower().endswith(suffix):
         raise UsageError(sentence("out", owner, f"a file that ends in {suffix}", out, "Its readers expect that."))

@@ -72,7 +72,7 @@ def check_looks(tables: Mapping[str, Table], looks: Mapping[str, NDArray[Any]]) 
         for split, rows in looks.items():
             has = left[split] & look.test(rows)
             left[split] &= ~has
-            cases += [Case(tables[split].ids[at], split, look.note(rows[at])) for at in np.flatnonzero(has)]
+            cases += [Case(tables[split].ids[at], split, look.note(rows[at])) for at in np.flatnonzero(has).tolist()]
         many = len(cases) > max(_USUAL * total, 1)
         sentence = f"{len(cases)} of {total:,} {_images(total)} {_are(cases)} {look.what}."
         cure = "So many are probably as they should be: look at a few." if many else look.cure
@@ -139,7 +139,7 @@ def check_exif(
         turned = _known(rows) & (rows["orientation"] > 1)
         cases += [
             Case(tables[split].ids[at], split, f"orientation {rows[at]['orientation']}")
-            for at in np.flatnonzero(turned)
+            for at in np.flatnonzero(turned).tolist()
         ]
     sentence = f"{len(cases)} {_images(len(cases))} {_are(cases)} turned by an EXIF tag"
     sentence += ", which --ignore-exif ignores." if ignored else ", and read upright, as viewers show them."

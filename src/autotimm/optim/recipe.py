@@ -118,7 +118,7 @@ def choose_recipe(
     classes, ViT-like                    1e-4 at 64   1e-4 at 64    0.7                   as the head's
     classes, ConvNeXt, Swin, hybrids     1e-4 at 64   1e-4 at 64    0.8                   as the head's
     classes, CNN                         5e-4 at 32   1e-3 at 32    none                  as the head's
-    classes, CNN with a fitted head      1e-4 at 32                 none                  as the head's
+    classes, CNN with a fitted head      2.5e-4 at 32               none                  as the head's
     objects, ViT-like                    1e-4 at 64   1e-4 at 64    0.7                   as the head's
     objects, ConvNeXt, Swin, hybrids     1e-4 at 16   1e-4 at 64    none                  as the head's
     objects, CNN                         1e-4 at 16   1e-3 at 32    none                  a tenth
@@ -289,7 +289,7 @@ _CLASSES = {
     "convnext": _Base(1e-4, 64, _SGD_CLASSES, 0.8),
     "cnn": _Base(5e-4, 32, _SGD_CLASSES),
 }
-_AFTER_HEAD = _CLASSES | {"cnn": _Base(1e-4, 32, _SGD_CLASSES / 5)}
+_AFTER_HEAD = _CLASSES | {"cnn": _Base(2.5e-4, 32, _SGD_CLASSES / 2)}
 _OBJECTS = {
     "vit": _Base(1e-4, 64, _SGD_DENSE, 0.7),
     "convnext": _Base(1e-4, 16, _SGD_DENSE),

@@ -22,7 +22,7 @@ from autotimm.records.bit_factors import Place, factors_in
 from autotimm.records.digest import files_digest
 from autotimm.records.replay_versions import CURRENT
 
-__all__ = ["code_state", "environment", "package_digest", "volatile"]
+__all__ = ["code_patch", "code_state", "environment", "package_digest", "volatile"]
 
 
 def environment(threads: int, devices: Iterable[str]) -> dict[str, Any]:
@@ -68,24 +68,32 @@ def code_state(folder: str | Path) -> dict[str, Any] | None:
         and of the names of new Python files, ``None`` if there are none. Other new files do not count: a run's own
         folder may be among them. ``None`` without a repository or without git.
     """
-    root = _git(folder, "rev-parse", "--show-toplevel")
-    if not root:
+    if (top := _top(folder)) is None:
         return None
-    top = Path(os.fsdecode(root.removesuffix(b"\n")))
     commit = _git(top, "rev-parse", "--verify", "--quiet", "HEAD")
-    # The user's git settings must not change the diff: it depends on the code alone.
-    options = ("--no-ext-diff", "--no-textconv", "--no-color", "--full-index", "--binary", "--no-renames",
-               "--src-prefix=a/", "--dst-prefix=b/", "--unified=3", "--diff-algorithm=myers", "--submodule=short",
-               "--ignore-submodules=dirty")  # fmt: skip
-    if (filters := _own_filters(top)) is None:
-        return None
-    changes = _git(top, *filters, "diff", "HEAD", *options) if commit else b""
+    changes = code_patch(top) if commit else b""
     new = _git(top, "ls-files", "--others", "--exclude-standard", "-z", "--", "*.py")
     if changes is None or new is None:
         return None
     digest = hashlib.sha256(b"%d:" % len(changes) + changes + b"\0".join(sorted(new.split(b"\0")))).hexdigest()
     dirty = bool(changes or new)
     return {"commit": commit.decode().strip() if commit else None, "dirty": dirty, "diff": digest if dirty else None}
+
+
+def code_patch(folder: str | Path) -> bytes | None:
+    """The changes of tracked files since the commit, as git applies them; ``None`` without a repository or git."""
+    # The user's git settings must not change the diff: it depends on the code alone.
+    options = ("--no-ext-diff", "--no-textconv", "--no-color", "--full-index", "--binary", "--no-renames",
+               "--src-prefix=a/", "--dst-prefix=b/", "--unified=3", "--diff-algorithm=myers", "--submodule=short",
+               "--ignore-submodules=dirty")  # fmt: skip
+    if (top := _top(folder)) is None or (filters := _own_filters(top)) is None:
+        return None
+    return _git(top, *filters, "diff", "HEAD", *options)
+
+
+def _top(folder: str | Path) -> Path | None:
+    root = _git(folder, "rev-parse", "--show-toplevel")
+    return Path(os.fsdecode(root.removesuffix(b"\n"))) if root else None
 
 
 def _own_filters(top: Path) -> list[str] | None:

@@ -47,14 +47,14 @@ _SHAPE = {
     },
     "decisions": {
         "lr": (float, _NONE), "batch_size": int, "recipe": (Fields(_RECIPE), _NONE),
-        "weights": (Fields(_WEIGHTS, ("source",)), _NONE),
+        "weights": (Fields(_WEIGHTS, ("source",)), _NONE), "commitment": str,
     },
     "results": {
         "status": str, "steps": float, "ledger": (str, _NONE), "metrics": EachOf((str, float)),
         "changed_files": Fields({"count": int, "ids": [str]}, ("count", "ids")),
     },
     "levels": EachOf(str),
-    "volatile": {"resumes": [str]},
+    "volatile": {"resumes": [str], "compute": [dict]},
 }  # fmt: skip
 """The types that the readers of a manifest rely on; what they only compare or show may be anything."""
 

@@ -8,6 +8,7 @@
       ledger.jsonl         a line per step: digests of samples, inputs and weights, the loss
       files.csv            id and SHA-256 of every sample
       splits.csv           id, class, split of every sample
+      commitment.json      what a run was committed to before its first step, if it was
       initial.safetensors  the weights that it began from, for a run that trains on from another one
       metrics.csv          one line per epoch
       results.json         metrics of the best and the last epoch, and of the test if there was one, also per class;
@@ -17,6 +18,8 @@
       evidence/            predictions and features of held-out samples: val.safetensors, test.safetensors after a test
       report.html          what the files above say, for people; report/ has its numbers as tables
       fold-1/, fold-2/...  the runs of the folds, if it was cross-validated; evidence/folds.safetensors joins theirs
+      seal.json            the SHA-256 of every file, once the run is sealed: nothing is written from then on
+      model.sig            the signature of a run that is sealed with a key
 
 Every file is written atomically, and paths in it are relative, so that a run can be moved.
 """
@@ -29,7 +32,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from math import isnan, nan
@@ -40,7 +43,7 @@ from filelock import FileLock, Timeout
 
 from autotimm.config.value_types import path_problem
 from autotimm.errors import ModelError, RunError, UsageError, sentence
-from autotimm.records.atomic import sweep, write_text
+from autotimm.records.atomic import refuse_sealed, sweep, write_text
 from autotimm.records.digest import file_digest, text_digest
 from autotimm.records.ledger import read_ledger
 from autotimm.records.manifest import Manifest
@@ -49,7 +52,8 @@ from autotimm.records.sample_index import SampleIndex
 from autotimm.records.trust import remember
 
 __all__ = [
-    "CALIBRATION", "DIGESTS", "FOLDS", "PER_CLASS", "RECIPE", "RunFolder", "read_results", "require_files",
+    "CALIBRATION", "DIGESTS", "FOLDS", "PER_CLASS", "RECIPE", "RunFolder", "name_of_weights", "read_results",
+    "require_files",
     "write_results",
 ]  # fmt: skip
 
@@ -69,10 +73,30 @@ they predict."""
 RECIPE = "recipe"
 """The group of ``results.json`` with what a run has chosen the best from, and how its head was fitted."""
 
+
+def name_of_weights(epochs: Sequence[int]) -> str:
+    """Words for weights that a run has kept: those after so many epochs, or the average of several such.
+
+    Args:
+        epochs: The numbers of epochs that were done; 0 is the fitted head that a recipe begins with.
+
+    Example:
+        >>> name_of_weights([3])
+        'epoch 3'
+        >>> name_of_weights([5, 0, 2])
+        'the average of the fitted head and epochs 2, 5'
+    """
+    trained = sorted(number for number in epochs if number)
+    names = ["the fitted head"] if 0 in epochs else []
+    if trained:
+        names.append(f"epoch{'s' if len(trained) > 1 else ''} {', '.join(map(str, trained))}")
+    return " and ".join(names) if len(epochs) == 1 else f"the average of {' and '.join(names)}"
+
+
 # The files written before the first checkpoint.
 _EARLY = (
     ".lock", "config.yaml", "splits.csv", "files.csv", "initial.safetensors", "initial.ckpt", "manifest.json",
-    "ledger.jsonl",
+    "ledger.jsonl", "commitment.json",
 )  # fmt: skip
 _AT_END = ("metrics.csv", "results.json", "model.safetensors", "report.html")
 _LOGS = ("tensorboard", "mlflow", "wandb")  # what loggers write from the start
@@ -138,7 +162,7 @@ class RunFolder:
         """Create the folder ``root/name``, or the next free ``root/name-NNN`` unless ``exact``.
 
         Raises:
-            UsageError: If ``exact`` and the folder exists and is not empty.
+            UsageError: If ``exact`` and the folder exists and is not empty, or ``root`` lies in a sealed run.
             RunError: If it cannot be written to.
         """
         root = Path(root)
@@ -148,6 +172,7 @@ class RunFolder:
             )
         if problem := path_problem(str(root / (name if exact else f"{name}-001"))):
             raise UsageError(sentence("name", "the run", "that of a folder", name, problem))
+        refuse_sealed(root, "Give another `--out`.")
         made = [folder for folder in (root, *root.parents) if not folder.exists()]
         if root.exists() and not root.is_dir():
             raise UsageError(sentence("out", "the run", "a folder", str(root), "There is a file of that name."))
@@ -269,11 +294,13 @@ class RunFolder:
             resume: Whether the folder may already hold a run.
 
         Raises:
-            UsageError: If the folder already holds a run, unless it is resumed.
+            UsageError: If the folder already holds a run, unless it is resumed, or one that is sealed.
             ModelError: If a file in it is a link to one elsewhere.
             RunError: If the folder cannot be written to, or another process writes to it.
         """
         self._numbered = self.chosen is None
+        if self.chosen is not None:
+            refuse_sealed(self.chosen, "Give another folder.")
         if self.chosen is None:
             self.chosen = self.create(self.root, name).path
         elif self.checkpoints.exists() and not resume:
@@ -336,6 +363,20 @@ class RunFolder:
                 "Wait until it has finished, or give another folder."
             ) from None
         self._lock = lock  # only now: without the lock the files belong to another process
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from writing here for a while.
+
+        Raises:
+            RunError: If another process writes to it, or nobody can.
+        """
+        with self.writing():
+            self._acquire()
+        try:
+            yield
+        finally:
+            self.release()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the lock: a process that Lightning spawns writes under the lock of its parent."""

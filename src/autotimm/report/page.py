@@ -16,8 +16,9 @@ from autotimm.errors import RunError
 from autotimm.evidence import Evidence
 from autotimm.records.atomic import write_text
 from autotimm.records.checked_levels import LEVELS
+from autotimm.records.compute import compute_lines
 from autotimm.records.csv_cells import csv_text, safe_cell
-from autotimm.records.run_folder import FOLDS, RECIPE
+from autotimm.records.run_folder import FOLDS, RECIPE, name_of_weights
 from autotimm.report.charts import Line, epoch_chart
 from autotimm.report.class_content import class_content, class_headline
 from autotimm.report.content import Content, Headline, NumberTable, Panel, shortened
@@ -31,44 +32,52 @@ from autotimm.report.written_page import REPORT, Report
 __all__ = ["curves", "evidence_of", "headline_of", "render", "write_report"]
 
 _CARDS = {"classes": "", "boxes": "pairs", "instances": "pairs", "pixels": "quads"}
+_COSTS = ("Wall time", "Peak memory", "Peak memory of a GPU", "Energy of the processors", "Energy of the GPUs")
 _MOST_CURVES = 9
 _MOST_POINTS = 300
 
 
-def write_report(folder: Path, tables: Mapping[str, Table] | None = None) -> Report:
+def write_report(
+    folder: Path, tables: Mapping[str, Table] | None = None, out: str | Path | None = None,
+    facts: RunFacts | None = None, views: bool = True,
+) -> Report:  # fmt: skip
     """Make the page of a run, and the tables of its charts.
 
     Args:
         folder: The run folder.
         tables: The samples of each split, for pictures; without them the page has none.
+        out: The file of the page alone, without the tables; by default both are in the run folder.
+        facts: What the folder says, if it was read already.
+        views: Whether samples are drawn at all: maps, boxes and masks show what is in an image, also without it.
 
     Raises:
         ModelError: If a file of the run is damaged.
         RunError: If the page cannot be written.
     """
-    facts = read_run(folder)
+    facts = facts or read_run(folder)
     evidence = evidence_of(facts)
     content = pictures = None
     if evidence is not None:
         pictures = _pictures(evidence, tables or {})
         content = _content(evidence, pictures, facts)
+        if not views:
+            content.cards, pictures = [card._replace(views=()) for card in content.cards], None
     page = render(
         "run.html", pictures, **_context(facts, evidence, content, has_pictures=bool(pictures and pictures.style))
     )
+    path = folder / REPORT if out is None else Path(out)
     try:
-        write_text(folder / REPORT, page)
+        write_text(path, page)
         numbers = {} if content is None else dict(content.numbers)
         if (folds := fold_table(facts)) is not None:
             numbers["folds"] = [[*folds.titles], *map(list, folds.rows)]
-        if numbers:
+        if numbers and out is None:
             (folder / "report").mkdir(exist_ok=True)
             for name, rows in numbers.items():
                 write_text(folder / "report" / f"{name}.csv", csv_text(map(_cells, rows)))
     except OSError as error:
-        raise RunError(
-            f"The report {folder / REPORT} could not be written: {error.strerror}. Free some space."
-        ) from None
-    return Report(folder / REPORT)
+        raise RunError(f"The report {path} could not be written: {error.strerror}. Free some space.") from None
+    return Report(path)
 
 
 def _cells(row: Sequence[Any]) -> list[Any]:
@@ -194,6 +203,7 @@ def _facts(facts: RunFacts, evidence: Evidence | None) -> list[tuple[str, str]]:
     if facts.epochs:
         rows.append(("Trained", f"{len(facts.epochs)} epoch{'' if len(facts.epochs) == 1 else 's'}"))
     rows += [(title, text) for title, text in _other_result(facts, evidence)]
+    rows += [line for line in compute_lines(facts.manifest.volatile) if line[0] in _COSTS]
     return [(label, value) for label, value in rows if value]
 
 
@@ -240,13 +250,9 @@ def _kept(facts: RunFacts) -> str:
     """Which of its candidates a recipe has kept; empty for a run without one."""
     recipe = facts.results.get(RECIPE)
     kept = str(recipe.get("kept", "")) if isinstance(recipe, Mapping) else ""
-    if not re.fullmatch(r"\d+(\+\d+)*", kept):  # it is a file's
+    if not re.fullmatch(r"\d{1,9}(\+\d{1,9})*", kept):  # it is a file's
         return ""
-    epochs = [number for number in kept.split("+") if int(number)]
-    head = "the fitted head" if len(epochs) < len(kept.split("+")) else ""
-    trained = f"epoch{'s' if len(epochs) > 1 else ''} {', '.join(epochs)}" if epochs else ""
-    names = " and ".join(filter(None, (head, trained)))
-    return names if "+" not in kept else f"the average of {names}"
+    return name_of_weights([*map(int, kept.split("+"))])
 
 
 def _training_text(facts: RunFacts) -> str:

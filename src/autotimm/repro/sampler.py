@@ -18,6 +18,7 @@ from torch.utils.data import Sampler
 
 from autotimm.errors import require
 from autotimm.repro.permutation import KeyedPermutation
+from autotimm.repro.shards import shard_range
 from autotimm.repro.streams import generator
 
 __all__ = ["Draw", "KeyedBatchSampler"]
@@ -60,6 +61,11 @@ class KeyedBatchSampler(Sampler[list[Draw]]):
     few for one more batch each are added to the last one, of which a process then has one sample more. Only of fewer
     samples than processes some have none.
 
+    With ``shards`` the batch size is that of the whole: a training batch is cut into so many shards, see
+    :mod:`autotimm.repro.shards`, of which each process has equally many, and evaluation gives whole batches to the
+    processes in turn. Then not even the last batch depends on the number of processes. A process without a share of a
+    batch gets one sample in its place, see :meth:`is_empty`.
+
     Pass it to a ``DataLoader`` as ``batch_sampler``; the data set then receives a :class:`Draw` in place of an index.
 
     Args:
@@ -72,6 +78,9 @@ class KeyedBatchSampler(Sampler[list[Draw]]):
         drop_last: Whether to drop an incomplete last global batch. It is kept if it is the only batch.
         rank: Index of this process, from 0.
         world_size: Number of processes.
+        shards: Number of shards that a training batch is cut into, a multiple of ``world_size``; ``None`` for none.
+        least: Samples that each shard of an incomplete last batch must have, or it is dropped unless it is the only
+            one; with 1, shards may be empty.
 
     Attributes:
         epoch: The epoch that the next iteration draws, from 0; see :meth:`set_epoch`.
@@ -102,20 +111,22 @@ class KeyedBatchSampler(Sampler[list[Draw]]):
         drop_last: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        shards: int | None = None,
+        least: int = 1,
     ) -> None:
         owner = type(self).__name__
         require(size > 0, "size", owner, "at least 1", size, "Give a data set with samples.")
         require(batch_size > 0, "batch_size", owner, "at least 1", batch_size, "Give for example 32.")
         require(0 <= rank < world_size, "rank", owner, f"in [0, {world_size})", rank, "Ranks count from 0.")
         training = shuffle or weights is not None
-        require(
-            size >= world_size or not training, "size", owner, f"at least the number of processes, {world_size}", size,
-            "Train with fewer processes.",
-        )  # fmt: skip
+        enough = size >= world_size or not training or shards is not None
+        must = f"at least the number of processes, {world_size}"
+        require(enough, "size", owner, must, size, "Train with fewer processes.")
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.shuffle, self.drop_last = shuffle, drop_last
         self.weights = None if weights is None else _checked_weights(weights, size, owner)
         self.rank, self.world_size = rank, world_size
+        self.shards, self.least = shards, least
         self.epoch = 0
         self.start = 0
 
@@ -151,32 +162,61 @@ class KeyedBatchSampler(Sampler[list[Draw]]):
             return KeyedPermutation(self.size, self.seed, "order", epoch).at
         return lambda positions: positions
 
+    @property
+    def _training(self) -> bool:
+        return self.shuffle or self.weights is not None
+
+    @property
+    def _global_batch(self) -> int:
+        """Samples per batch of all processes together."""
+        return self.batch_size if self.shards is not None else self.batch_size * self.world_size
+
     def _epoch_length(self) -> int:
         """Return how many positions of an epoch are used: all, or all but those of an incomplete last batch."""
-        global_batch = self.batch_size * self.world_size
-        remainder = self.size % global_batch
-        training = self.shuffle or self.weights is not None
+        remainder = self.size % self._global_batch
         # Every process must take part in every training step, or the others wait for it forever.
-        too_small = training and 0 < remainder < self.world_size * min(2, self.batch_size)
-        return self.size - remainder if self.size > global_batch and (too_small or self.drop_last) else self.size
+        fewest = self.world_size * min(2, self.batch_size)
+        if self.shards is not None:
+            fewest = self.shards * self.least if self.least > 1 else 0
+        too_small = self._training and 0 < remainder < fewest
+        dropped = self.size > self._global_batch and (too_small or self.drop_last)
+        return self.size - remainder if dropped else self.size
+
+    def whole(self, number: int) -> range:
+        """Return the positions of a batch of all processes together.
+
+        Args:
+            number: Number of the batch in the epoch, from 0.
+        """
+        first = number * self._global_batch
+        is_last = number + 1 == self._global_batches()
+        return range(first, self._epoch_length() if is_last else first + self._global_batch)
 
     def _share(self, number: int) -> range:
         """Return this process's positions in a global batch, counted from 0."""
-        global_batch = self.batch_size * self.world_size
-        first = number * global_batch
-        end = self._epoch_length() if number + 1 == self._global_batches() else first + global_batch
-        # Integer division spreads a remainder: the shares differ by one sample at most.
-        length = end - first
-        return range(first + length * self.rank // self.world_size, first + length * (self.rank + 1) // self.world_size)
+        if self.shards is not None and not self._training:
+            number = number * self.world_size + self.rank  # whole batches in turn
+            return self.whole(number) if number < self._global_batches() else range(0)
+        whole = self.whole(number)
+        # Integer division spreads a remainder: the shares differ by one sample at most. It gives what the shards of
+        # this process have together, too.
+        own = shard_range(len(whole), self.rank, self.world_size)
+        return range(whole.start + own.start, whole.start + own.stop)
+
+    def is_empty(self, number: int) -> bool:
+        """Whether this process has no share of a batch of the epoch, and gets one sample in its place."""
+        return self.shards is not None and not self._share(number)
 
     def _global_batches(self) -> int:
         """Return the number of global batches of a whole epoch."""
-        full, remainder = divmod(self._epoch_length(), self.batch_size * self.world_size)
-        return full + (remainder >= self.world_size or full == 0)
+        full, remainder = divmod(self._epoch_length(), self._global_batch)
+        return full + (remainder >= (1 if self.shards is not None else self.world_size) or full == 0)
 
     def __len__(self) -> int:
         """Return the number of batches of a whole epoch for this process, whatever ``start`` is."""
         number = self._global_batches()
+        if self.shards is not None:
+            return number if self._training else -(-number // self.world_size)
         return number if self._share(number - 1) else number - 1
 
     def __iter__(self) -> Iterator[list[Draw]]:
@@ -186,7 +226,8 @@ class KeyedBatchSampler(Sampler[list[Draw]]):
         order = self._order(epoch)
         at_once = max(_SAMPLES_AT_ONCE // self.batch_size, 1)
         for first in range(self.start, len(self), at_once):
-            shares = [self._share(number) for number in range(first, min(first + at_once, len(self)))]
+            numbers = range(first, min(first + at_once, len(self)))
+            shares = [range(1) if self.is_empty(number) else self._share(number) for number in numbers]
             indices = iter(order(np.fromiter(chain.from_iterable(shares), np.int64)).tolist())
             for share in shares:
                 yield [Draw(epoch, position, next(indices)) for position in share]

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 from autotimm.errors import join_names
 from autotimm.evidence import EVIDENCE
+from autotimm.records.atomic import SEAL, SIGNATURE
 from autotimm.records.checkpoint_store import AVERAGE, CheckpointStore
+from autotimm.records.commitment import COMMITMENT
 from autotimm.records.digest import file_digest
 from autotimm.records.run_folder import DIGESTS, FOLDS, PER_CLASS
 from autotimm.runs.compare_settings import config_findings, manifest_findings
@@ -91,7 +93,9 @@ def _compared(binding: Binding, run: RecordedRun, replay: Replay) -> Findings:
         if recorded.exists():
             yield binding.file
     elif not recorded.exists():
-        if found.exists():
+        if binding.file in run.left_out:
+            yield f"{binding.file} (left out by whoever published the run)"
+        elif found.exists():
             yield Finding(binding.file, "it is missing", damage=True)
     elif not found.exists():
         yield Finding(binding.file, "the replay has written none")
@@ -177,7 +181,9 @@ def _test_evidence(run: RecordedRun, replay: Replay, file: str) -> Findings:
     """Compare the evidence of a test with that of the test that was made again, if it was."""
     recorded, found = (folder / file for folder in (run.folder, replay.folder))
     if replay.test is not None and DIGESTS in replay.test and not recorded.exists():
-        if "test" in (tested_evidence(run.folder) or {}):
+        if file in run.left_out:
+            yield f"{file} (left out by whoever published the run)"
+        elif "test" in (tested_evidence(run.folder) or {}):
             yield Finding(file, "it is missing", damage=True)
     elif recorded.exists():
         if replay.test is None:
@@ -278,7 +284,12 @@ BOUND: tuple[Binding, ...] = (
     Binding("checkpoints/sha256.txt", "the bytes of the checkpoints that it lists", _digests, alone=True),
 )  # fmt: skip
 
-_KNOWN = {binding.file for binding in BOUND} | {".lock"}
+_KNOWN = {binding.file for binding in BOUND} | {
+    ".lock",
+    SEAL,
+    SIGNATURE,
+    COMMITMENT,
+}  # what others publish was compared before the replay
 
 
 def _others(run: RecordedRun) -> list[str]:

@@ -121,7 +121,7 @@ def _has_our_code(run: RecordedRun, replay: Replay, name: str) -> bool:
 def _decisions(run: RecordedRun, replay: Replay) -> Iterator[Finding | str]:
     compared = _Compared(run, replay)
     for name, recorded, found in _section(run, replay, "decisions"):
-        if name.partition(".")[0] not in ("recipe", "weights"):
+        if name.partition(".")[0] not in ("recipe", "weights", "commitment"):
             yield from compared.value(f"decisions.{name}", recorded, found)
     yield from compared.rest(f"{_FILE}: decisions")
     yield from _recipe(run, replay)
@@ -269,12 +269,12 @@ def _objects(run: RecordedRun, replay: Replay, values: Mapping[str, Any]) -> Ite
     """Class paths and arguments; the replay writes them in the same form."""
     file = replay.folder / "config.yaml"
     found = read_yaml(str(file))[0] if file.exists() else values  # there is none before the replay
-    compared = _Compared(run, replay)
+    compared, sharded = _Compared(run, replay), (values.get("trainer") or {}).get("shards") is not None
     a, b = dict(leaves(values)), dict(leaves(found))
     for path in dict.fromkeys([*a, *b]):
         recorded, now = a.get(path, _MISSING), b.get(path, _MISSING)
         paths = isinstance(recorded, str) and isinstance(now, str) and current_path(recorded) == current_path(now)
-        if paths or same(recorded, now) or _changes_nothing(path):
+        if paths or same(recorded, now) or _changes_nothing(path) or (sharded and path[1:] == ("devices",)):
             continue
         yield from compared.value(dotted(path), recorded, now, "config.yaml")
     yield from compared.rest("config.yaml")

@@ -16,7 +16,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from autotimm.report.class_colors import Color, class_colors, is_background, readable_on
 from autotimm.types import ObjectPrediction, PixelPrediction
 
-__all__ = ["draw_prediction"]
+__all__ = ["draw_prediction", "plain_letters"]
 
 
 _VEIL = 0.4  # how much of the color and how little of the image is seen in a region
@@ -66,7 +66,7 @@ def _objects(image: Tensor, found: ObjectPrediction, colors: Mapping[str, Color]
     if size > _LARGEST_LETTERS * side:
         return image
     tags = [
-        _Tag(f"{_plain(label)} {score:.2f}", colors[label], _corners(box, 1.4 * size))
+        _Tag(f"{plain_letters(label)} {score:.2f}", colors[label], _corners(box, 1.4 * size))
         for label, score, box in zip(found.labels, found.scores, found.boxes, strict=True)
     ]
     return _written(image, tags, size)
@@ -101,7 +101,7 @@ def _pixels(image: Tensor, found: PixelPrediction, colors: Mapping[str, Color]) 
     names, size = list(colors), _letters(image)
     tags = []
     for index in sorted(shown, key=lambda one: -found.scores[names[one]]):
-        text = f"{_plain(names[index])} {found.scores[names[index]]:.1%}"
+        text = f"{plain_letters(names[index])} {found.scores[names[index]]:.1%}"
         x, y = _middle(areas == index)
         half = 0.25 * size * len(text)  # letters are half as wide as they are high
         steps = (0.0, 1.5, -1.5, 3.0, -3.0)
@@ -145,7 +145,7 @@ def _letters(image: Tensor) -> int:
     return max(11, round(max(image.shape[1:]) / 45))
 
 
-def _plain(name: str) -> str:
+def plain_letters(name: str) -> str:
     """A name in the letters that the font of Pillow has."""
     letters = (letter for letter in unicodedata.normalize("NFKD", name) if not unicodedata.combining(letter))
     return " ".join("".join(letters).encode("ascii", "replace").decode().split())

@@ -205,7 +205,8 @@ def settle_recipe(config: FitConfig, task: Task, data: DataModule) -> tuple[FitC
     said = f"recipe: {config.recipe}, beginning with a head that is fitted to the pretrained features"
     if config.recipe == "probe" or config.given("epochs") or config.sources["epochs"] == "folds":
         return config, said
-    steps = math.ceil(len(data.tables["train"]) / (data.batch_size * config.accumulate * config.devices))
+    batches = config.accumulate * (config.devices if config.shards is None else 1)
+    steps = math.ceil(len(data.tables["train"]) / (data.batch_size * batches))
     epochs = max(config.epochs, min(math.ceil(_LEAST_STEPS / steps), _MOST_EPOCHS))
     return config.resolved({"epochs": epochs} if epochs != config.epochs else {}, "recipe"), said
 

@@ -30,11 +30,16 @@ __all__ = [
 ]  # fmt: skip
 
 
-def launch(config: FitConfig) -> Path:
-    """Train from a configuration, in a new run folder."""
+def launch(config: FitConfig, *, commit: bool = False) -> Path:
+    """Train from a configuration, in a new run folder.
+
+    Args:
+        config: The options.
+        commit: Whether to write and print, before the first step, what the run is committed to.
+    """
     config, data = settle_data(prepared(config))
     folder = new_folder(config.out, config.name or data.source_name, exact=config.name is not None)
-    return launch_in(folder, config, data)
+    return launch_in(folder, config, data, commit=commit)
 
 
 def prepared(config: FitConfig) -> FitConfig:
@@ -54,7 +59,9 @@ def prepared(config: FitConfig) -> FitConfig:
     return config
 
 
-def launch_in(folder: RunFolder, config: FitConfig, data: DataModule, whole: Path | None = None) -> Path:
+def launch_in(
+    folder: RunFolder, config: FitConfig, data: DataModule, whole: Path | None = None, *, commit: bool = False
+) -> Path:
     """Train from a configuration whose task is settled, in a folder that is there.
 
     Args:
@@ -62,6 +69,7 @@ def launch_in(folder: RunFolder, config: FitConfig, data: DataModule, whole: Pat
         config: The options.
         data: The data module that was built of them.
         whole: The run that this one is a fold of, which is what is resumed after an interruption.
+        commit: As in :func:`launch`.
     """
     try:
         folder.write_config(config.to_yaml())
@@ -71,7 +79,7 @@ def launch_in(folder: RunFolder, config: FitConfig, data: DataModule, whole: Pat
         config, said = settle_recipe(config, task, data)
         folder.write_config(config.to_yaml())
         trainer = build_trainer(config, folder, task, data)
-        trainer.recipe_note = said
+        trainer.recipe_note, trainer.commits = said, commit
     except BaseException:
         folder.discard()  # nothing was trained
         raise
@@ -101,10 +109,15 @@ def refuse_unused_shares(config: FitConfig, data: DataModule, given: Callable[[s
             )
 
 
-def resume_run(folder: RunFolder, *, data: str | Path | None, workers: int | None, whole: Path | None = None) -> Path:
+def resume_run(
+    folder: RunFolder, *, data: str | Path | None, workers: int | None, devices: int | None = None,
+    whole: Path | None = None,
+) -> Path:  # fmt: skip
     """Resume the run in a folder, see :meth:`autotimm.Run.resume`; ``whole`` is the run that it is a fold of."""
     starts_over = not [*folder.checkpoints.glob("*.ckpt")]
-    rebuilt = rebuild(folder.path, folder, data=data, workers=workers, weights_needed=starts_over, loggers=True)
+    rebuilt = rebuild(
+        folder.path, folder, data=data, workers=workers, devices=devices, weights_needed=starts_over, loggers=True
+    )
     return train(rebuilt, folder, ckpt_path="last", whole=whole)
 
 
@@ -149,13 +162,16 @@ def train(rebuilt: Rebuilt, folder: RunFolder, ckpt_path: str | Path | None = No
     return path
 
 
-def train_objects(task: pl.LightningModule, data: pl.LightningDataModule, trainer: pl.Trainer) -> Path:
+def train_objects(
+    task: pl.LightningModule, data: pl.LightningDataModule, trainer: pl.Trainer, *, commit: bool = False
+) -> Path:
     """Train objects that are already built, and return the run's folder.
 
     Raises:
         UsageError: If the trainer leaves no run folder.
     """
     auto_trainer = _require_folder(trainer)
+    auto_trainer.commits = commit
     auto_trainer.fit(task, datamodule=data)
     if auto_trainer.is_global_zero:
         leave_report(auto_trainer.run_folder.path, data)

@@ -19,7 +19,13 @@ from autotimm.tasks import Task
 from autotimm.train import AutoTrainer
 from autotimm.types import Neighbour, ObjectPrediction, PixelPrediction, Prediction
 
-__all__ = ["NearestSamples", "nearest_samples", "recorded_training_table", "with_neighbours"]
+__all__ = [
+    "NOVELTY_RANK", "NearestSamples", "nearest_samples", "novelties", "recorded_training_table", "with_neighbours",
+    "with_novelties",
+]  # fmt: skip
+
+NOVELTY_RANK = 5
+"""The neighbour whose distance is taken: few enough for small classes, and one odd training image decides nothing."""
 
 _BLOCK = 1024  # rows of either side that are compared at once: 8 MB of similarities
 _GRID = 2.0**25
@@ -138,3 +144,45 @@ def with_neighbours(
 ) -> list[Prediction | ObjectPrediction | PixelPrediction]:
     """Predictions with their nearest training images."""
     return [each._replace(neighbours=near) for each, near in zip(predictions, neighbours, strict=True)]
+
+
+def novelties(similarities: Sequence[float], held_out: Sequence[float]) -> list[float]:
+    """How unlike the training images others are, among images that are known to be alike.
+
+    The distance of an image is that of the features of its k-th nearest training image. Its novelty is the share of
+    the validation images that are nearer: for images of the same kind it is uniform, so that 5 % of them are above
+    0.95. One minus it is the p-value of a conformal test. Validation images chose the best epoch, which makes them a
+    little nearer than new ones.
+
+    Args:
+        similarities: Cosine similarity of each image to its k-th nearest training image.
+        held_out: The same of the validation images.
+
+    Returns:
+        A number in [0, 1) for each image; it stays below 1 by one part in one more than there are validation images.
+
+    Source:
+        Sun, Ming, Zhu and Li, "Out-of-distribution detection with deep nearest neighbors", ICML 2022.
+
+    Example:
+        >>> novelties([0.95, 0.85, 0.1], [0.9, 0.8, 0.99])
+        [0.25, 0.5, 0.75]
+    """
+    known = np.sort(np.asarray(held_out))[::-1]
+    # Counted on negative numbers, since the search wants them in ascending order.
+    nearer = np.searchsorted(-known, -np.asarray(similarities), side="left")
+    return [float(count) / (len(known) + 1) for count in nearer]
+
+
+def with_novelties(
+    predictions: Sequence[Prediction | ObjectPrediction | PixelPrediction],
+    near: Sequence[tuple[Neighbour, ...]],
+    held_out: Sequence[tuple[Neighbour, ...]],
+) -> list[Prediction | ObjectPrediction | PixelPrediction]:
+    """Predictions with their novelty, from their neighbours and those of the validation images."""
+
+    def distant(found: Sequence[tuple[Neighbour, ...]]) -> list[float]:
+        return [each[min(NOVELTY_RANK, len(each)) - 1].similarity for each in found]
+
+    values = novelties(distant(near), distant(held_out))
+    return [each._replace(novelty=value) for each, value in zip(predictions, values, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from autotimm.errors import UsageError, sentence
+from autotimm.records.atomic import refuse_sealed
 
 __all__ = ["require_features_file", "require_new_file", "require_new_folder"]
 
@@ -27,8 +28,9 @@ def require_new_file(path: str, option: str, owner: str) -> None:
     """Refuse a path that cannot become a new file.
 
     Raises:
-        UsageError: If there is something already, or the folder is missing or cannot be written to.
+        UsageError: If there is something already, or the folder is missing, sealed or cannot be written to.
     """
+    refuse_sealed(path, f"Give another `{option.lstrip('-')}`.")
     folder = os.path.dirname(path) or "."
     if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
         cure = "Give the name of a new file in a folder that exists and can be written to."
@@ -44,6 +46,7 @@ def require_new_folder(path: str, option: str, owner: str) -> None:
     Raises:
         UsageError: If there is a file, or a folder with something in it, or it cannot be made.
     """
+    refuse_sealed(path, f"Give another `{option.lstrip('-')}`.")
     if os.path.isdir(path) and not os.listdir(path) and os.access(path, os.W_OK):
         return
     if os.path.lexists(path):

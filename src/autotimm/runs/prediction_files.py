@@ -92,8 +92,9 @@ def as_csv(predictions: Sequence[Prediction | PixelPrediction | ObjectPrediction
     labels are joined with ``|``, none at all is an empty cell. The score is that of the likeliest class. Sets of
     classes, if there are any, have a column ``set`` behind the score, joined in the same way.
 
-    Nearest training images have three columns behind these, joined in the same way from the nearest on: ``neighbours``,
-    their ids; ``neighbour_labels``, with ``&`` between the classes of one image; and ``similarities``.
+    The column ``novelty``, if it was asked for, comes next. Nearest training images have three columns behind these,
+    joined in the same way from the nearest on: ``neighbours``, their ids; ``neighbour_labels``, with ``&`` between the
+    classes of one image; and ``similarities``.
 
     For objects: path, label, score, x1, y1, x2, y2 in pixels of the original image, a line per object. Images without
     objects have none.
@@ -117,6 +118,8 @@ def as_csv(predictions: Sequence[Prediction | PixelPrediction | ObjectPrediction
 def _more_cells(one: Prediction | PixelPrediction | ObjectPrediction) -> dict[str, str]:
     """What was asked for beside the scores: the cell of each further column, by its title."""
     cells = {"set": safe_cell("|".join(one.members))} if _has_set(one) else {}
+    if one.novelty is not None:
+        cells["novelty"] = f"{one.novelty:.9g}"
     if one.neighbours:
         cells["neighbours"] = safe_cell("|".join(each.id for each in one.neighbours))
         cells["neighbour_labels"] = safe_cell("|".join("&".join(each.labels) for each in one.neighbours))
@@ -156,6 +159,9 @@ def as_rows(
             titles = ("path", "label", "score", *(("set",) if one.members else ()))
             members = (", ".join(one.members),) if one.members else ()
             rows.append((one.id, ", ".join(one.labels) or "-", f"{max(one.scores.values()):.3f}", *members))
+        if one.novelty is not None:
+            titles = (*titles, "novelty")
+            rows[start:] = [(*row, f"{one.novelty:.3f}") for row in rows[start:]]
         if one.neighbours:
             near = (f"{each.id} ({', '.join(each.labels)}) {each.similarity:.3f}" for each in one.neighbours)
             titles, text = (*titles, "neighbours"), ", ".join(near)
@@ -279,8 +285,9 @@ def coco_results(
 
 
 def _near(found: ObjectPrediction) -> dict[str, Any]:
-    """What COCO does not know: the nearest training images, if they were asked for."""
-    return {"neighbours": [each.as_plain() for each in found.neighbours]} if found.neighbours else {}
+    """What COCO does not know: novelty and the nearest training images, if they were asked for."""
+    more: dict[str, Any] = {} if found.novelty is None else {"novelty": found.novelty}
+    return more | ({"neighbours": [each.as_plain() for each in found.neighbours]} if found.neighbours else {})
 
 
 def _object(found: ObjectPrediction, index: int) -> dict[str, Any]:

@@ -26,6 +26,9 @@ from autotimm.runs.restore import read_manifest
 __all__ = ["RecordedRun", "export_findings", "read_recorded", "tested_evidence"]
 
 
+_MAY_BE_LEFT_OUT = {"evidence/val.safetensors", "evidence/test.safetensors"}
+
+
 @dataclass(frozen=True)
 class RecordedRun:
     """The record of a run.
@@ -60,6 +63,12 @@ class RecordedRun:
         except ValueError:
             return False
         return isinstance(results, Mapping) and "test" in results
+
+    @property
+    def left_out(self) -> set[str]:
+        """Evidence that whoever published the run has left out: the replay makes it again, and the ledger binds it."""
+        names = self.manifest.volatile.get("left_out")
+        return {str(name) for name in names} & _MAY_BE_LEFT_OUT if isinstance(names, list) else set()
 
     @property
     def steps(self) -> int:
@@ -166,7 +175,7 @@ def _evidence(run: RecordedRun) -> Iterator[Finding]:
         if path.is_file():
             if digest != file_digest(path):
                 yield Finding(name, "it is not the file that the record refers to")
-        elif digest is not None:
+        elif digest is not None and name not in run.left_out:
             yield Finding(name, "it is missing", damage=True)
 
 

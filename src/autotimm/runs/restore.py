@@ -20,7 +20,7 @@ from autotimm.config import (
 from autotimm.data.inference_loaders import recorded_data
 from autotimm.data.loader import default_workers
 from autotimm.data.module import DataModule
-from autotimm.errors import ModelError, UsageError, is_whole
+from autotimm.errors import ModelError, UsageError, is_whole, require
 from autotimm.models.backbone.architectures import remember_architecture
 from autotimm.models.backbone.weights import Weights, as_recorded
 from autotimm.optim import Recipe
@@ -36,7 +36,7 @@ from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import task_class_named
 from autotimm.tasks.start import CHECKPOINT, WEIGHTS, Start, load_start, recorded_start
 from autotimm.train import AutoTrainer
-from autotimm.train.machine_limits import require_machine_for
+from autotimm.train.machine_limits import machine_problem, require_machine_for
 from autotimm.train.progress import say
 
 __all__ = [
@@ -103,6 +103,7 @@ def rebuild(
     *,
     data: str | Path | None = None,
     workers: int | None = None,
+    devices: int | None = None,
     weights_needed: bool = True,
     changes: Mapping[str, Any] | None = None,
     loggers: bool = False,
@@ -114,6 +115,7 @@ def rebuild(
         folder: Where the trainer writes.
         data: Where the data is now, if it was moved.
         workers: Number of loading processes in place of the recorded one; it never changes a result.
+        devices: Number of devices or processes in place of the recorded one, for a run with ``shards``.
         weights_needed: Whether pretrained weights must be available; not if a checkpoint replaces them anyway.
         changes: Other values than the recorded ones, by the names of the options; for a run made from objects also
             arguments of one part, such as ``model.lr``.
@@ -122,12 +124,15 @@ def rebuild(
             decoded images that were kept: what checks a record decodes for itself.
 
     Raises:
+        UsageError: If ``devices`` are given for a run without ``shards``.
         ModelError: If a class or an object of the run cannot be created again.
         DataError: If the data is missing.
     """
     config = affordable(read_config(recorded))
     config = config if loggers else _without_cache(config)
     trainer: Mapping[str, Any] = config.as_dict() if isinstance(config, FitConfig) else config.get("trainer") or {}
+    if (devices := _processes(trainer, devices)) is not None:
+        changes = {**(changes or {}), "devices": devices}
     require_machine_for({**trainer, **(changes or {})})
     manifest = read_manifest(recorded) if (recorded / "manifest.json").exists() else None
     decided = manifest.decisions if manifest is not None else {}
@@ -158,6 +163,25 @@ def rebuild(
     if start is None:
         return rebuilt
     return _started(rebuilt, start, Weights.from_dict(weights) if weights else Weights(), weights_needed)
+
+
+def _processes(trainer: Mapping[str, Any], devices: int | None) -> int | None:
+    """The number of devices in place of the recorded one; ``None`` for that.
+
+    Raises:
+        UsageError: If one is given for a run whose bits depend on it, or that this machine cannot start.
+    """
+    if trainer.get("shards") is None:
+        must = "left out for a run without `shards`, whose bits depend on it"
+        require(devices is None, "devices", "the run", must, devices, "Leave it out.")
+        return None
+    recorded = trainer.get("devices")
+    if devices is not None and (problem := machine_problem(None, devices, trainer.get("accelerator"))):
+        raise UsageError(f"{problem} Give less.")
+    if devices is not None or machine_problem(None, recorded, trainer.get("accelerator")) is None:
+        return devices
+    say(f"the run was made with {recorded} processes, too many for this machine; using 1")
+    return 1
 
 
 def affordable(config: FitConfig | dict[str, Any]) -> FitConfig | dict[str, Any]:

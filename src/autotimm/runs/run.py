@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from autotimm.config import FitConfig
 from autotimm.config.record import RECORD, VERSION
@@ -25,6 +27,7 @@ from autotimm.errors import (
     nearest,
     require,
     require_choice,
+    require_flags,
     sentence,
 )
 from autotimm.evidence import Evidence, collecting, evidence_path, read_evidence, write_evidence
@@ -33,31 +36,44 @@ from autotimm.export.export_result import Export
 from autotimm.losses.image_losses import LOSS
 from autotimm.models.segmentation.segmenter import DECODER
 from autotimm.optim.optimizers import OPTIMIZER
+from autotimm.records.atomic import refuse_sealed
 from autotimm.records.checked_levels import level_claims
 from autotimm.records.checkpoint_store import CheckpointStore
+from autotimm.records.commitment import compare_commitment, require_digest
 from autotimm.records.imports import RecordedNames, names_in, require_admitted
-from autotimm.records.run_folder import DIGESTS, FOLDS, PER_CLASS, RunFolder, require_files
+from autotimm.records.run_folder import DIGESTS, FOLDS, PER_CLASS, RunFolder, require_files, write_results
+from autotimm.records.run_seal import Seal, check_seal, write_seal
 from autotimm.records.trust import OfRun
 from autotimm.report.written_page import Report
 from autotimm.runs.cross_validation import folds_begun, launch_folds, resume_folds
 from autotimm.runs.diff import Comparison, compare
-from autotimm.runs.embeddings import Embeddings, collecting_features, write_embeddings
+from autotimm.runs.embeddings import Embeddings, Rows, collecting_features, write_embeddings
 from autotimm.runs.explain_difference import confirm_difference, confirm_replay
 from autotimm.runs.extend import extend
 from autotimm.runs.factory import settle_data
 from autotimm.runs.fit import launch, leave_report, new_folder, resume_run, train, train_objects
 from autotimm.runs.hub_push import Push
-from autotimm.runs.neighbours import nearest_samples, recorded_training_table, with_neighbours
+from autotimm.runs.neighbours import (
+    NOVELTY_RANK,
+    nearest_samples,
+    recorded_training_table,
+    with_neighbours,
+    with_novelties,
+)  # fmt: skip
 from autotimm.runs.output_paths import require_features_file, require_new_file
 from autotimm.runs.predict import known_data, predict, with_members
 from autotimm.runs.restore import affordable, read_config, read_manifest, rebuild
-from autotimm.runs.verdict import Verdict
+from autotimm.runs.stretches import verify_stretches
+from autotimm.runs.verdict import Verdict, broken_commitment, broken_seal
 from autotimm.runs.verify import verify
 from autotimm.tasks import Task
 from autotimm.train import AutoTrainer
 from autotimm.train.progress import say
 from autotimm.train.trainer import measuring_trainer
 from autotimm.types import ObjectPrediction, PixelPrediction, Prediction
+
+if TYPE_CHECKING:
+    from autotimm.runs.explain import Explanation
 
 __all__ = [
     "Run",
@@ -72,11 +88,13 @@ __all__ = [
 ]
 
 
-def fit(path: str | Path | None = None, **options: Any) -> Run:
+def fit(path: str | Path | None = None, *, commit: bool = False, **options: Any) -> Run:
     """Train on a folder of images and return the run.
 
     Args:
         path: A folder of class folders, or of ``train/``, ``val/`` and ``test/``.
+        commit: Whether to write and print, before the first step, a digest of data, code, options and seeds, to be
+            published; see :mod:`autotimm.records.commitment`.
         options: Any field of :class:`autotimm.FitConfig`, such as ``backbone="resnet50"`` or ``epochs=20``.
 
     Raises:
@@ -85,12 +103,18 @@ def fit(path: str | Path | None = None, **options: Any) -> Run:
         ModelError: If the backbone or its weights cannot be had.
         RunError: If the training fails.
     """
-    return fit_config(FitConfig.from_options(path, options))
+    require_flags("autotimm.fit", commit=commit)
+    return fit_config(FitConfig.from_options(path, options), commit=commit)
 
 
-def fit_config(config: FitConfig) -> Run:
+def fit_config(config: FitConfig, *, commit: bool = False) -> Run:
     """Train from a configuration, in a new run folder; with ``folds`` each of them, and then a model on all images."""
-    return Run(launch_folds(config) if config.folds is not None and config.fold is None else launch(config))
+    if config.folds is None or config.fold is not None:
+        return Run(launch(config, commit=commit))
+    if commit:
+        cure = "How long the last training is follows from the folds. Commit to each `fold` by itself."
+        raise UsageError(sentence("commit", "fit", "left out with `folds`", commit, cure))
+    return Run(launch_folds(config))
 
 
 def diff(a: str | Path, b: str | Path, *, explain: bool = False, trust: bool = False) -> Comparison:
@@ -140,9 +164,9 @@ def require_known_names(file: str | None, config: FitConfig) -> None:
                 require_admitted(value, kind)
 
 
-def fit_objects(task: Task, data: DataModule, trainer: AutoTrainer) -> Run:
+def fit_objects(task: Task, data: DataModule, trainer: AutoTrainer, *, commit: bool = False) -> Run:
     """Train objects that are already built, as a configuration with ``class_path`` does."""
-    return Run(train_objects(task, data, trainer))
+    return Run(train_objects(task, data, trainer, commit=commit))
 
 
 def compare_reports(
@@ -348,7 +372,9 @@ class Run:
         """
         return self._measure("validate", data, ckpt)
 
-    def test(self, data: str | Path | DataModule | None = None, *, ckpt: str | Path = "best") -> dict[str, float]:
+    def test(
+        self, data: str | Path | DataModule | None = None, *, ckpt: str | Path = "best", out: str | Path | None = None
+    ) -> dict[str, float]:
         """Measure on the run's test data, or on other labelled images.
 
         What the best checkpoint reaches on the run's own test data is kept with the run's results.
@@ -356,13 +382,22 @@ class Run:
         Args:
             data: A folder with ``test/``, a folder of class folders, a CSV file, or a data module.
             ckpt: Which checkpoint to use.
+            out: A new JSON file for the results, in place of the run: a sealed one stays as it is.
 
         Raises:
             DataError: If there is no test data. Validation data is never used in its place.
+            UsageError: If the run is sealed and there is no ``out``, or that file exists.
         """
+        keeps = out is None and data is None and self._file is None and str(ckpt) == "best"
+        if keeps:
+            refuse_sealed(self.path, "Give a file for the results with `--out`.")
+        if out is not None:
+            require_new_file(str(out), "out", "test")
         results = self._measure("test", data, ckpt)
         evidence, self._found = self._found, None
-        if data is None and self._file is None and str(ckpt) == "best":
+        if out is not None:
+            write_results(Path(out), {"test": results, PER_CLASS: self.per_class})
+        if keeps:
             self._keep_test(results, evidence)
             if self._keeps_evidence:
                 leave_report(self.path, self._tested)
@@ -379,19 +414,25 @@ class Run:
             why = error.strerror if isinstance(error, OSError) else error
             say(f"the metrics are not kept with the run, which cannot be written to ({why})")
 
-    def report(self, data: str | Path | None = None) -> Report:
+    def report(self, data: str | Path | None = None, *, out: str | Path | None = None) -> Report:
         """Make the page of the run, ``report.html``, from what is in its folder; a notebook shows what is returned.
 
         Args:
             data: Where the images are now, if they were moved. Where they cannot be read, the page has no pictures.
+            out: A new file for the page, in place of the run: a sealed one stays as it is.
 
         Raises:
             ModelError: If a file of the run is damaged.
+            UsageError: If the run is sealed and there is no ``out``, or that file exists.
             RunError: If the page cannot be written.
         """
+        if out is None:
+            refuse_sealed(self.path, "Give a file for the page with `--out`.")
+        else:
+            require_new_file(str(out), "out", "report")
         from autotimm.report import write_report
 
-        return write_report(self.path, self._tables(data))
+        return write_report(self.path, self._tables(data), out)
 
     def _tables(self, data: str | Path | None) -> dict[str, Table] | None:
         """The samples that the run was made with; ``None`` where they cannot be read."""
@@ -464,7 +505,8 @@ class Run:
     def predict(
         self, paths: str | Path | Iterable[str | Path], *, ckpt: str | Path = "best", fast: bool = False,
         threshold: float | None = None, raw: bool = False, coverage: float | None = None,
-        embeddings: str | Path | None = None, neighbours: int | None = None, tta: str | None = None,
+        embeddings: str | Path | None = None, neighbours: int | None = None, novelty: bool = False,
+        tta: str | None = None,
     ) -> list[Prediction | ObjectPrediction | PixelPrediction]:  # fmt: skip
         """Predict images: a file, a folder or a list of either.
 
@@ -480,6 +522,8 @@ class Run:
                 :func:`autotimm.runs.embeddings.write_embeddings`.
             neighbours: Name for each image this many of the run's training images, those with the most similar
                 features, as ``neighbours``.
+            novelty: Say for each image which share of the validation images is nearer to the training images, as
+                ``novelty``; see :func:`autotimm.runs.neighbours.novelties`.
             tta: ``"flip"`` averages the probabilities of each image and its mirror image, for classification.
 
         Returns:
@@ -492,6 +536,7 @@ class Run:
         """
         if embeddings is not None:
             require_features_file(str(embeddings), "embeddings", "predict")
+        require_flags("predict", novelty=novelty)
         if neighbours is not None:
             require(is_whole(neighbours, 1), "neighbours", "predict", "a whole number from 1", neighbours, "Give 5.")
         if tta is not None and coverage is not None:
@@ -500,19 +545,39 @@ class Run:
         with self.names:
             task, trainer = self.model(ckpt), self._trainer()
             least = None if coverage is None else self._least_score(task, ckpt, coverage, raw=raw)
-            trained = None if neighbours is None else self._training_table()
-            reads = embeddings is not None or neighbours is not None
+            held_out = self._held_out_features(ckpt) if novelty else None
+            compares = neighbours is not None or novelty
+            trained = self._training_table() if compares else None
+            reads = embeddings is not None or compares
             with collecting_features(task, trainer) if reads else nullcontext() as collected:
                 found = predict(task, paths, trainer=trainer, fast=fast, threshold=threshold, raw=raw, tta=tta)
             features = collected() if collected is not None else None
-            if neighbours is not None and trained is not None and features is not None:
-                near = nearest_samples(task, self._trainer(), trained, features.features, neighbours)
-                found = with_neighbours(found, near)
+            if trained is not None and features is not None:
+                rows = features.features if held_out is None else np.concatenate([features.features, held_out])
+                most = max(neighbours or 0, NOVELTY_RANK if novelty else 0)
+                near = nearest_samples(task, self._trainer(), trained, rows, most)
+                if novelty:
+                    found = with_novelties(found, near[: len(found)], near[len(found) :])
+                if neighbours is not None:
+                    found = with_neighbours(found, [each[:neighbours] for each in near[: len(found)]])
         if embeddings is not None and features is not None:
             write_embeddings(embeddings, features, self.checkpoint(ckpt))
         if least is None:
             return found
         return [*with_members((each for each in found if isinstance(each, Prediction)), least)]
+
+    def _held_out_features(self, ckpt: str | Path) -> Rows:
+        """The features of the validation images, by the evidence of the best weights."""
+        if self._file is not None or str(ckpt) != "best":
+            cure = "Give the run's folder, and no other checkpoint: the validation samples were predicted by the best."
+            raise UsageError(sentence("novelty", "predict", "left out", True, cure))
+        features = self.evidence().features
+        if features is None:
+            raise ModelError(
+                f"The evidence of {self.path} must have the features of its validation images. It has none. Predict "
+                "without `novelty`."
+            )
+        return np.asarray(features, np.float32)
 
     def _training_table(self) -> Table:
         """The samples that the run was trained on, compared with its record."""
@@ -550,6 +615,46 @@ class Run:
             with collecting_features(task, trainer) as collected:
                 predict(task, paths, trainer=trainer)
         return collected()
+
+    def explain(
+        self, paths: str | Path | Iterable[str | Path], out: str | Path | None = None, *, method: str = "auto",
+        target: str | None = None, ckpt: str | Path = "best", checks: bool = True,
+    ) -> list[Explanation]:  # fmt: skip
+        """Show where in each image a score comes from, and measure how far the map can be believed.
+
+        The score is that of the likeliest or given class; of the found object with the highest score; or of the region
+        of a class. Images are prepared as for :meth:`predict`, and each is explained by itself. Whatever is random
+        comes from named streams: the same call gives the same bytes.
+
+        Args:
+            paths: What to explain.
+            out: A new or empty folder, for a picture and a map per image and ``explanations.csv``.
+            method: ``gradcam``, ``integrated-gradients`` or ``attention-rollout``; ``auto`` is the first of them that
+                suits the network.
+            target: The class to explain instead of the predicted one.
+            ckpt: Which checkpoint to use.
+            checks: Whether to measure deletion, insertion and the correlation with maps of shuffled weights, which
+                takes about 70 predictions and two more maps per image.
+
+        Returns:
+            One explanation per image in which there is something to explain.
+
+        Raises:
+            DataError: If there is no readable image, or nothing to explain in any.
+            UsageError: If the optional packages are not installed, the method does not suit the network, there is no
+                such class, or the folder has something in it.
+
+        Example:
+            ``run.explain("photos", "explained")[0].map``
+        """
+        from autotimm.runs.explain import explain  # late: it imports what predictions do not need
+
+        with self.names:
+            task, trainer = self.model(ckpt), self._trainer(inference_mode=False)
+            return explain(
+                task, paths, trainer, out, method=method, target=target, checks=checks,
+                trained=self.path.absolute().name,
+            )  # fmt: skip
 
     def _least_score(self, task: Task, ckpt: str | Path, coverage: float, *, raw: bool) -> float:
         """The score from which on a class is a member of a set, by the evidence of the best weights."""
@@ -644,20 +749,60 @@ class Run:
         steps: int | None = None,
         epochs: tuple[int, int] | None = None,
         workers: int | None = None,
+        devices: int | None = None,
         explain: bool = False,
+        stretches: int | None = None,
+        challenge: int | None = None,
+        jobs: int = 1,
+        key: str | Path | None = None,
+        commitment: str | None = None,
     ) -> Verdict:
         """Replay the run in a temporary folder and compare every step and every file.
 
-        Nothing is written into the run's folder. See :func:`autotimm.runs.verify.verify` for the arguments.
+        Nothing is written into the run's folder. See :func:`autotimm.runs.verify.verify` for the arguments. A sealed
+        run is compared with its seal first; ``key`` is a PEM file with the public key of whom the seal must be.
+        ``commitment`` is the digest that was published before the run.
 
         With ``explain`` the cause of a difference is confirmed: the step is replayed with each factor set back, see
         ``confirmed`` of the verdict.
+
+        With ``stretches`` that number of stretches of ``steps`` optimizer steps is drawn with ``challenge``, and
+        compared with what rounding alone does on this machine, see :func:`autotimm.runs.stretches.verify_stretches`.
         """
+        require_digest(commitment, "commitment", "verify")
+        seal = check_seal(self.path, key)
+        if broken := broken_seal(seal, self.path, wanted=key is not None):
+            return broken
+        problems, kept = compare_commitment(self.path, read_manifest(self.path), commitment)
+        if problems:
+            return broken_commitment(problems)
         with self.names:
-            verdict = verify(self.path, data=data, steps=steps, epochs=epochs, workers=workers)
+            if stretches is not None:
+                verdict = verify_stretches(
+                    self.path, stretches=stretches, steps=5 if steps is None else steps, challenge=challenge, data=data,
+                    workers=workers, jobs=jobs,
+                )  # fmt: skip
+                return replace(verdict, notes=(*seal.notes, *kept, *verdict.notes))
+            verdict = verify(self.path, data=data, steps=steps, epochs=epochs, workers=workers, devices=devices)
+            verdict = replace(verdict, notes=(*seal.notes, *kept, *verdict.notes))
             if not explain or verdict.difference is None:
                 return verdict
             return replace(verdict, confirmed=confirm_replay(self.path, verdict.difference, data=data, workers=workers))
+
+    def seal(self, key: str | Path | None = None) -> Seal:
+        """Bind every file of the run: from then on nothing writes into it, and :meth:`verify` finds any change.
+
+        Args:
+            key: A PEM file with a private key of an elliptic curve, which signs (an OpenSSF model signature,
+                ``model.sig``); ``None`` for digests alone.
+
+        Raises:
+            UsageError: If the run is sealed, the key cannot be used, or the extra ``proof`` is not installed.
+            ModelError: If the run is a checkpoint alone, or has files that a seal cannot bind.
+        """
+        if read_manifest(self.path).results.get("status") != "finished":
+            say(f"{self.path} has not finished, and cannot be resumed once it is sealed")
+        return write_seal(self.path, key)
 
     def level(self) -> dict[str, str]:
         """What the run may claim, for R0 to R7: ``checked``, ``expected`` or ``no, because ...``.
@@ -667,7 +812,7 @@ class Run:
         read_manifest(self.path)  # its error says what to give instead
         return level_claims(self.path)
 
-    def resume(self, *, data: str | Path | None = None, workers: int | None = None) -> Run:
+    def resume(self, *, data: str | Path | None = None, workers: int | None = None, devices: int | None = None) -> Run:
         """Resume an interrupted run, bit for bit as if it had not been interrupted.
 
         Of a run with folds, those that are finished are not trained again.
@@ -675,17 +820,28 @@ class Run:
         Args:
             data: Where the data is now, if it was moved.
             workers: Number of loading processes in place of the recorded one; it never changes a result.
+            devices: Number of devices or processes in place of the recorded one, for a run with ``shards``.
 
         Raises:
+            UsageError: If ``devices`` are given for a run without ``shards``.
             ModelError: If the run was made from objects that no file holds.
             DataError: If its data is not what it was.
+            UsageError: If the run is sealed.
         """
+        refuse_sealed(self.path, "Train on from it with `autotimm extend`, as a new run.")
         if self._folder.manifest.exists() and read_manifest(self.path).results.get("status") == "finished":
             say(f"{self.path} is finished: there is nothing to resume")
             return self
         with self.names:
-            resume = resume_folds if folds_begun(self.path) else resume_run
-            return Run(resume(self._folder, data=data, workers=workers), trust=self.trust)
+            if not folds_begun(self.path):
+                run = resume_run(self._folder, data=data, workers=workers, devices=devices)
+            elif devices is None:
+                run = resume_folds(self._folder, data=data, workers=workers)
+            else:
+                raise UsageError(
+                    sentence("devices", "resume", "left out with folds", devices, "They are trained on one.")
+                )
+            return Run(run, trust=self.trust)
 
     def reproduce(self, out: str | Path | None = None, *, data: str | Path | None = None) -> Run:
         """Train the run again, in a run folder of its own.

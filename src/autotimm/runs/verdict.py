@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from autotimm.errors import DifferentError, IncompleteError
 from autotimm.records.causes import ManifestDifference
 from autotimm.records.ledger_diff import Difference, Distance
+from autotimm.records.run_seal import SealCheck
 from autotimm.runs.file_contents import printable
 
-__all__ = ["Verdict", "describe", "worth_naming"]
+__all__ = ["Verdict", "broken_commitment", "broken_seal", "describe", "worth_naming"]
 
 _SHOWN = 12  # lines about what was not checked; further ones are only counted
+
+
+class Proof(Protocol):
+    """What the verification of a drawn part of a run has shown."""
+
+    @property
+    def lines(self) -> list[str]:
+        """In words, a line each."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +34,9 @@ class Verdict:
     """The result of a verification.
 
     Attributes:
-        verdict: ``"identical"``, ``"different"``, ``"incomplete"`` or ``"not comparable"``.
-        exit_code: 0 for identical and 5 for different runs; 6 if the record is damaged, cut or unfinished, and what is
-            there equals the replay; 3 if the data, 4 if anything else cannot be compared.
+        verdict: ``"identical"``, ``"consistent"``, ``"different"``, ``"incomplete"`` or ``"not comparable"``.
+        exit_code: 0 for identical, 7 for consistent and 5 for different runs; 6 if the record is damaged, cut or
+            unfinished, and what is there equals the replay; 3 if the data, 4 if anything else cannot be compared.
         reason: One or a few sentences; empty if there is nothing to say.
         difference: The first difference of the ledgers.
         steps: Number of steps compared.
@@ -35,6 +48,7 @@ class Verdict:
         not_checked: What the replay could not tell, in a few words each.
         of_steps: Number of steps of the whole run, if fewer were compared and it is known.
         partial: Whether only a part of the run was to be verified, by `steps` or `epochs`.
+        proof: What was drawn and how far apart it is, if stretches were verified.
     """
 
     verdict: str
@@ -50,6 +64,7 @@ class Verdict:
     not_checked: tuple[str, ...] = ()
     of_steps: int | None = None
     partial: bool = False
+    proof: Proof | None = None
 
     @property
     def identical(self) -> bool:
@@ -65,7 +80,7 @@ class Verdict:
             "distances": [distance._asdict() for distance in self.distances],
             "metrics": {name: list(pair) for name, pair in self.metrics.items()},
             "confirmed": self.confirmed, "findings": list(self.findings), "not_checked": list(self.not_checked),
-            "notes": list(self.notes),
+            "notes": list(self.notes), **({} if self.proof is None else self.proof.as_dict()),
         }  # fmt: skip
 
     def require_identical(self) -> None:
@@ -83,7 +98,8 @@ class Verdict:
     def __str__(self) -> str:
         not_checked = [f"not checked: {text}" for text in self.not_checked[:_SHOWN]]
         not_checked += [f"not checked: {len(self.not_checked) - _SHOWN} more"] if self.not_checked[_SHOWN:] else []
-        lines = [*self.notes, *self._side_by_side(), *not_checked, self.reason, self.confirmed]
+        shown = [] if self.proof is None else self.proof.lines
+        lines = [*self.notes, *self._side_by_side(), *shown, *not_checked, self.reason, self.confirmed]
         return "\n".join([*(printable(line) for line in lines if line), f"verdict: {self.words}"])
 
     @property
@@ -100,7 +116,32 @@ class Verdict:
         worst = max(self.distances, key=lambda distance: distance.relative)
         lines = [f"other hardware: losses of {len(self.distances)} steps are apart by at most {worst.relative:.2e} of "
                  f"their size (step {worst.step}: {worst.recorded:.6g} and {worst.found:.6g})"]  # fmt: skip
+        lines.append("another machine rounds otherwise; whether that explains the distance is judged by --stretches 8")
         return lines + [f"  {name}: {a:.4f} recorded, {b:.4f} found" for name, (a, b) in self.metrics.items()]
+
+
+def broken_seal(seal: SealCheck, folder: Path, *, wanted: bool) -> Verdict | None:
+    """The verdict on a run that is not as it was sealed, before it is replayed; ``None`` if it is.
+
+    Args:
+        seal: What was found.
+        folder: The run.
+        wanted: Whether a signature was asked for.
+    """
+    if seal.findings:
+        listed = "; ".join(seal.findings[:_SHOWN])
+        reason = f"The run is not what was sealed: {listed}. It was not replayed."
+        return Verdict("different", DifferentError.exit_code, reason, findings=seal.findings)
+    if wanted and not seal.sealed:
+        reason = f"The run {folder} is not sealed, so that no key can be compared with. It was not replayed."
+        return Verdict("incomplete", IncompleteError.exit_code, reason, findings=("it has no seal",))
+    return None
+
+
+def broken_commitment(problems: list[str]) -> Verdict:
+    """The verdict on a run that did not keep to its commitment, before it is replayed."""
+    reason = f"The run did not keep to its commitment: {'; '.join(problems)}. It was not replayed."
+    return Verdict("different", DifferentError.exit_code, reason, findings=tuple(problems))
 
 
 def worth_naming(manifests: list[ManifestDifference]) -> list[ManifestDifference]:

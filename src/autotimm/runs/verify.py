@@ -97,6 +97,7 @@ def verify(
     steps: int | None = None,
     epochs: tuple[int, int] | None = None,
     workers: int | None = None,
+    devices: int | None = None,
 ) -> Verdict:
     """Replay a run in a temporary folder, and compare it with its record step by step.
 
@@ -108,9 +109,11 @@ def verify(
         steps: Compare only this number of optimizer steps, from where the comparison begins.
         epochs: Compare only the epochs from one to another, counted from 1; there must be a checkpoint before them.
         workers: Loading processes instead of the recorded number.
+        devices: Devices or processes instead of the recorded number, of a run with ``shards``.
 
     Raises:
-        UsageError: If there is no checkpoint where the epochs begin, or if they end after what is recorded.
+        UsageError: If ``devices`` are given for a run without ``shards``, if there is no checkpoint where the epochs
+            begin, or if they end after what is recorded.
         ModelError: If the folder has no record of a run.
     """
     run = read_recorded(folder)
@@ -124,7 +127,7 @@ def verify(
         place = RunFolder(Path(scratch) / "replay", Path(scratch))
         try:
             first = _first_checkpoint(folder, epochs)
-            rebuilt = rebuild(folder, place, data=data, workers=workers, weights_needed=first is None)
+            rebuilt = rebuild(folder, place, data=data, workers=workers, devices=devices, weights_needed=first is None)
         except AutotimmError as error:
             if isinstance(error, UsageError):
                 raise
@@ -140,7 +143,7 @@ def verify(
             verdict = of_first_process(lambda: _changed_meanwhile(run, snapshot) or judge(run, replay))
         verdict = replace(verdict, notes=(*verdict.notes, *chain.notes))
     if verdict.identical and steps is None and run.whole:
-        _keep_levels(run, workers, epochs)
+        _keep_levels(run, workers, epochs, devices)
     return verdict
 
 
@@ -431,11 +434,17 @@ def _metrics(recorded: list[Line], taken: list[Line]) -> dict[str, tuple[float, 
     return {name: (float.fromhex(a[name]), float.fromhex(b[name])) for name in a.keys() & b.keys()}
 
 
-def _keep_levels(run: RecordedRun, workers: int | None, epochs: tuple[int, int] | None) -> None:
+def _keep_levels(
+    run: RecordedRun, workers: int | None, epochs: tuple[int, int] | None, devices: int | None = None
+) -> None:
     """Keep what was checked in this user's state; nothing is kept if it cannot be written."""
     checked = {}
     if workers is not None and workers != _recorded_workers(run.folder):
         checked["R3"] = f"checked with {workers} workers" + (f" in epochs {epochs[0]} to {epochs[1]}" if epochs else "")
+    if devices is not None and devices != run.manifest.volatile.get("processes"):
+        checked["R4"] = f"checked with {devices} process{'' if devices == 1 else 'es'}" + (
+            f" in epochs {epochs[0]} to {epochs[1]}" if epochs else ""
+        )
     if epochs is None:
         checked["R1"] = "checked"
     elif epochs[0] > 1:

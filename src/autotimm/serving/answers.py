@@ -16,7 +16,8 @@ def as_plain(prediction: Prediction | ObjectPrediction | PixelPrediction) -> dic
     Classes have ``labels``, the ``scores`` of all classes, and with a coverage the ``set`` of classes. Objects are a
     list: ``label``, ``score``, ``box`` (x1, y1, x2, y2 in pixels of the image) and with masks ``mask``, COCO's run
     lengths. A class per pixel: ``labels``, the ``shares`` of all classes, and ``png``, an image of 8 bits whose values
-    are class indices, in base64. If there are ``neighbours``, each has ``id``, ``labels`` and ``similarity``.
+    are class indices, in base64. If there are ``neighbours``, each has ``id``, ``labels`` and ``similarity``;
+    ``novelty`` is there if it was asked for.
 
     Example:
         >>> as_plain(ObjectPrediction("a.jpg", ("cat",), (0.5,), ((1.0, 2.0, 3.0, 4.0),), (8, 9)))["objects"]
@@ -25,6 +26,8 @@ def as_plain(prediction: Prediction | ObjectPrediction | PixelPrediction) -> dic
     plain = _result(prediction)
     if prediction.neighbours:
         plain["neighbours"] = [each.as_plain() for each in prediction.neighbours]
+    if prediction.novelty is not None:
+        plain["novelty"] = prediction.novelty
     return plain
 
 

@@ -36,8 +36,8 @@ VARIED = (ALL, *STREAMS[:-1])  # without `eval`, which affects only layers that 
 _TRAINING = ("init", "order", "augment", "step")
 # Options that are not part of the studied configuration: runs may differ in them, or the study sets them itself.
 _NOT_STUDIED = {
-    "out", "name", "progress", "num_workers", "cache", "cache_size", "seed", "stream_seeds", "keep", "checkpoint_every",
-    "loggers",
+    "out", "name", "progress", "num_workers", "cache", "cache_size", "check", "seed", "stream_seeds", "keep",
+    "checkpoint_every", "loggers",
 }  # fmt: skip
 
 

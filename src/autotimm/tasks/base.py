@@ -31,8 +31,9 @@ from autotimm.repro.streams import reseed, scope
 from autotimm.serialization import CapturesArguments
 from autotimm.tasks.checkpoint import Stored
 from autotimm.tasks.optimization import Optimized
+from autotimm.tasks.parts import Parts, check_metrics, compute_alone, is_list_of_tensors, named_losses, of_one_size
 from autotimm.tasks.start import frozen_parameters, network_digest
-from autotimm.types import Batch, Calibration, DataSpec, Stage, Step
+from autotimm.types import Batch, Calibration, DataSpec, ExplainedScore, Stage, Step
 
 __all__ = [
     "Collects", "Task", "TaskOptions", "check_num_classes", "check_spec", "first_of", "join", "names_of", "of_one_size",
@@ -113,6 +114,8 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         built_digest: The digest of the network as the constructor left it; ``None`` of a task that was loaded.
         built_frozen: The parameters that the constructor has frozen.
         keeps_statistics: Whether training leaves the statistics of batch normalization as they are, and uses them.
+        parts: Collects losses and metrics of shards and batches while a trainer with ``shards`` runs; else ``None``.
+        shard: The shard of the batch that is being trained on, if it is cut into some.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("classes",)
@@ -123,6 +126,9 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
 
     takes_calibration: ClassVar[bool] = False
     """Whether :meth:`decode` applies :attr:`temperature` and :meth:`least_scores`."""
+
+    loss_over_batch: ClassVar[bool] = False
+    """Whether the loss of an image depends on the others of its batch, as a contrastive one does."""
 
     threshold: float | None = None
     """Score from which on a label or an object is predicted; ``None`` where the likeliest class alone is predicted."""
@@ -193,6 +199,8 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         self._metrics_given = None if metrics is None else [MetricConfig.of(metric) for metric in metrics]
         self.by_class, self.details = {}, set()
         self.collector: Collects | None = None
+        self.parts: Parts | None = None
+        self.shard: int | None = None
         self._padding = True
 
     def _constructed(self) -> None:
@@ -226,6 +234,23 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         Raises:
             UsageError: If the data does not fit.
         """
+
+    def explained(self, batch: Batch, found: Any, label: str | None) -> ExplainedScore | None:
+        """The score that an explanation of an image is about.
+
+        Args:
+            batch: One image, as evaluation sees it.
+            found: What was predicted for it.
+            label: The name of a class; ``None`` for what was predicted.
+
+        Returns:
+            The score, or ``None`` where nothing of the class was predicted.
+
+        Raises:
+            UsageError: If the task does not say what its score is.
+        """
+        name = type(self).__name__
+        raise UsageError(f"{name} has no score to explain. Define its method `explained`, or use a task of autotimm.")
 
     # The network
 
@@ -341,6 +366,13 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
                     module.eval()
         return self
 
+    @property
+    def learns_statistics(self) -> bool:
+        """Whether batch normalization takes its statistics from training batches. Read-only."""
+        kept = set(self._frozen_part().modules()) if self.freeze_backbone else set()
+        layers = (module for module in self.network.modules() if isinstance(module, _BatchNorm) and module not in kept)
+        return not self.keeps_statistics and any(True for _ in layers)
+
     # The loops
 
     def setup(self, stage: str) -> None:
@@ -366,8 +398,11 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
             )
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Make one step on the stream ``(step, epoch, batch, rank)``; reseeded here, after the hooks of callbacks."""
-        position = ("step", self.current_epoch, batch_idx, self.global_rank)
+        """Make one step on the stream ``(step, epoch, batch, rank)``; reseeded here, after the hooks of callbacks.
+
+        Of a batch that is cut into shards it is called for each of them, whose number is then in place of the rank.
+        """
+        position = ("step", self.current_epoch, batch_idx, self.global_rank if self.shard is None else self.shard)
         reseed(self._streams_seed, *position, devices=[self.device])
         step = self._step(Batch.of(batch), Stage.TRAIN)
         self._log(step, Stage.TRAIN, len(Batch.of(batch).images))
@@ -435,9 +470,11 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
 
     def _log(self, step: Step, stage: Stage, size: int) -> None:
         train = stage is Stage.TRAIN
-        losses = dict(step.losses) | {"loss": step.loss} if step.losses else {}
-        if len(losses) > 2:  # people see the sum; its terms are in metrics.csv
-            self.details |= {f"{stage.value}/{name}" for name in step.losses}
+        losses = named_losses(step)
+        self._note_details(losses, stage)
+        if self.parts is not None:
+            self.parts.add(step, size, stage, self._of_stage(stage))
+            return
         for name, value in losses.items():
             if train and self._logged_again(f"train/{name}", value, size if step.weight is None else step.weight):
                 continue
@@ -459,6 +496,51 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
             when: dict[str, Any] = {"on_step": config.log_on_step, "on_epoch": config.log_on_epoch}
             self.log(f"{stage.value}/{config.name}", metric, prog_bar=config.prog_bar, batch_size=size, **when)
 
+    def _note_details(self, losses: Iterable[str], stage: Stage) -> None:
+        """People see the sum of the losses; its terms are in metrics.csv."""
+        names = {f"{stage.value}/{name}" for name in losses if name != "loss"}
+        self.details |= names if len(names) > 1 else set()
+
+    def log_whole(self, losses: Mapping[str, Tensor], size: int) -> None:
+        """Log the losses of a training batch that was cut into shards.
+
+        Args:
+            losses: The losses over the whole batch, the same in every process.
+            size: Number of its images.
+        """
+        self._note_details(losses, Stage.TRAIN)
+        for name, value in losses.items():
+            if not self._logged_again(f"train/{name}", value, size):
+                shown: dict[str, Any] = {"prog_bar": name == "loss", "on_step": True, "on_epoch": True}
+                self.log(f"train/{name}", value, batch_size=size, **shown)
+
+    def merge_parts(self) -> None:
+        """Add what was measured of single parts to the metrics; every process must take part."""
+        assert self.parts is not None
+        for stage in (Stage.TRAIN, Stage.VAL, Stage.TEST):
+            self.parts.merge(stage, {config.name: metric for config, metric in self._of_stage(stage)})
+
+    def log_parts(self, stage: Stage) -> None:
+        """Log at the end of an epoch what was measured of its parts; nothing where there are none."""
+        if self.parts is None:
+            return
+        self.parts.merge(stage, {config.name: metric for config, metric in self._of_stage(stage)})
+        for name, mean in self.parts.take_sums().items():
+            self.log(f"{stage.value}/{name}", torch.tensor(mean, device=self.device), prog_bar=name == "loss")
+        for config, metric in self._of_stage(stage):
+            if not isinstance(metric, Scores) and metric.update_called:
+                self.log(f"{stage.value}/{config.name}", metric.compute(), prog_bar=config.prog_bar)
+                metric.reset()
+
+    def check_parts(self) -> None:
+        """Refuse metrics that cannot be put together of parts.
+
+        Raises:
+            UsageError: If there is one.
+        """
+        for stage in (Stage.TRAIN, Stage.VAL, Stage.TEST):
+            check_metrics(self._of_stage(stage))
+
     def _logged_again(self, name: str, value: Tensor, weight: Any) -> bool:
         """Add the loss of a step to those of the same epoch, as :meth:`log` would; whether there was one.
 
@@ -473,6 +555,7 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
 
     def _log_scores(self, stage: Stage) -> None:
         """Compute and log the metrics of several values at the end of an epoch, the same on every process."""
+        self.log_parts(stage)
         self.by_class = {}
         for config, metric in self._of_stage(stage):
             if isinstance(metric, Scores):
@@ -486,6 +569,8 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
     def measure(self, evaluated: Iterable[tuple[Batch, Step]], stage: Stage) -> dict[str, float]:
         """Measure batches as an epoch of evaluation does, outside of the loops: nothing is logged.
 
+        It is for one process alone, which has all of the samples: it never waits for others.
+
         Args:
             evaluated: Batches, each with the result of :meth:`evaluate`.
             stage: The stage that they are measured as.
@@ -496,10 +581,11 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         metrics = [(config, deepcopy(metric)) for config, metric in self._of_stage(stage)]
         sums: dict[str, tuple[float, float]] = {}
         for _, metric in metrics:
+            compute_alone(metric)  # of several processes the others measure nothing
             metric.reset()
         for batch, step in evaluated:
             weight = float(len(batch.images) if step.weight is None else step.weight)
-            for name, value in (dict(step.losses) | {"loss": step.loss} if step.losses else {}).items():
+            for name, value in named_losses(step).items():
                 total, weights = sums.get(name, (0.0, 0.0))
                 sums[name] = total + weight * float(value), weights + weight
             for _, metric in metrics if step.targets is not None else ():
@@ -529,15 +615,6 @@ def _named(config: MetricConfig, metric: Scores) -> Iterator[tuple[str, str, Ten
     for name, value in metric.compute().items():
         suffixed = f"{config.name}_{name}" if metric.prefixed else name
         yield name, config.name if name == "mean" else suffixed, value
-
-
-def of_one_size(step: Step, device: torch.device) -> Iterator[tuple[Any, Any]]:
-    """Predictions and targets as metrics take them: a batch at a time, or an image where images differ in size."""
-    if not _is_list_of_tensors(step.predictions):
-        yield step.predictions, step.targets
-        return
-    for predicted, true in zip(step.predictions, step.targets, strict=True):
-        yield predicted[None].to(device), true[None].to(device)
 
 
 # Checks and names that tasks with classes share
@@ -610,7 +687,7 @@ def first_of(output: Any, number: int, of: int) -> Any:
         return output[:number]
     if isinstance(output, Mapping):
         return {name: first_of(part, number, of) for name, part in output.items()}
-    if isinstance(output, tuple) or _is_list_of_tensors(output):
+    if isinstance(output, tuple) or is_list_of_tensors(output):
         return _like(output, [first_of(part, number, of) for part in output])
     if isinstance(output, list) and len(output) == of:
         return output[:number]
@@ -635,13 +712,9 @@ def join(outputs: Sequence[Any]) -> Any:
         return torch.cat(list(outputs))
     if isinstance(first, Mapping):
         return {name: join([output[name] for output in outputs]) for name in first}
-    if isinstance(first, tuple) or _is_list_of_tensors(first):
+    if isinstance(first, tuple) or is_list_of_tensors(first):
         return _like(first, [join(parts) for parts in zip(*outputs, strict=True)])
     return [entry for output in outputs for entry in output]
-
-
-def _is_list_of_tensors(output: Any) -> bool:
-    return isinstance(output, list) and bool(output) and all(isinstance(part, Tensor) for part in output)
 
 
 def _like(output: Any, parts: list[Any]) -> Any:

@@ -18,7 +18,7 @@ from autotimm.metrics import MetricConfig, default_metrics
 from autotimm.models.backbone.pooled import PooledClassifier, build_classifier
 from autotimm.models.backbone.weights import resolve_weights
 from autotimm.tasks.base import Task, TaskOptions, check_num_classes, check_spec, names_of
-from autotimm.types import Batch, DataSpec, Prediction, Stage, Step
+from autotimm.types import Batch, DataSpec, ExplainedScore, Prediction, Stage, Step
 
 __all__ = ["ImageClassifier"]
 
@@ -182,6 +182,20 @@ class ImageClassifier(Task):
                 chosen = [name for name, score, from_on in zip(names, row, least, strict=True) if score >= from_on]
             predictions.append(Prediction(id, tuple(chosen), scores))
         return predictions
+
+    def explained(self, batch: Batch, found: Prediction, label: str | None) -> ExplainedScore:
+        """The logit and the probability of a class, by default the likeliest one."""
+        label = max(found.scores, key=found.scores.__getitem__) if label is None else label
+        index = self.class_names.index(label)
+
+        def logit(images: Tensor) -> Tensor:
+            return cast(Tensor, self.network(images))[:, index].float()
+
+        def probability(images: Tensor) -> Tensor:
+            logits = cast(Tensor, self.network(images)).float() / self.temperature
+            return (logits.sigmoid() if self._multi_label else logits.softmax(dim=1))[:, index]
+
+        return ExplainedScore(label, found.scores[label], logit, probability)
 
     @property
     def class_names(self) -> tuple[str, ...]:

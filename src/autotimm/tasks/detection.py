@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,12 @@ from autotimm.image_size import ImageSize
 from autotimm.metrics import MetricConfig, mean_ap
 from autotimm.models.backbone.weights import resolve_weights
 from autotimm.models.detection.build_detector import build_detector, nms_threshold
+from autotimm.models.detection.detector import Detector
 from autotimm.models.detection.two_stage import TwoStageDetector
 from autotimm.tasks.base import Task, TaskOptions, check_num_classes, check_spec, names_of
 from autotimm.tasks.letterbox import encode, places, shown, to_original
 from autotimm.tasks.tiles import Window, merge_objects, tile_windows, tiled
-from autotimm.types import Batch, DataSpec, ObjectPrediction, Placement, Stage, Step, Tiling
+from autotimm.types import Batch, DataSpec, ExplainedScore, ObjectPrediction, Placement, Stage, Step, Tiling
 
 __all__ = ["InstanceSegmentor", "ObjectDetector", "ObjectOptions", "ObjectTask", "measurable"]
 
@@ -166,6 +167,20 @@ class ObjectTask(Task, ABC):
             tuple((x1, y1, x2, y2) for x1, y1, x2, y2 in boxes.tolist()),
             (place.height, place.width),
             masks,
+        )
+
+    def explained(self, batch: Batch, found: ObjectPrediction, label: str | None) -> ExplainedScore | None:
+        """The score of the object with the highest one, of a class or of all."""
+        if not found.labels or (label is not None and label not in found.labels):
+            return None
+        (objects,) = self.output(batch)
+        index = self.class_names.index(label or found.labels[0])
+        at = int((objects["labels"] == index).nonzero()[0])  # the highest score comes first
+        best = {name: value[at : at + 1] for name, value in objects.items()}
+        (only,) = self.decode([best], batch)
+        score = cast(Detector, self.network).object_score(batch.images, {name: each[0] for name, each in best.items()})
+        return ExplainedScore(
+            only.labels[0], only.scores[0], score.logit, score.probability, score.level, only.boxes[0]
         )
 
     @property

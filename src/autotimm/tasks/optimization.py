@@ -57,10 +57,12 @@ class Optimized(pl.LightningModule):
     def choose_recipe(self) -> Recipe:
         """The recipe for this backbone and batch size, with the options that were given in place of its own."""
         images = self._data.batch_size if self._data else 32  # a caller's own loader must not be built yet
+        if getattr(self.trainer, "shards", None) is None:  # Lightning's trainer has none
+            images *= self.trainer.world_size
         return choose_recipe(
             self.network,
             pretrained=self.weights.pretrained,
-            batch_size=images * self.trainer.accumulate_grad_batches * self.trainer.world_size,
+            batch_size=images * self.trainer.accumulate_grad_batches,
             options=self.optimizer_options,
             kind=self.kinds[0],
             head_fitted=getattr(self.trainer, "recipe", "plain") != "plain",  # Lightning's trainer has no recipe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from PIL import Image
@@ -21,7 +21,7 @@ from autotimm.models.segmentation.segmenter import build_segmenter
 from autotimm.tasks.base import Task, TaskOptions, check_num_classes, check_spec, names_of
 from autotimm.tasks.letterbox import likeliest, places, shown
 from autotimm.tasks.tiles import TileLabels, column_blocks, cut_targets, tile_windows, tiled
-from autotimm.types import Batch, DataSpec, PixelPrediction, Placement, Stage, Step, Tiling
+from autotimm.types import Batch, DataSpec, ExplainedScore, PixelPrediction, Placement, Stage, Step, Tiling
 
 __all__ = ["SemanticSegmentor"]
 
@@ -192,6 +192,25 @@ class SemanticSegmentor(Task):
         file = BytesIO()
         Image.fromarray(labels.numpy()).save(file, "png")
         return PixelPrediction(id, tuple(occurring), scores, file.getvalue())
+
+    def explained(self, batch: Batch, found: PixelPrediction, label: str | None) -> ExplainedScore | None:
+        """The mean logit and probability of a class over its region, by default of the class with the largest."""
+        label = found.labels[0] if label is None else label
+        index, (place,) = self.class_names.index(label), places(batch)
+        region = torch.zeros(batch.images.shape[-2:], dtype=torch.bool, device=batch.images.device)
+        shown(region, place).copy_(shown(self.infer(batch.images)[0].argmax(0) == index, place))
+        if not region.any():
+            return None
+
+        def logit(images: Tensor) -> Tensor:
+            return cast(Tensor, self.network(images))[:, index][:, region].mean(dim=1)
+
+        def probability(images: Tensor) -> Tensor:
+            return cast(Tensor, self.network(images)).softmax(dim=1)[:, index][:, region].mean(dim=1)
+
+        with torch.no_grad():
+            score = float(probability(batch.images))
+        return ExplainedScore(label, score, logit, probability)
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import io
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -40,17 +41,33 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     path.write_bytes(content)
 
 
+def _canonical(value: Any) -> Any:
+    """A copy whose containers are all different objects, and whose equal strings are the same."""
+    if type(value) is dict:
+        return {_canonical(key): _canonical(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_canonical, value))
+    return sys.intern(value) if type(value) is str else value
+
+
 class DirectCheckpointIO(TorchCheckpointIO):
     """Writes straight to a path. Lightning writes to the system's folder for temporary files first, then moves.
 
     That folder may be small, or in memory, and our files are replaced atomically anyway.
+
+    Args:
+        canonical: Whether equal content gives equal bytes. Otherwise these tell which objects are the same and not only
+            equal, as after a resume.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, canonical: bool = False) -> None:
+        self.canonical = canonical
         self._kept: list[dict[str, Any]] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write a checkpoint, or keep it."""
+        if self.canonical:
+            checkpoint = _canonical(checkpoint)
         if self._kept is not None:
             self._kept.append(checkpoint)
         elif "://" in str(path) or storage_options is not None:

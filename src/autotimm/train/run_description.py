@@ -57,6 +57,8 @@ def inputs(
     """
     parts = describe(model, data, trainer)
     config = {name: _without(part.get("init_args", part), silent_arguments(name)) for name, part in parts.items()}
+    if trainer.shards is not None:  # then the number of processes decides nothing
+        config["trainer"] = _without(config["trainer"], {"devices", "num_nodes"})
     config |= {f"{name}_class": part["class_path"] for name, part in parts.items() if "class_path" in part}
     config = _first_paths(config)  # equal inputs have equal ids, also where a class has moved in between
     roots = {"data": data.data_seed} if data is not None else {}
@@ -92,7 +94,8 @@ def surroundings(trainer: Any) -> dict[str, Any]:
     """Versions, hardware, switches, variables and the state of the code around a run."""
     device = str(trainer.strategy.root_device)
     world: dict[str, Any] = {
-        "processes": trainer.world_size,
+        # Of a run with shards their number decides; who has shared them is told elsewhere.
+        "processes": trainer.shards or trainer.world_size,
         "precision": str(trainer.precision),
         "device": device.split(":")[0],
     }
@@ -132,6 +135,7 @@ def levels(
     expected = "expected" if deterministic else slack
     keyed = expected if data is not None else foreign
     gpu = trainer.strategy.root_device.type == "cuda"
+    groups = "no, because sums over processes, and the statistics of batch normalization, are taken in other groups"
     repeated = expected if isinstance(model, Task) or not deterministic else UNKEYED_WEIGHTS
     if begun.get("start", {}).get("kind") == PROGRAM:
         repeated = FOREIGN_WEIGHTS
@@ -142,7 +146,7 @@ def levels(
         "R1": repeated,
         "R2": keyed,
         "R3": keyed,
-        "R4": "no, because sums over processes, and the statistics of batch normalization, are taken in other groups",
+        "R4": groups if trainer.shards is None else keyed,
         "R5": "no, because the last bits of sums depend on threads and instruction set; replay with those recorded",
         "R6": expected if gpu else "no, because it was trained on a CPU",
         "R7": "no, because it is not promised: other hardware and other versions of torch add up in another order",

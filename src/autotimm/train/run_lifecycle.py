@@ -22,12 +22,14 @@ from autotimm.data.module import DataModule
 from autotimm.errors import AutotimmError, ChangedDataError, ModelError, RunError, join_names
 from autotimm.records.atomic import atomic_path
 from autotimm.records.checked_levels import level_claims
+from autotimm.records.commitment import commitment_of, write_commitment
+from autotimm.records.compute import COMPUTE, Meter
 from autotimm.records.digest import config_digest
 from autotimm.records.environment import volatile
 from autotimm.records.imports import names_in
 from autotimm.records.ledger import read_ledger
 from autotimm.records.manifest import Manifest
-from autotimm.records.run_folder import CALIBRATION, RECIPE, RunFolder
+from autotimm.records.run_folder import CALIBRATION, RECIPE, RunFolder, name_of_weights
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.tasks.start import Start, store_start
@@ -71,9 +73,10 @@ def open_run(
     data.setup("fit")
     # What is compared with a record is read, not remembered.
     now = Snapshot(data.tables.values(), trainer.shows_progress, cached=not (resume or trainer.hashes_anew))
-    folder.samples.require_same(now.content)
+    content = now.content
+    folder.samples.require_same(content)
     with folder.writing():
-        folder.samples.write(data.assignments(), now.content)
+        folder.samples.write(data.assignments(), content)
     data.notices += [line for line in folder.samples.overlaps() if line not in data.notices]
     return now
 
@@ -124,14 +127,17 @@ def declare(
     begun: dict[str, Any] = {} if start is None else {"start": dict(start.record)}
     begun |= {} if frozen is None else {"frozen": frozen}
     clock: dict[str, Any] = {"started": timestamp(), "folder": str(folder.path.resolve()), **volatile()}
+    clock |= {"processes": trainer.world_size} if trainer.shards is not None else {}
     if start is not None and start.parent is not None:
         clock["parent"] = str(start.parent.resolve())
     if resumed is not None:
         initial = resumed.inputs["initial"]
         begun = {name: resumed.inputs[name] for name in ("start", "frozen") if name in resumed.inputs}
-        clock = resumed.volatile | {"resumes": [*resumed.volatile.get("resumes", []), timestamp()]}
+        shared = {name: clock[name] for name in ("processes",) if name in clock}
+        clock = resumed.volatile | shared | {"resumes": [*resumed.volatile.get("resumes", []), timestamp()]}
     if data is not None and data.notices:  # they hold paths, which another place has not
         clock["notices"] = list(data.notices)
+    committed = before.decisions.get("commitment") if before is not None else None
     manifest = Manifest(
         inputs=inputs(trainer, model, data, content=data_facts, initial=initial) | begun,
         environment=surroundings(trainer),
@@ -140,6 +146,13 @@ def declare(
         levels=levels(trainer, model, data, begun),
         volatile=clock,
     )
+    if committed is None and trainer.commits:
+        commitment = commitment_of(manifest)
+        write_commitment(folder.path, commitment)
+        show(trainer, f"commitment: {commitment.digest}", f"plan: {commitment.plan}")
+        committed = commitment.digest
+    if committed is not None:
+        manifest = replace(manifest, decisions={**manifest.decisions, "commitment": committed})
     folder.write_manifest(manifest, names_in(describe(model, data, trainer)))
     return manifest.run_id
 
@@ -177,10 +190,9 @@ def _worth(measured: dict[str, float], module: Any) -> str:
 
 
 def _name_of_best(best: Mapping[str, Any]) -> str:
-    """What the weights that are kept are of; epoch 0 has the fitted head and no step."""
-    if "averaged" in best:
-        return f"best: the average of epochs {join_names(sorted(map(str, best['averaged']), key=int), 10)}"
-    return f"best epoch: {best['epoch'] + 1}" if best["epoch"] >= 0 else "best: the fitted head"
+    """What the weights that are kept are of, in the words of the report."""
+    kept = best.get("averaged") or [best["epoch"] + 1]
+    return f"best epoch: {kept[0]}" if len(kept) == 1 and kept[0] else f"best: {name_of_weights(kept)}"
 
 
 def _claims(folder: RunFolder) -> str:
@@ -205,7 +217,9 @@ def _next_command(folder: RunFolder, trainer: Any) -> str:
     return f"autotimm predict {folder.path} IMAGES"
 
 
-def conclude(folder: RunFolder, status: str, steps: int, changed: ChangedFiles | None = None) -> None:
+def conclude(
+    folder: RunFolder, status: str, steps: int, changed: ChangedFiles | None = None, meter: Meter | None = None
+) -> None:
     """Write how a run ended into its manifest.
 
     Args:
@@ -213,6 +227,7 @@ def conclude(folder: RunFolder, status: str, steps: int, changed: ChangedFiles |
         status: ``finished``, ``interrupted`` or ``failed``.
         steps: The number of optimizer steps.
         changed: The files that changed while it trained.
+        meter: What has measured its cost.
     """
     if folder.manifest.exists():
         manifest = Manifest.load(folder.manifest)
@@ -228,6 +243,8 @@ def conclude(folder: RunFolder, status: str, steps: int, changed: ChangedFiles |
             claims["R1"] = changed_while_training(len(changed.files))
         results |= {} if found is None else {"changed_files": found}
         ended = manifest.volatile | {"ended": timestamp()}
+        if meter is not None:
+            ended[COMPUTE] = [*ended.get(COMPUTE, []), meter.read()]
         folder.write_manifest(replace(manifest, results=results, levels=claims, volatile=ended))
 
 
@@ -287,21 +304,21 @@ def ending(trainer: Any, *, resume: bool) -> Iterator[OpenRun]:
         ChangedDataError: If files changed since the snapshot of the run; its folder is complete by then.
     """
     folder, run = trainer.run_folder, OpenRun()
-    before, began = _stamp(folder), time.monotonic()
+    before, meter = _stamp(folder), Meter()
     try:
         yield run
         write_outcome(folder, trainer)
         changed = None if run.snapshot is None else run.snapshot.changed()
-        _conclude(trainer, "finished", changed)
+        _conclude(trainer, "finished", changed, meter)
         if folder.opened and trainer.shows_progress and trainer.listener is None:
-            show(trainer, *summary(folder, trainer, time.monotonic() - began, resumed=resume))
+            show(trainer, *summary(folder, trainer, meter.read()["wall_s"], resumed=resume))
     except BaseException as error:
         failure = _failure(folder, error)
         if folder.opened and not resume and folder.unused_after(failure, trainer.global_step):
             folder.close_unused()
         if _stamp(folder) not in (before, None):  # else the manifest is that of an earlier fit, which may have finished
             interrupted = isinstance(failure, (KeyboardInterrupt, SystemExit))
-            _conclude(trainer, "interrupted" if interrupted else "failed")
+            _conclude(trainer, "interrupted" if interrupted else "failed", meter=meter)
             if isinstance(failure, RunError) and folder.opened:
                 failure.args = (f"{failure} The run folder {folder.path} is kept, and marked as failed.",)
         if failure is not error:
@@ -343,6 +360,6 @@ def _stamp(folder: RunFolder) -> tuple[int, int] | None:
     return stat.st_ino, stat.st_mtime_ns
 
 
-def _conclude(trainer: Any, status: str, changed: ChangedFiles | None = None) -> None:
+def _conclude(trainer: Any, status: str, changed: ChangedFiles | None = None, meter: Meter | None = None) -> None:
     if trainer.run_folder.opened and trainer.is_global_zero:
-        conclude(trainer.run_folder, status, trainer.global_step, changed)
+        conclude(trainer.run_folder, status, trainer.global_step, changed, meter)

@@ -69,6 +69,7 @@ from autotimm.train.machine_limits import machine_problem, require_machine_for
 from autotimm.train.progress import make_progress, say
 from autotimm.train.resume import Beginning, beginning_of, checkpoint_file, frozen_by_hand, take_found
 from autotimm.train.run_lifecycle import declare, ending, keep_start, open_run
+from autotimm.train.sharded import ShardedStrategy, check_trainer, least_in_shard
 from autotimm.train.stop_request import SharedSignals, StopRequest
 from autotimm.train.tuner import TunerConfig, tune
 
@@ -169,6 +170,10 @@ class AutoTrainer(pl.Trainer):
             :mod:`autotimm.evidence`. Its digest stands in the last line of the ledger.
         calibrate: Fit a temperature, and thresholds per class where there are any, to the evidence, for predictions:
             thresholds for ``"f1"``, or for a precision in (0, 1). ``None`` fits nothing, as a run without evidence.
+        shards: Cut each training batch into so many shards, a multiple of the number of processes, on which the bits
+            then do not depend. The batch size is that of the whole. A shard has its own statistics of batch
+            normalization and its own random numbers; its loss is weighted by its share of the images. ``None`` trains
+            on a batch at once, and in several processes on one batch for each.
         kwargs: Arguments of ``pytorch_lightning.Trainer``. Checkpoint callbacks among the ``callbacks`` are additional
             to the run's own checkpoints. ``logger`` is off unless given, since ``metrics.csv`` is
             always written.
@@ -200,13 +205,14 @@ class AutoTrainer(pl.Trainer):
         recipe: Literal["auto", "plain", "probe"] = "plain",
         evidence: bool = False,
         calibrate: str | float | None = "f1",
+        shards: int | None = None,
         **kwargs: Unpack[TrainerOptions],
     ) -> None:
         given = {
             "max_epochs": max_epochs, "seed": seed, "deterministic": deterministic, "threads": threads,
             "use_autotimm_seeding": use_autotimm_seeding, "run_dir": run_dir, "monitor": monitor, "tuner": tuner,
             "checkpoint_every": checkpoint_every, "keep": keep, "recipe": recipe, "evidence": evidence,
-            "calibrate": calibrate, **kwargs,
+            "calibrate": calibrate, "shards": shards, **kwargs,
         }  # fmt: skip
         read_interval(checkpoint_every)
         fine = threads is None or is_whole(threads, 1)
@@ -230,6 +236,11 @@ class AutoTrainer(pl.Trainer):
         require(
             fine, "calibrate", "AutoTrainer", "f1, a precision in (0, 1) or None", calibrate, "Give for example f1."
         )
+        fine = shards is None or is_whole(shards, 1)
+        require(fine, "shards", "AutoTrainer", "an integer of at least 1 or None", shards, "Give for example 4.")
+        if shards is not None:
+            check_trainer(shards, {**kwargs})
+        self.shards, self.least_in_shard = shards, 1
         self.root_seed = root_seed(seed, "AutoTrainer")
         self.seed, self.deterministic, self.use_autotimm_seeding = seed, deterministic, use_autotimm_seeding
         self.threads = threads or default_threads()
@@ -237,6 +248,7 @@ class AutoTrainer(pl.Trainer):
         self.stop = StopRequest()
         self.listener: Callable[[Line], None] | None = None  # a replay gets each line of the ledger as it is written
         self.start: Start | None = None  # what a run that is built again, or extended, starts from
+        self.commits = False  # whether to write and print what the run is committed to, before its first step
         self.hashes_anew = False  # whether digests of images that are remembered are not enough
         self.checkpoint_every, self.keep, self.evidence = checkpoint_every, check_keep(keep), evidence
         self.calibrate = calibrate if evidence else None
@@ -247,8 +259,11 @@ class AutoTrainer(pl.Trainer):
             "use_autotimm_seeding": use_autotimm_seeding, "monitor": monitor, "checkpoint_every": checkpoint_every,
             "keep": keep, **({"evidence": True} if evidence else {}),
             **({} if self.calibrate is None else {"calibrate": self.calibrate}),
-            **({"recipe": recipe} if recipe != "plain" else {}), **kwargs,
+            **({"recipe": recipe} if recipe != "plain" else {}), **({} if shards is None else {"shards": shards}),
+            **kwargs,
         }  # fmt: skip
+        if shards is not None:
+            kwargs["strategy"] = ShardedStrategy(shards)
         plain = kwargs.get("barebones") or kwargs.get("fast_dev_run")
         self.run_folder = RunFolder.choose(False if plain else run_dir, kwargs.get("default_root_dir"))
         kwargs["callbacks"] = self._callbacks(kwargs, monitor)
@@ -341,6 +356,8 @@ class AutoTrainer(pl.Trainer):
             if isinstance(model, Task) and isinstance(data, DataModule):
                 model.check_data(data.spec)  # before there is a folder, which would block a second attempt
                 self._check_shares(data)
+            if self.shards is not None:
+                self._cut_batches(model, data)
             if self.recipe != "plain":
                 self._only(Candidates).require_head(model, data)
             with ending(self, resume=again) as run, clear_failures():  # the run's end must know the error
@@ -436,11 +453,32 @@ class AutoTrainer(pl.Trainer):
 
     def _check_shares(self, data: DataModule) -> None:
         """Refuse fewer images than processes, which take part in every step, before any is started."""
+        if self.shards is not None:
+            return
         evaluates = self.limit_val_batches
         for split in ("train", *(("val",) if evaluates else ())):
             images = len(data.tables[split]) if split in data.tables else self.world_size
             must = f"at most {images}, the number of {split} images"
             require(images >= self.world_size, "devices", "AutoTrainer", must, self.world_size, "Use fewer.")
+
+    def _cut_batches(self, model: pl.LightningModule, data: object) -> None:
+        """Refuse what cannot be cut into shards, and say which images are left out."""
+        if not isinstance(model, Task) or not isinstance(data, DataModule):
+            must = "None for a task or data of your own, whose batches it cannot cut"
+            raise UsageError(sentence("shards", "AutoTrainer", must, self.shards, "Leave it out."))
+        assert self.shards is not None
+        self.least_in_shard = least = least_in_shard(model, self.recipe)
+        images, fewest = len(data.tables["train"]), self.shards * least
+        batch = min(data.batch_size, images)
+        why = ", which normalizes by the statistics of a shard" if least > 1 else ""
+        must = f"at most {batch // least}: a batch has {batch} images, and each shard needs {least}{why}"
+        require(batch >= fewest, "shards", "AutoTrainer", must, self.shards, "Give less, or a larger batch size.")
+        rest = images % data.batch_size
+        if images > batch and 0 < rest < fewest and least > 1 and not data.drop_last:
+            data.notices.append(
+                f"the last {rest} of {images} images are left out of each epoch, others each time: they are too few "
+                f"for {self.shards} shards with batch normalization"
+            )
 
     def _refuse_shared_folder(self) -> None:
         """Refuse another callback that would write into the folder of the run's own checkpoints."""

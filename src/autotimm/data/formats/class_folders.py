@@ -6,17 +6,18 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from autotimm.data.formats.data_format import Format, ReadOptions, Sighting
-from autotimm.data.formats.listing import ListedFile, Listing, extensions, split_of, text
+from autotimm.data.formats.listing import ListedFiles, Listing, extensions, split_of, text
 from autotimm.data.formats.mask_pairs import is_image_folder, is_mask_folder
 from autotimm.data.image_io import is_image_name
 from autotimm.data.table import ImageTable
+from autotimm.data.texts import Texts
 from autotimm.errors import DataError, join_names
 
 __all__ = ["ClassFolders", "read_folder", "split_folder"]
@@ -30,7 +31,32 @@ _SPLIT_WORDS |= {"training": "train", "testing": "test"}
 _AROUND = "(?:data|dataset|set|split|folder|images?|imgs?|photos?|pictures?|seg|cls)*"  # seg_train, training_set
 _SPLIT = re.compile(f"{_AROUND}({'|'.join(sorted(_SPLIT_WORDS, reverse=True))}){_AROUND}")
 
-_Classes = dict[str, list[tuple[Path, str]]]  # the images of each class: path and id
+
+class _Members:
+    """The images of a class, from one folder or several."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[str, ListedFiles]] = []
+
+    def add(self, prefix: str, images: ListedFiles) -> None:
+        """Add images, whose ids begin with a prefix."""
+        self._parts.append((prefix, images))
+
+    def __len__(self) -> int:
+        return sum(len(images) for _, images in self._parts)
+
+    @property
+    def paths(self) -> Iterator[str]:
+        """The paths of the files."""
+        return (path for _, images in self._parts for path in images.paths)
+
+    @property
+    def ids(self) -> Iterator[str]:
+        """The ids."""
+        return (prefix + name for prefix, images in self._parts for name in images.names)
+
+
+_Classes = dict[str, _Members]
 
 
 def split_named(folder: str) -> str | None:
@@ -59,8 +85,7 @@ class ClassFolders(Format):
 
     def see(self, listing: Listing) -> Sighting | None:
         """Images in folders that are named neither after splits nor after images; a guess, since any folder may be."""
-        images = [] if listing.file is not None else listing.images_below()
-        folders = {image.name.rpartition("/")[0] for image in images}
+        folders = set[str]() if listing.file is not None else listing.images_below().folders
         parts = {part for folder in folders for part in folder.split("/")}
         masks = set(filter(is_mask_folder, parts))
         aside = masks | (set(filter(is_image_folder, parts)) if masks else set())  # PNGImages/ beside PedMasks/
@@ -223,8 +248,7 @@ def _read_classes(listing: Listing, folder: Path, prefix: str, levels: int | Non
     for inner, images in zip(folders, search.images, strict=True):
         name = unicodedata.normalize("NFC", inner.name)  # as another system writes the same name
         same += [text(name)] if name in classes else []
-        members = [(image.path, f"{prefix}{text(inner.name)}/{image.name}") for image in images]
-        classes.setdefault(name, []).extend(members)
+        classes.setdefault(name, _Members()).add(f"{prefix}{text(inner.name)}/", images)
     if same:
         notices.append(f"{text(folder.name)}/: folders of one name in two encodings are one class: {join_names(same)}.")
     if classes and (loose := _loose_images(listing, folder, levels or 1)):
@@ -248,17 +272,18 @@ class _Contained(NamedTuple):
     """A class folder, and the images in it and below."""
 
     folder: _ClassFolder
-    images: Sequence[ListedFile]
+    images: ListedFiles
 
     @property
     def below(self) -> list[str]:
         """The folders in it that hold images, in order."""
-        return list(dict.fromkeys(image.name.partition("/")[0] for image in self.images if "/" in image.name))
+        firsts = {folder.partition("/")[0] for folder in self.images.folders if folder}
+        return sorted(firsts, key=lambda name: f"{name}/".encode())
 
     @property
     def has_own(self) -> bool:
         """Whether some images are directly in it."""
-        return any("/" not in image.name for image in self.images)
+        return "" in self.images.folders
 
 
 def _check_levels(folder: Path, classes: Sequence[_Contained], notices: list[str]) -> None:
@@ -334,10 +359,9 @@ def _is_held_out(
 
 def _table(classes: _Classes, class_names: list[str]) -> ImageTable:
     number = {name: index for index, name in enumerate(class_names)}
-    images = [(path, id, number[name]) for name, members in classes.items() for path, id in members]
     return ImageTable(
-        [path for path, _, _ in images],
-        [id for _, id, _ in images],
-        torch.tensor([target for _, _, target in images], dtype=torch.int64),
+        Texts(path for members in classes.values() for path in members.paths),
+        Texts(id for members in classes.values() for id in members.ids),
+        torch.tensor([number[name] for name in classes]).repeat_interleave(torch.tensor([*map(len, classes.values())])),
         [text(name) for name in class_names],
     )

@@ -6,8 +6,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from autotimm.data.file_facts import Oddity, scan
+from autotimm.data.file_facts import Oddity
 from autotimm.data.formats.listing import ListedFile, Listing, text
+from autotimm.data.image_facts import scan
 from autotimm.data.table import ImageTable, Subset, Table
 from autotimm.data.table_checks import odd_images
 from autotimm.errors import DataError, join_names

@@ -13,14 +13,27 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, overload
 from urllib.parse import unquote
+
+import numpy as np
+from numpy.typing import NDArray
 
 from autotimm.data.image_io import HEIF_SUFFIXES, is_image_name
 from autotimm.data.image_reading import ARRAY_SUFFIX
 from autotimm.errors import DataError, join_names, printable
 
-__all__ = ["ImageSearch", "ListedFile", "Listing", "extensions", "near_name", "relative", "split_of", "text"]
+__all__ = [
+    "ImageSearch",
+    "ListedFile",
+    "ListedFiles",
+    "Listing",
+    "extensions",
+    "near_name",
+    "relative",
+    "split_of",
+    "text",
+]
 
 
 _SPLIT_WORDS = {
@@ -110,6 +123,76 @@ class ListedFile(NamedTuple):
     name: str
 
 
+class _Files(NamedTuple):
+    """Files of one directory.
+
+    Attributes:
+        folder: The directory.
+        prefix: Its path relative to the folder that was searched, as valid text with a slash at the end, or empty.
+        entries: Their names as they are, in byte order.
+    """
+
+    folder: Path
+    prefix: str
+    entries: Sequence[str]
+
+
+class ListedFiles(Sequence[ListedFile]):
+    """Files below a folder in byte order of their paths, each made when it is asked for.
+
+    Args:
+        files: The files of each directory.
+    """
+
+    def __init__(self, files: Sequence[_Files]) -> None:
+        self._files = [part for part in files if part.entries]
+        sizes = [len(part.entries) for part in self._files]
+        parts = np.repeat(np.arange(len(sizes)), sizes)
+        rows = np.concatenate([np.arange(size) for size in sizes]) if sizes else np.zeros(0, np.int64)
+        if len(sizes) > 1:
+            paths = [os.fsencode(path) for path in self._paths(parts, rows)]
+            order = sorted(range(len(paths)), key=paths.__getitem__)
+            parts, rows = parts[order], rows[order]
+        self._parts, self._rows = parts, rows
+
+    def _paths(self, parts: NDArray[np.int64], rows: NDArray[np.int64]) -> Iterator[str]:
+        folders = [str(part.folder / "_")[:-1] for part in self._files]  # of `.` nothing, and else with a slash
+        entries = [part.entries for part in self._files]
+        return (folders[part] + entries[part][row] for part, row in zip(parts.tolist(), rows.tolist(), strict=True))
+
+    @property
+    def paths(self) -> Iterator[str]:
+        """The paths as texts, which takes less time than the files one by one."""
+        return self._paths(self._parts, self._rows)
+
+    @property
+    def names(self) -> Iterator[str]:
+        """The paths relative to the folder, as valid text."""
+        parts = zip(self._parts.tolist(), self._rows.tolist(), strict=True)
+        return (self._files[part].prefix + text(self._files[part].entries[row]) for part, row in parts)
+
+    @property
+    def folders(self) -> set[str]:
+        """The directories that hold any of them, relative to the folder and as valid text; empty for the folder."""
+        return {part.prefix.rstrip("/") for part in self._files}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> ListedFile: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[ListedFile]: ...
+
+    def __getitem__(self, index: int | slice) -> ListedFile | list[ListedFile]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        part = self._files[self._parts[index]]
+        entry = part.entries[self._rows[index]]
+        return ListedFile(part.folder / entry, part.prefix + text(entry))
+
+
 class ImageSearch(NamedTuple):
     """The images below some folders.
 
@@ -119,7 +202,7 @@ class ImageSearch(NamedTuple):
         others: Files without an image extension.
     """
 
-    images: list[list[ListedFile]]
+    images: list[ListedFiles]
     links: list[str]
     others: list[str]
 
@@ -149,7 +232,7 @@ class Listing:
         self.path = Path(path)
         self.file = self.path if os.path.isfile(self.path) else None
         self._contents: dict[str, _Contents] = {}
-        self._images: dict[Path, list[ListedFile]] = {}
+        self._images: dict[Path, ListedFiles] = {}
 
     def __repr__(self) -> str:
         return f"Listing({str(self.path)!r})"
@@ -167,9 +250,9 @@ class Listing:
         while (real := os.path.realpath(root)) not in entered:
             entered.add(real)
             contents = self._contents_of(root)
-            if len(contents.folders) != 1 or not all(_is_aside(entry.name) for entry in contents.files):
+            if len(contents.folders) != 1 or not all(map(_is_aside, contents.files)):
                 break
-            only = root / contents.folders[0].name
+            only = root / contents.folders[0]
             if split_of(only.name) or not self._contents_of(only).folders:
                 break
             root = only
@@ -189,11 +272,11 @@ class Listing:
 
     def folders(self, folder: Path) -> list[Path]:
         """The folders directly in a folder, in byte order."""
-        return [folder / entry.name for entry in self._contents_of(folder).folders]
+        return [folder / name for name in self._contents_of(folder).folders]
 
     def files(self, folder: Path) -> list[Path]:
         """The files directly in a folder, in byte order."""
-        return [folder / entry.name for entry in self._contents_of(folder).files]
+        return [folder / name for name in self._contents_of(folder).files]
 
     def files_below(self, suffixes: Sequence[str], depth: int = 3) -> list[Path]:
         """The files of :attr:`base` with one of some suffixes, in byte order.
@@ -212,11 +295,11 @@ class Listing:
                     entered.add(real)
                     contents = self._contents_of(folder)
                     files += [folder / name for suffix in suffixes for name in contents.by_suffix.get(suffix, ())]
-                    below += [folder / entry.name for entry in contents.folders]
+                    below += [folder / name for name in contents.folders]
             level = below
         return sorted(files, key=os.fsencode)
 
-    def images_below(self, folder: Path | None = None) -> list[ListedFile]:
+    def images_below(self, folder: Path | None = None) -> ListedFiles:
         """Every image below a folder, by default :attr:`base`, in byte order; each file once."""
         folder = self.base if folder is None else folder
         if folder not in self._images:
@@ -239,21 +322,31 @@ class Listing:
         return self._contents[real]
 
 
-class _Entry(NamedTuple):
-    name: str
-    is_link: bool
+class _Contents:
+    """The names in one directory in byte order, except hidden ones.
 
+    Attributes:
+        folders: The names of folders, and of links to folders.
+        files: Those of files, and of links to files or to nothing.
+        links: Which of them are links.
+    """
 
-class _Contents(NamedTuple):
-    """The entries of one directory in byte order, except hidden ones; file names by suffix in lower case."""
+    def __init__(self) -> None:
+        self.folders: list[str] = []
+        self.files: list[str] = []
+        self.links: set[str] = set()
 
-    folders: list[_Entry]
-    files: list[_Entry]
-    by_suffix: dict[str, list[str]]
+    @functools.cached_property
+    def by_suffix(self) -> dict[str, list[str]]:
+        """The files by their suffix in lower case."""
+        names: dict[str, list[str]] = {}
+        for name in self.files:
+            names.setdefault(os.path.splitext(name)[1].lower(), []).append(name)
+        return names
 
 
 def _read_directory(folder: Path) -> _Contents:
-    contents = _Contents([], [], {})
+    contents = _Contents()
     try:
         with os.scandir(folder) as scanned:
             visible = [entry for entry in scanned if not _is_hidden(entry.name)]
@@ -261,12 +354,15 @@ def _read_directory(folder: Path) -> _Contents:
         raise DataError(
             f"The folder {folder} cannot be listed: {error.strerror}. Check the path and its permissions."
         ) from error
-    for entry in sorted(visible, key=lambda entry: os.fsencode(entry.name)):
+    for entry in visible:
         if _is_folder(entry):
-            contents.folders.append(_Entry(entry.name, entry.is_symlink()))
+            contents.folders.append(entry.name)
         elif _is_file(entry):
-            contents.files.append(_Entry(entry.name, entry.is_symlink()))
-            contents.by_suffix.setdefault(os.path.splitext(entry.name)[1].lower(), []).append(entry.name)
+            contents.files.append(entry.name)
+        if entry.is_symlink():
+            contents.links.add(entry.name)
+    contents.folders.sort(key=os.fsencode)
+    contents.files.sort(key=os.fsencode)
     return contents
 
 
@@ -320,12 +416,11 @@ class _ImageWalk:
         self._links: list[str] = []
         self._others: list[str] = []
         self._entered = set[str]() if inside is None else {os.path.realpath(inside)}
-        self._files: set[str] = set()
         self._linked_folders: list[_LinkedFile] = []
         self._linked_files: list[_LinkedFile] = []
 
     def search(self, folders: Sequence[Path]) -> ImageSearch:
-        images: list[list[ListedFile]] = [[] for _ in folders]
+        images: list[list[_Files]] = [[] for _ in folders]
         for owner, folder in enumerate(folders):
             if folder.is_symlink():
                 self._linked_folders.append(_LinkedFile(ListedFile(folder, ""), owner))
@@ -336,15 +431,29 @@ class _ImageWalk:
                 images[link.owner] += self._images_in(link.file, link.owner)
             else:
                 self._links.append(link.file.name.rstrip("/") or text(link.file.path.name))
+        self._follow(images)
+        return ImageSearch([ListedFiles(files) for files in images], self._links, self._others)
+
+    def _follow(self, images: list[list[_Files]]) -> None:
+        """Add the links to files that are not listed yet."""
+        if not self._linked_files:
+            return
+        listed = {
+            os.path.join(real, entry)
+            for of_owner in images for files in of_owner for real in [os.path.realpath(files.folder)]
+            for entry in files.entries
+        }  # fmt: skip
+        linked: dict[tuple[int, Path, str], list[str]] = {}
         for link in self._linked_files:
-            real = os.path.realpath(link.file.path)
-            if real in self._files:
+            path, prefix = link.file.path, link.file.name[: link.file.name.rfind("/") + 1]
+            real = os.path.realpath(path)
+            if real in listed:
                 self._links.append(link.file.name)
             else:
-                self._files.add(real)
-                images[link.owner].append(link.file)
-        ordered = [sorted(files, key=lambda file: os.fsencode(file.path)) for files in images]
-        return ImageSearch(ordered, self._links, self._others)
+                listed.add(real)
+                linked.setdefault((link.owner, path.parent, prefix), []).append(path.name)
+        for (owner, folder, prefix), entries in linked.items():
+            images[owner].append(_Files(folder, prefix, entries))
 
     def _enter(self, folder: Path) -> bool:
         """Note a folder as entered; ``False`` if it was entered before, under this or another name."""
@@ -353,22 +462,22 @@ class _ImageWalk:
         self._entered.add(real)
         return new
 
-    def _images_in(self, folder: ListedFile, owner: int) -> Iterator[ListedFile]:
+    def _images_in(self, folder: ListedFile, owner: int) -> Iterator[_Files]:
         """The images of one folder and its real sub-folders; links are put aside."""
         contents = self._listing._contents_of(folder.path)
-        real = os.path.realpath(folder.path)
-        for entry in contents.files:
-            file = ListedFile(folder.path / entry.name, folder.name + text(entry.name))
-            if not is_image_name(entry.name):
-                self._others.append(file.name)
-            elif entry.is_link:
+        images = list(filter(is_image_name, contents.files))
+        if len(images) < len(contents.files):
+            named = set(images)
+            self._others += [folder.name + text(entry) for entry in contents.files if entry not in named]
+        for entry in images if contents.links else ():
+            if entry in contents.links:
+                file = ListedFile(folder.path / entry, folder.name + text(entry))
                 self._linked_files.append(_LinkedFile(file, owner))
-            else:
-                self._files.add(os.path.join(real, entry.name))
-                yield file
+        real = [entry for entry in images if entry not in contents.links] if contents.links else images
+        yield _Files(folder.path, folder.name, real)
         for entry in contents.folders:
-            below = ListedFile(folder.path / entry.name, f"{folder.name}{text(entry.name)}/")
-            if entry.is_link:
+            below = ListedFile(folder.path / entry, f"{folder.name}{text(entry)}/")
+            if entry in contents.links:
                 self._linked_folders.append(_LinkedFile(below, owner))
             elif self._enter(below.path):
                 _check_depth(self._listing.path, below.name.count("/"))

@@ -159,13 +159,13 @@ _FOUND: weakref.WeakKeyDictionary[Listing, dict[bool, Pairs | None]] = weakref.W
 
 
 def _find_pairs(listing: Listing, objects: bool) -> Pairs | None:
-    files = listing.images_below()
-    if not any(part in file.name.lower() for file in files for part in _IN_NAMES):
+    listed = listing.images_below()
+    if not any(part in name.lower() for name in listed.names for part in _IN_NAMES):
         return None  # a million photographs in class folders are not worth four attempts
-    if objects and any(_is_of_objects(file) for file in files):
-        files = [file for file in files if "segmentationclass" not in file.name.lower()]
+    if objects and any(_is_of_objects(file) for file in listed):
+        files = [file for file in listed if "segmentationclass" not in file.name.lower()]
     else:
-        files = [file for file in files if not _is_of_objects(file)]
+        files = [file for file in listed if not _is_of_objects(file)]
     best = Pairs([], [], [], "", [], [])
     for key_of, layout in _LAYOUTS:
         match = _match(files, key_of, layout)

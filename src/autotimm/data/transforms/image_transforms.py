@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import functional as F
 from autotimm.data.transforms.colors import Colors
 from autotimm.errors import UsageError, require_choice, sentence
 from autotimm.image_size import ImageSize, height_and_width
-from autotimm.types import Sample
+from autotimm.types import Placement, Sample
 
 __all__ = [
     "AUGMENTATIONS",
@@ -35,6 +35,7 @@ __all__ = [
     "ScaleJitter",
     "changes_colors",
     "draws_from_torch_only",
+    "eval_placement",
     "eval_transform",
     "pixels_needed",
     "resize_masks",
@@ -114,6 +115,30 @@ def eval_transform(image_size: ImageSize, crop_pct: float = 0.875, interpolation
     return _compose(
         [v2.Resize(size, _mode(interpolation, "eval_transform"), antialias=True), v2.CenterCrop(image_size)]
     )
+
+
+def eval_placement(height: int, width: int, image_size: ImageSize, crop_pct: float = 0.875) -> Placement:
+    """Where :func:`eval_transform` puts an image: beyond the input by what the crop cuts off.
+
+    Args:
+        height: Height of the image in pixels.
+        width: Its width.
+        image_size: As for :func:`eval_transform`.
+        crop_pct: As for :func:`eval_transform`.
+
+    Example:
+        >>> eval_placement(50, 70, 32, 1.0)
+        Placement(height=50, width=70, top=0, left=-6, shown_height=32, shown_width=44)
+    """
+    rows, columns = height_and_width(image_size)
+    if isinstance(image_size, tuple):
+        scale = max(rows / height, columns / width) / crop_pct
+        tall, wide = max(rows, int(height * scale)), max(columns, int(width * scale))
+    else:
+        short = max(image_size, round(image_size / crop_pct))
+        long = int(short * max(height, width) / min(height, width))  # rounded down, as torchvision does
+        tall, wide = (short, long) if height <= width else (long, short)
+    return Placement(height, width, -round((tall - rows) / 2), -round((wide - columns) / 2), tall, wide)
 
 
 # Shares of an image that the smallest random crop takes: of its area; for `light` of its shorter side.

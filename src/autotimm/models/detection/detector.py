@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import box_iou, clip_boxes_to_image
 
 from autotimm.errors import UsageError
 from autotimm.models.backbone.feature_maps import DenseNetwork, Level
 from autotimm.models.layers.feature_pyramid import Pyramid
 from autotimm.models.layers.normalize import Normalize
 
-__all__ = ["Detections", "Detector", "Size", "StridedAnchors", "Targets"]
+__all__ = ["Detections", "Detector", "ObjectScore", "Size", "StridedAnchors", "Targets", "nearest_candidate"]
 
 Targets = dict[str, Tensor]
 """The objects of one image, with the keys that :class:`Detector` describes."""
@@ -26,6 +27,34 @@ Detections = dict[str, Tensor]
 
 Size = tuple[int, int]
 """Height and width in pixels."""
+
+
+class ObjectScore(NamedTuple):
+    """The score of one detection as functions of images (N, 3, H, W), which return (N,).
+
+    Attributes:
+        logit: The number that becomes the score.
+        probability: The score, in [0, 1].
+        level: The map of the pyramid that it is computed from.
+    """
+
+    logit: Callable[[Tensor], Tensor]
+    probability: Callable[[Tensor], Tensor]
+    level: int
+
+
+def nearest_candidate(boxes: Tensor, scores: Tensor, found: Detections, size: Size) -> int:
+    """The index of the candidate that became a detection.
+
+    Args:
+        boxes: Boxes of all candidates, (A, 4), before they are clipped.
+        scores: Their scores for the class of the detection, (A,).
+        found: The detection: ``boxes`` (4,) and ``scores``, a scalar.
+        size: Height and width of the input.
+    """
+    # Boxes without area have NaN in common, which would be the largest.
+    overlap = box_iou(clip_boxes_to_image(boxes, size), found["boxes"][None])[:, 0].nan_to_num()
+    return int((overlap - (scores - found["scores"]).abs()).argmax())
 
 
 class Detector(DenseNetwork, ABC):
@@ -63,6 +92,15 @@ class Detector(DenseNetwork, ABC):
     @abstractmethod
     def detect(self, maps: list[Tensor], size: Size) -> list[Detections]:
         """Detect objects. The detections of an image must not depend on the other images, to the last bit."""
+
+    @abstractmethod
+    def object_score(self, images: Tensor, found: Detections) -> ObjectScore:
+        """The score of a detection as a function of the pixels: of its cell or region, which are kept.
+
+        Args:
+            images: The image that it was found in, (1, 3, H, W).
+            found: ``box``, ``score`` and ``label`` of one detection, under the names of :class:`Detector`.
+        """
 
     def forward(self, images: Tensor, targets: Sequence[Mapping[str, Any]] | None = None) -> Any:
         """Compute losses in training mode, detections in evaluation mode."""

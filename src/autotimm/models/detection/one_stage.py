@@ -8,11 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from autotimm.models.backbone.feature_maps import Level
-from autotimm.models.detection.detector import Detections, Detector, Size, StridedAnchors, Targets
+from autotimm.models.detection.detector import (
+    Detections,
+    Detector,
+    ObjectScore,
+    Size,
+    StridedAnchors,
+    Targets,
+    nearest_candidate,
+)  # fmt: skip
 from autotimm.models.layers.feature_pyramid import Pyramid
 from autotimm.models.layers.normalize import Normalize
 
@@ -107,3 +116,29 @@ class OneStageDetector(Detector):
             by_level, [layout] * num_images, [size] * num_images
         )
         return detections
+
+    def _candidates(self, images: Tensor, label: int) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
+        """Logarithms of the scores of a class (N, A), the outputs of the heads, and the anchors of each map."""
+        maps = self.pyramid(self.maps(images))
+        outputs = self.head_outputs(maps)
+        logits = F.logsigmoid(outputs["cls_logits"][..., label])
+        if "bbox_ctrness" in outputs:  # of FCOS, whose score is the geometric mean of two
+            logits = (logits + F.logsigmoid(outputs["bbox_ctrness"][..., 0])) / 2
+        return logits, outputs, self.anchors.layout(maps)
+
+    def object_score(self, images: Tensor, found: Detections) -> ObjectScore:
+        """The score of the cell, and of RetinaNet's anchor, that became a detection; its logarithm is the logit."""
+        label = int(found["labels"])
+        with torch.no_grad():
+            logs, outputs, layout = self._candidates(images, label)
+            coder, anchors = self.model.box_coder, torch.cat(layout)
+            decode = coder.decode if isinstance(self.model, FCOS) else coder.decode_single
+            height, width = images.shape[-2:]
+            boxes = decode(outputs["bbox_regression"][0], anchors)
+            index = nearest_candidate(boxes, logs[0].exp(), found, (height, width))
+        ends = torch.tensor([len(level) for level in layout]).cumsum(0)
+
+        def logit(images: Tensor) -> Tensor:
+            return self._candidates(images, label)[0][:, index]
+
+        return ObjectScore(logit, lambda images: logit(images).exp(), int((ends <= index).sum()))

@@ -15,7 +15,15 @@ from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, mask
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from autotimm.models.backbone.feature_maps import Level
-from autotimm.models.detection.detector import Detections, Detector, Size, StridedAnchors, Targets
+from autotimm.models.detection.detector import (
+    Detections,
+    Detector,
+    ObjectScore,
+    Size,
+    StridedAnchors,
+    Targets,
+    nearest_candidate,
+)  # fmt: skip
 from autotimm.models.layers.deterministic import RegionPool
 from autotimm.models.layers.feature_pyramid import Pyramid
 from autotimm.models.layers.normalize import Normalize
@@ -193,6 +201,27 @@ class TwoStageDetector(Detector):
             empty = boxes[0].new_zeros(0, _MASK_OUTPUT_SIDE, _MASK_OUTPUT_SIDE)
             detections["masks"] = empty if masks[0] is None else masks[0][:, 0]
         return detections
+
+    def object_score(self, images: Tensor, found: Detections) -> ObjectScore:
+        """The score of the proposed region that became a detection; of a Mask R-CNN too that of the box."""
+        index = int(found["labels"]) + 1  # torchvision's class 0 is the background
+        height, width = images.shape[-2:]
+        with torch.no_grad():
+            maps = self.pyramid(self.maps(images))
+            (regions,), _ = self._propose(maps, (height, width))
+            logits, offsets = self._predict_boxes(maps, [regions])
+            boxes = self.heads.box_coder.decode(offsets, [regions])[:, index]
+            at = nearest_candidate(boxes, logits.softmax(dim=1)[:, index], found, (height, width))
+            region = regions[at : at + 1]
+            level = int(self.heads.box_roi_pool.mapper([region]))
+
+        def logits_of(images: Tensor) -> Tensor:
+            maps = self.pyramid(self.maps(images))
+            return self._predict_boxes(maps, [region] * len(images))[0]
+
+        return ObjectScore(
+            lambda images: logits_of(images)[:, index], lambda images: logits_of(images).softmax(dim=1)[:, index], level
+        )
 
 
 @torch.no_grad()

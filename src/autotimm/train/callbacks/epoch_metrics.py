@@ -24,6 +24,7 @@ from autotimm.records.atomic import write_text
 from autotimm.records.csv_cells import csv_text, safe_cell
 from autotimm.tasks import Task
 from autotimm.train.callbacks.step_hooks import without_idle_step_hooks
+from autotimm.types import Stage
 
 __all__ = ["EpochMetrics", "MetricsTable", "SharedLosses", "Unfinished", "Watched", "logged_in_step"]
 
@@ -50,6 +51,9 @@ class Unfinished:
     @classmethod
     def of(cls, trainer: pl.Trainer, module: pl.LightningModule) -> Unfinished:
         """Return the sums of the running epoch, in each process; every process must take part."""
+        sharded = module.parts is not None if isinstance(module, Task) else False
+        if isinstance(module, Task) and sharded:
+            module.merge_parts()
         logged = {
             key: {name: getattr(value, name) for name in value._defaults}
             for key, value in _results(trainer).items()
@@ -63,7 +67,7 @@ class Unfinished:
             for name, metric in module.named_modules()
             if isinstance(metric, Metric) and metric._update_count
         }
-        if trainer.world_size == 1:
+        if trainer.world_size == 1 or sharded:
             return cls(logged, metrics)
         shares: list[Any] = [None] * trainer.world_size
         share = move_data_to_device({"logged": logged, "metrics": metrics}, torch.device("cpu"))
@@ -174,6 +178,9 @@ class SharedLosses(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Replace the sums of this process by those of all."""
+        if isinstance(pl_module, Task) and pl_module.parts is not None:
+            pl_module.log_parts(Stage.TRAIN)  # losses of shards are those of the whole already
+            return
         if trainer.world_size == 1 or not isinstance(pl_module, Task):
             return  # a module of the caller's own says by itself what is shared
         for result in _results(trainer).values():

@@ -82,7 +82,7 @@ class Recorder(Callback):
         self._position: dict[str, Any] | None = None
         self._steps: list[_Step] = []
         self._rate, self._seen = math.nan, 0
-        self._distributed, self._read = False, True
+        self._distributed, self._sharded, self._read = False, False, True
         self.followed = False  # whether a listener may end the training, in all processes together
         self._enough: EnoughError | None = None
 
@@ -131,6 +131,9 @@ class Recorder(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin the ledger, or continue it from the checkpoint."""
         self._distributed = trainer.world_size > 1
+        # Of shards each process knows the loss of the whole, and their number stands for that of the processes.
+        shards: int | None = getattr(trainer, "shards", None)  # Lightning's trainer has none
+        self._sharded = shards is not None
         # Of several processes the first may have a reader, and needs the samples of all.
         self._read = self._distributed or self.ledger.is_read
         if not trainer.is_global_zero:
@@ -143,7 +146,7 @@ class Recorder(Callback):
         if self._position is None or self.begins:
             self._position, self.begins = None, False
             self.ledger.rewind({"bytes": 0, "last": "", "lines": 0})  # of an interrupted run without checkpoint
-            self.ledger.add("start", run=run, weights=weights, world_size=trainer.world_size)
+            self.ledger.add("start", run=run, weights=weights, world_size=shards or trainer.world_size)
         else:
             self._go_back(trainer, self._position)
         self.ledger.flush()
@@ -247,7 +250,7 @@ class Recorder(Callback):
         for number, step in enumerate(steps):
             parts = [share[number] for share in shares]
             known = [loss for _, _, loss in parts if loss is not None]
-            loss = sum(known) / len(known) if known else None
+            loss = known[0] if self._sharded else sum(known) / len(known) if known else None
             ids = [name for names, _, _ in parts for name in names]
             inputs = "".join(text for _, text, _ in parts)
             self.ledger.add(
@@ -282,7 +285,7 @@ def _identify(batch: Any) -> tuple[tuple[str, ...], str]:
 
     Tensors on a device are not read, since that would make every step wait.
     """
-    if isinstance(batch, Batch) and batch.fingerprints:
+    if isinstance(batch, Batch) and (batch.fingerprints or not len(batch.images)):
         return batch.ids, batch.fingerprints
     tensors: dict[str, Tensor] = {}
 

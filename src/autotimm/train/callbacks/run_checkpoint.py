@@ -57,6 +57,13 @@ def read_interval(every: str | int | None) -> tuple[int | None, float | None]:
     raise UsageError(sentence("checkpoint_every", "AutoTrainer", must, every, "Give for example 500 or 10min."))
 
 
+def _forget_validation(checkpoint: dict[str, Any]) -> None:
+    """Reset the numbers of batches that this process has validated; no checkpoint is written in between."""
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+    for part in ("total", "current"):
+        progress[part] = dict.fromkeys(progress[part], 0)
+
+
 @without_idle_step_hooks
 class RunCheckpoint(Checkpoint):
     """Writes the checkpoints of a run (see :mod:`autotimm.records.checkpoint_store`) directly after an optimizer step.
@@ -162,7 +169,9 @@ class RunCheckpoint(Checkpoint):
         """Tell every process the folder that process 0 has chosen, and write straight to it."""
         self.folder = trainer.strategy.broadcast(self.folder)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the caller has given no other
-            trainer.strategy.checkpoint_io = DirectCheckpointIO()
+            # With shards, a run that is resumed on other processes leaves the bytes of one that was not interrupted.
+            canonical = getattr(trainer, "shards", None) is not None  # Lightning's trainer has none
+            trainer.strategy.checkpoint_io = DirectCheckpointIO(canonical)
         if stage == "fit" and self.folder is not None and trainer.is_global_zero:
             self.store.sweep()  # the lock of the folder is held
 
@@ -171,7 +180,9 @@ class RunCheckpoint(Checkpoint):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add the sums of the running epoch."""
+        """Add the sums of the running epoch, and leave out what depends on the number of processes."""
+        if getattr(trainer, "shards", None) is not None:  # Lightning's trainer has none
+            _forget_validation(checkpoint)
         if self._unfinished:
             checkpoint[Unfinished.KEY] = Unfinished.of(trainer, pl_module).as_dict()
 

@@ -1,0 +1,115 @@
+"""What must not leave with an archive: names of user and machine, places in home folders, and secrets.
+
+Files of a run that hold them in places of no digest are written anew without them. Whatever is left is found by looking
+through the bytes of every file, and refused: an id in the list of samples, for example, cannot be changed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from autotimm.config import write_scalar
+from autotimm.records.environment import volatile
+from autotimm.records.manifest import Manifest
+
+__all__ = ["LEFT_OUT", "config_without_places", "found_in", "manifest_without_names", "private_words"]
+
+LEFT_OUT = "left_out"
+"""The entry of a manifest's ``volatile`` with the files of the run that an archive lacks."""
+
+_KEPT = ("started", "ended", "resumes", "compute")  # of the volatile part of a manifest
+_PLACES = {
+    "path", "image_dir", "train_csv", "val_csv", "test_csv", "out", "data_dir", "root", "run_dir", "default_root_dir"
+}  # fmt: skip
+_LINE = re.compile(r"(?P<name>\s*[\w.]+): (?P<value>.*?)(?P<comment> *  # .*)?$")
+_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL|ACCESS_?KEY", re.IGNORECASE)
+_INDEX = re.compile(r"INDEX_URL|INDEX$|INDEX_|PROXY", re.IGNORECASE)
+_COMMON = {"root", "user", "admin", "ubuntu", "runner", "nobody", "jovyan", "localhost", "docker", "vm"}
+_LEAST = 8  # characters of a secret
+
+
+def manifest_without_names(manifest: Manifest, left_out: Iterable[str]) -> Manifest:
+    """A manifest without names of machine, user and folders; they are in its volatile part, and so in no digest."""
+    kept: dict[str, Any] = {name: value for name, value in manifest.volatile.items() if name in _KEPT}
+    if names := sorted(left_out):
+        kept[LEFT_OUT] = names
+    return replace(manifest, volatile=kept)
+
+
+def config_without_places(text: str) -> str:
+    r"""The text of a ``config.yaml`` with the last parts of places, whose content is recorded elsewhere.
+
+    Example:
+        >>> config_without_places("path: /home/me/photos  # file /home/me/a.yaml")
+        'path: photos  # file a.yaml\n'
+    """
+    return "".join(f"{_line(line)}\n" for line in text.splitlines())
+
+
+def _line(line: str) -> str:
+    if (found := _LINE.fullmatch(line)) is None:
+        return line
+    value, comment = found["value"], found["comment"] or ""
+    if found["name"].strip() in _PLACES and re.match(r"""['"]?(/|~|\.\.|[A-Za-z]:\\)""", value):
+        given = _scalar(value)
+        value = write_scalar(re.split(r"[/\\]", given.rstrip("/\\"))[-1] or "data")
+    head, hash_, source = comment.partition("# ")
+    kind, space, place = source.partition(" ")
+    if kind in ("file", "record") and space:
+        comment = f"{head}{hash_}{kind} {re.split(r'[/]', place)[-1]}"
+    return f"{found['name']}: {value}{comment}"
+
+
+def _scalar(text: str) -> str:
+    """The text of a value as YAML writes it."""
+    return text[1:-1].replace("''", "'") if text[:1] == "'" else text.strip('"')
+
+
+def private_words(manifest: Manifest, variables: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What must not be in an archive, with what it is.
+
+    Args:
+        manifest: The run's manifest, which names machine, user and folder of whoever made it.
+        variables: The environment, by default that of this process: its secrets, and those in addresses of indexes.
+    """
+    variables = os.environ if variables is None else variables
+    words: dict[str, str] = {}
+    now = volatile()
+    for name, what in (("host", "the name of the machine"), ("user", "the name of the user")):
+        for said in (now.get(name), manifest.volatile.get(name)):
+            if isinstance(said, str) and len(said) > 2 and said.lower() not in _COMMON:
+                words[said] = what
+    folder = manifest.volatile.get("folder")
+    above = [*Path(folder).parents] if isinstance(folder, str) else []
+    # The folder that the run was in, and the home folder of whoever made it.
+    parents = [*map(str, above[:1]), *(str(place) for place in above if place.name == manifest.volatile.get("user"))]
+    for place in (str(Path.home()), *parents):
+        if place.count("/") > 1:  # /root and /content say nothing of anybody
+            words[place] = "a folder of this machine"
+    for name, value in variables.items():
+        if _SECRET.search(name) and len(value) >= _LEAST:
+            words[value] = f"the variable {name}"
+        elif _INDEX.search(name):
+            for address in value.split():
+                secret = urlsplit(address).password or urlsplit(address).username if "://" in address else None
+                if secret and len(secret) > 2:
+                    words[secret] = f"a name or password in the variable {name}"
+    return words
+
+
+def found_in(content: bytes, words: Mapping[str, str]) -> list[str]:
+    """Which private words some bytes hold, each as what it is; names count as whole words only."""
+    found = []
+    for word, what in words.items():
+        needle = word.encode("utf-8", "surrogateescape")
+        # Where a word ends, so that neither `bob` is found in `bobsled` nor /data/bob in /data/bobsled.
+        bounded = rb"(?<![\w-])%b(?![\w-])" if what.startswith("the name") else rb"%b(?![\w-])"
+        if needle in content and (what.startswith("the variable") or re.search(bounded % re.escape(needle), content)):
+            found.append(what)
+    return list(dict.fromkeys(found))

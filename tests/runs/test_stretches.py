@@ -1,0 +1,192 @@
+"""`verify --stretches`: consistent on other hardware, different where somebody has cheated."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from pytorch_lightning.callbacks import Callback
+
+import warm
+from autotimm import Run
+from autotimm.errors import DifferentError, UsageError
+from autotimm.records.run_folder import RunFolder
+from autotimm.runs.recorded_run import read_recorded
+from autotimm.runs.restore import rebuild
+from autotimm.runs.stretches.choice import Stretch, draw, passing_chance, recorded_stretches
+from forger import Edit, write
+
+OTHER = "autotimm.runs.stretches.stretch_verdict.other_instructions"
+
+
+class _FasterOnce(Callback):
+    """Learns faster in one step, behind the back of the ledger."""
+
+    def __init__(self, step: int, factor: float = 1.01) -> None:
+        self.step, self.factor = step, factor
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            for group in trainer.optimizers[0].param_groups:
+                group["lr"] *= self.factor
+
+
+class _OtherImageOnce(_FasterOnce):
+    """Sees one image twice and another not at all."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            batch.images[0].copy_(batch.images[1])
+
+
+class _OtherDecay(_FasterOnce):
+    """Has another weight decay all the time, also in its checkpoints."""
+
+    def on_train_start(self, trainer, pl_module):
+        for group in trainer.optimizers[0].param_groups:
+            group["weight_decay"] *= 2
+
+
+def trained_with(cheat, run, place):
+    rebuilt = rebuild(run.path, RunFolder(place / "cheat", place))
+    rebuilt.trainer.callbacks.append(cheat)
+    rebuilt.trainer.fit(rebuilt.task, datamodule=rebuilt.data)
+    rebuilt.trainer.run_folder.write_config(rebuilt.config.to_yaml())
+    return Run(place / "cheat")
+
+
+def edited(run, place, change):
+    def rewrite(folder: Path) -> None:
+        path = folder / "ledger.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        change([line for line in lines if line["kind"] == "step"])
+        write(path, "".join(json.dumps(line, sort_keys=True, separators=(",", ":")) + "\n" for line in lines))
+
+    return Run(Edit("ledger", "ledger.jsonl: edited", rewrite, True).apply(run.path, place / "edited"))
+
+
+@pytest.fixture(autouse=True)
+def _no_other_process(monkeypatch):
+    """Most tests replay in this process alone: another one takes seconds to start."""
+    monkeypatch.setattr(OTHER, lambda recorded, device: ({}, ""))
+
+
+@pytest.fixture(scope="module")
+def honest(run):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OTHER, lambda recorded, device: ({}, ""))
+        return run.verify(stretches=9, steps=2, challenge=1)
+
+
+def test_honest_run_is_consistent_never_identical(honest, run):
+    assert (honest.verdict, honest.exit_code, honest.identical) == ("consistent", 7, False)
+    assert str(honest).splitlines()[-1].startswith("verdict: consistent")
+    assert "all bits that were compared are equal" in str(honest)
+    with pytest.raises(DifferentError, match="It is consistent"):
+        honest.require_identical()
+    answer = json.loads(json.dumps(honest.as_dict()))
+    assert (answer["challenge"], answer["drawn"], answer["of_stretches"]) == (1, 2, 2)
+    assert answer["chances"] == {"0.01": 0.0, "0.1": 0.0, "0.5": 0.0}  # all were drawn
+    assert {name for each in answer["stretches"] for name in each["roundings"]} >= {"2 threads", "oneDNN off"}
+
+
+def test_same_challenge_same_stretches(run):
+    choices = recorded_stretches(read_recorded(run.path), 2)
+    assert [(each.start, each.first, each.steps) for each in choices] == [
+        ("", 0, 2), ("epoch-0001-step-00000003.ckpt", 3, 2)
+    ]  # fmt: skip
+    many = [Stretch("", first, 5, 5, "") for first in range(0, 500, 5)]
+    assert draw(many, 8, 3) == draw(many, 8, 3) != draw(many, 8, 4)
+    times = sum(many[7] in draw(many, 8, challenge) for challenge in range(2000))
+    assert abs(times / 2000 - (1 - passing_chance(many, 8, 0.01))) < 0.02
+
+
+def test_the_longest_stretches_hide_most(run):
+    stretches = [Stretch("", 0, 5, 5, ""), Stretch("", 5, 1, 1, ""), Stretch("", 6, 1, 1, "")]
+    assert passing_chance(stretches, 1, 0.7) == pytest.approx(2 / 3)
+    assert passing_chance(stretches, 3, 0.01) == 0
+
+
+@pytest.mark.parametrize(
+    ("cheat", "stage", "words"),
+    [
+        (_FasterOnce(3), "forward", "other roundings are"),
+        (_FasterOnce(2), "update", "step 3 (epoch 1, batch 3)"),  # nothing but the weights shows the last step
+        (_OtherImageOnce(4), "forward", "step 5 (epoch 2, batch 2)"),
+    ],
+)
+def test_cheating_in_a_step(run, tmp_path, cheat, stage, words):
+    verdict = trained_with(cheat, run, tmp_path).verify(stretches=2, steps=3, challenge=0)
+    assert (verdict.verdict, verdict.exit_code, verdict.difference.stage) == ("different", 5, stage)
+    assert words in verdict.reason
+
+
+def test_settings_in_checkpoints_are_those_of_the_options(run, tmp_path):
+    verdict = trained_with(_OtherDecay(0), run, tmp_path).verify(stretches=2, steps=2, challenge=0)
+    assert verdict.verdict == "different"
+    assert any("`weight_decay` of group" in text for text in verdict.findings)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "stage"),
+    [("lr", (1e-3).hex(), "rate"), ("ids", "0123456789abcdef", "order"), ("batch", 7, "length")],
+)
+def test_every_step_has_its_samples_and_its_rate(run, tmp_path, field, value, stage):
+    """Also in a step that no stretch reaches."""
+    forged = edited(run, tmp_path, lambda steps: steps[2].update({field: value}))
+    verdict = forged.verify(stretches=2, steps=1, challenge=0)
+    assert (verdict.verdict, verdict.difference.stage, verdict.difference.step) == ("different", stage, 3)
+
+
+def test_invented_losses_and_inputs(run, tmp_path):
+    def invent(steps):
+        steps[4]["loss"] = (float.fromhex(steps[4]["loss"]) * 0.9999).hex()
+
+    verdict = edited(run, tmp_path, invent).verify(stretches=2, steps=3, challenge=0)
+    assert verdict.difference.stage == "forward"
+    (tmp_path / "more").mkdir()
+    forged = edited(run, tmp_path / "more", lambda steps: steps[0].update(inputs="0123456789abcdef"))
+    assert forged.verify(stretches=2, steps=1, challenge=0).difference.stage == "inputs"
+
+
+def test_other_pixels_are_named_and_judged_by_their_own_noise(run, monkeypatch):
+    """Where images cannot be made as recorded, that is no cheating; what it hides is said."""
+    apart = ["the version of pillow: 1 was recorded, 2 is used"]
+    monkeypatch.setattr("autotimm.runs.stretches.stretch_verdict.pixel_factors_apart", lambda manifest, now: apart)
+    verdict = run.verify(stretches=1, steps=1, challenge=0)
+    assert verdict.verdict == "consistent"
+
+
+def test_another_instruction_set(run, tmp_path, photos):
+    """A whole process with another one: its images are made by a process with the recorded one."""
+    words = ["-m", "autotimm", "verify", run.path, "--stretches", "1", "--steps", "2", "--challenge", "5", "--json"]
+    done = _fresh(words, {"ATEN_CPU_CAPABILITY": "default"}, tmp_path)
+    answer = json.loads(done.stdout)
+    assert (done.returncode, answer["verdict"]) == (7, "consistent"), done.stdout + done.stderr
+    assert answer["stretches"][0]["inputs"]
+
+
+def _fresh(words, variables, place):
+    import os
+    import subprocess
+
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, env=os.environ | variables, cwd=place, capture_output=True, text=True, check=False)
+
+
+def test_options_that_do_not_go_together(run):
+    with pytest.raises(UsageError, match="jobs"):
+        run.verify(stretches=1, jobs=0)
+    for words, part in (
+        (["--challenge", "3"], "needs --stretches"),
+        (["--stretches", "2", "--epochs", "1:1"], "epochs"),
+    ):
+        done = warm.run(["-m", "autotimm", "verify", run.path, *words])
+        assert (done.returncode, part in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.slow
+def test_parallel_processes_measure_the_same(run, honest):
+    verdict = run.verify(stretches=2, steps=2, challenge=1, jobs=2)
+    assert verdict.verdict == "consistent"
+    assert [each.loss for each in verdict.proof.stretches] == [each.loss for each in honest.proof.stretches]
