@@ -29,7 +29,7 @@ from autotimm.export.build_graph import build_graph
 from autotimm.export.exporter import TOLERANCES
 from autotimm.export.formats import SUFFIXES
 from autotimm.export.graph import Graph
-from autotimm.export.onnx_file import Runtime, onnx_runtime, write_onnx
+from autotimm.export.onnx_file import Runtime, onnx_model, onnx_runtime, save_onnx
 from autotimm.export.torch_file import torch_runtime, write_torch
 from autotimm.types import DataSpec
 
@@ -41,7 +41,10 @@ BACKBONES = {
 """Backbones, and the side of their images in pixels."""
 
 FORMATS: dict[str, tuple[Callable[..., None], Callable[[Path], Runtime]]] = {
-    "onnx": (write_onnx, lambda path: onnx_runtime(path, threads=1)),
+    "onnx": (
+        lambda graph, path, texts: save_onnx(onnx_model(graph)[0], path, texts),
+        lambda path: onnx_runtime(path, threads=1),
+    ),
     "torch": (write_torch, torch_runtime),
 }
 

@@ -25,7 +25,7 @@ OPTIONAL = [
     "starlette",
 ]
 # Extras of features to come. Whoever writes the feature moves its extra to the table of the README.
-PLANNED = {"lance", "litdata", "openvino"}
+PLANNED = {"lance", "litdata"}
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,7 @@ def test_short_help_is_short_and_long_help_is_complete(capsys: pytest.CaptureFix
     short = capsys.readouterr().out
     main(["fit", "--help-all"])
     full = capsys.readouterr().out
-    assert short.count("\n") < 56
+    assert short.count("\n") < 60
     assert max(map(len, full.splitlines())) <= 100
     assert all(f"--{name.replace('_', '-')}" in full for name in options() if name != "path")
     assert "passes over the training images [10]" in short

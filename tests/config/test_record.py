@@ -36,8 +36,9 @@ def without_mark(text: str) -> str:
 
 # Options that version 1 did not have.
 LATER = (
-    "cache:", "cache_size:", "calibrate:", "check:", "class_levels:", "decode:", "evidence:", "ignore_exif:",
-    "in_chans:", "label_separator:", "max_objects:", "nms_iou:", "overlap:", "recipe:", "shards:", "tile:",
+    "cache:", "cache_size:", "calibrate:", "check:", "class_levels:", "decode:", "evidence:", "fold:", "folds:",
+    "group:", "ignore_exif:", "in_chans:", "label_separator:", "max_objects:", "nms_iou:", "overlap:", "recipe:",
+    "shards:", "tile:",
 )  # fmt: skip
 
 

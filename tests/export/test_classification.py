@@ -154,7 +154,7 @@ def test_timm_loads_the_folder_with_equal_logits(run: Run, tmp_path: Path) -> No
     ("options", "words"),
     [
         ({"out": "m.pt2"}, "a file that ends in .onnx"),
-        ({"out": "m.onnx", "to": "onxx"}, "one of onnx, torch, timm"),
+        ({"out": "m.onnx", "to": "onxx"}, "one of onnx, torch, openvino, timm"),
         ({"out": "m.pt2", "to": "torch", "with_runner": True}, "left out unless `to` is onnx"),
         ({"out": "m.onnx", "precision": "fp16", "check": "seeded"}, "fp32 where the check is on seeded images"),
         ({"out": "m", "to": "timm", "precision": "fp16"}, "fp32 for timm"),

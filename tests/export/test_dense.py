@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from autotimm import InstanceSegmentor, ObjectDetector, SemanticSegmentor, Task
+from autotimm import SemanticSegmentor
 from autotimm.data.toy import write_toy_objects, write_toy_segmentation
 from autotimm.errors import ModelError
 from autotimm.export.agreement_check import check_file
@@ -22,33 +22,15 @@ from autotimm.export.object_heads import Limits
 from autotimm.models.detection import DETECTORS
 from autotimm.models.segmentation.segmenter import SEGMENTERS
 from autotimm.runs.prediction_files import as_csv
-from autotimm.types import DataSpec
+from networks import dense_task
 from training import small_fit
 
 SIDE = 64
 
 
-def task(arch: str) -> tuple[Task, DataSpec]:
-    """A network with random weights that finds many objects with scores far from each other."""
-    options: dict[str, Any] = {"arch": arch, "width": 64, "image_size": SIDE, "pretrained": False, "seed": 1}
-    made: Task
-    if arch in SEGMENTERS:
-        made, kind = SemanticSegmentor("test_resnet", 2, **options), "pixels"
-    elif arch == "mask_rcnn":
-        made, kind = InstanceSegmentor("test_resnet", 2, **options, max_objects=10), "instances"
-    else:
-        made, kind = ObjectDetector("test_resnet", 2, **options), "boxes"
-    for name, parameter in made.network.named_parameters():
-        if "cls_logits" in name or "cls_score" in name:
-            parameter.data.mul_(0 if name.endswith("bias") else 15)
-    made.spec = DataSpec(("a", "b"), image_size=SIDE, kind=kind, eval_batch_size=3)
-    made.eval_batch_size = 3
-    return made.eval(), made.spec
-
-
 @pytest.mark.parametrize("arch", [*SEGMENTERS, *DETECTORS])
 def test_graph_finds_what_the_run_finds(arch: str) -> None:
-    model, spec = task(arch)
+    model, spec = dense_task(arch, SIDE)
     graph = build_graph(model, spec)
     found: list[float] = []
 
@@ -93,7 +75,7 @@ def test_what_cannot_be_exported_says_why(tmp_path: Path) -> None:
     class Mine(SemanticSegmentor):
         pass
 
-    _, spec = task("fpn")
+    _, spec = dense_task("fpn", SIDE)
     with pytest.raises(ModelError, match="The task Mine cannot be exported: how it turns outputs into predictions"):
         build_graph(Mine("test_resnet", 2, width=64, image_size=SIDE, pretrained=False), spec)
 

@@ -34,25 +34,30 @@ def run(argv: Sequence[str]) -> int:
         print(printable(export.check))
         if export.runner is not None:
             print(f"runner: {printable(export.runner)}")
+        if export.weights is not None:
+            print(f"weights: {printable(export.weights)}")
         print(f"model: {printable(export.path)}")
-        answer.update(model=export.path, runner=export.runner, check=export.check.as_dict())
+        answer.update(model=export.path, weights=export.weights, runner=export.runner, check=export.check.as_dict())
     return 0
 
 
 EXPORT = Verb(
     name="export",
-    summary="write the model for ONNX Runtime, torch or timm, compared with the run",
+    summary="write the model for ONNX Runtime, OpenVINO, torch or timm, compared with the run",
     run=run,
     positionals=(RUN,),
     options={
-        "to": Option(Choice(FORMATS), "ONNX file, program of torch.export, or folder for timm.create_model", "Options"),
+        "to": Option(
+            Choice(FORMATS), "ONNX file, program of torch.export, OpenVINO's .xml and .bin, timm's folder", "Options"
+        ),
         "out": Option(Path(metavar="FILE|DIR"), "the new file, or for timm the new folder", "Options", none="RUN.onnx"),
         "precision": Option(Choice(PRECISIONS), "numbers that the network computes with", "Options"),
         "with_runner": Option(Flag(), "also write predict.py, which needs the ONNX file and no torch", "Options"),
         "check": Option(Choice(CHECKS), "compare on 32 validation images, on all, or on seeded ones", "Options"),
         "data": Option(Path(), "other labelled images to compare on", "Options", none="the run's"),
         "tolerance": Option(
-            Number(0), "largest difference of scores, or with fp16 of metrics", "Options", none="1e-4, fp16: 0.01"
+            Number(0), "largest difference of scores, or with fp16 and int8 of metrics", "Options",
+            none="1e-4, fp16: 0.01, int8: 0.02",
         ),
         "ckpt": CKPT,
         "trust": TRUST,
@@ -65,6 +70,7 @@ EXPORT = Verb(
     examples=(
         "autotimm export runs/photos-001 --out photos.onnx",
         "autotimm export runs/photos-001 --with-runner --out photos/model.onnx",
+        "autotimm export runs/photos-001 --to openvino --precision int8 --out photos.xml",
         "autotimm export runs/photos-001 --to timm --out photos-timm",
     ),
     notes=(
@@ -72,5 +78,5 @@ EXPORT = Verb(
         f"It is compared with the run before it is kept; {REPORT} beside it says how. Nothing is overwritten.",
         "Exit code 4: the model cannot be exported, or the file disagrees with the run; no file is left.",
     ),
-    elsewhere=("convert", "onnx", "deploy"),
+    elsewhere=("convert", "onnx", "openvino", "deploy"),
 )  # fmt: skip

@@ -81,9 +81,10 @@ def print_run(run: Run) -> None:
 
 
 def run_answer(run: Run) -> dict[str, Any]:
-    """What ``--json`` says of a run that was trained: its folder, its report if it has one, and its metrics."""
+    """What ``--json`` says of a run that was trained: its folder, its report if it has one, its metrics and folds."""
     report = run.path / "report.html"
-    return {"run": run.path, "report": report if report.is_file() else None, "metrics": run.metrics}
+    answer = {"run": run.path, "report": report if report.is_file() else None, "metrics": run.metrics}
+    return answer | ({"folds": run.folds} if run.folds else {})
 
 
 def measuring(

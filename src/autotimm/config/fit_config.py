@@ -31,7 +31,7 @@ from autotimm.config.value_types import (
 )  # fmt: skip
 from autotimm.config.yaml import write_scalar
 from autotimm.constants import CACHES, CHECKS, DECODINGS, RECIPES, TASKS
-from autotimm.errors import UsageError
+from autotimm.errors import UsageError, sentence
 
 __all__ = ["COMMAND_LINE", "NETWORK_OPTIONS", "FitConfig", "defaults", "options"]
 
@@ -120,6 +120,19 @@ class FitConfig:
     test_split: float = _data(
         0.0, _SHARE, "fraction held out for testing if there is no test/", cure=_NONE_SPLIT, common=True,
         stages=("order",),
+    )
+    group: str | None = _data(
+        None, Text(), "keep images together that belong together: a column of a table, or a regex on ids whose first "
+        "group names it", none="none", stages=("order", "validation"),
+    )
+    folds: int | None = _data(
+        None, Whole(2), "cross-validate in this many folds, then train on all images", none="none", common=True,
+        cure="Give for example 5.", stages=("order", "validation"),
+        shadows=(Shadow("val_split", "which validates on each fold in turn"),),
+    )
+    fold: int | None = _data(
+        None, Whole(1), "train one of the folds alone, counted from 1", none="none", needs="folds",
+        cure="Give a number from 1 to `folds`.", stages=("order", "validation"),
     )
     augmentation: str = _data(
         "default", Choice(_AUGMENTATIONS), "augmentation of the training images", common=True, stages=("inputs",)
@@ -405,6 +418,9 @@ class FitConfig:
         if self.val_split + self.test_split >= 1:
             got = f"Got {self.val_split:g} and {self.test_split:g} instead. Leave some images to train on."
             raise UsageError(f"The `val_split` and `test_split` of fit must sum to less than 1. {got}")
+        if self.folds is not None and self.fold is not None and self.fold > self.folds:
+            must, cure = f"a whole number from 1 to {self.folds}, as `folds` says", "Folds are counted from 1."
+            raise UsageError(sentence("fold", "fit", must, self.fold, cure))
         if _is_table(self.path) and self.train_csv is not None:
             raise UsageError(f"fit takes one table to train on. Got {self.path} and `train_csv` instead. Give one.")
         has = {**self.as_dict(), "train_csv": self.path if _is_table(self.path) else self.train_csv}

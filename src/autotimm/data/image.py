@@ -174,6 +174,7 @@ class ImageDataModule(DataModule):
                 label_column=self.label_column,
                 label_separator=self.label_separator,
                 strict=self.strict,
+                group=self.division.group,
             )
         recognized, self.recognized = self.recognized, None
         listing = Listing(self.data_dir or "") if recognized is None else recognized.listing

@@ -18,6 +18,7 @@ from autotimm.byte_size import BYTES_MUST, read_bytes
 from autotimm.constants import CACHES, CHECKS
 from autotimm.data.data_facts import Facts
 from autotimm.data.file_facts import Problem
+from autotimm.data.folds import Division, check_division
 from autotimm.data.formats.image_paths import read_paths
 from autotimm.data.formats.recognize import Recognized
 from autotimm.data.image_reading import ImageReading, reading_as
@@ -59,6 +60,9 @@ class CommonDataOptions(TypedDict, total=False):
     seed: int | None
     val_split: float
     test_split: float
+    group: str | None
+    folds: int | None
+    fold: int | None
     eval_transforms: Callable[..., Any] | None
     balanced_sampling: bool
     strict: bool
@@ -107,6 +111,11 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
             ``None`` draws one from Python's ``random``.
         val_split: Share in [0, 1) of the training samples of each class to validate on, if there is no validation data.
         test_split: The same for the test.
+        group: Keep samples together that belong together, such as those of a patient: a column of a table, or a regex
+            on ids whose first group is the group. No group is split.
+        folds: Divide the training samples into folds for cross-validation, in place of ``val_split``, see
+            :func:`autotimm.data.folds.assign_folds`.
+        fold: The fold to validate on, counted from 1; all others train. ``None`` trains on all.
         train_transforms: A callable from a ``uint8`` ``tv_tensors.Image`` (3, H, W) to a tensor of a fixed size, in
             place of the augmentation. No normalization: the network does that.
         eval_transforms: The same for validation, test and prediction.
@@ -156,6 +165,9 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         seed: int | None = 42,
         val_split: float = 0.1,
         test_split: float = 0.0,
+        group: str | None = None,
+        folds: int | None = None,
+        fold: int | None = None,
         train_transforms: Callable[..., Any] | None = None,
         eval_transforms: Callable[..., Any] | None = None,
         augmentation: str = "default",
@@ -194,6 +206,8 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
             "Give 1 to keep the whole square.",
         )  # fmt: skip
         check_shares(val_split, test_split, owner)
+        self.division = Division(group, folds, fold)
+        check_division(self.division, owner)
         require_choice("cache", owner, cache, CACHES)
         require_choice("check", owner, check, CHECKS)
         self.cache, self.cache_size, self.check = cache, _bytes_given(cache_size, owner), check
@@ -284,7 +298,9 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
             self.notices += without_colors(self.augmentation, self.in_chans)
         check_classes(tables["train"], self.notices)
         self._open_cache(tables)
-        self._tables = split_off(tables, self.val_split, self.test_split, self.data_seed, self.notices)
+        self._tables = split_off(
+            tables, self.val_split, self.test_split, self.data_seed, self.notices, self.division, type(self).__name__
+        )
 
     def _open_cache(self, tables: Mapping[str, Table]) -> None:
         files = [path for table in tables.values() for path in table.files()] if self.cache != "off" else ()

@@ -69,6 +69,7 @@ class Table(ABC):
         kind: The kind of the targets, see :class:`autotimm.types.DataSpec`.
         strata: The class index of each sample, for stratified splits and balanced draws; ``None`` if there is none.
         category_ids: The numbers that a COCO file gives the classes, in their order; empty if there is none.
+        groups: The group of each sample, from a column of a table that was asked for; ``None`` without one.
         reading: How its image files become pixels.
         cache: Where decoded pictures of its files are kept, see :meth:`cached`.
         draws_random: Whether :meth:`load` may draw from a global generator (``random``, NumPy, torch). ``False`` saves
@@ -81,6 +82,7 @@ class Table(ABC):
     kind: str = "classes"
     strata: Sequence[int] | None = None
     category_ids: tuple[int, ...] = ()
+    groups: Sequence[str] | None = None
     reading: ImageReading = UPRIGHT_RGB
     cache: PixelCache | None = None
     draws_random: bool = True
@@ -247,6 +249,7 @@ class Subset(Table):
         if table.strata is not None:
             strata = _whole(table.strata)[self.indices]
             self.strata = array("q", strata.tobytes()) if isinstance(table.strata, array) else strata.tolist()
+        self.groups = None if table.groups is None else [table.groups[index] for index in self.indices.tolist()]
 
     def at_least(self, size: tuple[int, int] | None) -> Subset:
         """Return the same samples, decoded as the other table does."""

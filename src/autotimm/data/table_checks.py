@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from autotimm.data.annotations.objects import ObjectTable
 from autotimm.data.doubt import Doubt
 from autotimm.data.file_facts import Oddity, Problem, image_sizes
+from autotimm.data.folds import Division, assign_folds, check_folds, grouped_split, groups_of
 from autotimm.data.image_facts import MANY_BYTES, MANY_IMAGES, checks_fully, image_facts
 from autotimm.data.table import Subset, Table, keyed_sides
 from autotimm.data.texts import Joined, file_names
@@ -31,6 +32,7 @@ __all__ = [
 
 _SHARED_BYTES = 2**30  # of all images that wait for the network
 _PREFETCHED = 2  # images that wait for each loading process, which is torch's default
+_WHOLE = Division()
 _DEFAULT_SHARES = {"val": 0.1, "test": 0.0}  # of a data module
 
 
@@ -212,32 +214,85 @@ def workers_for_whole_images(table: Table, most: int, shared_bytes: int = _SHARE
     return min(most, shared_bytes // (3 * largest * _PREFETCHED))
 
 
-def split_off(tables: Mapping[str, Table], val: float, test: float, seed: int, notices: list[str]) -> dict[str, Table]:
+def split_off(
+    tables: Mapping[str, Table],
+    val: float,
+    test: float,
+    seed: int,
+    notices: list[str],
+    division: Division = _WHOLE,
+    owner: str = "a data module",
+) -> dict[str, Table]:
     """Split validation and test samples off the training samples where the data have none of their own.
 
     Args:
         tables: Tables by split; ``train`` is among them.
-        val: Share of each class for validation.
+        val: Share of each class for validation; without effect where there are folds.
         test: Share of each class for test.
         seed: Root seed of the ``split`` stream.
         notices: Receives a line if a side stays empty, or a share has no effect.
+        division: The folds, and what is kept together.
+        owner: Who is given the division.
+
+    Raises:
+        UsageError: If groups cannot be told.
+        DataError: If there are fewer samples or groups than folds, or a fold would be trained without a class.
     """
     tables = {split: table for split, table in tables.items() if len(table)}
     for split, share in (("val", val), ("test", test)):
         if split in tables and share not in (0, _DEFAULT_SHARES[split]):
             notices.append(f"`{split}_split` has no effect: the data have {split} images of their own.")
-    val, test = (0.0 if "val" in tables else val), (0.0 if "test" in tables else test)
-    if not val and not test:
+    groups = groups_of(tables["train"], division.group, owner)
+    if groups is not None:
+        _tell_groups(tables, groups, division, owner, notices)
+    val = 0.0 if "val" in tables or division.folds is not None else val
+    test = 0.0 if "test" in tables else test
+    if not val and not test and division.folds is None:
         return tables
     train = tables["train"]
-    sides = keyed_sides(train.ids, train.strata, val, test, seed)
-    named = zip(("train", "val", "test"), sides, strict=True)
-    parts = {split: Subset(train, side) for split, side in named if len(side)}
+    sides: Sequence[NDArray[np.int64]] = keyed_sides(train.ids, train.strata, val, test, seed)
+    if groups is not None:
+        grouped = grouped_split(train.ids, train.strata, groups, val, test, seed)
+        sides = [np.array(side, np.int64) for side in grouped]
+    parts = dict(zip(("train", "val", "test"), sides, strict=True))
     for split, share in (("val", val), ("test", test)):
-        if share and split not in parts:
+        if share and not len(parts[split]):
             notices.append(f"There are too few images to split any off for {split}.")
-    merged = {**tables, **parts}
+    if division.folds is not None:
+        parts |= _fold_sides(train, parts["train"].tolist(), groups, seed, division, notices)
+        if division.fold is not None and "val" in tables:
+            notices.append("The validation images of the data are not used: the fold is validated on its own.")
+    merged = {**tables, **{split: Subset(train, side) for split, side in parts.items() if len(side)}}
     return {split: merged[split] for split in ("train", "val", "test") if split in merged}
+
+
+def _fold_sides(
+    train: Table, side: Sequence[int], groups: Sequence[str] | None, seed: int, division: Division, notices: list[str]
+) -> dict[str, NDArray[np.int64]]:
+    """Indices of the samples that a fold trains and validates on; all of them train where no fold is chosen."""
+    assert division.folds is not None
+    table = Subset(train, side)
+    of_side = None if groups is None else [groups[index] for index in side]
+    placed = assign_folds(table.ids, table.strata, division.folds, seed, names=table.class_names, groups=of_side)
+    check_folds(table, placed, division.folds, notices, groups is not None)
+    if division.fold is None:
+        return {"train": np.array(side, np.int64)}
+    indices, chosen = np.array(side, np.int64), np.array(placed) == division.fold
+    return {"train": indices[~chosen], "val": np.sort(indices[chosen])}
+
+
+def _tell_groups(
+    tables: Mapping[str, Table], groups: Sequence[str], division: Division, owner: str, notices: list[str]
+) -> None:
+    """Say how many groups there are, and which of them other splits of the data have too."""
+    notices.append(f"{len(groups)} images are in {len({*groups})} groups, such as {join_names(sorted({*groups}), 3)}.")
+    for split in ("val", "test"):
+        alike = split in tables and (tables[split].groups is None) == (tables["train"].groups is None)
+        others = groups_of(tables[split], division.group, owner) if alike else None
+        if shared := sorted({*groups} & {*(others or ())}):
+            text = f"{len(shared)} groups are in train and in the data's own {split} images: {join_names(shared)}."
+            cure = "Move each group to one side, or leave the split to autotimm."
+            notices.append(Doubt(text, shared, check="shared_groups", cure=cure))
 
 
 def own_sides(tables: Mapping[str, Table]) -> list[str]:

@@ -4,14 +4,24 @@ It is computed once, at the end of a fit or a test, and stored without code; rep
 """
 
 from autotimm.evidence.collector import EvidenceCollector, collecting
-from autotimm.evidence.evidence_file import EVIDENCE, Evidence, evidence_path, read_evidence, write_evidence
+from autotimm.evidence.evidence_file import (
+    EVIDENCE,
+    Evidence,
+    evidence_bytes,
+    evidence_path,
+    read_evidence,
+    write_evidence,
+)
+from autotimm.evidence.out_of_fold import join_folds
 
 __all__ = [
     "EVIDENCE",
     "Evidence",
     "EvidenceCollector",
     "collecting",
+    "evidence_bytes",
     "evidence_path",
+    "join_folds",
     "read_evidence",
     "write_evidence",
 ]

@@ -22,7 +22,7 @@ from autotimm.types import Batch, Step
 if TYPE_CHECKING:
     from autotimm.tasks import Task
 
-__all__ = ["EvidenceCollector", "collecting", "pooled", "reader_of_features"]
+__all__ = ["EvidenceCollector", "collecting", "joined", "pooled", "reader_of_features"]
 
 _UNKNOWN = 255  # the label of a pixel without a class in a label map
 _MOST_FEATURES = 1 << 28  # numbers: 1 GB; beyond, features are left out
@@ -109,7 +109,7 @@ class EvidenceCollector:
         if spec is None or not self._rows or not self._complete:
             return None
         names = set.intersection(*(set(rows) for rows in self._rows))
-        arrays = {name: _joined(name, [rows[name] for rows in self._rows]) for name in sorted(names)}
+        arrays = {name: joined(name, [rows[name] for rows in self._rows]) for name in sorted(names)}
         if "features" in arrays and arrays["features"].size > _MOST_FEATURES:
             del arrays["features"]
         return Evidence(
@@ -156,7 +156,7 @@ def pooled(inputs: tuple[Any, ...]) -> Tensor:
     return means.detach().cpu()
 
 
-def _joined(name: str, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+def joined(name: str, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """The rows of all batches: matrices of counts are added, offsets continued, everything else appended."""
     if name == "confusion":
         return np.asarray(np.sum(parts, axis=0, dtype=np.int64))
@@ -233,4 +233,4 @@ def _pixels(predictions: Sequence[Tensor], targets: Sequence[Tensor], classes: i
             image |= {f"{name}_values": runs.values, f"{name}_lengths": runs.lengths}
             image[f"{name}_offsets"] = _ends([len(runs.values)])
         images.append(image)
-    return {"confusion": confusion} | {name: _joined(name, [image[name] for image in images]) for name in images[0]}
+    return {"confusion": confusion} | {name: joined(name, [image[name] for image in images]) for name in images[0]}

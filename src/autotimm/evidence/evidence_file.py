@@ -5,6 +5,7 @@ targets, the names of the classes and the ids of the N samples, in the order of 
 on the kind; C is the number of classes, K that of all objects of all images::
 
     all        features            float32 (N, D)   pooled features of the backbone; left out if they are unknown
+               folds               int64 (N,)       the fold that predicted each sample, from 1; only out of folds
     classes    scores              float32 (N, C)   probabilities
                targets             int64 (N,)       class indices; uint8 (N, C), zeros and ones, for several labels
                losses              float32 (N,)     cross-entropy, without weights of classes and smoothing
@@ -40,9 +41,18 @@ from autotimm.evidence.label_runs import LONGEST_SIDE, LabelRuns
 from autotimm.records.atomic import atomic_path
 from autotimm.records.digest import file_digest
 from autotimm.records.readers import require_shape
+from autotimm.records.run_folder import FOLDS
 from autotimm.serialization import parse_json
 
-__all__ = ["EVIDENCE", "KINDS", "Evidence", "evidence_path", "read_evidence", "write_evidence"]
+__all__ = [
+    "EVIDENCE",
+    "KINDS",
+    "Evidence",
+    "evidence_bytes",
+    "evidence_path",
+    "read_evidence",
+    "write_evidence",
+]
 
 EVIDENCE = "evidence"
 """The folder in a run, and the group of ``results.json`` with the digest of the evidence of a test."""
@@ -91,7 +101,8 @@ class Evidence:
     """Predictions, targets, losses and features of the samples of one split, as NumPy arrays.
 
     Attributes:
-        split: ``val`` or ``test``.
+        split: ``val`` or ``test``; ``folds`` for training samples, each predicted by a network that has not seen
+            it.
         kind: The kind of targets: ``classes``, ``boxes``, ``instances`` or ``pixels``.
         multi_label: Whether an image may have several classes.
         threshold: The score from which the run predicts labels or objects; ``None`` where the likeliest class wins.
@@ -193,24 +204,28 @@ class Evidence:
         return pandas.DataFrame(columns, index=pandas.Index(self.ids, name="id"))
 
 
-def write_evidence(folder: Path, evidence: Evidence) -> str:
-    """Write evidence into the folder of a run, and return the SHA-256 of the file.
-
-    Raises:
-        RunError: If it cannot be written.
-    """
+def evidence_bytes(evidence: Evidence) -> bytes:
+    """The file of evidence; equal evidence has equal bytes."""
     about = {
         "version": _VERSION, "split": evidence.split, "kind": evidence.kind, "multi_label": evidence.multi_label,
         "threshold": evidence.threshold, "class_names": list(evidence.class_names), "ids": list(evidence.ids),
     }  # fmt: skip
     arrays = {name: np.ascontiguousarray(array) for name, array in evidence.arrays.items()}
     # One entry: safetensors writes several in random order, and equal runs must give equal bytes.
-    data = save(arrays, {_KEY: json.dumps(about, sort_keys=True)})
+    return save(arrays, {_KEY: json.dumps(about, sort_keys=True)})
+
+
+def write_evidence(folder: Path, evidence: Evidence) -> str:
+    """Write evidence into the folder of a run, and return the SHA-256 of the file.
+
+    Raises:
+        RunError: If it cannot be written.
+    """
     path = evidence_path(folder, evidence.split)
     try:
         path.parent.mkdir(exist_ok=True)
         with atomic_path(path) as temporary:
-            temporary.write_bytes(data)
+            temporary.write_bytes(evidence_bytes(evidence))
         return file_digest(path)
     except OSError as error:
         raise RunError(
@@ -258,6 +273,8 @@ def _require_layout(about: Mapping[str, Any], shapes: Mapping[str, tuple[str, li
     layout = dict(_LAYOUT["labels" if about["kind"] == "classes" and about["multi_label"] else about["kind"]])
     if "features" in shapes:
         layout["features"] = ("F32", "NF")
+    if about["split"] == FOLDS:
+        layout["folds"] = ("I64", "N")
     if layout.keys() != shapes.keys():
         raise ValueError("it has not the tensors of its kind")
     samples = len(about["ids"])

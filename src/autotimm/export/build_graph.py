@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from autotimm.errors import ModelError
 from autotimm.export.class_graph import ClassGraph
 from autotimm.export.graph import Graph
@@ -16,13 +18,16 @@ from autotimm.types import DataSpec
 __all__ = ["build_graph"]
 
 
-def build_graph(task: Task, spec: DataSpec, *, half: bool = False) -> Graph:
+def build_graph(
+    task: Task, spec: DataSpec, *, half: bool = False, dtype: torch.dtype = torch.float64
+) -> Graph:  # fmt: skip
     """Build what is exported of a task.
 
     Args:
         task: The trained task.
         spec: What it knows of its data.
         half: Whether the network computes in 16-bit floats.
+        dtype: In which floats images are resized: ``float32`` for runtimes that have no others.
 
     Raises:
         ModelError: If the task cannot be exported; the message says why.
@@ -44,11 +49,11 @@ def build_graph(task: Task, spec: DataSpec, *, half: bool = False) -> Graph:
         )
     # Not subclasses: how they turn outputs into predictions is code that no other program has.
     if type(task) is ImageClassifier:
-        return ClassGraph(task, spec, half)
+        return ClassGraph(task, spec, half, dtype)
     if type(task) is SemanticSegmentor:
-        return PixelGraph(task, spec, half)
+        return PixelGraph(task, spec, half, dtype)
     if type(task) is ObjectDetector or type(task) is InstanceSegmentor:
-        return ObjectGraph(task, spec, half)
+        return ObjectGraph(task, spec, half, dtype)
     raise ModelError(
         f"The task {type(task).__name__} cannot be exported: how it turns outputs into predictions is code of its own. "
         "Export a run of autotimm's own tasks."

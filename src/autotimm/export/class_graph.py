@@ -21,8 +21,8 @@ class ClassGraph(Graph):
 
     outputs = ("scores",)
 
-    def __init__(self, task: ImageClassifier, spec: DataSpec, half: bool) -> None:
-        super().__init__(task, spec, half)
+    def __init__(self, task: ImageClassifier, spec: DataSpec, half: bool, dtype: torch.dtype) -> None:
+        super().__init__(task, spec, half, dtype)
         self.multi_label = spec.multi_label
         self.least = torch.tensor(task.least_scores(task.num_classes) or (0.5,), dtype=torch.float64)
         self.temperature = task.temperature
@@ -31,7 +31,7 @@ class ClassGraph(Graph):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Predict images."""
-        logits = self.network(cropped(images, self.size, self.crop_pct, self.interpolation)).float()
+        logits = self.network(cropped(images, self.size, self.crop_pct, self.interpolation, self.dtype)).float()
         return {"scores": self._scores(logits)}
 
     def _scores(self, logits: Tensor) -> Tensor:

@@ -71,11 +71,13 @@ class Export:
         path: The file, or the folder for timm.
         check: What the comparison with the run found.
         runner: The program that predicts with it; ``None`` unless it was asked for.
+        weights: The second file of OpenVINO; ``None`` for other formats.
     """
 
     path: Path
     check: Check
     runner: Path | None = None
+    weights: Path | None = None
 
     def __str__(self) -> str:
         """What people want to know of it."""

@@ -9,16 +9,16 @@ from autotimm.records.atomic import refuse_sealed
 
 __all__ = ["CHECKS", "FORMATS", "PRECISIONS", "REPORT", "RUNNER", "SUFFIXES", "require_new_files"]
 
-FORMATS = ("onnx", "torch", "timm")
+FORMATS = ("onnx", "torch", "openvino", "timm")
 """What a run can be exported to."""
 
-PRECISIONS = ("fp32", "fp16")
-"""The numbers that the network computes with."""
+PRECISIONS = ("fp32", "fp16", "int8")
+"""The numbers that the network computes with; with ``int8`` its backbone does, in ONNX and OpenVINO."""
 
 CHECKS = ("sample", "full", "seeded")
 """Which images are compared: some of the validation images, all of them, or images drawn from a seed."""
 
-SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "timm": ""}
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml", "timm": ""}
 """Ending of the file of each format; timm reads a folder."""
 
 REPORT = "export.json"
@@ -42,6 +42,9 @@ def require_new_files(out: str, to: str, runner: bool, owner: str) -> None:
         raise UsageError(sentence("with_runner", owner, "left out unless `to` is onnx", True, "Export to onnx."))
     if os.path.lexists(out) and not (to == "timm" and os.path.isdir(out) and not os.listdir(out)):
         raise UsageError(sentence("out", owner, "a path that is not there yet", out, "Nothing is written over."))
+    if to == "openvino" and os.path.lexists(weights := f"{os.path.splitext(out)[0]}.bin"):
+        must = f"in a folder without {os.path.basename(weights)}"
+        raise UsageError(sentence("out", owner, must, out, "The weights go there, and nothing is written over."))
     folder = os.path.dirname(os.path.abspath(out))
     beside = os.path.join(folder, RUNNER)
     if runner and os.path.lexists(beside):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from autotimm.data.inference_loaders import least_size
@@ -42,17 +43,21 @@ class Graph(nn.Module, ABC):
         task: The trained task. Its network is copied, and the copy is in evaluation mode.
         spec: What the task knows of its data.
         half: Whether the network computes in 16-bit floats. What surrounds it does not.
+        dtype: In which floats images are resized; see :mod:`autotimm.export.resize`.
 
     Attributes:
         outputs: Names of the results, in their order.
+        quantized: Name of the module that computes with 8 bits where the precision is ``int8``.
         input_rule: How images become the network's input, as plain data for a file: of ``network`` height and width;
             decoded ``upright`` or as stored; JPEGs at the smallest scale at which they have at ``least`` that size.
     """
 
     outputs: tuple[str, ...]
+    quantized = "network.backbone"
 
-    def __init__(self, task: Task, spec: DataSpec, half: bool) -> None:
+    def __init__(self, task: Task, spec: DataSpec, half: bool, dtype: torch.dtype) -> None:
         super().__init__()
+        self.dtype = dtype
         # A copy is not compiled, whatever the run was, and a module that is compiled cannot be exported.
         network = deepcopy(task.network).eval().requires_grad_(False)
         self.network = network.half() if half else network

@@ -30,8 +30,8 @@ class ObjectGraph(Graph):
     float32 (N, D, 28, 28), probabilities within the boxes: pasted ones would take 5 GB for an image of 12 megapixels.
     """
 
-    def __init__(self, task: ObjectTask, spec: DataSpec, half: bool) -> None:
-        super().__init__(task, spec, half)
+    def __init__(self, task: ObjectTask, spec: DataSpec, half: bool, dtype: torch.dtype) -> None:
+        super().__init__(task, spec, half, dtype)
         network = self.network
         self.head: OneStageHead | TwoStageHead
         if isinstance(network, OneStageDetector):
@@ -45,7 +45,7 @@ class ObjectGraph(Graph):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Predict images."""
-        place = letterbox_place(images, self.size)
+        place = letterbox_place(images, self.size, self.dtype)
         network: Any = self.network
         maps = network.pyramid(network.maps(letterboxed(images, place, self.size)))
         found: Found = self.head(maps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from autotimm.errors import ModelError, missing_extra
 from autotimm.export.graph import Graph
 
-__all__ = ["OPSET", "Runtime", "onnx_runtime", "require_onnx", "traced", "write_onnx"]
+__all__ = ["OPSET", "Runtime", "first_line", "onnx_model", "onnx_runtime", "require_onnx", "save_onnx", "traced"]
 
 OPSET = 20
 """The version of ONNX's operators: the first with all that is used, so that most runtimes know it."""
@@ -53,7 +54,7 @@ def traced(graph: Graph) -> torch.export.ExportedProgram:
             )
     except _UNTRACEABLE as error:
         raise ModelError(
-            f"The network cannot be exported: torch.export cannot trace it ({_first_line(error)}). "
+            f"The network cannot be exported: torch.export cannot trace it ({first_line(error)}). "
             "The guide to exporting lists backbones that can be."
         ) from error
     return program
@@ -63,13 +64,12 @@ def traced(graph: Graph) -> torch.export.ExportedProgram:
 _UNTRACEABLE = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError, AssertionError)
 
 
-def write_onnx(graph: Graph, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a graph as an ONNX file whose bytes depend on the graph and the metadata alone.
+def onnx_model(graph: Graph) -> tuple[Any, list[str]]:
+    """Convert a graph to ONNX.
 
-    Args:
-        graph: The graph.
-        path: The file, which is written over.
-        metadata: Texts by name, for ``metadata_props``.
+    Returns:
+        The model without traces of the machine, and the names of the nodes of the graph's :attr:`Graph.quantized`
+        module.
 
     Raises:
         ModelError: If it cannot be exported.
@@ -84,13 +84,32 @@ def write_onnx(graph: Graph, path: Path, metadata: Mapping[str, str]) -> None:
         assert exported is not None
         model = exported.model_proto
     except (*_UNTRACEABLE, torch.onnx.OnnxExporterError) as error:
-        raise ModelError(f"The network cannot be exported to ONNX ({_first_line(error)}). Try --to torch.") from error
+        raise ModelError(f"The network cannot be exported to ONNX ({first_line(error)}). Try --to torch.") from error
     if model.ByteSize() > _LARGEST:
         raise ModelError("The network is too large for one ONNX file, which holds 2 GB. Try --to torch.")
+    nodes = [node.name for node in model.graph.node if _is_within(node, graph.quantized)]
     _strip(model)
+    return model, nodes
+
+
+def save_onnx(model: Any, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a model as a file whose bytes depend on the model and the metadata alone.
+
+    Args:
+        model: The model.
+        path: The file, which is written over.
+        metadata: Texts by name, for ``metadata_props``.
+    """
     for name, text in sorted(metadata.items()):
         model.metadata_props.add(key=name, value=text)
     path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _is_within(node: Any, module: str) -> bool:
+    """Whether a node was made by a module, whose name is like ``network.backbone``."""
+    scopes = [part.value for part in node.metadata_props if part.key == "pkg.torch.onnx.name_scopes"]
+    names = ast.literal_eval(scopes[0]) if scopes else []
+    return any(name == module or name.startswith(f"{module}.") for name in names)
 
 
 def _strip(model: Any) -> None:
@@ -115,7 +134,8 @@ def _strip(model: Any) -> None:
     model.doc_string = ""
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, without what follows it."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 

@@ -29,13 +29,13 @@ class PixelGraph(Graph):
 
     outputs = ("labels",)
 
-    def __init__(self, task: SemanticSegmentor, spec: DataSpec, half: bool) -> None:
-        super().__init__(task, spec, half)
+    def __init__(self, task: SemanticSegmentor, spec: DataSpec, half: bool, dtype: torch.dtype) -> None:
+        super().__init__(task, spec, half, dtype)
         self.input_rule |= {"resize": "letterbox", "interpolation": "bilinear"}
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Predict images."""
-        place = letterbox_place(images, self.size)
+        place = letterbox_place(images, self.size, self.dtype)
         logits = self.network(letterboxed(images, place, self.size)).float()
         return {"labels": _likeliest(logits, place, images.shape[-2], images.shape[-1])}
 
@@ -77,7 +77,7 @@ def _likeliest(logits: Tensor, place: Place, height: int, width: int) -> Tensor:
 
 def _between(size: Tensor, new_size: int, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """For each new pixel the old ones before and behind its center, counted from ``first``, and the second's share."""
-    at = (torch.arange(new_size, dtype=torch.float64) + 0.5) * size / new_size - 0.5
+    at = (torch.arange(new_size, dtype=size.dtype) + 0.5) * size / new_size - 0.5
     at = torch.minimum(at.clamp(min=0), size - 1)
     before = torch.floor(at)
     behind = torch.minimum(before + 1, size - 1)

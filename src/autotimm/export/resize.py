@@ -4,6 +4,10 @@ torchvision resizes ``uint8`` images on the CPU by integers: the weights of each
 to ``uint8``. The functions here compute the same integers in 64-bit floats, which hold them exactly, by one matrix
 product per pass. Sizes are tensors, so that one graph takes images of any height and width.
 
+Some runtimes, OpenVINO among them, compute 64-bit floats with 32 bits. For them everything is written in 32 bits:
+places by one division of whole numbers, and products in two halves, whose sums 32 bits hold exactly. What is left is
+the rounding of a few weights, which differs from torch's: a few pixels in ten thousand are one level lighter or darker.
+
 Source:
     ``UpSampleKernel.cpp`` and ``UpSampleKernelAVXAntialias.h`` of torch, after the kernels of Pillow-SIMD.
 """
@@ -21,6 +25,7 @@ __all__ = ["Place", "cropped", "letterboxed", "letterbox_place"]
 
 _MOST_BITS = 22  # of a weight behind the binary point
 _WEIGHT_LIMIT = 2**15  # weights are 16-bit integers
+_HALF = 256.0  # weights are split there
 _CUBIC = -0.5  # the free parameter of bicubic kernels with antialiasing, as in Pillow
 
 
@@ -44,7 +49,9 @@ class Place(NamedTuple):
     shown_width: Tensor
 
 
-def cropped(images: Tensor, size: tuple[int, int], crop_pct: float, interpolation: str) -> Tensor:
+def cropped(
+    images: Tensor, size: tuple[int, int], crop_pct: float, interpolation: str, dtype: torch.dtype = torch.float64
+) -> Tensor:
     """Resize images to cover a size, and take the center, as :func:`autotimm.data.transforms.eval_transform` does.
 
     Args:
@@ -52,15 +59,17 @@ def cropped(images: Tensor, size: tuple[int, int], crop_pct: float, interpolatio
         size: Height and width of the result.
         crop_pct: Share of the resized image that the crop keeps of a side that fits.
         interpolation: ``bilinear``, ``bicubic``, ``nearest`` or ``nearest-exact``.
+        dtype: ``float64`` for the very pixels, ``float32`` for a runtime that has nothing else.
 
     Returns:
         ``uint8`` (N, 3, *size).
     """
-    height, width = _sides(images)
+    height, width = _sides(images, dtype)
     new_size: tuple[Tensor, Tensor]
     if size[0] == size[1]:
         shorter, least = max(size[0], round(size[0] / crop_pct)), torch.minimum(height, width)
-        new_size = (torch.floor(shorter * height / least), torch.floor(shorter * width / least))
+        # A half does not change the result, and keeps a division that is not exact from falling below a whole number.
+        new_size = (torch.floor((shorter * height + 0.5) / least), torch.floor((shorter * width + 0.5) / least))
     else:
         scale = (1 / crop_pct) * torch.maximum(*_ratios(size, height, width))
         new_size = (
@@ -71,9 +80,9 @@ def cropped(images: Tensor, size: tuple[int, int], crop_pct: float, interpolatio
     return _resized(images, new_size, (top, left), size, interpolation)
 
 
-def letterbox_place(images: Tensor, size: tuple[int, int]) -> Place:
+def letterbox_place(images: Tensor, size: tuple[int, int], dtype: torch.dtype = torch.float64) -> Place:
     """The placement of images centered in a network's input, as :func:`autotimm.data.transforms.place` computes it."""
-    height, width = _sides(images)
+    height, width = _sides(images, dtype)
     scale = torch.minimum(*_ratios(size, height, width))
     shown_height, shown_width = (torch.clamp(torch.round(side * scale), min=1) for side in (height, width))
     top, left = torch.floor((size[0] - shown_height) / 2), torch.floor((size[1] - shown_width) / 2)
@@ -84,7 +93,7 @@ def letterboxed(images: Tensor, place: Place, size: tuple[int, int]) -> Tensor:
     """Resize images (N, 3, H, W) to their place in gray ones, (N, 3, *size), both ``uint8``."""
     shown_size, first = (place.shown_height, place.shown_width), (-place.top, -place.left)
     resized = _resized(images, shown_size, first, size, "bilinear")
-    rows, columns = (torch.arange(side, dtype=torch.float64) for side in size)
+    rows, columns = (torch.arange(side, dtype=place.height.dtype) for side in size)
     shown_rows = (rows >= place.top) & (rows < place.top + place.shown_height)
     shown_columns = (columns >= place.left) & (columns < place.left + place.shown_width)
     return torch.where(shown_rows[:, None] & shown_columns, resized, torch.full_like(resized, GRAY))
@@ -92,17 +101,17 @@ def letterboxed(images: Tensor, place: Place, size: tuple[int, int]) -> Tensor:
 
 def _ratios(size: tuple[int, int], height: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
     """How many times a size is an image. A number divided by a tensor would be multiplied by its rounded inverse."""
-    return _scalar(size[0]) / height, _scalar(size[1]) / width
+    return _scalar(size[0], height.dtype) / height, _scalar(size[1], width.dtype) / width
 
 
-def _scalar(value: float | torch.SymInt) -> Tensor:
-    """A number of the graph as a scalar, float64: comparing sizes as numbers of Python would fix their order in it."""
-    return torch.full((), value, dtype=torch.float64)
+def _scalar(value: float | torch.SymInt, dtype: torch.dtype) -> Tensor:
+    """A number of the graph as a scalar: comparing sizes as numbers of Python would fix their order in it."""
+    return torch.full((), value, dtype=dtype)
 
 
-def _sides(images: Tensor) -> tuple[Tensor, Tensor]:
+def _sides(images: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     height, width = images.shape[-2:]
-    return _scalar(height), _scalar(width)
+    return _scalar(height, dtype), _scalar(width, dtype)
 
 
 def _resized(
@@ -121,7 +130,7 @@ def _resized(
         rows = _nearest(images.shape[-2], new_size[0], first[0], count[0], mode)
         columns = _nearest(images.shape[-1], new_size[1], first[1], count[1], mode)
         return images.index_select(-2, rows).index_select(-1, columns)
-    pixels = images.to(torch.float64)
+    pixels = images.to(new_size[0].dtype)
     pixels = _weighted(pixels, new_size[1], first[1], count[1], mode)  # columns first, as torch
     pixels = _weighted(pixels.transpose(-1, -2), new_size[0], first[0], count[0], mode)
     return pixels.transpose(-1, -2).to(torch.uint8)
@@ -129,7 +138,7 @@ def _resized(
 
 def _nearest(cells: int, new: Tensor, first: Tensor, count: int, mode: str) -> Tensor:
     """The old index of each new cell. In 32 bits, as torch computes it: 64 would choose others."""
-    index = (torch.arange(count, dtype=torch.float64) + first).to(torch.float32)
+    index = (torch.arange(count, dtype=first.dtype) + first).to(torch.float32)
     scale = torch.full((), cells, dtype=torch.float32) / new.to(torch.float32)
     at = torch.floor((index + 0.5) * scale if mode == "nearest-exact" else index * scale)
     return at.clamp(min=0).to(torch.int64).clamp(max=cells - 1)
@@ -137,15 +146,27 @@ def _nearest(cells: int, new: Tensor, first: Tensor, count: int, mode: str) -> T
 
 def _weighted(pixels: Tensor, new: Tensor, first: Tensor, count: int, mode: str) -> Tensor:
     """Resize the last dimension by one matrix product, and round to whole numbers in [0, 255]."""
-    cells = pixels.shape[-1]
+    cells, dtype = pixels.shape[-1], new.dtype
     # The largest weight of all new cells, also of those outside of a crop, decides how many bits all of them have.
-    largest = _weights(cells, new, torch.arange(_length(new), dtype=torch.float64), mode).max()
-    bits = torch.arange(1, _MOST_BITS + 1, dtype=torch.float64)
-    fits = torch.floor(0.5 + largest * torch.exp2(bits)) < _WEIGHT_LIMIT
-    one = torch.exp2(fits.to(torch.float64).sum())
-    weights = _weights(cells, new, torch.arange(count, dtype=torch.float64) + first, mode)
+    largest = _weights(cells, new, torch.arange(_length(new), dtype=dtype), mode).max()
+    powers = torch.exp2(torch.arange(1, _MOST_BITS + 1, dtype=dtype))
+    fits = torch.floor(0.5 + largest * powers) < _WEIGHT_LIMIT
+    weights = _weights(cells, new, torch.arange(count, dtype=dtype) + first, mode)
+    if dtype == torch.float32:
+        one = 1 + (fits.to(dtype) * powers / 2).sum()  # no power of two: some runtimes round those
+        return _in_halves(pixels, torch.sign(weights) * torch.floor(weights.abs() * one + 0.5), one)
+    one = torch.exp2(fits.to(dtype).sum())
     whole = torch.sign(weights) * torch.floor(weights.abs() * one + 0.5)
     return torch.floor((pixels @ whole.transpose(0, 1) + one / 2) / one).clamp(0, 255)
+
+
+def _in_halves(pixels: Tensor, whole: Tensor, one: Tensor) -> Tensor:
+    """The same product in 32 bits: of weights of 16 bits, the upper half and the lower one have sums that fit in."""
+    upper = torch.floor(whole / _HALF)
+    above = pixels @ upper.transpose(0, 1)
+    carried = torch.floor((pixels @ (whole - upper * _HALF).transpose(0, 1)) / _HALF)
+    one = one / _HALF  # a whole number: weights have at least 14 bits
+    return torch.floor((above + carried + one / 2) / one).clamp(0, 255)
 
 
 def _length(new: Tensor) -> int:
@@ -157,13 +178,19 @@ def _length(new: Tensor) -> int:
 
 def _weights(cells: int, new: Tensor, at: Tensor, mode: str) -> Tensor:
     """The weights of the old cells in some of the new ones, (len(at), cells), before they are rounded."""
-    scale = cells / new
-    wide = torch.clamp(scale, min=1.0)
-    support = wide * (2 if mode == "bicubic" else 1)
-    center = ((at + 0.5) * scale)[:, None]
-    position = torch.arange(cells, dtype=torch.float64)
-    inside = (position >= torch.floor(center - support + 0.5)) & (position < torch.floor(center + support + 0.5))
-    distance = ((position - center + 0.5) / wide).abs()
+    position = torch.arange(cells, dtype=new.dtype)
+    if new.dtype == torch.float32:  # whole numbers and one division
+        old = _scalar(cells, new.dtype)
+        apart = (2 * position + 1) * new - (2 * at[:, None] + 1) * old
+        distance = apart.abs() / (2 * torch.maximum(old, new))
+        inside = distance < (2 if mode == "bicubic" else 1)
+    else:
+        scale = cells / new
+        wide = torch.clamp(scale, min=1.0)
+        support = wide * (2 if mode == "bicubic" else 1)
+        center = ((at + 0.5) * scale)[:, None]
+        inside = (position >= torch.floor(center - support + 0.5)) & (position < torch.floor(center + support + 0.5))
+        distance = ((position - center + 0.5) / wide).abs()
     weights = torch.where(inside, _cubic(distance) if mode == "bicubic" else (1 - distance).clamp(min=0), 0.0)
     # New cells outside of the image have no old ones: they are painted over.
     return weights / weights.sum(1, keepdim=True).clamp(min=1e-12)

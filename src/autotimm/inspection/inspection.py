@@ -126,8 +126,8 @@ def inspect_data(data: str | Path | DataModule, *, run: str | Path | None = None
 
     Args:
         data: A folder or table, as for :func:`autotimm.fit`, or a data module.
-        run: The folder of a run that was trained on these data: its predictions for the validation images show labels
-            that are probably wrong. Needs the extra ``inspect``.
+        run: The folder of a run that was trained on these data: its predictions for the validation images, or those of
+            its folds for all training images, show labels that are probably wrong. Needs the extra ``inspect``.
         options: Fields of :class:`autotimm.FitConfig` that say how data are read, such as ``task`` or ``image_size``.
 
     Raises:
@@ -173,7 +173,7 @@ def _inspect(data: DataModule, run: str | Path | None, progress: bool = True) ->
     evidence = None
     if run is not None:
         require_cleanlab()
-        evidence = Run(run).evidence("val")
+        evidence = Run(run).evidence()
     tables, kind = data.tables, data.spec.kind
     with reading_as(reading_of(data.spec)):
         looks = looks_of(tables, progress)

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from autotimm.data.table import Table
+from autotimm.data.table_checks import own_sides
 from autotimm.errors import UsageError, missing_extra
 from autotimm.evidence import Evidence
 from autotimm.inspection.data_finding import Case, Finding, finding_of
+from autotimm.records.run_folder import FOLDS
 
 __all__ = ["check_labels", "require_cleanlab"]
 
@@ -42,15 +44,18 @@ def check_labels(evidence: Evidence, tables: Mapping[str, Table]) -> list[Findin
     """
     from cleanlab.filter import find_label_issues  # an optional extra
 
-    table = tables.get(evidence.split)
-    rows = {id: row for row, id in enumerate(table.ids)} if table is not None else {}
-    known = [row for row, id in enumerate(evidence.ids) if id in rows]
+    # Without the options of the folds, some of their samples are split off for validation here.
+    sides = [split for split in tables if split not in own_sides(tables)]
+    splits = sides if evidence.split == FOLDS else [split for split in tables if split == evidence.split]
+    places = {id: (split, row) for split in splits for row, id in enumerate(tables[split].ids)}
+    known = [row for row, id in enumerate(evidence.ids) if id in places]
+    word = "training" if evidence.split == FOLDS else evidence.split
     if evidence.kind != "classes":
         raise UsageError("The `run` of inspect must be one of classification. Leave it out.")
-    if table is None or not known or table.class_names != evidence.class_names:
+    if not known or tables[splits[0]].class_names != evidence.class_names:
         raise UsageError(
             f"The `run` of inspect must be validated on images that are inspected. None of its {len(evidence)} "
-            f"{evidence.split} images is. Give the data and the options that it was trained with."
+            f"{word} images is. Give the data and the options that it was trained with."
         )
     labels: Any
     names, scores = evidence.class_names, evidence.scores[known].astype(np.float64)
@@ -64,8 +69,9 @@ def check_labels(evidence: Evidence, tables: Mapping[str, Table]) -> list[Findin
     cases = []
     for at in ranked.tolist():
         id, best = evidence.ids[known[at]], int(scores[at].argmax())
-        label = ", ".join(table.labels(rows[id])) or "nothing"
-        cases.append(Case(id, evidence.split, f"is {label}, looks like {names[best]} ({scores[at, best]:.0%})"))
-    sentence = f"{len(cases)} of {len(known):,} {evidence.split} labels are probably wrong, as the run predicts."
+        split, row = places[id]
+        label = ", ".join(tables[split].labels(row)) or "nothing"
+        cases.append(Case(id, split, f"is {label}, looks like {names[best]} ({scores[at, best]:.0%})"))
+    sentence = f"{len(cases)} of {len(known):,} {word} labels are probably wrong, as the run predicts."
     cure = "Look at them, the least plausible first, and correct those that are wrong."
     return finding_of("label_errors", "warning", sentence, cure, cases)

@@ -17,6 +17,7 @@
       model.safetensors    the best weights, for other programs
       evidence/            predictions and features of held-out samples: val.safetensors, test.safetensors after a test
       report.html          what the files above say, for people; report/ has its numbers as tables
+      fold-1/, fold-2/...  the runs of the folds, if it was cross-validated; evidence/folds.safetensors joins theirs
       seal.json            the SHA-256 of every file, once the run is sealed: nothing is written from then on
       model.sig            the signature of a run that is sealed with a key
 
@@ -51,7 +52,8 @@ from autotimm.records.sample_index import SampleIndex
 from autotimm.records.trust import remember
 
 __all__ = [
-    "CALIBRATION", "DIGESTS", "PER_CLASS", "RECIPE", "RunFolder", "name_of_weights", "read_results", "require_files",
+    "CALIBRATION", "DIGESTS", "FOLDS", "PER_CLASS", "RECIPE", "RunFolder", "name_of_weights", "read_results",
+    "require_files",
     "write_results",
 ]  # fmt: skip
 
@@ -63,6 +65,10 @@ CALIBRATION = "calibration"
 
 DIGESTS = "evidence"
 """The group of ``results.json`` with the SHA-256 of evidence that a test has added, by its split."""
+
+FOLDS = "folds"
+"""The group of ``results.json`` with the metrics of each fold, their mean and standard deviation; the split of what
+they predict."""
 
 RECIPE = "recipe"
 """The group of ``results.json`` with what a run has chosen the best from, and how its head was fitted."""
@@ -411,6 +417,7 @@ class RunFolder:
         return read_results(self.path / "results.json")
 
 
+_FOLD_ROWS = EachOf(EachOf(float))
 _ROWS = EachOf(EachOf((float, type(None))))
 _CHOICE = Fields({"kept": str, "candidates": EachOf(EachOf(float)), "penalty": float, "losses": EachOf(float)})
 
@@ -425,7 +432,7 @@ def read_results(path: Path) -> dict[str, Any]:
         return {}
     groups: dict[str, Any] = read_json(path, "the results")
     require_shape(groups, EachOf(dict), f"the results {path}")
-    shapes: dict[str, Any] = {PER_CLASS: _ROWS, DIGESTS: EachOf(str), RECIPE: _CHOICE}
+    shapes: dict[str, Any] = {PER_CLASS: _ROWS, DIGESTS: EachOf(str), FOLDS: _FOLD_ROWS, RECIPE: _CHOICE}
     for name in groups:
         require_shape(groups, {name: shapes.get(name, EachOf(float))}, f"the results {path}")
     if PER_CLASS in groups:

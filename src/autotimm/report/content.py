@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from autotimm.records.run_folder import FOLDS
 from autotimm.report.intervals import Estimate
+from autotimm.report.page_parts import SPLIT_NAMES
 
 __all__ = ["Box", "Card", "Content", "Headline", "Matrix", "NumberTable", "Panel", "View", "shortened"]
 
@@ -19,7 +21,7 @@ class Headline(NamedTuple):
     Attributes:
         title: What it is called, such as ``Accuracy``.
         figure: Its value and interval.
-        split: ``val`` or ``test``.
+        split: ``val``, ``test`` or ``folds``.
         samples: How many images it is measured on.
     """
 
@@ -31,8 +33,10 @@ class Headline(NamedTuple):
     @property
     def images(self) -> str:
         """The images, in words."""
-        kind = {"val": "validation", "test": "test"}[self.split]
-        return f"{self.samples:,} {kind} image{'' if self.samples == 1 else 's'}"
+        plural = "" if self.samples == 1 else "s"
+        if self.split == FOLDS:
+            return f"{self.samples:,} training image{plural}, each predicted by a fold that has not seen it"
+        return f"{self.samples:,} {SPLIT_NAMES[self.split]} image{plural}"
 
 
 class NumberTable(NamedTuple):

@@ -91,7 +91,7 @@ def _outputs(facts: RunFacts, spec: DataSpec) -> str:
 
 def _results(facts: RunFacts) -> Iterator[tuple[str, str, str, str]]:
     """Metric, value, interval and images: the figure of the report first, then what the run measured itself."""
-    for split in ("test", "val"):
+    for split in ("test", "val", "folds"):
         evidence = facts.evidence.get(split)
         if evidence is not None and len(evidence):
             headline = headline_of(evidence, facts.seed)
@@ -155,8 +155,10 @@ def _limits(facts: RunFacts, best: bool) -> Iterator[str]:
         if not facts.results.get("test"):
             yield "Not measured on test images."
         yield (
-            "The weights are those of the epoch that was best on the validation images, so that results on these are "
-            "somewhat optimistic."
+            "No image was left for validation: the weights are those after the last epoch."
+            if facts.samples and "val" not in facts.samples
+            else "The weights are those of the epoch that was best on the validation images, so that results on these "
+            "are somewhat optimistic."
         )
     if best and not facts.evidence:
         yield "The run keeps no predictions, or they are damaged: there are no intervals."

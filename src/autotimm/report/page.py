@@ -18,7 +18,7 @@ from autotimm.records.atomic import write_text
 from autotimm.records.checked_levels import LEVELS
 from autotimm.records.compute import compute_lines
 from autotimm.records.csv_cells import csv_text, safe_cell
-from autotimm.records.run_folder import RECIPE, name_of_weights
+from autotimm.records.run_folder import FOLDS, RECIPE, name_of_weights
 from autotimm.report.charts import Line, epoch_chart
 from autotimm.report.class_content import class_content, class_headline
 from autotimm.report.content import Content, Headline, NumberTable, Panel, shortened
@@ -68,9 +68,12 @@ def write_report(
     path = folder / REPORT if out is None else Path(out)
     try:
         write_text(path, page)
-        if content is not None and out is None:
+        numbers = {} if content is None else dict(content.numbers)
+        if (folds := fold_table(facts)) is not None:
+            numbers["folds"] = [[*folds.titles], *map(list, folds.rows)]
+        if numbers and out is None:
             (folder / "report").mkdir(exist_ok=True)
-            for name, rows in content.numbers.items():
+            for name, rows in numbers.items():
                 write_text(folder / "report" / f"{name}.csv", csv_text(map(_cells, rows)))
     except OSError as error:
         raise RunError(f"The report {path} could not be written: {error.strerror}. Free some space.") from None
@@ -84,8 +87,8 @@ def _cells(row: Sequence[Any]) -> list[Any]:
 
 
 def evidence_of(facts: RunFacts) -> Evidence | None:
-    """The evidence that a page is made of: that of the test if there was one, else that of the validation."""
-    found = facts.evidence.get("test") or facts.evidence.get("val")
+    """The evidence that a page is made of: that of the test if there was one, else of the validation, else of folds."""
+    found = facts.evidence.get("test") or facts.evidence.get("val") or facts.evidence.get(FOLDS)
     return found if found is not None and len(found) else None
 
 
@@ -126,9 +129,10 @@ def render(template: str, pictures: Pictures | None = None, **context: Any) -> s
 def _context(
     facts: RunFacts, evidence: Evidence | None, content: Content | None, *, has_pictures: bool
 ) -> dict[str, Any]:
-    panels = curves([facts])
+    panels, folds = curves([facts]), fold_table(facts)
     parts = {
-        "training": bool(panels), "classes": content is not None, "confusion": content is not None and content.matrix,
+        "folds": folds is not None, "training": bool(panels),
+        "classes": content is not None, "confusion": content is not None and content.matrix,
         "confidence": content is not None and (content.panels or content.tables),
         "images": content is not None and content.cards, "data": True, "settings": True, "claims": True,
     }  # fmt: skip
@@ -139,6 +143,7 @@ def _context(
         content.classes_text = f"{content.classes_text} {left_out}".strip()
     return {
         "title": f"{facts.name} · autotimm report", "name": facts.name, "content": content, "curves": panels,
+        "folds": folds, "folds_text": _folds_text(facts),
         "task": TASK_NAMES[evidence.kind].capitalize() if evidence is not None else "Run", "claim": _claim(facts),
         "facts": _facts(facts, evidence),
         "sections": [(name, name.capitalize()) for name, there in parts.items() if there],
@@ -218,6 +223,29 @@ def _other_result(facts: RunFacts, evidence: Evidence | None) -> list[tuple[str,
     return [(f"{headline.title} in validation", str(headline.figure))]
 
 
+def fold_table(facts: RunFacts) -> NumberTable | None:
+    """The metrics of each fold, their mean and their standard deviation; ``None`` for a run without folds."""
+    rows: Mapping[str, Mapping[str, float]] = facts.results.get(FOLDS, {})
+    if not rows:
+        return None
+    names = list(rows.get("mean", {}))
+    order = sorted(rows, key=lambda name: (name in ("mean", "std"), len(name) if name != "mean" else 0, name))
+    table = [["standard deviation" if name == "std" else name, *map(rows[name].get, ("images", "epoch", *names))]
+             for name in order]  # fmt: skip
+    return NumberTable(["fold", "images", "best epoch", *names], table, {})
+
+
+def _folds_text(facts: RunFacts) -> str:
+    """What the folds were, and what this run is besides."""
+    text = (
+        "Each fold is a run of its own, validated on its part of the training images and trained on all others. Its "
+        "weights are those of its best epoch, so that its figures are somewhat optimistic."
+    )
+    if "val" in facts.samples:
+        return f"{text} This run has trained on all of them, and is validated on the validation images of the data."
+    return f"{text} This run has trained on all of them, without validation, for the median of their best epochs."
+
+
 def _kept(facts: RunFacts) -> str:
     """Which of its candidates a recipe has kept; empty for a run without one."""
     recipe = facts.results.get(RECIPE)
@@ -232,6 +260,8 @@ def _training_text(facts: RunFacts) -> str:
     if best is None and not kept:
         return ""
     text = f"The weights of {kept or f'epoch {best}'} were kept" + (", the dashed line." if best is not None else ".")
+    if evidence is not None and evidence.split == FOLDS:
+        return "The weights after the last epoch were kept. The classes and images below are those of the folds."
     if evidence is not None and evidence.split == "val" and len(facts.epochs) > 1:
         text += " They are the best on the validation images, so that the result on these is somewhat optimistic."
     return text

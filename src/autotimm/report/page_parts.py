@@ -18,7 +18,7 @@ TASK_NAMES = {
 }  # fmt: skip
 """What a task is called, by the kind of its data."""
 
-SPLIT_NAMES = {"val": "validation", "test": "test"}
+SPLIT_NAMES = {"val": "validation", "test": "test", "folds": "out-of-fold"}
 """What a held-out split is called."""
 
 

@@ -16,6 +16,7 @@ from autotimm.data.image_channels import read_picture
 from autotimm.data.image_io import BROKEN
 from autotimm.data.table import Table
 from autotimm.errors import DataError
+from autotimm.records.run_folder import FOLDS
 from autotimm.report.class_colors import Color
 
 __all__ = ["Pictures"]
@@ -37,7 +38,10 @@ class Pictures:
 
     def __init__(self, tables: Mapping[str, Table], side: int, *, square: bool) -> None:
         self._side, self._square = side, square
-        self._tables = {split: (table, {id: at for at, id in enumerate(table.ids)}) for split, table in tables.items()}
+        named = dict(tables)
+        if "train" in tables:
+            named[FOLDS] = tables["train"]  # its samples are those that the folds have predicted
+        self._tables = {split: (table, {id: at for at, id in enumerate(table.ids)}) for split, table in named.items()}
         self._rules: dict[str, str] = {}
         self._bytes = 0
         self.left_out = 0

@@ -22,7 +22,7 @@ from autotimm.records.checked_levels import level_claims
 from autotimm.records.ledger import read_ledger
 from autotimm.records.manifest import Manifest
 from autotimm.records.readers import read_table, read_text
-from autotimm.records.run_folder import read_results
+from autotimm.records.run_folder import FOLDS, read_results
 from autotimm.types import Calibration
 
 __all__ = ["Epoch", "RunFacts", "Setting", "read_run"]
@@ -123,7 +123,7 @@ def read_run(folder: Path) -> RunFacts:
         raise ModelError(f"{folder} has no manifest.json. Give the folder of a run that has begun to train.")
     classes, samples = _samples(folder)
     evidence, problems = {}, []
-    for split in ("val", "test"):
+    for split in ("val", "test", FOLDS):
         path = evidence_path(folder, split)
         if path.exists():
             try:

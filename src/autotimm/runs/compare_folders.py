@@ -5,6 +5,7 @@ A file that no replay writes, and a value that no replay can tell, is never take
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -14,8 +15,9 @@ from autotimm.records.atomic import SEAL, SIGNATURE
 from autotimm.records.checkpoint_store import AVERAGE, CheckpointStore
 from autotimm.records.commitment import COMMITMENT
 from autotimm.records.digest import file_digest
-from autotimm.records.run_folder import DIGESTS, PER_CLASS
+from autotimm.records.run_folder import DIGESTS, FOLDS, PER_CLASS
 from autotimm.runs.compare_settings import config_findings, manifest_findings
+from autotimm.runs.cross_validation import fold_findings, folds_of
 from autotimm.runs.file_contents import (
     Finding,
     checkpoint_findings,
@@ -35,6 +37,7 @@ __all__ = ["BOUND", "Binding", "Outcome", "compare_folders"]
 Findings = Iterator["Finding | str"]  # text names what is not checked
 _Compare = Callable[[RecordedRun, Replay, str], Findings]
 _MEASURED = ("test", PER_CLASS, DIGESTS)
+_FOLD = re.compile(r"fold-[1-9]\d*")  # a run of its own
 _DERIVED = {"report.html", "report"}  # made of the other files, by `autotimm report`
 
 
@@ -128,6 +131,8 @@ def _results(run: RecordedRun, replay: Replay, file: str) -> Findings:
         yield Finding(file, str(error), damage=True)
         return
     found = read_data(replay.folder / file)
+    if isinstance(recorded, Mapping):
+        recorded = _without_folds(recorded)
     tested = [name for name in _MEASURED if isinstance(recorded, Mapping) and name in recorded]
     if tested and replay.test is None:
         yield from (f"{file}: {name}" for name in tested)
@@ -135,6 +140,36 @@ def _results(run: RecordedRun, replay: Replay, file: str) -> Findings:
     elif tested:
         found |= replay.test
     yield from data_findings(file, recorded, found)
+
+
+def _without_folds(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Results without those of the folds, which :func:`_folds` compares."""
+    results = {name: value for name, value in recorded.items() if name != FOLDS}
+    digests = results.get(DIGESTS)
+    if isinstance(digests, Mapping) and FOLDS in digests:
+        results[DIGESTS] = {split: digest for split, digest in digests.items() if split != FOLDS}
+        if not results[DIGESTS]:
+            del results[DIGESTS]
+    return results
+
+
+def _folds(run: RecordedRun, replay: Replay, file: str) -> Findings:
+    """Compare what a run has joined of its folds with the folds, which are runs of their own and are not replayed."""
+    try:
+        results = read_data(run.folder / "results.json")
+    except (OSError, ValueError):  # said of that file
+        return
+    joined = isinstance(results, Mapping) and FOLDS in results
+    if not joined:
+        if (run.folder / file).exists():
+            yield f"{file} (there are no folds)"
+        return
+    folds = folds_of(run.folder)
+    if folds is None:
+        yield Finding(f"results.json: {FOLDS}", "the run has none")
+        return
+    yield from fold_findings(run.folder, folds, results)
+    yield f"how its {folds} folds were trained (autotimm verify {run.folder / 'fold-1'})"
 
 
 def _evidence(run: RecordedRun, replay: Replay, file: str) -> Findings:
@@ -240,6 +275,7 @@ BOUND: tuple[Binding, ...] = (
             _evidence, at_end=True),
     Binding("evidence/test.safetensors", "what they predict in the test, which is made again", _test_evidence,
             alone=True),
+    Binding("evidence/folds.safetensors", "the validation evidence of the folds, joined again", _folds, alone=True),
     Binding("checkpoints/best.ckpt", "everything in the checkpoint of the replay", _checkpoint, at_end=True),
     Binding(f"checkpoints/{AVERAGE}", "the average that the replay has made", _checkpoint, at_end=True),
     Binding("checkpoints/last.ckpt", "everything in the checkpoint of the replay", _checkpoint, at_end=True),
@@ -261,5 +297,6 @@ def _others(run: RecordedRun) -> list[str]:
     folders = (run.folder, run.folder / "checkpoints", run.folder / EVIDENCE)
     inside = [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
     names = {path.relative_to(run.folder).as_posix(): path for path in inside}
+    names = {name: path for name, path in names.items() if not (_FOLD.fullmatch(name) and path.is_dir())}
     kept = {f"checkpoints/{path.name}" for path in CheckpointStore(run.folder / "checkpoints").files()}
     return sorted(name for name in names if name not in _KNOWN | _DERIVED | kept | {"checkpoints", EVIDENCE})

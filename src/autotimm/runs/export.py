@@ -15,6 +15,7 @@ from autotimm.export.exporter import export_task
 from autotimm.export.formats import CHECKS, FORMATS, PRECISIONS, SUFFIXES, require_new_files
 from autotimm.export.hub_name import require_license, require_repository
 from autotimm.export.onnx_file import require_onnx
+from autotimm.export.openvino_file import require_openvino
 from autotimm.export.timm_folder import export_timm
 from autotimm.report.model_card import model_card
 from autotimm.runs.hub_push import Push, push_folder
@@ -58,8 +59,9 @@ def export_run(
     default = f"{checkpoint.stem if folder == checkpoint.parent else folder.resolve().name}{SUFFIXES[to] or '-timm'}"
     path = Path(default if out is None else out)
     require_new_files(str(path), to, runner, _OWNER)
-    if to == "onnx":
-        require_onnx()  # before a minute is spent on data
+    require(precision != "int8" or to in ("onnx", "openvino"), "precision", _OWNER, f"fp32 or fp16 for {to}", precision,
+            "Export to onnx or openvino.")  # fmt: skip
+    {"onnx": require_onnx, "openvino": require_openvino}.get(to, lambda: None)()  # before a minute is spent on data
     task = load()
     spec = known_data(task)
     origin = _origin(folder, checkpoint)
@@ -68,10 +70,11 @@ def export_run(
         card = _card(folder, checkpoint, spec, path.absolute().name)
         return export_timm(task, spec, path, origin, card)
     table = None if seeded else _labelled(task, data, load_data)
+    training = _training(task, load_data) if precision == "int8" and not seeded else None
     most = None if check == "full" else SAMPLE
     return export_task(
-        task, spec, path, to=to, precision=precision, origin=origin, table=table, most=most,
-        tolerance=tolerance, runner=runner,
+        task, spec, path, to=to, precision=precision, origin=origin, table=table, training=training,
+        most=most, tolerance=tolerance, runner=runner,
     )  # fmt: skip
 
 
@@ -133,17 +136,37 @@ def _labelled(task: Task, data: str | Path | None, load_data: Callable[[], DataM
         say(*notices)
         return table
     cure = "Give other labelled images with --data, or compare on images from a seed with --check seeded."
+    purpose = "An export is compared with its run on the run's validation images."
+    if (validation := _tables(task, load_data, purpose, cure).get("val")) is None:
+        raise DataError(f"An export is compared with its run on validation images. The run has none. {cure}")
+    return validation
+
+
+def _training(task: Task, load_data: Callable[[], DataModule]) -> Table:
+    """The training images that 8 bits are calibrated on.
+
+    Raises:
+        DataError: If they are not on this machine.
+    """
+    purpose = "Ranges for 8 bits are measured on the run's training images."
+    return _tables(task, load_data, purpose, "Use --precision fp32 or fp16.")["train"]
+
+
+def _tables(task: Task, load_data: Callable[[], DataModule], purpose: str, cure: str) -> dict[str, Table]:
+    """The data of the run.
+
+    Raises:
+        DataError: If it is not on this machine, or has other classes.
+    """
     try:
         module = load_data()
         module.setup("validate")
     except (DataError, ModelError) as error:
-        raise DataError(f"An export is compared with its run on the run's validation images. {error} {cure}") from None
+        raise DataError(f"{purpose} {error} {cure}") from None
     known = known_data(task).class_names
     if module.spec.class_names != known:
         raise DataError(
             f"The run's data must have the classes that its model has learned, {', '.join(known)}. It has "
             f"{', '.join(module.spec.class_names)}. {cure}"
         )
-    if (validation := module.tables.get("val")) is None:
-        raise DataError(f"An export is compared with its run on validation images. The run has none. {cure}")
-    return validation
+    return module.tables

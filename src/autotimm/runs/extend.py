@@ -155,6 +155,8 @@ def _checked(changes: Mapping[str, Any]) -> dict[str, Any]:
         if name in NETWORK_OPTIONS or name == "path":
             do = "Give the path as the first argument." if name == "path" else "Train a new run with `fit` instead."
             raise UsageError(f"The `{name}` of extend must be that of the run, whose weights it begins with. {do}")
+        if name in ("folds", "fold"):
+            raise UsageError(f"The `{name}` of extend must be left out: one run trains on. Train a new run with `fit`.")
         values[name] = known[name].read(value, name, "extend", default[name], python=True)
     return values
 
@@ -170,6 +172,10 @@ def _config_of(
         found = parent.manifest.decisions.get(option.finds) if option.finds else None
         if found is not None and getattr(config, name):
             own |= {option.finds: found, name: False}
+    if path is not None:
+        own |= dict.fromkeys(("folds", "fold", "group"))
+    elif config.folds is not None and config.fold is None:  # it has trained on all images, and so does this one
+        own |= {"folds": None, "val_split": 0.0}
     if path is not None:
         own |= {name: defaults()[name] for name in _SOURCES} | {"path": str(path)}
     asked = {**changes, "epochs": epochs}

@@ -203,7 +203,7 @@ def settle_recipe(config: FitConfig, task: Task, data: DataModule) -> tuple[FitC
             raise UsageError(f"The `recipe` of fit must be plain or auto here, since {reason}. Got probe instead.")
         return config.resolved({"recipe": "plain"}, f"auto, as {reason}"), f"recipe: plain, as {reason}"
     said = f"recipe: {config.recipe}, beginning with a head that is fitted to the pretrained features"
-    if config.recipe == "probe" or config.given("epochs"):
+    if config.recipe == "probe" or config.given("epochs") or config.sources["epochs"] == "folds":
         return config, said
     batches = config.accumulate * (config.devices if config.shards is None else 1)
     steps = math.ceil(len(data.tables["train"]) / (data.batch_size * batches))

@@ -18,13 +18,16 @@ from autotimm.errors import AutotimmError, ChangedDataError, UsageError, sentenc
 from autotimm.records.run_folder import RunFolder
 from autotimm.repro.seed import default_threads
 from autotimm.runs.factory import build_task, build_trainer, settle_data, settle_recipe
-from autotimm.runs.restore import Rebuilt, read_config
+from autotimm.runs.restore import Rebuilt, read_config, rebuild
 from autotimm.tasks import Task
 from autotimm.train import AutoTrainer
 from autotimm.train.machine_limits import machine_problem
 from autotimm.train.progress import say
 
-__all__ = ["launch", "leave_report", "new_folder", "refuse_unused_shares", "train", "train_objects"]
+__all__ = [
+    "launch", "launch_in", "leave_report", "new_folder", "prepared", "refuse_unused_shares", "resume_run", "train",
+    "train_objects",
+]  # fmt: skip
 
 
 def launch(config: FitConfig, *, commit: bool = False) -> Path:
@@ -34,6 +37,13 @@ def launch(config: FitConfig, *, commit: bool = False) -> Path:
         config: The options.
         commit: Whether to write and print, before the first step, what the run is committed to.
     """
+    config, data = settle_data(prepared(config))
+    folder = new_folder(config.out, config.name or data.source_name, exact=config.name is not None)
+    return launch_in(folder, config, data, commit=commit)
+
+
+def prepared(config: FitConfig) -> FitConfig:
+    """A configuration with the threads and the seed of its run, whose limits this machine can keep."""
     if config.threads is None:
         # Recorded as a number, since a replay on another machine must use as many.
         config = config.resolved({"threads": default_threads()}, "this machine")
@@ -46,8 +56,21 @@ def launch(config: FitConfig, *, commit: bool = False) -> Path:
     _refuse_unused_path(config)
     if problem := machine_problem(config.threads, config.devices, config.accelerator, config.num_workers):
         raise UsageError(f"{problem} Give less.")  # before a large data set is read
-    config, data = settle_data(config)
-    folder = new_folder(config.out, config.name or data.source_name, exact=config.name is not None)
+    return config
+
+
+def launch_in(
+    folder: RunFolder, config: FitConfig, data: DataModule, whole: Path | None = None, *, commit: bool = False
+) -> Path:
+    """Train from a configuration whose task is settled, in a folder that is there.
+
+    Args:
+        folder: The run folder; removed again if nothing can be trained.
+        config: The options.
+        data: The data module that was built of them.
+        whole: The run that this one is a fold of, which is what is resumed after an interruption.
+        commit: As in :func:`launch`.
+    """
     try:
         folder.write_config(config.to_yaml())
         data.setup("fit")
@@ -60,7 +83,7 @@ def launch(config: FitConfig, *, commit: bool = False) -> Path:
     except BaseException:
         folder.discard()  # nothing was trained
         raise
-    return train(Rebuilt(task, data, trainer, config), folder)
+    return train(Rebuilt(task, data, trainer, config), folder, whole=whole)
 
 
 def _refuse_unused_path(config: FitConfig) -> None:
@@ -86,8 +109,26 @@ def refuse_unused_shares(config: FitConfig, data: DataModule, given: Callable[[s
             )
 
 
-def train(rebuilt: Rebuilt, folder: RunFolder, ckpt_path: str | Path | None = None) -> Path:
+def resume_run(
+    folder: RunFolder, *, data: str | Path | None, workers: int | None, devices: int | None = None,
+    whole: Path | None = None,
+) -> Path:  # fmt: skip
+    """Resume the run in a folder, see :meth:`autotimm.Run.resume`; ``whole`` is the run that it is a fold of."""
+    starts_over = not [*folder.checkpoints.glob("*.ckpt")]
+    rebuilt = rebuild(
+        folder.path, folder, data=data, workers=workers, devices=devices, weights_needed=starts_over, loggers=True
+    )
+    return train(rebuilt, folder, ckpt_path="last", whole=whole)
+
+
+def train(rebuilt: Rebuilt, folder: RunFolder, ckpt_path: str | Path | None = None, whole: Path | None = None) -> Path:
     """Train, then complete the record with the values that were chosen automatically.
+
+    Args:
+        rebuilt: The objects of the run.
+        folder: Its folder.
+        ckpt_path: The checkpoint to begin at.
+        whole: The run that it is a fold of; ``None`` for any other.
 
     Raises:
         ChangedDataError: If files changed while the run trained, once its record is complete.
@@ -99,7 +140,7 @@ def train(rebuilt: Rebuilt, folder: RunFolder, ckpt_path: str | Path | None = No
     except (KeyboardInterrupt, SystemExit):  # Ctrl-C, and SIGTERM
         removed = folder.discard()
         if folder.chosen is not None:
-            said = f"interrupted; resume with: autotimm resume {folder.path}"
+            said = f"interrupted; resume with: autotimm resume {whole or folder.path}"
             say("interrupted; nothing was saved" if removed else said)
         raise
     except ChangedDataError as error:  # the run is finished all the same

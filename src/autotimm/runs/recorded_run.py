@@ -168,7 +168,7 @@ def _evidence(run: RecordedRun) -> Iterator[Finding]:
     ends = [line for line in run.ledger.lines if line["kind"] == "end"]
     digests: dict[str, Any] = {"val": ends[-1].get("evidence")} if ends and run.whole else {}
     if (tested := tested_evidence(run.folder)) is not None:
-        digests["test"] = tested.get("test")
+        digests |= {split: tested.get(split) for split in ("test", "folds")}
     for split, digest in digests.items():  # of a split whose digest cannot be read nothing is said
         path = evidence_path(run.folder, split)
         name = path.relative_to(run.folder).as_posix()

@@ -41,16 +41,17 @@ from autotimm.records.checked_levels import level_claims
 from autotimm.records.checkpoint_store import CheckpointStore
 from autotimm.records.commitment import compare_commitment, require_digest
 from autotimm.records.imports import RecordedNames, names_in, require_admitted
-from autotimm.records.run_folder import DIGESTS, PER_CLASS, RunFolder, require_files, write_results
+from autotimm.records.run_folder import DIGESTS, FOLDS, PER_CLASS, RunFolder, require_files, write_results
 from autotimm.records.run_seal import Seal, check_seal, write_seal
 from autotimm.records.trust import OfRun
 from autotimm.report.written_page import Report
+from autotimm.runs.cross_validation import folds_begun, launch_folds, resume_folds
 from autotimm.runs.diff import Comparison, compare
 from autotimm.runs.embeddings import Embeddings, Rows, collecting_features, write_embeddings
 from autotimm.runs.explain_difference import confirm_difference, confirm_replay
 from autotimm.runs.extend import extend
 from autotimm.runs.factory import settle_data
-from autotimm.runs.fit import launch, leave_report, new_folder, train, train_objects
+from autotimm.runs.fit import launch, leave_report, new_folder, resume_run, train, train_objects
 from autotimm.runs.hub_push import Push
 from autotimm.runs.neighbours import (
     NOVELTY_RANK,
@@ -107,8 +108,13 @@ def fit(path: str | Path | None = None, *, commit: bool = False, **options: Any)
 
 
 def fit_config(config: FitConfig, *, commit: bool = False) -> Run:
-    """Train from a configuration, in a new run folder, see :func:`fit`."""
-    return Run(launch(config, commit=commit))
+    """Train from a configuration, in a new run folder; with ``folds`` each of them, and then a model on all images."""
+    if config.folds is None or config.fold is not None:
+        return Run(launch(config, commit=commit))
+    if commit:
+        cure = "How long the last training is follows from the folds. Commit to each `fold` by itself."
+        raise UsageError(sentence("commit", "fit", "left out with `folds`", commit, cure))
+    return Run(launch_folds(config))
 
 
 def diff(a: str | Path, b: str | Path, *, explain: bool = False, trust: bool = False) -> Comparison:
@@ -287,6 +293,14 @@ class Run:
         return results.get("best", {}) | results.get("test", {})
 
     @property
+    def folds(self) -> dict[str, dict[str, float]]:
+        """The metrics of each fold, ``fold-1`` and so on, with its best ``epoch`` and its number of ``images``.
+
+        ``mean`` and ``std`` are those over the folds. Empty for a run without folds.
+        """
+        return self._folder.results().get(FOLDS, {})
+
+    @property
     def per_class(self) -> dict[str, dict[str, float]]:
         """Values per class that ``validate`` or ``test`` found last, such as ``{"cat": {"AP": 0.5}}``; NaN if unknown.
 
@@ -394,7 +408,7 @@ class Run:
         kept: dict[str, Any] = {"test": results, PER_CLASS: self.per_class}
         try:
             if evidence is not None:
-                kept[DIGESTS] = {"test": write_evidence(self.path, evidence)}
+                kept[DIGESTS] = self._folder.results().get(DIGESTS, {}) | {"test": write_evidence(self.path, evidence)}
             self._folder.add_results(**kept)
         except (OSError, RunError) as error:  # a read-only run or a full disk must not lose the metrics
             why = error.strerror if isinstance(error, OSError) else error
@@ -428,20 +442,28 @@ class Run:
             say(f"the report has no pictures: {error}")
             return None
 
-    def evidence(self, split: str = "val") -> Evidence:
+    def evidence(self, split: str | None = None) -> Evidence:
         """What the best weights predict for the samples of a split, the truth, and the features in between.
 
+        Of a run with folds, ``"folds"`` has every training sample, predicted by the fold that was validated on it.
+
         Args:
-            split: ``"val"``, or ``"test"`` of a run that was tested.
+            split: ``"val"``, ``"test"`` of a run that was tested, or ``"folds"``. ``None`` is ``"folds"`` where there
+                are any, else ``"val"``.
 
         Raises:
             UsageError: If it is another split.
             ModelError: If the run has no such evidence, or it is damaged.
         """
-        require_choice("split", "Run.evidence", split, ("val", "test"))
+        if split is None:
+            split = "folds" if evidence_path(self.path, "folds").exists() else "val"
+        require_choice("split", "Run.evidence", split, ("val", "test", "folds"))
         path = evidence_path(self.path, split)
         if not path.exists():
-            cure = "Test it with `autotimm test`." if split == "test" else "Train it with the option `evidence`."
+            cures = {"test": "Test it with `autotimm test`.", "folds": "Train it with `folds`."}
+            if split == "val" and self.folds:
+                cures["val"] = "It has trained on all images: take the evidence of its folds."
+            cure = cures.get(split, "Train it with the option `evidence`.")
             raise ModelError(f"The run {self.path} has no evidence of its {split} images. {cure}")
         return read_evidence(path)
 
@@ -467,7 +489,7 @@ class Run:
                 wanted=verb == "test" and data is None and self._keeps_evidence,
             )  # fmt: skip
         if not results:
-            raise DataError(f"The run {self.path} has no validation data. It was made with val_split=0. Give a folder.")
+            raise DataError(f"The run {self.path} has no validation data. It was trained on all images. Give a folder.")
         self._per_class = task.class_table
         return {name: float(value) for metrics in results for name, value in metrics.items()}
 
@@ -639,7 +661,7 @@ class Run:
         if self._file is not None or str(ckpt) != "best":
             cure = "Give the run's folder, and no other checkpoint: the validation samples were predicted by the best."
             raise UsageError(sentence("coverage", "predict", "left out", coverage, cure))
-        evidence = self.evidence()
+        evidence = self.evidence("val")
         least = least_score(evidence, coverage, 1.0 if raw else task.temperature)
         if least == 0:
             say(f"{len(evidence)} validation images are too few for a coverage of {coverage:g}: sets have all classes")
@@ -664,14 +686,16 @@ class Run:
 
         Args:
             out: The new file, or for timm the new folder; by default it is called as the run, in the working directory.
-            to: ``onnx``, ``torch`` (a program of ``torch.export``) or ``timm`` (a folder for ``timm.create_model``).
-            precision: ``fp32``, or ``fp16`` for a network that computes with 16 bits.
+            to: ``onnx``, ``torch`` (a program of ``torch.export``), ``openvino`` (an ``.xml`` file with a ``.bin``
+                beside it) or ``timm`` (a folder for ``timm.create_model``).
+            precision: ``fp32``, ``fp16`` for a network that computes with 16 bits, or ``int8`` for a backbone that
+                computes with 8, calibrated on training images; in ONNX and OpenVINO.
             ckpt: Which checkpoint to use.
             data: Labelled images to compare on, as for :meth:`validate`; by default the run's validation images.
             check: ``sample`` compares on 32 images, ``full`` on all, ``seeded`` on images drawn from a seed where the
                 data is not on this machine.
             tolerance: The largest allowed difference: of scores and boxes for ``fp32``, by default 1e-4; of metrics for
-                ``fp16``, by default 0.01.
+                ``fp16``, by default 0.01, and of ``int8``, by default 0.02.
             with_runner: Whether to write ``predict.py`` beside an ONNX file, which predicts with it without torch.
 
         Returns:
@@ -793,6 +817,8 @@ class Run:
     def resume(self, *, data: str | Path | None = None, workers: int | None = None, devices: int | None = None) -> Run:
         """Resume an interrupted run, bit for bit as if it had not been interrupted.
 
+        Of a run with folds, those that are finished are not trained again.
+
         Args:
             data: Where the data is now, if it was moved.
             workers: Number of loading processes in place of the recorded one; it never changes a result.
@@ -809,18 +835,20 @@ class Run:
             say(f"{self.path} is finished: there is nothing to resume")
             return self
         with self.names:
-            rebuilt = rebuild(
-                self.path, self._folder, data=data, workers=workers, devices=devices,
-                weights_needed=self._starts_over, loggers=True,
-            )  # fmt: skip
-            return Run(train(rebuilt, self._folder, ckpt_path="last"), trust=self.trust)
-
-    @property
-    def _starts_over(self) -> bool:
-        return not [*self._folder.checkpoints.glob("*.ckpt")]
+            if not folds_begun(self.path):
+                run = resume_run(self._folder, data=data, workers=workers, devices=devices)
+            elif devices is None:
+                run = resume_folds(self._folder, data=data, workers=workers)
+            else:
+                raise UsageError(
+                    sentence("devices", "resume", "left out with folds", devices, "They are trained on one.")
+                )
+            return Run(run, trust=self.trust)
 
     def reproduce(self, out: str | Path | None = None, *, data: str | Path | None = None) -> Run:
         """Train the run again, in a run folder of its own.
+
+        Of a run with folds that is the training on all images; each fold is a run that can be made again by itself.
 
         Args:
             out: The new run's folder; by default the next free number beside this one.

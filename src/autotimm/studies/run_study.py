@@ -136,6 +136,11 @@ def study_configs(
     require_choice("launcher", "a study", launcher, LAUNCHERS)
     if launcher == "ray":
         require_ray()
+    for config in filter(None, (a, b)):
+        if config.folds is not None and config.fold is None:
+            cure = "Vary the stream `split`, or study one `fold`."
+            raise UsageError(sentence("folds", "a study", "left out, since each of its runs is one training",
+                                      config.folds, cure))  # fmt: skip
     jobs, streams = _read("jobs", Whole(1), jobs), _read("vary", Words(VARIED), vary)
     if launcher == "local":
         _require_machine(jobs, a, b)

@@ -67,6 +67,7 @@ def read_csv(
     label_separator: str | None = None,
     strict: bool = False,
     only: str | None = None,
+    group: str | None = None,
 ) -> dict[str, ImageTable]:
     """Read one CSV file per split.
 
@@ -87,6 +88,7 @@ def read_csv(
         label_separator: What separates the labels in a cell, for multi-label; a space is white space of any length.
         strict: Refuse rows without a label, and ambiguous file names, instead of leaving them out.
         only: Take the rows of this split alone from a table with a column of splits. They are the ``train`` returned.
+        group: A column that names the group of each image, if the table has one of that name.
 
     Returns:
         One table per split.
@@ -101,7 +103,7 @@ def read_csv(
             len(label_column) == 1, "label_separator", "a table", "left out with several label columns",
             label_separator, "Give one `label_column`, whose cells hold several labels.",
         )  # fmt: skip
-    reader = _Reader(image_dir, image_column, label_column, label_separator, strict, notices)
+    reader = _Reader(image_dir, image_column, label_column, label_separator, strict, notices, group=group)
     if len(files) == 1:
         tables = reader.read_splits(files["train"], only)
     else:
@@ -270,6 +272,14 @@ def _bits(table: CsvTable, row: Row, columns: Sequence[str]) -> tuple[str, ...]:
     return tuple(str(bit_of(row.cells[column])) for column in columns)
 
 
+def _groups(table: CsvTable, rows: list[_Labelled], column: str) -> list[str]:
+    """The group of each image, as a column names it."""
+    cells = {row.line: row.cells[column].strip() for row in table.rows}
+    if empty := [str(row.line) for row in rows if not cells[row.line]]:
+        raise table.error(f"lines without a group in column {column!r}: {join_names(empty)}. Fill them in.")
+    return [cells[row.line] for row in rows]
+
+
 @dataclass
 class _Reader:
     """Reads the tables of all splits with the same options; the classes are those of the first."""
@@ -281,6 +291,7 @@ class _Reader:
     strict: bool
     notices: list[str]
     classes: tuple[str, ...] = ()
+    group: str | None = None
 
     def read_splits(self, path: Path, only: str | None) -> dict[str, ImageTable]:
         """Read the only table, with its column of splits if it has one."""
@@ -352,7 +363,10 @@ class _Reader:
                 f"{table.path.name}: {len(images.elsewhere)} files are not where it says, and found by their names: "
                 f"{found}."
             )
-        return self._table(table, labelled, columns, multi_label)
+        images_of = self._table(table, labelled, columns, multi_label)
+        if self.group is not None and self.group in table.columns:
+            images_of.groups = _groups(table, labelled, self.group)
+        return images_of
 
     def _labels(
         self, table: CsvTable, rows: Sequence[Row], columns: list[str], multi_label: bool, report: Report
