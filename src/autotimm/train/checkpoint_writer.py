@@ -151,6 +151,15 @@ class CheckpointWriter:
         self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="autotimm-checkpoint")
         self._pending = self._thread.submit(finish)
 
+    def check(self) -> None:
+        """Fail now if the last checkpoint could not be written: an epoch later more would be lost.
+
+        Raises:
+            RunError: As :meth:`wait`.
+        """
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
     def wait(self) -> None:
         """Wait until the last checkpoint is written.
 

@@ -246,6 +246,7 @@ class RunCheckpoint(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if a checkpoint is due, and end the run here if it was asked to stop."""
+        self.writer.check()
         self.watched.after_batch(trainer, pl_module)
         if self._loaded is not None:
             self._loaded.restore_logged(trainer)
