@@ -302,7 +302,7 @@ def candidates(name: str, option: Option, value: Any) -> Iterator[Any]:
     elif isinstance(value, (int, float)):
         yield from (value + 1, value / 2, value * 2, 0.5)
     yield from getattr(option.kind, "options", ())
-    yield from (True, 1, 0.5, "val/f1", "another", "tensorboard", "order=7", option.none)
+    yield from (True, 1, 0.5, 2, "val/f1", "another", "tensorboard", "order=7", option.none)
 
 
 def another(name: str, option: Option, value: Any) -> Any:
