@@ -81,7 +81,13 @@ def test_pixels_of_32_bits_are_those_of_the_run_but_for_a_level_of_few(mode: str
     assert differing < total / 1000
 
 
-@pytest.mark.parametrize("arch", [*SEGMENTERS, *DETECTORS])
+FAST = ("unet", "fcos", "mask_rcnn")
+
+
+@pytest.mark.parametrize(
+    "arch",
+    [pytest.param(arch, marks=() if arch in FAST else pytest.mark.slow) for arch in (*SEGMENTERS, *DETECTORS)],
+)
 def test_dense_tasks_agree(arch: str, tmp_path: Path) -> None:
     task, spec = dense_task(arch, 64)
     graph = graph_for(task, spec, "openvino")
