@@ -23,6 +23,7 @@ from autotimm.records.digest import file_digest
 from autotimm.runs.output_paths import require_features_file
 from autotimm.tasks import Task
 from autotimm.train import AutoTrainer
+from autotimm.train.lightning_compat import attached
 
 __all__ = ["Embeddings", "FeatureReader", "Rows", "collecting_features", "write_embeddings"]
 
@@ -73,12 +74,10 @@ class FeatureReader(Callback):
         module = reader_of_features(self.task.network)
         assert module is not None
         handle = module.register_forward_pre_hook(self._note)
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning
-        callbacks.append(self)
         try:
-            yield
+            with attached(trainer, self):
+                yield
         finally:
-            callbacks.remove(self)
             handle.remove()
 
     def _note(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:

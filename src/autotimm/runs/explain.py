@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isnan, nan
 from pathlib import Path
@@ -39,6 +38,7 @@ from autotimm.runs.prediction_files import file_names, write_table
 from autotimm.tasks import Task
 from autotimm.tasks.letterbox import places
 from autotimm.train import AutoTrainer
+from autotimm.train.lightning_compat import attached
 from autotimm.train.progress import say
 from autotimm.types import Batch, DataSpec, PixelPrediction, Placement
 
@@ -132,7 +132,7 @@ def explain(
         found.append(explanation if writer is None else writer.written(explanation, photo, region))
 
     explainer = _Explainer(task, spec, sources, method, target, checks, take)
-    with explainer.running(trainer):
+    with attached(trainer, explainer):
         trainer.predict(task, loader, return_predictions=False)
     if explainer.skipped:
         what = "no object" if spec.kind in ("boxes", "instances") else "nothing"
@@ -189,16 +189,6 @@ class _Explainer(Callback):
         self.task, self.spec, self.sources, self.target, self.take = task, spec, sources, target, take
         self.method, self.skipped = method, list[str]()
         self._shuffled = ShuffledWeights(task.network, task.head, task.root_seed) if checks else None
-
-    @contextmanager
-    def running(self, trainer: AutoTrainer) -> Iterator[None]:
-        """Explain everything that the trainer predicts in this block."""
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning
-        callbacks.append(self)
-        try:
-            yield
-        finally:
-            callbacks.remove(self)
 
     def on_predict_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

@@ -35,6 +35,7 @@ __all__ = [
     "of_first_process",
     "KeyedSteps",
     "NoProfiler",
+    "attached",
     "clear_failures",
     "clear_misuse",
     "defaults_from_environment",
@@ -47,6 +48,17 @@ __all__ = [
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _Init = TypeVar("_Init", bound=Callable[..., None])
 _Value = TypeVar("_Value")
+
+
+@contextmanager
+def attached(trainer: pl.Trainer, callback: Callback) -> Iterator[None]:
+    """Let a trainer call a callback within the block, after those that it has."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning
+    callbacks.append(callback)
+    try:
+        yield
+    finally:
+        callbacks.remove(callback)
 
 
 def defaults_from_environment(init: _Init) -> _Init:
