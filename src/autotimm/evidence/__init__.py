@@ -3,7 +3,7 @@
 It is computed once, at the end of a fit or a test, and stored without code; reports and other readers start from it.
 """
 
-from autotimm.evidence.collector import EvidenceCollector, collecting
+from autotimm.evidence.collector import EvidenceCollector, collecting, join_folds
 from autotimm.evidence.evidence_file import (
     EVIDENCE,
     Evidence,
@@ -12,7 +12,6 @@ from autotimm.evidence.evidence_file import (
     read_evidence,
     write_evidence,
 )
-from autotimm.evidence.out_of_fold import join_folds
 
 __all__ = [
     "EVIDENCE",

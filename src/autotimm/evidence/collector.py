@@ -1,9 +1,10 @@
-"""Collects evidence while a task evaluates batches: what metrics see, kept per sample."""
+"""Collects evidence while a task evaluates batches: what metrics see, kept per sample; joins that of folds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -13,16 +14,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autotimm.data.annotations.outlines import RunLengths
+from autotimm.errors import ModelError
 from autotimm.evidence.evidence_file import KINDS, Evidence
 from autotimm.evidence.label_runs import LabelRuns
 from autotimm.models.backbone.feature_maps import DenseNetwork
 from autotimm.models.backbone.pooled import PooledClassifier
+from autotimm.records.run_folder import FOLDS
 from autotimm.types import Batch, Step
 
 if TYPE_CHECKING:
     from autotimm.tasks import Task
 
-__all__ = ["EvidenceCollector", "collecting", "joined", "pooled", "reader_of_features"]
+__all__ = ["EvidenceCollector", "collecting", "join_folds", "joined", "pooled", "reader_of_features"]
 
 _UNKNOWN = 255  # the label of a pixel without a class in a label map
 _MOST_FEATURES = 1 << 28  # numbers: 1 GB; beyond, features are left out
@@ -234,3 +237,29 @@ def _pixels(predictions: Sequence[Tensor], targets: Sequence[Tensor], classes: i
             image[f"{name}_offsets"] = _ends([len(runs.values)])
         images.append(image)
     return {"confusion": confusion} | {name: joined(name, [image[name] for image in images]) for name in images[0]}
+
+
+def join_folds(parts: Sequence[Evidence]) -> Evidence:
+    """Join the evidence of the validation samples of each fold into one table, the first fold in front.
+
+    Its array ``folds`` (N,) has the fold of each sample, counted from 1. Features are those of as many networks as
+    there are folds: they can be compared within a fold, and not across folds.
+
+    Args:
+        parts: The evidence of each fold, in the order of the folds.
+
+    Raises:
+        ModelError: If they are of different kinds or classes, or a sample is in two of them.
+    """
+    first = parts[0]
+    ids = tuple(id for part in parts for id in part.ids)
+    alike = {(part.kind, part.multi_label, part.threshold, part.class_names) for part in parts}
+    if len(alike) > 1 or len({*ids}) < len(ids):
+        raise ModelError(
+            "The folds of a run must be of the same task and classes, and have each image once. They are not: train "
+            "again in a new folder."
+        )
+    names = sorted(set.intersection(*({*part.arrays} for part in parts)))
+    arrays = {name: joined(name, [part.arrays[name] for part in parts]) for name in names}
+    arrays["folds"] = np.repeat(np.arange(1, len(parts) + 1), [len(part) for part in parts]).astype(np.int64)
+    return replace(first, split=FOLDS, ids=ids, arrays=arrays)
