@@ -79,7 +79,7 @@ def requirements_text(versions: Mapping[str, str], wheel: str, python: str) -> s
         public, _, local = versions.get(name, "").partition("+")
         if local:
             lines += [f"# {name} was {public}+{local}: if your package index has another build of {public}, add",
-                      f"#   --extra-index-url https://download.pytorch.org/whl/{local}"]  # fmt: skip
+                      f"#   --extra-index-url with the index of PyTorch for {local}, see pytorch.org"]  # fmt: skip
     lines.append(f"./{wheel}")
     # A version with a local part, such as 2.14.1+cpu, is in no general index.
     lines += [f"{name}=={version.partition('+')[0]}" for name, version in versions.items()]
