@@ -16,26 +16,17 @@ import torch
 
 from autotimm import Run
 from autotimm.cli.main import main
-from autotimm.data.toy import write_toy_folder
 from autotimm.errors import DataError, ModelError, UsageError
 from autotimm.export.build_graph import build_graph
 from autotimm.export.onnx_file import OPSET
 from autotimm.records.manifest import Manifest
 from autotimm.runs.prediction_files import as_csv
 from messy import write_messy_files
-from training import small_fit
 
 WITHOUT_TORCH = (
     "import runpy, sys; sys.modules.update(torch=None, autotimm=None); program, *sys.argv[1:] = sys.argv[1:];"
     "runpy.run_path(program, run_name='__main__')"
 )
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.mktemp("export")
-    photos = write_toy_folder(folder / "photos", n=80, num_classes=3, image_size=48, seed=7)
-    return small_fit(photos, folder / "runs", name="one", val_split=0.5)
 
 
 @pytest.fixture(scope="module")

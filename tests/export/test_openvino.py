@@ -13,7 +13,6 @@ import torch
 
 from autotimm import Run
 from autotimm.cli.main import main
-from autotimm.data.toy import write_toy_folder
 from autotimm.data.transforms.image_transforms import eval_transform
 from autotimm.errors import ModelError, UsageError
 from autotimm.export.agreement_check import check_file, seeded_sample
@@ -23,14 +22,6 @@ from autotimm.export.resize import cropped
 from autotimm.models.detection import DETECTORS
 from autotimm.models.segmentation.segmenter import SEGMENTERS
 from networks import dense_task
-from training import small_fit
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.mktemp("openvino")
-    photos = write_toy_folder(folder / "photos", n=80, num_classes=3, image_size=48, seed=7)
-    return small_fit(photos, folder / "runs", name="one", val_split=0.5)
 
 
 @pytest.fixture(scope="module")
