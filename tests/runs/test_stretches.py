@@ -16,7 +16,7 @@ from autotimm.runs.restore import rebuild
 from autotimm.runs.stretches.choice import Stretch, draw, passing_chance, recorded_stretches
 from forger import Edit, write
 
-OTHER = "autotimm.runs.stretches.stretch_verdict.other_instructions"
+OTHER = "autotimm.runs.stretches.court.other_instructions"
 
 
 class _FasterOnce(Callback):
