@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,11 +17,11 @@ from autotimm.runs.stretches.choice import Stretch
 from autotimm.runs.stretches.judgement import Judged, StretchDistance, judge_stretch
 from autotimm.runs.stretches.measure import Elsewhere, Measured, Measurement
 from autotimm.runs.stretches.process import Launch, Processes, other_instructions, run_process
-from autotimm.runs.stretches.replay import rounding_unit, variants
+from autotimm.runs.stretches.replay import Variant, rounding_unit, variants
 from autotimm.runs.verdict import Verdict, describe
 from autotimm.train.progress import say
 
-__all__ = ["CONSISTENT", "Court", "StretchProof", "pixel_factors_apart"]
+__all__ = ["CONSISTENT", "Court", "StretchProof", "bit_factors_apart", "pixel_factors_apart"]
 
 CONSISTENT = 7
 """The exit code: never 0, since `consistent` is less than `identical`."""
@@ -37,6 +37,8 @@ class StretchProof:
         of_stretches: The number of stretches that the record allows for.
         within_reach: The number of optimizer steps that a stretch could have reached.
         of_steps: The number of optimizer steps of the record.
+        budget: The share of these that may be compared; ``None`` if a number of stretches was given.
+        longest: The number of steps of the longest of all stretches.
         chances: By the share of invented steps among those within reach, the chance that no drawn stretch has one.
         stretches: The distances.
     """
@@ -46,6 +48,8 @@ class StretchProof:
     of_stretches: int
     within_reach: int
     of_steps: int
+    budget: float | None
+    longest: int
     chances: dict[float, float]
     stretches: tuple[StretchDistance, ...] = ()
 
@@ -53,7 +57,8 @@ class StretchProof:
         """Plain data, for other programs."""
         return {
             "challenge": self.challenge, "drawn": self.drawn, "of_stretches": self.of_stretches,
-            "within_reach": self.within_reach, "of_steps": self.of_steps,
+            "within_reach": self.within_reach, "of_steps": self.of_steps, "budget": self.budget,
+            "longest": self.longest,
             "chances": {f"{share:g}": chance for share, chance in self.chances.items()},
             "stretches": [each.as_dict() for each in self.stretches],
         }  # fmt: skip
@@ -62,6 +67,10 @@ class StretchProof:
     def lines(self) -> list[str]:
         """What it has shown in words, a line each."""
         lines = [f"challenge: {self.challenge} ({self.drawn} of {self.of_stretches} stretches)"]
+        if self.budget is not None:
+            drawn = sum(each.steps for each in self.stretches)
+            steps = f"stretches of up to {self.longest} step{'s' * (self.longest > 1)}"
+            lines.append(f"budget: {self.budget:.2%} of {self.of_steps} steps, {drawn} spent on {steps}")
         lines += [f"  {each}" for each in self.stretches]
         lines.append(
             f"reach: {self.within_reach} of {self.of_steps} steps lie in one of the stretches that could be drawn"
@@ -69,7 +78,7 @@ class StretchProof:
         shares = ", ".join(f"{share:.0%}: {chance:.2g}" for share, chance in self.chances.items())
         lines.append(f"chance that no drawn stretch meets an invented step, by their share within reach: {shares}")
         if self.stretches and all(each.equal_bits for each in self.stretches):
-            lines.append("all bits that were compared are equal; for `identical`, verify without --stretches")
+            lines.append("all bits that were compared are equal; for `identical`, verify the whole run")
         return lines
 
 
@@ -80,14 +89,27 @@ _NO_PIXELS = ("hardware.cpu", "hardware.devices", "versions.autotimm", "versions
 
 def pixel_factors_apart(manifest: Manifest, now: dict[str, Any]) -> list[str]:
     """What differs here of all that makes pixels: versions of libraries, and the instruction set; in words."""
-    then, words = manifest.environment, []
+    return [*_apart(manifest, now, ("inputs",), _NO_PIXELS)]
+
+
+def bit_factors_apart(manifest: Manifest, now: dict[str, Any]) -> list[str]:
+    """What differs here of all that makes pixels, losses and updates, in words."""
+    return [*_apart(manifest, now, ("inputs", "forward", "update"), ("versions.autotimm", "versions.python"))]
+
+
+def _apart(manifest: Manifest, now: dict[str, Any], stages: Sequence[str], left_out: Sequence[str]) -> Iterator[str]:
+    then = manifest.environment
     for factor in FACTORS:
-        if factor.section not in ("hardware", "versions", "libraries") or factor.key in _NO_PIXELS:
+        if factor.section not in ("hardware", "versions", "libraries", "") or factor.key in left_out:
             continue
-        if factor.acts("inputs") and known_to_both(factor.key, then, now):
-            a, b = ((around.get(factor.section) or {}).get(factor.name) for around in (then, now))
-            words += [f"{factor.words}: {a} was recorded, {b} is used"] if a != b else []
-    return words
+        if any(factor.acts(stage) for stage in stages) and known_to_both(factor.key, then, now):
+            a, b = (_value(around, factor.section, factor.name) for around in (then, now))
+            if a != b:
+                yield f"{factor.words}: {a} was recorded, {b} is used"
+
+
+def _value(around: Mapping[str, Any], section: str, name: str) -> Any:
+    return ((around.get(section) or {}) if section else around).get(name)
 
 
 @dataclass(frozen=True)
@@ -100,6 +122,7 @@ class Court:
         device: The kind of device that is used.
         jobs: Processes at a time.
         launch: What starts them.
+        exact_first: Whether a stretch is replayed with other roundings only if its bits are not the recorded ones.
     """
 
     asked: Measurement
@@ -107,6 +130,7 @@ class Court:
     device: str
     jobs: int
     launch: Launch = run_process
+    exact_first: bool = False
 
     def verdict(
         self, pairs: Iterable[tuple[Stretch, Measured]], proof: StretchProof, notes: Sequence[str] = ()
@@ -179,20 +203,48 @@ class Court:
         return tuple(texts)
 
     def measured(self, drawn: Sequence[Stretch]) -> Iterator[tuple[Stretch, Measured]]:
-        """Measure stretches; with one process at a time each when it is asked for."""
-        run, around = self.asked.run, self.asked.run.manifest.environment
-        threads = around.get("threads")
-        others = variants(threads if isinstance(threads, int) else 1, self.device)
+        """Measure stretches in their order; with one process at a time each when it is asked for."""
         trust = admission()
         processes = Processes(self.asked, self.jobs, isinstance(trust, OfRun) and trust.trust, self.launch)
-        variables, name = other_instructions(str((around.get("hardware") or {}).get("instructions")), self.device)
-        elsewhere: list[Elsewhere] = []
-        if variables:
-            say(f"replaying {run.folder} with {' '.join(f'{key}={value}' for key, value in variables.items())}")
-            elsewhere = processes.elsewhere(drawn, variables, name)
-        if self.jobs > 1:
-            yield from zip(drawn, processes.measure(drawn, others, elsewhere), strict=True)
+        known: dict[Stretch, Measured] = {}
+        if self.exact_first and self.jobs > 1:
+            known = {each: found for each, found in self._all(processes, drawn, ()).items() if found.exact}
+        elif self.exact_first:
+            for stretch in drawn:
+                found = self.asked.measure(stretch, (), every=stretch == drawn[0])
+                if not found.exact:
+                    break  # nor will the others be, most likely
+                yield stretch, found
+                known[stretch] = found
+            drawn = [stretch for stretch in drawn if stretch not in known]
+        rest = [stretch for stretch in drawn if stretch not in known]
+        if not rest:
+            yield from ((stretch, known[stretch]) for stretch in drawn)
             return
-        for index, stretch in enumerate(drawn):
+        around = self.asked.run.manifest.environment
+        threads = around.get("threads")
+        others = variants(threads if isinstance(threads, int) else 1, self.device)
+        elsewhere = self._elsewhere(processes, rest)
+        if self.jobs > 1:
+            known |= self._all(processes, rest, others, elsewhere)
+            yield from ((stretch, known[stretch]) for stretch in drawn)
+            return
+        for index, stretch in enumerate(rest):
             other = elsewhere[index] if elsewhere else None
             yield stretch, self.asked.measure(stretch, others, other, every=index == 0)
+
+    def _all(
+        self, processes: Processes, drawn: Sequence[Stretch], others: Sequence[Variant],
+        elsewhere: Sequence[Elsewhere] = (),
+    ) -> dict[Stretch, Measured]:  # fmt: skip
+        return dict(zip(drawn, processes.measure(drawn, others, elsewhere), strict=True))
+
+    def _elsewhere(self, processes: Processes, drawn: Sequence[Stretch]) -> list[Elsewhere]:
+        """What a process with another instruction set measures; empty if there is none."""
+        run = self.asked.run
+        recorded = str((run.manifest.environment.get("hardware") or {}).get("instructions"))
+        variables, name = other_instructions(recorded, self.device)
+        if not variables:
+            return []
+        say(f"replaying {run.folder} with {' '.join(f'{key}={value}' for key, value in variables.items())}")
+        return processes.elsewhere(drawn, variables, name)

@@ -82,7 +82,7 @@ class Processes:
     def elsewhere(self, stretches: Sequence[Stretch], variables: Mapping[str, str], name: str) -> list[Elsewhere]:
         """Replay stretches with other environment variables; nothing if that process fails, which only adds a view."""
         try:
-            answers = self._share("other", stretches, lambda part: {"variants": []}, variables)
+            answers = self._share("other", stretches, lambda part: {"variants": [], "elsewhere": True}, variables)
         except AutotimmError:
             return []
         return [Elsewhere(name, answer["lines"]) for answer in answers]
@@ -155,7 +155,7 @@ def main(file: Path) -> int:
             asked = Measurement(run, Path(job["scratch"]), job["data"], job["workers"], job["same_pixels"])
             answers: list[dict[str, Any]] = []
             for index, stretch in enumerate(stretches):
-                if not variants:
+                if job.get("elsewhere"):
                     answers.append({"lines": asked.elsewhere(stretch)})
                     continue
                 known = job["others"][index]

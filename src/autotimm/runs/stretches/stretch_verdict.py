@@ -21,8 +21,8 @@ from autotimm.records.run_folder import RunFolder
 from autotimm.runs.parent import check_parent
 from autotimm.runs.recorded_run import RecordedRun, read_recorded
 from autotimm.runs.restore import Rebuilt
-from autotimm.runs.stretches.choice import Stretch, draw, new_challenge, passing_chance, recorded_stretches
-from autotimm.runs.stretches.court import Court, StretchProof, pixel_factors_apart
+from autotimm.runs.stretches.choice import Choice, Stretch, choose, new_challenge, passing_chance, within_budget
+from autotimm.runs.stretches.court import Court, StretchProof, bit_factors_apart, pixel_factors_apart
 from autotimm.runs.stretches.measure import Measurement
 from autotimm.runs.stretches.replay import rebuild_here
 from autotimm.runs.verdict import Verdict
@@ -31,6 +31,7 @@ from autotimm.train.run_description import surroundings
 
 __all__ = ["verify_stretches"]
 
+_STEPS = 5
 _SHARES = (0.01, 0.1, 0.5)
 
 
@@ -38,7 +39,8 @@ def verify_stretches(
     folder: Path,
     *,
     stretches: int = 8,
-    steps: int = 5,
+    steps: int | None = None,
+    budget: float | None = None,
     challenge: int | None = None,
     data: str | Path | None = None,
     workers: int | None = None,
@@ -51,7 +53,10 @@ def verify_stretches(
     Args:
         folder: The run's folder.
         stretches: The number of stretches to draw.
-        steps: Optimizer steps of each; it ends earlier where the next checkpoint comes first.
+        steps: Optimizer steps of each; it ends earlier where the next checkpoint comes first. ``None`` for 5; with a
+            budget for all up to the next checkpoint where this machine is like that of the run.
+        budget: Instead of a number of stretches, the share of the run's steps to compare, above 0 and at most 1. Then a
+            stretch is replayed with other roundings only if its bits are not the recorded ones.
         challenge: The seed that they are drawn with; ``None`` draws one from the system.
         data: The folder of the data, if it was moved.
         workers: Loading processes instead of the recorded number.
@@ -61,23 +66,27 @@ def verify_stretches(
         UsageError: If an argument is wrong.
         ModelError: If the folder has no record of a run.
     """
-    for name, value in (("stretches", stretches), ("steps", steps), ("jobs", jobs)):
+    for name, value in (("stretches", stretches), ("steps", _STEPS if steps is None else steps), ("jobs", jobs)):
         require(value >= 1, name, "verify", "an integer of at least 1", value, "Give for example 8.")
+    if budget is not None:
+        require(0 < budget <= 1, "budget", "verify", "a share above 0 and at most 1", budget, "Give for example 0.1.")
     run = read_recorded(folder)
     notes = tuple(str(finding) for finding in run.findings)
     challenge = new_challenge() if challenge is None else challenge
-    choices = recorded_stretches(run, steps)
-    drawn = draw(choices, stretches, challenge)
-    if reason := _not_comparable(run, drawn):
+    if budget is None:
+        near = choice = choose(run, challenge, number=stretches, steps=steps or _STEPS)
+    else:
+        near = within_budget(run, challenge, budget, steps or _STEPS)
+        choice = within_budget(run, challenge, budget, steps)
+    if reason := _not_comparable(run, choice.drawn):
         return Verdict("not comparable", ModelError.exit_code, reason, notes=notes)
     if reason := run.manifest.changed_files:
         return Verdict("not comparable", DataError.exit_code, reason, notes=notes)
     with tempfile.TemporaryDirectory(prefix="autotimm-verify-") as scratch:
         place = RunFolder(Path(scratch) / "look", Path(scratch))
         try:
-            rebuilt = rebuild_here(
-                folder, place, data=data, workers=workers, weights_needed=not all(each.start for each in drawn)
-            )
+            begins = not all(each.start for each in (*choice.drawn, *near.drawn))
+            rebuilt = rebuild_here(folder, place, data=data, workers=workers, weights_needed=begins)
         except AutotimmError as error:
             if isinstance(error, UsageError):
                 raise
@@ -89,12 +98,14 @@ def verify_stretches(
             refusal = Verdict("different", DifferentError.exit_code, chain.problem, notes=notes)
         if refusal is not None:
             return refusal
-        apart = pixel_factors_apart(run.manifest, surroundings(rebuilt.trainer))
+        around = surroundings(rebuilt.trainer)
+        apart = pixel_factors_apart(run.manifest, around)
+        if bit_factors_apart(run.manifest, around):  # far from a checkpoint rounding hides more
+            choice = near
         asked = Measurement(run, Path(scratch), None if data is None else str(data), workers, not apart)
-        court = Court(asked, apart, _device(rebuilt), jobs)
-        proof = _proof(run, choices, drawn, challenge)
+        court = Court(asked, apart, _device(rebuilt), jobs, exact_first=budget is not None)
         try:
-            return court.verdict(court.measured(drawn), proof, chain.notes)
+            return court.verdict(court.measured(choice.drawn), _proof(choice, challenge), chain.notes)
         except AutotimmError as error:
             if isinstance(error, UsageError):
                 raise
@@ -127,9 +138,9 @@ def _device(rebuilt: Rebuilt) -> str:
     return str(rebuilt.trainer.strategy.root_device.type)
 
 
-def _proof(run: RecordedRun, choices: Sequence[Stretch], drawn: Sequence[Stretch], challenge: int) -> StretchProof:
+def _proof(choice: Choice, challenge: int) -> StretchProof:
+    number, lengths = len(choice.drawn), [each.steps for each in choice.stretches]
     return StretchProof(
-        challenge, len(drawn), len(choices), sum(each.steps for each in choices),
-        sum(each.length for each in choices),
-        {share: passing_chance(choices, len(drawn), share) for share in _SHARES},
+        challenge, number, len(lengths), sum(lengths), sum(each.length for each in choice.stretches), choice.budget,
+        max(lengths), {share: passing_chance(choice.stretches, number, share) for share in _SHARES},
     )  # fmt: skip
