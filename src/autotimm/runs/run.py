@@ -48,7 +48,7 @@ from autotimm.runs.extend import extend
 from autotimm.runs.factory import settle_data
 from autotimm.runs.fit import launch, leave_report, new_folder, resume_run, train, train_objects
 from autotimm.runs.hub_push import Push
-from autotimm.runs.measure import Measured, keep_test, measure_files, measure_module
+from autotimm.runs.labelled_images import Measured, keep_test, measure_files, measure_module
 from autotimm.runs.neighbours import (
     NOVELTY_RANK,
     nearest_samples,
