@@ -13,6 +13,7 @@ import numpy as np
 
 from autotimm.config import FitConfig
 from autotimm.config.record import RECORD, VERSION
+from autotimm.data.dropped import recorded_drops
 from autotimm.data.inference_loaders import recorded_data
 from autotimm.data.module import DataModule
 from autotimm.data.table import Table
@@ -305,16 +306,22 @@ class Run:
                 if place is not None:
                     name = "image_dir" if config.train_csv else "path"
                     config = config.resolved({name: str(place)}, "moved data")
-                return settle_data(config)[1]
+                return self._without_dropped(settle_data(config)[1])
             if "data" not in config:
                 raise DataError(
                     f"The run {self.path} was made from loaders of your own. Give a folder, or a data module."
                 )
             if place is None:
-                return recorded_data(config["data"])
+                return self._without_dropped(recorded_data(config["data"]))
             given = config["data"].get("init_args") or {}
             moved = {"image_dir" if given.get("train_csv") else "data_dir": str(place)}
-            return recorded_data({**config["data"], "init_args": given | moved})
+            return self._without_dropped(recorded_data({**config["data"], "init_args": given | moved}))
+
+    def _without_dropped(self, data: DataModule) -> DataModule:
+        """Data without the samples that the run has dropped, for whoever evaluates it."""
+        if self._folder.manifest.exists():
+            data.drop(recorded_drops(read_manifest(self.path)), recorded=True)
+        return data
 
     def validate(self, data: str | Path | DataModule | None = None, *, ckpt: str | Path = "best") -> dict[str, float]:
         """Measure on the run's validation data, or on other labelled images.
@@ -750,7 +757,10 @@ class Run:
         read_manifest(self.path)  # its error says what to give instead
         return level_claims(self.path)
 
-    def resume(self, *, data: str | Path | None = None, workers: int | None = None, devices: int | None = None) -> Run:
+    def resume(
+        self, *, data: str | Path | None = None, workers: int | None = None, devices: int | None = None,
+        drop: str | Sequence[str] = (),
+    ) -> Run:  # fmt: skip
         """Resume an interrupted run, bit for bit as if it had not been interrupted.
 
         Of a run with folds, those that are finished are not trained again.
@@ -759,22 +769,25 @@ class Run:
             data: Where the data is now, if it was moved.
             workers: Number of loading processes in place of the recorded one; it never changes a result.
             devices: Number of devices or processes in place of the recorded one, for a run with ``shards``.
+            drop: Ids of samples to leave out since their files cannot be read, see
+                :meth:`autotimm.data.module.DataModule.drop`.
 
         Raises:
-            UsageError: If ``devices`` are given for a run without ``shards``.
+            UsageError: If ``devices`` are given for a run without ``shards``, or a sample cannot be dropped.
             ModelError: If the run was made from objects that no file holds.
             DataError: If its data is not what it was.
             UsageError: If the run is sealed.
         """
         refuse_sealed(self.path, "Train on from it with `autotimm extend`, as a new run.")
         if self._folder.manifest.exists() and read_manifest(self.path).results.get("status") == "finished":
+            require(not drop, "drop", "resume", "left out of a finished run", drop, "Test it on a folder without them.")
             say(f"{self.path} is finished: there is nothing to resume")
             return self
         with self.names:
             if not folds_begun(self.path):
-                run = resume_run(self._folder, data=data, workers=workers, devices=devices)
+                run = resume_run(self._folder, data=data, workers=workers, devices=devices, drop=drop)
             elif devices is None:
-                run = resume_folds(self._folder, data=data, workers=workers)
+                run = resume_folds(self._folder, data=data, workers=workers, drop=drop)
             else:
                 raise UsageError(
                     sentence("devices", "resume", "left out with folds", devices, "They are trained on one.")
