@@ -697,6 +697,7 @@ class Run:
         devices: int | None = None,
         explain: bool = False,
         stretches: int | None = None,
+        budget: float | None = None,
         challenge: int | None = None,
         jobs: int = 1,
         key: str | Path | None = None,
@@ -713,6 +714,7 @@ class Run:
 
         With ``stretches`` that number of stretches of ``steps`` optimizer steps is drawn with ``challenge``, and
         compared with what rounding alone does on this machine, see :func:`autotimm.runs.stretches.verify_stretches`.
+        With ``budget``, a share of the run's steps, as many are drawn as it allows for.
         """
         require_digest(commitment, "commitment", "verify")
         seal = check_seal(self.path, key)
@@ -722,9 +724,9 @@ class Run:
         if problems:
             return broken_commitment(problems)
         with self.names:
-            if stretches is not None:
+            if stretches is not None or budget is not None:
                 verdict = verify_stretches(
-                    self.path, stretches=stretches, steps=5 if steps is None else steps, challenge=challenge, data=data,
+                    self.path, stretches=stretches or 1, steps=steps, budget=budget, challenge=challenge, data=data,
                     workers=workers, jobs=jobs,
                 )  # fmt: skip
                 return replace(verdict, notes=(*seal.notes, *kept, *verdict.notes))
