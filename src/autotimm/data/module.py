@@ -289,11 +289,7 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         """
         if self._tables:
             return
-        self.notices.clear()
-        with reading_as(self._reading):
-            tables = {split: table for split in ("train", "val", "test") if (table := self.read(split)) is not None}
-            require("train" in tables, "read", type(self).__name__, "a table for train", None, "Return one.")
-            tables, self.problems = readable(tables, self.notices, self.strict, check=self.check)
+        tables = self.own_tables()
         if self._given_transforms["train_transforms"] is None:
             self.notices += without_colors(self.augmentation, self.in_chans)
         check_classes(tables["train"], self.notices)
@@ -301,6 +297,19 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         self._tables = split_off(
             tables, self.val_split, self.test_split, self.data_seed, self.notices, self.division, type(self).__name__
         )
+
+    def own_tables(self) -> dict[str, Table]:
+        """Read and check the samples of the splits that the data have of their own, before any are split off.
+
+        Raises:
+            DataError: If the data cannot be used.
+        """
+        self.notices.clear()
+        with reading_as(self._reading):
+            tables = {split: table for split in ("train", "val", "test") if (table := self.read(split)) is not None}
+            require("train" in tables, "read", type(self).__name__, "a table for train", None, "Return one.")
+            tables, self.problems = readable(tables, self.notices, self.strict, check=self.check)
+        return tables
 
     def _open_cache(self, tables: Mapping[str, Table]) -> None:
         files = [path for table in tables.values() for path in table.files()] if self.cache != "off" else ()
