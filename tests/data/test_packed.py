@@ -21,6 +21,7 @@ from autotimm import (
     UsageError,
 )
 from autotimm.constants import ENGINES
+from autotimm.data import loader
 from autotimm.data.data_facts import content
 from autotimm.data.packed import row_store
 from autotimm.data.packed.packing import pack
@@ -192,7 +193,10 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]], meta
 
 
 DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
-    "a class that there is not": (lambda row: {**row, "target": "[7]"}, "must be one for classification with 3 classes"),
+    "a class that there is not": (
+        lambda row: {**row, "target": "[7]"},
+        "must be one for classification with 3 classes",
+    ),
     "no class": (lambda row: {**row, "target": "[]"}, "must be one for classification"),
     "no JSON": (lambda row: {**row, "target": "[" * 5000}, "must be one for classification"),
     "another split": (lambda row: {**row, "split": "val"}, "is none of those that it describes"),
@@ -296,7 +300,7 @@ def test_images_of_other_rows_are_noticed(packed_shapes: dict[str, Path], tmp_pa
         cache[index] = [b"other", b"", b""]
     cache.done()
     cache.merge()
-    with pytest.raises(DataError, match="Row 0 of .* It is that of other"):
+    with pytest.raises(DataError, match=r"Row 0 of .* It is that of other"):
         opened(ImageDataModule, data).setup()
 
 
@@ -336,7 +340,7 @@ def test_other_tasks_and_orientations(dense: dict[str, tuple[Kind, Path]], tmp_p
     packed = pack(opened(*dense["outlines"]), "lance", tmp_path / "packed", progress=False).path
     boxes = opened(DetectionDataModule, packed)
     assert loaded(boxes) == loaded(opened(*dense["boxes"]))
-    with pytest.raises(DataError, match="must be packed for segmentation. It has 9 packed images"):
+    with pytest.raises(DataError, match=r"must be packed for segmentation\. It has 9 packed images"):
         opened(SegmentationDataModule, packed).setup()
     with pytest.raises(DataError, match="Give ignore_exif=False"):
         opened(DetectionDataModule, packed, ignore_exif=True).setup()
@@ -352,6 +356,7 @@ def test_places_that_cannot_be_written_to(toy_folder: Path, tmp_path: Path) -> N
 
 
 def test_rows_are_read_at_once_and_let_go(packed_shapes: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "AT_ONCE", 16)
     data = opened(ImageDataModule, packed_shapes["lance"], batch_size=18)
     table = data.tables["train"]
     packed = table.packed()

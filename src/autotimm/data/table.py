@@ -359,7 +359,7 @@ def _whole(numbers: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
     return np.asarray(numbers, np.int64)
 
 
-AT_ONCE = 16
+AT_ONCE = 32
 """Samples of a packed data set that are read at once: more take more memory, and save no more time."""
 
 LARGE_CLASS = 100
