@@ -291,11 +291,7 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         """
         if self._tables:
             return
-        self.notices.clear()
-        with reading_as(self._reading):
-            tables = {split: table for split in ("train", "val", "test") if (table := self.read(split)) is not None}
-            require("train" in tables, "read", type(self).__name__, "a table for train", None, "Return one.")
-            tables, self.problems = readable(tables, self.notices, self.strict, check=self.check)
+        tables = self.own_tables()
         if self._given_transforms["train_transforms"] is None:
             self.notices += without_colors(self.augmentation, self.in_chans)
         check_classes(tables["train"], self.notices)
@@ -350,6 +346,19 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         if any(table is own for own in self._tables.values()):
             return True
         return isinstance(table, Subset) and self._is_own(table.table)
+
+    def own_tables(self) -> dict[str, Table]:
+        """Read and check the samples of the splits that the data have of their own, before any are split off.
+
+        Raises:
+            DataError: If the data cannot be used.
+        """
+        self.notices.clear()
+        with reading_as(self._reading):
+            tables = {split: table for split in ("train", "val", "test") if (table := self.read(split)) is not None}
+            require("train" in tables, "read", type(self).__name__, "a table for train", None, "Return one.")
+            tables, self.problems = readable(tables, self.notices, self.strict, check=self.check)
+        return tables
 
     def _open_cache(self, tables: Mapping[str, Table]) -> None:
         files = [path for table in tables.values() for path in table.files()] if self.cache != "off" else ()
