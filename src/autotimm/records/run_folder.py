@@ -42,7 +42,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from autotimm.config.value_types import path_problem
-from autotimm.errors import ModelError, RunError, UsageError, sentence
+from autotimm.errors import ModelError, RunError, UsageError, nearest, sentence
 from autotimm.records.atomic import refuse_sealed, sweep, write_text
 from autotimm.records.digest import file_digest, text_digest
 from autotimm.records.ledger import read_ledger
@@ -53,8 +53,7 @@ from autotimm.records.trust import remember
 
 __all__ = [
     "CALIBRATION", "DIGESTS", "FOLDS", "PER_CLASS", "RECIPE", "RunFolder", "name_of_weights", "read_results",
-    "require_files",
-    "write_results",
+    "require_files", "require_run_folder", "write_results",
 ]  # fmt: skip
 
 PER_CLASS = "per_class"
@@ -100,6 +99,32 @@ _EARLY = (
 )  # fmt: skip
 _AT_END = ("metrics.csv", "results.json", "model.safetensors", "report.html")
 _LOGS = ("tensorboard", "mlflow", "wandb")  # what loggers write from the start
+
+
+def require_run_folder(path: str | Path, *, checkpoint: bool = False) -> None:
+    """Refuse a path that is not the folder of a run.
+
+    Args:
+        path: What was given.
+        checkpoint: Whether a file will do too, which may be a checkpoint.
+
+    Raises:
+        ModelError: If it is neither.
+    """
+    path, wanted = Path(path), "a run folder or a checkpoint" if checkpoint else "a run folder"
+    if os.path.isfile(path):
+        if checkpoint:
+            return
+        problem = "is a file"
+        hint = f"Give its run, {path.parent.parent}." if path.parent.name == "checkpoints" else ""
+    elif os.path.isdir(path / "checkpoints") or os.path.isfile(path / "config.yaml"):
+        return
+    else:
+        problem = "is not a run folder" if os.path.isdir(path) else "does not exist"
+        beside = path.parent.glob("*/checkpoints") if os.path.isdir(path.parent) else []
+        hint = nearest(path.name, (checkpoints.parent.name for checkpoints in beside))
+    hint = hint or "Give the folder that the last line of `autotimm fit` names."
+    raise ModelError(f"{path} must be {wanted}. It {problem}. {hint}")
 
 
 def require_files(folder: Path) -> None:
