@@ -34,19 +34,20 @@ import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from autotimm.config.record import said_sources
 from autotimm.config.value_types import path_problem
 from autotimm.errors import ModelError, RunError, UsageError, nearest, sentence
 from autotimm.records.atomic import refuse_sealed, sweep, write_text
-from autotimm.records.digest import file_digest, text_digest
+from autotimm.records.digest import config_digest, file_digest, text_digest
 from autotimm.records.ledger import read_ledger
-from autotimm.records.manifest import Manifest
+from autotimm.records.manifest import SOURCES, Manifest
 from autotimm.records.readers import EachOf, Fields, read_json, read_text, require_shape
 from autotimm.records.sample_index import SampleIndex
 from autotimm.records.trust import remember
@@ -276,6 +277,18 @@ class RunFolder:
         with suppress(OSError):  # of a run that is not remembered, its maker is asked to --trust it
             remember(manifest.run_id, digests, names)
         manifest.save(self.manifest)
+
+    def bind_sources(self, before: str, after: str) -> None:
+        """Write into the manifest a digest of who decided each option, which no replay can find out.
+
+        Args:
+            before: The options of the run as they were, which must fit what the manifest says of them, if it does.
+            after: As they are now.
+        """
+        manifest = Manifest.load(self.manifest)
+        if manifest.results.get(SOURCES) in (None, config_digest(said_sources(before))):
+            digest = config_digest(said_sources(after))
+            self.write_manifest(replace(manifest, results={**manifest.results, SOURCES: digest}))
 
     def remember(self, digest: str) -> None:
         """Remember the SHA-256 of a file that is about to be written; nothing before there is a manifest."""
