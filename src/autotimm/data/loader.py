@@ -14,7 +14,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -304,9 +304,26 @@ def _leave_signals_to_training(worker: int) -> None:
     The training process stops after a step, for which it needs batches, and then ends its workers.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":  # others do not tell who sent a signal
+    if sys.platform == "linux":
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey_training, daemon=True).start()
+
+
+@contextmanager
+def _sigterm_blocked() -> Iterator[None]:
+    """Start processes in this block that leave SIGTERM alone from the beginning, in all of their threads.
+
+    Where torch computes with several threads, a forked process begins with threads of its own, and one that does not
+    block the signal would end the process.
+    """
+    if sys.platform != "linux":  # others do not tell who sent a signal
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _obey_training() -> None:
@@ -408,7 +425,8 @@ class KeyedLoader:
         with warnings.catch_warnings():
             # torch compares the number of workers with that of the cores, which is taken into account already.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
-            return iter(self._torch_loader())
+            with _sigterm_blocked():
+                return iter(self._torch_loader())
 
     def _torch_loader(self) -> DataLoader[Any]:
         if self._inner is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -159,6 +160,25 @@ def check_classes(train: Table, notices: list[str]) -> None:
     if rare := [name for name, count in counts.items() if count == 1]:
         where = "may be on either side of a split" if several else "stays in training"
         notices.append(f"Classes with a single image, which {where}: {join_names(rare)}.")
+    if alike := _alike(train.class_names):
+        pairs = [" and ".join(map(repr, names)) for names in alike]
+        text = f"Classes whose names differ in case, spaces, dashes or underscores alone: {join_names(pairs)}."
+        cure = "Give them one name if they are the same class."
+        notices.append(Doubt(text, pairs, check="alike_classes", cure=cure))
+
+
+def _alike(names: Sequence[str]) -> list[list[str]]:
+    """Names that people take for one; single characters may be classes of an alphabet.
+
+    Example:
+        >>> _alike(["T-shirt", "hat", "tshirt", "hat ", "A", "a"])
+        [['T-shirt', 'tshirt'], ['hat', 'hat ']]
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        if len(key := re.sub(r"[\s_-]", "", name).casefold()) > 1:
+            groups.setdefault(key, []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def check_object_sizes(

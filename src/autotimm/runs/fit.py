@@ -230,7 +230,9 @@ def _complete_record(config: FitConfig, task: Task, data: DataModule, folder: Ru
         for name, option in options().items()
         if option.recorded == "data" and getattr(config, name) != getattr(asked, name)
     }
-    text = (folder.path / "config.yaml").read_text(encoding="utf-8")
+    before = text = (folder.path / "config.yaml").read_text(encoding="utf-8")
     for values, source in ((chosen, "recipe"), (found, "batch-size finder"), (moved, "moved data")):
         text = completed(text, values, source)
     folder.write_config(text)
+    if not rank_zero_only.rank:  # type: ignore[attr-defined]  # set by Lightning when it is imported
+        folder.bind_sources(before, text)

@@ -37,7 +37,7 @@ from autotimm.records.checked_levels import level_claims
 from autotimm.records.checkpoint_store import CheckpointStore
 from autotimm.records.commitment import compare_commitment, require_digest
 from autotimm.records.imports import RecordedNames, names_in
-from autotimm.records.run_folder import FOLDS, PER_CLASS, RunFolder, require_files, write_results
+from autotimm.records.run_folder import FOLDS, PER_CLASS, RunFolder, require_files, require_run_folder, write_results
 from autotimm.records.run_seal import Seal, check_seal, write_seal
 from autotimm.records.trust import OfRun
 from autotimm.report.written_page import Report
@@ -126,7 +126,9 @@ def diff(a: str | Path, b: str | Path, *, explain: bool = False, trust: bool = F
     Raises:
         ModelError: If one of them has no record of a run.
     """
-    run, folders = Run(a, trust=trust), (Path(a), Run(b).path)
+    for folder in (a, b):
+        require_run_folder(folder)
+    run, folders = Run(a, trust=trust), (Path(a), Path(b))
     comparison = compare(*folders)
     if not explain or comparison.difference is None:
         return comparison
@@ -159,6 +161,8 @@ def compare_reports(
         UsageError: If there is a file already where ``out`` says.
         RunError: If the page cannot be written.
     """
+    for folder in folders:
+        require_run_folder(folder)
     runs = [Run(folder, trust=trust) for folder in folders]
     first = runs[0].path.absolute()
     if out is not None:
@@ -203,12 +207,7 @@ class Run:
         path = Path(path)
         path = path.absolute() if os.path.isfile(path) else path  # the folder above must have a name
         self._file = path if os.path.isfile(path) else None
-        if self._file is None and not (os.path.isdir(path / "checkpoints") or os.path.isfile(path / "config.yaml")):
-            beside = path.parent.glob("*/checkpoints") if os.path.isdir(path.parent) else []
-            hint = nearest(path.name, (checkpoints.parent.name for checkpoints in beside))
-            hint = hint or "Give the folder that the last line of `autotimm fit` names."
-            problem = "is not a run folder" if os.path.isdir(path) else "does not exist"
-            raise ModelError(f"{path} must be a run folder or a checkpoint. It {problem}. {hint}")
+        require_run_folder(path, checkpoint=True)
         inside = self._file is not None and self._file.parent.name == "checkpoints"
         self.path = path if self._file is None else path.parent.parent if inside else path.parent
         if self._file is None or inside:
