@@ -72,7 +72,7 @@ def test_pixels_of_32_bits_are_those_of_the_run_but_for_a_level_of_few(mode: str
     assert differing < total / 1000
 
 
-FAST = ("unet", "fcos", "mask_rcnn")
+FAST = ("unet", "fcos")
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,15 @@ from pytorch_lightning.callbacks import Callback
 
 import warm
 from autotimm import Run
+from autotimm.cli.main import main
 from autotimm.errors import DifferentError, UsageError
 from autotimm.records.run_folder import RunFolder
 from autotimm.runs.recorded_run import read_recorded
 from autotimm.runs.restore import rebuild
 from autotimm.runs.stretches.choice import Stretch, draw, passing_chance, recorded_stretches
+from autotimm.runs.stretches.process import other_instructions
 from forger import Edit, write
+from training import SMALL
 
 DRAWS = {1: 0, 2: 1}
 """By epoch, a challenge that draws its stretch alone."""
@@ -159,12 +162,20 @@ def test_other_pixels_are_named_and_judged_by_their_own_noise(run, monkeypatch):
     assert verdict.verdict == "consistent"
 
 
-def test_another_instruction_set(run, tmp_path, photos):
-    """A whole process with another one: its images are made by a process with the recorded one."""
-    words = ["-m", "autotimm", "verify", run.path, "--stretches", "1", "--steps", "2", "--challenge", "5", "--json"]
-    done = warm.run(words, tmp_path, {"ATEN_CPU_CAPABILITY": "default"})  # read with the first operator
-    answer = json.loads(done.stdout)
-    assert (done.returncode, answer["verdict"]) == (7, "consistent"), done.stdout + done.stderr
+def test_another_instruction_set(photos, tmp_path, monkeypatch, capsys):
+    """The images of a run with another one are made by a process with that one."""
+    options = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value).lower())]
+    words = ["-m", "autotimm", "fit", photos, *options, "--out", tmp_path, "--name", "plain"]
+    done = warm.run(words, env={"ATEN_CPU_CAPABILITY": "default"})  # which torch reads at its first operator
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(OTHER, other_instructions)
+    monkeypatch.setattr("autotimm.runs.stretches.process.subprocess", warm.Subprocess)
+    words = ["verify", str(tmp_path / "plain"), "--stretches", "1", "--steps", "2", "--challenge", "5", "--json"]
+    code = main(words)
+    out, err = capsys.readouterr()
+    answer = json.loads(out)
+    assert (code, answer["verdict"]) == (7, "consistent"), out + err
+    assert "ATEN_CPU_CAPABILITY=default" in err
     assert answer["stretches"][0]["inputs"]
 
 

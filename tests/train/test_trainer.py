@@ -5,7 +5,6 @@ import inspect
 import json
 import os
 import random
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+import warm
 from autotimm import AutoTrainer, ImageClassifier, ImageDataModule, seed_everything
 from autotimm.data.toy import toy_images
 from autotimm.errors import DataError, ModelError, UsageError
@@ -279,9 +279,7 @@ free = run(), run()
 seed_everything(42)
 print(*free, run())
 """
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-        command = [sys.executable, "-c", code, str(toy_folder)]
-        both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        both = [warm.Program(["-c", f"import sys; sys.path[:] = {sys.path}\n{code}", toy_folder]) for _ in range(2)]
         one, two = (process.communicate()[0].split() for process in both)
         assert len({*one[:2], *two[:2]}) == 4  # free ones differ, within a process and between two
         assert one[2] == two[2]  # seeded by hand they agree
