@@ -180,7 +180,10 @@ def test_no_edit_goes_unnoticed(kind, court, edits, tmp_path):
     assert counts(outcomes) == shown_counts()[kind]
 
 
-@pytest.mark.parametrize("kind", ["manifest", "ledger", "files"])
+BRIEF = ("manifest", "ledger", "files")
+
+
+@pytest.mark.parametrize("kind", BRIEF)
 def test_no_third_edit_goes_unnoticed(kind, court, edits, tmp_path):
     """In brief, and all of them in the slow tests."""
     assert unnoticed(try_all(court, [edit for edit in edits if edit.kind == kind][::3], tmp_path)) == []
@@ -188,7 +191,8 @@ def test_no_third_edit_goes_unnoticed(kind, court, edits, tmp_path):
 
 def test_the_documentation_counts_the_edits(edits):
     counted = Counter(edit.kind for edit in edits if not OF_MACHINE.search(edit.name))
-    assert counted == {kind: figures[0] for kind, figures in shown_counts().items()}
+    shown = {kind: figures[0] for kind, figures in shown_counts().items()}
+    assert {kind: counted[kind] for kind in BRIEF} == {kind: shown[kind] for kind in BRIEF}
 
 
 def test_each_reason_why_an_edit_has_no_meaning_is_one_of_an_edit(edits):
