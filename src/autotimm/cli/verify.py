@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from autotimm.cli.json_output import JSON, answering
 from autotimm.cli.parser import Given, parse
-from autotimm.cli.run_args import DATA, DEVICES, FOLDER, TRUST, WORKERS, open_folder, print_once
+from autotimm.cli.run_args import DATA, DEVICES, FOLDER, THREADS, TRUST, WORKERS, open_folder, print_once
 from autotimm.cli.verb import Verb
 from autotimm.config import Option
 from autotimm.config.value_types import Flag, Path, Text, Whole
@@ -27,7 +27,7 @@ def run(argv: Sequence[str]) -> int:
         recorded_run = open_folder(given)
         verdict = recorded_run.verify(
             data=given.value("data"), steps=given.value("steps"), epochs=epochs, workers=given.value("workers"),
-            devices=given.value("devices"), explain=given.value("explain"), stretches=given.value("stretches"),
+            devices=given.value("devices"), threads=given.value("threads"), explain=given.value("explain"), stretches=given.value("stretches"),
             challenge=given.value("challenge"), jobs=given.value("jobs"), key=given.value("key"),
             commitment=given.value("commitment"),
         )  # fmt: skip
@@ -42,7 +42,7 @@ def _check_stretches(given: Given) -> None:
         lost = [name for name in given.options if name in ("challenge", "jobs")]
         wrong = f"--{lost[0]} of autotimm verify needs --stretches. Add for example --stretches 8." if lost else ""
     else:
-        lost = [name for name in ("epochs", "explain", "devices") if given.value(name)]
+        lost = [name for name in ("epochs", "explain", "devices", "threads") if given.value(name)]
         wrong = f"--{lost[0]} of autotimm verify does not go with --stretches. Leave one of them out." if lost else ""
     if wrong:
         raise UsageError(wrong)
@@ -79,6 +79,7 @@ VERIFY = Verb(
         "jobs": Option(Whole(1), "with --stretches: number of parallel processes", "Options"),
         "workers": WORKERS,
         "devices": DEVICES,
+        "threads": THREADS,
         "trust": TRUST,
         "key": Option(Path(metavar="FILE"), "public key of whom the seal must be, as PEM", "Options", none="any"),
         "commitment": Option(
@@ -96,6 +97,7 @@ VERIFY = Verb(
         "jobs": 1,
         "workers": None,
         "devices": None,
+        "threads": None,
         "trust": False,
         "key": None,
         "commitment": None,
