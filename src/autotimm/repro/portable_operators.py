@@ -507,7 +507,7 @@ def _weights_of(targets: Tensor, weight: Tensor | None, ignored: int) -> Tensor:
     return counted if weight is None else counted * weight[targets.clamp(min=0)]
 
 
-@_replaces("nll_loss_forward", "nll_loss")
+@_replaces("nll_loss_forward")
 def _nll_loss(
     x: Tensor, targets: Tensor, weight: Tensor | None, reduction: int, ignored: int
 ) -> tuple[Tensor, Tensor]:

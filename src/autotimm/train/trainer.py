@@ -274,7 +274,7 @@ class AutoTrainer(pl.Trainer):
         if shards is not None:
             kwargs["strategy"] = ShardedStrategy(shards)
         if portable:
-            kwargs |= {"accelerator": "cpu", "devices": 1, "plugins": [PortablePrecision()]}
+            kwargs |= {"accelerator": "cpu", "devices": 1, "precision": None, "plugins": [PortablePrecision()]}
         plain = kwargs.get("barebones") or kwargs.get("fast_dev_run")
         self.run_folder = RunFolder.choose(False if plain else run_dir, kwargs.get("default_root_dir"))
         kwargs["callbacks"] = self._callbacks(kwargs, monitor)
