@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from typing_extensions import Never
 
-from autotimm.byte_size import BYTES_MUST, read_bytes
+from autotimm.config.byte_size import BYTES_MUST, read_bytes
 from autotimm.constants import CACHES, CHECKS
 from autotimm.data.data_facts import Facts
 from autotimm.data.file_facts import Problem
