@@ -84,9 +84,10 @@ def test_normal_numbers_come_from_integers():
     torch.testing.assert_close(numbers.mean().item(), 0.0, atol=0.01, rtol=0)
     torch.testing.assert_close((numbers**4).mean().item(), 3.0, atol=0.1, rtol=0)
     whole = functions.uniform(torch.empty(3), torch.Generator().manual_seed(0)) * 2**53
-    assert whole.tolist() == torch.empty(3, dtype=torch.int64).random_(
-        0, 2**53, generator=torch.Generator().manual_seed(0)
-    ).tolist()
+    assert (
+        whole.tolist()
+        == torch.empty(3, dtype=torch.int64).random_(0, 2**53, generator=torch.Generator().manual_seed(0)).tolist()
+    )
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])

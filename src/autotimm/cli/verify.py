@@ -27,7 +27,8 @@ def run(argv: Sequence[str]) -> int:
         recorded_run = open_folder(given)
         verdict = recorded_run.verify(
             data=given.value("data"), steps=given.value("steps"), epochs=epochs, workers=given.value("workers"),
-            devices=given.value("devices"), threads=given.value("threads"), explain=given.value("explain"), stretches=given.value("stretches"),
+            devices=given.value("devices"), threads=given.value("threads"), explain=given.value("explain"),
+            stretches=given.value("stretches"),
             challenge=given.value("challenge"), jobs=given.value("jobs"), key=given.value("key"),
             commitment=given.value("commitment"),
         )  # fmt: skip

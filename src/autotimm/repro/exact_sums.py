@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["convolution", "convolution_gradients", "matmul", "sum_over", "windows"]
+__all__ = ["add_at", "convolution", "convolution_gradients", "matmul", "sum_over", "windows"]
 
 _MANTISSA = 53  # bits of a float64
 _EXPONENT = 0x7FF0000000000000
@@ -59,6 +59,21 @@ def sum_over(x: Tensor, dims: Sequence[int], *, keepdim: bool = False) -> Tensor
     return torch.sum(_on_grid(x, dims, bits), tuple(dims), keepdim=keepdim)
 
 
+def add_at(x: Tensor, indices: Sequence[Tensor | None], values: Tensor) -> Tensor:
+    """Add values at places of which one may occur several times, in float64.
+
+    Example:
+        >>> add_at(torch.zeros(2), [torch.tensor([1, 1, 1])], torch.tensor([1e8, 1.0, -1e8])).tolist()
+        [0.0, 1.0]
+    """
+    added = torch.zeros(x.shape, dtype=torch.float64)
+    if values.numel():
+        bits = min(_bits(max(added.numel(), values.numel())), _MANTISSA - 2)  # values may stand for several places
+        grid = _on_grid(values, tuple(range(values.ndim)), bits) if values.ndim else values.double()
+        torch.ops.aten.index_put_(added, indices, grid, True)
+    return added.add_(x)
+
+
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """The product of matrices (..., M, K) and (..., K, N), in float64."""
     if not a.numel() or not b.numel():
@@ -75,10 +90,11 @@ def convolution(
         return _depthwise(x, weight, stride, padding, dilation)
     bits = _bits(weight[0].numel()) // 2
     rest = tuple(range(1, x.ndim))
-    return torch.ops.aten.convolution(
+    result: Tensor = torch.ops.aten.convolution(
         _on_grid(x, rest, bits), _on_grid(weight, rest, bits), None, stride, padding, dilation, False,
         [0] * len(stride), groups,
     )  # fmt: skip
+    return result
 
 
 def convolution_gradients(

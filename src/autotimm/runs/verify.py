@@ -131,7 +131,13 @@ def verify(
         try:
             first = _first_checkpoint(folder, epochs)
             rebuilt = rebuild(
-                folder, place, data=data, workers=workers, devices=devices, threads=threads, weights_needed=first is None
+                folder,
+                place,
+                data=data,
+                workers=workers,
+                devices=devices,
+                threads=threads,
+                weights_needed=first is None,
             )
         except AutotimmError as error:
             if isinstance(error, UsageError):
