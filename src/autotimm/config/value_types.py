@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, SupportsFloat, SupportsIndex
 
-from autotimm.byte_size import BYTES_MUST, exact_bytes, read_bytes
+from autotimm.config.byte_size import BYTES_MUST, exact_bytes, read_bytes
 from autotimm.constants import STREAMS
 from autotimm.errors import nearest
 from autotimm.image_size import MUST, ImageSize, read_image_size, written_size
