@@ -32,7 +32,7 @@ from autotimm.runs.recorded_run import read_recorded
 from autotimm.runs.stretches.choice import draw, passing_chance, recorded_stretches
 
 QUICK_KINDS = ("learning rate 1 % higher", "one image swapped", "losses invented", "steps and weights invented")
-CHALLENGES = 200
+CHALLENGES = 20
 
 
 def kinds_of(number: int, turn: int, quick: bool) -> list[str]:
