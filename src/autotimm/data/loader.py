@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler, de
 
 from autotimm.data.table import Table
 from autotimm.data.transforms.image_transforms import SampleTransform
-from autotimm.errors import AutotimmError, RunError, UsageError
+from autotimm.errors import AutotimmError, DataError, RunError, UnreadableSampleError, UsageError
 from autotimm.records.digest import state_digest
 from autotimm.repro.sampler import Draw, KeyedBatchSampler
 from autotimm.repro.seed import fixed_threads
@@ -205,8 +205,16 @@ class KeyedDataset(Dataset[Any]):
         name = str(draw.index) if table is None else table.ids[draw.index]
         position = (draw.epoch, draw.position, name) if self.stream == "augment" else (name,)
         reseed(self.seed, self.stream, *position, torch_only=self.torch_only)
-        item = self.source[draw.index] if not isinstance(self.source, Table) else self.source.load(draw.index)
+        item = self.source[draw.index] if not isinstance(self.source, Table) else _loaded(self.source, draw.index)
         return item if self.transform is None else self.transform(item)
+
+
+def _loaded(table: Table, index: int) -> Sample:
+    """Load a sample; an error of its files knows its id."""
+    try:
+        return table.load(index)
+    except DataError as error:
+        raise UnreadableSampleError.of(table.ids[index], error) from error
 
 
 def _next(batches: Iterator[Any]) -> Any:
@@ -494,5 +502,6 @@ def transformed_loader(
         UsageError: If the transform does not turn the first sample into an image.
     """
     dataset = KeyedDataset(table, transform, seed=batches.seed, stream=stream)
-    transform.check(dataset[0])  # a wrong transform is refused here, not in a worker
+    first = next(index for index in range(len(table)) if index not in batches.dropped)
+    transform.check(dataset[first])  # a wrong transform is refused here, not in a worker
     return KeyedLoader(dataset, batches, collate=partial(collate, transforms=transform.name), **loading)
