@@ -13,10 +13,10 @@ from autotimm.errors import DifferentError, UsageError
 from autotimm.records.run_folder import RunFolder
 from autotimm.runs.recorded_run import read_recorded
 from autotimm.runs.restore import rebuild
-from autotimm.runs.stretches.choice import Stretch, draw, passing_chance, recorded_stretches
+from autotimm.runs.stretches.choice import Stretch, draw, passing_chance, recorded_stretches, within_budget
 from forger import Edit, write
 
-OTHER = "autotimm.runs.stretches.stretch_verdict.other_instructions"
+OTHER = "autotimm.runs.stretches.court.other_instructions"
 
 
 class _FasterOnce(Callback):
@@ -174,15 +174,52 @@ def _fresh(words, variables, place):
     return subprocess.run(command, env=os.environ | variables, cwd=place, capture_output=True, text=True, check=False)
 
 
+def test_budget_is_spent_on_whole_stretches(run):
+    """On a machine like that of the run no rounding is measured: the bits tell."""
+    verdict = run.verify(budget=0.5, challenge=1)
+    assert (verdict.verdict, verdict.exit_code, verdict.steps, verdict.of_steps) == ("consistent", 7, 3, 6)
+    assert [(each.steps, each.roundings) for each in verdict.proof.stretches] == [(3, ())]
+    assert "budget: 50.00% of 6 steps, 3 spent on stretches of up to 3 steps" in str(verdict)
+    assert "all bits equal" in str(verdict)
+    assert verdict.as_dict()["chances"]["0.01"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("budget", "steps", "drawn"),
+    [(0.01, None, [1]), (0.4, None, [2]), (0.5, 1, [1, 1]), (0.5, 5, [3]), (0.99, None, [3]), (1.0, None, [3, 3])],
+)
+def test_what_is_drawn_stays_within_the_budget(run, budget, steps, drawn):
+    for challenge in range(5):
+        choice = within_budget(read_recorded(run.path), challenge, budget, steps)
+        assert [each.steps for each in choice.drawn] == drawn
+
+
+def test_cheating_is_found_within_a_budget(run, tmp_path):
+    verdict = trained_with(_FasterOnce(3), run, tmp_path).verify(budget=1.0, challenge=0)
+    assert (verdict.verdict, verdict.difference.stage) == ("different", "forward")
+    assert [len(each.roundings) > 0 for each in verdict.proof.stretches] == [False, True]
+
+
 def test_options_that_do_not_go_together(run):
     with pytest.raises(UsageError, match="jobs"):
         run.verify(stretches=1, jobs=0)
+    with pytest.raises(UsageError, match="budget"):
+        run.verify(budget=1.5)
     for words, part in (
         (["--challenge", "3"], "needs --stretches"),
         (["--stretches", "2", "--epochs", "1:1"], "epochs"),
+        (["--stretches", "2", "--budget", "10%"], "do not go together"),
+        (["--budget", "120%"], "a share above 0 and at most 1"),
     ):
         done = warm.run(["-m", "autotimm", "verify", run.path, *words])
         assert (done.returncode, part in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.slow
+def test_parallel_processes_keep_to_a_budget(run):
+    verdict = run.verify(budget=1.0, challenge=1, jobs=2)
+    assert (verdict.verdict, verdict.steps) == ("consistent", 6)
+    assert all(each.equal_bits and not each.roundings for each in verdict.proof.stretches)
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ from filelock import FileLock, Timeout
 
 from autotimm.config.record import said_sources
 from autotimm.config.value_types import path_problem
-from autotimm.errors import ModelError, RunError, UsageError, nearest, sentence
+from autotimm.errors import ModelError, RunError, UnreadableSampleError, UsageError, nearest, sentence
 from autotimm.records.atomic import refuse_sealed, sweep, write_text
 from autotimm.records.digest import config_digest, file_digest, text_digest
 from autotimm.records.ledger import read_ledger
@@ -244,9 +244,12 @@ class RunFolder:
         """Whether nothing was trained before an error, or it is a wrong argument found in the first steps.
 
         Args:
-            error: The error. An interruption is none: the run can be resumed.
+            error: The error. An interruption is none: the run can be resumed. So can one that has met a file that
+                cannot be read, without it.
             steps: Optimizer steps done in this process; in a run with spawned processes the ledger knows of them.
         """
+        if isinstance(error, UnreadableSampleError):
+            return False
         if not self.begun:
             return True
         if not isinstance(error, Exception) or [*self.checkpoints.glob("*.ckpt")]:

@@ -43,6 +43,7 @@ from autotimm.serialization import plain_value
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.train.callbacks.recorder import EnoughError
+from autotimm.train.callbacks.run_checkpoint import RunCheckpoint
 from autotimm.train.lightning_compat import of_first_process
 from autotimm.train.progress import say
 from autotimm.train.run_description import UNKEYED_WEIGHTS, inputs, surroundings
@@ -200,8 +201,8 @@ def replay_run(
     other_hardware = _other_hardware(run.manifest, rebuilt)
     limit = None if steps is None else steps + _steps_before(run.ledger, epochs)
     # The last epoch leads to the end of the run, where more can be compared; but from a checkpoint on nobody can tell
-    # which of all epochs are the best, and what their average is.
-    among_all = first is not None and rebuilt.trainer.recipe != "plain"
+    # which of all epochs are the best and what their average is, nor has anybody the weights of an earlier epoch.
+    among_all = first is not None and (rebuilt.trainer.recipe != "plain" or _best_lies_before(run, epochs))
     last = epochs[1] if epochs is not None and (epochs[1] < _last_epoch(run.ledger) or among_all) else None
     listener = _Listener(run, limit, last, go_on=other_hardware)
     play(rebuilt, listener, first)
@@ -213,6 +214,13 @@ def replay_run(
         other_hardware=other_hardware, config=rebuilt.config, weights=resolved, recipe=_chosen_recipe(rebuilt.task),
     )  # fmt: skip
     return replace(replay, test=_tested_again(run, rebuilt, replay)) if replay.ended else replay
+
+
+def _best_lies_before(run: RecordedRun, epochs: tuple[int, int] | None) -> bool:
+    """Whether the best epoch of a finished run, by its record, comes before those that are replayed."""
+    best = run.manifest.results.get("metrics")
+    found = [line["epoch"] + 1 for line in run.ledger.lines if line["kind"] == "epoch" and line["metrics"] == best]
+    return epochs is not None and bool(found) and max(found) < epochs[0]
 
 
 def _as_noted(run: RecordedRun, task: Any) -> Weights | None:
@@ -350,6 +358,8 @@ def _get(values: Mapping[str, Any], name: str) -> Any:
 def play(rebuilt: Rebuilt, listener: Callable[[Line], None], first: Path | None) -> None:
     """Train a rebuilt run to its end, or until the listener raises :class:`EnoughError`."""
     rebuilt.trainer.listener = listener
+    if first is not None and isinstance(checkpoints := rebuilt.trainer.checkpoint_callback, RunCheckpoint):
+        checkpoints.best_is_elsewhere = True
     try:
         rebuilt.trainer.fit(rebuilt.task, datamodule=rebuilt.data, ckpt_path=first or rebuilt.checkpoint)
     except EnoughError:
