@@ -38,6 +38,8 @@ ROWS = {
     "files": "another file, or a value in it",
 }
 
+OF_MACHINE = re.compile(r"environment\.(variables|git)\b|volatile\.compute\b")
+
 # What may be edited without anybody being told something that is not so, and why.
 MEANINGLESS = {
     r"manifest.json: volatile\..*": "clock, names of machine, user and folder: part of no digest, and said to vary",
@@ -172,11 +174,27 @@ def test_a_replay_is_built_from_two_files(court, run, tmp_path):
     assert objects(rebuild(tmp_path, RunFolder(tmp_path / "replay", tmp_path))) == court.objects
 
 
-@pytest.mark.parametrize("kind", [pytest.param("settings", marks=pytest.mark.slow), "manifest", "ledger", "files"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ROWS)
 def test_no_edit_goes_unnoticed(kind, court, edits, tmp_path):
     outcomes = try_all(court, [edit for edit in edits if edit.kind == kind], tmp_path)
     assert unnoticed(outcomes) == []
     assert counts(outcomes) == shown_counts()[kind]
+
+
+BRIEF = ("manifest", "ledger", "files")
+
+
+@pytest.mark.parametrize("kind", BRIEF)
+def test_no_third_edit_goes_unnoticed(kind, court, edits, tmp_path):
+    """In brief, and all of them in the slow tests."""
+    assert unnoticed(try_all(court, [edit for edit in edits if edit.kind == kind][::3], tmp_path)) == []
+
+
+def test_the_documentation_counts_the_edits(edits):
+    counted = Counter(edit.kind for edit in edits if not OF_MACHINE.search(edit.name))
+    shown = {kind: figures[0] for kind, figures in shown_counts().items()}
+    assert {kind: counted[kind] for kind in BRIEF} == {kind: shown[kind] for kind in BRIEF}
 
 
 def test_each_reason_why_an_edit_has_no_meaning_is_one_of_an_edit(edits):
@@ -185,8 +203,7 @@ def test_each_reason_why_an_edit_has_no_meaning_is_one_of_an_edit(edits):
 
 def counts(outcomes):
     """How often each outcome occurs; how many variables, commits and costs are recorded depends on the machine."""
-    of_machine = r"environment\.(variables|git)\b|volatile\.compute\b"
-    counted = Counter(outcome for (name, _), outcome in outcomes.items() if not re.search(of_machine, name))
+    counted = Counter(outcome for (name, _), outcome in outcomes.items() if not OF_MACHINE.search(name))
     return [sum(counted.values()), *(counted[outcome] for outcome in OUTCOMES)]
 
 

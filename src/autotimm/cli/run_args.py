@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from autotimm.runs.run import Run
 
 __all__ = [
-    "CKPT", "DATA", "DEVICES", "FOLDER", "RUN", "THRESHOLD", "TRUST", "WORKERS", "class_lines", "measuring",
+    "CKPT", "DATA", "DEVICES", "FOLDER", "RUN", "THREADS", "THRESHOLD", "TRUST", "WORKERS", "class_lines", "measuring",
     "open_folder", "open_run", "print_once", "print_run", "run_answer",
 ]  # fmt: skip
 
@@ -34,6 +34,9 @@ DATA = Option(Path(), "new path of the data, if it was moved", "Options", none="
 WORKERS = Option(Whole(), "data loading processes; never changes results", "Options", none="as recorded")
 DEVICES = Option(
     Whole(1), "devices or processes, of a run with shards; never changes results", "Options", none="as recorded"
+)
+THREADS = Option(
+    Whole(1), "threads to compute with, of a portable run; never changes results", "Options", none="as recorded"
 )
 TRUST = Option(Flag(), "import own classes that the run names; this runs their code", "Options")
 CKPT = Option(Path(metavar="best|last|FILE"), "which checkpoint of the run", "Options", cure="Give best or last.")

@@ -24,7 +24,7 @@ from autotimm.runs.replayed_run import Replay
 from autotimm.runs.restore import read_config
 from autotimm.serialization import current_path
 
-__all__ = ["config_findings", "manifest_findings", "planned", "same_version"]
+__all__ = ["config_findings", "is_portable", "manifest_findings", "planned", "same_version"]
 
 _FILE = "manifest.json"
 
@@ -32,6 +32,12 @@ _FILE = "manifest.json"
 def same_version(run: RecordedRun, replay: Replay) -> bool:
     """Whether the code of autotimm that made the run is the code that replays it."""
     return same(*(manifest.environment.get("package") for manifest in (run.manifest, replay.manifest)))
+
+
+def is_portable(manifest: Manifest) -> bool:
+    """Whether a run says that neither threads nor instruction sets change a bit of it."""
+    trainer = manifest.inputs.get("config", {}).get("trainer", {})
+    return isinstance(trainer, Mapping) and trainer.get("portable") is True
 
 
 _PLANNED = ("threads", "precision", "processes", "callbacks", "package")
@@ -200,6 +206,8 @@ def _environment(run: RecordedRun, replay: Replay) -> Iterator[Finding | str]:
     for name, recorded, found in _section(run, replay, "environment"):
         if name.partition(".")[0] == "git":
             project = True
+        elif name == "threads" and is_portable(run.manifest):
+            continue  # it decides nothing, and may be another one
         elif name in _BOUND_SURROUNDINGS or _is_asked_device(run, name) or _is_callback(run, replay, name):
             yield from bound.value(f"environment.{name}", recorded, found)
         elif not same_version(run, replay) and recorded is _MISSING:
@@ -275,11 +283,12 @@ def _objects(run: RecordedRun, replay: Replay, values: Mapping[str, Any]) -> Ite
     file = replay.folder / "config.yaml"
     found = read_yaml(str(file))[0] if file.exists() else values  # there is none before the replay
     compared, sharded = _Compared(run, replay), (values.get("trainer") or {}).get("shards") is not None
+    free = {("devices",)} if sharded else {("threads",)} if is_portable(run.manifest) else set()
     a, b = dict(leaves(values)), dict(leaves(found))
     for path in dict.fromkeys([*a, *b]):
         recorded, now = a.get(path, _MISSING), b.get(path, _MISSING)
         paths = isinstance(recorded, str) and isinstance(now, str) and current_path(recorded) == current_path(now)
-        if paths or same(recorded, now) or _changes_nothing(path) or (sharded and path[1:] == ("devices",)):
+        if paths or same(recorded, now) or _changes_nothing(path) or path[1:] in free:
             continue
         yield from compared.value(dotted(path), recorded, now, "config.yaml")
     yield from compared.rest("config.yaml")

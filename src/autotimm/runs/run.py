@@ -694,6 +694,7 @@ class Run:
         epochs: tuple[int, int] | None = None,
         workers: int | None = None,
         devices: int | None = None,
+        threads: int | None = None,
         explain: bool = False,
         stretches: int | None = None,
         budget: float | None = None,
@@ -729,7 +730,9 @@ class Run:
                     workers=workers, jobs=jobs,
                 )  # fmt: skip
                 return replace(verdict, notes=(*seal.notes, *kept, *verdict.notes))
-            verdict = verify(self.path, data=data, steps=steps, epochs=epochs, workers=workers, devices=devices)
+            verdict = verify(
+                self.path, data=data, steps=steps, epochs=epochs, workers=workers, devices=devices, threads=threads
+            )
             verdict = replace(verdict, notes=(*seal.notes, *kept, *verdict.notes))
             if not explain or verdict.difference is None:
                 return verdict
