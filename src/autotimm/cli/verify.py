@@ -10,7 +10,7 @@ from autotimm.cli.parser import Given, parse
 from autotimm.cli.run_args import DATA, DEVICES, FOLDER, THREADS, TRUST, WORKERS, open_folder, print_once
 from autotimm.cli.verb import Verb
 from autotimm.config import Option
-from autotimm.config.value_types import Flag, Path, Share, Text, Whole
+from autotimm.config.value_types import Choice, Flag, Path, Share, Text, Whole
 from autotimm.errors import UsageError, sentence
 
 __all__ = ["VERIFY"]
@@ -29,7 +29,8 @@ def run(argv: Sequence[str]) -> int:
             data=given.value("data"), steps=given.value("steps"), epochs=epochs, workers=given.value("workers"),
             devices=given.value("devices"), threads=given.value("threads"), explain=given.value("explain"),
             stretches=given.value("stretches"), budget=given.value("budget"), challenge=given.value("challenge"),
-            jobs=given.value("jobs"), key=given.value("key"), commitment=given.value("commitment"),
+            jobs=given.value("jobs"), launcher=given.value("launcher"), key=given.value("key"),
+            commitment=given.value("commitment"),
         )  # fmt: skip
         print_once(verdict)
         answer.update(verdict.as_dict())
@@ -41,7 +42,7 @@ def _check_stretches(given: Given) -> None:
     drawing = [name for name in ("stretches", "budget") if given.value(name) is not None]
     wrong = ""
     if not drawing:
-        lost = [name for name in given.options if name in ("challenge", "jobs")]
+        lost = [name for name in given.options if name in ("challenge", "jobs", "launcher")]
         wrong = f"--{lost[0]} of autotimm verify needs --stretches. Add for example --stretches 8." if lost else ""
     elif len(drawing) == 2:
         wrong = "--stretches and --budget of autotimm verify do not go together. Leave one of them out."
@@ -83,6 +84,7 @@ VERIFY = Verb(
         ),
         "challenge": Option(Whole(), "the seed that stretches are drawn with", "Options", none="random"),
         "jobs": Option(Whole(1), "number of parallel processes that replay stretches", "Options"),
+        "launcher": Option(Choice(("local", "ray")), "these processes on this machine, or on a Ray cluster", "Options"),
         "workers": WORKERS,
         "devices": DEVICES,
         "threads": THREADS,
@@ -102,6 +104,7 @@ VERIFY = Verb(
         "budget": None,
         "challenge": None,
         "jobs": 1,
+        "launcher": "local",
         "workers": None,
         "devices": None,
         "threads": None,

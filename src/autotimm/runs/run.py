@@ -700,6 +700,7 @@ class Run:
         budget: float | None = None,
         challenge: int | None = None,
         jobs: int = 1,
+        launcher: str = "local",
         key: str | Path | None = None,
         commitment: str | None = None,
     ) -> Verdict:
@@ -727,7 +728,7 @@ class Run:
             if stretches is not None or budget is not None:
                 verdict = verify_stretches(
                     self.path, stretches=stretches or 1, steps=steps, budget=budget, challenge=challenge, data=data,
-                    workers=workers, jobs=jobs,
+                    workers=workers, jobs=jobs, launcher=launcher,
                 )  # fmt: skip
                 return replace(verdict, notes=(*seal.notes, *kept, *verdict.notes))
             verdict = verify(
