@@ -302,6 +302,17 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
             tables, self.val_split, self.test_split, self.data_seed, self.notices, self.division, type(self).__name__
         )
 
+    def borrow(self, other: DataModule, tables: Mapping[str, Table]) -> None:
+        """Use samples that another data module has read and checked, in place of reading any.
+
+        Args:
+            other: The other data module, which may augment in another way.
+            tables: Samples of its tables, by split.
+        """
+        self._tables = dict(tables)
+        of_size = "train_transforms"
+        self._cache = other._cache if self.pixels_needed(of_size) == other.pixels_needed(of_size) else None
+
     def _open_cache(self, tables: Mapping[str, Table]) -> None:
         files = [path for table in tables.values() for path in table.files()] if self.cache != "off" else ()
         reading = self._reading._replace(least=self.pixels_needed("train_transforms"))

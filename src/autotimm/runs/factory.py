@@ -212,8 +212,9 @@ def settle_recipe(config: FitConfig, task: Task, data: DataModule) -> tuple[FitC
 
 
 def build_trainer(
-    config: FitConfig, folder: RunFolder, task: Task, data: DataModule, recorded: Mapping[str, Any] | None = None
-) -> AutoTrainer:
+    config: FitConfig, folder: RunFolder, task: Task, data: DataModule, recorded: Mapping[str, Any] | None = None,
+    own: Mapping[str, Any] | None = None,
+) -> AutoTrainer:  # fmt: skip
     """The trainer of a configuration, writing to a folder.
 
     Args:
@@ -223,6 +224,7 @@ def build_trainer(
         data: What it is trained on.
         recorded: Arguments of the recorded trainer. They hold where no option becomes the argument, as for those that
             came from environment variables.
+        own: Arguments that hold in place of those that options become.
 
     Raises:
         UsageError: If a validation metric is to stop the training and there is no validation data.
@@ -236,7 +238,7 @@ def build_trainer(
         "early_stopping": partial(_early_stopping, config, watched, data),
         "loggers": lambda: _loggers(config.loggers or (), folder) or False,
     }
-    return AutoTrainer(**{**(recorded or {}), **_arguments("trainer", config, AutoTrainer, converters)})
+    return AutoTrainer(**{**(recorded or {}), **_arguments("trainer", config, AutoTrainer, converters), **(own or {})})
 
 
 def _tuner(config: FitConfig) -> TunerConfig | None:

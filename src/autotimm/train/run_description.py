@@ -105,8 +105,16 @@ def surroundings(trainer: Any) -> dict[str, Any]:
     return environment(trainer.threads, [device]) | world
 
 
-def decisions(model: pl.LightningModule, data: DataModule | None) -> dict[str, Any]:
-    """What was decided by looking or measuring; a replay reads it rather than decide again."""
+def decisions(
+    model: pl.LightningModule, data: DataModule | None, searched: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What was decided by looking or measuring; a replay reads it rather than decide again.
+
+    Args:
+        model: What is trained.
+        data: The data module, or ``None`` for loaders of the caller's own.
+        searched: What a search before the training has tried and chosen.
+    """
     decided: dict[str, Any] = {}
     if isinstance(model, Task):
         decided = {"recipe": plain_value(model.recipe.as_dict()) if model.recipe else None}
@@ -114,7 +122,7 @@ def decisions(model: pl.LightningModule, data: DataModule | None) -> dict[str, A
         decided["lr"] = model.hparams.get("lr")
     if data is not None:
         decided["batch_size"] = data.batch_size
-    return decided
+    return decided if searched is None else decided | {"search": plain_value(dict(searched))}
 
 
 def levels(
