@@ -94,10 +94,12 @@ def test_an_edited_search_is_found(run, tmp_path, edit):
 def test_the_length_is_searched_first_and_bounds_the_rest(photos):
     config, task, data = settled(photos, batch_size=16, search_budget="2x")
     found = search(config, task, data).record
-    assert [trial["settings"].get("epochs") for trial in found["trials"][:2]] == [None, 20]
-    assert found["trials"][0]["steps"] == 5  # a quarter of 10 epochs of 2 batches
+    # 40 epochs, as from a fitted head: of 2 batches each, so that there are still fewer than 200 steps.
+    assert [trial["settings"]["epochs"] for trial in found["trials"][:2]] == [40, 80]
+    assert found["trials"][0]["steps"] == 20  # a quarter
+    assert found["asked"]["epochs"] == 10
     assert found["steps"] <= 2 * found["steps_of_training"]
-    assert found["steps_of_training"] == 2 * found["chosen"].get("epochs", 10)
+    assert found["steps_of_training"] == 2 * found["chosen"]["epochs"]
     assert search(config, task, data).record == found
     again = search(config.resolved(found["chosen"], "record"), task, data, recorded=found)
     assert again.record == found

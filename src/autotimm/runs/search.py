@@ -30,7 +30,7 @@ from autotimm.records.atomic import write_text
 from autotimm.records.digest import config_digest
 from autotimm.records.readers import EachOf, Fields, read_json, require_shape
 from autotimm.records.run_folder import SEARCH, RunFolder
-from autotimm.runs.factory import build_data, build_task, build_trainer
+from autotimm.runs.factory import build_data, build_task, build_trainer, least_epochs
 from autotimm.tasks import Task
 from autotimm.train.progress import say
 
@@ -226,8 +226,10 @@ class _Trials:
     def run(self) -> Search:
         """Settle one option after the other."""
         self._keep()  # what is open is known from then on
-        first = self.steps_of(self.config.epochs)
-        best = self._scored({}, first) or _Best({}, math.inf, first)
+        epochs = self._least_epochs()
+        values = {} if epochs == self.config.epochs else {"epochs": epochs}
+        steps = self.steps_of(epochs)
+        best = self._scored(values, steps) or _Best(values, math.inf, steps)
         for name, values in self._alternatives():
             for value in values:
                 other = self._scored({**best.values, name: value}, best.steps)
@@ -249,12 +251,17 @@ class _Trials:
             batch_size=self.data.batch_size * self.config.accumulate,
         )  # fmt: skip
         alternatives: dict[str, list[Any]] = {
-            "epochs": [self.config.epochs * factor for factor in _LONGER],
+            "epochs": [self._least_epochs() * factor for factor in _LONGER],
             "lr": [float(f"{recipe.lr * factor:.3g}") for factor in _RATES],
             "augmentation": [name for name in _AUGMENTATIONS if name != self.config.augmentation],
             "weight_decay": [float(f"{recipe.weight_decay * factor:.3g}") for factor in _DECAYS if recipe.weight_decay],
         }
         yield from ((name, values) for name, values in alternatives.items() if name in self.asked)
+
+    def _least_epochs(self) -> int:
+        """The shortest training: as long as one from a fitted head, since a few steps say nothing of a rate."""
+        epochs = self.config.epochs
+        return least_epochs(epochs, self.steps_of(1)) if "epochs" in self.asked else epochs
 
     def steps_of(self, epochs: int) -> int:
         """Optimizer steps of the training that follows."""

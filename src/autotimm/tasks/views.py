@@ -107,7 +107,7 @@ def check_sizes(network: torch.nn.Module, views: Sequence[View], in_chans: int) 
     training = network.training
     parameter = next(network.parameters())
     try:
-        for view in {view[:2]: view for view in views}.values():
+        for view in (view for view in views if view[:2] != views[0][:2]):
             with torch.no_grad():
                 network.eval()(torch.zeros(1, in_chans, *view[:2], dtype=torch.uint8, device=parameter.device))
     except (AssertionError, RuntimeError, ValueError, UsageError) as error:
