@@ -382,6 +382,10 @@ class FitConfig:
         None, Whole(1), "parts that each batch is cut into, so that no bit depends on the number of devices",
         none="none", stages=("order", "forward", "update"), recipe="reads",
     )
+    portable: bool = _device(
+        False, Flag(), "the same bits on every processor and with any number of threads; slower, classification only",
+        stages=("start", "forward", "update", "validation"), tasks=_CLASSIFICATION,
+    )
     precision: str = _device("32", Choice(_PRECISIONS), "floating point precision", stages=("forward", "update"))
     out: str = _output("runs", Path(), "folder in which run folders are created", common=True, to=_RUN_DIR)
     name: str | None = _output(None, Text(), "name of the run folder", none="auto", common=True, to=_RUN_DIR)

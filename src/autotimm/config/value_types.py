@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, SupportsFloat, SupportsIndex
 
-from autotimm.byte_size import BYTES_MUST, exact_bytes, read_bytes
+from autotimm.config.byte_size import BYTES_MUST, exact_bytes, read_bytes
 from autotimm.constants import STREAMS
 from autotimm.errors import nearest
 from autotimm.image_size import MUST, ImageSize, read_image_size, written_size
@@ -29,6 +29,7 @@ __all__ = [
     "Number",
     "Path",
     "Seeds",
+    "Share",
     "Size",
     "StreamSeeds",
     "TRUTH",
@@ -192,6 +193,25 @@ class Times(Kind):
     def word(self, value: Any) -> object:
         """The number with the x."""
         return f"{value:g}x" if float(f"{value:g}") == value else f"{value!r}x"
+
+
+@dataclass(frozen=True)
+class Share(Kind):
+    """A share of a whole, above 0: a percentage such as ``10%``, or a number such as 0.1."""
+
+    must: str = "a share above 0 and at most 1, such as 10% or 0.1"
+    metavar: str = "SHARE"
+
+    def read(self, value: object) -> float:
+        """Convert a percentage or a number."""
+        number = Number(0, 100, low_open=True)
+        if isinstance(value, str) and value.strip().endswith("%"):
+            return number.read(value.strip()[:-1]) / 100
+        return Number(0, 1, low_open=True).read(value)
+
+    def word(self, value: Any) -> object:
+        """A percentage."""
+        return f"{100 * value:g}%"
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,8 @@ def settle_recipe(config: FitConfig, task: Task, data: DataModule) -> tuple[FitC
     """
     if config.recipe == "plain":
         return config, ""
-    if reason := why_no_head(task):
+    portable = "a portable run fits no head to features" if config.portable else None
+    if reason := portable or why_no_head(task):
         if config.recipe == "probe":
             raise UsageError(f"The `recipe` of fit must be plain or auto here, since {reason}. Got probe instead.")
         return config.resolved({"recipe": "plain"}, f"auto, as {reason}"), f"recipe: plain, as {reason}"

@@ -19,9 +19,7 @@ from autotimm.train import AutoTrainer
 from autotimm.train.progress import say
 from autotimm.types import DataSpec, ObjectPrediction, PixelPrediction, Prediction
 
-__all__ = ["data_of_checkpoint", "image_files", "known_data", "predict", "with_members"]
-
-_ROUNDING = 1e-6  # of scores in 32 bits, so that a class at the limit is a member
+__all__ = ["data_of_checkpoint", "image_files", "known_data", "predict"]
 
 
 def predict(
@@ -84,21 +82,6 @@ def _views(task: Task, tta: str | None) -> AbstractContextManager[None]:
         raise UsageError(sentence("tta", "predict", "left out for images in tiles", tta, cure))
     check_sizes(task.network, views, spec.in_chans)
     return looking(task, views)
-
-
-def with_members(predictions: Iterable[Prediction], least: float) -> list[Prediction]:
-    """Predictions with their sets: the likeliest class, and all classes from a score on.
-
-    Example:
-        >>> with_members([Prediction("1.jpg", ("cat",), {"cat": 0.6, "dog": 0.3, "eel": 0.1})], 0.2)[0].members
-        ('cat', 'dog')
-    """
-    found = []
-    for prediction in predictions:
-        ranked = sorted(prediction.scores.items(), key=lambda pair: -pair[1])
-        members = [name for at, (name, score) in enumerate(ranked) if at == 0 or score >= least - _ROUNDING]
-        found.append(prediction._replace(members=tuple(members)))
-    return found
 
 
 def _calibrated(task: Task) -> list[str]:

@@ -40,6 +40,7 @@ class Measured:
         findings: What a checkpoint says that its run cannot have written.
         wrong: The first step of the whole ledger that has other samples or another learning rate than the options give,
             as the fields of a :class:`~autotimm.records.ledger_diff.Difference`.
+        exact: Whether the first replay has all recorded bits, so that no other one was made.
     """
 
     lines: dict[str, list[Line]] = field(default_factory=dict)
@@ -50,6 +51,7 @@ class Measured:
     updates: dict[str, float] = field(default_factory=dict)
     findings: list[str] = field(default_factory=list)
     wrong: list[Any] | None = None
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ class Measurement:
     ) -> Measured:
         """Replay a stretch as it was recorded, and with other roundings.
 
+        Without others only the first replay is made, which is enough if it is exact.
+
         Args:
             stretch: The stretch.
             others: The variants that this process replays.
@@ -117,6 +121,9 @@ class Measurement:
             end = _recorded_state(read_checkpoint(self._checkpoint(stretch.end)))
             measured.recorded, measured.updates = distances(state, end), distances(state, played.began or {})
             measured.sizes = {name: norm(tensor) for name, tensor in state.items()}
+        measured.exact = self._equals(played.lines) and not any(measured.recorded.values())
+        if not others:
+            return measured
         if not self.same_pixels and images is None and not self._has_inputs(played.lines):
             others = [*others, *OTHER_PIXELS]
         for variant in others:
@@ -145,6 +152,13 @@ class Measurement:
         """Whether the images of some steps have the recorded digests."""
         recorded = {_place(line): line["inputs"] for line in self.run.ledger.lines if line["kind"] == "step"}
         return all(recorded.get(_place(line)) == line["inputs"] for line in lines)
+
+    def _equals(self, lines: Sequence[Line]) -> bool:
+        """Whether some steps have all recorded values."""
+        recorded = {_place(line): line for line in self.run.ledger.lines if line["kind"] == "step"}
+        names = ("step", "ids", "inputs", "loss", "lr")
+        return all(_place(line) in recorded and all(recorded[_place(line)][name] == line[name] for name in names)
+                   for line in lines)  # fmt: skip
 
     def _look(
         self, measured: Measured, stretch: Stretch, every: bool, trainer: pl.Trainer, module: pl.LightningModule

@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from autotimm.runs.stretches.choice import Stretch
 from autotimm.runs.stretches.measure import Elsewhere, Measured, Measurement
 from autotimm.runs.stretches.replay import Variant
 
-__all__ = ["Processes", "main", "other_instructions"]
+__all__ = ["Launch", "Processes", "main", "other_instructions", "run_process"]
 
 
 def other_instructions(recorded: str, device: str) -> tuple[dict[str, str], str]:
@@ -47,30 +47,45 @@ def other_instructions(recorded: str, device: str) -> tuple[dict[str, str], str]
     return {"ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"}, "libraries without AVX"
 
 
+Launch = Callable[[Path, Mapping[str, str]], tuple[int, str]]
+"""Runs the job of a file with environment variables; returns the exit code and the last line of what it has said."""
+
+
+def run_process(job: Path, variables: Mapping[str, str]) -> tuple[int, str]:
+    """Do a job in a process of its own on this machine."""
+    # Named, not imported: runpy warns about a program that the package has imported already. Without the safe path
+    # the working directory would come before all packages.
+    command = [sys.executable, "-m", "autotimm.runs.stretches.process", str(job)]
+    ended = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONSAFEPATH": "1", **variables},
+    )  # fmt: skip
+    return ended.returncode, (ended.stderr.strip().splitlines() or [""])[-1]
+
+
 @dataclass(frozen=True)
 class Processes:
-    """Starts processes for a measurement.
+    """Has stretches replayed by other processes.
 
     Attributes:
         asked: What is measured.
         jobs: How many processes run at a time.
         trust: Whether classes that the run names may be imported.
+        launch: What starts a process.
     """
 
     asked: Measurement
     jobs: int
     trust: bool
+    launch: Launch = run_process
 
     def elsewhere(self, stretches: Sequence[Stretch], variables: Mapping[str, str], name: str) -> list[Elsewhere]:
         """Replay stretches with other environment variables; nothing if that process fails, which only adds a view."""
-        parts = [*enumerate(stretches[start :: self.jobs] for start in range(min(self.jobs, len(stretches))))]
-        with ThreadPoolExecutor(self.jobs) as pool:
-            answers = pool.map(lambda part: self._one(f"other-{part[0]}", part[1], (), variables), parts)
         try:
-            found = {answer["first"]: answer["lines"] for each in answers for answer in each}
+            answers = self._share("other", stretches, lambda part: {"variants": [], "elsewhere": True}, variables)
         except AutotimmError:
             return []
-        return [Elsewhere(name, found[stretch.first]) for stretch in stretches]
+        return [Elsewhere(name, answer["lines"]) for answer in answers]
 
     def measure(
         self, stretches: Sequence[Stretch], variants: Sequence[Variant], elsewhere: Sequence[Elsewhere]
@@ -80,42 +95,48 @@ class Processes:
         Raises:
             AutotimmError: If one of the processes fails.
         """
-        others = {id(stretch): other for stretch, other in zip(stretches, elsewhere, strict=False)}
-        first = {stretch.first for stretch in stretches[:1]}
+        others = dict(zip(stretches, elsewhere, strict=False))
+        given = {"variants": [asdict(each) for each in variants]}
 
-        def one(stretch: Stretch) -> Measured:
-            other = others.get(id(stretch))
-            job = {"other": None if other is None else asdict(other), "every": stretch.first in first}
-            answer = self._one(f"stretch-{stretch.first}", [stretch], variants, {}, job)[0]
-            return Measured(**answer["measured"])
+        def job(part: Sequence[Stretch]) -> dict[str, Any]:
+            known = [asdict(others[stretch]) if stretch in others else None for stretch in part]
+            return {**given, "others": known, "every": stretches[0] in part[:1]}
 
+        return [Measured(**answer["measured"]) for answer in self._share("stretches", stretches, job, {})]
+
+    def _share(
+        self, name: str, stretches: Sequence[Stretch], job: Callable[[Sequence[Stretch]], dict[str, Any]],
+        variables: Mapping[str, str],
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """Share stretches out among processes; the answers come in the order of the stretches."""
+        parts = [stretches[start :: self.jobs] for start in range(min(self.jobs, len(stretches)))]
         with ThreadPoolExecutor(self.jobs) as pool:
-            return [*pool.map(one, stretches)]
+            numbers = range(len(parts))
+            found = pool.map(lambda number: self._one(f"{name}-{number}", parts[number], job, variables), numbers)
+            answers = {
+                stretch: answer for part, each in zip(parts, found, strict=True)
+                for stretch, answer in zip(part, each, strict=True)
+            }  # fmt: skip
+        return [answers[stretch] for stretch in stretches]
 
     def _one(
-        self, name: str, stretches: Sequence[Stretch], variants: Sequence[Variant], variables: Mapping[str, str],
-        more: Mapping[str, Any] | None = None,
+        self, name: str, part: Sequence[Stretch], job: Callable[[Sequence[Stretch]], dict[str, Any]],
+        variables: Mapping[str, str],
     ) -> list[dict[str, Any]]:  # fmt: skip
-        """Run one process to its end."""
+        """Have one process do its part."""
         file = self.asked.scratch / f"{name}.json"
-        job: dict[str, Any] = {
+        content: dict[str, Any] = {
             "folder": str(self.asked.run.folder.absolute()), "scratch": str(self.asked.scratch),
             "data": self.asked.data, "workers": self.asked.workers, "same_pixels": self.asked.same_pixels,
             "trust": self.trust, "path": [os.path.abspath(entry) for entry in search_path()],
-            "stretches": [asdict(stretch) for stretch in stretches], "variants": [asdict(each) for each in variants],
-            **(more or {}),
+            "stretches": [asdict(stretch) for stretch in part], **job(part),
         }  # fmt: skip
-        file.write_text(json.dumps(job), encoding="utf-8")
-        # Named, not imported: runpy warns about a program that the package has imported already. Without the safe path
-        # the working directory would come before all packages.
-        command = [sys.executable, "-m", "autotimm.runs.stretches.process", str(file)]
-        ended = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-            env={**os.environ, "PYTHONSAFEPATH": "1", **variables},
-        )  # fmt: skip
-        if ended.returncode:
-            last = (ended.stderr.strip().splitlines() or ["it has said nothing"])[-1]
-            raise error_of(ended.returncode)(f"A process that replays stretches has failed: {printable(last)}")
+        file.write_text(json.dumps(content), encoding="utf-8")
+        code, last = self.launch(file, variables)
+        if code:
+            raise error_of(code)(
+                f"A process that replays stretches has failed: {printable(last or 'it has said nothing')}"
+            )
         answers: list[dict[str, Any]] = json.loads(file.with_suffix(".answer").read_text(encoding="utf-8"))
         return answers
 
@@ -133,12 +154,13 @@ def main(file: Path) -> int:
             run = read_recorded(folder)
             asked = Measurement(run, Path(job["scratch"]), job["data"], job["workers"], job["same_pixels"])
             answers: list[dict[str, Any]] = []
-            for stretch in stretches:
-                if not variants:
-                    answers.append({"first": stretch.first, "lines": asked.elsewhere(stretch)})
+            for index, stretch in enumerate(stretches):
+                if job.get("elsewhere"):
+                    answers.append({"lines": asked.elsewhere(stretch)})
                     continue
-                other = None if job["other"] is None else Elsewhere(**job["other"])
-                measured = asked.measure(stretch, variants, other, every=job["every"])
+                known = job["others"][index]
+                other = None if known is None else Elsewhere(**known)
+                measured = asked.measure(stretch, variants, other, every=job["every"] and index == 0)
                 answers.append({"measured": asdict(measured)})
     except AutotimmError as error:
         print(error, file=sys.stderr)
