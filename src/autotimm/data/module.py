@@ -308,7 +308,7 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
             tables: Samples of its tables, by split.
         """
         self._tables = dict(tables)
-        self._dropped = {*other._dropped}
+        self._dropped = other._dropped
         of_size = "train_transforms"
         self._cache = other._cache if self.pixels_needed(of_size) == other.pixels_needed(of_size) else None
 

@@ -227,9 +227,9 @@ class _Trials:
         """Settle one option after the other."""
         self._keep()  # what is open is known from then on
         epochs = self._least_epochs()
-        values = {} if epochs == self.config.epochs else {"epochs": epochs}
+        start: dict[str, Any] = {} if epochs == self.config.epochs else {"epochs": epochs}
         steps = self.steps_of(epochs)
-        best = self._scored(values, steps) or _Best(values, math.inf, steps)
+        best = self._scored(start, steps) or _Best(start, math.inf, steps)
         for name, values in self._alternatives():
             for value in values:
                 other = self._scored({**best.values, name: value}, best.steps)
