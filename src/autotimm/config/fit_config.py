@@ -26,6 +26,7 @@ from autotimm.config.value_types import (
     Size,
     StreamSeeds,
     Text,
+    Times,
     Whole,
     Words,
 )  # fmt: skip
@@ -270,6 +271,15 @@ class FitConfig:
     lr: float | None = _training(
         None, Number(low_open=True), "learning rate; auto follows a recipe for the backbone", none="auto", common=True,
         stages=("rate", "update"), recipe="decides", words="the learning rate",
+    )
+    search_budget: float = _training(
+        0.0, Times(), "choose length, learning rate and regularization by short trainings on folds of the training "
+        "images, of so many times the steps of the training; 0x is off", common=True, to=(),
+        stages=("rate", "length", "update"),
+        shadows=(
+            Shadow("lr_find", "which searches for a rate by itself", harmless=(False,)),
+            Shadow("batch_size_find", "which needs the batch size first", harmless=(False,)),
+        ),
     )
     optimizer: str = _training(
         "auto", Name(), "any optimizer of timm or torch, or a class path", common=True,

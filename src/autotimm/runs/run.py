@@ -466,7 +466,8 @@ class Run:
                 features, as ``neighbours``.
             novelty: Say for each image which share of the validation images is nearer to the training images, as
                 ``novelty``; see :func:`autotimm.runs.neighbours.novelties`.
-            tta: ``"flip"`` averages the probabilities of each image and its mirror image, for classification.
+            tta: Look at each image more than once: ``"flip"`` also mirrored, ``"multiscale"`` also at about 3/4 and 5/4
+                of its size. Probabilities of classes and pixels are averaged, objects are merged.
 
         Returns:
             One prediction per image, of the kind of the task: classes, objects, or a class for each pixel.
@@ -482,7 +483,7 @@ class Run:
         if neighbours is not None:
             require(is_whole(neighbours, 1), "neighbours", "predict", "a whole number from 1", neighbours, "Give 5.")
         if tta is not None and coverage is not None:
-            cure = "The validation images, which sets are measured on, were predicted without their mirror images."
+            cure = "The validation images, which sets are measured on, were looked at once."
             raise UsageError(sentence("tta", "predict", "left out with a coverage", tta, cure))
         with self.names:
             task, trainer = self.model(ckpt), self._trainer()
