@@ -621,7 +621,7 @@ class Run:
     def export(
         self, out: str | Path | None = None, *, to: str = "onnx", precision: str = "fp32", ckpt: str | Path = "best",
         data: str | Path | None = None, check: str = "sample", tolerance: float | None = None,
-        with_runner: bool = False,
+        with_runner: bool = False, paste_masks: bool = False,
     ) -> Export:  # fmt: skip
         """Write the model as a file for another program, compared with the run before it is kept.
 
@@ -640,6 +640,7 @@ class Run:
             tolerance: The largest allowed difference: of scores and boxes for ``fp32``, by default 1e-4; of metrics for
                 ``fp16``, by default 0.01, and of ``int8``, by default 0.02.
             with_runner: Whether to write ``predict.py`` beside an ONNX file, which predicts with it without torch.
+            paste_masks: Whether the file returns masks of objects in pixels of the image instead of in their boxes.
 
         Returns:
             The path of what was written, with the comparison.
@@ -654,7 +655,7 @@ class Run:
         with self.names:
             return export_run(
                 self.path, self.checkpoint(ckpt), lambda: self.model(ckpt), self.data, out, to=to, precision=precision,
-                data=data, check=check, tolerance=tolerance, runner=with_runner,
+                data=data, check=check, tolerance=tolerance, runner=with_runner, paste_masks=paste_masks,
             )  # fmt: skip
 
     def push(
