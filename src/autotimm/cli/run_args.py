@@ -47,7 +47,18 @@ THRESHOLD = Option(
 
 
 def open_folder(given: Given) -> Run:
-    """Open the run given as ``RUN``, with ``--trust`` if the verb has it and it was given."""
+    """Open the run given as ``RUN``, with ``--trust`` if the verb has it and it was given.
+
+    Raises:
+        ModelError: If it is not the folder of a run; a checkpoint would be taken for the whole run.
+    """
+    with loading_torch():
+        from autotimm.records.run_folder import require_run_folder
+    require_run_folder(given.positionals["run"])
+    return _opened(given)
+
+
+def _opened(given: Given) -> Run:
     with loading_torch():
         from autotimm.runs.run import Run
     return Run(given.positionals["run"], trust=bool(given.options.get("trust")))
@@ -62,7 +73,7 @@ def open_run(given: Given) -> tuple[Run, str]:
     path, ckpt = given.positionals["run"], given.value("ckpt")
     if "ckpt" in given.options and path.endswith(".ckpt"):
         raise UsageError(f"{path} is a checkpoint already. Leave out --ckpt, or give the run folder.")
-    return open_folder(given), ckpt
+    return _opened(given), ckpt
 
 
 def print_once(result: object) -> None:

@@ -146,7 +146,8 @@ class FitConfig:
         to=_DATA_AND_MODEL, stages=("validation",), by_task=dict.fromkeys(_DENSE, 4),
     )
     format: str = _data(
-        "auto", Name(), "annotation format: coco, voc, yolo, csv, labelme, cvat, jsonl, masks, ids, cityscapes",
+        "auto", Name(), "annotation format: coco, voc, yolo, csv, labelme, cvat, jsonl, masks, ids, lance, "
+        "litdata, cityscapes",
         stages=("order", "inputs"), tasks=_DENSE,
     )
     class_levels: int | None = _data(

@@ -29,6 +29,7 @@ __all__ = [
     "Number",
     "Path",
     "Seeds",
+    "Share",
     "Size",
     "StreamSeeds",
     "TRUTH",
@@ -171,6 +172,25 @@ class Number(Kind):
         above = number >= self.high if self.high_open else number > self.high
         _refuse(not math.isfinite(number) or below or above)
         return number
+
+
+@dataclass(frozen=True)
+class Share(Kind):
+    """A share of a whole, above 0: a percentage such as ``10%``, or a number such as 0.1."""
+
+    must: str = "a share above 0 and at most 1, such as 10% or 0.1"
+    metavar: str = "SHARE"
+
+    def read(self, value: object) -> float:
+        """Convert a percentage or a number."""
+        number = Number(0, 100, low_open=True)
+        if isinstance(value, str) and value.strip().endswith("%"):
+            return number.read(value.strip()[:-1]) / 100
+        return Number(0, 1, low_open=True).read(value)
+
+    def word(self, value: Any) -> object:
+        """A percentage."""
+        return f"{100 * value:g}%"
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,13 @@ from dataclasses import replace
 from typing import Any
 
 from autotimm.config import FitConfig, decided_by_recipe, defaults, options, read_yaml, recorded_argument  # fmt: skip
-from autotimm.config.record import RECORD, VERSION
+from autotimm.config.record import RECORD, VERSION, said_sources
 from autotimm.errors import join_names
 from autotimm.models.backbone.weights import RANDOM_BY_CHOICE, RANDOM_BY_RECORD
 from autotimm.records.causes import ManifestDifference
-from autotimm.records.manifest import Manifest
+from autotimm.records.digest import config_digest
+from autotimm.records.manifest import SOURCES, Manifest
+from autotimm.records.readers import read_text
 from autotimm.runs.file_contents import Finding, differs, dotted, leaves, same
 from autotimm.runs.recorded_run import RecordedRun
 from autotimm.runs.replayed_run import Replay
@@ -252,9 +254,12 @@ def _results(run: RecordedRun, replay: Replay) -> Iterator[Finding | str]:
     if not replay.ended:
         yield f"{_FILE}: results"
         return
-    # The digest of the last line depends on the id in the first: both ledgers were compared line by line instead.
-    recorded = {**run.manifest.results, "ledger": None}
-    found = {**replay.manifest.results, "ledger": None}
+    # The digest of the last line depends on the id in the first: both ledgers were compared line by line instead. Who
+    # decided the options is no result of a replay: their digest is compared with `config.yaml`.
+    recorded, found = (
+        {name: value for name, value in manifest.results.items() if name not in ("ledger", SOURCES)}
+        for manifest in (run.manifest, replay.manifest)
+    )
     if run.manifest.results.get("ledger") != run.ledger.last and not run.ledger.problem:
         yield _differs("results.ledger", run.manifest.results.get("ledger"), run.ledger.last)
     a, b = dict(leaves(recorded)), dict(leaves(found))
@@ -309,6 +314,7 @@ def _options(run: RecordedRun, replay: Replay, values: Mapping[str, Any]) -> Ite
     if replay.config is not None and config.task != replay.config.task:
         yield differs("config.yaml: task", config.task, replay.config.task)
     yield from _decided(run, config)
+    yield from _sources(run, config, strict=strict)
     for name, option in options().items():
         if option.finds and getattr(config, name):
             if run.manifest.decisions.get(option.finds) is None:
@@ -332,6 +338,25 @@ def _decided(run: RecordedRun, config: FitConfig) -> Iterator[Finding]:
             yield Finding(f"config.yaml: {name}", f"it lacks what was chosen, {expected}", damage=True)
         else:
             yield differs(f"config.yaml: {name}", value, expected)
+
+
+def _sources(run: RecordedRun, config: FitConfig, *, strict: bool) -> Iterator[Finding]:
+    """Who decided each option: as the manifest says of them all, and none that cannot have decided the value."""
+    said = said_sources(read_text(run.folder / "config.yaml", "the options"))
+    recorded = run.manifest.results.get(SOURCES)  # earlier versions have written none
+    if recorded != config_digest(said) and (recorded is not None or (strict and run.finished)):
+        what = "who decided its options is not what the manifest refers to"
+        yield Finding("config.yaml", what, damage=True)
+    if not strict:  # other versions have other defaults
+        return
+    for name, option in options().items():
+        value, source = getattr(config, name), said.get(name)
+        if source == "default" and value != defaults()[name]:
+            yield differs(f"config.yaml: {name}, by default", value, defaults()[name])
+        elif source == f"task {config.task}" and value != option.by_task.get(config.task):
+            yield differs(f"config.yaml: {name}, by its task", value, option.by_task.get(config.task))
+        elif source == "recipe" and name not in (*decided_by_recipe(), "recipe", "epochs"):
+            yield Finding(f"config.yaml: {name}", "no recipe decides it")
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -111,13 +111,14 @@ def refuse_unused_shares(config: FitConfig, data: DataModule, given: Callable[[s
 
 def resume_run(
     folder: RunFolder, *, data: str | Path | None, workers: int | None, devices: int | None = None,
-    whole: Path | None = None,
+    whole: Path | None = None, drop: str | Sequence[str] = (),
 ) -> Path:  # fmt: skip
     """Resume the run in a folder, see :meth:`autotimm.Run.resume`; ``whole`` is the run that it is a fold of."""
     starts_over = not [*folder.checkpoints.glob("*.ckpt")]
     rebuilt = rebuild(
-        folder.path, folder, data=data, workers=workers, devices=devices, weights_needed=starts_over, loggers=True
-    )
+        folder.path, folder, data=data, workers=workers, devices=devices, weights_needed=starts_over, loggers=True,
+        drop=drop,
+    )  # fmt: skip
     return train(rebuilt, folder, ckpt_path="last", whole=whole)
 
 
@@ -135,7 +136,7 @@ def train(rebuilt: Rebuilt, folder: RunFolder, ckpt_path: str | Path | None = No
     """
     changed = None
     try:
-        _require_folder(rebuilt.trainer)
+        _require_folder(rebuilt.trainer).resumed_as = whole
         rebuilt.trainer.fit(rebuilt.task, datamodule=rebuilt.data, ckpt_path=ckpt_path)
     except (KeyboardInterrupt, SystemExit):  # Ctrl-C, and SIGTERM
         removed = folder.discard()
@@ -229,7 +230,9 @@ def _complete_record(config: FitConfig, task: Task, data: DataModule, folder: Ru
         for name, option in options().items()
         if option.recorded == "data" and getattr(config, name) != getattr(asked, name)
     }
-    text = (folder.path / "config.yaml").read_text(encoding="utf-8")
+    before = text = (folder.path / "config.yaml").read_text(encoding="utf-8")
     for values, source in ((chosen, "recipe"), (found, "batch-size finder"), (moved, "moved data")):
         text = completed(text, values, source)
     folder.write_config(text)
+    if not rank_zero_only.rank:  # type: ignore[attr-defined]  # set by Lightning when it is imported
+        folder.bind_sources(before, text)

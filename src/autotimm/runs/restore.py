@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
@@ -17,6 +17,7 @@ from autotimm.config import (
     options,
     read_yaml,
 )
+from autotimm.data.dropped import recorded_drops
 from autotimm.data.inference_loaders import recorded_data
 from autotimm.data.loader import default_workers
 from autotimm.data.module import DataModule
@@ -108,6 +109,7 @@ def rebuild(
     weights_needed: bool = True,
     changes: Mapping[str, Any] | None = None,
     loggers: bool = False,
+    drop: str | Sequence[str] = (),
 ) -> Rebuilt:
     """Rebuild the objects of a recorded run.
 
@@ -124,9 +126,11 @@ def rebuild(
         loggers: Whether the loggers of a run made from options log again. A mere replay must not: it would write to
             the account of whoever checks the run, or fail where their packages are not installed. Nor does it use
             decoded images that were kept: what checks a record decodes for itself.
+        drop: Ids of samples to drop besides those that the run has dropped, see :meth:`DataModule.drop`.
 
     Raises:
-        UsageError: If ``devices`` are given for a run without ``shards``, or ``threads`` for one that is not portable.
+        UsageError: If ``devices`` are given for a run without ``shards``, ``threads`` for one that is not portable, or
+            a sample cannot be dropped.
         ModelError: If a class or an object of the run cannot be created again.
         DataError: If the data is missing.
     """
@@ -160,6 +164,8 @@ def rebuild(
             )
         else:
             rebuilt = from_classes(config, decided, folder, data, workers, changes or {})
+    rebuilt.data.drop(recorded_drops(manifest), recorded=True)
+    rebuilt.data.drop(drop)
     recipe = decided.get("recipe") or {}
     changed = {name.rpartition(".")[-1] for name in changes or {}}
     if recipe.keys() == {field.name for field in fields(Recipe)} and not names_of_recipe() & changed:

@@ -13,6 +13,7 @@ import numpy as np
 
 from autotimm.config import FitConfig
 from autotimm.config.record import RECORD, VERSION
+from autotimm.data.dropped import recorded_drops
 from autotimm.data.inference_loaders import recorded_data
 from autotimm.data.module import DataModule
 from autotimm.data.table import Table
@@ -36,7 +37,7 @@ from autotimm.records.checked_levels import level_claims
 from autotimm.records.checkpoint_store import CheckpointStore
 from autotimm.records.commitment import compare_commitment, require_digest
 from autotimm.records.imports import RecordedNames, names_in
-from autotimm.records.run_folder import FOLDS, PER_CLASS, RunFolder, require_files, write_results
+from autotimm.records.run_folder import FOLDS, PER_CLASS, RunFolder, require_files, require_run_folder, write_results
 from autotimm.records.run_seal import Seal, check_seal, write_seal
 from autotimm.records.trust import OfRun
 from autotimm.report.written_page import Report
@@ -125,7 +126,9 @@ def diff(a: str | Path, b: str | Path, *, explain: bool = False, trust: bool = F
     Raises:
         ModelError: If one of them has no record of a run.
     """
-    run, folders = Run(a, trust=trust), (Path(a), Run(b).path)
+    for folder in (a, b):
+        require_run_folder(folder)
+    run, folders = Run(a, trust=trust), (Path(a), Path(b))
     comparison = compare(*folders)
     if not explain or comparison.difference is None:
         return comparison
@@ -158,6 +161,8 @@ def compare_reports(
         UsageError: If there is a file already where ``out`` says.
         RunError: If the page cannot be written.
     """
+    for folder in folders:
+        require_run_folder(folder)
     runs = [Run(folder, trust=trust) for folder in folders]
     first = runs[0].path.absolute()
     if out is not None:
@@ -202,12 +207,7 @@ class Run:
         path = Path(path)
         path = path.absolute() if os.path.isfile(path) else path  # the folder above must have a name
         self._file = path if os.path.isfile(path) else None
-        if self._file is None and not (os.path.isdir(path / "checkpoints") or os.path.isfile(path / "config.yaml")):
-            beside = path.parent.glob("*/checkpoints") if os.path.isdir(path.parent) else []
-            hint = nearest(path.name, (checkpoints.parent.name for checkpoints in beside))
-            hint = hint or "Give the folder that the last line of `autotimm fit` names."
-            problem = "is not a run folder" if os.path.isdir(path) else "does not exist"
-            raise ModelError(f"{path} must be a run folder or a checkpoint. It {problem}. {hint}")
+        require_run_folder(path, checkpoint=True)
         inside = self._file is not None and self._file.parent.name == "checkpoints"
         self.path = path if self._file is None else path.parent.parent if inside else path.parent
         if self._file is None or inside:
@@ -305,16 +305,22 @@ class Run:
                 if place is not None:
                     name = "image_dir" if config.train_csv else "path"
                     config = config.resolved({name: str(place)}, "moved data")
-                return settle_data(config)[1]
+                return self._without_dropped(settle_data(config)[1])
             if "data" not in config:
                 raise DataError(
                     f"The run {self.path} was made from loaders of your own. Give a folder, or a data module."
                 )
             if place is None:
-                return recorded_data(config["data"])
+                return self._without_dropped(recorded_data(config["data"]))
             given = config["data"].get("init_args") or {}
             moved = {"image_dir" if given.get("train_csv") else "data_dir": str(place)}
-            return recorded_data({**config["data"], "init_args": given | moved})
+            return self._without_dropped(recorded_data({**config["data"], "init_args": given | moved}))
+
+    def _without_dropped(self, data: DataModule) -> DataModule:
+        """Data without the samples that the run has dropped, for whoever evaluates it."""
+        if self._folder.manifest.exists():
+            data.drop(recorded_drops(read_manifest(self.path)), recorded=True)
+        return data
 
     def validate(self, data: str | Path | DataModule | None = None, *, ckpt: str | Path = "best") -> dict[str, float]:
         """Measure on the run's validation data, or on other labelled images.
@@ -691,8 +697,10 @@ class Run:
         threads: int | None = None,
         explain: bool = False,
         stretches: int | None = None,
+        budget: float | None = None,
         challenge: int | None = None,
         jobs: int = 1,
+        launcher: str = "local",
         key: str | Path | None = None,
         commitment: str | None = None,
     ) -> Verdict:
@@ -707,6 +715,7 @@ class Run:
 
         With ``stretches`` that number of stretches of ``steps`` optimizer steps is drawn with ``challenge``, and
         compared with what rounding alone does on this machine, see :func:`autotimm.runs.stretches.verify_stretches`.
+        With ``budget``, a share of the run's steps, as many are drawn as it allows for.
         """
         require_digest(commitment, "commitment", "verify")
         seal = check_seal(self.path, key)
@@ -716,10 +725,10 @@ class Run:
         if problems:
             return broken_commitment(problems)
         with self.names:
-            if stretches is not None:
+            if stretches is not None or budget is not None:
                 verdict = verify_stretches(
-                    self.path, stretches=stretches, steps=5 if steps is None else steps, challenge=challenge, data=data,
-                    workers=workers, jobs=jobs,
+                    self.path, stretches=stretches or 1, steps=steps, budget=budget, challenge=challenge, data=data,
+                    workers=workers, jobs=jobs, launcher=launcher,
                 )  # fmt: skip
                 return replace(verdict, notes=(*seal.notes, *kept, *verdict.notes))
             verdict = verify(
@@ -753,7 +762,10 @@ class Run:
         read_manifest(self.path)  # its error says what to give instead
         return level_claims(self.path)
 
-    def resume(self, *, data: str | Path | None = None, workers: int | None = None, devices: int | None = None) -> Run:
+    def resume(
+        self, *, data: str | Path | None = None, workers: int | None = None, devices: int | None = None,
+        drop: str | Sequence[str] = (),
+    ) -> Run:  # fmt: skip
         """Resume an interrupted run, bit for bit as if it had not been interrupted.
 
         Of a run with folds, those that are finished are not trained again.
@@ -762,22 +774,25 @@ class Run:
             data: Where the data is now, if it was moved.
             workers: Number of loading processes in place of the recorded one; it never changes a result.
             devices: Number of devices or processes in place of the recorded one, for a run with ``shards``.
+            drop: Ids of samples to leave out since their files cannot be read, see
+                :meth:`autotimm.data.module.DataModule.drop`.
 
         Raises:
-            UsageError: If ``devices`` are given for a run without ``shards``.
+            UsageError: If ``devices`` are given for a run without ``shards``, or a sample cannot be dropped.
             ModelError: If the run was made from objects that no file holds.
             DataError: If its data is not what it was.
             UsageError: If the run is sealed.
         """
         refuse_sealed(self.path, "Train on from it with `autotimm extend`, as a new run.")
         if self._folder.manifest.exists() and read_manifest(self.path).results.get("status") == "finished":
+            require(not drop, "drop", "resume", "left out of a finished run", drop, "Test it on a folder without them.")
             say(f"{self.path} is finished: there is nothing to resume")
             return self
         with self.names:
             if not folds_begun(self.path):
-                run = resume_run(self._folder, data=data, workers=workers, devices=devices)
+                run = resume_run(self._folder, data=data, workers=workers, devices=devices, drop=drop)
             elif devices is None:
-                run = resume_folds(self._folder, data=data, workers=workers)
+                run = resume_folds(self._folder, data=data, workers=workers, drop=drop)
             else:
                 raise UsageError(
                     sentence("devices", "resume", "left out with folds", devices, "They are trained on one.")

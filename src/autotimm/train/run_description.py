@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from autotimm.config import silent_arguments
+from autotimm.data.dropped import DROPPED
 from autotimm.data.module import DataModule
 from autotimm.records.code_digest import code_digest
 from autotimm.records.environment import code_state, environment, package_digest
@@ -116,6 +117,8 @@ def decisions(model: pl.LightningModule, data: DataModule | None) -> dict[str, A
         decided["lr"] = model.hparams.get("lr")
     if data is not None:
         decided["batch_size"] = data.batch_size
+        if data.dropped:
+            decided[DROPPED] = sorted(id for ids in data.dropped.values() for id in ids)
     return decided
 
 

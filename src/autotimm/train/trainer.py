@@ -70,7 +70,7 @@ from autotimm.train.portable import PortablePrecision, computing_portably, draw_
 from autotimm.train.portable import check_trainer as check_portable
 from autotimm.train.progress import make_progress, say
 from autotimm.train.resume import Beginning, beginning_of, checkpoint_file, frozen_by_hand, take_found
-from autotimm.train.run_lifecycle import declare, ending, keep_start, open_run
+from autotimm.train.run_lifecycle import declare, ending, keep_start, naming_the_resume, open_run
 from autotimm.train.sharded import ShardedStrategy, check_trainer, least_in_shard
 from autotimm.train.stop_request import SharedSignals, StopRequest
 from autotimm.train.tuner import TunerConfig, tune
@@ -262,6 +262,7 @@ class AutoTrainer(pl.Trainer):
         # What is fitted to evidence comes from SciPy and NumPy, whose last bits are those of a processor.
         self.calibrate = calibrate if evidence and not portable else None
         self.recipe = recipe
+        self.resumed_as: Path | None = None  # the run of which this one is a fold, which is what is resumed
         self.recipe_note = ""  # for the header of the run
         self.arguments: dict[str, Any] = {
             "max_epochs": max_epochs, "seed": seed, "deterministic": deterministic, "threads": self.threads,
@@ -358,7 +359,7 @@ class AutoTrainer(pl.Trainer):
         data = datamodule or train_dataloaders
         if ckpt_path is None and self._as_constructed.arguments["run_dir"] is None and self.run_folder.begun:
             self._begin_anew()
-        with self._session(model, data, val_dataloaders), self.stop.listening():
+        with self._session(model, data, val_dataloaders), self.stop.listening(), naming_the_resume(self, data):
             beginning = beginning_of(self, ckpt_path)
             again = beginning.resumes or ckpt_path == "last"
             if self.portable and isinstance(model, Task) and not again and self.start is None:
@@ -369,6 +370,7 @@ class AutoTrainer(pl.Trainer):
             if isinstance(model, Task) and isinstance(data, DataModule):
                 model.check_data(data.spec)  # before there is a folder, which would block a second attempt
                 self._check_shares(data)
+                self._check_dropped(data)
             if self.shards is not None:
                 self._cut_batches(model, data)
             if self.recipe != "plain":
@@ -473,6 +475,15 @@ class AutoTrainer(pl.Trainer):
             images = len(data.tables[split]) if split in data.tables else self.world_size
             must = f"at most {images}, the number of {split} images"
             require(images >= self.world_size, "devices", "AutoTrainer", must, self.world_size, "Use fewer.")
+
+    def _check_dropped(self, data: DataModule) -> None:
+        """Refuse to leave out validation samples where not all are used: which others are would change."""
+        part = self.limit_val_batches not in (None, 1.0)
+        must = "ids of training or test samples where `limit_val_batches` is given"
+        require(
+            not (part and "val" in data.dropped), "drop", "resume", must, data.dropped.get("val"),
+            "Train again on data without them.",
+        )  # fmt: skip
 
     def _cut_batches(self, model: pl.LightningModule, data: object) -> None:
         """Refuse what cannot be cut into shards, and say which images are left out."""
