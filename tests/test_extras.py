@@ -23,9 +23,11 @@ OPTIONAL = [
     "captum",
     "model-signing",
     "starlette",
+    "pylance",
+    "litdata",
 ]
 # Extras of features to come. Whoever writes the feature moves its extra to the table of the README.
-PLANNED = {"lance", "litdata"}
+PLANNED: set[str] = set()
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,8 @@ COMMANDS = {
     "explain": ["explain", "runs/photos-001", "PHOTOS"],
     "proof": ["seal", "runs/photos-001", "--key", "key.pem"],
     "inspect": ["inspect", "PHOTOS", "--run", "runs/photos-001"],
+    "lance": ["pack", "PHOTOS", "--to", "lance", "--out", "photos.lance"],
+    "litdata": ["pack", "PHOTOS", "--to", "litdata", "--out", "photos.litdata"],
 }
 ALL_COMMANDS = """
 import contextlib, io, json, os, sys

@@ -1,6 +1,8 @@
 """`verify --stretches`: consistent on other hardware, different where somebody has cheated."""
 
+import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,14 +11,17 @@ from pytorch_lightning.callbacks import Callback
 import warm
 from autotimm import Run
 from autotimm.cli.main import main
-from autotimm.errors import DifferentError, UsageError
+from autotimm.errors import DifferentError, ModelError, UsageError
 from autotimm.records.run_folder import RunFolder
 from autotimm.runs.recorded_run import read_recorded
 from autotimm.runs.restore import rebuild
 from autotimm.runs.stretches.choice import Stretch, draw, passing_chance, recorded_stretches, within_budget
-from autotimm.runs.stretches.process import other_instructions
+from autotimm.runs.stretches.court import Court
+from autotimm.runs.stretches.measure import Measurement
+from autotimm.runs.stretches.process import _require_instructions, other_instructions
+from autotimm.runs.stretches.stretch_verdict import _not_comparable
 from forger import Edit, write
-from training import SMALL
+from training import SMALL, small_fit
 
 DRAWS = {1: 0, 2: 1}
 """By epoch, a challenge that draws its stretch alone."""
@@ -210,6 +215,37 @@ def test_cheating_is_found_within_a_budget(run, tmp_path):
     assert [len(each.roundings) > 0 for each in verdict.proof.stretches] == [False, True]
 
 
+@pytest.mark.parametrize("options", [{"schedule": "plateau"}, {"shards": 2}, {"extended": True}], ids=str)
+def test_runs_of_other_kinds(photos, tmp_path, options):
+    """A rate that depends on the validation, batches in shards, weights of another run to begin with."""
+    extended = options.pop("extended", False)
+    made = small_fit(photos, tmp_path, name="made", epochs=1 if extended else 2, **options)
+    made = made.extend(epochs=2) if extended else made
+    whole = made.verify(budget=1.0, challenge=1)
+    assert (whole.verdict, whole.steps) == ("consistent", whole.of_steps)
+    assert all(each.equal_bits for each in whole.proof.stretches)
+    part = made.verify(stretches=1, steps=1, challenge=1)
+    known = "samples and learning rates" if options.get("shards") else "samples"
+    assert part.verdict == "consistent"
+    assert part.not_checked[0] == f"the steps of no drawn stretch, but for their {known}"
+    assert "images in another order" not in part.proof.stretches[0].roundings or not options.get("shards")
+
+
+def test_several_processes_without_shards_are_refused(run):
+    recorded = read_recorded(run.path)
+    recorded.manifest.environment["processes"] = 2
+    assert "has no shards" in _not_comparable(recorded, recorded_stretches(recorded, 2))
+
+
+def test_noise_that_hides_much_is_named(run, honest):
+    """A network may amplify rounding so fast that it hides what somebody has changed."""
+    court = Court(Measurement(read_recorded(run.path), run.path), [], "cpu", 1)
+    noisy = [replace(each, loss_noise=0.17) for each in honest.proof.stretches[:1]]
+    texts = court._not_checked(noisy, rates=True)
+    assert any("rounding alone moves their losses by up to 17%" in text for text in texts)
+    assert not any("rounding" in text for text in honest.not_checked)
+
+
 def test_options_that_do_not_go_together(run):
     with pytest.raises(UsageError, match="jobs"):
         run.verify(stretches=1, jobs=0)
@@ -223,6 +259,26 @@ def test_options_that_do_not_go_together(run):
     ):
         done = warm.run(["-m", "autotimm", "verify", run.path, *words])
         assert (done.returncode, part in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
+def test_a_cluster_needs_its_extra(run):
+    with pytest.raises(UsageError, match=r"pip install 'autotimm\[ray\]'"):
+        run.verify(stretches=1, launcher="ray")
+
+
+def test_a_machine_of_another_kind_is_refused(run):
+    """Its pixels and its noise would be others than those that the verdict is about."""
+    with pytest.raises(ModelError, match="instruction set of the one that verifies"):
+        _require_instructions("another")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+def test_with_ray(run, honest):
+    verdict = run.verify(stretches=2, steps=2, challenge=1, jobs=2, launcher="ray")
+    assert verdict.verdict == "consistent"
+    assert [each.loss for each in verdict.proof.stretches] == [each.loss for each in honest.proof.stretches]
 
 
 @pytest.mark.slow

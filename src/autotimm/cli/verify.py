@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from autotimm.cli.json_output import JSON, answering
 from autotimm.cli.parser import Given, parse
-from autotimm.cli.run_args import DATA, DEVICES, FOLDER, TRUST, WORKERS, open_folder, print_once
+from autotimm.cli.run_args import DATA, DEVICES, FOLDER, THREADS, TRUST, WORKERS, open_folder, print_once
 from autotimm.cli.verb import Verb
 from autotimm.config import Option
-from autotimm.config.value_types import Flag, Path, Share, Text, Whole
+from autotimm.config.value_types import Choice, Flag, Path, Share, Text, Whole
 from autotimm.errors import UsageError, sentence
 
 __all__ = ["VERIFY"]
@@ -27,9 +27,10 @@ def run(argv: Sequence[str]) -> int:
         recorded_run = open_folder(given)
         verdict = recorded_run.verify(
             data=given.value("data"), steps=given.value("steps"), epochs=epochs, workers=given.value("workers"),
-            devices=given.value("devices"), explain=given.value("explain"), stretches=given.value("stretches"),
-            budget=given.value("budget"), challenge=given.value("challenge"), jobs=given.value("jobs"),
-            key=given.value("key"), commitment=given.value("commitment"),
+            devices=given.value("devices"), threads=given.value("threads"), explain=given.value("explain"),
+            stretches=given.value("stretches"), budget=given.value("budget"), challenge=given.value("challenge"),
+            jobs=given.value("jobs"), launcher=given.value("launcher"), key=given.value("key"),
+            commitment=given.value("commitment"),
         )  # fmt: skip
         print_once(verdict)
         answer.update(verdict.as_dict())
@@ -41,11 +42,11 @@ def _check_stretches(given: Given) -> None:
     drawing = [name for name in ("stretches", "budget") if given.value(name) is not None]
     wrong = ""
     if not drawing:
-        lost = [name for name in given.options if name in ("challenge", "jobs")]
+        lost = [name for name in given.options if name in ("challenge", "jobs", "launcher")]
         wrong = f"--{lost[0]} of autotimm verify needs --stretches. Add for example --stretches 8." if lost else ""
     elif len(drawing) == 2:
         wrong = "--stretches and --budget of autotimm verify do not go together. Leave one of them out."
-    elif lost := [name for name in ("epochs", "explain", "devices") if given.value(name)]:
+    elif lost := [name for name in ("epochs", "explain", "devices", "threads") if given.value(name)]:
         wrong = f"--{lost[0]} of autotimm verify does not go with --{drawing[0]}. Leave one of them out."
     if wrong:
         raise UsageError(wrong)
@@ -83,8 +84,10 @@ VERIFY = Verb(
         ),
         "challenge": Option(Whole(), "the seed that stretches are drawn with", "Options", none="random"),
         "jobs": Option(Whole(1), "number of parallel processes that replay stretches", "Options"),
+        "launcher": Option(Choice(("local", "ray")), "these processes on this machine, or on a Ray cluster", "Options"),
         "workers": WORKERS,
         "devices": DEVICES,
+        "threads": THREADS,
         "trust": TRUST,
         "key": Option(Path(metavar="FILE"), "public key of whom the seal must be, as PEM", "Options", none="any"),
         "commitment": Option(
@@ -101,8 +104,10 @@ VERIFY = Verb(
         "budget": None,
         "challenge": None,
         "jobs": 1,
+        "launcher": "local",
         "workers": None,
         "devices": None,
+        "threads": None,
         "trust": False,
         "key": None,
         "commitment": None,

@@ -291,11 +291,7 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         """
         if self._tables:
             return
-        self.notices.clear()
-        with reading_as(self._reading):
-            tables = {split: table for split in ("train", "val", "test") if (table := self.read(split)) is not None}
-            require("train" in tables, "read", type(self).__name__, "a table for train", None, "Return one.")
-            tables, self.problems = readable(tables, self.notices, self.strict, check=self.check)
+        tables = self.own_tables()
         if self._given_transforms["train_transforms"] is None:
             self.notices += without_colors(self.augmentation, self.in_chans)
         check_classes(tables["train"], self.notices)
@@ -303,6 +299,18 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         self._tables = split_off(
             tables, self.val_split, self.test_split, self.data_seed, self.notices, self.division, type(self).__name__
         )
+
+    def borrow(self, other: DataModule, tables: Mapping[str, Table]) -> None:
+        """Use samples that another data module has read and checked, in place of reading any.
+
+        Args:
+            other: The other data module, which may augment in another way.
+            tables: Samples of its tables, by split.
+        """
+        self._tables = dict(tables)
+        self._dropped = other._dropped
+        of_size = "train_transforms"
+        self._cache = other._cache if self.pixels_needed(of_size) == other.pixels_needed(of_size) else None
 
     def drop(self, ids: str | Sequence[str], *, recorded: bool = False) -> None:
         """Leave out samples whose files cannot be read, found by a loader since only headers were checked.
@@ -350,6 +358,19 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         if any(table is own for own in self._tables.values()):
             return True
         return isinstance(table, Subset) and self._is_own(table.table)
+
+    def own_tables(self) -> dict[str, Table]:
+        """Read and check the samples of the splits that the data have of their own, before any are split off.
+
+        Raises:
+            DataError: If the data cannot be used.
+        """
+        self.notices.clear()
+        with reading_as(self._reading):
+            tables = {split: table for split in ("train", "val", "test") if (table := self.read(split)) is not None}
+            require("train" in tables, "read", type(self).__name__, "a table for train", None, "Return one.")
+            tables, self.problems = readable(tables, self.notices, self.strict, check=self.check)
+        return tables
 
     def _open_cache(self, tables: Mapping[str, Table]) -> None:
         files = [path for table in tables.values() for path in table.files()] if self.cache != "off" else ()

@@ -30,8 +30,9 @@ from autotimm.records.manifest import Manifest
 from autotimm.records.readers import Fields, require_shape
 from autotimm.records.run_folder import RunFolder
 from autotimm.records.trust import of_record
-from autotimm.repro.seed import most_on_cpu
+from autotimm.repro.seed import default_threads, most_on_cpu
 from autotimm.runs.factory import build_task, build_trainer, settle_data, settle_recipe
+from autotimm.runs.search import settle_search
 from autotimm.serialization import construct, is_object, takes
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import task_class_named
@@ -105,6 +106,7 @@ def rebuild(
     data: str | Path | None = None,
     workers: int | None = None,
     devices: int | None = None,
+    threads: int | None = None,
     weights_needed: bool = True,
     changes: Mapping[str, Any] | None = None,
     loggers: bool = False,
@@ -118,6 +120,7 @@ def rebuild(
         data: Where the data is now, if it was moved.
         workers: Number of loading processes in place of the recorded one; it never changes a result.
         devices: Number of devices or processes in place of the recorded one, for a run with ``shards``.
+        threads: Number of threads in place of the recorded one, for a run that is ``portable``.
         weights_needed: Whether pretrained weights must be available; not if a checkpoint replaces them anyway.
         changes: Other values than the recorded ones, by the names of the options; for a run made from objects also
             arguments of one part, such as ``model.lr``.
@@ -127,7 +130,8 @@ def rebuild(
         drop: Ids of samples to drop besides those that the run has dropped, see :meth:`DataModule.drop`.
 
     Raises:
-        UsageError: If ``devices`` are given for a run without ``shards``, or a sample cannot be dropped.
+        UsageError: If ``devices`` are given for a run without ``shards``, ``threads`` for one that is not portable, or
+            a sample cannot be dropped.
         ModelError: If a class or an object of the run cannot be created again.
         DataError: If the data is missing.
     """
@@ -136,6 +140,8 @@ def rebuild(
     trainer: Mapping[str, Any] = config.as_dict() if isinstance(config, FitConfig) else config.get("trainer") or {}
     if (devices := _processes(trainer, devices)) is not None:
         changes = {**(changes or {}), "devices": devices}
+    if (threads := _threads(trainer, threads)) is not None:
+        changes = {**(changes or {}), "threads": threads}
     require_machine_for({**trainer, **(changes or {})})
     manifest = read_manifest(recorded) if (recorded / "manifest.json").exists() else None
     decided = manifest.decisions if manifest is not None else {}
@@ -187,6 +193,25 @@ def _processes(trainer: Mapping[str, Any], devices: int | None) -> int | None:
         return devices
     say(f"the run was made with {recorded} processes, too many for this machine; using 1")
     return 1
+
+
+def _threads(trainer: Mapping[str, Any], threads: int | None) -> int | None:
+    """The number of threads in place of the recorded one; ``None`` for that.
+
+    Raises:
+        UsageError: If one is given for a run whose bits depend on it, or that this machine cannot start.
+    """
+    if not trainer.get("portable"):
+        must = "left out for a run that is not portable, whose bits depend on it"
+        require(threads is None, "threads", "the run", must, threads, "Leave it out.")
+        return None
+    if threads is not None and (problem := machine_problem(threads, None, None)):
+        raise UsageError(f"{problem} Give less.")
+    recorded = trainer.get("threads")
+    if threads is not None or machine_problem(recorded, None, None) is None:
+        return threads
+    say(f"the run was made with {recorded} threads, too many for this machine; using {default_threads()}")
+    return default_threads()
 
 
 def affordable(config: FitConfig | dict[str, Any]) -> FitConfig | dict[str, Any]:
@@ -241,12 +266,13 @@ def _from_options(
     config = config.resolved(values | dict(changes), "recorded")
     config, module = settle_data(config)
     module.setup("fit")
-    task, said = build_task(config, module), ""
+    task, said, found = build_task(config, module), "", decided.get("search")
     if not begun:  # it was interrupted before it had a manifest, and perhaps before its recipe was settled
         config, said = settle_recipe(config, task, module)
         folder.write_config(config.to_yaml())
+        config, task, module, found = settle_search(config, task, module, folder)
     trainer = build_trainer(config, folder, task, module, given)
-    trainer.recipe_note = said
+    trainer.recipe_note, trainer.searched = said, found
     return Rebuilt(task, module, trainer, config)
 
 

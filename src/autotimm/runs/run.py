@@ -37,7 +37,7 @@ from autotimm.records.checked_levels import level_claims
 from autotimm.records.checkpoint_store import CheckpointStore
 from autotimm.records.commitment import compare_commitment, require_digest
 from autotimm.records.imports import RecordedNames, names_in
-from autotimm.records.run_folder import FOLDS, PER_CLASS, RunFolder, require_files, write_results
+from autotimm.records.run_folder import FOLDS, PER_CLASS, RunFolder, require_files, require_run_folder, write_results
 from autotimm.records.run_seal import Seal, check_seal, write_seal
 from autotimm.records.trust import OfRun
 from autotimm.report.written_page import Report
@@ -126,7 +126,9 @@ def diff(a: str | Path, b: str | Path, *, explain: bool = False, trust: bool = F
     Raises:
         ModelError: If one of them has no record of a run.
     """
-    run, folders = Run(a, trust=trust), (Path(a), Run(b).path)
+    for folder in (a, b):
+        require_run_folder(folder)
+    run, folders = Run(a, trust=trust), (Path(a), Path(b))
     comparison = compare(*folders)
     if not explain or comparison.difference is None:
         return comparison
@@ -159,6 +161,8 @@ def compare_reports(
         UsageError: If there is a file already where ``out`` says.
         RunError: If the page cannot be written.
     """
+    for folder in folders:
+        require_run_folder(folder)
     runs = [Run(folder, trust=trust) for folder in folders]
     first = runs[0].path.absolute()
     if out is not None:
@@ -203,12 +207,7 @@ class Run:
         path = Path(path)
         path = path.absolute() if os.path.isfile(path) else path  # the folder above must have a name
         self._file = path if os.path.isfile(path) else None
-        if self._file is None and not (os.path.isdir(path / "checkpoints") or os.path.isfile(path / "config.yaml")):
-            beside = path.parent.glob("*/checkpoints") if os.path.isdir(path.parent) else []
-            hint = nearest(path.name, (checkpoints.parent.name for checkpoints in beside))
-            hint = hint or "Give the folder that the last line of `autotimm fit` names."
-            problem = "is not a run folder" if os.path.isdir(path) else "does not exist"
-            raise ModelError(f"{path} must be a run folder or a checkpoint. It {problem}. {hint}")
+        require_run_folder(path, checkpoint=True)
         inside = self._file is not None and self._file.parent.name == "checkpoints"
         self.path = path if self._file is None else path.parent.parent if inside else path.parent
         if self._file is None or inside:
@@ -467,7 +466,8 @@ class Run:
                 features, as ``neighbours``.
             novelty: Say for each image which share of the validation images is nearer to the training images, as
                 ``novelty``; see :func:`autotimm.runs.neighbours.novelties`.
-            tta: ``"flip"`` averages the probabilities of each image and its mirror image, for classification.
+            tta: Look at each image more than once: ``"flip"`` also mirrored, ``"multiscale"`` also at about 3/4 and 5/4
+                of its size. Probabilities of classes and pixels are averaged, objects are merged.
 
         Returns:
             One prediction per image, of the kind of the task: classes, objects, or a class for each pixel.
@@ -483,7 +483,7 @@ class Run:
         if neighbours is not None:
             require(is_whole(neighbours, 1), "neighbours", "predict", "a whole number from 1", neighbours, "Give 5.")
         if tta is not None and coverage is not None:
-            cure = "The validation images, which sets are measured on, were predicted without their mirror images."
+            cure = "The validation images, which sets are measured on, were looked at once."
             raise UsageError(sentence("tta", "predict", "left out with a coverage", tta, cure))
         with self.names:
             task, trainer = self.model(ckpt), self._trainer()
@@ -621,7 +621,7 @@ class Run:
     def export(
         self, out: str | Path | None = None, *, to: str = "onnx", precision: str = "fp32", ckpt: str | Path = "best",
         data: str | Path | None = None, check: str = "sample", tolerance: float | None = None,
-        with_runner: bool = False,
+        with_runner: bool = False, paste_masks: bool = False,
     ) -> Export:  # fmt: skip
         """Write the model as a file for another program, compared with the run before it is kept.
 
@@ -640,6 +640,7 @@ class Run:
             tolerance: The largest allowed difference: of scores and boxes for ``fp32``, by default 1e-4; of metrics for
                 ``fp16``, by default 0.01, and of ``int8``, by default 0.02.
             with_runner: Whether to write ``predict.py`` beside an ONNX file, which predicts with it without torch.
+            paste_masks: Whether the file returns masks of objects in pixels of the image instead of in their boxes.
 
         Returns:
             The path of what was written, with the comparison.
@@ -654,7 +655,7 @@ class Run:
         with self.names:
             return export_run(
                 self.path, self.checkpoint(ckpt), lambda: self.model(ckpt), self.data, out, to=to, precision=precision,
-                data=data, check=check, tolerance=tolerance, runner=with_runner,
+                data=data, check=check, tolerance=tolerance, runner=with_runner, paste_masks=paste_masks,
             )  # fmt: skip
 
     def push(
@@ -695,11 +696,13 @@ class Run:
         epochs: tuple[int, int] | None = None,
         workers: int | None = None,
         devices: int | None = None,
+        threads: int | None = None,
         explain: bool = False,
         stretches: int | None = None,
         budget: float | None = None,
         challenge: int | None = None,
         jobs: int = 1,
+        launcher: str = "local",
         key: str | Path | None = None,
         commitment: str | None = None,
     ) -> Verdict:
@@ -727,10 +730,12 @@ class Run:
             if stretches is not None or budget is not None:
                 verdict = verify_stretches(
                     self.path, stretches=stretches or 1, steps=steps, budget=budget, challenge=challenge, data=data,
-                    workers=workers, jobs=jobs,
+                    workers=workers, jobs=jobs, launcher=launcher,
                 )  # fmt: skip
                 return replace(verdict, notes=(*seal.notes, *kept, *verdict.notes))
-            verdict = verify(self.path, data=data, steps=steps, epochs=epochs, workers=workers, devices=devices)
+            verdict = verify(
+                self.path, data=data, steps=steps, epochs=epochs, workers=workers, devices=devices, threads=threads
+            )
             verdict = replace(verdict, notes=(*seal.notes, *kept, *verdict.notes))
             if not explain or verdict.difference is None:
                 return verdict

@@ -60,6 +60,8 @@ def inputs(
     config = {name: _without(part.get("init_args", part), silent_arguments(name)) for name, part in parts.items()}
     if trainer.shards is not None:  # then the number of processes decides nothing
         config["trainer"] = _without(config["trainer"], {"devices", "num_nodes"})
+    if trainer.portable:  # nor does that of threads
+        config["trainer"] = _without(config["trainer"], {"threads"})
     config |= {f"{name}_class": part["class_path"] for name, part in parts.items() if "class_path" in part}
     config = _first_paths(config)  # equal inputs have equal ids, also where a class has moved in between
     roots = {"data": data.data_seed} if data is not None else {}
@@ -106,8 +108,16 @@ def surroundings(trainer: Any) -> dict[str, Any]:
     return environment(trainer.threads, [device]) | world
 
 
-def decisions(model: pl.LightningModule, data: DataModule | None) -> dict[str, Any]:
-    """What was decided by looking or measuring; a replay reads it rather than decide again."""
+def decisions(
+    model: pl.LightningModule, data: DataModule | None, searched: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What was decided by looking or measuring; a replay reads it rather than decide again.
+
+    Args:
+        model: What is trained.
+        data: The data module, or ``None`` for loaders of the caller's own.
+        searched: What a search before the training has tried and chosen.
+    """
     decided: dict[str, Any] = {}
     if isinstance(model, Task):
         decided = {"recipe": plain_value(model.recipe.as_dict()) if model.recipe else None}
@@ -117,7 +127,7 @@ def decisions(model: pl.LightningModule, data: DataModule | None) -> dict[str, A
         decided["batch_size"] = data.batch_size
         if data.dropped:
             decided[DROPPED] = sorted(id for ids in data.dropped.values() for id in ids)
-    return decided
+    return decided if searched is None else decided | {"search": plain_value(dict(searched))}
 
 
 def levels(
@@ -139,6 +149,7 @@ def levels(
     keyed = expected if data is not None else foreign
     gpu = trainer.strategy.root_device.type == "cuda"
     groups = "no, because sums over processes, and the statistics of batch normalization, are taken in other groups"
+    orders = "no, because the last bits of sums depend on threads and instruction set; replay with those recorded"
     repeated = expected if isinstance(model, Task) or not deterministic else UNKEYED_WEIGHTS
     if begun.get("start", {}).get("kind") == PROGRAM:
         repeated = FOREIGN_WEIGHTS
@@ -150,7 +161,7 @@ def levels(
         "R2": keyed,
         "R3": keyed,
         "R4": groups if trainer.shards is None else keyed,
-        "R5": "no, because the last bits of sums depend on threads and instruction set; replay with those recorded",
+        "R5": orders if not trainer.portable else keyed if repeated == "expected" else repeated,
         "R6": expected if gpu else "no, because it was trained on a CPU",
         "R7": "no, because it is not promised: other hardware and other versions of torch add up in another order",
     }

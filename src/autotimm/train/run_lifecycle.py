@@ -37,7 +37,7 @@ from autotimm.records.digest import config_digest
 from autotimm.records.environment import volatile
 from autotimm.records.imports import names_in
 from autotimm.records.ledger import read_ledger
-from autotimm.records.manifest import Manifest
+from autotimm.records.manifest import SOURCES, Manifest
 from autotimm.records.run_folder import CALIBRATION, RECIPE, RunFolder, name_of_weights
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import read_checkpoint
@@ -155,7 +155,7 @@ def declare(
     manifest = Manifest(
         inputs=inputs(trainer, model, data, content=data_facts, initial=initial) | begun,
         environment=surroundings(trainer),
-        decisions=decisions(model, data),
+        decisions=decisions(model, data, trainer.searched),
         results={"status": "running"},
         levels=levels(trainer, model, data, begun),
         volatile=clock,
@@ -256,6 +256,7 @@ def conclude(
             found = {"count": len(changed.files), "ids": changed.ids[:_MOST_IDS]}
             claims["R1"] = changed_while_training(len(changed.files))
         results |= {} if found is None else {"changed_files": found}
+        results |= {SOURCES: manifest.results[SOURCES]} if SOURCES in manifest.results else {}
         ended = manifest.volatile | {"ended": timestamp()}
         if meter is not None:
             ended[COMPUTE] = [*ended.get(COMPUTE, []), meter.read()]

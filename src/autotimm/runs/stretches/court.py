@@ -15,7 +15,7 @@ from autotimm.records.trust import OfRun
 from autotimm.runs.recorded_run import export_findings
 from autotimm.runs.stretches.choice import Stretch
 from autotimm.runs.stretches.judgement import Judged, StretchDistance, judge_stretch
-from autotimm.runs.stretches.measure import Elsewhere, Measured, Measurement
+from autotimm.runs.stretches.measure import Measured, Measurement
 from autotimm.runs.stretches.process import Launch, Processes, other_instructions, run_process
 from autotimm.runs.stretches.replay import Variant, rounding_unit, variants
 from autotimm.runs.verdict import Verdict, describe
@@ -23,6 +23,7 @@ from autotimm.train.progress import say
 
 __all__ = ["CONSISTENT", "Court", "StretchProof", "bit_factors_apart", "pixel_factors_apart"]
 
+_TOO_NOISY = 0.01  # of a loss; most changes of one step are smaller
 CONSISTENT = 7
 """The exit code: never 0, since `consistent` is less than `identical`."""
 
@@ -122,6 +123,7 @@ class Court:
         device: The kind of device that is used.
         jobs: Processes at a time.
         launch: What starts them.
+        launcher: ``"local"``, or ``"ray"`` for processes on a cluster.
         exact_first: Whether a stretch is replayed with other roundings only if its bits are not the recorded ones.
     """
 
@@ -130,6 +132,7 @@ class Court:
     device: str
     jobs: int
     launch: Launch = run_process
+    launcher: str = "local"
     exact_first: bool = False
 
     def verdict(
@@ -141,7 +144,9 @@ class Court:
         wrong = [str(finding) for finding in findings if not finding.damage]
         damages = [str(finding) for finding in findings if finding.damage]
         said: dict[str, Any] = {"notes": (*damages, *notes), "of_steps": run.steps}
+        rates = True
         for stretch, measured in pairs:
+            rates &= measured.rates
             verdict = self.judge(stretch, measured)
             judged.append(verdict.distance)
             shown = replace(proof, stretches=tuple(judged))
@@ -156,7 +161,7 @@ class Court:
                 if verdict.difference.stage in ("forward", "update") and not verdict.distance.inputs:
                     return self._other_images(verdict, said)
                 return Verdict("different", DifferentError.exit_code, verdict.reason, verdict.difference, **said)
-        said["not_checked"] = self._not_checked(judged)
+        said["not_checked"] = self._not_checked(judged, rates=rates)
         if wrong:
             reason = f"The steps are consistent, and other values contradict each other: {'; '.join(wrong[:5])}."
             return Verdict("different", DifferentError.exit_code, reason, **said)
@@ -196,55 +201,62 @@ class Court:
         first = self.asked.run.ledger.lines[0]
         return first.get("weights") if first["kind"] == "start" else None
 
-    def _not_checked(self, judged: Sequence[StretchDistance]) -> tuple[str, ...]:
-        texts = ["the steps of no drawn stretch, but for their samples and learning rates", "validation and test"]
+    def _not_checked(self, judged: Sequence[StretchDistance], *, rates: bool) -> tuple[str, ...]:
+        texts = ["validation and test"]
+        if sum(each.steps for each in judged) < self.asked.run.steps:
+            known = "their samples and learning rates" if rates else "their samples"
+            texts.insert(0, f"the steps of no drawn stretch, but for {known}")
+        for each in judged:
+            if each.loss_noise > _TOO_NOISY:
+                moves = f"rounding alone moves their losses by up to {each.loss_noise:.0%}"
+                texts.append(f"what is smaller than rounding in {each.stretch}, where {moves}; fewer --steps show more")
         if not all(each.inputs for each in judged):
             texts.append(f"the pixels of the images, which are made otherwise here ({'; '.join(self.apart)})")
         return tuple(texts)
 
     def measured(self, drawn: Sequence[Stretch]) -> Iterator[tuple[Stretch, Measured]]:
-        """Measure stretches in their order; with one process at a time each when it is asked for."""
+        """Measure stretches in their order; in this process each when it is asked for."""
         trust = admission()
-        processes = Processes(self.asked, self.jobs, isinstance(trust, OfRun) and trust.trust, self.launch)
-        known: dict[Stretch, Measured] = {}
-        if self.exact_first and self.jobs > 1:
-            known = {each: found for each, found in self._all(processes, drawn, ()).items() if found.exact}
-        elif self.exact_first:
-            for stretch in drawn:
-                found = self.asked.measure(stretch, (), every=stretch == drawn[0])
-                if not found.exact:
-                    break  # nor will the others be, most likely
-                yield stretch, found
-                known[stretch] = found
-            drawn = [stretch for stretch in drawn if stretch not in known]
-        rest = [stretch for stretch in drawn if stretch not in known]
+        trusted = isinstance(trust, OfRun) and trust.trust
+        processes = Processes(self.asked, self.jobs, trusted, self.launch, self.launcher)
+        if self.jobs > 1 or self.launcher != "local":
+            yield from self._in_parallel(processes, drawn)
+            return
+        rest = [*drawn]
+        while self.exact_first and rest:
+            found = self.asked.measure(rest[0], (), every=rest[0] == drawn[0])
+            if not found.exact:
+                break  # nor will the others be, most likely
+            yield rest.pop(0), found
         if not rest:
-            yield from ((stretch, known[stretch]) for stretch in drawn)
             return
-        around = self.asked.run.manifest.environment
-        threads = around.get("threads")
-        others = variants(threads if isinstance(threads, int) else 1, self.device)
-        elsewhere = self._elsewhere(processes, rest)
-        if self.jobs > 1:
-            known |= self._all(processes, rest, others, elsewhere)
-            yield from ((stretch, known[stretch]) for stretch in drawn)
-            return
+        variables, name = self._other_instructions()
+        elsewhere = processes.elsewhere(rest, variables, name) if variables else []
         for index, stretch in enumerate(rest):
             other = elsewhere[index] if elsewhere else None
-            yield stretch, self.asked.measure(stretch, others, other, every=index == 0)
+            yield stretch, self.asked.measure(stretch, self._others, other, every=stretch == drawn[0])
 
-    def _all(
-        self, processes: Processes, drawn: Sequence[Stretch], others: Sequence[Variant],
-        elsewhere: Sequence[Elsewhere] = (),
-    ) -> dict[Stretch, Measured]:  # fmt: skip
-        return dict(zip(drawn, processes.measure(drawn, others, elsewhere), strict=True))
+    def _in_parallel(self, processes: Processes, drawn: Sequence[Stretch]) -> Iterator[tuple[Stretch, Measured]]:
+        known: dict[Stretch, Measured] = {}
+        if self.exact_first:
+            found = zip(drawn, processes.measure(drawn, (), {}, ""), strict=True)
+            known = {stretch: each for stretch, each in found if each.exact}
+        rest = [stretch for stretch in drawn if stretch not in known]
+        if rest:
+            measured = processes.measure(rest, self._others, *self._other_instructions())
+            known |= dict(zip(rest, measured, strict=True))
+        yield from ((stretch, known[stretch]) for stretch in drawn)
 
-    def _elsewhere(self, processes: Processes, drawn: Sequence[Stretch]) -> list[Elsewhere]:
-        """What a process with another instruction set measures; empty if there is none."""
+    @property
+    def _others(self) -> list[Variant]:
+        threads = self.asked.run.manifest.environment.get("threads")
+        return variants(threads if isinstance(threads, int) else 1, self.device)
+
+    def _other_instructions(self) -> tuple[dict[str, str], str]:
+        """The environment variables of a process with another instruction set, and their words; said aloud."""
         run = self.asked.run
         recorded = str((run.manifest.environment.get("hardware") or {}).get("instructions"))
         variables, name = other_instructions(recorded, self.device)
-        if not variables:
-            return []
-        say(f"replaying {run.folder} with {' '.join(f'{key}={value}' for key, value in variables.items())}")
-        return processes.elsewhere(drawn, variables, name)
+        if variables:
+            say(f"replaying {run.folder} with {' '.join(f'{key}={value}' for key, value in variables.items())}")
+        return variables, name

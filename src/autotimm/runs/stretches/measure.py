@@ -40,6 +40,7 @@ class Measured:
         findings: What a checkpoint says that its run cannot have written.
         wrong: The first step of the whole ledger that has other samples or another learning rate than the options give,
             as the fields of a :class:`~autotimm.records.ledger_diff.Difference`.
+        rates: Whether the learning rates of all steps follow from the options.
         exact: Whether the first replay has all recorded bits, so that no other one was made.
     """
 
@@ -51,6 +52,7 @@ class Measured:
     updates: dict[str, float] = field(default_factory=dict)
     findings: list[str] = field(default_factory=list)
     wrong: list[Any] | None = None
+    rates: bool = True
     exact: bool = False
 
 
@@ -77,6 +79,7 @@ class Measurement:
         data: The folder of the data, if it was moved.
         workers: Loading processes instead of the recorded number.
         same_pixels: Whether images must have the recorded pixels here, as the versions of all that makes them say.
+        gpus: The number of GPUs that a replay uses.
     """
 
     run: RecordedRun
@@ -84,6 +87,7 @@ class Measurement:
     data: str | None = None
     workers: int | None = None
     same_pixels: bool = True
+    gpus: int = 0
 
     def elsewhere(self, stretch: Stretch) -> list[Line]:
         """Replay a stretch in a process with another instruction set, and keep images and state for the first one."""
@@ -128,6 +132,8 @@ class Measurement:
             others = [*others, *OTHER_PIXELS]
         for variant in others:
             again = self._play(stretch, variant, images=images)
+            if again.left_out:
+                continue
             measured.lines[variant.name] = again.lines
             if state is not None and again.state is not None:
                 measured.apart[variant.name] = distances(state, again.state)
@@ -167,6 +173,7 @@ class Measurement:
         settings, lines = settings_of(trainer, module), self.run.ledger.lines
         if "start" in self.run.manifest.inputs:  # its optimizer and its schedule may be those of another run
             settings = replace(settings, groups=(), rates=(), schedule=None)
+        measured.rates = settings.rate(0) is not None
         for name, step in ((stretch.start, stretch.first), (stretch.end, stretch.first + stretch.length)):
             if name:
                 checkpoint = read_checkpoint(self._checkpoint(name))

@@ -15,10 +15,12 @@ from autotimm.errors import (
     ModelError,
     UsageError,
     require,
+    require_choice,
 )
 from autotimm.records.replay_versions import not_replayable
 from autotimm.records.run_folder import RunFolder
 from autotimm.runs.parent import check_parent
+from autotimm.runs.ray_cluster import LAUNCHERS, require_ray
 from autotimm.runs.recorded_run import RecordedRun, read_recorded
 from autotimm.runs.restore import Rebuilt
 from autotimm.runs.stretches.choice import Choice, Stretch, choose, new_challenge, passing_chance, within_budget
@@ -45,6 +47,7 @@ def verify_stretches(
     data: str | Path | None = None,
     workers: int | None = None,
     jobs: int = 1,
+    launcher: str = "local",
 ) -> Verdict:
     """Replay a few steps from some recorded checkpoints, and compare with what rounding alone does here.
 
@@ -61,6 +64,7 @@ def verify_stretches(
         data: The folder of the data, if it was moved.
         workers: Loading processes instead of the recorded number.
         jobs: Processes that replay stretches at a time; with 1 they are replayed in this one.
+        launcher: ``"local"``, or ``"ray"`` for processes on the machines of a cluster.
 
     Raises:
         UsageError: If an argument is wrong.
@@ -68,6 +72,9 @@ def verify_stretches(
     """
     for name, value in (("stretches", stretches), ("steps", _STEPS if steps is None else steps), ("jobs", jobs)):
         require(value >= 1, name, "verify", "an integer of at least 1", value, "Give for example 8.")
+    require_choice("launcher", "verify", launcher, LAUNCHERS)
+    if launcher == "ray":
+        require_ray()
     if budget is not None:
         require(0 < budget <= 1, "budget", "verify", "a share above 0 and at most 1", budget, "Give for example 0.1.")
     run = read_recorded(folder)
@@ -102,8 +109,10 @@ def verify_stretches(
         apart = pixel_factors_apart(run.manifest, around)
         if bit_factors_apart(run.manifest, around):  # far from a checkpoint rounding hides more
             choice = near
-        asked = Measurement(run, Path(scratch), None if data is None else str(data), workers, not apart)
-        court = Court(asked, apart, _device(rebuilt), jobs, exact_first=budget is not None)
+        device = _device(rebuilt)
+        moved = None if data is None else str(data)
+        asked = Measurement(run, Path(scratch), moved, workers, not apart, gpus=int(device != "cpu"))
+        court = Court(asked, apart, device, jobs, launcher=launcher, exact_first=budget is not None)
         try:
             return court.verdict(court.measured(choice.drawn), _proof(choice, challenge), chain.notes)
         except AutotimmError as error:
@@ -119,8 +128,12 @@ def _not_comparable(run: RecordedRun, drawn: Sequence[Stretch]) -> str:
     if not drawn:
         return "The record must have steps after a checkpoint that is intact, or after its start. It has none."
     processes = run.manifest.environment.get("processes", 1)
-    if processes != 1:
-        return f"A stretch is replayed by one process. The run was made by {processes}. Verify it without --stretches."
+    shards = run.manifest.inputs.get("config", {}).get("trainer", {}).get("shards")
+    if processes != 1 and shards is None:
+        return (
+            f"A stretch is replayed by one process. The run was made by {processes}, and has no shards, without which "
+            "bits depend on their number. Verify it without --stretches and --budget."
+        )
     return ""
 
 
