@@ -94,7 +94,15 @@ def _brighten(batch: Any) -> None:
     images.copy_((images.float() * 1.05).clamp(0, 255).to(images.dtype))
 
 
-def _blur(batch: Any) -> None:
+def _zoom(batch: Any) -> None:
+    """Augmentation of another strength: each image is cropped by a pixel more on each side."""
+    images = batch.images
+    inner = images.float()[..., 1:-1, 1:-1]
+    larger = torch.nn.functional.interpolate(inner, images.shape[-2:], mode="bilinear", antialias=True)
+    images.copy_(larger.round() if images.dtype == torch.uint8 else larger)
+
+
+def _move(batch: Any) -> None:
     """A transform of one image is left out: its pixels are moved by one."""
     batch.images[0].copy_(batch.images[0].roll(1, -1))
 
@@ -145,19 +153,14 @@ def _half(module: Any) -> Callable[[], None]:
     return lambda: context.__exit__(None, None, None)
 
 
-def _frozen_statistics(module: Any) -> Callable[[], None]:
-    """The first normalization or dropout layer is in evaluation mode."""
-    kinds = (torch.nn.BatchNorm2d, torch.nn.LayerNorm, torch.nn.Dropout)
+def _scaled_normalization(module: Any) -> Callable[[], None]:
+    """The first normalization is scaled by 1 %; without one, the first tensor of weights is."""
+    kinds = (torch.nn.BatchNorm2d, torch.nn.LayerNorm)
     part = next((part for part in module.network.modules() if isinstance(part, kinds)), None)
     scaled = part.weight if part is not None else next(module.network.parameters())
     before = scaled.detach().clone()
     scaled.data.mul_(1.01)
     return lambda: scaled.data.copy_(before)
-
-
-def _another_seed(module: Any) -> Callable[[], None]:
-    hook = module.network.register_forward_pre_hook(lambda *_: torch.manual_seed(7) and None)
-    return hook.remove
 
 
 def _kinds() -> dict[str, dict[str, Any]]:
@@ -168,18 +171,19 @@ def _kinds() -> dict[str, dict[str, Any]]:
         "momentum 0.89 instead of 0.9": {"groups": {"betas": first_moment(0.89)}},
         "one image swapped": {"change_batch": _swap_image, "once": True},
         "one image mirrored": {"change_batch": _mirror, "once": True},
-        "one image moved by a pixel": {"change_batch": _blur, "once": True},
+        "one image moved by a pixel": {"change_batch": _move, "once": True},
         "a patch of 4 x 4 pixels erased": {"change_batch": _patch, "once": True},
         "one label swapped": {"change_batch": _swap_label, "once": True},
         "images and targets out of step": {"change_batch": _turned, "once": True},
         "brightness 5 % higher": {"change_batch": _brighten},
+        "augmentation crops a pixel more": {"change_batch": _zoom},
         "a skipped step": {"skips": True, "once": True},
         "weights nudged by 1e-4": {"change_weights": _nudge, "once": True},
         "state of the optimizer reset": {"resets": True, "once": True},
         "largest tensor not trained": {"clears": True, "once": True},
         "dropout of 5 %": {"change_module": _dropout},
         "bfloat16": {"change_module": _half},
-        "a normalization scaled by 1 %": {"change_module": _frozen_statistics},
+        "a normalization scaled by 1 %": {"change_module": _scaled_normalization},
     }
 
 

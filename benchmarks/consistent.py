@@ -1,188 +1,143 @@
 """What `autotimm verify --stretches` says of honest runs on stand-ins for other hardware, and of dishonest ones.
 
-Honest: small networks of several architectures and tasks are trained, and verified in processes with other instruction
-sets and libraries. Dishonest: a kind of cheating is planted in steps that are replayed, while the record claims that
-there was none. Cheating in one of several stretches is found as often as it is drawn: the rate over many challenges
-is compared with the stated chance.
+Honest: small networks of eight architectures and four tasks are trained; stretches of them are verified in processes
+with other instruction sets, libraries and thread counts. Dishonest: kinds of cheating and mistakes are planted in
+steps that are replayed, while the record claims that there was none. Cheating in one of several stretches is found as
+often as it is drawn: the rate over many challenges is compared with the stated chance.
 
-Targets: `consistent` for each honest run, `different` for at least 95 % of the dishonest ones. The exit code is 1 if
-one is missed.
+Targets: `consistent` for each honest stretch, `different` for at least 95 % of the dishonest ones. The exit code is 1
+if one is missed. A long measurement can be stopped and taken up again: with `--folder` each result is kept at once.
 
-    python benchmarks/consistent.py [--quick] [--tries N]
+    python benchmarks/consistent.py [--quick] [--turns N] [--minutes M] [--folder FOLDER]
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
+import math
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from itertools import cycle, islice
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from _bench import arguments, report
-from _cheats import KINDS, planted
+from _bench import arguments, done_lines, report, table
+from _forked import forked
+from _stand_ins import ALL_KINDS, BACKBONES, RUNS, STAND_INS, STEPS, cheat, judge, train
+from scipy.stats import binomtest
 
-import autotimm
-from autotimm import Run
-from autotimm.data.toy import write_toy_folder, write_toy_objects, write_toy_segmentation
-from autotimm.records.run_folder import RunFolder
 from autotimm.runs.recorded_run import read_recorded
-from autotimm.runs.restore import rebuild
 from autotimm.runs.stretches.choice import draw, passing_chance, recorded_stretches
 
-STEPS = 5
-SPLITS = {"train": 24, "val": 4}
-SMALL: dict[str, Any] = {"pretrained": False, "image_size": 32, "batch_size": 8, "num_workers": 0, "threads": 1,
-                         "accelerator": "cpu", "progress": False, "epochs": 3}  # fmt: skip
-BACKBONES = ("test_resnet", "test_vit", "test_convnext", "test_efficientnet", "resnet18", "mobilenetv3_small_050",
-             "regnetx_002", "resnet10t")  # fmt: skip
-TASKS: dict[str, dict[str, Any]] = {
-    "segmentation": {"backbone": "test_resnet", "image_size": 64},
-    "detection": {"backbone": "test_resnet", "image_size": 64},
-    "dropout": {"backbone": "test_resnet", "head_dropout": 0.2, "mixup_alpha": 0.2},
-}
-STAND_INS: dict[str, dict[str, str]] = {
-    "no AVX in torch": {"ATEN_CPU_CAPABILITY": "default"},
-    "oneDNN up to SSE 4.1": {"ONEDNN_MAX_CPU_ISA": "SSE41"},
-    "MKL compatible": {"MKL_CBWR": "COMPATIBLE", "ATEN_CPU_CAPABILITY": "avx2"},
-    "oneDNN up to AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
-}
+QUICK_KINDS = ("learning rate 1 % higher", "one image swapped", "losses invented", "steps and weights invented")
+CHALLENGES = 200
 
 
-def honest(folder: Path, quick: bool) -> Iterator[tuple[str, Path]]:
-    """Train one run of each architecture and task."""
-    photos = write_toy_folder(folder / "photos", n=32 if quick else 48, num_classes=3, image_size=40, seed=7)
-    data = {
-        "segmentation": lambda: write_toy_segmentation(folder / "regions", splits=SPLITS, image_size=64, seed=7),
-        "detection": lambda: write_toy_objects(folder / "objects", splits=SPLITS, image_size=64, seed=7),
-    }
-    for backbone in BACKBONES[:1] if quick else BACKBONES:
-        run = autotimm.fit(photos, **SMALL | {"backbone": backbone, "name": backbone, "out": folder / "runs"})
-        yield backbone, run.path
-    for name, options in {} if quick else TASKS.items():
-        place = data[name]() if name in data else photos
-        if name == "detection":
-            options = {**options, "task": "detection"}
-        run = autotimm.fit(place, **SMALL | options | {"name": name, "out": folder / "runs"})
-        yield name, run.path
+def kinds_of(number: int, turn: int, quick: bool) -> list[str]:
+    """The kinds that are planted in a run: two thirds of them, others in each turn."""
+    kinds = QUICK_KINDS if quick else ALL_KINDS
+    return [kind for place, kind in enumerate(kinds) if quick or (place + number + turn) % 3]
 
 
-def challenge_for(folder: Path, first: int) -> int:
-    """A challenge that draws the stretch at some step first."""
-    stretches = recorded_stretches(read_recorded(folder), STEPS)
-    return next(seed for seed in range(10_000) if draw(stretches, 1, seed)[0].first == first)
+def measure(folder: Path, rows: Path, turns: int, end: float, quick: bool) -> None:
+    """Measure what is not among the results yet, and write each result down at once, up to some time."""
+    names = BACKBONES[:1] if quick else tuple(RUNS)
+    stand_ins = [*STAND_INS][:1] if quick else [*STAND_INS]
+    list(forked(train, folder, names))
+    for turn in range(turns):
+        for stand_in in stand_ins:
+            done = {("honest", row["run"], row["first"], row["stand_in"])
+                    for row in done_lines(rows) if row["kind"] == "honest"}  # fmt: skip
+            for number, name in enumerate(names):
+                if time.time() > end:
+                    return
+                list(forked(cheat, folder, turn, [name], kinds_of(number, turn, quick)))
+                for row in forked(judge, folder, turn, [name], stand_in, done, variables=STAND_INS[stand_in].variables):
+                    with rows.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+                    if row["kind"] == "honest" or row["verdict"] != "different":
+                        print(*(row[key] for key in ("kind", "run", "stand_in", "verdict", "ratio", "weights_ratio")),
+                              row["reason"], file=sys.stderr, flush=True)  # fmt: skip
 
 
-def dishonest(folder: Path, run: Path, kind: str, number: int) -> tuple[Path, int]:
-    """Train a run again with a kind of cheating in one stretch; returns its folder and the first step of that."""
-    stretches = recorded_stretches(read_recorded(run), STEPS)
-    stretch = stretches[number % len(stretches)]
-    place = folder / "dishonest" / f"{number}-{run.name}"
-    rebuilt = rebuild(run, RunFolder(place, place.parent))
-    cheat = planted(kind, range(stretch.first, stretch.first + stretch.steps), number)
-    rebuilt.trainer.callbacks.append(cheat)
-    rebuilt.trainer.fit(rebuilt.task, datamodule=rebuilt.data)
-    if rebuilt.config is not None:
-        rebuilt.trainer.run_folder.write_config(rebuilt.config.to_yaml())
-    return place, stretch.first
+def share(hits: int, of: int) -> str:
+    """A count with its Wilson interval of 95 %."""
+    low, high = binomtest(hits, of).proportion_ci(method="wilson")
+    return f"{hits} of {of} ({low:.0%} to {high:.0%})"
 
 
-def invented(folder: Path, run: Path, number: int) -> tuple[Path, int]:
-    """A copy of a run whose losses of one stretch are invented: between those around them, with all digests anew."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    from forger import Edit, write
-
-    stretches = recorded_stretches(read_recorded(run), STEPS)
-    stretch = stretches[number % len(stretches)]
-    steps = range(stretch.first + 1, stretch.first + stretch.steps + 1)
-
-    def change(copy: Path) -> None:
-        path = copy / "ledger.jsonl"
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        for line in lines:
-            if line["kind"] == "step" and line["step"] in steps:
-                line["loss"] = (float.fromhex(line["loss"]) * 0.999).hex()
-        write(path, "".join(json.dumps(line, sort_keys=True, separators=(",", ":")) + "\n" for line in lines))
-
-    edit = Edit("ledger", "ledger.jsonl: invented", change, True)
-    (folder / "dishonest").mkdir(exist_ok=True)
-    return edit.apply(run, folder / "dishonest" / f"invented-{number}"), stretch.first
+def honest_rows(rows: Sequence[dict[str, Any]], key: str, verdict: str = "consistent") -> list[tuple[Any, ...]]:
+    """Honest stretches by run or stand-in."""
+    found = []
+    for name in dict.fromkeys(row[key] for row in rows):
+        own = [row for row in rows if row[key] == name]
+        hits = sum(row["verdict"] == verdict for row in own)
+        ratios = [f"{largest(own, each):.1f}" for each in ("ratio", "weights_ratio")]
+        found.append((name, share(hits, len(own)), *ratios, sum(row["equal_bits"] for row in own)))
+    return found
 
 
-def judge(jobs: Sequence[dict[str, Any]], variables: dict[str, str], folder: Path) -> list[dict[str, Any]]:
-    """Verify runs in a process with other environment variables."""
-    file = folder / "jobs.json"
-    file.write_text(json.dumps([*jobs]))
-    command = [sys.executable, __file__, "--judge", str(file)]
-    found = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=True)
-    return [json.loads(line) for line in found.stdout.splitlines() if line.startswith("{")]
+def largest(rows: Iterable[dict[str, Any]], key: str) -> float:
+    """The largest of some numbers that may be missing."""
+    return max((row[key] or 0.0 for row in rows), default=math.nan)
 
 
-def judged(file: Path) -> None:
-    """The part of that process."""
-    for job in json.loads(file.read_text()):
-        verdict = Run(job["run"]).verify(stretches=job["stretches"], steps=STEPS, challenge=job["challenge"])
-        ratios = (
-            [0.0 if each.ratio is None else each.ratio for each in verdict.proof.stretches] if verdict.proof else []
-        )
-        more = [each.weights_ratio or 0.0 for each in verdict.proof.stretches] if verdict.proof else []
-        stage = verdict.difference.stage if verdict.difference else ""
-        row = {**job, "verdict": verdict.verdict, "stage": stage, "reason": verdict.reason[:200]}
-        print(json.dumps(row | {"ratio": max(ratios, default=0.0), "weights": max(more, default=0.0)}), flush=True)
+def dishonest_rows(rows: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """Records of cheating by kind."""
+    found = []
+    for kind in (kind for kind in ALL_KINDS if any(row["kind"] == kind for row in rows)):
+        own = [row for row in rows if row["kind"] == kind]
+        hits = sum(row["verdict"] == "different" for row in own)
+        planted = len({(row["run"], row["first"]) for row in own})
+        stages = Counter(row["stage"] for row in own if row["verdict"] == "different")
+        words = ", ".join(f"{stage} {count}" for stage, count in stages.most_common())
+        found.append((kind, planted, share(hits, len(own)), words))
+    return found
+
+
+def met(folder: Path, rows: Sequence[dict[str, Any]]) -> tuple[float, float, int]:
+    """How often cheating in one stretch is found over challenges that draw two stretches, and the stated chance."""
+    found, stated, number = 0, 0.0, 0
+    stretches = {row["run"]: recorded_stretches(read_recorded(folder / "runs" / row["run"]), STEPS) for row in rows}
+    for place, row in enumerate(rows):
+        choices = stretches[row["run"]]
+        for challenge in range(place * CHALLENGES, (place + 1) * CHALLENGES):
+            drawn = any(stretch.first == row["first"] for stretch in draw(choices, 2, challenge))
+            found, number = found + (drawn and row["verdict"] == "different"), number + 1
+        stated += CHALLENGES * (1 - passing_chance(choices, 2, 0.01))
+    return found / max(number, 1), stated / max(number, 1), number
 
 
 def main() -> int:
     parser = arguments(__doc__)
-    parser.add_argument("--tries", type=int, default=1, help="of each honest run and each kind of cheating")
-    parser.add_argument("--judge", type=Path, help="for the program's own processes")
+    parser.add_argument("--turns", type=int, default=1, help="of all runs and stand-ins, each with other stretches")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin nothing new after so long")
+    parser.add_argument("--folder", type=Path, help="what was made and measured, to go on with")
     options = parser.parse_args()
-    if options.judge is not None:
-        judged(options.judge)
-        return 0
-    missed = 0
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        runs = dict(honest(folder, options.quick))
-        rows, figures = [], {"honest": 0, "consistent": 0, "dishonest": 0, "different": 0}
-        turns = cycle(STAND_INS)
-        jobs: dict[str, list[dict[str, Any]]] = {name: [] for name in STAND_INS}
-        for number in range(options.tries):
-            for name, run in runs.items():
-                jobs[next(turns)].append({"name": name, "run": str(run), "stretches": 1, "challenge": number})
-            next(turns)
-        for stand_in, asked in jobs.items():
-            for row in judge(asked, STAND_INS[stand_in], folder) if asked else []:
-                fine = row["verdict"] == "consistent"
-                figures["honest"], figures["consistent"] = figures["honest"] + 1, figures["consistent"] + fine
-                shown = f"{row['ratio']:.1f}, {row['weights']:.1f}"
-                rows.append((f"honest: {row['name']}", stand_in, row["verdict"], row["stage"], shown))
-                print(rows[-1], row["reason"] if not fine else "", file=sys.stderr, flush=True)
-        kinds = [*islice(KINDS, 3 if options.quick else None), "invented losses"]
-        pool, asked = cycle([run for name, run in runs.items() if name in BACKBONES]), []
-        for number, kind in enumerate(kinds * options.tries):
-            run = next(pool)
-            make = invented(folder, run, number) if kind == "invented losses" else dishonest(folder, run, kind, number)
-            asked.append({"name": kind, "run": str(make[0]), "stretches": 1,
-                          "challenge": challenge_for(make[0], make[1])})  # fmt: skip
-        stand_in = "oneDNN up to AVX2"
-        for row in judge(asked, STAND_INS[stand_in], folder):
-            fine = row["verdict"] == "different"
-            figures["dishonest"], figures["different"] = figures["dishonest"] + 1, figures["different"] + fine
-            rows.append((row["name"], stand_in, row["verdict"], row["stage"], f"{row['ratio']:.1g}"))
-            print(rows[-1], Path(row["run"]).name, row["reason"], file=sys.stderr, flush=True)
-        stretches = recorded_stretches(read_recorded(next(iter(runs.values()))), STEPS)
-        met = sum(stretches[1] in draw(stretches, 1, seed) for seed in range(1000)) / 1000
-        stated = 1 - passing_chance(stretches, 1, 0.01)
-        rows.append(("cheating in one stretch", "1 of all drawn", f"met in {met:.1%}", "", f"stated {stated:.1%}"))
-        missed = figures["honest"] - figures["consistent"]
-        missed += figures["different"] < 0.95 * figures["dishonest"]
-    columns = ("run", "verified with", "verdict", "stage", "distance / noise")
-    report("consistent", columns, rows, **figures)
-    return int(bool(missed))
+        folder = (options.folder or Path(scratch)).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = folder / "results.jsonl"
+        measure(folder, rows, options.turns, time.time() + 60 * options.minutes, options.quick)
+        results = done_lines(rows)
+        honest = [row for row in results if row["kind"] == "honest"]
+        cheats = [row for row in results if row["kind"] != "honest"]
+        consistent = sum(row["verdict"] == "consistent" for row in honest)
+        different = sum(row["verdict"] == "different" for row in cheats)
+        columns = ("honest", "consistent", "losses / noise", "weights / noise", "all bits equal")
+        print(table(columns, [*honest_rows(honest, "run"), *honest_rows(honest, "stand_in")]), end="\n\n")
+        print(table(("dishonest", "planted", "different", "stage"), dishonest_rows(cheats)), end="\n\n")
+        found, stated, number = met(folder, cheats)
+    summary = [
+        ("honest stretches consistent", share(consistent, len(honest))),
+        ("planted inside a stretch, different", share(different, len(cheats))),
+        (f"planted in one stretch, two drawn, found ({number} challenges)", f"{found:.1%}; stated {stated:.1%}"),
+    ]
+    report("consistent", ("what", "found"), summary, honest=len(honest), consistent=consistent,
+           dishonest=len(cheats), different=different, found=found, stated=stated)  # fmt: skip
+    return int(consistent < len(honest) or different < 0.95 * len(cheats))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from autotimm.config import FitConfig, defaults, options
 from autotimm.config.option import Option
+from autotimm.config.record import said_sources
 from autotimm.config.yaml import write_scalar
 from autotimm.errors import UsageError
 from autotimm.records.digest import config_digest, file_digest
@@ -71,6 +72,9 @@ def sign(folder: Path, edited: str) -> None:
             content = Content(tuple(row)[:2] for row in [*csv.reader(file)][1:])
         manifest["inputs"]["data"] = {"digest": content.digest, "samples": len(content)}
         manifest["inputs"]["splits"] = config_digest((folder / "splits.csv").read_text())
+    if edited.startswith("config.yaml"):
+        text = (folder / "config.yaml").read_text()
+        manifest["results"]["sources"] = config_digest(said_sources(text))
     if edited.startswith("evidence/"):
         sign_evidence(folder, edited.partition(" ")[0])
     if edited.startswith("results.json"):
@@ -318,24 +322,23 @@ def another(name: str, option: Option, value: Any) -> Any:
 
 
 def config_edits(run: Path) -> Iterator[Edit]:
-    """Another value for each option in `config.yaml`, and each of its lines removed."""
+    """Another value for each option in `config.yaml`, another one who decided it, and each of its lines removed."""
     lines = (run / "config.yaml").read_text().splitlines()
     values = _options_of(run)
+
+    def lines_in_place(number: int, *new: str) -> Change:
+        text = "".join(f"{line}\n" for line in [*lines[:number], *new, *lines[number + 1 :]])
+        return lambda folder: write(folder / "config.yaml", text)
+
     for number, line in enumerate(lines):
-        name = line.partition(":")[0]
-
-        def removed(folder: Path, number: int = number) -> None:
-            write(folder / "config.yaml", "".join(f"{line}\n" for line in lines[:number] + lines[number + 1 :]))
-
-        yield Edit("settings", f"config.yaml: {name} (removed)", removed, False)
-        if name not in options():
-            continue
-        new = f"{name}: {write_scalar(another(name, options()[name], values[name]))}  # default"
-
-        def change(folder: Path, number: int = number, new: str = new) -> None:
-            write(folder / "config.yaml", "".join(f"{line}\n" for line in [*lines[:number], new, *lines[number + 1 :]]))
-
-        yield Edit("settings", f"config.yaml: {name}", change, False)
+        name, (said, _, source) = line.partition(":")[0], line.rpartition("  # ")
+        yield Edit("settings", f"config.yaml: {name} (removed)", lines_in_place(number), False)
+        by_another = lines_in_place(number, f"{said}  # {'argument' if source == 'default' else 'default'}")
+        yield Edit("settings", f"config.yaml: {name} (by another)", by_another, False)
+        yield Edit("settings", f"config.yaml: {name} (by another, signed)", by_another, True)
+        if name in options():
+            new = f"{name}: {write_scalar(another(name, options()[name], values[name]))}  # {source}"
+            yield Edit("settings", f"config.yaml: {name}", lines_in_place(number, new), False)
 
 
 def _options_of(run: Path) -> dict[str, Any]:

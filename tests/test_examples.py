@@ -8,7 +8,7 @@ import warm
 
 ROOT = Path(__file__).parents[1]
 # Most of a minute until something is found, or several trainings.
-LONG = {"detect_objects.py", "outline_objects.py", "segment_images.py", "reproducibility.py"}
+LONG = {"detect_objects.py", "outline_objects.py", "segment_images.py", "reproducibility.py", "train_folder.py"}
 EXAMPLES = [
     pytest.param(path, id=path.relative_to(ROOT).as_posix(), marks=pytest.mark.slow if path.name in LONG else ())
     for path in sorted((ROOT / "examples").rglob("*.py"))

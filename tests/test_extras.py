@@ -23,9 +23,11 @@ OPTIONAL = [
     "captum",
     "model-signing",
     "starlette",
+    "pylance",
+    "litdata",
 ]
 # Extras of features to come. Whoever writes the feature moves its extra to the table of the README.
-PLANNED = {"lance", "litdata"}
+PLANNED: set[str] = set()
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,8 @@ COMMANDS = {
     "explain": ["explain", "runs/photos-001", "PHOTOS"],
     "proof": ["seal", "runs/photos-001", "--key", "key.pem"],
     "inspect": ["inspect", "PHOTOS", "--run", "runs/photos-001"],
+    "lance": ["pack", "PHOTOS", "--to", "lance", "--out", "photos.lance"],
+    "litdata": ["pack", "PHOTOS", "--to", "litdata", "--out", "photos.litdata"],
 }
 ALL_COMMANDS = """
 import contextlib, io, json, os, sys
@@ -59,22 +63,27 @@ for extra, words in json.loads(sys.argv[1]).items():
     os.chdir("..")
     ended[extra] = code, errors.getvalue()
 print(json.dumps(ended))
+exec(sys.argv[2])
 """
 
 
 @pytest.fixture(scope="module")
-def ended(bare: Path, toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A folder of a folder per command, and by extra the exit code and the errors; one process imports torch once."""
+def ended(bare: Path, toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
+    """A folder of a folder per command, by extra the exit code and the errors, and what FALL_BACK prints.
+
+    One process imports torch once.
+    """
     folder = tmp_path_factory.mktemp("commands")
     commands = json.dumps(COMMANDS).replace("PHOTOS", str(toy_folder))
-    done = run(bare, "-c", ALL_COMMANDS, commands, cwd=folder, sources=True)
+    done = run(bare, "-c", ALL_COMMANDS, commands, FALL_BACK, cwd=folder, sources=True)
     assert done.returncode == 0, done.stderr
-    return folder, json.loads(done.stdout.splitlines()[-1])
+    *_, outcomes, fallen_back = done.stdout.splitlines()
+    return folder, json.loads(outcomes), fallen_back
 
 
 @pytest.mark.parametrize("extra", COMMANDS)
-def test_missing_extra_is_a_usage_error(extra: str, ended: tuple[Path, dict[str, Any]]) -> None:
-    folder, outcomes = ended
+def test_missing_extra_is_a_usage_error(extra: str, ended: tuple[Path, dict[str, Any], str]) -> None:
+    folder, outcomes, _ = ended
     code, errors = outcomes[extra]
     assert code == 2, errors
     assert re.fullmatch(rf"error: [^.]+: pip install 'autotimm\[{extra}\]'", errors.splitlines()[-1])
@@ -94,13 +103,12 @@ print(float(metric.compute()["mean"]), draw(Path("plot.png"), None))
 """
 
 
-def test_what_can_do_without_its_extra_does(bare: Path, tmp_path: Path) -> None:
+def test_what_can_do_without_its_extra_does(ended: tuple[Path, dict[str, Any], str]) -> None:
     """Without ``coco`` pycocotools computes the same (see test_scores.py); without ``plot`` a study has no picture.
 
     Hours of training must not end in an error because of a picture.
     """
-    done = run(bare, "-c", FALL_BACK, cwd=tmp_path, sources=True)
-    assert done.stdout.split() == ["1.0", "False"], done.stderr
+    assert ended[2].split() == ["1.0", "False"]
 
 
 def declared_extras() -> dict[str, str]:

@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 _IMPORTED = ("autotimm.cli.main", "autotimm.runs.run", "jinja2", "pycocotools.cocoeval")
 _TIMEOUT = 300.0
@@ -35,14 +35,19 @@ Completed = subprocess.CompletedProcess[str]
 class Program:
     """A running program, used like :class:`subprocess.Popen`; its output goes to files, and it leads a session."""
 
-    def __init__(self, words: Sequence[object], cwd: Path | str | None = None, env: Mapping[str, str] | None = None):
+    def __init__(
+        self, words: Sequence[object], cwd: Path | str | None = None, env: Mapping[str, str] | None = None,
+        streams: Sequence[int | None] = (None, None, None),
+    ):  # fmt: skip
         self.returncode: int | None = None
         self._output = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 (closed by `communicate`)
         reading, writing = os.pipe()
         self._report = os.fdopen(reading)
         request = {"words": [*map(str, words)], "cwd": str(cwd or Path.cwd()), "env": dict(os.environ | (env or {}))}
-        streams = [*(file.fileno() for file in self._output), writing]
-        socket.send_fds(_server(), [json.dumps(request).encode() + b"\n"], streams)
+        with open(os.devnull, "rb") as nothing:
+            files = (nothing, *self._output)
+            given = [file.fileno() if one is None else one for one, file in zip(streams, files, strict=True)]
+            socket.send_fds(_server(), [json.dumps(request).encode() + b"\n"], [*given, writing])
         os.close(writing)
         self.pid = int(self._report.readline())
 
@@ -73,6 +78,49 @@ class Program:
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)
+
+
+class Process(Program):
+    """A program of the interpreter that runs the test, started as by :class:`subprocess.Popen`."""
+
+    def __init__(
+        self, command: Sequence[str], *, stdin: int | None = None, stdout: IO[bytes] | None = None,
+        stderr: IO[bytes] | int | None = None, cwd: Path | str | None = None, env: Mapping[str, str] | None = None,
+    ):  # fmt: skip
+        interpreter, *words = command
+        assert interpreter == sys.executable
+        out = None if stdout is None else stdout.fileno()
+        err = out if stderr == subprocess.STDOUT else stderr if stderr is None else cast(IO[bytes], stderr).fileno()
+        reading, writing = os.pipe()
+        self.stdin = os.fdopen(writing, "wb")
+        super().__init__(words, cwd, env, (reading if stdin == subprocess.PIPE else None, out, err))
+        os.close(reading)
+
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stdin.close()
+        self.wait()
+        for file in self._output:
+            file.close()
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+
+class Subprocess:
+    """What parts of autotimm use of :mod:`subprocess` to start their processes; a test puts it in its place."""
+
+    PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
+    Popen = Process
+
+    @staticmethod
+    def run(command: Sequence[str], *, check: bool = False, capture_output: bool = False, text: bool = False,
+            **options: Any) -> Completed:  # fmt: skip
+        with Process(command, **options) as process:
+            out, err = process.communicate() if capture_output else ("", "")
+        return Completed([*command], process.wait(), out, err)
 
 
 def run(words: Sequence[object], cwd: Path | str | None = None, env: Mapping[str, str] | None = None,
@@ -133,7 +181,7 @@ def _serve(connection: socket.socket) -> dict[str, Any] | None:
                     _tell(report := reports.pop(pid), os.waitstatus_to_exitcode(status))
                     os.close(report)
         if connection in ready:
-            received, streams, _, _ = socket.recv_fds(connection, 65536, 3)
+            received, streams, _, _ = socket.recv_fds(connection, 65536, 4)
             if not received:
                 return None
             while not received.endswith(b"\n"):
@@ -150,12 +198,13 @@ def _tell(report: int, number: int) -> None:
     os.write(report, f"{number}\n".encode())
 
 
-def _become(request: dict[str, Any], out: int, err: int, report: int) -> dict[str, Any]:
+def _become(request: dict[str, Any], given: int, out: int, err: int, report: int) -> dict[str, Any]:
     """Make a forked process what a new one would be, and say that it is there."""
     os.setsid()
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.dup2(given, 0)
     os.dup2(out, 1)
     os.dup2(err, 2)
     os.chdir(request["cwd"])
@@ -164,7 +213,7 @@ def _become(request: dict[str, Any], out: int, err: int, report: int) -> dict[st
     multiprocessing.process.ORIGINAL_DIR = request["cwd"]  # where a spawned process looks for the main module
     import_module("numpy").random.seed()  # Python's own generator is seeded by the fork
     _tell(report, os.getpid())
-    for descriptor in (out, err, report):
+    for descriptor in {given, out, err, report}:
         os.close(descriptor)
     return request
 
@@ -174,7 +223,8 @@ def _execute(words: list[str]) -> None:
     kind, *rest = words
     libraries = sys.path[1:]  # the first is the folder of the server's own file
     if kind == "-m":
-        sys.path[:], sys.argv = [os.getcwd(), *libraries], rest
+        here = [] if os.environ.get("PYTHONSAFEPATH") else [os.getcwd()]
+        sys.path[:], sys.argv = [*here, *libraries], rest
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     elif kind == "-c":
         sys.path[:], sys.argv = ["", *libraries], ["-c", *rest[1:]]

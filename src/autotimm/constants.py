@@ -1,6 +1,6 @@
 """Constants that several packages share. This module imports nothing."""
 
-__all__ = ["CACHES", "CHECKS", "DECODINGS", "IGNORE_INDEX", "RECIPES", "STREAMS", "TASKS"]
+__all__ = ["CACHES", "CHECKS", "DECODINGS", "ENGINES", "IGNORE_INDEX", "RECIPES", "STREAMS", "TASKS"]
 
 STREAMS = ("split", "init", "order", "augment", "step", "eval")
 """The named random streams, in the order in which a run first draws from them; see :mod:`autotimm.repro.streams`."""
@@ -16,6 +16,9 @@ DECODINGS = ("reduced", "full")
 
 CACHES = ("off", "auto", "disk", "ram")
 """Where decoded pictures are kept for later epochs and runs."""
+
+ENGINES = ("lance", "litdata")
+"""What packed data sets are held by; the name of each is that of its package and of our extra."""
 
 CHECKS = ("auto", "full", "headers")
 """How image files are checked before training: decoded completely, or no further than their headers."""

@@ -5,7 +5,8 @@
     AutotimmError                 exit code 1
     ├── UsageError (ValueError)   2   an argument, option or key is wrong
     ├── DataError                 3   the data on disk is wrong
-    │   └── ChangedDataError      3   files changed while a run trained; its folder is complete
+    │   ├── ChangedDataError      3   files changed while a run trained; its folder is complete
+    │   └── UnreadableSampleError 3   the file of a sample cannot be read; names the sample
     ├── ModelError                4   a backbone or checkpoint is wrong
     │   └── WeightsError          4   pretrained weights are unavailable or do not fit
     ├── DifferentError            5   two runs that should be equal are not
@@ -33,6 +34,7 @@ __all__ = [
     "IncompleteError",
     "ModelError",
     "RunError",
+    "UnreadableSampleError",
     "UsageError",
     "WeightsError",
     "error_of",
@@ -77,6 +79,23 @@ class ChangedDataError(DataError):
     """Files changed while a run trained on them. The run has finished, and its folder is complete."""
 
 
+class UnreadableSampleError(DataError):
+    """The file of a sample cannot be read, which was found when the sample was loaded.
+
+    Attributes:
+        id: The sample's id.
+    """
+
+    id: str = ""
+
+    @classmethod
+    def of(cls, id: str, error: DataError) -> UnreadableSampleError:
+        """Return the error of a sample; it keeps its id on the way out of a loading process."""
+        unreadable = cls(str(error))
+        unreadable.id = id
+        return unreadable
+
+
 class ModelError(AutotimmError):
     """A backbone or a checkpoint cannot be used as it is."""
 
@@ -89,6 +108,10 @@ class WeightsError(ModelError):
 
 class RunError(AutotimmError):
     """A run failed, for example because of a NaN loss, a full disk or too little memory."""
+
+
+class LossError(RunError):
+    """The loss of a training is infinite or not a number."""
 
 
 class DifferentError(AutotimmError):

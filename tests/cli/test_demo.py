@@ -26,7 +26,11 @@ def test_split_is_keyed_by_name_and_stratified_by_class(tmp_path: Path):
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
 
 
-def test_demo_prints_and_runs_three_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_demo_prints_and_runs_three_commands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    images, labels = demo._load_digits()
+    monkeypatch.setattr(demo, "_load_digits", lambda: (images[:200], labels[:200]))
     assert main(["demo", "--out", str(tmp_path), "--epochs", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[2] for line in lines if line.startswith("$ autotimm ")] == ["fit", "test", "predict"]

@@ -1,12 +1,11 @@
 """``autotimm doctor`` on tasks, files and mistakes."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import warm
 from autotimm.cli.main import main
 
 pytestmark = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="this torch is built without CUDA")
@@ -48,8 +47,7 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_report_of_a_new_process_without_problems(tmp_path: Path):
-    command = [sys.executable, "-m", "autotimm", "doctor", *SMALL]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    done = warm.run(["-m", "autotimm", "doctor", *SMALL], tmp_path)
     assert done.returncode == 0, done.stdout
     assert done.stderr == ""
     assert [line for line in done.stdout.splitlines() if line and not line.startswith(" ")] == [

@@ -249,6 +249,11 @@ def test_loading_line_on_a_terminal(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = "loading torch ..."
     assert stderr_on_a_terminal().startswith(f"{line}\r{' ' * len(line)}\rerror: ")
+
+
+@pytest.mark.slow
+def test_no_loading_line_without_progress(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert stderr_on_a_terminal("--progress", "false").startswith("error: ")
 
 

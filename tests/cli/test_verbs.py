@@ -170,6 +170,31 @@ def test_exit_codes(words: list[str], code: int, tmp_path: Path, monkeypatch, ca
     assert not list(tmp_path.glob("runs/*")), "a failed start must leave no run folder"
 
 
+_OF_A_RUN = [
+    ["resume"], ["extend", "--epochs", "1"], ["report"], ["verify"], ["diff"], ["levels"], ["reproduce"], ["seal"],
+    ["publish", "--out", "p.zip"],
+]  # fmt: skip
+_OF_A_RUN_OR_CHECKPOINT = [["test"], ["validate"], ["serve"], ["export"]]
+
+
+@pytest.mark.parametrize("words", [*_OF_A_RUN, *_OF_A_RUN_OR_CHECKPOINT], ids=lambda words: words[0])
+def test_something_else_than_a_run_is_refused(words: list[str], tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "runs/a-001/checkpoints").mkdir(parents=True)
+    (tmp_path / "runs/a-001/checkpoints/best.ckpt").touch()
+    takes = "a run folder" if words in _OF_A_RUN else "a run folder or a checkpoint"
+    places = {
+        "runs/a-01": "It does not exist. Did you mean 'a-001'?",
+        "folder": "It is not a run folder. Give the folder that the last line of `autotimm fit` names.",
+        "runs/a-001/checkpoints/best.ckpt": "It is a file. Give its run, runs/a-001.",
+    }
+    for place, problem in list(places.items())[: None if words in _OF_A_RUN else 2]:
+        more = [place] if words[0] == "diff" else []
+        assert main([words[0], place, *more, *words[1:]]) == 4
+        assert capsys.readouterr().err == f"error: {place} must be {takes}. {problem}\n"
+
+
 @pytest.mark.parametrize(
     ("words", "once"),
     [

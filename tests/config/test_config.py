@@ -11,7 +11,7 @@ from textwrap import indent
 import pytest
 
 from autotimm.config import COMMAND_LINE, FitConfig, defaults, options, read_yaml, write_scalar
-from autotimm.config.value_types import Flag, Name, Number, Text, Whole
+from autotimm.config.value_types import Flag, Name, Number, Share, Text, Whole
 from autotimm.errors import UsageError
 
 
@@ -392,11 +392,20 @@ def test_the_fields_are_what_fit_takes():
         (Number(), "a number of at least 0"),
         (Number(low_open=True), "a number above 0"),
         (Flag(), "true or false"),
+        (Share(), "a share above 0 and at most 1, such as 10% or 0.1"),
         (Text(), "text"),
     ],
 )
 def test_kinds_say_what_they_are(kind: object, must: str):
     assert kind.must == must  # type: ignore[attr-defined]
+
+
+def test_shares():
+    assert [Share().read(value) for value in ("10%", " 2.5 % ", "0.1", 1)] == [0.1, 0.025, 0.1, 1.0]
+    assert Share().word(0.1) == "10%"
+    for value in ("0%", "101%", 10, "ten", True, "%"):
+        with pytest.raises((ValueError, TypeError)):
+            Share().read(value)
 
 
 def test_numbers_of_other_libraries_are_numbers():

@@ -80,6 +80,19 @@ def test_class_with_one_image_stays_in_training(toy: Path, picture: Picture) -> 
     assert "zebra/only.png" in load_everything(data)
 
 
+@pytest.mark.parametrize(("first", "second"), [("cat", "Cat"), ("T-shirt", "tshirt"), ("big cat", "big_cat")])
+def test_classes_with_names_that_people_take_for_one(tmp_path: Path, picture: Picture, first: str, second: str) -> None:
+    for name in (first, second, "A", "a"):  # single characters are classes of an alphabet
+        for number in range(2):
+            picture(tmp_path / name / f"{number}.png")
+    data = module(tmp_path)
+    data.setup("fit")
+    (notice,) = data.notices
+    names = " and ".join(map(repr, sorted([first, second])))
+    assert notice == f"Classes whose names differ in case, spaces, dashes or underscores alone: {names}."
+    assert (notice.check, notice.total) == ("alike_classes", 1)
+
+
 def test_extra_class_in_validation(tmp_path: Path, picture: Picture) -> None:
     write_toy_folder(tmp_path, n=0, num_classes=3, splits={"train": 9, "val": 3})
     picture(tmp_path / "val" / "zebra" / "1.png")

@@ -1,6 +1,9 @@
 """The loader: the same bits from any number of workers, an exact place, and nothing of the caller's touched."""
 
+import multiprocessing
 import random
+import subprocess
+import sys
 import tracemalloc
 from itertools import islice
 from pathlib import Path
@@ -141,6 +144,23 @@ def test_two_loops_at_once_are_refused(toy: Path) -> None:
     next(iter(source))
     with pytest.raises(UsageError, match="one loop at a time"):
         next(first)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others do not tell who sent a signal")
+def test_workers_leave_sigterm_to_the_training(toy: Path) -> None:
+    """A scheduler sends it to all processes of a run; with two threads of torch, a forked worker has more than one."""
+    expected, threads = digests(loader(toy)), torch.get_num_threads()
+    torch.set_num_threads(2)
+    torch.ones(512, 512) @ torch.ones(512, 512)  # begins the threads
+    read = loader(toy, 2)
+    batches = iter(read)
+    first = next(batches)
+    workers = multiprocessing.active_children()
+    subprocess.run(["kill", "-TERM", *(str(worker.pid) for worker in workers)], check=True)
+    assert digests([first, *batches]) == expected
+    assert all(worker.is_alive() for worker in workers)
+    read.close()
+    torch.set_num_threads(threads)
 
 
 class Own(Dataset[Any]):

@@ -6,8 +6,6 @@ import pickle
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ import torch
 from PIL import Image
 
 import autotimm
+import warm
 from autotimm import FitConfig, ImageDataModule, UsageError
 from autotimm.cli.main import main
 from autotimm.data import file_facts, pixel_cache, pixel_store
@@ -658,8 +657,7 @@ print(opened.line)
 
 def test_a_program_that_ends_leaves_nothing_in_memory(photos, tmp_path):
     (tmp_path / "shm").mkdir()
-    command = [sys.executable, "-c", RAM, str(tmp_path / "shm"), str(photos)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    done = warm.run(["-c", RAM, tmp_path / "shm", photos])
     assert done.stdout.startswith("cache: ram, 0 B of at most "), done.stderr
     assert done.stdout.endswith(" until the program ends\n")
     assert not os.listdir(tmp_path / "shm")

@@ -102,7 +102,7 @@ def test_images_without_detections_have_empty_tensors() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+@pytest.mark.parametrize("backbone", ["test_resnet", pytest.param("test_vit", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("arch", DETECTORS)
 def test_detections_do_not_depend_on_the_other_images(arch: str, backbone: str) -> None:
     network = build(arch, backbone, score_threshold=0.001)

@@ -34,14 +34,17 @@ def test_resize_by_matmul_matches_interpolate(shape, size, options) -> None:
 
 
 @needs_cuda_build
-@pytest.mark.parametrize("image_size", [None, 96])
 @pytest.mark.parametrize(
-    ("task", "options"),
+    ("task", "options", "image_size"),
     [
-        (ImageClassifier, {}),
-        (SemanticSegmentor, {"width": 64}),
-        (ObjectDetector, {"width": 64}),
-        (ObjectDetector, {"width": 64, "arch": "faster_rcnn"}),
+        (ImageClassifier, {}, None),
+        (ImageClassifier, {}, 96),
+        (SemanticSegmentor, {"width": 64}, None),
+        pytest.param(SemanticSegmentor, {"width": 64}, 96, marks=pytest.mark.slow),
+        pytest.param(ObjectDetector, {"width": 64}, None, marks=pytest.mark.slow),
+        (ObjectDetector, {"width": 64}, 96),
+        (ObjectDetector, {"width": 64, "arch": "faster_rcnn"}, None),
+        pytest.param(ObjectDetector, {"width": 64, "arch": "faster_rcnn"}, 96, marks=pytest.mark.slow),
     ],
 )
 def test_vits_train_on_images_of_another_size(task, options, image_size) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import autotimm
+import warm
 from autotimm.records.bit_factors import VARIABLES
 from autotimm.records.environment import code_state, environment, package_digest, volatile
 from autotimm.repro.seed import set_deterministic
@@ -78,7 +79,7 @@ after = environment(1, ["cpu"])["switches"]
 print(sorted(name for name in before if before[name] != after[name]))
 """
     for change in ("torch.backends.fp32_precision = 'tf32'", "torch.set_float32_matmul_precision('high')"):
-        done = subprocess.run([sys.executable, "-c", code.format(change=change)], capture_output=True, text=True)
+        done = warm.run(["-c", code.format(change=change)])
         assert done.returncode == 0, done.stderr
         assert "backends.cuda.matmul.fp32_precision" in done.stdout
 

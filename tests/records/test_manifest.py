@@ -50,7 +50,10 @@ def manifest(**changes) -> Manifest:
             "recipe": {"lr": 0.0005, "layer_decay": 1.0, "optimizer": "adamw", "reason": "CNN from scratch"},
             "weights": {"source": "random", "sha256": None, "architecture": None, "note": "weights: random"},
         },
-        "results": {"ledger": "9" * 16, "status": "finished", "steps": 3, "weights": DIGEST, "metrics": {"f1": 0.5}},
+        "results": {
+            "ledger": "9" * 16, "status": "finished", "steps": 3, "weights": DIGEST, "metrics": {"f1": 0.5},
+            "sources": DIGEST,
+        },
         "levels": {"R0": "checked", "R1": "expected", "R7": "no, because it is not promised"},
         "volatile": {
             **volatile(), "folder": "/runs/a", "started": "2026-01-01T00:00:00Z", "ended": "2026-01-01T00:00:09Z",

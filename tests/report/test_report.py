@@ -69,6 +69,14 @@ def test_the_numbers_of_each_chart_lie_beside_it(run):
     assert counts.trace() / 6 == pytest.approx(run.metrics["val/accuracy"], abs=1e-6)
 
 
+def test_curves_of_the_validation_alone_say_so_and_have_its_color(run):
+    page = page_of(run)
+    (loss,) = re.findall(r"<figcaption>loss</figcaption>.*?</figure>", page, flags=re.DOTALL)
+    (accuracy,) = re.findall(r"<figcaption>accuracy, validation</figcaption>.*?</figure>", page, flags=re.DOTALL)
+    assert '<li class="s1">validation</li>' in loss
+    assert set(re.findall(r'class="line (s\d)"', accuracy)) == {"s1"}
+
+
 def test_a_test_is_what_the_page_is_about(run, photos, tmp_path):
     copy = autotimm.Run(shutil.copytree(run.path, tmp_path / "copy"))
     copy.test()

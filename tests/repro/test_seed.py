@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import warm
 from autotimm.errors import UsageError
 from autotimm.repro import KeyedBatchSampler, config_digest, key, seed_everything, state_digest
 from autotimm.repro.seed import (
@@ -393,14 +394,12 @@ print(json.dumps({"fresh": fresh, "seeded": seeded, "fixed": fixed, "hash": hash
 
 @pytest.fixture(scope="module")
 def two_processes():
-    """The reports of two fresh processes with different hash seeds."""
-    running = [
-        subprocess.Popen([sys.executable, "-c", SCRIPT], env={**os.environ, HASH: seed}, stdout=subprocess.PIPE)
-        for seed in ("1", "2")
-    ]
-    outputs = [process.communicate()[0] for process in running]
-    assert [process.returncode for process in running] == [0, 0]
-    return [json.loads(output) for output in outputs]
+    """The reports of two processes with different hash seeds, one of them that of the warm interpreter."""
+    other = {HASH: "2" if os.environ.get(HASH) == "1" else "1"}
+    first = subprocess.run([sys.executable, "-c", SCRIPT], env=os.environ | other, stdout=subprocess.PIPE)
+    second = warm.run(["-c", SCRIPT])
+    assert [first.returncode, second.returncode] == [0, 0], second.stderr
+    return [json.loads(first.stdout), json.loads(second.stdout)]
 
 
 def test_unseeded_processes_differ(two_processes):

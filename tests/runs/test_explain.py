@@ -176,7 +176,9 @@ def test_scores_of_objects_are_functions_of_the_pixels(arch):
         assert pair.grad[1].any()
 
 
-@pytest.mark.parametrize(("task", "arch"), [("detection", "fcos"), ("instance", None)])
+@pytest.mark.parametrize(
+    ("task", "arch"), [("detection", "fcos"), pytest.param("instance", None, marks=pytest.mark.slow)]
+)
 def test_objects_of_a_run(task, arch, tmp_path):
     data = write_toy_objects(tmp_path / "data", splits={"train": 8, "val": 2}, image_size=64)
     run = small_fit(data, tmp_path / "runs", task=task, arch=arch, image_size=64, width=64, batch_size=4,

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from autotimm.config.record import completed
 from autotimm.data.data_facts import content
 from autotimm.data.toy import write_toy_folder
 from autotimm.errors import AutotimmError, IncompleteError
-from autotimm.records.manifest import Manifest
+from autotimm.records.manifest import SOURCES, Manifest
 from autotimm.records.replay_versions import require_replayable
 from autotimm.records.run_folder import RunFolder
 from autotimm.runs.compare_folders import BOUND
@@ -37,12 +38,15 @@ ROWS = {
     "files": "another file, or a value in it",
 }
 
+OF_MACHINE = re.compile(r"environment\.(variables|git)\b|volatile\.compute\b")
+
 # What may be edited without anybody being told something that is not so, and why.
 MEANINGLESS = {
     r"manifest.json: volatile\..*": "clock, names of machine, user and folder: part of no digest, and said to vary",
     r"manifest.json: inputs.config.trainer.use_autotimm_seeding": "the replay obeys it, and no task draws from it",
     r"config.yaml: (num_workers|cache|cache_size|check|progress|loggers|strict|out|name)": "changes no bit of a run",
     r"report(\.html|/classes\.csv) .*": "made of the other files, by `autotimm report` again; no verdict depends on it",
+    r"config.yaml: \w+ \(by another, signed\)": "whether somebody asked for what is the default anyway",
     r"config.yaml: keep": "the replay obeys it, and keeps the same checkpoints",
 }
 
@@ -170,11 +174,27 @@ def test_a_replay_is_built_from_two_files(court, run, tmp_path):
     assert objects(rebuild(tmp_path, RunFolder(tmp_path / "replay", tmp_path))) == court.objects
 
 
-@pytest.mark.parametrize("kind", [pytest.param("settings", marks=pytest.mark.slow), "manifest", "ledger", "files"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ROWS)
 def test_no_edit_goes_unnoticed(kind, court, edits, tmp_path):
     outcomes = try_all(court, [edit for edit in edits if edit.kind == kind], tmp_path)
     assert unnoticed(outcomes) == []
     assert counts(outcomes) == shown_counts()[kind]
+
+
+BRIEF = ("manifest", "ledger", "files")
+
+
+@pytest.mark.parametrize("kind", BRIEF)
+def test_no_third_edit_goes_unnoticed(kind, court, edits, tmp_path):
+    """In brief, and all of them in the slow tests."""
+    assert unnoticed(try_all(court, [edit for edit in edits if edit.kind == kind][::3], tmp_path)) == []
+
+
+def test_the_documentation_counts_the_edits(edits):
+    counted = Counter(edit.kind for edit in edits if not OF_MACHINE.search(edit.name))
+    shown = {kind: figures[0] for kind, figures in shown_counts().items()}
+    assert {kind: counted[kind] for kind in BRIEF} == {kind: shown[kind] for kind in BRIEF}
 
 
 def test_each_reason_why_an_edit_has_no_meaning_is_one_of_an_edit(edits):
@@ -183,8 +203,7 @@ def test_each_reason_why_an_edit_has_no_meaning_is_one_of_an_edit(edits):
 
 def counts(outcomes):
     """How often each outcome occurs; how many variables, commits and costs are recorded depends on the machine."""
-    of_machine = r"environment\.(variables|git)\b|volatile\.compute\b"
-    counted = Counter(outcome for (name, _), outcome in outcomes.items() if not re.search(of_machine, name))
+    counted = Counter(outcome for (name, _), outcome in outcomes.items() if not OF_MACHINE.search(name))
     return [sum(counted.values()), *(counted[outcome] for outcome in OUTCOMES)]
 
 
@@ -230,6 +249,40 @@ def test_an_example_of_the_attack(name, signed, code, run, edits, tmp_path):
     assert copy.level()["R1"] == "expected"
     comparison = diff(run, copy.path)
     assert comparison.exit_code == code, str(comparison)
+
+
+def test_who_decided_an_option_is_bound(court, run, tmp_path):
+    def said(folder):
+        return court.judge(folder, "")
+
+    copy = shutil.copytree(run, tmp_path / "copy")
+    assert said(copy) == "unnoticed"  # there is nothing to notice
+    text = (copy / "config.yaml").read_text()
+    write(copy / "config.yaml", text.replace("  # argument", "  # somebody", 1))
+    assert said(copy) == "incomplete"
+    (finding,) = read_findings(court, copy)
+    assert finding.endswith("who decided its options is not what the manifest refers to")
+    moved = completed(text, {"seed": 42}, "moved data")  # as a resumed run writes where its data is now
+    write(copy / "config.yaml", moved)
+    RunFolder(copy, tmp_path).bind_sources("path: a  # somebody\n", moved)  # it was edited before: nothing is bound
+    assert said(copy) == "incomplete"
+    RunFolder(copy, tmp_path).bind_sources(text, moved)
+    assert said(copy) == "unnoticed"
+
+
+def read_findings(court, folder):
+    return [str(finding) for finding in judge(read_recorded(folder), court.replay).findings]
+
+
+def test_records_of_earlier_versions_do_not_say_who_decided_an_option(court, run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    manifest = Manifest.load(copy / "manifest.json")
+    results = {name: value for name, value in manifest.results.items() if name != SOURCES}
+    replace(manifest, results=results).save(copy / "manifest.json")
+    assert court.judge(copy, "") == "incomplete"  # this version has written it
+    earlier = {**manifest.environment, "package": "0" * 16}
+    replace(manifest, results=results, environment=earlier).save(copy / "manifest.json")
+    assert court.judge(copy, "") in ("named", "unnoticed")
 
 
 def test_a_damaged_byte_in_the_second_line(run, tmp_path):

@@ -473,7 +473,7 @@ class TestSearchPath:
 
     NAMES = ("yaml", "timm", "torch", "apex", "wandb", "rich", "numpy", "cv2", "litmodels", "plugin", "statistics")
 
-    @pytest.mark.parametrize("inside", [False, True])
+    @pytest.mark.parametrize("inside", [False, pytest.param(True, marks=pytest.mark.slow)])
     def test_nothing_is_imported_from_the_working_directory(self, inside: bool, place: Path, made: Path) -> None:
         folder = place / RUN if inside else place
         for name in self.NAMES:
@@ -490,7 +490,7 @@ class TestSearchPath:
 
     def test_the_users_own_modules_are(self, place: Path, made: Path) -> None:
         words = ["fit", made / "photos", "--loss", "evil.Loss", "--epochs", "1", "--backbone", "test_resnet",
-                 "--pretrained", "false"]  # fmt: skip
+                 "--pretrained", "false", "--image-size", "32", "--num-workers", "0", "--threads", "1"]  # fmt: skip
         done = warm.run(["-m", "autotimm", *words], place)
         assert done.returncode == 0, done.stderr
         assert (place / "hit").exists()

@@ -210,8 +210,16 @@ def metric(path: str) -> list[dict[str, Any]]:
     return [{"name": "m", "backend": "custom", "metric_class": path, "params": {}, "stages": ["val"], "prog_bar": True}]
 
 
-@pytest.mark.parametrize("name", every_third_fast([*CALLS, *MODULES]))
-@pytest.mark.parametrize("slot", ["loss", "optimizer", "metrics"])
+def in_turn(names: list[str], slots: list[str]) -> list[Any]:
+    """Every slot with every name; fast are those tried thoroughly, and each third name with one slot in turn."""
+    return [
+        pytest.param(slot, name, marks=() if index % 9 == 3 * turn or name in THOROUGH else pytest.mark.slow)
+        for turn, slot in enumerate(slots)
+        for index, name in enumerate(names)
+    ]
+
+
+@pytest.mark.parametrize(("slot", "name"), in_turn([*CALLS, *MODULES], ["loss", "optimizer", "metrics"]))
 def test_no_argument_is_executed(slot: str, name: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     member = {"loss": "Loss", "optimizer": "Optimizer", "metrics": "Metric"}[slot]
     path = f"{name}.{member}" if name in MODULES else name

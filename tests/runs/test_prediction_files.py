@@ -28,7 +28,7 @@ from autotimm.runs.prediction_files import (
     write_pictures,
     write_table,
 )
-from autotimm.types import ObjectPrediction, PixelPrediction, Prediction
+from autotimm.types import Neighbour, ObjectPrediction, PixelPrediction, Prediction
 
 NAMES = ("cat", "dog", "ship")
 
@@ -100,6 +100,16 @@ class TestTables:
         assert titles == ("path", "label", "score", "x1", "y1", "x2", "y2")
         assert rows == [("none.png", *"------"), ("a/1.png", "ship", "0.750", "3", "2", "13", "8"),
                         ("a/1.png", "cat", "0.500", "20", "10", "30", "20")]  # fmt: skip
+
+    def test_what_was_asked_for_of_an_image_without_objects_has_a_row(self):
+        near = {"neighbours": (Neighbour("t.png", ("cat", "dog"), 0.5),), "novelty": 0.25}
+        none = ObjectPrediction("none.png", (), (), (), (20, 30), **near)
+        assert as_csv([none, objects()._replace(**near)]).splitlines() == [
+            "path,label,score,novelty,neighbours,neighbour_labels,similarities,x1,y1,x2,y2",
+            "none.png,,,0.25,t.png,cat&dog,0.5,,,,",
+            "a/1.png,ship,0.75,0.25,t.png,cat&dog,0.5,3,2,13,8",
+            "a/1.png,cat,0.5,0.25,t.png,cat&dog,0.5,20,10,30,20",
+        ]
 
     def test_of_regions_the_shares(self):
         assert as_csv([pixels()]) == "path,label,score,cat,dog,ship\na/1.png,ship|cat,0.5,0.5,0,0.5\n"

@@ -1,7 +1,8 @@
 """`verify --stretches`: consistent on other hardware, different where somebody has cheated."""
 
+import importlib.util
 import json
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,14 +10,22 @@ from pytorch_lightning.callbacks import Callback
 
 import warm
 from autotimm import Run
-from autotimm.errors import DifferentError, UsageError
+from autotimm.cli.main import main
+from autotimm.errors import DifferentError, ModelError, UsageError
 from autotimm.records.run_folder import RunFolder
 from autotimm.runs.recorded_run import read_recorded
 from autotimm.runs.restore import rebuild
-from autotimm.runs.stretches.choice import Stretch, draw, passing_chance, recorded_stretches
+from autotimm.runs.stretches.choice import Stretch, draw, passing_chance, recorded_stretches, within_budget
+from autotimm.runs.stretches.court import Court
+from autotimm.runs.stretches.measure import Measurement
+from autotimm.runs.stretches.process import _require_instructions, other_instructions
+from autotimm.runs.stretches.stretch_verdict import _not_comparable
 from forger import Edit, write
+from training import SMALL, small_fit
 
-OTHER = "autotimm.runs.stretches.stretch_verdict.other_instructions"
+DRAWS = {1: 0, 2: 1}
+"""By epoch, a challenge that draws its stretch alone."""
+OTHER = "autotimm.runs.stretches.court.other_instructions"
 
 
 class _FasterOnce(Callback):
@@ -97,6 +106,7 @@ def test_same_challenge_same_stretches(run):
     ]  # fmt: skip
     many = [Stretch("", first, 5, 5, "") for first in range(0, 500, 5)]
     assert draw(many, 8, 3) == draw(many, 8, 3) != draw(many, 8, 4)
+    assert [draw(choices, 1, DRAWS[epoch]) for epoch in (1, 2)] == [choices[:1], choices[1:]]
     times = sum(many[7] in draw(many, 8, challenge) for challenge in range(2000))
     assert abs(times / 2000 - (1 - passing_chance(many, 8, 0.01))) < 0.02
 
@@ -108,33 +118,38 @@ def test_the_longest_stretches_hide_most(run):
 
 
 @pytest.mark.parametrize(
-    ("cheat", "stage", "words"),
+    ("cheat", "epoch", "stage", "words"),
     [
-        (_FasterOnce(3), "forward", "other roundings are"),
-        (_FasterOnce(2), "update", "step 3 (epoch 1, batch 3)"),  # nothing but the weights shows the last step
-        (_OtherImageOnce(4), "forward", "step 5 (epoch 2, batch 2)"),
+        # As in a budget, see below.
+        pytest.param(_FasterOnce(3), 2, "forward", "other roundings are", marks=pytest.mark.slow),
+        (_FasterOnce(2), 1, "update", "step 3 (epoch 1, batch 3)"),  # nothing but the weights shows the last step
+        (_OtherImageOnce(4), 2, "forward", "step 5 (epoch 2, batch 2)"),
     ],
 )
-def test_cheating_in_a_step(run, tmp_path, cheat, stage, words):
-    verdict = trained_with(cheat, run, tmp_path).verify(stretches=2, steps=3, challenge=0)
+def test_cheating_in_a_step(run, tmp_path, cheat, epoch, stage, words):
+    verdict = trained_with(cheat, run, tmp_path).verify(stretches=1, steps=3, challenge=DRAWS[epoch])
     assert (verdict.verdict, verdict.exit_code, verdict.difference.stage) == ("different", 5, stage)
     assert words in verdict.reason
 
 
 def test_settings_in_checkpoints_are_those_of_the_options(run, tmp_path):
-    verdict = trained_with(_OtherDecay(0), run, tmp_path).verify(stretches=2, steps=2, challenge=0)
+    verdict = trained_with(_OtherDecay(0), run, tmp_path).verify(stretches=1, steps=2, challenge=DRAWS[1])
     assert verdict.verdict == "different"
     assert any("`weight_decay` of group" in text for text in verdict.findings)
 
 
 @pytest.mark.parametrize(
     ("field", "value", "stage"),
-    [("lr", (1e-3).hex(), "rate"), ("ids", "0123456789abcdef", "order"), ("batch", 7, "length")],
+    [
+        ("lr", (1e-3).hex(), "rate"),
+        ("ids", "0123456789abcdef", "order"),
+        pytest.param("batch", 7, "length", marks=pytest.mark.slow),
+    ],
 )
 def test_every_step_has_its_samples_and_its_rate(run, tmp_path, field, value, stage):
     """Also in a step that no stretch reaches."""
     forged = edited(run, tmp_path, lambda steps: steps[2].update({field: value}))
-    verdict = forged.verify(stretches=2, steps=1, challenge=0)
+    verdict = forged.verify(stretches=1, steps=1, challenge=DRAWS[1])
     assert (verdict.verdict, verdict.difference.stage, verdict.difference.step) == ("different", stage, 3)
 
 
@@ -142,11 +157,11 @@ def test_invented_losses_and_inputs(run, tmp_path):
     def invent(steps):
         steps[4]["loss"] = (float.fromhex(steps[4]["loss"]) * 0.9999).hex()
 
-    verdict = edited(run, tmp_path, invent).verify(stretches=2, steps=3, challenge=0)
+    verdict = edited(run, tmp_path, invent).verify(stretches=1, steps=3, challenge=DRAWS[2])
     assert verdict.difference.stage == "forward"
     (tmp_path / "more").mkdir()
     forged = edited(run, tmp_path / "more", lambda steps: steps[0].update(inputs="0123456789abcdef"))
-    assert forged.verify(stretches=2, steps=1, challenge=0).difference.stage == "inputs"
+    assert forged.verify(stretches=1, steps=1, challenge=DRAWS[1]).difference.stage == "inputs"
 
 
 def test_other_pixels_are_named_and_judged_by_their_own_noise(run, monkeypatch):
@@ -157,32 +172,120 @@ def test_other_pixels_are_named_and_judged_by_their_own_noise(run, monkeypatch):
     assert verdict.verdict == "consistent"
 
 
-def test_another_instruction_set(run, tmp_path, photos):
-    """A whole process with another one: its images are made by a process with the recorded one."""
-    words = ["-m", "autotimm", "verify", run.path, "--stretches", "1", "--steps", "2", "--challenge", "5", "--json"]
-    done = _fresh(words, {"ATEN_CPU_CAPABILITY": "default"}, tmp_path)
-    answer = json.loads(done.stdout)
-    assert (done.returncode, answer["verdict"]) == (7, "consistent"), done.stdout + done.stderr
+def test_another_instruction_set(photos, tmp_path, monkeypatch, capsys):
+    """The images of a run with another one are made by a process with that one."""
+    options = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value).lower())]
+    words = ["-m", "autotimm", "fit", photos, *options, "--out", tmp_path, "--name", "plain"]
+    done = warm.run(words, env={"ATEN_CPU_CAPABILITY": "default"})  # which torch reads at its first operator
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(OTHER, other_instructions)
+    monkeypatch.setattr("autotimm.runs.stretches.process.subprocess", warm.Subprocess)
+    words = ["verify", str(tmp_path / "plain"), "--stretches", "1", "--steps", "2", "--challenge", "5", "--json"]
+    code = main(words)
+    out, err = capsys.readouterr()
+    answer = json.loads(out)
+    assert (code, answer["verdict"]) == (7, "consistent"), out + err
+    assert "ATEN_CPU_CAPABILITY=default" in err
     assert answer["stretches"][0]["inputs"]
 
 
-def _fresh(words, variables, place):
-    import os
-    import subprocess
+def test_budget_is_spent_on_whole_stretches(run):
+    """On a machine like that of the run no rounding is measured: the bits tell."""
+    verdict = run.verify(budget=0.5, challenge=1)
+    assert (verdict.verdict, verdict.exit_code, verdict.steps, verdict.of_steps) == ("consistent", 7, 3, 6)
+    assert [(each.steps, each.roundings) for each in verdict.proof.stretches] == [(3, ())]
+    assert "budget: 50.00% of 6 steps, 3 spent on stretches of up to 3 steps" in str(verdict)
+    assert "all bits equal" in str(verdict)
+    assert verdict.as_dict()["chances"]["0.01"] == 0.5
 
-    command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, env=os.environ | variables, cwd=place, capture_output=True, text=True, check=False)
+
+@pytest.mark.parametrize(
+    ("budget", "steps", "drawn"),
+    [(0.01, None, [1]), (0.4, None, [2]), (0.5, 1, [1, 1]), (0.5, 5, [3]), (0.99, None, [3]), (1.0, None, [3, 3])],
+)
+def test_what_is_drawn_stays_within_the_budget(run, budget, steps, drawn):
+    for challenge in range(5):
+        choice = within_budget(read_recorded(run.path), challenge, budget, steps)
+        assert [each.steps for each in choice.drawn] == drawn
+
+
+def test_cheating_is_found_within_a_budget(run, tmp_path):
+    verdict = trained_with(_FasterOnce(3), run, tmp_path).verify(budget=1.0, challenge=0)
+    assert (verdict.verdict, verdict.difference.stage) == ("different", "forward")
+    assert [len(each.roundings) > 0 for each in verdict.proof.stretches] == [False, True]
+
+
+@pytest.mark.parametrize("options", [{"schedule": "plateau"}, {"shards": 2}, {"extended": True}], ids=str)
+def test_runs_of_other_kinds(photos, tmp_path, options):
+    """A rate that depends on the validation, batches in shards, weights of another run to begin with."""
+    extended = options.pop("extended", False)
+    made = small_fit(photos, tmp_path, name="made", epochs=1 if extended else 2, **options)
+    made = made.extend(epochs=2) if extended else made
+    whole = made.verify(budget=1.0, challenge=1)
+    assert (whole.verdict, whole.steps) == ("consistent", whole.of_steps)
+    assert all(each.equal_bits for each in whole.proof.stretches)
+    part = made.verify(stretches=1, steps=1, challenge=1)
+    known = "samples and learning rates" if options.get("shards") else "samples"
+    assert part.verdict == "consistent"
+    assert part.not_checked[0] == f"the steps of no drawn stretch, but for their {known}"
+    assert "images in another order" not in part.proof.stretches[0].roundings or not options.get("shards")
+
+
+def test_several_processes_without_shards_are_refused(run):
+    recorded = read_recorded(run.path)
+    recorded.manifest.environment["processes"] = 2
+    assert "has no shards" in _not_comparable(recorded, recorded_stretches(recorded, 2))
+
+
+def test_noise_that_hides_much_is_named(run, honest):
+    """A network may amplify rounding so fast that it hides what somebody has changed."""
+    court = Court(Measurement(read_recorded(run.path), run.path), [], "cpu", 1)
+    noisy = [replace(each, loss_noise=0.17) for each in honest.proof.stretches[:1]]
+    texts = court._not_checked(noisy, rates=True)
+    assert any("rounding alone moves their losses by up to 17%" in text for text in texts)
+    assert not any("rounding" in text for text in honest.not_checked)
 
 
 def test_options_that_do_not_go_together(run):
     with pytest.raises(UsageError, match="jobs"):
         run.verify(stretches=1, jobs=0)
+    with pytest.raises(UsageError, match="budget"):
+        run.verify(budget=1.5)
     for words, part in (
         (["--challenge", "3"], "needs --stretches"),
         (["--stretches", "2", "--epochs", "1:1"], "epochs"),
+        (["--stretches", "2", "--budget", "10%"], "do not go together"),
+        (["--budget", "120%"], "a share above 0 and at most 1"),
     ):
         done = warm.run(["-m", "autotimm", "verify", run.path, *words])
         assert (done.returncode, part in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
+def test_a_cluster_needs_its_extra(run):
+    with pytest.raises(UsageError, match=r"pip install 'autotimm\[ray\]'"):
+        run.verify(stretches=1, launcher="ray")
+
+
+def test_a_machine_of_another_kind_is_refused(run):
+    """Its pixels and its noise would be others than those that the verdict is about."""
+    with pytest.raises(ModelError, match="instruction set of the one that verifies"):
+        _require_instructions("another")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+def test_with_ray(run, honest):
+    verdict = run.verify(stretches=2, steps=2, challenge=1, jobs=2, launcher="ray")
+    assert verdict.verdict == "consistent"
+    assert [each.loss for each in verdict.proof.stretches] == [each.loss for each in honest.proof.stretches]
+
+
+@pytest.mark.slow
+def test_parallel_processes_keep_to_a_budget(run):
+    verdict = run.verify(budget=1.0, challenge=1, jobs=2)
+    assert (verdict.verdict, verdict.steps) == ("consistent", 6)
+    assert all(each.equal_bits and not each.roundings for each in verdict.proof.stretches)
 
 
 @pytest.mark.slow

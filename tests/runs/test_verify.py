@@ -29,6 +29,14 @@ def fit(photos, out, name="one", **options):
     return small_fit(photos, out, **{"name": name, "epochs": 2, **options})
 
 
+def best_epoch(run):
+    """The number of the best epoch, from 1."""
+    lines = map(json.loads, (run.path / "ledger.jsonl").read_text().splitlines())
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    best = Manifest.load(run.path / "manifest.json").results["metrics"]
+    return next(line["epoch"] + 1 for line in epochs if line["metrics"] == best)
+
+
 @pytest.fixture(autouse=True)
 def own_state(monkeypatch, tmp_path):
     """What one test has checked is not known to the next: copies of a run are one record."""
@@ -82,6 +90,17 @@ class TestIdentical:
 
     def test_some_steps_of_some_epochs(self, run):
         assert run.verify(epochs=(2, 2), steps=2).steps == 2
+
+    def test_epochs_after_the_best(self, photos, tmp_path):
+        # The replay begins without the file of the best epoch, which once made its first epoch the best.
+        options = {"epochs": 3, "lr": 0.3, "optimizer": "sgd", "schedule": "constant", "monitor": "val/loss"}
+        runs = (fit(photos, tmp_path, f"seed-{seed}", seed=seed, keep="epochs", **options) for seed in range(8))
+        run = next(run for run in runs if best_epoch(run) == 1)
+        verdict = run.verify(epochs=(2, 3))
+        assert (verdict.verdict, verdict.steps, verdict.findings) == ("identical", 6, ())
+        assert "checkpoints/best.ckpt" in verdict.not_checked
+        assert run.verify(epochs=(3, 3)).identical
+        assert run.verify().identical
 
     def test_moved_data(self, run, photos, tmp_path):
         shutil.copytree(photos, tmp_path / "moved")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import autotimm.selfcheck.check as check_module
+import warm
 from autotimm import ImageClassifier
 from autotimm.cli.main import main
 from autotimm.errors import UsageError
@@ -133,7 +134,8 @@ def result_of(report: Report, name: str) -> Result:
         ),
     ],
 )
-def test_difference_between_processes_ends_the_check(classes, said, cause, plan):
+def test_difference_between_processes_ends_the_check(classes, said, cause, plan, monkeypatch):
+    monkeypatch.setattr("autotimm.selfcheck.processes.subprocess", warm.Subprocess)
     plan((), (PLAIN, Child("again", {"restart": Variation()})))
     report = check_module.selfcheck(**classes)
     assert report.exit_code == 5

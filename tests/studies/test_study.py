@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 import autotimm
+import warm
 from autotimm.cli.main import main
 from autotimm.errors import DataError, RunError, UsageError
 from autotimm.records.digest import file_digest
@@ -36,6 +38,14 @@ OPTIONS = {
 
 def words(**options: object) -> list[str]:
     return [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value).lower())]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _warm_processes() -> Iterator[None]:
+    """The processes of runs begin with all libraries imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("autotimm.studies.execution.subprocess", warm.Subprocess)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -91,10 +91,10 @@ CASES = {
 BRIEF = ("check_same_seed_same_weights", "check_resume_within_epoch", "check_verify", "check_predict_equals_validate")
 WHOLE = {"test_resnet", "fpn", "a user's own"}
 QUICK = {
-    "test_vit": ("check_workers",),
-    "several labels": (*BRIEF, "check_workers"),
+    "test_vit": ("check_checkpoint",),
+    "several labels": BRIEF,
     "fcos": (*BRIEF, "check_workers", "check_learns"),
-    "mask_rcnn": BRIEF,
+    "mask_rcnn": ("check_same_seed_same_weights", "check_predict_equals_validate"),  # replayed in test_channels.py
     "a user's own decoder": ("check_checkpoint",),
 }
 

@@ -13,6 +13,7 @@ import time
 import pytest
 import torch.distributed
 
+import warm
 from autotimm import Run
 from autotimm.data.toy import write_toy_folder
 from autotimm.errors import UsageError
@@ -112,7 +113,8 @@ def test_two_processes_see_what_one_sees_and_repeat(repeat, toy_folder, tmp_path
         assert {name: file_digest(runs / "two" / name) for name in FILES} == {
             name: file_digest(runs / "again" / name) for name in FILES
         }
-    autotimm("fit", toy_folder, *fit, "--batch-size", 6, "--name", "one", cwd=tmp_path)
+    done = warm.run(["-m", "autotimm", "fit", toy_folder, *fit, "--batch-size", 6, "--name", "one"], tmp_path)
+    assert done.returncode == 0, done.stderr
     assert lines(runs / "two", "start", "world_size", "weights")[0][1] == lines(runs / "one", "start", "weights")[0][0]
     seen = ("epoch", "batch", "ids", "inputs")
     assert lines(runs / "two", "step", *seen) == lines(runs / "one", "step", *seen)
@@ -130,8 +132,9 @@ def test_two_processes_begin_with_the_head_that_one_fits(toy_folder, tmp_path):
     other = write_toy_folder(tmp_path / "other", n=24, num_classes=3, image_size=32, seed=1)
     weights = small_fit(other, tmp_path / "pretrained").path / "model.safetensors"
     fit = [weights if word == "false" else word for word in FIT]
-    for name, shares in {"two": ["--devices", 2, "--batch-size", 3], "one": ["--batch-size", 6]}.items():
-        autotimm("fit", toy_folder, *fit, *shares, "--name", name, cwd=tmp_path)
+    autotimm("fit", toy_folder, *fit, "--devices", 2, "--batch-size", 3, "--name", "two", cwd=tmp_path)
+    done = warm.run(["-m", "autotimm", "fit", toy_folder, *fit, "--batch-size", 6, "--name", "one"], tmp_path)
+    assert done.returncode == 0, done.stderr
     one, two = (tmp_path / "runs" / name for name in ("one", "two"))
     # Process 0 alone sees all of the images, in batches of the same shape.
     head = ("features", "penalty", "weights", "metrics")

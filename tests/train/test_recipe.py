@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 
 import autotimm
+import warm
 from autotimm.config import FitConfig
 from autotimm.data.toy import write_toy_folder, write_toy_objects
 from autotimm.errors import UsageError
@@ -244,11 +243,7 @@ FIT = ["--backbone", "test_resnet", "--image-size", "32", "--batch-size", "4", "
 
 
 def start(*words, cwd):
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "autotimm", *map(str, words)], cwd=cwd, env=variables, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+    return warm.Program(["-m", "autotimm", *words], cwd)
 
 
 def finish(process):

@@ -5,7 +5,6 @@ import inspect
 import json
 import os
 import random
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -19,8 +18,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+import warm
 from autotimm import AutoTrainer, ImageClassifier, ImageDataModule, seed_everything
-from autotimm.data.toy import toy_images
+from autotimm.data.toy import toy_images, write_toy_folder
 from autotimm.errors import DataError, ModelError, UsageError
 from autotimm.metrics import Monitor
 from autotimm.records.digest import state_digest
@@ -89,7 +89,8 @@ class TestDefaults:
         promised = {"max_epochs": 10, "seed": 42, "deterministic": True, "use_autotimm_seeding": False}
         assert {name: shown[name].default for name in promised} == promised
 
-    def test_no_warning_and_the_same_bits_with_no_argument_given(self, toy_folder, tmp_path, monkeypatch, capfd):
+    def test_no_warning_and_the_same_bits_with_no_argument_given(self, tmp_path, monkeypatch, capfd):
+        toy_folder = write_toy_folder(tmp_path / "toy" / "shapes", n=12, num_classes=3)
         monkeypatch.chdir(tmp_path)
         found = []
         with warnings.catch_warnings():
@@ -183,7 +184,8 @@ class TestSwitches:
         model, watch = classifier(deterministic=wanted), Watch()
         set_deterministic(not wanted)
         before, threads = switches(), torch.get_num_threads()
-        one = trainer(deterministic=wanted, callbacks=[watch], threads=2)
+        short = {f"limit_{stage}_batches": 1 for stage in ("train", "val", "test", "predict")}
+        one = trainer(deterministic=wanted, callbacks=[watch], threads=2, **short)
         assert (one.deterministic, switches()) == (wanted, before)
         data = toy_data(toy_folder, test_split=0.2)
         one.fit(model, datamodule=data)
@@ -279,9 +281,7 @@ free = run(), run()
 seed_everything(42)
 print(*free, run())
 """
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-        command = [sys.executable, "-c", code, str(toy_folder)]
-        both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        both = [warm.Program(["-c", f"import sys; sys.path[:] = {sys.path}\n{code}", toy_folder]) for _ in range(2)]
         one, two = (process.communicate()[0].split() for process in both)
         assert len({*one[:2], *two[:2]}) == 4  # free ones differ, within a process and between two
         assert one[2] == two[2]  # seeded by hand they agree

@@ -59,7 +59,7 @@ class TestLearningRate:
 
 
 class TestBatchSize:
-    @pytest.mark.parametrize(("largest", "found"), [(8, 8), (16, 16), (31, 16), (32, 32)])
+    @pytest.mark.parametrize(("largest", "found"), [(8, 8), (31, 16), pytest.param(32, 32, marks=pytest.mark.slow)])
     def test_it_goes_up_to_the_largest(self, tmp_path, largest, found):
         folder = write_toy_folder(tmp_path / "more", n=64, num_classes=3)
         model, data = classifier(), toy_data(folder, batch_size=4)

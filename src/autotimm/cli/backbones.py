@@ -20,17 +20,19 @@ def run(argv: Sequence[str]) -> int:
     if given is None:
         return 0
     with answering(given) as answer:
-        names = _matching(given.positionals["pattern"] or "*", given.value("pretrained"))
+        names = _matching(given.positionals["pattern"] or "*", given.value("pretrained"), given.value("portable"))
         print("\n".join(names))
         answer["backbones"] = names
     return 0
 
 
-def _matching(pattern: str, pretrained: bool) -> list[str]:
+def _matching(pattern: str, pretrained: bool, portable: bool) -> list[str]:
     from autotimm.models.backbone.pooled import list_backbones
 
     # A bare `vit` means `*vit*`.
-    names = list_backbones(pattern if set("*?[") & set(pattern) else f"*{pattern}*", pretrained=pretrained)
+    names = list_backbones(
+        pattern if set("*?[") & set(pattern) else f"*{pattern}*", pretrained=pretrained, portable=portable
+    )
     if not names:
         hint = nearest(pattern, list_backbones("*")) or "Try a shorter part of the name, like autotimm backbones vit."
         raise ModelError(f"No backbone name matches '{pattern}'. {hint}")
@@ -42,7 +44,11 @@ BACKBONES = Verb(
     summary="list the available backbones",
     run=run,
     positionals=(Positional("pattern", "PATTERN", "part of a name, or a pattern with * and ?", required=False),),
-    options={"pretrained": Option(Flag(), "only backbones with pretrained weights", "Options"), "json": JSON},
-    defaults={"pretrained": False, "json": False},
+    options={
+        "pretrained": Option(Flag(), "only backbones with pretrained weights", "Options"),
+        "portable": Option(Flag(), "only families that were measured to hold in a run with --portable", "Options"),
+        "json": JSON,
+    },
+    defaults={"pretrained": False, "portable": False, "json": False},
     examples=("autotimm backbones resnet", 'autotimm backbones "vit_*_patch16_224" --pretrained'),
 )

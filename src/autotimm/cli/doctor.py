@@ -55,7 +55,7 @@ def _examine(given: Given) -> dict[str, list[Finding]]:
         return findings
     from autotimm.doctor.machine import check_machine, check_switches
     from autotimm.doctor.training_step import settle_task
-    from autotimm.runs.run import names_of_file
+    from autotimm.runs.names_of_file import names_of_file
 
     config = config if nested else settle_task(config)
     machine = check_machine(config.out, config.image_size, config.batch_size, config.num_workers)
@@ -68,7 +68,7 @@ def _examine(given: Given) -> dict[str, list[Finding]]:
 
 def _clear_cache() -> list[Finding]:
     """Remove decoded images that earlier runs have kept, but for those in use."""
-    from autotimm.byte_size import written_bytes
+    from autotimm.config.byte_size import written_bytes
     from autotimm.data.pixel_cache import cache_folder  # lazy, as above
     from autotimm.data.pixel_store import bytes_by_name, clear
     from autotimm.doctor.finding import ok, problem

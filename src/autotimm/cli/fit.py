@@ -46,12 +46,14 @@ def train(given: Given) -> Run:
     # Imported late on purpose: help and mistakes in the command are answered without loading torch.
     if isinstance(resolved, FitConfig):
         with loading_torch(resolved.progress):
-            from autotimm.runs.run import fit_config, names_of_file
+            from autotimm.runs.names_of_file import names_of_file
+            from autotimm.runs.run import fit_config
         with names_of_file(given.options.get("config")):
             return fit_config(resolved, commit=given.value("commit"))
     with loading_torch():
         from autotimm.cli.lightning_yaml import build
-        from autotimm.runs.run import fit_objects, names_of_file
+        from autotimm.runs.names_of_file import names_of_file
+        from autotimm.runs.run import fit_objects
     with names_of_file(given.options["config"]):
         return fit_objects(*build(resolved, given.options["config"]), commit=given.value("commit"))
 

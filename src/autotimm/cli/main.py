@@ -19,6 +19,7 @@ from autotimm.cli.fit import FIT
 from autotimm.cli.inspect import INSPECT
 from autotimm.cli.json_output import print_error, wants_json
 from autotimm.cli.levels import LEVELS
+from autotimm.cli.pack import PACK
 from autotimm.cli.predict import PREDICT
 from autotimm.cli.publish import PUBLISH
 from autotimm.cli.push import PUSH
@@ -39,8 +40,8 @@ from autotimm.records.own_modules import search_also
 __all__ = ["VERBS", "entry", "main"]
 
 _ALL = (
-    FIT, INSPECT, RESUME, EXTEND, VALIDATE, TEST, PREDICT, EXPLAIN, REPORT, EXPORT, PUSH, SERVE, VERIFY, DIFF, LEVELS,
-    REPRODUCE, SEAL, PUBLISH, ATTEST, STUDY, BACKBONES, DOCTOR, SELFCHECK, DEMO,
+    FIT, INSPECT, PACK, RESUME, EXTEND, VALIDATE, TEST, PREDICT, EXPLAIN, REPORT, EXPORT, PUSH, SERVE, VERIFY, DIFF,
+    LEVELS, REPRODUCE, SEAL, PUBLISH, ATTEST, STUDY, BACKBONES, DOCTOR, SELFCHECK, DEMO,
 )  # fmt: skip
 VERBS: dict[str, Verb] = {verb.name: verb for verb in _ALL}
 _BREAK = "\n"  # some messages have several lines

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from autotimm.byte_size import written_bytes
 from autotimm.cli.json_output import JSON, answering
 from autotimm.cli.parser import parse
 from autotimm.cli.run_args import DATA, FOLDER, TRUST, open_folder
 from autotimm.cli.verb import Verb
 from autotimm.config import Option
+from autotimm.config.byte_size import written_bytes
 from autotimm.config.value_types import Flag, Path, Text
 from autotimm.errors import UsageError, missing_extra, printable
 from autotimm.runs.output_paths import require_new_file

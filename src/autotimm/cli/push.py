@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autotimm.byte_size import written_bytes
 from autotimm.cli.json_output import JSON, answering
 from autotimm.cli.parser import parse
 from autotimm.cli.run_args import CKPT, RUN, TRUST, open_run
 from autotimm.cli.verb import Positional, Verb
 from autotimm.config import Option
+from autotimm.config.byte_size import written_bytes
 from autotimm.config.value_types import Flag, Text
 from autotimm.errors import printable
 from autotimm.export.hub_name import CARD, require_license, require_repository

@@ -25,11 +25,13 @@ def run(argv: Sequence[str]) -> int:
     folders, out = given.positionals["runs"], given.options.get("out")
     with answering(given) as answer:
         with loading_torch():
+            from autotimm.records.run_folder import require_run_folder
             from autotimm.runs.run import Run, compare_reports
         trust, data = bool(given.options.get("trust")), given.options.get("data")
         if len(folders) > 1:
             report = compare_reports(folders, out, data=data, trust=trust)
         else:
+            require_run_folder(folders[0])
             report = Run(folders[0], trust=trust).report(data, out=out)
         print(f"report: {printable(report.path)}")
         answer["report"] = report.path

@@ -8,8 +8,14 @@ from autotimm.cli.json_output import JSON, answering
 from autotimm.cli.parser import parse
 from autotimm.cli.run_args import DATA, DEVICES, FOLDER, TRUST, WORKERS, open_folder, print_run, run_answer
 from autotimm.cli.verb import Verb
+from autotimm.config import Option
+from autotimm.config.value_types import Text
 
 __all__ = ["RESUME"]
+
+DROP = Option(
+    Text(metavar="ID"), "leave out a sample whose file cannot be read; several with commas", "Options", none="none"
+)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -19,8 +25,9 @@ def run(argv: Sequence[str]) -> int:
         return 0
     with answering(given) as answer:
         run = open_folder(given).resume(
-            data=given.value("data"), workers=given.value("workers"), devices=given.value("devices")
-        )
+            data=given.value("data"), workers=given.value("workers"), devices=given.value("devices"),
+            drop=given.value("drop"),
+        )  # fmt: skip
         print_run(run)
         answer.update(run_answer(run))
     return 0
@@ -31,7 +38,7 @@ RESUME = Verb(
     summary="resume an interrupted run, bit for bit",
     run=run,
     positionals=(FOLDER,),
-    options={"data": DATA, "workers": WORKERS, "devices": DEVICES, "trust": TRUST, "json": JSON},
-    defaults={"data": None, "workers": None, "devices": None, "trust": False, "json": False},
-    examples=("autotimm resume runs/photos-001",),
+    options={"data": DATA, "workers": WORKERS, "devices": DEVICES, "drop": DROP, "trust": TRUST, "json": JSON},
+    defaults={"data": None, "workers": None, "devices": None, "drop": (), "trust": False, "json": False},
+    examples=("autotimm resume runs/photos-001", "autotimm resume runs/photos-001 --drop cat/broken.jpg"),
 )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from autotimm.runs.run import Run
 
 __all__ = [
-    "CKPT", "DATA", "DEVICES", "FOLDER", "RUN", "THRESHOLD", "TRUST", "WORKERS", "class_lines", "measuring",
+    "CKPT", "DATA", "DEVICES", "FOLDER", "RUN", "THREADS", "THRESHOLD", "TRUST", "WORKERS", "class_lines", "measuring",
     "open_folder", "open_run", "print_once", "print_run", "run_answer",
 ]  # fmt: skip
 
@@ -35,6 +35,9 @@ WORKERS = Option(Whole(), "data loading processes; never changes results", "Opti
 DEVICES = Option(
     Whole(1), "devices or processes, of a run with shards; never changes results", "Options", none="as recorded"
 )
+THREADS = Option(
+    Whole(1), "threads to compute with, of a portable run; never changes results", "Options", none="as recorded"
+)
 TRUST = Option(Flag(), "import own classes that the run names; this runs their code", "Options")
 CKPT = Option(Path(metavar="best|last|FILE"), "which checkpoint of the run", "Options", cure="Give best or last.")
 THRESHOLD = Option(
@@ -44,7 +47,18 @@ THRESHOLD = Option(
 
 
 def open_folder(given: Given) -> Run:
-    """Open the run given as ``RUN``, with ``--trust`` if the verb has it and it was given."""
+    """Open the run given as ``RUN``, with ``--trust`` if the verb has it and it was given.
+
+    Raises:
+        ModelError: If it is not the folder of a run; a checkpoint would be taken for the whole run.
+    """
+    with loading_torch():
+        from autotimm.records.run_folder import require_run_folder
+    require_run_folder(given.positionals["run"])
+    return _opened(given)
+
+
+def _opened(given: Given) -> Run:
     with loading_torch():
         from autotimm.runs.run import Run
     return Run(given.positionals["run"], trust=bool(given.options.get("trust")))
@@ -59,7 +73,7 @@ def open_run(given: Given) -> tuple[Run, str]:
     path, ckpt = given.positionals["run"], given.value("ckpt")
     if "ckpt" in given.options and path.endswith(".ckpt"):
         raise UsageError(f"{path} is a checkpoint already. Leave out --ckpt, or give the run folder.")
-    return open_folder(given), ckpt
+    return _opened(given), ckpt
 
 
 def print_once(result: object) -> None:

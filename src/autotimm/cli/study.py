@@ -31,7 +31,7 @@ def run(argv: Sequence[str]) -> int:
         )
     with answering(given) as answer:
         with loading_torch(config.progress):
-            from autotimm.runs.run import require_known_names
+            from autotimm.runs.names_of_file import require_known_names
             from autotimm.studies.run_study import compared_with, study_configs
         require_known_names(fit_options.get("config"), config)
         vs = study_options.pop("vs")

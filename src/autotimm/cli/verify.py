@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from autotimm.cli.json_output import JSON, answering
 from autotimm.cli.parser import Given, parse
-from autotimm.cli.run_args import DATA, DEVICES, FOLDER, TRUST, WORKERS, open_folder, print_once
+from autotimm.cli.run_args import DATA, DEVICES, FOLDER, THREADS, TRUST, WORKERS, open_folder, print_once
 from autotimm.cli.verb import Verb
 from autotimm.config import Option
-from autotimm.config.value_types import Flag, Path, Text, Whole
+from autotimm.config.value_types import Choice, Flag, Path, Share, Text, Whole
 from autotimm.errors import UsageError, sentence
 
 __all__ = ["VERIFY"]
@@ -27,8 +27,9 @@ def run(argv: Sequence[str]) -> int:
         recorded_run = open_folder(given)
         verdict = recorded_run.verify(
             data=given.value("data"), steps=given.value("steps"), epochs=epochs, workers=given.value("workers"),
-            devices=given.value("devices"), explain=given.value("explain"), stretches=given.value("stretches"),
-            challenge=given.value("challenge"), jobs=given.value("jobs"), key=given.value("key"),
+            devices=given.value("devices"), threads=given.value("threads"), explain=given.value("explain"),
+            stretches=given.value("stretches"), budget=given.value("budget"), challenge=given.value("challenge"),
+            jobs=given.value("jobs"), launcher=given.value("launcher"), key=given.value("key"),
             commitment=given.value("commitment"),
         )  # fmt: skip
         print_once(verdict)
@@ -37,13 +38,16 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _check_stretches(given: Given) -> None:
-    """Refuse options that do not go together with `--stretches`, or that mean nothing without it."""
-    if given.value("stretches") is None:
-        lost = [name for name in given.options if name in ("challenge", "jobs")]
+    """Refuse options that do not go together with `--stretches` or `--budget`, or that mean nothing without them."""
+    drawing = [name for name in ("stretches", "budget") if given.value(name) is not None]
+    wrong = ""
+    if not drawing:
+        lost = [name for name in given.options if name in ("challenge", "jobs", "launcher")]
         wrong = f"--{lost[0]} of autotimm verify needs --stretches. Add for example --stretches 8." if lost else ""
-    else:
-        lost = [name for name in ("epochs", "explain", "devices") if given.value(name)]
-        wrong = f"--{lost[0]} of autotimm verify does not go with --stretches. Leave one of them out." if lost else ""
+    elif len(drawing) == 2:
+        wrong = "--stretches and --budget of autotimm verify do not go together. Leave one of them out."
+    elif lost := [name for name in ("epochs", "explain", "devices", "threads") if given.value(name)]:
+        wrong = f"--{lost[0]} of autotimm verify does not go with --{drawing[0]}. Leave one of them out."
     if wrong:
         raise UsageError(wrong)
 
@@ -75,10 +79,15 @@ VERIFY = Verb(
         "stretches": Option(
             Whole(1), "on other hardware: replay so many stretches, from drawn checkpoints", "Options", none="none"
         ),
-        "challenge": Option(Whole(), "with --stretches: the seed that they are drawn with", "Options", none="random"),
-        "jobs": Option(Whole(1), "with --stretches: number of parallel processes", "Options"),
+        "budget": Option(
+            Share(), "draw as many stretches as have this share of the run's steps, such as 10%", "Options", none="none"
+        ),
+        "challenge": Option(Whole(), "the seed that stretches are drawn with", "Options", none="random"),
+        "jobs": Option(Whole(1), "number of parallel processes that replay stretches", "Options"),
+        "launcher": Option(Choice(("local", "ray")), "these processes on this machine, or on a Ray cluster", "Options"),
         "workers": WORKERS,
         "devices": DEVICES,
+        "threads": THREADS,
         "trust": TRUST,
         "key": Option(Path(metavar="FILE"), "public key of whom the seal must be, as PEM", "Options", none="any"),
         "commitment": Option(
@@ -92,10 +101,13 @@ VERIFY = Verb(
         "steps": None,
         "epochs": None,
         "stretches": None,
+        "budget": None,
         "challenge": None,
         "jobs": 1,
+        "launcher": "local",
         "workers": None,
         "devices": None,
+        "threads": None,
         "trust": False,
         "key": None,
         "commitment": None,
@@ -106,13 +118,15 @@ VERIFY = Verb(
         "autotimm verify runs/photos-001",
         "autotimm verify runs/photos-001 --epochs 3:4 --workers 2",
         "autotimm verify runs/photos-001 --stretches 8 --steps 5   on another machine",
+        "autotimm verify runs/photos-001 --budget 10%              a tenth of the steps, drawn at random",
     ),
     notes=(
         "`identical` means that every recorded line was met and compared, and that results, weights and settings agree "
         "with the replay. What the replay cannot tell is listed as `not checked`. Nothing is written into the run.",
         "A sealed run is compared with its seal before it is replayed: `different` if a byte, a file or key differs.",
         "With --steps or --epochs the verdict is `identical in part`.",
-        "With --stretches the verdict is `consistent`, or `different` where rounding does not explain the distance.",
+        "With --stretches or --budget the verdict is `consistent`, or `different` where rounding does not explain the "
+        "distance. --budget counts steps that are compared; where bits differ, each is replayed about six times more.",
         "Exit codes: 0 identical, 7 consistent, 5 different, 6 the record is incomplete and equal as far as it goes, 3 "
         "the data has changed, 4 the run cannot be replayed here.",
     ),

@@ -15,7 +15,7 @@ from autotimm.config import yaml
 from autotimm.constants import TASKS
 from autotimm.errors import UsageError
 
-__all__ = ["RECORD", "VERSION", "completed", "header", "read_yaml", "split_record"]
+__all__ = ["RECORD", "VERSION", "completed", "header", "read_yaml", "said_sources", "split_record", "without_folders"]
 
 RECORD = "record"
 """The field that makes a mapping of options a record."""
@@ -107,3 +107,23 @@ def completed(text: str, values: Mapping[str, object], source: str) -> str:
         if name in values:
             lines[index] = f"{f'{name}: {yaml.write_scalar(values[name])}':<{width}}  # {source}"
     return "".join(f"{line}\n" for line in lines)
+
+
+def said_sources(text: str) -> dict[str, str]:
+    r"""Who decided each value of a record, as its comments say; of a file only the name, as folders may be private.
+
+    Args:
+        text: The record.
+
+    Example:
+        >>> said_sources("lr: 0.1     # recipe\nseed: 42    # file /home/me/a.yaml\n")
+        {'lr': 'recipe', 'seed': 'file a.yaml'}
+    """
+    lines = [line for line in text.splitlines() if ":" in line]
+    return {line.partition(":")[0]: without_folders(line.rpartition("  # ")[2]) for line in lines}
+
+
+def without_folders(source: str) -> str:
+    """Who decided a value, with the name alone of a file."""
+    kind, space, place = source.partition(" ")
+    return f"{kind} {place.rpartition('/')[2]}" if kind in ("file", "record") and space else source

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, SupportsFloat, SupportsIndex
 
-from autotimm.byte_size import BYTES_MUST, exact_bytes, read_bytes
+from autotimm.config.byte_size import BYTES_MUST, exact_bytes, read_bytes
 from autotimm.constants import STREAMS
 from autotimm.errors import nearest
 from autotimm.image_size import MUST, ImageSize, read_image_size, written_size
@@ -29,10 +29,12 @@ __all__ = [
     "Number",
     "Path",
     "Seeds",
+    "Share",
     "Size",
     "StreamSeeds",
     "TRUTH",
     "Text",
+    "Times",
     "Whole",
     "Words",
     "path_problem",
@@ -171,6 +173,45 @@ class Number(Kind):
         above = number >= self.high if self.high_open else number > self.high
         _refuse(not math.isfinite(number) or below or above)
         return number
+
+
+_MOST_TIMES = 100
+
+
+@dataclass(frozen=True)
+class Times(Kind):
+    """A multiple, such as ``2x``; as a number it is given without the x."""
+
+    must: str = f"a multiple from 0x to {_MOST_TIMES}x, such as 2x"
+    metavar: str = "Nx"
+
+    def read(self, value: object) -> float:
+        """Convert text with or without the x, or a number."""
+        text = value.strip().lower().removesuffix("x") if isinstance(value, str) else value
+        return Number(0, _MOST_TIMES).read(text)
+
+    def word(self, value: Any) -> object:
+        """The number with the x."""
+        return f"{value:g}x" if float(f"{value:g}") == value else f"{value!r}x"
+
+
+@dataclass(frozen=True)
+class Share(Kind):
+    """A share of a whole, above 0: a percentage such as ``10%``, or a number such as 0.1."""
+
+    must: str = "a share above 0 and at most 1, such as 10% or 0.1"
+    metavar: str = "SHARE"
+
+    def read(self, value: object) -> float:
+        """Convert a percentage or a number."""
+        number = Number(0, 100, low_open=True)
+        if isinstance(value, str) and value.strip().endswith("%"):
+            return number.read(value.strip()[:-1]) / 100
+        return Number(0, 1, low_open=True).read(value)
+
+    def word(self, value: Any) -> object:
+        """A percentage."""
+        return f"{100 * value:g}%"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from rich.text import Text
 from autotimm.data.file_facts import Problem, file_digests, stamp_rows, stamps_of
 from autotimm.data.image_facts import image_digests
 from autotimm.data.image_io import BROKEN
-from autotimm.data.table import Subset, Table
+from autotimm.data.table import AT_ONCE, Packed, Subset, Table
 from autotimm.data.texts import file_names
 from autotimm.errors import DataError, printable
 from autotimm.image_size import ImageSize
@@ -147,6 +147,8 @@ def _by_id(tables: Sequence[Table], digests: Sequence[NDArray[np.uint8]]) -> Con
 
 def _sample_digests(table: Table, progress: bool, cached: bool) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """The SHA-256 of each sample, (samples, 32), and the stamps before they were taken."""
+    if (packed := table.packed()) is not None:
+        return _packed_digests(table, packed, cached), _stamps(table)
     files = file_names(table.files())
     if not len(files):
         return np.frombuffer(bytes.fromhex("".join(_samples(table))), np.uint8).reshape(-1, 32), _stamps(table)
@@ -162,6 +164,19 @@ def _sample_digests(table: Table, progress: bool, cached: bool) -> tuple[NDArray
     for index, image in enumerate(digests):
         digests[index] = np.frombuffer(_with_target(table, index, image.tobytes()), np.uint8)
     return digests, stamps
+
+
+def _packed_digests(table: Table, packed: Packed, cached: bool) -> NDArray[np.uint8]:
+    """The SHA-256 of each sample of a packed data set, (samples, 32): those of the folder that was packed."""
+    digests = np.zeros((len(table), 32), np.uint8)
+    for first in range(0, len(table), AT_ONCE):
+        indices = range(first, min(first + AT_ONCE, len(table)))
+        if not cached or table.kind != "classes":
+            table.read_ahead(indices)
+        for index in indices:
+            image = packed.rows.digest(int(packed.places[index]), cached=cached)
+            digests[index] = np.frombuffer(_with_target(table, index, image), np.uint8)
+    return digests
 
 
 def _digests_now(table: Table, indices: Sequence[int]) -> Iterator[bytes | None]:

@@ -12,6 +12,7 @@ refused: which of them to leave out or to repeat is not ours to guess.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +32,28 @@ from autotimm.data.image_io import (
     open_image,
     range_of,
     read_image,
+    read_rgb,
     reason,
     require_few_pixels,
     require_file,
     to_rgb,
+    to_tensor,
     turned,
 )  # fmt: skip
 from autotimm.data.image_reading import ARRAY_SUFFIX, ImageReading
 from autotimm.data.jpeg import quick_jpeg
 from autotimm.errors import DataError
 
-__all__ = ["array_size", "bands_of", "channel_range", "read_as", "read_picture", "to_channels"]
+__all__ = [
+    "array_size",
+    "bands_of",
+    "channel_range",
+    "is_array",
+    "read_as",
+    "read_bytes_as",
+    "read_picture",
+    "to_channels",
+]
 
 _GRAYS = ("1", "L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _NAMES = {1: "grayscale", 2: "grayscale with transparency", 3: "RGB", 4: "RGB with transparency"}
@@ -58,17 +70,35 @@ def read_as(path: str | Path, reading: ImageReading) -> tv_tensors.Image:
     Raises:
         DataError: If it cannot be read, or has another number of channels.
     """
+    return _read(path, str(path), reading, "Replace it or remove it from the data.")
+
+
+def read_bytes_as(data: bytes, name: str, reading: ImageReading) -> tv_tensors.Image:
+    """Read the content of a file: the pixels of :func:`read_as`.
+
+    Args:
+        data: The content.
+        name: What errors call it.
+        reading: See :func:`read_as`.
+
+    Raises:
+        DataError: If it cannot be read, or has another number of channels.
+    """
+    return _read(data, name, reading, "Replace it or remove it, and pack the data again.")
+
+
+def _read(path: str | Path | bytes, name: str, reading: ImageReading, cure: str) -> tv_tensors.Image:
     try:
         if reading.is_rgb and (image := quick_jpeg(path, reading.upright, reading.least)) is not None:
             return image
         with silent():  # its messages were reported with its name when the data were checked
-            if reading.is_rgb:
-                return read_image(path, reading.upright, reading.least)
-            return _stacked(_bands(path, reading))
+            if not reading.is_rgb:
+                return _stacked(_bands(path, reading))
+            if isinstance(path, bytes):
+                return to_tensor(read_rgb(io.BytesIO(path), reading.upright, reading.least))
+            return read_image(path, reading.upright, reading.least)
     except BROKEN as error:
-        raise DataError(
-            f"{path} cannot be read as an image: {reason(path, error)}. Replace it or remove it from the data."
-        ) from error
+        raise DataError(f"{name} cannot be read as an image: {reason(name, error)}. {cure}") from error
 
 
 def read_picture(path: str | Path, reading: ImageReading) -> tv_tensors.Image:
@@ -77,7 +107,7 @@ def read_picture(path: str | Path, reading: ImageReading) -> tv_tensors.Image:
     return tv_tensors.Image(image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1))
 
 
-def channel_range(path: str | Path, reading: ImageReading) -> str:
+def channel_range(path: str | Path | bytes, reading: ImageReading) -> str:
     """Read a file completely, and return the range of its numbers if they are not those of an image.
 
     Raises:
@@ -89,7 +119,7 @@ def channel_range(path: str | Path, reading: ImageReading) -> str:
     return range_of(bands[0].dtype.kind, min(map(np.min, bands)), max(map(np.max, bands)))
 
 
-def array_size(path: str | Path, reading: ImageReading) -> tuple[int, int]:
+def array_size(path: str | Path | bytes, reading: ImageReading) -> tuple[int, int]:
     """Width and height of a NumPy array, from its header.
 
     Raises:
@@ -141,18 +171,20 @@ def _unfit(number: int, channels: int) -> ValueError:
     return ValueError(f"it has {number} channel{'s' if number > 1 else ''}{name}, and in_chans is {channels}")
 
 
-def _bands(path: str | Path, reading: ImageReading) -> list[_Band]:
+def _bands(path: str | Path | bytes, reading: ImageReading) -> list[_Band]:
     """The bands (H, W) of a file, with the numbers that are stored."""
-    require_file(path)
-    if Path(path).suffix.lower() == ARRAY_SUFFIX:
+    if not isinstance(path, bytes):
+        require_file(path)
+    if is_array(path):
         return [*_array(path, reading.channels)]
-    with open_image(path) as image:
+    source = io.BytesIO(path) if isinstance(path, bytes) else path
+    with open_image(source) as image:
         pages = int(getattr(image, "n_frames", 1)) if image.format == "TIFF" and image.mode in _GRAYS else 1
         if pages > 1 and pages != reading.channels:
             raise ValueError(f"it has {pages} pages, and in_chans is {reading.channels}")
         if pages > 1:
             return _pages(image, reading)
-    with decoded(path, reading.upright) as image:
+    with decoded(source, reading.upright) as image:
         return bands_of(image, reading.channels)
 
 
@@ -167,9 +199,20 @@ def _pages(image: Image.Image, reading: ImageReading) -> list[_Band]:
     return bands
 
 
-def _array(path: str | Path, channels: int) -> _Band:
-    """An array as (C, H, W), of which nothing but the header is read yet; never a pickle."""
-    stored = np.lib.format.open_memmap(path, mode="r")  # refuses arrays of objects, which only a pickle can hold
+def is_array(path: str | Path | bytes) -> bool:
+    """Whether a file is a NumPy array: by its name, or by its content in memory."""
+    if isinstance(path, bytes):
+        return path.startswith(np.lib.format.MAGIC_PREFIX)
+    return Path(path).suffix.lower() == ARRAY_SUFFIX
+
+
+def _array(path: str | Path | bytes, channels: int) -> _Band:
+    """An array as (C, H, W), of which nothing but the header of a file is read yet; never a pickle."""
+    # Both refuse arrays of objects, which only a pickle can hold.
+    if isinstance(path, bytes):
+        stored: _Band = np.lib.format.read_array(io.BytesIO(path), allow_pickle=False)
+    else:
+        stored = np.lib.format.open_memmap(path, mode="r")
     if stored.dtype.kind not in "buif" or stored.dtype == np.int8:
         raise ValueError(f"its values have the type {stored.dtype}, and must be numbers")
     if not stored.size:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from autotimm.data.decoder_messages import heard, listening
 from autotimm.data.file_facts import FactStore, Oddity, Problem, Stamp, file_digests, stamp_rows, stamps_of
-from autotimm.data.image_channels import array_size, channel_range
+from autotimm.data.image_channels import array_size, channel_range, is_array
 from autotimm.data.image_io import (
     BROKEN,
     decoded,
@@ -39,13 +39,22 @@ from autotimm.data.image_io import (
     strange_range,
     to_rgb,
 )
-from autotimm.data.image_reading import ARRAY_SUFFIX, ImageReading, current_reading
+from autotimm.data.image_reading import ImageReading, current_reading
 from autotimm.data.jpeg import checked_jpeg
 from autotimm.data.progress_bar import ProgressBar
 from autotimm.data.texts import file_names
 from autotimm.records.digest import file_digest
 
-__all__ = ["MANY_BYTES", "MANY_IMAGES", "ImageFact", "checks_fully", "image_digests", "image_facts", "scan"]
+__all__ = [
+    "MANY_BYTES",
+    "MANY_IMAGES",
+    "ImageFact",
+    "checks_fully",
+    "facts_of_rows",
+    "image_digests",
+    "image_facts",
+    "scan",
+]
 
 MANY_IMAGES = 20_000
 """More images than these are not decoded before training, unless somebody asks for it."""
@@ -262,8 +271,41 @@ def _look_at(reading: ImageReading, full: bool, names: Sequence[str]) -> list[Im
     return found
 
 
+def facts_of_rows(
+    rows: Iterable[tuple[str, bytes]], total: int, *, full: bool, progress: bool = True
+) -> Iterator[ImageFact | Problem]:
+    """What is known of images that are in memory, in order; as :func:`image_facts`, and nothing is remembered.
+
+    Args:
+        rows: Name and content of each.
+        total: Their number, for the progress bar.
+        full: Whether to decode them completely.
+        progress: Whether a progress bar may appear.
+    """
+    reading = current_reading()
+
+    def look(row: tuple[str, bytes]) -> ImageFact | Problem:
+        try:
+            return _fact_of(*row, row[1], reading, full)
+        except BROKEN as error:
+            return Problem(Path(row[0]), reason(row[0], error))
+
+    pool, remaining = ThreadPoolExecutor(min(os.cpu_count() or 1, _THREADS), thread_name_prefix="images"), iter(rows)
+    try:
+        with ProgressBar(total, progress, "checking images") as bar, listening():
+            while some := list(itertools.islice(remaining, _TASK)):
+                yield from pool.map(look, some)
+                bar.advance(len(some))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _fact(name: str, reading: ImageReading, full: bool) -> ImageFact:
-    data = _content(name)
+    return _fact_of(name, _content(name), name, reading, full)
+
+
+def _fact_of(name: str, data: bytes | None, place: str | bytes, reading: ImageReading, full: bool) -> ImageFact:
+    """The fact of an image, by its content if it is not too large, or else by the place where that is."""
     digest = bytes.fromhex(file_digest(name)) if data is None else hashlib.sha256(data).digest()
     with heard() as messages:
         size = checked_jpeg(data, reading.upright, full=full) if data is not None and reading.is_rgb else None
@@ -271,7 +313,7 @@ def _fact(name: str, reading: ImageReading, full: bool) -> ImageFact:
         if size is None:
             messages.clear()  # of a look that was not enough
             full = full or _is_cut_off(data or b"")
-            size, strange = _checked(name, data, reading, full)
+            size, strange = _checked(place, data, reading, full)
     more = f", and {len(messages) - 1} more" if len(messages) > 1 else ""
     return ImageFact(digest, *size, int(full), strange, "".join(messages[:1]) + more)
 
@@ -304,11 +346,11 @@ def _is_cut_off(data: bytes) -> bool:
     return False
 
 
-def _checked(name: str, data: bytes | None, reading: ImageReading, full: bool) -> tuple[tuple[int, int], str]:
+def _checked(place: str | bytes, data: bytes | None, reading: ImageReading, full: bool) -> tuple[tuple[int, int], str]:
     """Width and height of an image, and the range of its numbers if they are not those of an image."""
-    if os.path.splitext(name)[1].lower() == ARRAY_SUFFIX and not reading.is_rgb:
-        return array_size(name, reading), channel_range(name, reading) if full else ""
-    source = name if data is None else io.BytesIO(data)
+    if not reading.is_rgb and is_array(place):
+        return array_size(place, reading), channel_range(place, reading) if full else ""
+    source: Any = place if data is None else io.BytesIO(data)
     if full and reading.is_rgb:
         with decoded(source, reading.upright) as image:
             for _, strip in row_strips(image) if needs_conversion(image) else ():
@@ -316,4 +358,4 @@ def _checked(name: str, data: bytes | None, reading: ImageReading, full: bool) -
             return image.size, strange_range(image)
     with open_image(source) as image:
         size = size_of(image, reading.upright)
-    return size, channel_range(name, reading) if full else ""
+    return size, channel_range(place, reading) if full else ""

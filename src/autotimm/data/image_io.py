@@ -514,11 +514,11 @@ def range_of(kind: str, low: float, high: float) -> str:
     return "" if low >= 0 and high <= 65535 else f"{low:g} to {high:g}"
 
 
-def read_rgb(path: str | Path, upright: bool = True, least: tuple[int, int] | None = None) -> Image.Image:
+def read_rgb(path: str | Path | BinaryIO, upright: bool = True, least: tuple[int, int] | None = None) -> Image.Image:
     """Decode a file to an RGB image.
 
     Args:
-        path: The file.
+        path: The file, or its content in memory.
         upright: Whether to apply the EXIF orientation.
         least: Height and width that the image must have; a JPEG is decoded at the smallest scale at which it has them,
             of 1, 1/2, 1/4 and 1/8. ``None`` decodes all of it.

@@ -29,7 +29,7 @@ from autotimm.data.formats.table_images import TableImages
 from autotimm.data.image_reading import reading_as, reading_of
 from autotimm.data.loader import KeyedDataset, KeyedLoader, collate_samples, default_workers, transformed_loader
 from autotimm.data.module import DataModule
-from autotimm.data.table import ImageTable, Subset, Table
+from autotimm.data.table import ImageTable, Packed, Subset, Table
 from autotimm.data.table_checks import readable, workers_for_whole_images
 from autotimm.data.transforms.image_transforms import ImageTransform, SampleTransform, eval_transform, pixels_needed
 from autotimm.data.transforms.spatial_transforms import SpatialTransform
@@ -83,8 +83,8 @@ def read_labelled(
         table = _table(path.expanduser(), spec, split, notices, recorded or {})
     else:
         table = _folder(path, split, notices, (recorded or {}).get("class_levels"))
-        table = ImageTable(table.paths, table.ids, table.targets, _as_known(table.class_names, spec))
-    return ImageTable(table.paths, table.ids, _renumbered(table, spec, path), spec.class_names)
+        table = table.with_classes(table.targets, _as_known(table.class_names, spec))
+    return table.with_classes(_renumbered(table, spec, path), spec.class_names)
 
 
 def _folder(path: Path, split: str, notices: list[str], class_levels: int | None) -> ImageTable:
@@ -237,6 +237,14 @@ class Relabelled(Table):
     def amounts(self, index: int) -> dict[str, int]:
         """As in the other table."""
         return self.table.amounts(index)
+
+    def packed(self) -> Packed | None:
+        """As in the other table."""
+        return self.table.packed()
+
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        """As in the other table."""
+        self.table.read_ahead(indices)
 
     def target_digest(self, index: int) -> str:
         """As in the other table."""

@@ -91,11 +91,11 @@ def reduction(height: int, width: int, least: tuple[int, int] | None) -> int:
     return next((factor for factor in (8, 4, 2) if most >= factor), 1)
 
 
-def quick_jpeg(path: str | Path, upright: bool, least: tuple[int, int] | None) -> tv_tensors.Image | None:
+def quick_jpeg(path: str | Path | bytes, upright: bool, least: tuple[int, int] | None) -> tv_tensors.Image | None:
     """Read a file, if it is an intact JPEG of 8 bits in gray or RGB.
 
     Args:
-        path: The file.
+        path: The file, or its content in memory.
         upright: Whether to apply the EXIF orientation.
         least: See :func:`autotimm.data.image_io.read_rgb`.
 
@@ -148,8 +148,10 @@ def checked_jpeg(data: bytes, upright: bool, *, full: bool) -> tuple[int, int] |
     return (header.height, header.width) if turn >= 5 else (header.width, header.height)
 
 
-def _bytes_of(path: str | Path) -> bytes | None:
+def _bytes_of(path: str | Path | bytes) -> bytes | None:
     """The content of a JPEG that is not too large."""
+    if isinstance(path, bytes):
+        return path if path.startswith(_START) and len(path) <= _LARGEST else None
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:

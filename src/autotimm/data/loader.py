@@ -14,7 +14,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler, default_collate, get_worker_info
 
-from autotimm.data.table import Table
+from autotimm.data.table import AT_ONCE, Table
 from autotimm.data.transforms.image_transforms import SampleTransform
-from autotimm.errors import AutotimmError, RunError, UsageError
+from autotimm.errors import AutotimmError, DataError, RunError, UnreadableSampleError, UsageError
 from autotimm.records.digest import state_digest
 from autotimm.repro.sampler import Draw, KeyedBatchSampler
 from autotimm.repro.seed import fixed_threads
@@ -195,7 +195,12 @@ class KeyedDataset(Dataset[Any]):
             if get_worker_info() is None:  # a worker has one thread anyway, and generators of its own
                 stack.enter_context(preserve_generators(torch_only=self.torch_only))
                 stack.enter_context(fixed_threads(1))
-            samples = [self._sample(draw) for draw in draws]
+            samples = []
+            for first in range(0, len(draws), AT_ONCE):
+                some = draws[first : first + AT_ONCE]
+                if isinstance(self.source, Table):
+                    self.source.read_ahead([draw.index for draw in some])
+                samples += [self._sample(draw) for draw in some]
         if isinstance(self.source, Table) and self.source.cache is not None:
             self.source.cache.flush()
         return samples
@@ -205,8 +210,16 @@ class KeyedDataset(Dataset[Any]):
         name = str(draw.index) if table is None else table.ids[draw.index]
         position = (draw.epoch, draw.position, name) if self.stream == "augment" else (name,)
         reseed(self.seed, self.stream, *position, torch_only=self.torch_only)
-        item = self.source[draw.index] if not isinstance(self.source, Table) else self.source.load(draw.index)
+        item = self.source[draw.index] if not isinstance(self.source, Table) else _loaded(self.source, draw.index)
         return item if self.transform is None else self.transform(item)
+
+
+def _loaded(table: Table, index: int) -> Sample:
+    """Load a sample; an error of its files knows its id."""
+    try:
+        return table.load(index)
+    except DataError as error:
+        raise UnreadableSampleError.of(table.ids[index], error) from error
 
 
 def _next(batches: Iterator[Any]) -> Any:
@@ -236,7 +249,18 @@ def killed_process(error: RuntimeError) -> RunError | None:
     )
 
 
-def _require_guard() -> None:
+def _start_method(source: Table | _MapStyle) -> str:
+    """How loading processes start: as Python starts processes, unless what they read does not survive a fork."""
+    usual = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    packed = source.packed() if isinstance(source, Table) else None
+    if usual != "fork" or packed is None or packed.rows.may_fork:
+        return usual
+    # A server that has imported torch once forks all of them.
+    multiprocessing.set_forkserver_preload(["__main__", __name__])
+    return "forkserver"
+
+
+def _require_guard(method: str) -> None:
     """Refuse to start loading processes that would begin the program again.
 
     Where processes are not forked, each of them imports the file that the program began with. Without a guard it would
@@ -245,7 +269,6 @@ def _require_guard() -> None:
     Raises:
         UsageError: If that file has no guard.
     """
-    method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
     file = getattr(sys.modules.get("__main__"), "__file__", None)  # none in a notebook or an interpreter
     if method == "fork" or file is None or not file.endswith(".py"):
         return
@@ -281,14 +304,32 @@ def _leave_signals_to_training(worker: int) -> None:
     The training process stops after a step, for which it needs batches, and then ends its workers.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":  # others do not tell who sent a signal
+    if sys.platform == "linux":
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey_training, daemon=True).start()
 
 
+@contextmanager
+def _sigterm_blocked() -> Iterator[None]:
+    """Start processes in this block that leave SIGTERM alone from the beginning, in all of their threads.
+
+    Where torch computes with several threads, a forked process begins with threads of its own, and one that does not
+    block the signal would end the process.
+    """
+    if sys.platform != "linux":  # others do not tell who sent a signal
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _obey_training() -> None:
     """Wait for the SIGTERM by which multiprocessing ends the workers that are left when a program exits."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+    training = multiprocessing.parent_process()  # not the process that has forked this one, which may be a server
+    while training is not None and signal.sigwaitinfo({signal.SIGTERM}).si_pid != training.pid:
         pass
     os._exit(0)
 
@@ -380,11 +421,12 @@ class KeyedLoader:
 
     def _start(self) -> Iterator[Any]:
         if self.num_workers:
-            _require_guard()
+            _require_guard(_start_method(self.dataset.source))
         with warnings.catch_warnings():
             # torch compares the number of workers with that of the cores, which is taken into account already.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
-            return iter(self._torch_loader())
+            with _sigterm_blocked():
+                return iter(self._torch_loader())
 
     def _torch_loader(self) -> DataLoader[Any]:
         if self._inner is None:
@@ -396,6 +438,7 @@ class KeyedLoader:
                 persistent_workers=self.persistent_workers,
                 pin_memory=self.pin_memory,
                 worker_init_fn=_leave_signals_to_training,
+                multiprocessing_context=_start_method(self.dataset.source) if self.num_workers else None,
                 # torch draws the workers' seeds, which nothing of ours reads; not from the caller's generator.
                 generator=torch.Generator(),
             )
@@ -494,5 +537,6 @@ def transformed_loader(
         UsageError: If the transform does not turn the first sample into an image.
     """
     dataset = KeyedDataset(table, transform, seed=batches.seed, stream=stream)
-    transform.check(dataset[0])  # a wrong transform is refused here, not in a worker
+    first = next(index for index in range(len(table)) if index not in batches.dropped)
+    transform.check(dataset[first])  # a wrong transform is refused here, not in a worker
     return KeyedLoader(dataset, batches, collate=partial(collate, transforms=transform.name), **loading)

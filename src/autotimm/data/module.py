@@ -14,9 +14,10 @@ import pytorch_lightning as pl
 import torch
 from typing_extensions import Never
 
-from autotimm.byte_size import BYTES_MUST, read_bytes
+from autotimm.config.byte_size import BYTES_MUST, read_bytes
 from autotimm.constants import CACHES, CHECKS
 from autotimm.data.data_facts import Facts
+from autotimm.data.dropped import chosen_ids, dropped_notices, refuse_readable, without
 from autotimm.data.file_facts import Problem
 from autotimm.data.folds import Division, check_division
 from autotimm.data.formats.image_paths import read_paths
@@ -24,7 +25,7 @@ from autotimm.data.formats.recognize import Recognized
 from autotimm.data.image_reading import ImageReading, reading_as
 from autotimm.data.loader import KeyedLoader, collate_samples, default_workers, transformed_loader
 from autotimm.data.pixel_cache import PixelCache, open_cache
-from autotimm.data.table import Table, check_shares
+from autotimm.data.table import Subset, Table, check_shares
 from autotimm.data.table_checks import balanced_weights, check_classes, readable, split_off, workers_for_whole_images
 from autotimm.data.transforms.image_transforms import (
     ImageTransform,
@@ -137,7 +138,7 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         cache_size: The most that the decoded images of all data sets take, in bytes or as text such as ``20GB``.
         check: How image files are checked before training. ``full`` decodes all of them. ``headers`` finds files that
             are empty, cut off or no images; one that is damaged further on ends the training, with its name, when it
-            is met. ``auto`` is ``full`` up to 20,000 images and 5 GB.
+            is met, and :meth:`drop` leaves it out. ``auto`` is ``full`` up to 20,000 images and 5 GB.
 
     Attributes:
         run_seed: Root seed of order and augmentation; a trainer sets it before training.
@@ -227,6 +228,7 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         self.notices: list[str] = []
         self.problems: list[Problem] = []
         self._tables: dict[str, Table] = {}
+        self._dropped: frozenset[str] = frozenset()
         self._cache: PixelCache | None = None
         self._loaders: weakref.WeakSet[KeyedLoader] = weakref.WeakSet()
 
@@ -289,11 +291,7 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         """
         if self._tables:
             return
-        self.notices.clear()
-        with reading_as(self._reading):
-            tables = {split: table for split in ("train", "val", "test") if (table := self.read(split)) is not None}
-            require("train" in tables, "read", type(self).__name__, "a table for train", None, "Return one.")
-            tables, self.problems = readable(tables, self.notices, self.strict, check=self.check)
+        tables = self.own_tables()
         if self._given_transforms["train_transforms"] is None:
             self.notices += without_colors(self.augmentation, self.in_chans)
         check_classes(tables["train"], self.notices)
@@ -301,6 +299,78 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         self._tables = split_off(
             tables, self.val_split, self.test_split, self.data_seed, self.notices, self.division, type(self).__name__
         )
+
+    def borrow(self, other: DataModule, tables: Mapping[str, Table]) -> None:
+        """Use samples that another data module has read and checked, in place of reading any.
+
+        Args:
+            other: The other data module, which may augment in another way.
+            tables: Samples of its tables, by split.
+        """
+        self._tables = dict(tables)
+        self._dropped = other._dropped
+        of_size = "train_transforms"
+        self._cache = other._cache if self.pixels_needed(of_size) == other.pixels_needed(of_size) else None
+
+    def drop(self, ids: str | Sequence[str], *, recorded: bool = False) -> None:
+        """Leave out samples whose files cannot be read, found by a loader since only headers were checked.
+
+        Length and order of the epochs stay: the place of a training sample is taken by the next of the same epoch, see
+        :class:`autotimm.repro.KeyedBatchSampler`. Samples of validation and test are left out of evaluation. They stay
+        in :attr:`tables`, and a line of :attr:`notices` names them.
+
+        Args:
+            ids: The ids of the samples: one, several with commas between them, or a list.
+            recorded: Whether they are those of a record, whose files were looked at when they were dropped.
+
+        Raises:
+            UsageError: If there is no such sample, or its file can be read.
+            DataError: If the data cannot be used, or no sample of a split is left.
+        """
+        if not ids:
+            return
+        tables = self.tables
+        chosen = chosen_ids(ids, tables, recorded=recorded)
+        needed = [self.pixels_needed(name) for name in self._given_transforms]
+        for id in chosen if not recorded else ():
+            refuse_readable(id, [table.at_least(size) for table in tables.values() for size in needed])
+        said = dropped_notices(self.dropped, tables)
+        self._dropped |= {*chosen}
+        for table in tables.values():
+            without(table, self._dropped)
+        self.notices[:] = [line for line in self.notices if line not in said]
+        self.notices += dropped_notices(self.dropped, tables)
+
+    @property
+    def dropped(self) -> dict[str, list[str]]:
+        """The ids of the dropped samples by split, in the order of the tables; only splits that have some."""
+        if not self._dropped:
+            return {}
+        found = {split: [id for id in table.ids if id in self._dropped] for split, table in self._tables.items()}
+        return {split: ids for split, ids in found.items() if ids}
+
+    def without_dropped(self, table: Table) -> Table:
+        """Return those samples of one of :attr:`tables`, or of a part of one, that are not dropped."""
+        return without(table, self._dropped) if self._dropped and self._is_own(table) else table
+
+    def _is_own(self, table: Table) -> bool:
+        """Whether a table is one of this data module, or a part of one."""
+        if any(table is own for own in self._tables.values()):
+            return True
+        return isinstance(table, Subset) and self._is_own(table.table)
+
+    def own_tables(self) -> dict[str, Table]:
+        """Read and check the samples of the splits that the data have of their own, before any are split off.
+
+        Raises:
+            DataError: If the data cannot be used.
+        """
+        self.notices.clear()
+        with reading_as(self._reading):
+            tables = {split: table for split in ("train", "val", "test") if (table := self.read(split)) is not None}
+            require("train" in tables, "read", type(self).__name__, "a table for train", None, "Return one.")
+            tables, self.problems = readable(tables, self.notices, self.strict, check=self.check)
+        return tables
 
     def _open_cache(self, tables: Mapping[str, Table]) -> None:
         files = [path for table in tables.values() for path in table.files()] if self.cache != "off" else ()
@@ -340,7 +410,7 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
     def _loader(self, table: Table, batches: KeyedBatchSampler, transform: SampleTransform, stream: str) -> KeyedLoader:
         reduced = table.at_least(self.pixels_needed(transform.name))
         # Images to predict are read once.
-        cache = self._cache if any(table is own for own in self._tables.values()) else None
+        cache = self._cache if self._is_own(table) else None
         loader = transformed_loader(
             reduced if cache is None else reduced.cached(cache),
             batches,
@@ -399,6 +469,7 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
             shards=self._shards,
             # Of AutoTrainer alone, too: what batch normalization needs.
             least=1 if self._shards is None else self.trainer.least_in_shard,  # type: ignore[union-attr]
+            dropped=[index for index, id in enumerate(table.ids) if id in self._dropped] if self._dropped else (),
         )
         return self._loader(table, batches, self._train, "augment")
 
@@ -409,6 +480,7 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
             table: The samples.
             whole: Whether this process gets all of them, rather than its share.
         """
+        table = self.without_dropped(table)
         rank, world_size = (0, 1) if whole else self._share
         batches = KeyedBatchSampler(
             len(table),

@@ -30,7 +30,7 @@ from torch.utils.data import get_worker_info
 from torchvision import tv_tensors
 
 import autotimm
-from autotimm.byte_size import written_bytes
+from autotimm.config.byte_size import written_bytes
 from autotimm.data.file_facts import Stamp, user_cache
 from autotimm.data.image_channels import read_as
 from autotimm.data.image_reading import ARRAY_SUFFIX, ImageReading

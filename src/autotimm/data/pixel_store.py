@@ -35,7 +35,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from autotimm.byte_size import written_bytes
+from autotimm.config.byte_size import written_bytes
 from autotimm.data.file_facts import Stamp
 
 try:

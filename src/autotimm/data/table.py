@@ -26,17 +26,21 @@ from autotimm.repro.streams import keys
 from autotimm.types import Sample
 
 if TYPE_CHECKING:
+    from autotimm.data.packed.row_store import Rows
     from autotimm.data.pixel_cache import PixelCache
 
 __all__ = [
+    "AT_ONCE",
     "LARGE_CLASS",
     "ImageTable",
     "Objects",
+    "Packed",
     "Subset",
     "Table",
     "check_shares",
     "keyed_sides",
     "keyed_split",
+    "packed_at",
     "rarest_labels",
 ]
 
@@ -53,6 +57,18 @@ class Objects(NamedTuple):
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     crowd: NDArray[np.bool_]
+
+
+class Packed(NamedTuple):
+    """Where the files of samples are in a packed data set.
+
+    Attributes:
+        rows: All rows of the data set.
+        places: The number of the row of each sample (N,).
+    """
+
+    rows: Rows
+    places: NDArray[np.int64]
 
 
 class Table(ABC):
@@ -72,6 +88,8 @@ class Table(ABC):
         groups: The group of each sample, from a column of a table that was asked for; ``None`` without one.
         reading: How its image files become pixels.
         cache: Where decoded pictures of its files are kept, see :meth:`cached`.
+        packed_rows: The rows that hold its files, in a data set that was packed; ``None`` where files are in folders.
+        packed_places: The number of the row of each sample (N,), if there are rows.
         draws_random: Whether :meth:`load` may draw from a global generator (``random``, NumPy, torch). ``False`` saves
             time.
     """
@@ -85,6 +103,8 @@ class Table(ABC):
     groups: Sequence[str] | None = None
     reading: ImageReading = UPRIGHT_RGB
     cache: PixelCache | None = None
+    packed_rows: Rows | None = None
+    packed_places: NDArray[np.int64] = np.zeros(0, np.int64)
     draws_random: bool = True
 
     @abstractmethod
@@ -112,14 +132,28 @@ class Table(ABC):
     def picture(self, path: str | Path) -> tv_tensors.Image:
         """Decode an image file of a sample as :attr:`reading` says, or take it from the cache: the same pixels.
 
+        Args:
+            path: The file; in a packed data set the number of its row, as text.
+
         Raises:
             DataError: If it cannot be read.
         """
+        if self.packed_rows is not None:
+            return self.packed_rows.picture(int(str(path)), self.reading)
         return read_as(path, self.reading) if self.cache is None else self.cache.read(path, self.reading)
 
     def files(self) -> Sequence[Path]:
         """Return one image file per sample, to be checked before training; nothing if samples are not files."""
         return ()
+
+    def packed(self) -> Packed | None:
+        """Return the rows that hold the files of these samples; ``None`` if the data set was not packed."""
+        return None
+
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        """Read the files of samples that are loaded next all at once, if they are rows of a packed data set."""
+        if (packed := self.packed()) is not None:
+            packed.rows.fetch(packed.places[np.array(indices, np.int64)].tolist())
 
     def labels(self, index: int) -> tuple[str, ...]:
         """Return the names of the classes of a sample, without loading it."""
@@ -214,6 +248,12 @@ class ImageTable(Table):
         reduced.reading = self.reading._replace(least=size)
         return reduced
 
+    def with_classes(self, targets: Tensor | None, class_names: Sequence[str]) -> ImageTable:
+        """Return a table of the same files with other targets and names of classes."""
+        table = ImageTable(self.paths, self.ids, targets, class_names)
+        table.packed_rows, table.packed_places = self.packed_rows, self.packed_places
+        return table
+
     def _target(self, index: int) -> Any:
         if self.targets is None:
             return None
@@ -221,7 +261,11 @@ class ImageTable(Table):
 
     def files(self) -> Sequence[Path]:
         """Return the image files."""
-        return Paths(self.paths)
+        return Paths(self.paths) if self.packed_rows is None else ()
+
+    def packed(self) -> Packed | None:
+        """Return the rows that hold the images of a packed data set."""
+        return packed_at(self)
 
     def labels(self, index: int) -> tuple[str, ...]:
         """Return the names of the classes of a sample."""
@@ -277,6 +321,15 @@ class Subset(Table):
             return Paths(Picked(files.names, self.indices))
         return tuple(files[index] for index in self.indices.tolist()) if files else ()
 
+    def packed(self) -> Packed | None:
+        """Return the rows of these samples."""
+        packed = self.table.packed()
+        return None if packed is None else packed._replace(places=packed.places[self.indices])
+
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        """Read the files of these samples at once, as the other table does."""
+        self.table.read_ahead(self.indices[np.array(indices, np.int64)].tolist())
+
     def labels(self, index: int) -> tuple[str, ...]:
         """Return the names of the classes of a sample."""
         return self.table.labels(self._place(index))
@@ -302,10 +355,18 @@ class Subset(Table):
         return self.table.target_files(self._place(index))
 
 
+def packed_at(table: Table) -> Packed | None:
+    """The rows of a table that has files of its own, if these were packed."""
+    return None if table.packed_rows is None else Packed(table.packed_rows, table.packed_places)
+
+
 def _whole(numbers: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
     """Whole numbers as an array of 64 bits each."""
     return np.asarray(numbers, np.int64)
 
+
+AT_ONCE = 32
+"""Samples of a packed data set that are read at once: more take more memory, and save no more time."""
 
 LARGE_CLASS = 100
 """Classes of at least this many samples are split by threshold, smaller ones by exact counts."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def readable(
     Raises:
         DataError: With ``strict`` if there is any, and always if no image is left.
     """
-    names = {split: file_names(table.files()) for split, table in tables.items()}
+    names = {split: _names(table) for split, table in tables.items()}
     total = sum(map(len, names.values()))
     full = checks_fully(check, Joined([*names.values()]))
     if not full:
@@ -62,9 +63,12 @@ def readable(
     oddities: dict[str, Oddity] = {}
     problems: dict[Path, Problem] = {}
     broken: dict[str, dict[int, str]] = {split: {} for split in tables}
-    facts = image_facts(Joined([*names.values()]), full=full, progress=progress)
+    files_alone = [of_split for split, of_split in names.items() if tables[split].packed() is None]
+    facts = image_facts(Joined(files_alone), full=full, progress=progress)
     for split, files in names.items():
-        for place, fact in enumerate(itertools.islice(facts, len(files))):
+        packed = tables[split].packed()
+        found = facts if packed is None else packed.rows.check(packed.places, full=full, progress=progress)
+        for place, fact in enumerate(itertools.islice(found, len(files))):
             if isinstance(fact, Problem):
                 problems.setdefault(fact.path, fact)
                 broken[split][place] = fact.reason
@@ -87,6 +91,11 @@ def readable(
         if len(names[split])
     }
     return {split: kept.get(split, table) for split, table in tables.items()}, [*problems.values()]
+
+
+def _names(table: Table) -> Sequence[str]:
+    """What there is to check of a table: its files, or the ids of a packed data set; nothing where there are none."""
+    return file_names(table.files()) if table.packed() is None else table.ids
 
 
 _HEADERS = (
@@ -151,6 +160,25 @@ def check_classes(train: Table, notices: list[str]) -> None:
     if rare := [name for name, count in counts.items() if count == 1]:
         where = "may be on either side of a split" if several else "stays in training"
         notices.append(f"Classes with a single image, which {where}: {join_names(rare)}.")
+    if alike := _alike(train.class_names):
+        pairs = [" and ".join(map(repr, names)) for names in alike]
+        text = f"Classes whose names differ in case, spaces, dashes or underscores alone: {join_names(pairs)}."
+        cure = "Give them one name if they are the same class."
+        notices.append(Doubt(text, pairs, check="alike_classes", cure=cure))
+
+
+def _alike(names: Sequence[str]) -> list[list[str]]:
+    """Names that people take for one; single characters may be classes of an alphabet.
+
+    Example:
+        >>> _alike(["T-shirt", "hat", "tshirt", "hat ", "A", "a"])
+        [['T-shirt', 'tshirt'], ['hat', 'hat ']]
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        if len(key := re.sub(r"[\s_-]", "", name).casefold()) > 1:
+            groups.setdefault(key, []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def check_object_sizes(
@@ -195,11 +223,17 @@ def _sides(table: ObjectTable, image_size: ImageSize | None) -> NDArray[np.float
     """
     if image_size is None:
         return table.shorter_sides(np.ones(len(table)))
-    sizes, (height, width) = image_sizes(table.files()), height_and_width(image_size)
-    shrunk = [
-        max(sizes[file][0] / height, sizes[file][1] / width) if file in sizes else np.nan for file in table.files()
-    ]
+    height, width = height_and_width(image_size)
+    shrunk = [np.nan if size is None else max(size[0] / height, size[1] / width) for size in _sizes(table)]
     return table.shorter_sides(np.array(shrunk, np.float64))
+
+
+def _sizes(table: Table) -> list[tuple[int, int] | None]:
+    """Width and height of each image; ``None`` for one that cannot be read, and nothing where samples are no files."""
+    if (packed := table.packed()) is not None:
+        return [packed.rows.size(place) for place in packed.places.tolist()]
+    sizes = image_sizes(table.files())
+    return [sizes.get(file) for file in table.files()]
 
 
 def workers_for_whole_images(table: Table, most: int, shared_bytes: int = _SHARED_BYTES) -> int:
@@ -210,7 +244,7 @@ def workers_for_whole_images(table: Table, most: int, shared_bytes: int = _SHARE
         most: The number of processes otherwise.
         shared_bytes: Memory for the images that wait for the network.
     """
-    largest = max((width * height for width, height in image_sizes(table.files()).values()), default=1)
+    largest = max((size[0] * size[1] for size in _sizes(table) if size is not None), default=1)
     return min(most, shared_bytes // (3 * largest * _PREFETCHED))
 
 

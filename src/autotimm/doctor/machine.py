@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from autotimm.byte_size import written_bytes
+from autotimm.config.byte_size import written_bytes
 from autotimm.data.module import default_workers
 from autotimm.data.pixel_cache import cache_folder
 from autotimm.data.pixel_store import bytes_by_name

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
 from autotimm.errors import UsageError, number, require
 from autotimm.evidence.calibration import scaled
 from autotimm.evidence.evidence_file import Evidence
+from autotimm.types import Prediction
 
-__all__ = ["least_score"]
+__all__ = ["least_score", "with_members"]
+
+_ROUNDING = 1e-6  # of scores in 32 bits, so that a class at the limit is a member
 
 
 def least_score(evidence: Evidence, coverage: float, temperature: float = 1.0) -> float:
@@ -47,3 +51,18 @@ def least_score(evidence: Evidence, coverage: float, temperature: float = 1.0) -
     true = np.sort(scores[np.arange(len(scores)), evidence.targets])[::-1]
     rank = math.ceil((len(true) + 1) * coverage)
     return float(true[rank - 1]) if rank <= len(true) else 0.0
+
+
+def with_members(predictions: Iterable[Prediction], least: float) -> list[Prediction]:
+    """Predictions with their sets: the likeliest class, and all classes from a score on.
+
+    Example:
+        >>> with_members([Prediction("1.jpg", ("cat",), {"cat": 0.6, "dog": 0.3, "eel": 0.1})], 0.2)[0].members
+        ('cat', 'dog')
+    """
+    found = []
+    for prediction in predictions:
+        ranked = sorted(prediction.scores.items(), key=lambda pair: -pair[1])
+        members = [name for at, (name, score) in enumerate(ranked) if at == 0 or score >= least - _ROUNDING]
+        found.append(prediction._replace(members=tuple(members)))
+    return found

@@ -44,9 +44,9 @@ def check_labels(evidence: Evidence, tables: Mapping[str, Table]) -> list[Findin
     """
     from cleanlab.filter import find_label_issues  # an optional extra
 
-    # Without the options of the folds, some of their samples are split off for validation here.
-    sides = [split for split in tables if split not in own_sides(tables)]
-    splits = sides if evidence.split == FOLDS else [split for split in tables if split == evidence.split]
+    splits = [split for split in tables if split == evidence.split]
+    if evidence.split == FOLDS:  # without the options of the folds, some of their samples are split off here
+        splits = [split for split in tables if split not in own_sides(tables)]
     places = {id: (split, row) for split in splits for row, id in enumerate(tables[split].ids)}
     known = [row for row, id in enumerate(evidence.ids) if id in places]
     word = "training" if evidence.split == FOLDS else evidence.split

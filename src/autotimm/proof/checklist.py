@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from autotimm.byte_size import written_bytes
+from autotimm.config.byte_size import written_bytes
 from autotimm.records.commitment import commitment_of
 from autotimm.records.compute import compute_lines
 from autotimm.report.model_card import as_code

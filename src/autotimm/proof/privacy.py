@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from autotimm.config import write_scalar
+from autotimm.config.record import without_folders
 from autotimm.records.environment import volatile
 from autotimm.records.manifest import Manifest
 
@@ -60,10 +61,7 @@ def _line(line: str) -> str:
         given = _scalar(value)
         value = write_scalar(re.split(r"[/\\]", given.rstrip("/\\"))[-1] or "data")
     head, hash_, source = comment.partition("# ")
-    kind, space, place = source.partition(" ")
-    if kind in ("file", "record") and space:
-        comment = f"{head}{hash_}{kind} {re.split(r'[/]', place)[-1]}"
-    return f"{found['name']}: {value}{comment}"
+    return f"{found['name']}: {value}{head}{hash_}{without_folders(source)}"
 
 
 def _scalar(text: str) -> str:

@@ -93,6 +93,7 @@ _WORDS = {
     "environment.precision": "the precision",
     "environment.device": "the device",
     "decisions.weights": "other pretrained weights",
+    "decisions.dropped": "which unreadable samples were dropped",
     "decisions": "the decision on `{last}`",
 }
 
@@ -121,20 +122,21 @@ _AUTOTIMM = "environment.versions.autotimm"
 _CODE = ("inputs.code", "environment.package", "environment.git")
 _DATA = ("inputs.data", "inputs.splits")
 _SURROUNDINGS = ("environment.device", "environment.processes", "environment.precision")
+_DROPPED = "decisions.dropped"
 _CALLBACKS = "environment.callbacks"
 # What can cause a difference in a stage, the likeliest first.
 _SUSPECTS = {
     "start": (_REPLAY, "inputs.start", "environment.processes", "inputs.seeds.task", "inputs.seeds.streams.init",
               "decisions.weights", _OPTIONS, _FACTORS, *_CODE, "inputs.initial"),
-    "order": (_REPLAY, "inputs.seeds.trainer", "inputs.seeds.streams.order", *_DATA, "inputs.keyed", _OPTIONS,
-              "inputs.seeds.data", _FACTORS, *_CODE),
+    "order": (_REPLAY, _DROPPED, "inputs.seeds.trainer", "inputs.seeds.streams.order", *_DATA, "inputs.keyed",
+              _OPTIONS, "inputs.seeds.data", _FACTORS, *_CODE),
     "inputs": (_REPLAY, "inputs.data", "inputs.transforms.train", _OPTIONS, "inputs.seeds.trainer",
                "inputs.seeds.streams.augment", "inputs.keyed", _FACTORS, *_SURROUNDINGS, *_CODE),
     "forward": (_REPLAY, "inputs.seeds.trainer", "inputs.seeds.streams.step", _OPTIONS, _CALLBACKS, *_SURROUNDINGS,
                 _FACTORS, *_CODE),
     "rate": (_REPLAY, _OPTIONS, "inputs.data", _CALLBACKS, _FACTORS, *_CODE),
     "update": (_REPLAY, "inputs.frozen", _OPTIONS, _CALLBACKS, *_SURROUNDINGS, _FACTORS, *_CODE),
-    "validation": (_REPLAY, _OPTIONS, "inputs.transforms.eval", *_DATA, *_SURROUNDINGS, _FACTORS, *_CODE),
+    "validation": (_REPLAY, _DROPPED, _OPTIONS, "inputs.transforms.eval", *_DATA, *_SURROUNDINGS, _FACTORS, *_CODE),
     "length": (_REPLAY, _OPTIONS, *_DATA, _CALLBACKS, "results.status"),
 }  # fmt: skip
 

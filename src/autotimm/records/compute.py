@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from autotimm.byte_size import written_bytes
+from autotimm.config.byte_size import written_bytes
 
 __all__ = ["COMPUTE", "Meter", "compute_lines"]
 

@@ -260,6 +260,7 @@ def _parse(raw: bytes) -> Line | None:
 _TEXT = (str,)
 _WHOLE = (int,)
 _KNOWN = (str, type(None))
+_MAYBE_WHOLE = (int, type(None))
 _METRICS = (dict,)
 _AT = {"epoch": _WHOLE, "step": _WHOLE}
 _DIGESTS = {"weights": _TEXT, "buffers": _TEXT}
@@ -274,6 +275,7 @@ FIELDS: dict[int, dict[str, dict[str, tuple[type, ...]]]] = {
         "epoch": {**_AT, "metrics": _METRICS, **_DIGESTS, "optimizer": _TEXT, "averaged": _KNOWN},
         "head": {"features": _TEXT, "penalty": _TEXT, "losses": _METRICS, "weights": _TEXT, "metrics": _METRICS},
         "choice": {"step": _WHOLE, "epochs": (list,), "metrics": _METRICS, "tried": _METRICS},
+        "dropped": {**_AT, "batch": _MAYBE_WHOLE, "split": _TEXT, "ids": (list,), "by": (list,)},
         "gap": {"step": _WHOLE, "reason": _TEXT},
         "end": {"step": _WHOLE},
     }

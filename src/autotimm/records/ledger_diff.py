@@ -26,6 +26,7 @@ _UPDATE = (("weights", "update"), ("buffers", "update"), ("optimizer", "update")
 _FIELDS = {
     "start": (("weights", "start"), ("world_size", "start")),
     "step": (("ids", "order"), ("inputs", "inputs"), ("loss", "forward"), ("lr", "rate"), ("step", "update")),
+    "dropped": (("step", "length"), *((name, "order") for name in ("split", "epoch", "batch", "ids", "by"))),
     "weights": (("step", "length"), *_UPDATE[:2]),
     "val": (("epoch", "length"), ("step", "length"), ("metrics", "validation")),
     "epoch": (("epoch", "length"), ("step", "length"), *_UPDATE, ("metrics", "validation")),
@@ -237,8 +238,8 @@ def _compare(recorded: _Line, line: _Line, equal_until: int | None, every_field:
     """The first field in which two lines differ."""
     kinds = recorded["kind"], line["kind"]
     if kinds[0] != kinds[1]:
-        # Only one of them validated; or one has ended, or its epoch has more batches.
-        stage = "validation" if "val" in kinds else "length"
+        # Only one of them dropped a sample, or validated; or one has ended, or its epoch has more batches.
+        stage = "order" if "dropped" in kinds else "validation" if "val" in kinds else "length"
         return _at(line, stage, "kind", *kinds, equal_until)
     if kinds[0] == "step":
         for name in ("epoch", "batch"):

@@ -19,11 +19,13 @@ from autotimm.records.atomic import write_text
 from autotimm.records.digest import config_digest
 from autotimm.records.readers import EachOf, Fields, read_json, require_shape
 
-__all__ = ["SCHEMA", "SECTIONS", "Manifest"]
+__all__ = ["SCHEMA", "SECTIONS", "SOURCES", "Manifest"]
 
 #: The version of the format. It grows when an older reader would misunderstand a file.
 SCHEMA = 1
 SECTIONS = ("inputs", "environment", "decisions", "results", "levels", "volatile")
+SOURCES = "sources"
+"""The entry of ``results`` with the digest of who decided each option; earlier versions have written none."""
 
 _NONE = type(None)
 _RECIPE = {
@@ -48,10 +50,11 @@ _SHAPE = {
     "decisions": {
         "lr": (float, _NONE), "batch_size": int, "recipe": (Fields(_RECIPE), _NONE),
         "weights": (Fields(_WEIGHTS, ("source",)), _NONE), "commitment": str,
+        "search": dict,
     },
     "results": {
         "status": str, "steps": float, "ledger": (str, _NONE), "metrics": EachOf((str, float)),
-        "changed_files": Fields({"count": int, "ids": [str]}, ("count", "ids")),
+        "changed_files": Fields({"count": int, "ids": [str]}, ("count", "ids")), "sources": str,
     },
     "levels": EachOf(str),
     "volatile": {"resumes": [str], "compute": [dict]},
@@ -70,8 +73,8 @@ class Manifest:
         inputs: All that decides the numbers: configuration, seeds, data, split, transforms, code, initial weights.
         environment: Its surroundings, see :func:`autotimm.records.environment.environment`.
         decisions: What was decided by a search or from the data: learning rate, batch size, recipe, pretrained weights.
-        results: The last digest of the ledger, the digest of the final weights, metrics, steps, status and the files
-            that changed while the run trained.
+        results: The last digest of the ledger, the digest of the final weights, metrics, steps, status, the files that
+            changed while the run trained, and the digest of who decided each option.
         levels: The levels of reproducibility that the run claims, for example ``{"R0": "checked"}``.
         volatile: What differs between equal runs: clock, names of machine, user and folder, resumes.
         schema: The version of the format.

@@ -8,6 +8,7 @@
       ledger.jsonl         a line per step: digests of samples, inputs and weights, the loss
       files.csv            id and SHA-256 of every sample
       splits.csv           id, class, split of every sample
+      search.json          the trials of a search for rate and length, until the training has finished
       commitment.json      what a run was committed to before its first step, if it was
       initial.safetensors  the weights that it began from, for a run that trains on from another one
       metrics.csv          one line per epoch
@@ -34,27 +35,27 @@ import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from autotimm.config.record import said_sources
 from autotimm.config.value_types import path_problem
-from autotimm.errors import ModelError, RunError, UsageError, sentence
+from autotimm.errors import ModelError, RunError, UnreadableSampleError, UsageError, nearest, sentence
 from autotimm.records.atomic import refuse_sealed, sweep, write_text
-from autotimm.records.digest import file_digest, text_digest
+from autotimm.records.digest import config_digest, file_digest, text_digest
 from autotimm.records.ledger import read_ledger
-from autotimm.records.manifest import Manifest
+from autotimm.records.manifest import SOURCES, Manifest
 from autotimm.records.readers import EachOf, Fields, read_json, read_text, require_shape
 from autotimm.records.sample_index import SampleIndex
 from autotimm.records.trust import remember
 
 __all__ = [
-    "CALIBRATION", "DIGESTS", "FOLDS", "PER_CLASS", "RECIPE", "RunFolder", "name_of_weights", "read_results",
-    "require_files",
-    "write_results",
+    "CALIBRATION", "DIGESTS", "FOLDS", "PER_CLASS", "RECIPE", "SEARCH", "RunFolder", "name_of_weights",
+    "read_results", "require_files", "require_run_folder", "write_results",
 ]  # fmt: skip
 
 PER_CLASS = "per_class"
@@ -72,6 +73,9 @@ they predict."""
 
 RECIPE = "recipe"
 """The group of ``results.json`` with what a run has chosen the best from, and how its head was fitted."""
+
+SEARCH = "search.json"
+"""The trials of a search for learning rate, length and regularization, until the training that follows has finished."""
 
 
 def name_of_weights(epochs: Sequence[int]) -> str:
@@ -96,10 +100,36 @@ def name_of_weights(epochs: Sequence[int]) -> str:
 # The files written before the first checkpoint.
 _EARLY = (
     ".lock", "config.yaml", "splits.csv", "files.csv", "initial.safetensors", "initial.ckpt", "manifest.json",
-    "ledger.jsonl", "commitment.json",
+    "ledger.jsonl", "commitment.json", SEARCH,
 )  # fmt: skip
 _AT_END = ("metrics.csv", "results.json", "model.safetensors", "report.html")
 _LOGS = ("tensorboard", "mlflow", "wandb")  # what loggers write from the start
+
+
+def require_run_folder(path: str | Path, *, checkpoint: bool = False) -> None:
+    """Refuse a path that is not the folder of a run.
+
+    Args:
+        path: What was given.
+        checkpoint: Whether a file will do too, which may be a checkpoint.
+
+    Raises:
+        ModelError: If it is neither.
+    """
+    path, wanted = Path(path), "a run folder or a checkpoint" if checkpoint else "a run folder"
+    if os.path.isfile(path):
+        if checkpoint:
+            return
+        problem = "is a file"
+        hint = f"Give its run, {path.parent.parent}." if path.parent.name == "checkpoints" else ""
+    elif os.path.isdir(path / "checkpoints") or os.path.isfile(path / "config.yaml"):
+        return
+    else:
+        problem = "is not a run folder" if os.path.isdir(path) else "does not exist"
+        beside = path.parent.glob("*/checkpoints") if os.path.isdir(path.parent) else []
+        hint = nearest(path.name, (checkpoints.parent.name for checkpoints in beside))
+    hint = hint or "Give the folder that the last line of `autotimm fit` names."
+    raise ModelError(f"{path} must be {wanted}. It {problem}. {hint}")
 
 
 def require_files(folder: Path) -> None:
@@ -218,9 +248,12 @@ class RunFolder:
         """Whether nothing was trained before an error, or it is a wrong argument found in the first steps.
 
         Args:
-            error: The error. An interruption is none: the run can be resumed.
+            error: The error. An interruption is none: the run can be resumed. So can one that has met a file that
+                cannot be read, without it.
             steps: Optimizer steps done in this process; in a run with spawned processes the ledger knows of them.
         """
+        if isinstance(error, UnreadableSampleError):
+            return False
         if not self.begun:
             return True
         if not isinstance(error, Exception) or [*self.checkpoints.glob("*.ckpt")]:
@@ -251,6 +284,18 @@ class RunFolder:
         with suppress(OSError):  # of a run that is not remembered, its maker is asked to --trust it
             remember(manifest.run_id, digests, names)
         manifest.save(self.manifest)
+
+    def bind_sources(self, before: str, after: str) -> None:
+        """Write into the manifest a digest of who decided each option, which no replay can find out.
+
+        Args:
+            before: The options of the run as they were, which must fit what the manifest says of them, if it does.
+            after: As they are now.
+        """
+        manifest = Manifest.load(self.manifest)
+        if manifest.results.get(SOURCES) in (None, config_digest(said_sources(before))):
+            digest = config_digest(said_sources(after))
+            self.write_manifest(replace(manifest, results={**manifest.results, SOURCES: digest}))
 
     def remember(self, digest: str) -> None:
         """Remember the SHA-256 of a file that is about to be written; nothing before there is a manifest."""

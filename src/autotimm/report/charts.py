@@ -41,13 +41,14 @@ class _Frame(NamedTuple):
         return _LEFT + across * inner_width, _TOP + (1 - up) * inner_height
 
 
-def epoch_chart(title: str, lines: Sequence[Line], best: float | None = None) -> Markup:
+def epoch_chart(title: str, lines: Sequence[Line], best: float | None = None, first: int = 0) -> Markup:
     """Values over epochs, with the best epoch marked.
 
     Args:
         title: What the chart shows, for those who cannot see it.
         lines: At least one, with x counted from 1.
         best: The epoch whose weights were kept.
+        first: The number of the color of the first line.
     """
     xs = [x for line in lines for x, y in line.points if math.isfinite(y)]
     ys = [y for line in lines for _, y in line.points if math.isfinite(y)]
@@ -57,7 +58,7 @@ def epoch_chart(title: str, lines: Sequence[Line], best: float | None = None) ->
     if best is not None:
         (x, top), (_, bottom) = frame.at(best, high), frame.at(best, low)
         parts.append(_BEST_LINE.format(x, top, bottom))
-    parts += [_line(frame, line, number, dots=len(line.points) < 25) for number, line in enumerate(lines)]
+    parts += [_line(frame, line, number, dots=len(line.points) < 25) for number, line in enumerate(lines, first)]
     return _svg(title, parts)
 
 

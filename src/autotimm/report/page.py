@@ -295,7 +295,10 @@ def curves(runs: Sequence[RunFacts]) -> list[Panel]:
         best = _best_epoch(runs[0]) if len(runs) == 1 else None
         label = "learning rate" if title == "lr" else title.replace("_", " ")
         legend = [line.label for line in lines]
-        panels.append(Panel(label, epoch_chart(f"{label} over epochs", lines, best), legend, "", ""))
+        # Without a legend: in the color that validation has beside training.
+        lone = legend == ["validation"]
+        label += ", validation" if lone else ""
+        panels.append(Panel(label, epoch_chart(f"{label} over epochs", lines, best, int(lone)), legend, "", ""))
     return panels
 
 

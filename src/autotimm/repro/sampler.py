@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from autotimm.errors import require
+from autotimm.errors import UsageError, require
 from autotimm.repro.permutation import KeyedPermutation
 from autotimm.repro.shards import shard_range
 from autotimm.repro.streams import generator
@@ -25,6 +25,12 @@ __all__ = ["Draw", "KeyedBatchSampler"]
 
 # A permutation takes nearly as long for 32 samples as for 1,000.
 _SAMPLES_AT_ONCE = 1024
+
+# Possible with weights only, which draw with replacement.
+_ONLY_DROPPED = (
+    "The samples that are drawn in an epoch must not all be dropped. They are. Leave `balanced_sampling` out, or "
+    "replace the files in another run."
+)
 
 _Order = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 """Gives the indices of the samples at some positions."""
@@ -66,6 +72,10 @@ class KeyedBatchSampler(Sampler[list[Draw]]):
     processes in turn. Then not even the last batch depends on the number of processes. A process without a share of a
     batch gets one sample in its place, see :meth:`is_empty`.
 
+    A sample that is ``dropped`` changes neither length nor order: at each of its positions stands the sample of the
+    next position of the same epoch that is not dropped, and after the last position comes the first. That sample is
+    then drawn twice, with random numbers of its own each time.
+
     Pass it to a ``DataLoader`` as ``batch_sampler``; the data set then receives a :class:`Draw` in place of an index.
 
     Args:
@@ -81,13 +91,15 @@ class KeyedBatchSampler(Sampler[list[Draw]]):
         shards: Number of shards that a training batch is cut into, a multiple of ``world_size``; ``None`` for none.
         least: Samples that each shard of an incomplete last batch must have, or it is dropped unless it is the only
             one; with 1, shards may be empty.
+        dropped: Indices of samples that others take the place of.
 
     Attributes:
         epoch: The epoch that the next iteration draws, from 0; see :meth:`set_epoch`.
         start: Number of batches to skip at the beginning of that epoch, for a resume in the middle of an epoch.
 
     Raises:
-        UsageError: If an argument is out of range, or a training set has fewer samples than there are processes.
+        UsageError: If an argument is out of range, a training set has fewer samples than there are processes, or no
+            sample is left.
 
     Example:
         >>> sampler = KeyedBatchSampler(size=4, batch_size=2, seed=42)
@@ -113,6 +125,7 @@ class KeyedBatchSampler(Sampler[list[Draw]]):
         world_size: int = 1,
         shards: int | None = None,
         least: int = 1,
+        dropped: Sequence[int] = (),
     ) -> None:
         owner = type(self).__name__
         require(size > 0, "size", owner, "at least 1", size, "Give a data set with samples.")
@@ -127,6 +140,9 @@ class KeyedBatchSampler(Sampler[list[Draw]]):
         self.weights = None if weights is None else _checked_weights(weights, size, owner)
         self.rank, self.world_size = rank, world_size
         self.shards, self.least = shards, least
+        self.dropped = np.unique(np.asarray(dropped, np.int64))
+        left = size - len(self.dropped)
+        require(left > 0, "dropped", owner, "less than all samples", len(self.dropped), "Keep some.")
         self.epoch = 0
         self.start = 0
 
@@ -153,14 +169,49 @@ class KeyedBatchSampler(Sampler[list[Draw]]):
         indices: list[int] = self._order(epoch)(np.arange(self.size)).tolist()
         return indices
 
+    def replaced(self, epoch: int, number: int) -> list[tuple[int, int]]:
+        """Return the dropped samples of a batch of all processes together, each with that in its place.
+
+        Args:
+            epoch: The epoch, from 0.
+            number: Number of the batch in the epoch, from 0.
+
+        Returns:
+            Pairs of indices, in the order of their positions.
+        """
+        if not len(self.dropped):
+            return []
+        positions = np.asarray(self.whole(number), np.int64)
+        drawn, given = self._drawn(epoch)(positions), self._order(epoch)(positions)
+        return [pair for pair in zip(drawn.tolist(), given.tolist(), strict=True) if pair[0] != pair[1]]
+
     def _order(self, epoch: int) -> _Order:
+        """The order of an epoch, without the dropped samples."""
+        drawn = self._drawn(epoch)
+        if not len(self.dropped):
+            return drawn
+
+        def at(positions: NDArray[np.int64]) -> NDArray[np.int64]:
+            positions = positions.copy()
+            indices = drawn(positions)
+            for _ in range(self.size):
+                if not (gone := np.isin(indices, self.dropped)).any():
+                    return indices
+                positions[gone] = (positions[gone] + 1) % self.size
+                indices[gone] = drawn(positions[gone])
+            raise UsageError(_ONLY_DROPPED)
+
+        return at
+
+    def _drawn(self, epoch: int) -> _Order:
+        """The order of an epoch, as if no sample were dropped."""
         if self.weights is not None:
             stream = generator(self.seed, "order", epoch)
             drawn = torch.multinomial(self.weights, self.size, replacement=True, generator=stream).numpy()
             return lambda positions: drawn[positions]
         if self.shuffle:
             return KeyedPermutation(self.size, self.seed, "order", epoch).at
-        return lambda positions: positions
+        return lambda positions: positions.copy()
 
     @property
     def _training(self) -> bool:

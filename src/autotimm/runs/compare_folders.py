@@ -261,7 +261,8 @@ def _start(run: RecordedRun, replay: Replay, file: str) -> Findings:
 
 #: What each file of a run is bound to.
 BOUND: tuple[Binding, ...] = (
-    Binding("config.yaml", "the options in the manifest, and those that the replay was built from", _config),
+    Binding("config.yaml", "the options in the manifest, and those that the replay was built from; who decided them, "
+            "by a digest there", _config),
     Binding("manifest.json", "the manifest of the replay: inputs, decisions, surroundings, levels, results", _manifest),
     Binding("ledger.jsonl", "the lines that the replay writes, each in every field", None),
     Binding("files.csv", "the images that the replay has read", _text),

@@ -11,18 +11,20 @@ from dataclasses import replace
 from typing import Any
 
 from autotimm.config import FitConfig, decided_by_recipe, defaults, options, read_yaml, recorded_argument  # fmt: skip
-from autotimm.config.record import RECORD, VERSION
+from autotimm.config.record import RECORD, VERSION, said_sources
 from autotimm.errors import join_names
 from autotimm.models.backbone.weights import RANDOM_BY_CHOICE, RANDOM_BY_RECORD
 from autotimm.records.causes import ManifestDifference
-from autotimm.records.manifest import Manifest
+from autotimm.records.digest import config_digest
+from autotimm.records.manifest import SOURCES, Manifest
+from autotimm.records.readers import read_text
 from autotimm.runs.file_contents import Finding, differs, dotted, leaves, same
 from autotimm.runs.recorded_run import RecordedRun
 from autotimm.runs.replayed_run import Replay
 from autotimm.runs.restore import read_config
 from autotimm.serialization import current_path
 
-__all__ = ["config_findings", "manifest_findings", "planned", "same_version"]
+__all__ = ["config_findings", "is_portable", "manifest_findings", "planned", "same_version"]
 
 _FILE = "manifest.json"
 
@@ -30,6 +32,12 @@ _FILE = "manifest.json"
 def same_version(run: RecordedRun, replay: Replay) -> bool:
     """Whether the code of autotimm that made the run is the code that replays it."""
     return same(*(manifest.environment.get("package") for manifest in (run.manifest, replay.manifest)))
+
+
+def is_portable(manifest: Manifest) -> bool:
+    """Whether a run says that neither threads nor instruction sets change a bit of it."""
+    trainer = manifest.inputs.get("config", {}).get("trainer", {})
+    return isinstance(trainer, Mapping) and trainer.get("portable") is True
 
 
 _PLANNED = ("threads", "precision", "processes", "callbacks", "package")
@@ -123,6 +131,8 @@ def _decisions(run: RecordedRun, replay: Replay) -> Iterator[Finding | str]:
     for name, recorded, found in _section(run, replay, "decisions"):
         if name.partition(".")[0] not in ("recipe", "weights", "commitment"):
             yield from compared.value(f"decisions.{name}", recorded, found)
+    if "search" in run.manifest.decisions and (replay.part or not run.whole):
+        yield f"{_FILE}: decisions.search (a replay of the whole run makes the search again)"
     yield from compared.rest(f"{_FILE}: decisions")
     yield from _recipe(run, replay)
     yield from _weights(run, replay)
@@ -198,6 +208,8 @@ def _environment(run: RecordedRun, replay: Replay) -> Iterator[Finding | str]:
     for name, recorded, found in _section(run, replay, "environment"):
         if name.partition(".")[0] == "git":
             project = True
+        elif name == "threads" and is_portable(run.manifest):
+            continue  # it decides nothing, and may be another one
         elif name in _BOUND_SURROUNDINGS or _is_asked_device(run, name) or _is_callback(run, replay, name):
             yield from bound.value(f"environment.{name}", recorded, found)
         elif not same_version(run, replay) and recorded is _MISSING:
@@ -244,9 +256,12 @@ def _results(run: RecordedRun, replay: Replay) -> Iterator[Finding | str]:
     if not replay.ended:
         yield f"{_FILE}: results"
         return
-    # The digest of the last line depends on the id in the first: both ledgers were compared line by line instead.
-    recorded = {**run.manifest.results, "ledger": None}
-    found = {**replay.manifest.results, "ledger": None}
+    # The digest of the last line depends on the id in the first: both ledgers were compared line by line instead. Who
+    # decided the options is no result of a replay: their digest is compared with `config.yaml`.
+    recorded, found = (
+        {name: value for name, value in manifest.results.items() if name not in ("ledger", SOURCES)}
+        for manifest in (run.manifest, replay.manifest)
+    )
     if run.manifest.results.get("ledger") != run.ledger.last and not run.ledger.problem:
         yield _differs("results.ledger", run.manifest.results.get("ledger"), run.ledger.last)
     a, b = dict(leaves(recorded)), dict(leaves(found))
@@ -270,11 +285,12 @@ def _objects(run: RecordedRun, replay: Replay, values: Mapping[str, Any]) -> Ite
     file = replay.folder / "config.yaml"
     found = read_yaml(str(file))[0] if file.exists() else values  # there is none before the replay
     compared, sharded = _Compared(run, replay), (values.get("trainer") or {}).get("shards") is not None
+    free = {("devices",)} if sharded else {("threads",)} if is_portable(run.manifest) else set()
     a, b = dict(leaves(values)), dict(leaves(found))
     for path in dict.fromkeys([*a, *b]):
         recorded, now = a.get(path, _MISSING), b.get(path, _MISSING)
         paths = isinstance(recorded, str) and isinstance(now, str) and current_path(recorded) == current_path(now)
-        if paths or same(recorded, now) or _changes_nothing(path) or (sharded and path[1:] == ("devices",)):
+        if paths or same(recorded, now) or _changes_nothing(path) or path[1:] in free:
             continue
         yield from compared.value(dotted(path), recorded, now, "config.yaml")
     yield from compared.rest("config.yaml")
@@ -300,6 +316,8 @@ def _options(run: RecordedRun, replay: Replay, values: Mapping[str, Any]) -> Ite
     if replay.config is not None and config.task != replay.config.task:
         yield differs("config.yaml: task", config.task, replay.config.task)
     yield from _decided(run, config)
+    yield from _searched(run, config)
+    yield from _sources(run, config, strict=strict)
     for name, option in options().items():
         if option.finds and getattr(config, name):
             if run.manifest.decisions.get(option.finds) is None:
@@ -323,6 +341,46 @@ def _decided(run: RecordedRun, config: FitConfig) -> Iterator[Finding]:
             yield Finding(f"config.yaml: {name}", f"it lacks what was chosen, {expected}", damage=True)
         else:
             yield differs(f"config.yaml: {name}", value, expected)
+
+
+def _searched(run: RecordedRun, config: FitConfig) -> Iterator[Finding]:
+    """The options that a search decides are what it has chosen, and there was one if there is a budget for it."""
+    search = run.manifest.decisions.get("search")
+    if search is None or not config.search_budget:
+        if search is not None or config.search_budget:
+            missing = "the manifest has no search" if search is None else "the manifest has a search"
+            yield Finding("config.yaml: search_budget", missing)
+        return
+    if not isinstance(search.get("chosen"), Mapping) or not isinstance(search.get("asked"), Mapping):
+        yield Finding(f"{_FILE}: decisions.search", "it does not say what was open and what was chosen", damage=True)
+        return
+    if search.get("budget") != config.search_budget:
+        yield differs("config.yaml: search_budget", config.search_budget, search.get("budget"))
+    inputs = run.manifest.inputs.get("config", {})
+    for name in (name for name in search["asked"] if name in options()):
+        expected = search["chosen"].get(name, search["asked"][name])
+        used = [inputs.get(to.part, {}).get(to.name or name) for to in options()[name].to[:1]]
+        if used and not _equal(used[0], expected):
+            yield differs(f"{_FILE}: decisions.search.chosen.{name}", expected, used[0])
+
+
+def _sources(run: RecordedRun, config: FitConfig, *, strict: bool) -> Iterator[Finding]:
+    """Who decided each option: as the manifest says of them all, and none that cannot have decided the value."""
+    said = said_sources(read_text(run.folder / "config.yaml", "the options"))
+    recorded = run.manifest.results.get(SOURCES)  # earlier versions have written none
+    if recorded != config_digest(said) and (recorded is not None or (strict and run.finished)):
+        what = "who decided its options is not what the manifest refers to"
+        yield Finding("config.yaml", what, damage=True)
+    if not strict:  # other versions have other defaults
+        return
+    for name, option in options().items():
+        value, source = getattr(config, name), said.get(name)
+        if source == "default" and value != defaults()[name]:
+            yield differs(f"config.yaml: {name}, by default", value, defaults()[name])
+        elif source == f"task {config.task}" and value != option.by_task.get(config.task):
+            yield differs(f"config.yaml: {name}, by its task", value, option.by_task.get(config.task))
+        elif source == "recipe" and name not in (*decided_by_recipe(), "recipe", "epochs"):
+            yield Finding(f"config.yaml: {name}", "no recipe decides it")
 
 
 def _equal(a: Any, b: Any) -> bool:

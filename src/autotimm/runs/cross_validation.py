@@ -8,13 +8,14 @@ images, unless the data have some of their own: it trains for the epochs that we
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from autotimm.config import FitConfig
 from autotimm.data.data_facts import content
+from autotimm.data.dropped import recorded_drops
 from autotimm.data.module import DataModule
 from autotimm.data.table_checks import own_sides
 from autotimm.errors import DataError, ModelError, RunError, UsageError, sentence
@@ -69,15 +70,19 @@ def folds_of(folder: Path) -> int | None:
     return config.folds if isinstance(config, FitConfig) and config.fold is None else None
 
 
-def resume_folds(folder: RunFolder, *, data: str | Path | None = None, workers: int | None = None) -> Path:
+def resume_folds(
+    folder: RunFolder, *, data: str | Path | None = None, workers: int | None = None, drop: str | Sequence[str] = ()
+) -> Path:
     """Train the folds that are not finished, and then the model on all images.
 
     Args:
         folder: The folder of the run.
         data: Where the data is now, if it was moved.
         workers: Number of loading processes in place of the recorded one.
+        drop: Ids of samples to drop besides those that folds have dropped, see :meth:`DataModule.drop`.
 
     Raises:
+        UsageError: If a sample cannot be dropped.
         DataError: If the data is not what it was.
     """
     config = affordable(read_config(folder.path))
@@ -87,7 +92,16 @@ def resume_folds(folder: RunFolder, *, data: str | Path | None = None, workers: 
     if workers is not None:
         config = config.resolved({"num_workers": workers}, "argument")
     config, module = settle_data(config)
+    module.drop(_dropped_in_folds(folder.path, config.folds or 0), recorded=True)
+    module.drop(drop)
     return _finish(config, folder, module)
+
+
+def _dropped_in_folds(folder: Path, folds: int) -> list[str]:
+    """The ids of the samples that folds which have begun have dropped: all folds have the same samples."""
+    places = [folder / f"fold-{number}" for number in range(1, folds + 1)]
+    begun = [place for place in places if (place / "manifest.json").is_file() and not place.is_symlink()]
+    return sorted({id for place in begun for id in recorded_drops(read_manifest(place))})
 
 
 def _finish(config: FitConfig, folder: RunFolder, data: DataModule) -> Path:
@@ -118,14 +132,16 @@ def _train_fold(config: FitConfig, whole: RunFolder, number: int, data: DataModu
         say(f"{said}: {place} is finished")
         return
     say(said)
+    dropped = [id for ids in data.dropped.values() for id in ids]
     if fold.begun:
         place_now = config.image_dir if config.train_csv else config.path  # it may have been moved
-        resume_run(fold, data=place_now, workers=config.num_workers, whole=whole.path)
+        resume_run(fold, data=place_now, workers=config.num_workers, whole=whole.path, drop=dropped)
         return
     if place.is_dir():
         fold.discard()  # it was interrupted before its first step
     own = {"fold": number, "out": str(whole.path), "name": place.name}
     own_config, own_data = settle_data(config.resolved(own, _SOURCE))
+    own_data.drop(dropped, recorded=True)
     launch_in(new_folder(whole.path, place.name, exact=True), own_config, own_data, whole=whole.path)
 
 

@@ -49,7 +49,7 @@ def recorded_training_table(data: DataModule, recorded: Mapping[str, str]) -> Ta
             f"The training images must be those that the run was trained on. {len(changed)} are not: {shown}. Restore "
             "them, or predict without `neighbours`."
         )
-    return table
+    return data.without_dropped(table)
 
 
 def nearest_samples(

@@ -97,7 +97,7 @@ def as_csv(predictions: Sequence[Prediction | PixelPrediction | ObjectPrediction
     classes of one image; and ``similarities``.
 
     For objects: path, label, score, x1, y1, x2, y2 in pixels of the original image, a line per object. Images without
-    objects have none.
+    objects have none; with novelty or neighbours, which are those of the image, they have one without label and box.
 
     Paths and names that a spreadsheet would take for formulas get an apostrophe in front, see
     :mod:`autotimm.records.csv_cells`. Nine digits are what a 32-bit float needs to be read back to the bit.
@@ -109,9 +109,12 @@ def as_csv(predictions: Sequence[Prediction | PixelPrediction | ObjectPrediction
         if not rows:
             rows.append(["path", "label", "score", *more, *map(safe_cell, titles)])
         path = safe_cell(prediction.id)
+        before = len(rows)
         for label, score, *values in lines:
             numbers = (f"{value:.9g}" for value in values)
             rows.append([path, safe_cell(label), f"{score:.9g}", *more.values(), *numbers])
+        if more and len(rows) == before:
+            rows.append([path, "", "", *more.values(), *("" for _ in titles)])
     return csv_text(rows)
 
 

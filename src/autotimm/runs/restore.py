@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
@@ -17,6 +17,7 @@ from autotimm.config import (
     options,
     read_yaml,
 )
+from autotimm.data.dropped import recorded_drops
 from autotimm.data.inference_loaders import recorded_data
 from autotimm.data.loader import default_workers
 from autotimm.data.module import DataModule
@@ -29,8 +30,9 @@ from autotimm.records.manifest import Manifest
 from autotimm.records.readers import Fields, require_shape
 from autotimm.records.run_folder import RunFolder
 from autotimm.records.trust import of_record
-from autotimm.repro.seed import most_on_cpu
+from autotimm.repro.seed import default_threads, most_on_cpu
 from autotimm.runs.factory import build_task, build_trainer, settle_data, settle_recipe
+from autotimm.runs.search import settle_search
 from autotimm.serialization import construct, is_object, takes
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import task_class_named
@@ -104,9 +106,11 @@ def rebuild(
     data: str | Path | None = None,
     workers: int | None = None,
     devices: int | None = None,
+    threads: int | None = None,
     weights_needed: bool = True,
     changes: Mapping[str, Any] | None = None,
     loggers: bool = False,
+    drop: str | Sequence[str] = (),
 ) -> Rebuilt:
     """Rebuild the objects of a recorded run.
 
@@ -116,15 +120,18 @@ def rebuild(
         data: Where the data is now, if it was moved.
         workers: Number of loading processes in place of the recorded one; it never changes a result.
         devices: Number of devices or processes in place of the recorded one, for a run with ``shards``.
+        threads: Number of threads in place of the recorded one, for a run that is ``portable``.
         weights_needed: Whether pretrained weights must be available; not if a checkpoint replaces them anyway.
         changes: Other values than the recorded ones, by the names of the options; for a run made from objects also
             arguments of one part, such as ``model.lr``.
         loggers: Whether the loggers of a run made from options log again. A mere replay must not: it would write to
             the account of whoever checks the run, or fail where their packages are not installed. Nor does it use
             decoded images that were kept: what checks a record decodes for itself.
+        drop: Ids of samples to drop besides those that the run has dropped, see :meth:`DataModule.drop`.
 
     Raises:
-        UsageError: If ``devices`` are given for a run without ``shards``.
+        UsageError: If ``devices`` are given for a run without ``shards``, ``threads`` for one that is not portable, or
+            a sample cannot be dropped.
         ModelError: If a class or an object of the run cannot be created again.
         DataError: If the data is missing.
     """
@@ -133,6 +140,8 @@ def rebuild(
     trainer: Mapping[str, Any] = config.as_dict() if isinstance(config, FitConfig) else config.get("trainer") or {}
     if (devices := _processes(trainer, devices)) is not None:
         changes = {**(changes or {}), "devices": devices}
+    if (threads := _threads(trainer, threads)) is not None:
+        changes = {**(changes or {}), "threads": threads}
     require_machine_for({**trainer, **(changes or {})})
     manifest = read_manifest(recorded) if (recorded / "manifest.json").exists() else None
     decided = manifest.decisions if manifest is not None else {}
@@ -156,6 +165,8 @@ def rebuild(
             )
         else:
             rebuilt = from_classes(config, decided, folder, data, workers, changes or {})
+    rebuilt.data.drop(recorded_drops(manifest), recorded=True)
+    rebuilt.data.drop(drop)
     recipe = decided.get("recipe") or {}
     changed = {name.rpartition(".")[-1] for name in changes or {}}
     if recipe.keys() == {field.name for field in fields(Recipe)} and not names_of_recipe() & changed:
@@ -182,6 +193,25 @@ def _processes(trainer: Mapping[str, Any], devices: int | None) -> int | None:
         return devices
     say(f"the run was made with {recorded} processes, too many for this machine; using 1")
     return 1
+
+
+def _threads(trainer: Mapping[str, Any], threads: int | None) -> int | None:
+    """The number of threads in place of the recorded one; ``None`` for that.
+
+    Raises:
+        UsageError: If one is given for a run whose bits depend on it, or that this machine cannot start.
+    """
+    if not trainer.get("portable"):
+        must = "left out for a run that is not portable, whose bits depend on it"
+        require(threads is None, "threads", "the run", must, threads, "Leave it out.")
+        return None
+    if threads is not None and (problem := machine_problem(threads, None, None)):
+        raise UsageError(f"{problem} Give less.")
+    recorded = trainer.get("threads")
+    if threads is not None or machine_problem(recorded, None, None) is None:
+        return threads
+    say(f"the run was made with {recorded} threads, too many for this machine; using {default_threads()}")
+    return default_threads()
 
 
 def affordable(config: FitConfig | dict[str, Any]) -> FitConfig | dict[str, Any]:
@@ -236,12 +266,13 @@ def _from_options(
     config = config.resolved(values | dict(changes), "recorded")
     config, module = settle_data(config)
     module.setup("fit")
-    task, said = build_task(config, module), ""
+    task, said, found = build_task(config, module), "", decided.get("search")
     if not begun:  # it was interrupted before it had a manifest, and perhaps before its recipe was settled
         config, said = settle_recipe(config, task, module)
         folder.write_config(config.to_yaml())
+        config, task, module, found = settle_search(config, task, module, folder)
     trainer = build_trainer(config, folder, task, module, given)
-    trainer.recipe_note = said
+    trainer.recipe_note, trainer.searched = said, found
     return Rebuilt(task, module, trainer, config)
 
 

@@ -13,15 +13,14 @@ import numpy as np
 
 from autotimm.config import FitConfig
 from autotimm.config.record import RECORD, VERSION
-from autotimm.data.formats.recognize import READER
-from autotimm.data.inference_loaders import labelled_loader, recorded_data
+from autotimm.data.dropped import recorded_drops
+from autotimm.data.inference_loaders import recorded_data
 from autotimm.data.module import DataModule
 from autotimm.data.table import Table
 from autotimm.errors import (
     AutotimmError,
     DataError,
     ModelError,
-    RunError,
     UsageError,
     is_whole,
     nearest,
@@ -30,18 +29,15 @@ from autotimm.errors import (
     require_flags,
     sentence,
 )
-from autotimm.evidence import Evidence, collecting, evidence_path, read_evidence, write_evidence
-from autotimm.evidence.conformal import least_score
+from autotimm.evidence import Evidence, evidence_path, read_evidence
+from autotimm.evidence.conformal import least_score, with_members
 from autotimm.export.export_result import Export
-from autotimm.losses.image_losses import LOSS
-from autotimm.models.segmentation.segmenter import DECODER
-from autotimm.optim.optimizers import OPTIMIZER
 from autotimm.records.atomic import refuse_sealed
 from autotimm.records.checked_levels import level_claims
 from autotimm.records.checkpoint_store import CheckpointStore
 from autotimm.records.commitment import compare_commitment, require_digest
-from autotimm.records.imports import RecordedNames, names_in, require_admitted
-from autotimm.records.run_folder import DIGESTS, FOLDS, PER_CLASS, RunFolder, require_files, write_results
+from autotimm.records.imports import RecordedNames, names_in
+from autotimm.records.run_folder import FOLDS, PER_CLASS, RunFolder, require_files, require_run_folder, write_results
 from autotimm.records.run_seal import Seal, check_seal, write_seal
 from autotimm.records.trust import OfRun
 from autotimm.report.written_page import Report
@@ -53,6 +49,7 @@ from autotimm.runs.extend import extend
 from autotimm.runs.factory import settle_data
 from autotimm.runs.fit import launch, leave_report, new_folder, resume_run, train, train_objects
 from autotimm.runs.hub_push import Push
+from autotimm.runs.labelled_images import Measured, keep_test, measure_files, measure_module
 from autotimm.runs.neighbours import (
     NOVELTY_RANK,
     nearest_samples,
@@ -61,7 +58,7 @@ from autotimm.runs.neighbours import (
     with_novelties,
 )  # fmt: skip
 from autotimm.runs.output_paths import require_features_file, require_new_file
-from autotimm.runs.predict import known_data, predict, with_members
+from autotimm.runs.predict import predict
 from autotimm.runs.restore import affordable, read_config, read_manifest, rebuild
 from autotimm.runs.stretches import verify_stretches
 from autotimm.runs.verdict import Verdict, broken_commitment, broken_seal
@@ -82,8 +79,6 @@ __all__ = [
     "fit",
     "fit_config",
     "fit_objects",
-    "names_of_file",
-    "require_known_names",
     "train_on",
 ]
 
@@ -131,37 +126,14 @@ def diff(a: str | Path, b: str | Path, *, explain: bool = False, trust: bool = F
     Raises:
         ModelError: If one of them has no record of a run.
     """
-    run, folders = Run(a, trust=trust), (Path(a), Run(b).path)
+    for folder in (a, b):
+        require_run_folder(folder)
+    run, folders = Run(a, trust=trust), (Path(a), Path(b))
     comparison = compare(*folders)
     if not explain or comparison.difference is None:
         return comparison
     with run.names:
         return replace(comparison, confirmed=confirm_difference(*folders, comparison.difference))
-
-
-def names_of_file(file: str | None) -> RecordedNames | nullcontext[None]:
-    """The context of a configuration file: one in a run folder is a record of the run, any other is the user's own."""
-    folder = Path(file).absolute().parent if file is not None else None
-    if folder is None or not (folder / "manifest.json").is_file():
-        return nullcontext()
-    return RecordedNames(OfRun(folder, False, "If you trust whoever made the run, copy the file out of its folder."))
-
-
-def require_known_names(file: str | None, config: FitConfig) -> None:
-    """Refuse the options of a run's ``config.yaml`` that name classes of strangers, before processes are given them.
-
-    Args:
-        file: The configuration file.
-        config: The options that came from it.
-
-    Raises:
-        ModelError: If there is one.
-    """
-    kinds = {"loss": LOSS, "optimizer": OPTIMIZER, "arch": DECODER, "format": READER}
-    with names_of_file(file):
-        for name, kind in kinds.items():
-            if names_in(value := getattr(config, name)):
-                require_admitted(value, kind)
 
 
 def fit_objects(task: Task, data: DataModule, trainer: AutoTrainer, *, commit: bool = False) -> Run:
@@ -189,6 +161,8 @@ def compare_reports(
         UsageError: If there is a file already where ``out`` says.
         RunError: If the page cannot be written.
     """
+    for folder in folders:
+        require_run_folder(folder)
     runs = [Run(folder, trust=trust) for folder in folders]
     first = runs[0].path.absolute()
     if out is not None:
@@ -198,17 +172,6 @@ def compare_reports(
     from autotimm.report import compare_runs  # late: a training need not wait for what makes pages and exports
 
     return compare_runs([run.path for run in runs], path, runs[0]._tables(data))
-
-
-def _thresholds_said(task: Task) -> list[str]:
-    """From which score on metrics count labels, and predictions have them; nothing for the likeliest class alone."""
-    if task.threshold is None:
-        return []
-    objects = task.spec is not None and task.spec.kind != "classes"
-    metrics = "objects of all scores" if objects else f"labels from a score of {task.threshold:g} on"
-    fitted = () if task.calibration is None else task.calibration.thresholds
-    where = "a score fitted for each class" if fitted else f"{task.threshold:g}"
-    return [f"metrics count {metrics}; predictions begin at {where}"]
 
 
 def train_on(
@@ -244,12 +207,7 @@ class Run:
         path = Path(path)
         path = path.absolute() if os.path.isfile(path) else path  # the folder above must have a name
         self._file = path if os.path.isfile(path) else None
-        if self._file is None and not (os.path.isdir(path / "checkpoints") or os.path.isfile(path / "config.yaml")):
-            beside = path.parent.glob("*/checkpoints") if os.path.isdir(path.parent) else []
-            hint = nearest(path.name, (checkpoints.parent.name for checkpoints in beside))
-            hint = hint or "Give the folder that the last line of `autotimm fit` names."
-            problem = "is not a run folder" if os.path.isdir(path) else "does not exist"
-            raise ModelError(f"{path} must be a run folder or a checkpoint. It {problem}. {hint}")
+        require_run_folder(path, checkpoint=True)
         inside = self._file is not None and self._file.parent.name == "checkpoints"
         self.path = path if self._file is None else path.parent.parent if inside else path.parent
         if self._file is None or inside:
@@ -257,8 +215,6 @@ class Run:
         self.trust = trust
         self._folder = RunFolder(self.path, self.path.parent)
         self._per_class: dict[str, dict[str, float]] | None = None
-        self._found: Evidence | None = None  # of the last test
-        self._tested: DataModule | None = None
 
     def __repr__(self) -> str:
         return f"Run({str(self._file or self.path)!r})"
@@ -349,16 +305,22 @@ class Run:
                 if place is not None:
                     name = "image_dir" if config.train_csv else "path"
                     config = config.resolved({name: str(place)}, "moved data")
-                return settle_data(config)[1]
+                return self._without_dropped(settle_data(config)[1])
             if "data" not in config:
                 raise DataError(
                     f"The run {self.path} was made from loaders of your own. Give a folder, or a data module."
                 )
             if place is None:
-                return recorded_data(config["data"])
+                return self._without_dropped(recorded_data(config["data"]))
             given = config["data"].get("init_args") or {}
             moved = {"image_dir" if given.get("train_csv") else "data_dir": str(place)}
-            return recorded_data({**config["data"], "init_args": given | moved})
+            return self._without_dropped(recorded_data({**config["data"], "init_args": given | moved}))
+
+    def _without_dropped(self, data: DataModule) -> DataModule:
+        """Data without the samples that the run has dropped, for whoever evaluates it."""
+        if self._folder.manifest.exists():
+            data.drop(recorded_drops(read_manifest(self.path)), recorded=True)
+        return data
 
     def validate(self, data: str | Path | DataModule | None = None, *, ckpt: str | Path = "best") -> dict[str, float]:
         """Measure on the run's validation data, or on other labelled images.
@@ -370,7 +332,7 @@ class Run:
         Raises:
             DataError: If there is no such data, or it has classes that the model does not know.
         """
-        return self._measure("validate", data, ckpt)
+        return self._measure("validate", data, ckpt).metrics
 
     def test(
         self, data: str | Path | DataModule | None = None, *, ckpt: str | Path = "best", out: str | Path | None = None
@@ -393,26 +355,16 @@ class Run:
             refuse_sealed(self.path, "Give a file for the results with `--out`.")
         if out is not None:
             require_new_file(str(out), "out", "test")
-        results = self._measure("test", data, ckpt)
-        evidence, self._found = self._found, None
+        keeps_evidence = keeps and self._keeps_evidence
+        own = self.data() if keeps else None
+        measured = self._measure("test", own or data, ckpt, evidence=keeps_evidence)
         if out is not None:
-            write_results(Path(out), {"test": results, PER_CLASS: self.per_class})
+            write_results(Path(out), {"test": measured.metrics, PER_CLASS: measured.per_class})
         if keeps:
-            self._keep_test(results, evidence)
-            if self._keeps_evidence:
-                leave_report(self.path, self._tested)
-        self._tested = None
-        return results
-
-    def _keep_test(self, results: dict[str, float], evidence: Evidence | None) -> None:
-        kept: dict[str, Any] = {"test": results, PER_CLASS: self.per_class}
-        try:
-            if evidence is not None:
-                kept[DIGESTS] = self._folder.results().get(DIGESTS, {}) | {"test": write_evidence(self.path, evidence)}
-            self._folder.add_results(**kept)
-        except (OSError, RunError) as error:  # a read-only run or a full disk must not lose the metrics
-            why = error.strerror if isinstance(error, OSError) else error
-            say(f"the metrics are not kept with the run, which cannot be written to ({why})")
+            keep_test(self._folder, measured)
+        if keeps_evidence:
+            leave_report(self.path, own)
+        return measured.metrics
 
     def report(self, data: str | Path | None = None, *, out: str | Path | None = None) -> Report:
         """Make the page of the run, ``report.html``, from what is in its folder; a notebook shows what is returned.
@@ -467,31 +419,21 @@ class Run:
             raise ModelError(f"The run {self.path} has no evidence of its {split} images. {cure}")
         return read_evidence(path)
 
-    def _measure(self, verb: str, data: str | Path | DataModule | None, ckpt: str | Path) -> dict[str, float]:
+    def _measure(
+        self, verb: str, data: str | Path | DataModule | None, ckpt: str | Path, *, evidence: bool = False
+    ) -> Measured:
         with self.names:
-            return self._measured(verb, data, ckpt)
-
-    def _measured(self, verb: str, data: str | Path | DataModule | None, ckpt: str | Path) -> dict[str, float]:
-        task, trainer = self.model(ckpt), self._trainer()
-        say(*_thresholds_said(task))
-        measure = trainer.validate if verb == "validate" else trainer.test
-        if isinstance(data, (str, Path)):
-            notices: list[str] = []
-            split, trained = verb.replace("validate", "val"), self._folder.samples.content_of("train")
-            options = self.config if (self.path / "config.yaml").exists() else None
-            loader = labelled_loader(data, known_data(task), split, notices=notices, trained=trained, made=options)
-            say(*notices, f"data: {len(loader.dataset)} images of {data}")
-            results = measure(task, dataloaders=loader)
-        else:
-            self._tested = module = data or self.data()
-            results, self._found = collecting(
-                task, "test", lambda: measure(task, datamodule=module),
-                wanted=verb == "test" and data is None and self._keeps_evidence,
-            )  # fmt: skip
-        if not results:
+            task, trainer = self.model(ckpt), self._trainer()
+            if isinstance(data, (str, Path)):
+                options = self.config if (self.path / "config.yaml").exists() else None
+                trained = self._folder.samples.content_of("train")
+                measured = measure_files(task, trainer, verb, data, trained=trained, made=options)
+            else:
+                measured = measure_module(task, trainer, verb, data or self.data(), evidence=evidence)
+        if not measured.metrics:
             raise DataError(f"The run {self.path} has no validation data. It was trained on all images. Give a folder.")
-        self._per_class = task.class_table
-        return {name: float(value) for metrics in results for name, value in metrics.items()}
+        self._per_class = measured.per_class
+        return measured
 
     @property
     def _keeps_evidence(self) -> bool:
@@ -524,7 +466,8 @@ class Run:
                 features, as ``neighbours``.
             novelty: Say for each image which share of the validation images is nearer to the training images, as
                 ``novelty``; see :func:`autotimm.runs.neighbours.novelties`.
-            tta: ``"flip"`` averages the probabilities of each image and its mirror image, for classification.
+            tta: Look at each image more than once: ``"flip"`` also mirrored, ``"multiscale"`` also at about 3/4 and 5/4
+                of its size. Probabilities of classes and pixels are averaged, objects are merged.
 
         Returns:
             One prediction per image, of the kind of the task: classes, objects, or a class for each pixel.
@@ -540,7 +483,7 @@ class Run:
         if neighbours is not None:
             require(is_whole(neighbours, 1), "neighbours", "predict", "a whole number from 1", neighbours, "Give 5.")
         if tta is not None and coverage is not None:
-            cure = "The validation images, which sets are measured on, were predicted without their mirror images."
+            cure = "The validation images, which sets are measured on, were looked at once."
             raise UsageError(sentence("tta", "predict", "left out with a coverage", tta, cure))
         with self.names:
             task, trainer = self.model(ckpt), self._trainer()
@@ -753,10 +696,13 @@ class Run:
         epochs: tuple[int, int] | None = None,
         workers: int | None = None,
         devices: int | None = None,
+        threads: int | None = None,
         explain: bool = False,
         stretches: int | None = None,
+        budget: float | None = None,
         challenge: int | None = None,
         jobs: int = 1,
+        launcher: str = "local",
         key: str | Path | None = None,
         commitment: str | None = None,
     ) -> Verdict:
@@ -771,6 +717,7 @@ class Run:
 
         With ``stretches`` that number of stretches of ``steps`` optimizer steps is drawn with ``challenge``, and
         compared with what rounding alone does on this machine, see :func:`autotimm.runs.stretches.verify_stretches`.
+        With ``budget``, a share of the run's steps, as many are drawn as it allows for.
         """
         require_digest(commitment, "commitment", "verify")
         seal = check_seal(self.path, key)
@@ -780,13 +727,15 @@ class Run:
         if problems:
             return broken_commitment(problems)
         with self.names:
-            if stretches is not None:
+            if stretches is not None or budget is not None:
                 verdict = verify_stretches(
-                    self.path, stretches=stretches, steps=5 if steps is None else steps, challenge=challenge, data=data,
-                    workers=workers, jobs=jobs,
+                    self.path, stretches=stretches or 1, steps=steps, budget=budget, challenge=challenge, data=data,
+                    workers=workers, jobs=jobs, launcher=launcher,
                 )  # fmt: skip
                 return replace(verdict, notes=(*seal.notes, *kept, *verdict.notes))
-            verdict = verify(self.path, data=data, steps=steps, epochs=epochs, workers=workers, devices=devices)
+            verdict = verify(
+                self.path, data=data, steps=steps, epochs=epochs, workers=workers, devices=devices, threads=threads
+            )
             verdict = replace(verdict, notes=(*seal.notes, *kept, *verdict.notes))
             if not explain or verdict.difference is None:
                 return verdict
@@ -815,7 +764,10 @@ class Run:
         read_manifest(self.path)  # its error says what to give instead
         return level_claims(self.path)
 
-    def resume(self, *, data: str | Path | None = None, workers: int | None = None, devices: int | None = None) -> Run:
+    def resume(
+        self, *, data: str | Path | None = None, workers: int | None = None, devices: int | None = None,
+        drop: str | Sequence[str] = (),
+    ) -> Run:  # fmt: skip
         """Resume an interrupted run, bit for bit as if it had not been interrupted.
 
         Of a run with folds, those that are finished are not trained again.
@@ -824,22 +776,25 @@ class Run:
             data: Where the data is now, if it was moved.
             workers: Number of loading processes in place of the recorded one; it never changes a result.
             devices: Number of devices or processes in place of the recorded one, for a run with ``shards``.
+            drop: Ids of samples to leave out since their files cannot be read, see
+                :meth:`autotimm.data.module.DataModule.drop`.
 
         Raises:
-            UsageError: If ``devices`` are given for a run without ``shards``.
+            UsageError: If ``devices`` are given for a run without ``shards``, or a sample cannot be dropped.
             ModelError: If the run was made from objects that no file holds.
             DataError: If its data is not what it was.
             UsageError: If the run is sealed.
         """
         refuse_sealed(self.path, "Train on from it with `autotimm extend`, as a new run.")
         if self._folder.manifest.exists() and read_manifest(self.path).results.get("status") == "finished":
+            require(not drop, "drop", "resume", "left out of a finished run", drop, "Test it on a folder without them.")
             say(f"{self.path} is finished: there is nothing to resume")
             return self
         with self.names:
             if not folds_begun(self.path):
-                run = resume_run(self._folder, data=data, workers=workers, devices=devices)
+                run = resume_run(self._folder, data=data, workers=workers, devices=devices, drop=drop)
             elif devices is None:
-                run = resume_folds(self._folder, data=data, workers=workers)
+                run = resume_folds(self._folder, data=data, workers=workers, drop=drop)
             else:
                 raise UsageError(
                     sentence("devices", "resume", "left out with folds", devices, "They are trained on one.")

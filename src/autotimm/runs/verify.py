@@ -32,17 +32,19 @@ from autotimm.records.replay_versions import not_replayable
 from autotimm.records.run_folder import DIGESTS, RunFolder, write_results
 from autotimm.records.sample_index import Content
 from autotimm.runs.compare_folders import compare_folders
-from autotimm.runs.compare_settings import config_findings, manifest_findings, planned
+from autotimm.runs.compare_settings import config_findings, is_portable, manifest_findings, planned
 from autotimm.runs.file_contents import Finding, read_data
 from autotimm.runs.parent import check_parent
 from autotimm.runs.recorded_run import RecordedRun, export_findings, read_recorded, tested_evidence
 from autotimm.runs.replayed_run import Replay
 from autotimm.runs.restore import Rebuilt, read_config, rebuild
+from autotimm.runs.search import search
 from autotimm.runs.verdict import Verdict, describe, worth_naming
 from autotimm.serialization import plain_value
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.train.callbacks.recorder import EnoughError
+from autotimm.train.callbacks.run_checkpoint import RunCheckpoint
 from autotimm.train.lightning_compat import of_first_process
 from autotimm.train.progress import say
 from autotimm.train.run_description import UNKEYED_WEIGHTS, inputs, surroundings
@@ -98,6 +100,7 @@ def verify(
     epochs: tuple[int, int] | None = None,
     workers: int | None = None,
     devices: int | None = None,
+    threads: int | None = None,
 ) -> Verdict:
     """Replay a run in a temporary folder, and compare it with its record step by step.
 
@@ -110,10 +113,11 @@ def verify(
         epochs: Compare only the epochs from one to another, counted from 1; there must be a checkpoint before them.
         workers: Loading processes instead of the recorded number.
         devices: Devices or processes instead of the recorded number, of a run with ``shards``.
+        threads: Threads instead of the recorded number, of a run that is ``portable``.
 
     Raises:
-        UsageError: If ``devices`` are given for a run without ``shards``, if there is no checkpoint where the epochs
-            begin, or if they end after what is recorded.
+        UsageError: If ``devices`` are given for a run without ``shards``, or ``threads`` for one that is not portable,
+            if there is no checkpoint where the epochs begin, or if they end after what is recorded.
         ModelError: If the folder has no record of a run.
     """
     run = read_recorded(folder)
@@ -127,7 +131,15 @@ def verify(
         place = RunFolder(Path(scratch) / "replay", Path(scratch))
         try:
             first = _first_checkpoint(folder, epochs)
-            rebuilt = rebuild(folder, place, data=data, workers=workers, devices=devices, weights_needed=first is None)
+            rebuilt = rebuild(
+                folder,
+                place,
+                data=data,
+                workers=workers,
+                devices=devices,
+                threads=threads,
+                weights_needed=first is None,
+            )
         except AutotimmError as error:
             if isinstance(error, UsageError):
                 raise
@@ -138,13 +150,22 @@ def verify(
         if verdict is None and chain.problem:
             verdict = Verdict("different", DifferentError.exit_code, chain.problem, notes=notes)
         if verdict is None:
+            if run.whole and steps is None and epochs is None:
+                _search_again(rebuilt)
             say(f"replaying {folder}")
             replay = replay_run(run, rebuilt, place, first, steps=steps, epochs=epochs)
             verdict = of_first_process(lambda: _changed_meanwhile(run, snapshot) or judge(run, replay))
         verdict = replace(verdict, notes=(*verdict.notes, *chain.notes))
     if verdict.identical and steps is None and run.whole:
-        _keep_levels(run, workers, epochs, devices)
+        _keep_levels(run, workers, epochs, devices, _other_arithmetic(run.manifest, rebuilt))
     return verdict
+
+
+def _search_again(rebuilt: Rebuilt) -> None:
+    """Make the search of a run again, if it had one: the replay's manifest then says what it has chosen now."""
+    trainer, config = rebuilt.trainer, rebuilt.config
+    if trainer.searched is not None and config is not None:
+        trainer.searched = search(config, rebuilt.task, rebuilt.data, recorded=trainer.searched).record
 
 
 def other_data(run: RecordedRun, now: Content) -> Verdict | None:
@@ -200,8 +221,8 @@ def replay_run(
     other_hardware = _other_hardware(run.manifest, rebuilt)
     limit = None if steps is None else steps + _steps_before(run.ledger, epochs)
     # The last epoch leads to the end of the run, where more can be compared; but from a checkpoint on nobody can tell
-    # which of all epochs are the best, and what their average is.
-    among_all = first is not None and rebuilt.trainer.recipe != "plain"
+    # which of all epochs are the best and what their average is, nor has anybody the weights of an earlier epoch.
+    among_all = first is not None and (rebuilt.trainer.recipe != "plain" or _best_lies_before(run, epochs))
     last = epochs[1] if epochs is not None and (epochs[1] < _last_epoch(run.ledger) or among_all) else None
     listener = _Listener(run, limit, last, go_on=other_hardware)
     play(rebuilt, listener, first)
@@ -213,6 +234,13 @@ def replay_run(
         other_hardware=other_hardware, config=rebuilt.config, weights=resolved, recipe=_chosen_recipe(rebuilt.task),
     )  # fmt: skip
     return replace(replay, test=_tested_again(run, rebuilt, replay)) if replay.ended else replay
+
+
+def _best_lies_before(run: RecordedRun, epochs: tuple[int, int] | None) -> bool:
+    """Whether the best epoch of a finished run, by its record, comes before those that are replayed."""
+    best = run.manifest.results.get("metrics")
+    found = [line["epoch"] + 1 for line in run.ledger.lines if line["kind"] == "epoch" and line["metrics"] == best]
+    return epochs is not None and bool(found) and max(found) < epochs[0]
 
 
 def _as_noted(run: RecordedRun, task: Any) -> Weights | None:
@@ -338,7 +366,20 @@ def _changed(folder: Path, now: Content) -> list[str]:
 
 def _other_hardware(manifest: Manifest, rebuilt: Rebuilt) -> bool:
     now = surroundings(rebuilt.trainer)
+    if is_portable(manifest):  # no instruction set changes a bit of it
+        return bool(_get(manifest.environment, "device") != _get(now, "device"))
     return any(_get(manifest.environment, name) != _get(now, name) for name in _HARDWARE)
+
+
+def _other_arithmetic(manifest: Manifest, rebuilt: Rebuilt) -> str:
+    """The threads and the instruction set of a replay, in words, if they are not those of a portable run."""
+    if not is_portable(manifest):
+        return ""
+    now, names = surroundings(rebuilt.trainer), ("threads", "hardware.instructions", "hardware.cpu")
+    if all(_get(manifest.environment, name) == _get(now, name) for name in names):
+        return ""
+    count, instructions = now["threads"], _get(now, "hardware.instructions")
+    return f"{count} thread{'' if count == 1 else 's'} and {instructions}"
 
 
 def _get(values: Mapping[str, Any], name: str) -> Any:
@@ -350,6 +391,8 @@ def _get(values: Mapping[str, Any], name: str) -> Any:
 def play(rebuilt: Rebuilt, listener: Callable[[Line], None], first: Path | None) -> None:
     """Train a rebuilt run to its end, or until the listener raises :class:`EnoughError`."""
     rebuilt.trainer.listener = listener
+    if first is not None and isinstance(checkpoints := rebuilt.trainer.checkpoint_callback, RunCheckpoint):
+        checkpoints.best_is_elsewhere = True
     try:
         rebuilt.trainer.fit(rebuilt.task, datamodule=rebuilt.data, ckpt_path=first or rebuilt.checkpoint)
     except EnoughError:
@@ -435,8 +478,9 @@ def _metrics(recorded: list[Line], taken: list[Line]) -> dict[str, tuple[float, 
 
 
 def _keep_levels(
-    run: RecordedRun, workers: int | None, epochs: tuple[int, int] | None, devices: int | None = None
-) -> None:
+    run: RecordedRun, workers: int | None, epochs: tuple[int, int] | None, devices: int | None = None,
+    arithmetic: str = "",
+) -> None:  # fmt: skip
     """Keep what was checked in this user's state; nothing is kept if it cannot be written."""
     checked = {}
     if workers is not None and workers != _recorded_workers(run.folder):
@@ -445,6 +489,8 @@ def _keep_levels(
         checked["R4"] = f"checked with {devices} process{'' if devices == 1 else 'es'}" + (
             f" in epochs {epochs[0]} to {epochs[1]}" if epochs else ""
         )
+    if arithmetic:
+        checked["R5"] = f"checked with {arithmetic}" + (f" in epochs {epochs[0]} to {epochs[1]}" if epochs else "")
     if epochs is None:
         checked["R1"] = "checked"
     elif epochs[0] > 1:

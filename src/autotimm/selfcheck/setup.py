@@ -16,7 +16,7 @@ from autotimm.data.module import DataModule
 from autotimm.errors import UsageError, sentence
 from autotimm.records.imports import Kind, import_named
 from autotimm.runs.factory import build_data, build_task, settle
-from autotimm.runs.run import names_of_file
+from autotimm.runs.names_of_file import names_of_file
 from autotimm.selfcheck.variations import Variation
 from autotimm.serialization import import_object
 from autotimm.tasks import Task

@@ -8,13 +8,13 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from importlib.util import find_spec
 from pathlib import Path
 
-from autotimm.errors import AutotimmError, error_of, missing_extra
+from autotimm.errors import AutotimmError, error_of
+from autotimm.runs.ray_cluster import ClusterTask, on_cluster
 from autotimm.studies.trials import Trial
 
-__all__ = ["require_ray", "run_local", "run_on_ray"]
+__all__ = ["run_local", "run_on_ray"]
 
 
 def run_local(configs: Mapping[str, Path], jobs: int, logs: Path) -> Iterator[str]:
@@ -91,17 +91,11 @@ class _Processes:
             process.wait()
 
 
-def require_ray() -> None:
-    """Raise a :class:`UsageError` if Ray is not installed, before a study creates its folder."""
-    if find_spec("ray") is None:
-        raise missing_extra("The launcher ray", "ray")
-
-
 def run_on_ray(trials: Mapping[str, Trial], configs: Mapping[str, Path], logs: Path) -> Iterator[str]:
     """Run each trial as a task of a Ray cluster, and yield the names of runs as they finish.
 
-    The cluster is the one that ``RAY_ADDRESS`` names, or that this machine belongs to; without either, Ray starts one
-    on this machine. Its machines need autotimm, and the data and the study's folder under the same paths.
+    The machines of the cluster need the data and the study's folder under the same paths, see
+    :func:`autotimm.runs.ray_cluster.on_cluster`.
 
     Args:
         trials: The runs by name.
@@ -109,34 +103,19 @@ def run_on_ray(trials: Mapping[str, Trial], configs: Mapping[str, Path], logs: P
         logs: Folder for the output of the runs.
 
     Raises:
-        UsageError: If Ray, an optional extra, is not installed.
         AutotimmError: If a run fails, of the class of its error.
     """
-    import ray  # an optional extra
-
     logs.mkdir(parents=True, exist_ok=True)
-    started = not ray.is_initialized()
-    if started:
-        ray.init(log_to_driver=False)
-    try:
-        # Ray hides the GPUs from tasks that do not request one: these would train on the CPU without a warning.
-        has_gpus = bool(ray.cluster_resources().get("GPU"))
-        remote = ray.remote(max_retries=3)(_run_on_node)
-        names = {}
-        for name, file in configs.items():
-            config = trials[name].config
-            gpus = config.devices if has_gpus and config.accelerator != "cpu" else 0
-            task = remote.options(num_cpus=config.threads or 1, num_gpus=gpus, name=name)
-            names[task.remote(str(file.resolve()), str((logs / f"{name}.log").resolve()), os.getcwd())] = name
-        while names:
-            (reference, *_), _ = ray.wait([*names], num_returns=1)
-            name = names.pop(reference)
-            if code := ray.get(reference):
-                raise _failure(name, code, logs / f"{name}.log")
-            yield name
-    finally:
-        if started:
-            ray.shutdown()
+    tasks = {}
+    for name, file in configs.items():
+        config, log = trials[name].config, logs / f"{name}.log"
+        gpus = config.devices if config.accelerator != "cpu" else 0
+        arguments = str(file.resolve()), str(log.resolve()), os.getcwd()
+        tasks[name] = ClusterTask(_run_on_node, arguments, config.threads or 1, gpus)
+    for name, code in on_cluster(tasks):
+        if code:
+            raise _failure(name, code, logs / f"{name}.log")
+        yield name
 
 
 def _run_on_node(config: str, log: str, folder: str) -> int:

@@ -27,16 +27,16 @@ from autotimm.errors import (
 from autotimm.records.atomic import sweep
 from autotimm.records.manifest import Manifest
 from autotimm.runs.factory import settle_data
-from autotimm.runs.run import Run, require_known_names
-from autotimm.studies.execution import require_ray, run_local, run_on_ray
+from autotimm.runs.names_of_file import require_known_names
+from autotimm.runs.ray_cluster import LAUNCHERS, require_ray
+from autotimm.runs.run import Run
+from autotimm.studies.execution import run_local, run_on_ray
 from autotimm.studies.study_report import Results, as_data, as_text, draw, write_csv, write_json
 from autotimm.studies.trials import VARIED, Plan, finished, keep_config, make_plan
 from autotimm.train.machine_limits import machine_problem
 from autotimm.train.progress import say
 
 __all__ = ["LAUNCHERS", "Study", "compared_with", "study", "study_configs"]
-
-LAUNCHERS = ("local", "ray")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from autotimm.config import silent_arguments
+from autotimm.data.dropped import DROPPED
 from autotimm.data.module import DataModule
 from autotimm.records.code_digest import code_digest
 from autotimm.records.environment import code_state, environment, package_digest
@@ -59,6 +60,8 @@ def inputs(
     config = {name: _without(part.get("init_args", part), silent_arguments(name)) for name, part in parts.items()}
     if trainer.shards is not None:  # then the number of processes decides nothing
         config["trainer"] = _without(config["trainer"], {"devices", "num_nodes"})
+    if trainer.portable:  # nor does that of threads
+        config["trainer"] = _without(config["trainer"], {"threads"})
     config |= {f"{name}_class": part["class_path"] for name, part in parts.items() if "class_path" in part}
     config = _first_paths(config)  # equal inputs have equal ids, also where a class has moved in between
     roots = {"data": data.data_seed} if data is not None else {}
@@ -105,8 +108,16 @@ def surroundings(trainer: Any) -> dict[str, Any]:
     return environment(trainer.threads, [device]) | world
 
 
-def decisions(model: pl.LightningModule, data: DataModule | None) -> dict[str, Any]:
-    """What was decided by looking or measuring; a replay reads it rather than decide again."""
+def decisions(
+    model: pl.LightningModule, data: DataModule | None, searched: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What was decided by looking or measuring; a replay reads it rather than decide again.
+
+    Args:
+        model: What is trained.
+        data: The data module, or ``None`` for loaders of the caller's own.
+        searched: What a search before the training has tried and chosen.
+    """
     decided: dict[str, Any] = {}
     if isinstance(model, Task):
         decided = {"recipe": plain_value(model.recipe.as_dict()) if model.recipe else None}
@@ -114,7 +125,9 @@ def decisions(model: pl.LightningModule, data: DataModule | None) -> dict[str, A
         decided["lr"] = model.hparams.get("lr")
     if data is not None:
         decided["batch_size"] = data.batch_size
-    return decided
+        if data.dropped:
+            decided[DROPPED] = sorted(id for ids in data.dropped.values() for id in ids)
+    return decided if searched is None else decided | {"search": plain_value(dict(searched))}
 
 
 def levels(
@@ -136,6 +149,7 @@ def levels(
     keyed = expected if data is not None else foreign
     gpu = trainer.strategy.root_device.type == "cuda"
     groups = "no, because sums over processes, and the statistics of batch normalization, are taken in other groups"
+    orders = "no, because the last bits of sums depend on threads and instruction set; replay with those recorded"
     repeated = expected if isinstance(model, Task) or not deterministic else UNKEYED_WEIGHTS
     if begun.get("start", {}).get("kind") == PROGRAM:
         repeated = FOREIGN_WEIGHTS
@@ -147,7 +161,7 @@ def levels(
         "R2": keyed,
         "R3": keyed,
         "R4": groups if trainer.shards is None else keyed,
-        "R5": "no, because the last bits of sums depend on threads and instruction set; replay with those recorded",
+        "R5": orders if not trainer.portable else keyed if repeated == "expected" else repeated,
         "R6": expected if gpu else "no, because it was trained on a CPU",
         "R7": "no, because it is not promised: other hardware and other versions of torch add up in another order",
     }

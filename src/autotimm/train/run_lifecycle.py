@@ -6,6 +6,7 @@ found at its end: the run is finished, says so in its manifest, and ends with an
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,8 +19,16 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 
 from autotimm.data.data_facts import ChangedFiles, Snapshot
+from autotimm.data.dropped import recorded_drops
 from autotimm.data.module import DataModule
-from autotimm.errors import AutotimmError, ChangedDataError, ModelError, RunError, join_names
+from autotimm.errors import (
+    AutotimmError,
+    ChangedDataError,
+    ModelError,
+    RunError,
+    UnreadableSampleError,
+    join_names,
+)
 from autotimm.records.atomic import atomic_path
 from autotimm.records.checked_levels import level_claims
 from autotimm.records.commitment import commitment_of, write_commitment
@@ -28,7 +37,7 @@ from autotimm.records.digest import config_digest
 from autotimm.records.environment import volatile
 from autotimm.records.imports import names_in
 from autotimm.records.ledger import read_ledger
-from autotimm.records.manifest import Manifest
+from autotimm.records.manifest import SOURCES, Manifest
 from autotimm.records.run_folder import CALIBRATION, RECIPE, RunFolder, name_of_weights
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import read_checkpoint
@@ -46,7 +55,10 @@ from autotimm.train.run_description import (
     surroundings,
 )
 
-__all__ = ["OpenRun", "conclude", "declare", "ending", "keep_start", "open_run", "summary", "write_outcome"]
+__all__ = [
+    "OpenRun", "conclude", "declare", "ending", "keep_start", "naming_the_resume", "open_run", "summary",
+    "write_outcome",
+]  # fmt: skip
 
 _MOST_IDS = 100  # ids of changed files in a manifest; their number is exact
 
@@ -71,6 +83,8 @@ def open_run(
     if data is None:
         return None
     data.setup("fit")
+    if resume and folder.begun:
+        data.drop(recorded_drops(Manifest.load(folder.manifest)), recorded=True)
     # What is compared with a record is read, not remembered.
     now = Snapshot(data.tables.values(), trainer.shows_progress, cached=not (resume or trainer.hashes_anew))
     content = now.content
@@ -141,7 +155,7 @@ def declare(
     manifest = Manifest(
         inputs=inputs(trainer, model, data, content=data_facts, initial=initial) | begun,
         environment=surroundings(trainer),
-        decisions=decisions(model, data),
+        decisions=decisions(model, data, trainer.searched),
         results={"status": "running"},
         levels=levels(trainer, model, data, begun),
         volatile=clock,
@@ -242,6 +256,7 @@ def conclude(
             found = {"count": len(changed.files), "ids": changed.ids[:_MOST_IDS]}
             claims["R1"] = changed_while_training(len(changed.files))
         results |= {} if found is None else {"changed_files": found}
+        results |= {SOURCES: manifest.results[SOURCES]} if SOURCES in manifest.results else {}
         ended = manifest.volatile | {"ended": timestamp()}
         if meter is not None:
             ended[COMPUTE] = [*ended.get(COMPUTE, []), meter.read()]
@@ -328,6 +343,34 @@ def ending(trainer: Any, *, resume: bool) -> Iterator[OpenRun]:
         folder.release()
     if changed is not None and changed.files:
         raise _changed(folder, changed)
+
+
+@contextmanager
+def naming_the_resume(trainer: Any, data: object) -> Iterator[None]:
+    """Say in the error of a sample that cannot be read how the run is resumed without it.
+
+    In a replay, and without a folder, there is nothing to resume.
+    """
+    try:
+        yield
+    except UnreadableSampleError as error:
+        chosen = trainer.run_folder.chosen
+        if chosen is None or trainer.listener is not None or not isinstance(data, DataModule):
+            raise
+        run = str(trainer.resumed_as or chosen)
+        split = next((split for split, table in data.tables.items() if error.id in table.ids), "training")
+        folder = trainer.run_folder
+        recorded = recorded_drops(Manifest.load(folder.manifest)) if folder.begun else ()
+        # What this process was told to drop is in no record before its first step.
+        ids = [*(id for dropped in data.dropped.values() for id in dropped if id not in recorded), error.id]
+        text = ",".join(ids)
+        option = shlex.quote(f"--drop={text}") if text.startswith("-") else f"--drop {shlex.quote(text)}"
+        error.args = (
+            f"{str(error).partition('. Replace it')[0]}. It is the {split} sample {error.id}. Resume the run without "
+            f"it: autotimm resume {shlex.quote(run)} {option}, or Run({run!r}).resume(drop={ids}). "
+            "`autotimm inspect` names all such files.",
+        )
+        raise
 
 
 def _changed(folder: RunFolder, changed: ChangedFiles) -> ChangedDataError:

@@ -66,9 +66,11 @@ from autotimm.train.lightning_compat import (
     seeded_devices,
 )
 from autotimm.train.machine_limits import machine_problem, require_machine_for
+from autotimm.train.portable import PortablePrecision, computing_portably, draw_portably
+from autotimm.train.portable import check_trainer as check_portable
 from autotimm.train.progress import make_progress, say
 from autotimm.train.resume import Beginning, beginning_of, checkpoint_file, frozen_by_hand, take_found
-from autotimm.train.run_lifecycle import declare, ending, keep_start, open_run
+from autotimm.train.run_lifecycle import declare, ending, keep_start, naming_the_resume, open_run
 from autotimm.train.sharded import ShardedStrategy, check_trainer, least_in_shard
 from autotimm.train.stop_request import SharedSignals, StopRequest
 from autotimm.train.tuner import TunerConfig, tune
@@ -174,6 +176,9 @@ class AutoTrainer(pl.Trainer):
             then do not depend. The batch size is that of the whole. A shard has its own statistics of batch
             normalization and its own random numbers; its loss is weighted by its share of the images. ``None`` trains
             on a batch at once, and in several processes on one batch for each.
+        portable: Compute with operators whose bits are the same for every number of threads and every instruction set,
+            several times slower. For classification on the CPU; what is not known to hold is refused. Evidence is not
+            calibrated. See :mod:`autotimm.train.portable`.
         kwargs: Arguments of ``pytorch_lightning.Trainer``. Checkpoint callbacks among the ``callbacks`` are additional
             to the run's own checkpoints. ``logger`` is off unless given, since ``metrics.csv`` is
             always written.
@@ -206,13 +211,14 @@ class AutoTrainer(pl.Trainer):
         evidence: bool = False,
         calibrate: str | float | None = "f1",
         shards: int | None = None,
+        portable: bool = False,
         **kwargs: Unpack[TrainerOptions],
     ) -> None:
         given = {
             "max_epochs": max_epochs, "seed": seed, "deterministic": deterministic, "threads": threads,
             "use_autotimm_seeding": use_autotimm_seeding, "run_dir": run_dir, "monitor": monitor, "tuner": tuner,
             "checkpoint_every": checkpoint_every, "keep": keep, "recipe": recipe, "evidence": evidence,
-            "calibrate": calibrate, "shards": shards, **kwargs,
+            "calibrate": calibrate, "shards": shards, "portable": portable, **kwargs,
         }  # fmt: skip
         read_interval(checkpoint_every)
         fine = threads is None or is_whole(threads, 1)
@@ -227,7 +233,7 @@ class AutoTrainer(pl.Trainer):
         if recipe != "plain" and kwargs.get("enable_checkpointing") is False:
             must = "plain without checkpoints, of which it keeps the best"
             raise UsageError(sentence("recipe", "AutoTrainer", must, recipe, "Leave `enable_checkpointing` out."))
-        require_flags("AutoTrainer", use_autotimm_seeding=use_autotimm_seeding, evidence=evidence)
+        require_flags("AutoTrainer", use_autotimm_seeding=use_autotimm_seeding, evidence=evidence, portable=portable)
         require(
             deterministic in (True, False, "warn"), "deterministic", "AutoTrainer", "True, False or 'warn'",
             deterministic, "Give True for equal bits every time.",
@@ -240,7 +246,9 @@ class AutoTrainer(pl.Trainer):
         require(fine, "shards", "AutoTrainer", "an integer of at least 1 or None", shards, "Give for example 4.")
         if shards is not None:
             check_trainer(shards, {**kwargs})
-        self.shards, self.least_in_shard = shards, 1
+        if portable:
+            check_portable({"deterministic": deterministic, "recipe": recipe, "shards": shards, **kwargs})
+        self.shards, self.least_in_shard, self.portable = shards, 1, portable
         self.root_seed = root_seed(seed, "AutoTrainer")
         self.seed, self.deterministic, self.use_autotimm_seeding = seed, deterministic, use_autotimm_seeding
         self.threads = threads or default_threads()
@@ -251,19 +259,24 @@ class AutoTrainer(pl.Trainer):
         self.commits = False  # whether to write and print what the run is committed to, before its first step
         self.hashes_anew = False  # whether digests of images that are remembered are not enough
         self.checkpoint_every, self.keep, self.evidence = checkpoint_every, check_keep(keep), evidence
-        self.calibrate = calibrate if evidence else None
+        # What is fitted to evidence comes from SciPy and NumPy, whose last bits are those of a processor.
+        self.calibrate = calibrate if evidence and not portable else None
         self.recipe = recipe
+        self.resumed_as: Path | None = None  # the run of which this one is a fold, which is what is resumed
         self.recipe_note = ""  # for the header of the run
+        self.searched: Mapping[str, Any] | None = None  # what a search before the training has tried and chosen
         self.arguments: dict[str, Any] = {
             "max_epochs": max_epochs, "seed": seed, "deterministic": deterministic, "threads": self.threads,
             "use_autotimm_seeding": use_autotimm_seeding, "monitor": monitor, "checkpoint_every": checkpoint_every,
             "keep": keep, **({"evidence": True} if evidence else {}),
             **({} if self.calibrate is None else {"calibrate": self.calibrate}),
             **({"recipe": recipe} if recipe != "plain" else {}), **({} if shards is None else {"shards": shards}),
-            **kwargs,
+            **({"portable": True} if portable else {}), **kwargs,
         }  # fmt: skip
         if shards is not None:
             kwargs["strategy"] = ShardedStrategy(shards)
+        if portable:
+            kwargs |= {"accelerator": "cpu", "devices": 1, "precision": None, "plugins": [PortablePrecision()]}
         plain = kwargs.get("barebones") or kwargs.get("fast_dev_run")
         self.run_folder = RunFolder.choose(False if plain else run_dir, kwargs.get("default_root_dir"))
         kwargs["callbacks"] = self._callbacks(kwargs, monitor)
@@ -347,15 +360,18 @@ class AutoTrainer(pl.Trainer):
         data = datamodule or train_dataloaders
         if ckpt_path is None and self._as_constructed.arguments["run_dir"] is None and self.run_folder.begun:
             self._begin_anew()
-        with self._session(model, data, val_dataloaders), self.stop.listening():
+        with self._session(model, data, val_dataloaders), self.stop.listening(), naming_the_resume(self, data):
             beginning = beginning_of(self, ckpt_path)
             again = beginning.resumes or ckpt_path == "last"
+            if self.portable and isinstance(model, Task) and not again and self.start is None:
+                draw_portably(model)
             found = self.tuner is not None and again and take_found(self, model, data)
             if self.tuner is not None and not found and beginning.checkpoint is None:
                 tune(self, model, data, self.tuner)
             if isinstance(model, Task) and isinstance(data, DataModule):
                 model.check_data(data.spec)  # before there is a folder, which would block a second attempt
                 self._check_shares(data)
+                self._check_dropped(data)
             if self.shards is not None:
                 self._cut_batches(model, data)
             if self.recipe != "plain":
@@ -461,6 +477,15 @@ class AutoTrainer(pl.Trainer):
             must = f"at most {images}, the number of {split} images"
             require(images >= self.world_size, "devices", "AutoTrainer", must, self.world_size, "Use fewer.")
 
+    def _check_dropped(self, data: DataModule) -> None:
+        """Refuse to leave out validation samples where not all are used: which others are would change."""
+        part = self.limit_val_batches not in (None, 1.0)
+        must = "ids of training or test samples where `limit_val_batches` is given"
+        require(
+            not (part and "val" in data.dropped), "drop", "resume", must, data.dropped.get("val"),
+            "Train again on data without them.",
+        )  # fmt: skip
+
     def _cut_batches(self, model: pl.LightningModule, data: object) -> None:
         """Refuse what cannot be cut into shards, and say which images are left out."""
         if not isinstance(model, Task) or not isinstance(data, DataModule):
@@ -515,6 +540,8 @@ class AutoTrainer(pl.Trainer):
                     stack.enter_context(on_streams_of(part, self.root_seed))
                 elif isinstance(part, KeyedLoader):
                     stack.callback(part.close)  # the garbage collector takes ten seconds for each worker
+            if self.portable:
+                stack.enter_context(computing_portably(model))
             yield
 
 
@@ -526,7 +553,7 @@ def _choose_among_candidates(callbacks: list[Callback], candidates: Candidates) 
     candidates.recorder.choose_best = candidates.choose
 
 
-_KEPT = ("seed", "deterministic", "threads", "accelerator", "precision")
+_KEPT = ("seed", "deterministic", "threads", "accelerator", "precision", "portable")
 
 
 def measuring_trainer(recorded: Mapping[str, Any], **others: Any) -> AutoTrainer:

@@ -26,9 +26,9 @@ sys.addaudithook(count)
 
 import autotimm
 
-for root, task in json.loads(sys.argv[1]):
+for root, options in json.loads(sys.argv[1]):
     counts.clear()
-    autotimm.fit(root, task=task, backbone="test_resnet", pretrained=False, image_size=32, batch_size=4, epochs=1,
+    autotimm.fit(root, **options, backbone="test_resnet", pretrained=False, image_size=32, batch_size=4, epochs=1,
                  num_workers=0, threads=1, accelerator="cpu", progress=False, out=sys.argv[2])
     print(json.dumps(counts))
 """
@@ -100,7 +100,9 @@ def test_a_fit_lists_each_folder_once(tmp_path: Path) -> None:
     objects = write_toy_objects(tmp_path / "objects", **sizes)
     regions = write_toy_segmentation(tmp_path / "regions", **sizes)
     classes = write_toy_folder(tmp_path / "classes", **sizes)
-    fits = [(str(objects), "auto"), (str(objects), "detection"), (str(regions), "auto"), (str(classes), "auto")]
+    narrow = {"width": 32}
+    fits = [(str(objects), {**narrow, "task": "auto"}), (str(objects), {**narrow, "task": "detection"}),
+            (str(regions), {**narrow, "task": "auto"}), (str(classes), {"task": "auto"})]  # fmt: skip
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     result = run(["-c", COUNT, json.dumps(fits), tmp_path / "runs"], env=cache)  # its hook cannot be taken back
     assert result.returncode == 0, result.stderr

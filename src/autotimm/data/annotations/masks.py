@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torchvision import tv_tensors
 
 from autotimm.data.image_io import BROKEN, decoded, reason, row_strips, shows_only_alpha
 from autotimm.data.image_reading import current_reading
-from autotimm.data.table import Table, rarest_labels
+from autotimm.data.table import Packed, Table, packed_at, rarest_labels
 from autotimm.errors import DataError
 from autotimm.records.digest import file_digest
 from autotimm.types import Sample
@@ -107,7 +108,7 @@ class MaskFacts(NamedTuple):
     palette: bool = False
 
 
-def read_pixels(path: str | Path) -> Pixels:
+def read_pixels(path: str | Path | BinaryIO) -> Pixels:
     """Read a mask without changing a value; rotated by its EXIF tag, like its image.
 
     Raises:
@@ -339,7 +340,7 @@ class MaskTable(Table):
         """
         image, path = self.picture(self.paths[index]), self.mask_paths[index]
         try:
-            pixels = read_pixels(path)
+            pixels = read_pixels(path if self.packed_rows is None else io.BytesIO(self.mask_content(index)))
         except BROKEN as error:
             raise DataError(f"{path} cannot be read as a mask: {reason(path, error)}. Replace it.") from error
         classes = torch.from_numpy(self.code.decode(pixels))
@@ -350,7 +351,21 @@ class MaskTable(Table):
 
     def files(self) -> tuple[Path, ...]:
         """The image files."""
-        return tuple(Path(path) for path in self.paths)
+        return tuple(Path(path) for path in self.paths) if self.packed_rows is None else ()
+
+    def packed(self) -> Packed | None:
+        """The rows that hold the images and masks of a packed data set."""
+        return packed_at(self)
+
+    def mask_content(self, index: int) -> bytes:
+        """The content of a mask file, from its folder or from its row in a packed data set."""
+        if self.packed_rows is None:
+            return Path(self.mask_paths[index]).read_bytes()
+        return self.packed_rows.row(int(self.paths[index])).masks
+
+    def present(self, index: int) -> dict[int, int]:
+        """The class indices in a mask with their numbers of pixels."""
+        return self._present[index]
 
     def labels(self, index: int) -> tuple[str, ...]:
         """Names of the classes in a mask, in class order."""
@@ -363,8 +378,12 @@ class MaskTable(Table):
     def target_digest(self, index: int) -> str:
         """SHA-256 of a mask file and of what its values stand for."""
         meaning = repr((self.code, self.class_names)).encode("utf-8", "surrogatepass")
-        return hashlib.sha256(file_digest(self.mask_paths[index]).encode() + meaning).hexdigest()
+        if self.packed_rows is None:
+            digest = file_digest(self.mask_paths[index])
+        else:
+            digest = hashlib.sha256(self.mask_content(index)).hexdigest()
+        return hashlib.sha256(digest.encode() + meaning).hexdigest()
 
     def target_files(self, index: int) -> tuple[Path, ...]:
         """The mask file."""
-        return (Path(self.mask_paths[index]),)
+        return () if self.packed_rows is not None else (Path(self.mask_paths[index]),)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from torchvision import tv_tensors
 
 from autotimm.data.annotations.outlines import MaskFile, Outline, Outlines
 from autotimm.data.image_reading import current_reading
-from autotimm.data.table import Objects, Table, rarest_labels
+from autotimm.data.table import Objects, Packed, Table, packed_at, rarest_labels
 from autotimm.records.digest import file_digest
 from autotimm.types import Sample
 
@@ -113,7 +114,12 @@ class ObjectTable(Table):
             masks = np.zeros((len(boxes), height, width), np.uint8)
             for row, number in enumerate(range(objects.start, objects.stop)):
                 outline = self._outlines[number]
-                masks[row] = _rectangle(boxes[row], height, width) if outline is None else outline.mask(height, width)
+                if isinstance(outline, MaskFile) and self.packed_rows is not None:
+                    masks[row] = outline.mask(height, width, io.BytesIO(self.mask_content(index, outline)))
+                else:
+                    masks[row] = (
+                        _rectangle(boxes[row], height, width) if outline is None else outline.mask(height, width)
+                    )
             target["masks"] = tv_tensors.Mask(torch.from_numpy(masks))
         truth = {
             "boxes": torch.from_numpy(self._stated[objects].copy()),
@@ -125,7 +131,11 @@ class ObjectTable(Table):
 
     def files(self) -> tuple[Path, ...]:
         """The image files."""
-        return tuple(Path(path) for path in self.paths)
+        return tuple(Path(path) for path in self.paths) if self.packed_rows is None else ()
+
+    def packed(self) -> Packed | None:
+        """The rows that hold the images and masks of a packed data set."""
+        return packed_at(self)
 
     def labels(self, index: int) -> tuple[str, ...]:
         """Names of the classes that an image shows, in class order; crowds do not count."""
@@ -164,7 +174,7 @@ class ObjectTable(Table):
         """
         digest = hashlib.sha256()
         for number in range(self._starts[index], self._starts[index + 1]):
-            outline = b"" if self._outlines is None else _outline_bytes(self._outlines, number)
+            outline = b"" if self._outlines is None else self._outline_bytes(index, self._outlines, number)
             name = self.class_names[self._labels[number]].encode("utf-8", "surrogatepass")
             for part in (name, self._boxes[number].tobytes(), self._crowd[number].tobytes(), outline):
                 digest.update(b"%d:" % len(part) + part)
@@ -173,13 +183,35 @@ class ObjectTable(Table):
     def target_files(self, index: int) -> tuple[Path, ...]:
         """The mask files of the objects; outlines of other kinds were read once and are kept in memory."""
         objects = self._of(index)
-        return () if self._outlines is None else tuple(self._outlines.files(objects.start, objects.stop))
+        if self._outlines is None or self.packed_rows is not None:
+            return ()
+        return tuple(self._outlines.files(objects.start, objects.stop))
 
+    def annotations(self, index: int) -> list[Annotation]:
+        """The objects of an image as the constructor takes them."""
+        return [self._annotation(number) for number in range(self._starts[index], self._starts[index + 1])]
 
-def _outline_bytes(outlines: Outlines, number: int) -> bytes:
-    outline = outlines[number]
-    # The content of a file, not its path: a data set that was moved is the same.
-    return file_digest(outline.path).encode() if isinstance(outline, MaskFile) else outlines.packed(number)
+    def _annotation(self, number: int) -> Annotation:
+        name, crowd = self.class_names[self._labels[number]], bool(self._crowd[number])
+        box, stated = tuple(self._boxes[number].tolist()), tuple(self._stated[number].tolist())
+        outline = None if self._outlines is None else self._outlines[number]
+        return Annotation(name, box, crowd, outline, float(self._areas[number]), None if stated == box else stated)
+
+    def mask_content(self, index: int, outline: MaskFile) -> bytes:
+        """The content of a mask file of a sample, from its folder or from its row in a packed data set."""
+        if self.packed_rows is None:
+            return Path(outline.path).read_bytes()
+        begin, end = map(int, outline.path.split(":"))
+        return self.packed_rows.row(int(self.paths[index])).masks[begin:end]
+
+    def _outline_bytes(self, index: int, outlines: Outlines, number: int) -> bytes:
+        outline = outlines[number]
+        if not isinstance(outline, MaskFile):
+            return outlines.packed(number)
+        # The content of a file, not its path: a data set that was moved is the same.
+        if self.packed_rows is None:
+            return file_digest(outline.path).encode()
+        return hashlib.sha256(self.mask_content(index, outline)).hexdigest().encode()
 
 
 def _rectangle(box: NDArray[np.float32], height: int, width: int) -> NDArray[np.uint8]:

@@ -10,7 +10,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,7 +154,7 @@ class MaskFile(NamedTuple):
     """A picture that shows one object: bright where it is, black elsewhere.
 
     Attributes:
-        path: The file.
+        path: The file; in a packed data set its first and last byte among the masks of the row, as ``0:812``.
         bounds: The smallest box around the object: x1, y1, x2, y2.
     """
 
@@ -165,14 +165,19 @@ class MaskFile(NamedTuple):
         """The smallest box around the object."""
         return self.bounds
 
-    def mask(self, height: int, width: int) -> NDArray[np.uint8]:
+    def mask(self, height: int, width: int, content: BinaryIO | None = None) -> NDArray[np.uint8]:
         """The pixels, zeros and ones (height, width).
+
+        Args:
+            height: Rows.
+            width: Columns.
+            content: The content of the file, where it is in no folder.
 
         Raises:
             DataError: If the file cannot be read or has another size.
         """
         try:
-            pixels = object_pixels(self.path)
+            pixels = object_pixels(self.path if content is None else content)
         except BROKEN as error:
             raise DataError(f"{self.path} cannot be read as a mask: {reason(self.path, error)}.") from error
         if pixels.shape != (height, width):
@@ -194,7 +199,7 @@ def _decoded(runs: Any) -> NDArray[np.uint8]:
     return np.ascontiguousarray(coco_mask.decode(runs))
 
 
-def object_pixels(path: str | Path) -> NDArray[np.uint8]:
+def object_pixels(path: str | Path | BinaryIO) -> NDArray[np.uint8]:
     """Read a picture of one object as zeros and ones (H, W): above half of the brightest value counts as the object.
 
     Soft edges are cut in the middle, and both 1 and 255 may stand for the object.

@@ -23,6 +23,7 @@ from autotimm.data.formats.listing import Listing, extensions, text
 from autotimm.data.formats.mask_pairs import is_mask_folder
 from autotimm.data.formats.metadata_jsonl import MetadataLabels, MetadataObjects
 from autotimm.data.formats.other_formats import name_other_format
+from autotimm.data.formats.packed_sets import PACKED, packed_format
 from autotimm.data.formats.voc import Voc
 from autotimm.data.formats.yolo import Yolo
 from autotimm.data.table import ImageTable, Table
@@ -46,6 +47,7 @@ FORMATS: tuple[Format, ...] = (
     ClassFolders(),
     MetadataLabels(),
     ClassCsv(),
+    *PACKED,
 )
 """Every format that is recognized, and that ``--format`` can name."""
 
@@ -87,7 +89,7 @@ def format_names(task: str) -> tuple[str, ...]:
 
     Example:
         >>> format_names("instance")
-        ('coco', 'yolo', 'labelme', 'cvat', 'masks', 'ids')
+        ('coco', 'yolo', 'labelme', 'cvat', 'masks', 'ids', 'lance', 'litdata')
     """
     return tuple(format.name for format in FORMATS if task in format.tasks)
 
@@ -129,6 +131,8 @@ def recognize_listing(listing: Listing, task: str | None = None) -> Recognized:
         if missing := next((offer.sighting.missing for offer in offers if offer.sighting.missing), ""):
             raise DataError(f"{listing.path} cannot be read. {missing}")
         return _choose(listing, offers, task, "")
+    if packed := packed_format(listing.path, task):
+        return _choose(listing, _offers(listing, [packed], task), task, "")
     listing.images_below()  # an error of listing comes before what formats say
     offers = _offers(listing, [format for format in FORMATS if _may_be_for(format, task)], task)
     hints = [format.hint(listing) for format in FORMATS]
@@ -231,6 +235,9 @@ def read_classes(
     Raises:
         DataError: If the data cannot be used.
     """
+    if packed := packed_format(listing.path, "classification"):
+        tables: Mapping[str, Any] = packed.read(listing, notices, ReadOptions(strict=strict))
+        return tables
     labels = MetadataLabels()
     if os.path.exists(listing.path) and labels.see(listing) is not None:
         return labels.read(listing, notices, ReadOptions(strict=strict))
@@ -240,6 +247,7 @@ def read_classes(
 def read_spatial(
     path: str | Path, format: str, kind: str, notices: list[str], *, strict: bool = False,
     recognized: Recognized | None = None, colors: Mapping[str, Any] | str | Path | None = None,
+    group: str | None = None,
 ) -> Mapping[str, Table]:  # fmt: skip
     """Read data with boxes, outlines or a class per pixel.
 
@@ -252,6 +260,7 @@ def read_spatial(
         strict: Refuse what is wrong instead of leaving it out.
         recognized: What ``path`` was recognized as before: the folder is not looked at again.
         colors: See :func:`autotimm.data.formats.label_images.read_label_images`.
+        group: The column that names groups, of a format with columns; anything else is no matter here.
 
     Returns:
         A table per split; ``train`` is among them.
@@ -267,6 +276,8 @@ def read_spatial(
         tables: dict[str, Table] = import_named(format, READER)(path, notices)
         return tables
     listing = Listing(path) if recognized is None else recognized.listing
+    if format != "auto" and (packed := packed_format(listing.path, task)):
+        format = packed.name  # whatever the folder was that a run was trained on
     if format == "auto":
         if recognized is None or recognized.task != task:
             recognized = recognize_listing(listing, task)
@@ -274,4 +285,6 @@ def read_spatial(
         format = recognized.format
     require_choice("format", f"data with {kind}", format, format_names(task))
     reader = next(known for known in FORMATS if known.name == format and task in known.tasks)
-    return reader.read(listing, notices, ReadOptions(masks=kind == "instances", strict=strict, colors=colors))
+    return reader.read(
+        listing, notices, ReadOptions(masks=kind == "instances", strict=strict, colors=colors, group=group)
+    )

@@ -106,18 +106,45 @@ def _tuples(overlay: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in overlay.items()}
 
 
-def list_backbones(pattern: str = "*", pretrained: bool = False) -> list[str]:
+# Modules of timm, of each of which a backbone was trained by `benchmarks/portable.py`, with the same bits everywhere.
+_PORTABLE_FAMILIES = (
+    "byobnet",
+    "convnext",
+    "deit",
+    "densenet",
+    "dla",
+    "efficientnet",
+    "fastvit",
+    "ghostnet",
+    "inception_next",
+    "levit",
+    "metaformer",
+    "mlp_mixer",
+    "mobilenetv3",
+    "mobilevit",
+    "regnet",
+    "resnet",
+    "resnetv2",
+    "rexnet",
+    "swin_transformer",
+    "vision_transformer",
+)
+
+
+def list_backbones(pattern: str = "*", pretrained: bool = False, portable: bool = False) -> list[str]:
     """List the names of timm's backbones, in natural order.
 
     Args:
         pattern: A shell pattern, such as ``"*vit*"``.
         pretrained: Whether to list only those with pretrained weights, with their tags (``resnet18.a1_in1k``).
+        portable: Whether to list only families of which one was measured to hold in a portable run. A run with another
+            either holds too, or is refused with the name of an operator.
 
     Example:
         >>> list_backbones("resnet1??")
         ['resnet10t', 'resnet14t', 'resnet18d', 'resnet101', 'resnet152']
     """
-    return list(timm.list_models(pattern, pretrained=pretrained))
+    return list(timm.list_models(pattern, pretrained=pretrained, module=_PORTABLE_FAMILIES if portable else ""))
 
 
 def find_architecture(name: str) -> Architecture:

@@ -18,7 +18,7 @@ from torch.autograd.graph import Node
 from autotimm.errors import ModelError, UsageError
 from autotimm.image_size import ImageSize, read_image_size
 from autotimm.models.backbone.architectures import Architecture
-from autotimm.models.backbone.model_args import at_size
+from autotimm.models.backbone.model_args import at_size, remembered
 from autotimm.models.backbone.pooled import BackboneNetwork, checked_arguments, make_backbone
 from autotimm.models.backbone.weights import Weights
 from autotimm.models.layers.deterministic import deterministic_resizing
@@ -107,7 +107,10 @@ def build_feature_backbone(
         levels = _needed_levels(_measured_levels(name, model, images, min(finest, 4)), finest)
         return levels, _unused_by_levels(model, levels, images)
 
-    levels, unused = at_size(architecture, arguments, image_size, inspect_levels)
+    levels, unused = remembered(
+        f"levels from stride {finest}", architecture, arguments, image_size,
+        lambda: at_size(architecture, arguments, image_size, inspect_levels),
+    )  # fmt: skip
 
     def prune(model: nn.Module) -> Sequence[int]:
         prune_layers: Any = model.prune_intermediate_layers

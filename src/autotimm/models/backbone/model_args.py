@@ -18,7 +18,7 @@ from autotimm.errors import ModelError, UsageError, sentence
 from autotimm.image_size import ImageSize, height_and_width, read_image_size, written_size
 from autotimm.models.backbone.architectures import Architecture
 
-__all__ = ["at_size", "create", "fitting_arguments", "measure_features"]
+__all__ = ["at_size", "create", "fitting_arguments", "measure_features", "remembered"]
 
 Result = TypeVar("Result")
 
@@ -50,8 +50,7 @@ def fitting_arguments(
         UsageError: If ``drop_path_rate`` is above 0 and the model does not support stochastic depth.
     """
     arguments = {**architecture.arguments, **({} if in_chans == 3 else {"in_chans": in_chans})}
-    with torch.device("meta"):
-        known = _parameter_names(create(architecture, arguments))
+    known = remembered("parameters", architecture, arguments, None, lambda: _parameter_names(architecture, arguments))
     if "img_size" in known and image_size is not None:
         arguments["img_size"] = image_size
     # Lets position embeddings (ViT) or windows (Swin) adapt to images of another size.
@@ -65,10 +64,30 @@ def fitting_arguments(
     return arguments
 
 
-def _parameter_names(model: nn.Module) -> set[str]:
+_KNOWN: dict[tuple[str, str], Any] = {}
+
+
+def remembered(
+    what: str, architecture: Architecture, arguments: dict[str, Any], image_size: ImageSize | None,
+    find: Callable[[], Result],
+) -> Result:  # fmt: skip
+    """Find something out about a model, once per process if it is one of timm's own: another may be defined anew."""
+    name = architecture.timm_name
+    if not timm.is_model(name) or not timm.model_entrypoint(name).__module__.startswith("timm."):
+        return find()
+    key = what, repr((architecture, sorted(arguments.items()), image_size))
+    if key not in _KNOWN:
+        _KNOWN[key] = find()
+    found: Result = _KNOWN[key]
+    return found
+
+
+def _parameter_names(architecture: Architecture, arguments: dict[str, Any]) -> frozenset[str]:
     """Return the argument names of a model's class and of its base classes."""
+    with torch.device("meta"):
+        model = create(architecture, arguments)
     inits = [vars(cls)["__init__"] for cls in type(model).__mro__ if "__init__" in vars(cls)]
-    return {name for init in inits for name in inspect.signature(init).parameters}
+    return frozenset(name for init in inits for name in inspect.signature(init).parameters)
 
 
 def _check_drop_path(architecture: Architecture, arguments: dict[str, Any]) -> None:
@@ -155,6 +174,12 @@ def measure_features(architecture: Architecture, arguments: dict[str, Any], imag
     Raises:
         ModelError: If the output is not (N, D), or the model does not support this image size.
     """
+    return remembered(
+        "features", architecture, arguments, image_size, lambda: _measured(architecture, arguments, image_size)
+    )
+
+
+def _measured(architecture: Architecture, arguments: dict[str, Any], image_size: ImageSize | None) -> int:
     output = at_size(architecture, arguments, image_size, lambda model, images: model(images))
     shape = tuple(getattr(output, "shape", ()))
     if len(shape) != 2:

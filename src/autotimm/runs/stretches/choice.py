@@ -13,7 +13,10 @@ from autotimm.records.checkpoint_store import CheckpointStore
 from autotimm.repro.streams import key
 from autotimm.runs.recorded_run import RecordedRun
 
-__all__ = ["Stretch", "draw", "new_challenge", "passing_chance", "recorded_stretches", "steps_before"]
+__all__ = [
+    "Choice", "Stretch", "choose", "draw", "new_challenge", "passing_chance", "recorded_stretches", "steps_before",
+    "within_budget",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,48 @@ def draw(stretches: Sequence[Stretch], number: int, challenge: int) -> list[Stre
     require(challenge >= 0, "challenge", "verify", "an integer of at least 0", challenge, "Leave it out to draw one.")
     ranked = sorted(stretches, key=lambda stretch: key(challenge, "stretches", stretch.first))
     return sorted(ranked[:number], key=lambda stretch: stretch.first)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is replayed of a run.
+
+    Attributes:
+        stretches: All stretches that could be drawn.
+        drawn: Those that are.
+        budget: The share of the run's steps that may be compared; ``None`` if a number of stretches was given.
+    """
+
+    stretches: Sequence[Stretch]
+    drawn: Sequence[Stretch]
+    budget: float | None = None
+
+
+def choose(run: RecordedRun, challenge: int, *, number: int, steps: int) -> Choice:
+    """Draw a number of stretches of some steps each."""
+    stretches = recorded_stretches(run, steps)
+    return Choice(stretches, draw(stretches, number, challenge))
+
+
+def within_budget(run: RecordedRun, challenge: int, budget: float, steps: int | None) -> Choice:
+    """Draw as many stretches as a budget allows for.
+
+    Their number does not depend on the challenge: it is that of the longest ones that have no more steps together than
+    the budget. So the chance of :func:`passing_chance` holds, and whatever is drawn stays within the budget.
+
+    Args:
+        run: The record.
+        challenge: The seed of the draw.
+        budget: A share of the optimizer steps of the record, above 0 and at most 1; at least one step is drawn.
+        steps: Optimizer steps of each stretch; ``None`` for all up to the next checkpoint, as far as the budget allows.
+    """
+    whole = recorded_stretches(run, None)
+    most = max(math.floor(budget * sum(each.length for each in whole) + 1e-9), 1)
+    stretches = recorded_stretches(run, min(steps or most, most))
+    number = spent = 0
+    for length in sorted((each.steps for each in stretches), reverse=True):
+        number, spent = number + (spent + length <= most), spent + length
+    return Choice(stretches, draw(stretches, number, challenge), budget)
 
 
 def passing_chance(stretches: Sequence[Stretch], drawn: int, share: float) -> float:

@@ -67,6 +67,8 @@ class StretchDistance:
 
     def __str__(self) -> str:
         where = f"{self.stretch}, from {self.start or 'the start'}"
+        if self.equal_bits and not self.roundings:
+            return f"{where}: all bits equal"
         losses = f"losses apart by {self.loss:.1e}, by rounding alone {self.loss_noise:.1e}"
         if self.weights is None or self.weights_noise is None:
             return f"{where}: {losses}"

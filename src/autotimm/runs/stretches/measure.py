@@ -40,6 +40,8 @@ class Measured:
         findings: What a checkpoint says that its run cannot have written.
         wrong: The first step of the whole ledger that has other samples or another learning rate than the options give,
             as the fields of a :class:`~autotimm.records.ledger_diff.Difference`.
+        rates: Whether the learning rates of all steps follow from the options.
+        exact: Whether the first replay has all recorded bits, so that no other one was made.
     """
 
     lines: dict[str, list[Line]] = field(default_factory=dict)
@@ -50,6 +52,8 @@ class Measured:
     updates: dict[str, float] = field(default_factory=dict)
     findings: list[str] = field(default_factory=list)
     wrong: list[Any] | None = None
+    rates: bool = True
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class Measurement:
         data: The folder of the data, if it was moved.
         workers: Loading processes instead of the recorded number.
         same_pixels: Whether images must have the recorded pixels here, as the versions of all that makes them say.
+        gpus: The number of GPUs that a replay uses.
     """
 
     run: RecordedRun
@@ -82,6 +87,7 @@ class Measurement:
     data: str | None = None
     workers: int | None = None
     same_pixels: bool = True
+    gpus: int = 0
 
     def elsewhere(self, stretch: Stretch) -> list[Line]:
         """Replay a stretch in a process with another instruction set, and keep images and state for the first one."""
@@ -96,6 +102,8 @@ class Measurement:
         self, stretch: Stretch, others: Sequence[Variant], other: Elsewhere | None = None, *, every: bool = False
     ) -> Measured:
         """Replay a stretch as it was recorded, and with other roundings.
+
+        Without others only the first replay is made, which is enough if it is exact.
 
         Args:
             stretch: The stretch.
@@ -117,10 +125,15 @@ class Measurement:
             end = _recorded_state(read_checkpoint(self._checkpoint(stretch.end)))
             measured.recorded, measured.updates = distances(state, end), distances(state, played.began or {})
             measured.sizes = {name: norm(tensor) for name, tensor in state.items()}
+        measured.exact = self._equals(played.lines) and not any(measured.recorded.values())
+        if not others:
+            return measured
         if not self.same_pixels and images is None and not self._has_inputs(played.lines):
             others = [*others, *OTHER_PIXELS]
         for variant in others:
             again = self._play(stretch, variant, images=images)
+            if again.left_out:
+                continue
             measured.lines[variant.name] = again.lines
             if state is not None and again.state is not None:
                 measured.apart[variant.name] = distances(state, again.state)
@@ -146,6 +159,13 @@ class Measurement:
         recorded = {_place(line): line["inputs"] for line in self.run.ledger.lines if line["kind"] == "step"}
         return all(recorded.get(_place(line)) == line["inputs"] for line in lines)
 
+    def _equals(self, lines: Sequence[Line]) -> bool:
+        """Whether some steps have all recorded values."""
+        recorded = {_place(line): line for line in self.run.ledger.lines if line["kind"] == "step"}
+        names = ("step", "ids", "inputs", "loss", "lr")
+        return all(_place(line) in recorded and all(recorded[_place(line)][name] == line[name] for name in names)
+                   for line in lines)  # fmt: skip
+
     def _look(
         self, measured: Measured, stretch: Stretch, every: bool, trainer: pl.Trainer, module: pl.LightningModule
     ) -> None:
@@ -153,6 +173,7 @@ class Measurement:
         settings, lines = settings_of(trainer, module), self.run.ledger.lines
         if "start" in self.run.manifest.inputs:  # its optimizer and its schedule may be those of another run
             settings = replace(settings, groups=(), rates=(), schedule=None)
+        measured.rates = settings.rate(0) is not None
         for name, step in ((stretch.start, stretch.first), (stretch.end, stretch.first + stretch.length)):
             if name:
                 checkpoint = read_checkpoint(self._checkpoint(name))

@@ -77,23 +77,29 @@ class Played:
         initial: The digest of the weights that it began with.
         state: Weights, buffers and the state of the optimizer after its last step; only if it reaches a checkpoint.
         began: The weights that it began with, likewise.
+        left_out: Whether there was no replay, since the variant would differ in more than rounding.
     """
 
     lines: list[Line] = field(default_factory=list)
     initial: str = ""
     state: State | None = None
     began: State | None = None
+    left_out: bool = False
 
 
 def rebuild_here(
     folder: Path, place: RunFolder, *, data: str | Path | None, workers: int | None, weights_needed: bool
 ) -> Rebuilt:
-    """Rebuild a run with as many threads as this machine allows, and on its device if the recorded one is missing."""
+    """Rebuild a run with as many threads as this machine allows, and on its device if the recorded one is missing.
+
+    A run with shards has the same bits on any number of processes: it is rebuilt for one.
+    """
     settings = read_manifest(folder).inputs.get("config", {}).get("trainer", {})
     changes: dict[str, Any] = {}
     if machine_problem(settings.get("threads"), None, None):
         changes["threads"] = None
-    given: dict[str, Any] = {"data": data, "workers": workers, "weights_needed": weights_needed}
+    devices = None if settings.get("shards") is None else 1
+    given: dict[str, Any] = {"data": data, "workers": workers, "weights_needed": weights_needed, "devices": devices}
     try:
         return rebuild(folder, place, changes=changes, **given)
     except UsageError:
@@ -182,8 +188,10 @@ class _Gauge(Callback):
             self.played.began = state_of(trainer, pl_module)
         if self.on_start is not None:
             self.on_start(trainer, pl_module)
-        if self.variant.permuted and draws_by_position(pl_module):
-            self.variant = AS_RECORDED  # another order would be more than another rounding
+        sharded = getattr(trainer, "shards", None) is not None
+        if self.variant.permuted and (sharded or draws_by_position(pl_module)):
+            self.played.left_out = self.over = True  # another order would be more than another rounding
+            raise EnoughError
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

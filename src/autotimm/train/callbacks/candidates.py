@@ -191,7 +191,7 @@ def _measure(trainer: Any, task: Task, weights: Mapping[str, Tensor] | None = No
 def _fit(trainer: Any, task: Task) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Weight and bias of a head that is fitted to the features of the training images, and how it was fitted."""
     data: DataModule = trainer.datamodule
-    table = data.tables["train"]
+    table = data.without_dropped(data.tables["train"])
     if len(table) > _MOST_IMAGES:
         chosen = sorted(range(len(table)), key=lambda index: key(data.data_seed, "split", "head", table.ids[index]))
         table = Subset(table, sorted(chosen[:_MOST_IMAGES]))

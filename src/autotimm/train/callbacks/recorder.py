@@ -13,7 +13,9 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from autotimm.errors import RunError
+from autotimm.data.loader import KeyedLoader
+from autotimm.data.module import DataModule
+from autotimm.errors import LossError
 from autotimm.records.digest import state_digest
 from autotimm.records.ledger import Ledger, Line, digest16
 from autotimm.tasks import Task
@@ -81,6 +83,7 @@ class Recorder(Callback):
         self.gap = ""  # why a resumed run could not continue its ledger
         self._position: dict[str, Any] | None = None
         self._steps: list[_Step] = []
+        self._loader: Any = None  # of the training samples, if some of them are dropped
         self._rate, self._seen = math.nan, 0
         self._distributed, self._sharded, self._read = False, False, True
         self.followed = False  # whether a listener may end the training, in all processes together
@@ -139,6 +142,9 @@ class Recorder(Callback):
         if not trainer.is_global_zero:
             self.ledger = Ledger(None)
         show_notices(trainer)
+        loader = trainer.train_dataloader
+        drops = isinstance(loader, KeyedLoader) and len(loader.batch_sampler.dropped) > 0
+        self._loader = loader if drops else None
         self._steps.clear()
         self._seen = trainer.global_step
         weights = weight_digests(pl_module)["weights"]
@@ -194,8 +200,27 @@ class Recorder(Callback):
         """Note the validation metrics."""
         if not trainer.sanity_checking and trainer.state.fn == "fit":
             metrics = self.epochs.validation(trainer)
+            self._tell_left_out(trainer)
             self.ledger.add("val", epoch=trainer.current_epoch, step=trainer.global_step, metrics=metrics)
             self._end_together()
+
+    def _tell_left_out(self, trainer: pl.Trainer) -> None:
+        """Note the validation samples that are dropped."""
+        data = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning
+        ids = data.dropped.get("val") if isinstance(data, DataModule) else None
+        if ids:
+            at = {"epoch": trainer.current_epoch, "step": trainer.global_step, "batch": None}
+            self.ledger.add("dropped", **at, split="val", ids=ids, by=[])
+
+    def _tell_replaced(self, step: _Step) -> None:
+        """Note the training samples that are dropped from a batch, and those in their place."""
+        loader = self._loader
+        if loader is None or not (pairs := loader.batch_sampler.replaced(step.epoch, step.batch)):
+            return
+        ids = loader.dataset.source.ids
+        dropped, others = ([ids[index] for index in column] for column in zip(*pairs, strict=True))
+        at = {"epoch": step.epoch, "step": step.step, "batch": step.batch}
+        self.ledger.add("dropped", **at, split="train", ids=dropped, by=others)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the metrics and digests at the end of an epoch."""
@@ -238,7 +263,7 @@ class Recorder(Callback):
         """Fetch the losses of the steps since the last call, and write their lines.
 
         Raises:
-            RunError: If one of them is infinite or not a number; it names the first such step.
+            LossError: If one of them is infinite or not a number; it names the first such step.
         """
         steps, self._steps = self._steps, []
         if not steps:
@@ -253,13 +278,14 @@ class Recorder(Callback):
             loss = known[0] if self._sharded else sum(known) / len(known) if known else None
             ids = [name for names, _, _ in parts for name in names]
             inputs = "".join(text for _, text, _ in parts)
+            self._tell_replaced(step)
             self.ledger.add(
                 "step", epoch=step.epoch, batch=step.batch, step=step.step, lr=step.lr, loss=loss,
                 ids=digest16("\n".join(ids)) if ids else None, inputs=digest16(inputs) if inputs else None,
             )  # fmt: skip
             if loss is not None and not math.isfinite(loss):
                 self.ledger.flush()
-                raise RunError(
+                raise LossError(
                     f"The loss must be a finite number. Got {loss} at epoch {step.epoch + 1}, batch {step.batch + 1} "
                     "instead. Lower `lr`, or use precision 32 if it is lower."
                 )

@@ -103,6 +103,7 @@ class RunCheckpoint(Checkpoint):
         self.writer = CheckpointWriter()
         self._calibrated = False  # whether the best checkpoint has what was fitted to its weights
         self.pinned: Callable[[], set[int]] = set  # the numbers of epochs whose checkpoints are kept until the end
+        self.best_is_elsewhere = False  # whether the file of the best epoch so far may stay where it is: in a replay
         self._unfinished = False  # whether the checkpoint that is being written is one within an epoch
         self._loaded: Unfinished | None = None
         self._began = False
@@ -288,7 +289,8 @@ class RunCheckpoint(Checkpoint):
         metrics = self.epochs.of(trainer)
         # A run that is resumed in another folder knows the score of the best epoch, but lacks its file. Where epochs
         # are candidates, the best of those that are there is chosen at the end.
-        improved = self._improves(metrics) or not (self.best_model_path or self.pinned())
+        lacks_best = not (self.best_model_path or self.pinned() or self.best_is_elsewhere)
+        improved = self._improves(metrics) or lacks_best
         if improved:
             self.best = {"epoch": trainer.current_epoch, "metrics": metrics}
         name = CheckpointStore.name(trainer.global_step, epochs=trainer.current_epoch + 1)

@@ -1,0 +1,88 @@
+"""Packed data sets as formats of data: which folders are some, and reading them as any other."""
+
+from __future__ import annotations
+
+from abc import ABC
+from pathlib import Path
+from typing import ClassVar
+
+from autotimm.constants import TASKS
+from autotimm.data.formats.data_format import Format, ReadOptions, Sighting
+from autotimm.data.formats.listing import Listing
+from autotimm.data.image_reading import current_reading
+from autotimm.data.packed.lance_rows import LanceRows
+from autotimm.data.packed.litdata_rows import LitDataRows
+from autotimm.data.packed.row_store import Rows, read_head
+from autotimm.data.packed.row_targets import tables_of
+from autotimm.data.table import Table
+from autotimm.errors import DataError
+
+__all__ = ["PACKED", "PackedFormat", "packed_format"]
+
+_TASKS = {"classes": ("classification",), "boxes": ("detection",), "instances": ("instance", "detection"),
+          "pixels": ("segmentation",)}  # fmt: skip
+
+
+class PackedFormat(Format, ABC):
+    """A data set that ``autotimm pack`` wrote: one folder, with ids, order, splits and image files of another."""
+
+    tasks = TASKS
+    rows: ClassVar[type[Rows]]
+    """The rows of the engine."""
+
+    def see(self, listing: Listing) -> Sighting | None:
+        """What the description of the data set says."""
+        if not self.rows.is_there(listing.path):
+            return None
+        head = read_head(self.rows(listing.path).description(), listing.path)
+        number = sum(head.samples.values())
+        return Sighting(f"{number} packed images ({self.name}) with {head.kind}", _TASKS[head.kind])
+
+    def read(self, listing: Listing, notices: list[str], options: ReadOptions) -> dict[str, Table]:
+        """Read the rows without their images; see the base class."""
+        rows = self.rows(listing.path)
+        head = read_head(rows.description(), listing.path)
+        upright = current_reading().upright
+        if head.kind != "classes" and head.upright != upright:
+            made = "turned by their EXIF tags" if head.upright else "as they are stored"
+            raise DataError(
+                f"The targets of {listing.path} are for images {made}. Give ignore_exif={not head.upright}."
+            )
+        return tables_of(rows, head, masks=options.masks)
+
+
+class LanceFormat(PackedFormat):
+    """Rows in a Lance data set."""
+
+    name = "lance"
+    rows = LanceRows
+
+
+class LitDataFormat(PackedFormat):
+    """Rows in chunks of litData."""
+
+    name = "litdata"
+    rows = LitDataRows
+
+
+PACKED: tuple[PackedFormat, ...] = (LanceFormat(), LitDataFormat())
+"""The formats of packed data sets."""
+
+
+def packed_format(path: Path, task: str | None = None) -> PackedFormat | None:
+    """The format of a packed data set; ``None`` if a folder is none.
+
+    Args:
+        path: The folder.
+        task: What it shall be used for.
+
+    Raises:
+        DataError: If it is one for another task, or damaged.
+    """
+    for format in PACKED:
+        sighting = format.see(Listing(path))
+        if sighting is not None:
+            if task not in (None, *sighting.tasks):
+                raise DataError(f"{path} must be packed for {task}. It has {sighting.what}. Give another path or task.")
+            return format
+    return None

@@ -1,0 +1,312 @@
+"""Rows of a packed data set, whichever engine holds them: an id, the bytes of an image file, and a target.
+
+The first row of training is the first sample, and so on: the order of rows is the order of the folder that was packed.
+Which of them are read, and when, is decided by the sampler alone.
+
+Nothing in a packed data set is trusted: what describes it is checked, a row must have the id that was listed, and
+bytes become pixels by the readers of image files. No engine is asked to restore a Python object.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torchvision import tv_tensors
+
+from autotimm.data.file_facts import Problem
+from autotimm.data.image_channels import read_bytes_as
+from autotimm.data.image_facts import ImageFact, facts_of_rows
+from autotimm.data.image_reading import ImageReading
+from autotimm.data.table import AT_ONCE
+from autotimm.errors import DataError, sentence
+from autotimm.records.readers import Fields, misfit
+from autotimm.serialization import parse_json
+
+__all__ = ["KINDS", "SPLITS", "Head", "ListedRow", "Row", "Rows", "read_head"]
+
+SPLITS = ("train", "val", "test")
+"""The splits, in the order in which their rows come."""
+
+KINDS = {"classes": "classification", "boxes": "detection", "instances": "instance", "pixels": "segmentation"}
+"""The kinds of targets, each with its task."""
+
+_VERSION = 1
+_LARGEST_HEAD = 1 << 26  # bytes
+_LARGEST_TARGET = 1 << 26  # bytes of text of one row
+_LARGEST_FILE = 1 << 30  # bytes of an image, or of all masks of one
+_CLASSES = 1 << 20
+
+
+class ListedRow(NamedTuple):
+    """What is known of a row before its image is read.
+
+    Attributes:
+        split: ``train``, ``val`` or ``test``.
+        id: The id of the sample.
+        target: The target as JSON.
+    """
+
+    split: str
+    id: str
+    target: str
+
+
+class Row(NamedTuple):
+    """The files of a row.
+
+    Attributes:
+        id: The id of the sample.
+        image: The bytes of the image file.
+        masks: The bytes of the files with its target, one after the other; empty where there is none.
+    """
+
+    id: str
+    image: bytes
+    masks: bytes
+
+
+class Head(NamedTuple):
+    """What describes a packed data set.
+
+    Attributes:
+        kind: One of :data:`KINDS`.
+        class_names: Names of the classes, in the order of the indices in targets.
+        multi_label: Whether an image may have several classes.
+        category_ids: See :class:`autotimm.data.table.Table`.
+        upright: Whether boxes and masks belong to images as an EXIF tag turns them.
+        samples: The number of rows of each split, in the order of :data:`SPLITS`.
+        code: What values of masks stand for, as the fields of :class:`autotimm.data.annotations.masks.MaskCode`.
+    """
+
+    kind: str
+    class_names: tuple[str, ...]
+    multi_label: bool
+    category_ids: tuple[int, ...]
+    upright: bool
+    samples: dict[str, int]
+    code: dict[str, Any] | None = None
+
+    def written(self) -> bytes:
+        """The description as JSON."""
+        return json.dumps({"version": _VERSION, **self._asdict()}).encode()
+
+
+_SHAPE = Fields(
+    {
+        "version": int,
+        "kind": str,
+        "class_names": [str],
+        "multi_label": bool,
+        "category_ids": [int],
+        "upright": bool,
+        "samples": Fields(dict.fromkeys(SPLITS, int)),
+        "code": (type(None), Fields({"by_color": bool, "keys": [int], "classes": [int], "nearest": bool},
+                                    ("by_color", "keys", "classes", "nearest"))),
+    },
+    ("version", "kind", "class_names", "multi_label", "category_ids", "upright", "samples", "code"),
+)  # fmt: skip
+
+
+def read_head(content: bytes, path: Path) -> Head:
+    """Check what describes a packed data set.
+
+    Raises:
+        DataError: If it is damaged, or of another version.
+    """
+    owner = f"the description of {path}"
+    if len(content) > _LARGEST_HEAD:
+        raise DataError(sentence("size", owner, f"at most {_LARGEST_HEAD} bytes", len(content), _AGAIN))
+    try:
+        value = parse_json(content)
+    except ValueError:
+        raise DataError(f"The description of {path} must be JSON. It is not. {_AGAIN}") from None
+    version = value.get("version") if isinstance(value, dict) else None
+    if version != _VERSION:
+        raise DataError(sentence("version", owner, f"{_VERSION}", version, "Pack the data with this release."))
+    wrong = misfit(value, _SHAPE)
+    if wrong is not None:
+        raise DataError(sentence(wrong.name, owner, wrong.must, wrong.got, _AGAIN))
+    names, samples, code = value["class_names"], value["samples"], value["code"]
+    fits: Mapping[str, tuple[str, bool]] = {
+        "kind": (f"one of {', '.join(KINDS)}", value["kind"] in KINDS),
+        "class_names": ("different names", 0 < len(set(names)) == len(names) <= _CLASSES),
+        "samples": ("numbers of rows, some of train", min(samples.values(), default=0) >= 0 < samples.get("train", 0)),
+        "code": ("given for pixels", (code is None) != (value["kind"] == "pixels")),
+    }
+    for name, (must, fitting) in fits.items():
+        if not fitting:
+            raise DataError(sentence(name, owner, must, value[name], _AGAIN))
+    if code is not None and not _is_code(code, len(names)):
+        raise DataError(sentence("code", owner, "a class, or 255, for each value", code, _AGAIN))
+    return Head(value["kind"], tuple(names), value["multi_label"], tuple(value["category_ids"]), value["upright"],
+                {split: samples.get(split, 0) for split in SPLITS}, code)  # fmt: skip
+
+
+_AGAIN = "Pack the data again."
+
+
+def _is_code(code: Mapping[str, Any], classes: int) -> bool:
+    return len(code["keys"]) == len(code["classes"]) and all(
+        0 <= index < classes or index == 255 for index in code["classes"]
+    )
+
+
+class Rows(ABC):
+    """The rows of a packed data set; cheap to hand to another process, which opens it anew.
+
+    Args:
+        path: The folder of the data set.
+
+    Attributes:
+        path: The folder.
+        ids: The id of each row, once they were listed.
+    """
+
+    engine: ClassVar[str]
+    """The name of the engine, which is that of its extra."""
+
+    may_fork: ClassVar[bool] = True
+    """Whether a process that was forked from one that has read rows can read them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.ids: Sequence[str] = ()
+        self._forget(0)
+
+    def _forget(self, number: int) -> None:
+        self._held: dict[int, Row] = {}
+        # Of a million rows as flat arrays; zeros where nothing is known.
+        self._digests, self._sizes = np.zeros((number, 32), np.uint8), np.zeros((number, 2), np.int32)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_held", "_digests", "_sizes")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget(0)
+
+    # What an engine defines
+
+    @staticmethod
+    @abstractmethod
+    def is_there(path: Path) -> bool:
+        """Whether a folder is a data set of the engine, whoever wrote it."""
+
+    @abstractmethod
+    def description(self) -> bytes:
+        """What describes the data set, see :func:`read_head`.
+
+        Raises:
+            DataError: If there is nothing, or the data set cannot be opened.
+        """
+
+    @abstractmethod
+    def listed(self) -> Iterator[ListedRow]:
+        """All rows in order, without their images.
+
+        Raises:
+            DataError: If they cannot be read.
+        """
+
+    @abstractmethod
+    def read(self, places: Sequence[int]) -> Sequence[Row]:
+        """The files of some rows, in this order.
+
+        Raises:
+            DataError: If they cannot be read.
+        """
+
+    # What all of them share
+
+    def checked_list(self, head: Head) -> Iterator[ListedRow]:
+        """All rows in order, as the description says.
+
+        Raises:
+            DataError: If there are more or fewer, or their splits come in another order.
+        """
+        number = 0
+        self._forget(sum(head.samples.values()))
+        splits = [split for split in SPLITS for _ in range(head.samples[split])]
+        for row in self.listed():
+            if number >= len(splits) or row.split != splits[number] or len(row.target) > _LARGEST_TARGET:
+                raise DataError(f"Row {number} of {self.path} is none of those that it describes. {_AGAIN}")
+            number += 1
+            yield row
+        if number < len(splits):
+            raise DataError(f"{self.path} describes {len(splits)} rows, and has {number}. {_AGAIN}")
+
+    def fetch(self, places: Sequence[int]) -> None:
+        """Read some rows at once, and hold them until others are asked for."""
+        if not all(place in self._held for place in places):
+            self._held = self._read(sorted({*places}))
+
+    def _read(self, places: Sequence[int]) -> dict[int, Row]:
+        rows = dict(zip(places, self.read(places), strict=True))
+        for place, row in rows.items():
+            if row.id != self.ids[place]:
+                raise DataError(
+                    f"Row {place} of {self.path} must be that of {self.ids[place]}. It is that of {row.id}. {_AGAIN}"
+                )
+            if max(len(row.image), len(row.masks)) > _LARGEST_FILE:
+                raise DataError(f"The files of {self._name(place)} must have at most {_LARGEST_FILE} bytes. {_AGAIN}")
+        return rows
+
+    def _name(self, place: int) -> str:
+        return f"{self.path}: {self.ids[place]}"
+
+    def row(self, place: int) -> Row:
+        """The files of one row."""
+        self.fetch([place])
+        return self._held[place]
+
+    def picture(self, place: int, reading: ImageReading) -> tv_tensors.Image:
+        """Decode the image of a row: ``uint8`` (C, H, W).
+
+        Raises:
+            DataError: If it cannot be read.
+        """
+        return read_bytes_as(self.row(place).image, self._name(place), reading)
+
+    def check(self, places: NDArray[np.int64], *, full: bool, progress: bool) -> Iterator[ImageFact | Problem]:
+        """What is known of the images of some rows, in this order; digests and sizes are remembered.
+
+        Args:
+            places: The numbers of the rows.
+            full: Whether to decode them completely.
+            progress: Whether a progress bar may appear.
+        """
+        facts = facts_of_rows(self._contents(places), len(places), full=full, progress=progress)
+        for place, fact in zip(places.tolist(), facts, strict=True):
+            if isinstance(fact, ImageFact):
+                self._digests[place] = np.frombuffer(fact.digest, np.uint8)
+                self._sizes[place] = fact.width, fact.height
+            yield fact
+
+    def _contents(self, places: NDArray[np.int64]) -> Iterator[tuple[str, bytes]]:
+        for first in range(0, len(places), AT_ONCE):
+            some = places[first : first + AT_ONCE].tolist()
+            rows = self._read(sorted({*some}))
+            yield from ((self._name(place), rows[place].image) for place in some)
+
+    def digest(self, place: int, *, cached: bool) -> bytes:
+        """The SHA-256 of the image file of a row.
+
+        Args:
+            place: The number of the row.
+            cached: Whether that of the check may be used; if not, the row is read.
+        """
+        if cached and place < len(self._digests) and self._digests[place].any():
+            return bytes(self._digests[place])
+        return hashlib.sha256(self.row(place).image).digest()
+
+    def size(self, place: int) -> tuple[int, int] | None:
+        """Width and height of the image of a row that was checked."""
+        width, height = self._sizes[place].tolist()
+        return (width, height) if width else None

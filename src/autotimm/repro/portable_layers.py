@@ -1,0 +1,276 @@
+"""Layers, losses and random numbers of a portable run, for the table of :mod:`autotimm.repro.portable_arithmetic`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autotimm.repro import portable_functions as functions
+from autotimm.repro.exact_sums import sum_over, windows
+from autotimm.repro.portable_arithmetic import as_type, mean_over, replaces, sum_of, variance_over
+
+__all__: list[str] = []
+
+# Pooling: the numbers of a window are added in one order
+
+
+def _pair(value: Sequence[int]) -> list[int]:
+    return [*value] * 2 if len(value) == 1 else [*value]
+
+
+def _counts(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], out: Sequence[int],
+    include: bool, divisor: int | None,
+) -> Tensor | float:  # fmt: skip
+    """What the sums of windows are divided by."""
+    if divisor is not None:
+        return float(divisor)
+    ones = torch.ones(1, 1, *x.shape[2:], dtype=torch.float64)
+    if include:
+        ones = torch.nn.functional.pad(ones, (padding[1], padding[1], padding[0], padding[0]), value=1.0)
+        padding = [0, 0]
+    return sum(windows(ones, kernel, stride, padding, (1, 1), out)[1])
+
+
+@replaces("avg_pool2d")
+def _avg_pool(
+    x: Tensor, kernel: Any, stride: Any = (), padding: Any = (0,), ceil_mode: bool = False, include: bool = True,
+    divisor: int | None = None,
+) -> Tensor:  # fmt: skip
+    out = torch.ops.aten.avg_pool2d(x[:1, :1], kernel, stride, padding, ceil_mode, include, divisor).shape[2:]
+    kernel, stride, padding = _pair(kernel), _pair(stride or kernel), _pair(padding)
+    total = torch.zeros(*x.shape[:2], *out, dtype=torch.float64)
+    for each in windows(x, kernel, stride, padding, (1, 1), out)[1]:
+        total += each
+    return as_type(total.div_(_counts(x, kernel, stride, padding, out, include, divisor)), x)
+
+
+@replaces("avg_pool2d_backward")
+def _avg_pool_backward(
+    gradient: Tensor, x: Tensor, kernel: Any, stride: Any, padding: Any, ceil_mode: bool, include: bool,
+    divisor: int | None,
+) -> Tensor:  # fmt: skip
+    kernel, stride, padding = _pair(kernel), _pair(stride or kernel), _pair(padding)
+    out = gradient.shape[2:]
+    share = gradient.double() / _counts(x, kernel, stride, padding, out, include, divisor)
+    inside, taken = windows(torch.zeros_like(x), kernel, stride, padding, (1, 1), out)
+    for each in taken:
+        each += share
+    return as_type(inside, x)
+
+
+# Losses and attention
+
+
+@replaces("_softmax")
+def _softmax(x: Tensor, dim: int, half_to_float: bool = False) -> Tensor:
+    return as_type(_softmax64(x, dim), x)
+
+
+@replaces("_safe_softmax")
+def _safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    blocked = (x == -math.inf).all(dim, keepdim=True)
+    return _softmax64(x, dim).masked_fill_(blocked, 0).to(dtype or x.dtype)
+
+
+def _softmax64(x: Tensor, dim: int) -> Tensor:
+    power = functions.exp(x.double() - x.amax(dim, keepdim=True))
+    return power / sum_over(power, [dim], keepdim=True)
+
+
+@replaces("_softmax_backward_data")
+def _softmax_backward(gradient: Tensor, output: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    product = gradient.double() * output
+    return (product - sum_over(product, [dim], keepdim=True) * output).to(dtype)
+
+
+@replaces("_log_softmax")
+def _log_softmax(x: Tensor, dim: int, half_to_float: bool = False) -> Tensor:
+    shifted = x.double() - x.amax(dim, keepdim=True)
+    return as_type(shifted - functions.log(sum_over(functions.exp(shifted), [dim], keepdim=True)), x)
+
+
+@replaces("_log_softmax_backward_data")
+def _log_softmax_backward(gradient: Tensor, output: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    total = sum_over(gradient, [dim], keepdim=True)
+    return (gradient.double() - functions.exp(output) * total).to(dtype)
+
+
+def _weights_of(targets: Tensor, weight: Tensor | None, ignored: int) -> Tensor:
+    counted = (targets != ignored).double()
+    return counted if weight is None else counted * weight[targets.clamp(min=0)]
+
+
+@replaces("nll_loss_forward")
+def _nll_loss(x: Tensor, targets: Tensor, weight: Tensor | None, reduction: int, ignored: int) -> tuple[Tensor, Tensor]:
+    weights = _weights_of(targets, weight, ignored)
+    losses = x.double().gather(1, targets.clamp(min=0)[:, None])[:, 0].neg_().mul_(weights)
+    if reduction == 0:
+        return as_type(losses, x), x.new_zeros(())
+    total, of_weights = sum_over(losses, [0]), sum_over(weights, [0])
+    return as_type(total / of_weights if reduction == 1 else total, x), as_type(of_weights, x)
+
+
+@replaces("nll_loss_backward")
+def _nll_loss_backward(
+    gradient: Tensor, x: Tensor, targets: Tensor, weight: Tensor | None, reduction: int, ignored: int, total: Tensor
+) -> Tensor:
+    weights = _weights_of(targets, weight, ignored)
+    factor = gradient.double() / total if reduction == 1 else gradient.double()
+    share = (weights * factor).neg_()
+    return torch.zeros_like(x).scatter_(1, targets.clamp(min=0)[:, None], as_type(share, x)[:, None])
+
+
+@replaces("binary_cross_entropy_with_logits")
+def _bce(
+    x: Tensor, targets: Tensor, weight: Tensor | None = None, positive: Tensor | None = None, reduction: int = 1
+) -> Tensor:
+    wide = x.double()
+    fall = functions.log(1 + functions.exp(-wide.abs())) + wide.clamp(max=0).neg_()  # log(1 + exp(-x))
+    factor = 1 if positive is None else (positive.double() - 1) * targets + 1
+    losses = (1 - targets) * wide + factor * fall
+    losses = losses if weight is None else losses * weight
+    return as_type(losses, x) if reduction == 0 else (mean_over if reduction == 1 else sum_of)(losses).to(x.dtype)
+
+
+# Normalization
+
+
+@replaces("native_batch_norm")
+def _batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
+    training: bool, momentum: float, eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dims, shape = [0, *range(2, x.ndim)], (1, -1, *[1] * (x.ndim - 2))
+    if training or running_mean is None or running_var is None:
+        variance, mean = variance_over(x, dims, 0, keepdim=False)
+        count = x.numel() // x.shape[1]
+        if running_mean is not None and running_var is not None:
+            running_mean.copy_(running_mean.double() * (1 - momentum) + mean * momentum)
+            running_var.copy_(running_var.double() * (1 - momentum) + variance * count / (count - 1) * momentum)
+    else:
+        mean, variance = running_mean.double(), running_var.double()
+    inverse = 1 / (variance + eps).sqrt_()
+    result = (x.double() - mean.view(shape)).mul_(inverse.view(shape))
+    result = result if weight is None else result.mul_(weight.view(shape))
+    result = result if bias is None else result.add_(bias.view(shape))
+    kept = (mean, inverse) if training else (x.new_zeros(0), x.new_zeros(0))
+    return as_type(result, x), as_type(kept[0], x), as_type(kept[1], x)
+
+
+@replaces("native_batch_norm_backward")
+def _batch_norm_backward(
+    gradient: Tensor, x: Tensor, weight: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
+    mean: Tensor | None, inverse: Tensor | None, training: bool, eps: float, wanted: Sequence[bool],
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    dims, shape = [0, *range(2, x.ndim)], (1, -1, *[1] * (x.ndim - 2))
+    if not training:
+        assert running_mean is not None
+        assert running_var is not None
+        mean, inverse = running_mean, 1 / (running_var.double() + eps).sqrt_()
+    assert mean is not None
+    assert inverse is not None
+    wide, inverse = gradient.double(), inverse.double()
+    normal = (x.double() - mean.view(shape)).mul_(inverse.view(shape))
+    of_bias, of_weight = sum_over(wide, dims), sum_over(wide * normal, dims)
+    of_x = wide
+    if training:
+        count = x.numel() // x.shape[1]
+        of_x = wide - (of_bias / count).view(shape) - normal * (of_weight / count).view(shape)
+    of_x = of_x * (inverse if weight is None else inverse * weight).view(shape)
+    found = (of_x, of_weight, of_bias)
+    return tuple(as_type(each, x) if asked else None for each, asked in zip(found, wanted, strict=True))
+
+
+@replaces("native_group_norm")
+def _group_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, images: int, channels: int, positions: int, groups: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    parts, shape = x.reshape(images, groups, -1), (1, -1, *[1] * (x.ndim - 2))
+    variance, mean = variance_over(parts, [2], 0, keepdim=True)
+    inverse = 1 / (variance + eps).sqrt_()
+    result = (parts.double() - mean).mul_(inverse).view(x.shape)
+    result = result if weight is None else result.mul_(weight.view(shape))
+    result = result if bias is None else result.add_(bias.view(shape))
+    return as_type(result, x), as_type(mean[..., 0], x), as_type(inverse[..., 0], x)
+
+
+@replaces("native_group_norm_backward")
+def _group_norm_backward(
+    gradient: Tensor, x: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor | None, images: int, channels: int,
+    positions: int, groups: int, wanted: Sequence[bool],
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    wide, dims, shape = gradient.double(), [0, *range(2, x.ndim)], (1, -1, *[1] * (x.ndim - 2))
+    scale = inverse.double()[..., None]
+    normal = (x.reshape(images, groups, -1).double() - mean[..., None]).mul_(scale)
+    inner = (wide if weight is None else wide * weight.view(shape)).reshape(images, groups, -1)
+    count = inner.shape[2]
+    of_x = inner - sum_over(inner, [2], keepdim=True) / count
+    of_x = (of_x - normal * (sum_over(inner * normal, [2], keepdim=True) / count)) * scale
+    found = (of_x.view(x.shape), sum_over(wide * normal.view(x.shape), dims), sum_over(wide, dims))
+    return tuple(as_type(each, x) if asked else None for each, asked in zip(found, wanted, strict=True))
+
+
+@replaces("native_layer_norm")
+def _layer_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    dims = list(range(x.ndim - len(shape), x.ndim))
+    variance, mean = variance_over(x, dims, 0, keepdim=True)
+    inverse = 1 / (variance + eps).sqrt_()
+    result = (x.double() - mean).mul_(inverse)
+    result = result if weight is None else result.mul_(weight)
+    result = result if bias is None else result.add_(bias)
+    return as_type(result, x), as_type(mean, x), as_type(inverse, x)
+
+
+@replaces("native_layer_norm_backward")
+def _layer_norm_backward(
+    gradient: Tensor, x: Tensor, shape: Sequence[int], mean: Tensor, inverse: Tensor, weight: Tensor | None,
+    bias: Tensor | None, wanted: Sequence[bool],
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    dims = list(range(x.ndim - len(shape), x.ndim))
+    others = list(range(x.ndim - len(shape)))
+    wide = gradient.double()
+    normal = (x.double() - mean).mul_(inverse.double())
+    inner = wide if weight is None else wide * weight
+    count = math.prod(shape)
+    of_x = inner - sum_over(inner, dims, keepdim=True) / count
+    of_x = (of_x - normal * (sum_over(inner * normal, dims, keepdim=True) / count)) * inverse
+    found = (
+        of_x,
+        sum_over(wide * normal, others) if wanted[1] else None,
+        sum_over(wide, others) if wanted[2] else None,
+    )
+    return tuple(
+        None if each is None or not asked else as_type(each, x) for each, asked in zip(found, wanted, strict=True)
+    )
+
+
+# Random numbers
+
+
+@replaces("uniform_")
+def _uniform_(x: Tensor, low: float = 0, high: float = 1, *, generator: torch.Generator | None = None) -> Tensor:
+    return x.copy_(functions.uniform(x, generator).mul_(high - low).add_(low))
+
+
+@replaces("normal_")
+def _normal_(x: Tensor, mean: float = 0, std: float = 1, *, generator: torch.Generator | None = None) -> Tensor:
+    return x.copy_(functions.normal(x, generator).mul_(std).add_(mean))
+
+
+@replaces("bernoulli_")
+def _bernoulli_(x: Tensor, p: Any = 0.5, *, generator: torch.Generator | None = None) -> Tensor:
+    return x.copy_(functions.uniform(x, generator) < p)
+
+
+@replaces("linspace")
+def _linspace(start: float, end: float, steps: int, **kwargs: Any) -> Tensor:
+    kwargs.pop("layout", None), kwargs.pop("pin_memory", None)
+    return torch.tensor([start + (end - start) * step / max(steps - 1, 1) for step in range(steps)], **kwargs)

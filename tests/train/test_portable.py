@@ -1,0 +1,147 @@
+"""Portable runs: the same bits for every number of threads and every instruction set."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from autotimm import AutoTrainer, Run, list_backbones
+from autotimm.errors import UsageError
+from autotimm.records.digest import file_digest, state_digest
+from autotimm.runs.verify import verify
+from training import classifier, small_fit, toy_data, trained, trainer
+
+OTHER = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"}
+TRAIN = """
+import json, sys
+import autotimm
+root, out, options = json.loads(sys.argv[1])
+autotimm.fit(root, **options, out=out)
+"""
+FIT = {"backbone": "test_resnet", "pretrained": False, "image_size": 32, "batch_size": 8, "num_workers": 0,
+       "progress": False, "val_split": 0.25, "portable": True}  # fmt: skip
+
+
+def files(run):
+    """The digests of all files that no clock and no hardware belongs in."""
+    left_out = {"config.yaml", "manifest.json", ".lock", "report.html"}
+    paths = (path for path in run.rglob("*") if path.is_file() and path.name not in left_out)
+    return {path.relative_to(run).as_posix(): file_digest(path) for path in paths}
+
+
+def in_process(*words, **variables):
+    return subprocess.run(
+        [sys.executable, *map(str, words)], env=os.environ | variables, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def run(toy_folder, tmp_path_factory):
+    return small_fit(toy_folder, tmp_path_factory.mktemp("runs"), portable=True)
+
+
+def test_another_processor_verifies_the_run(run):
+    assert run.level()["R5"] == "expected"
+    done = in_process("-m", "autotimm", "verify", run.path, "--threads", 2, **OTHER)
+    assert done.returncode == 0, done
+    assert done.stdout.splitlines()[-1].startswith("verdict: identical")
+    assert run.level()["R5"] == "checked with 2 threads and AVX2"
+
+
+def test_the_record_does_not_depend_on_threads(run):
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    config = manifest["inputs"]["config"]["trainer"]
+    assert config["portable"] is True
+    assert "threads" not in config
+    assert manifest["environment"]["threads"] == 1
+    assert not (run.path / "calibration.json").exists()
+    assert "calibration" not in (run.path / "ledger.jsonl").read_text()
+
+
+def test_evaluation_depends_on_no_thread(run, toy_folder):
+    model, data = run.model(), toy_data(toy_folder)
+    first, second = (trainer(threads=count, portable=True).validate(model, datamodule=data) for count in (1, 2))
+    assert first == second
+    assert len(run.predict(sorted(toy_folder.rglob("*.png"))[:3])) == 3
+
+
+def test_a_run_without_is_not_portable(toy_folder, tmp_path):
+    plain = small_fit(toy_folder, tmp_path)
+    assert plain.level()["R5"].startswith("no, ")
+    assert "portable" not in json.loads((plain.path / "manifest.json").read_text())["inputs"]["config"]["trainer"]
+    with pytest.raises(UsageError, match="`threads` of the run must be left out"):
+        verify(plain.path, threads=2)
+
+
+def test_weights_are_drawn_from_integers(toy_folder):
+    drawn = [trained(toy_folder, max_steps=0, portable=True).network.state_dict() for _ in range(2)]
+    assert state_digest(drawn[0]) == state_digest(drawn[1])
+    usual = classifier().network.state_dict()
+    changed = [name for name, tensor in usual.items() if not torch.equal(tensor, drawn[0][name])]
+    assert changed
+    for name in (name for name in changed if usual[name].numel() > 200):
+        torch.testing.assert_close(drawn[0][name].std(), usual[name].std(), rtol=0.1, atol=0)
+
+
+def test_weights_that_a_program_has_set_stay(toy_folder):
+    model = classifier()
+    with torch.no_grad():
+        next(model.network.parameters()).fill_(0.125)
+    before = state_digest(model.network.state_dict())
+    trainer(max_steps=0, portable=True).fit(model, datamodule=toy_data(toy_folder))
+    assert state_digest(model.network.state_dict()) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"precision": "bf16-mixed"}, "precision"), ({"devices": 2}, "devices"), ({"shards": 2}, "shards"),
+        ({"deterministic": False}, "deterministic"), ({"recipe": "auto"}, "recipe"), ({"strategy": "ddp"}, "strategy"),
+        ({"accelerator": "gpu"}, "accelerator"),
+    ],
+)  # fmt: skip
+def test_what_a_portable_run_cannot_have(options, name):
+    with pytest.raises(UsageError, match=f"`{name}` of AutoTrainer must be .* with portable=True"):
+        AutoTrainer(portable=True, **options)
+
+
+def test_what_a_portable_task_cannot_have(toy_folder, tmp_path):
+    with pytest.raises(UsageError, match="`compile_model` of ImageClassifier must be left out in a portable run"):
+        trained(toy_folder, task={"compile_model": True}, portable=True)
+    with pytest.raises(UsageError, match="`portable` of fit has no effect on detection"):
+        small_fit(toy_folder, tmp_path, task="detection", portable=True)
+
+
+def test_an_option_that_is_not_known_to_hold_is_refused(toy_folder):
+    with pytest.raises(UsageError, match=r"Got aten.multinomial.default instead"):
+        trained(toy_folder, task={"mixup_alpha": 0.2}, portable=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ema_decay": 0.9, "head_dropout": 0.2, "drop_path_rate": 0.1, "optimizer": "sgd", "augmentation": "strong"},
+        {"backbone": "test_vit", "image_size": 64, "label_smoothing": 0.1, "clip": 0.5, "accumulate": 2},
+        {"backbone": "mobilenetv3_small_050", "optimizer": "adam", "augmentation": "randaugment"},
+    ],
+)
+def test_other_processors_and_threads_leave_the_same_bytes(options, toy_folder, tmp_path):
+    found = []
+    for threads, variables in ((1, {}), (2, OTHER), (4, {"MKL_CBWR": "COMPATIBLE"})):
+        given = {**FIT, "epochs": 2, **options, "threads": threads, "name": f"of-{threads}"}
+        done = in_process("-c", TRAIN, json.dumps([str(toy_folder), str(tmp_path), given]), **variables)
+        assert done.returncode == 0, done.stderr
+        found.append(files(tmp_path / f"of-{threads}"))
+    assert found[0] == found[1] == found[2]
+    assert Run(tmp_path / "of-2").verify(threads=1).identical
+
+
+def test_backbones_lists_the_families_that_were_measured():
+    names = list_backbones(portable=True)
+    assert {"resnet18", "convnext_atto", "vit_tiny_patch16_224", "mobilenetv3_small_050"} <= {*names}
+    assert "xcit_nano_12_p16_224" not in names  # its embeddings of positions are sines
+    assert list_backbones("resnet18*", pretrained=True, portable=True)[0].startswith("resnet18.")
