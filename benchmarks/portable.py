@@ -98,7 +98,7 @@ def run_place(names: list[str], place: str) -> dict[str, dict[str, Any]]:
     """Train backbones in a process of a place."""
     threads, variables = PLACES[place]
     words = [sys.executable, __file__, "--child", place, "--backbones", *names]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **variables}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", **variables}
     found = {}
     with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True) as started:
         assert started.stdout is not None

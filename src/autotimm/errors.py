@@ -110,6 +110,10 @@ class RunError(AutotimmError):
     """A run failed, for example because of a NaN loss, a full disk or too little memory."""
 
 
+class LossError(RunError):
+    """The loss of a training is infinite or not a number."""
+
+
 class DifferentError(AutotimmError):
     """Two runs that were expected to be equal are not."""
 

@@ -118,7 +118,7 @@ def test_every_converter_is_there_and_used():
 
 
 def test_every_option_becomes_an_argument_or_decides_the_class():
-    assert [name for name, declared in options().items() if not declared.to] == ["task"]
+    assert [name for name, declared in options().items() if not declared.to] == ["task", "search_budget"]
 
 
 def test_a_recipe_decides_what_the_optimizer_takes():

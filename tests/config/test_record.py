@@ -38,7 +38,7 @@ def without_mark(text: str) -> str:
 LATER = (
     "cache:", "cache_size:", "calibrate:", "check:", "class_levels:", "decode:", "evidence:", "fold:", "folds:",
     "group:", "ignore_exif:", "in_chans:", "label_separator:", "max_objects:", "nms_iou:", "overlap:", "recipe:",
-    "portable:", "shards:", "tile:",
+    "portable:", "search_budget:", "shards:", "tile:",
 )  # fmt: skip
 
 

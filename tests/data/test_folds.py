@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from autotimm import ImageDataModule
+from autotimm import DetectionDataModule, ImageDataModule
 from autotimm.data.folds import Division, assign_folds, check_folds, grouped_split, groups_of
 from autotimm.data.table import ImageTable, keyed_split
 from autotimm.data.toy import toy_classes, write_toy_folder
@@ -135,6 +135,27 @@ def test_a_column_of_a_table_names_groups(tmp_path):
     table.write_text(table.read_text().replace(",p7", ","))
     with pytest.raises(DataError, match="lines without a group in column 'patient'"):
         module(table, group="patient").setup()
+
+
+def test_a_column_of_a_table_of_boxes_names_groups(tmp_path):
+    root = write_toy_folder(tmp_path / "toy", n=24, num_classes=3, seed=1)
+    paths = sorted(root.rglob("*.png"))
+    lines = [f"{path.relative_to(root).as_posix()},thing,1,1,{right},9,p{at % 8}"
+             for at, path in enumerate(paths) for right in (8, 9)]  # fmt: skip
+    table = root / "boxes.csv"
+    table.write_text("\n".join(["filename,class,xmin,ymin,xmax,ymax,patient", *lines]) + "\n")
+    data = DetectionDataModule(table, group="patient", val_split=0.25, num_workers=0)
+    patients = [set(data.tables[split].groups or ()) for split in ("train", "val")]
+    assert [len(each) for each in patients] == [6, 2]
+    assert not patients[0] & patients[1]
+    table.write_text("\n".join(["filename,class,xmin,ymin,xmax,ymax,patient", *lines, lines[0][:-2] + "p7"]) + "\n")
+    with pytest.raises(DataError, match=r"must name one group for each image in column 'patient'.* has several values"):
+        DetectionDataModule(table, group="patient").setup()
+    table.write_text("\n".join(["filename,class,xmin,ymin,xmax,ymax,patient", *lines, lines[0][:-2]]) + "\n")
+    with pytest.raises(DataError, match="has no value"):
+        DetectionDataModule(table, group="patient").setup()
+    with pytest.raises(UsageError, match="Only tables of classes and of boxes have columns"):
+        DetectionDataModule(table, group="pupil").setup()
 
 
 @pytest.mark.parametrize(("division", "problem"), [

@@ -27,6 +27,16 @@ def test_table_covers_the_families_of_the_benchmark() -> None:
     assert len({row[1] for row in listed}) >= 8
 
 
+def test_table_of_formats_has_a_difference_and_a_size_in_each_cell() -> None:
+    guide = (ROOT / "docs" / "guide" / "export.md").read_text()
+    table = guide[guide.index("| model | family or task | ONNX |") :].splitlines()[2:]
+    cells = [line.strip("| ").split(" | ") for line in table]
+    assert len({row[1] for row in cells}) >= 8
+    for name, _, *formats in cells:
+        assert len(formats) == 6, name
+        assert all(re.fullmatch(r"\de[+-]\d\d, \d+\.\d MB|no \(\d+\)", cell) for cell in formats), name
+
+
 @pytest.mark.slow
 def test_table_is_what_the_benchmark_finds() -> None:
     """If this fails, run `python benchmarks/export.py` and copy the first table into docs/guide/export.md."""

@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +15,35 @@ from numpy.typing import NDArray
 
 from autotimm import SemanticSegmentor
 from autotimm.data.toy import write_toy_objects, write_toy_segmentation
-from autotimm.errors import ModelError
+from autotimm.errors import ModelError, UsageError
 from autotimm.export.agreement_check import check_file
 from autotimm.export.build_graph import build_graph
 from autotimm.export.object_agreement import compare_objects
+from autotimm.export.object_graph import pasted
 from autotimm.export.object_heads import Limits
 from autotimm.models.detection import DETECTORS
 from autotimm.models.segmentation.segmenter import SEGMENTERS
 from autotimm.runs.prediction_files import as_csv
+from autotimm.tasks.letterbox import paste
 from networks import dense_task
 from training import small_fit
 
 SIDE = 64
 
 
-@pytest.mark.parametrize("arch", [*SEGMENTERS, *DETECTORS])
-def test_graph_finds_what_the_run_finds(arch: str) -> None:
+@pytest.mark.parametrize(
+    ("arch", "in_image"), [*((arch, False) for arch in (*SEGMENTERS, *DETECTORS)), ("mask_rcnn", True)]
+)
+def test_graph_finds_what_the_run_finds(arch: str, in_image: bool) -> None:
     model, spec = dense_task(arch, SIDE)
-    graph = build_graph(model, spec)
+    graph = build_graph(model, spec, paste_masks=in_image)
     found: list[float] = []
 
     def runtime(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         with torch.no_grad():
             results = graph(torch.from_numpy(images))
         assert tuple(results) == tuple(graph.outputs)
+        assert not in_image or results["masks"].shape == (*results["labels"].shape, *images.shape[2:])
         found.append(float((results["labels"] > 0).sum()))
         return {name: value.numpy() for name, value in results.items()}
 
@@ -45,6 +51,17 @@ def test_graph_finds_what_the_run_finds(arch: str) -> None:
     assert check.problem == ""
     assert check.images == 6
     assert sum(found) > 0  # not only the first class
+
+
+def test_pasted_masks_are_those_of_the_run() -> None:
+    rng = torch.Generator().manual_seed(0)
+    for height, width in ((64, 80), (150, 200), (37, 9)):
+        corners = torch.rand(40, 2, 2, generator=rng) * torch.tensor([width, height])
+        boxes = torch.cat([corners.amin(1), corners.amax(1)], dim=1)
+        boxes[0], boxes[1], boxes[2, 2] = 0, torch.tensor([0.0, 0.0, width, height]), boxes[2, 0]  # two without area
+        masks = torch.rand(40, 28, 28, generator=rng)
+        expected = paste(masks, boxes, height, width)
+        assert torch.equal(pasted(masks[None], boxes[None], height, width)[0].to(torch.uint8), expected)
 
 
 def objects(*rows: tuple[float, int, tuple[float, ...]]) -> dict[str, torch.Tensor]:
@@ -71,13 +88,20 @@ def test_objects_may_differ_only_at_a_limit() -> None:
     assert differences == pytest.approx({"scores": 0.2, "boxes": 0.01}, abs=1e-6)
 
 
-def test_what_cannot_be_exported_says_why(tmp_path: Path) -> None:
+def test_what_cannot_be_exported_says_why() -> None:
     class Mine(SemanticSegmentor):
         pass
 
     _, spec = dense_task("fpn", SIDE)
     with pytest.raises(ModelError, match="The task Mine cannot be exported: how it turns outputs into predictions"):
         build_graph(Mine("test_resnet", 2, width=64, image_size=SIDE, pretrained=False), spec)
+    task, spec = dense_task("fcos", SIDE)
+    with pytest.raises(ModelError, match=r"evaluated on tiles.*Predict with `autotimm predict` or `autotimm serve`"):
+        build_graph(task, replace(spec, overlap=0.2))
+    with pytest.raises(ModelError, match="RGB images, and the model was trained on images of 4 channels"):
+        build_graph(task, replace(spec, in_chans=4))
+    with pytest.raises(UsageError, match="left out unless the model finds masks of objects"):
+        build_graph(task, spec, paste_masks=True)
 
 
 WITHOUT_TORCH = (
@@ -95,7 +119,7 @@ def test_file_and_runner_agree_with_a_trained_run(arch: str, tmp_path: Path) -> 
         scenes, tmp_path / "runs", arch=arch, image_size=SIDE, width=64, epochs=3, val_split=None, eval_batch_size=4,
         task={"mask_rcnn": "instance"}.get(arch, "segmentation" if arch in SEGMENTERS else "detection"),
     )  # fmt: skip
-    export = run.export(tmp_path / "model" / "m.onnx", with_runner=True)
+    export = run.export(tmp_path / "model" / "m.onnx", with_runner=True, paste_masks=arch == "mask_rcnn")
     assert export.check.disagreements == 0
     report = json.loads((tmp_path / "model" / "export.json").read_text())["m.onnx"]
     assert report["check"]["metrics"]

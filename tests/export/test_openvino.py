@@ -89,7 +89,12 @@ def test_dense_tasks_agree(arch: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("to", "copies"), [("onnx", "ab"), ("openvino", "a"), pytest.param("openvino", "ab", marks=pytest.mark.slow)]
+    ("to", "copies"),
+    [
+        ("onnx", "a"),
+        ("openvino", "a"),
+        *(pytest.param(to, "ab", marks=pytest.mark.slow) for to in ("onnx", "openvino")),
+    ],
 )
 def test_8_bits_are_calibrated_on_training_images(to: str, copies: str, run: Run, tmp_path: Path) -> None:
     paths = [tmp_path / name / {"onnx": "m.onnx", "openvino": "m.xml"}[to] for name in copies]
@@ -118,7 +123,7 @@ def test_calibration_is_keyed_by_id() -> None:
     assert chosen == {ids[::-1][index] for index in calibration_names(ids[::-1])}
 
 
-@pytest.mark.parametrize("to", ["onnx", "torch", "openvino"])
+@pytest.mark.parametrize("to", ["onnx", pytest.param("torch", marks=pytest.mark.slow), "openvino"])
 def test_16_bits_halve_the_file(to: str, run: Run, tmp_path: Path) -> None:
     suffix = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}[to]
     half = run.export(tmp_path / f"half{suffix}", to=to, precision="fp16")

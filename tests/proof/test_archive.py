@@ -23,6 +23,7 @@ from autotimm.proof.archive import prepared_archive
 from autotimm.proof.lock_file import locked_versions
 from autotimm.proof.privacy import config_without_places, found_in, private_words
 from autotimm.records.manifest import Manifest
+from autotimm.records.run_folder import RunFolder
 from autotimm.runs.run import Run
 from environments import ROOT
 from training import small_fit
@@ -39,11 +40,13 @@ def planted(run: Path) -> None:
     manifest = Manifest.load(run / "manifest.json")
     names = {"user": USER, "host": HOST, "folder": f"/home/{USER}/runs/one", "parent": f"/home/{USER}/runs/none",
              "notices": [f"3 files of /home/{USER}/photos were left out"]}  # fmt: skip
-    replace(manifest, volatile=manifest.volatile | names).save(run / "manifest.json")
-    text = (run / "config.yaml").read_text()
+    text = asked = (run / "config.yaml").read_text()
     text = re.sub(r"^path: \S+", f"path: /home/{USER}/photos", text, flags=re.MULTILINE)
     text = re.sub(r"^out: \S+", f"out: /home/{USER}/runs", text, flags=re.MULTILINE)
-    (run / "config.yaml").write_text(text.replace("# argument", f"# file /home/{USER}/photos.yaml"))
+    text = text.replace("# argument", f"# file /home/{USER}/photos.yaml")
+    (run / "config.yaml").write_text(text)
+    replace(manifest, volatile=manifest.volatile | names).save(run / "manifest.json")
+    RunFolder(run, run.parent).bind_sources(asked, text)
 
 
 @pytest.fixture(scope="module")

@@ -395,6 +395,7 @@ def test_each_kind_of_line_has_its_fields():
         {"kind": "head", "prev": "", "features": "a", "penalty": "0x1p-3", "losses": {"0.1": "0x1p+0"}, "weights": "b",
          "metrics": {}},
         {"kind": "choice", "prev": "", "step": 1, "epochs": [0, 2], "metrics": {}, "tried": {"0+2": {}}},
+        {"kind": "dropped", "prev": "", "split": "train", "epoch": 0, "batch": 0, "step": 1, "ids": ["a"], "by": ["b"]},
         {"kind": "gap", "prev": "", "step": 1, "reason": "why"},
         {"kind": "end", "prev": "", "step": 1},
     ]  # fmt: skip

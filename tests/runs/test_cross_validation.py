@@ -7,7 +7,9 @@ import signal
 import statistics
 import time
 from dataclasses import replace
+from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -65,6 +67,18 @@ def test_metrics_of_the_folds_have_a_mean_and_a_standard_deviation(run):
     assert run.config["patience"] is None
     assert "epochs:" in (text := (run.path / "config.yaml").read_text())
     assert next(line for line in text.splitlines() if line.startswith("epochs:")).endswith("# folds")
+
+
+def test_results_are_those_of_the_published_schema(run):
+    schema = json.loads((Path(__file__).parents[2] / "docs/reference/results.schema.json").read_text())
+    for place in (run.path, run.path / "fold-1"):
+        results = json.loads((place / "results.json").read_text())
+        jsonschema.validate(results, schema)
+        assert results.keys() <= schema["properties"].keys()
+    results = json.loads((run.path / "results.json").read_text())
+    results["folds"]["fold-1"]["epoch"] = "1"
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(results, schema)
 
 
 def test_a_fold_and_the_whole_are_verified(run, tmp_path):

@@ -120,7 +120,8 @@ def test_the_longest_stretches_hide_most(run):
 @pytest.mark.parametrize(
     ("cheat", "epoch", "stage", "words"),
     [
-        (_FasterOnce(3), 2, "forward", "other roundings are"),
+        # As in a budget, see below.
+        pytest.param(_FasterOnce(3), 2, "forward", "other roundings are", marks=pytest.mark.slow),
         (_FasterOnce(2), 1, "update", "step 3 (epoch 1, batch 3)"),  # nothing but the weights shows the last step
         (_OtherImageOnce(4), 2, "forward", "step 5 (epoch 2, batch 2)"),
     ],
@@ -139,7 +140,11 @@ def test_settings_in_checkpoints_are_those_of_the_options(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value", "stage"),
-    [("lr", (1e-3).hex(), "rate"), ("ids", "0123456789abcdef", "order"), ("batch", 7, "length")],
+    [
+        ("lr", (1e-3).hex(), "rate"),
+        ("ids", "0123456789abcdef", "order"),
+        pytest.param("batch", 7, "length", marks=pytest.mark.slow),
+    ],
 )
 def test_every_step_has_its_samples_and_its_rate(run, tmp_path, field, value, stage):
     """Also in a step that no stretch reaches."""

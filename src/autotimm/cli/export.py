@@ -29,7 +29,7 @@ def run(argv: Sequence[str]) -> int:
         exported_run, ckpt = open_run(given)
         export = exported_run.export(
             out, to=to, precision=precision, ckpt=ckpt, data=given.value("data"), check=check, tolerance=tolerance,
-            with_runner=runner,
+            with_runner=runner, paste_masks=given.value("paste_masks"),
         )  # fmt: skip
         print(printable(export.check))
         if export.runner is not None:
@@ -53,6 +53,7 @@ EXPORT = Verb(
         "out": Option(Path(metavar="FILE|DIR"), "the new file, or for timm the new folder", "Options", none="RUN.onnx"),
         "precision": Option(Choice(PRECISIONS), "numbers that the network computes with", "Options"),
         "with_runner": Option(Flag(), "also write predict.py, which needs the ONNX file and no torch", "Options"),
+        "paste_masks": Option(Flag(), "return masks in pixels of the image, not in their boxes of 28 x 28", "Options"),
         "check": Option(Choice(CHECKS), "compare on 32 validation images, on all, or on seeded ones", "Options"),
         "data": Option(Path(), "other labelled images to compare on", "Options", none="the run's"),
         "tolerance": Option(
@@ -64,8 +65,8 @@ EXPORT = Verb(
         "json": JSON,
     },
     defaults={
-        "to": "onnx", "out": None, "precision": "fp32", "with_runner": False, "check": "sample", "data": None,
-        "tolerance": None, "ckpt": "best", "trust": False, "json": False,
+        "to": "onnx", "out": None, "precision": "fp32", "with_runner": False, "paste_masks": False,
+        "check": "sample", "data": None, "tolerance": None, "ckpt": "best", "trust": False, "json": False,
     },
     examples=(
         "autotimm export runs/photos-001 --out photos.onnx",

@@ -164,6 +164,5 @@ def _check_positionals(verb: Verb, values: list[str], after_switch: Mapping[str,
         usage = " ".join(positional.usage for positional in verb.positionals)
         takes = f"takes {usage}" if usage else "takes no arguments"
         extra = " ".join(values[len(verb.positionals) :])
-        raise UsageError(
-            f"autotimm {verb.name} {takes}. Got {extra} as well. Put quotes around a name that contains spaces."
-        )
+        cure = "Put quotes around a name that contains spaces." if usage else "Leave it out."
+        raise UsageError(f"autotimm {verb.name} {takes}. Got {extra} as well. {cure}")

@@ -184,7 +184,10 @@ PREDICT = Verb(
             Flag(), "say which share of the validation images is more like the training images", "Options"
         ),
         "tta": Option(
-            Choice(("flip",)), "average each image and its mirror image, for classification", "Options", none="none"
+            Choice(("flip", "multiscale")),
+            "look at each image mirrored too, or in three sizes: probabilities are averaged, objects merged",
+            "Options",
+            none="none",
         ),
         "raw": Option(Flag(), "scores and threshold as trained, without what was fitted on validation", "Options"),
         "max_pixels": Option(
@@ -218,6 +221,7 @@ PREDICT = Verb(
         "autotimm predict runs/photos-001 new/ --neighbours 5 --json",
         "autotimm predict runs/photos-001 new/ --novelty --out predictions.csv",
         "autotimm predict runs/photos-001 new/ --tta flip --out predictions.csv",
+        "autotimm predict runs/cars-001 new/ --tta multiscale --out found.json",
         "autotimm predict runs/cars-001 new/ --out found.json --draw pictures/ --threshold 0.5",
         "autotimm predict runs/tiles-001 satellite.tif --out found.json --max-pixels 400000000",
         "autotimm predict runs/cars-001 val/ --out found.json --ids annotations/instances_val.json --threshold 0.001",

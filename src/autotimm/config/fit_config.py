@@ -26,6 +26,7 @@ from autotimm.config.value_types import (
     Size,
     StreamSeeds,
     Text,
+    Times,
     Whole,
     Words,
 )  # fmt: skip
@@ -146,7 +147,8 @@ class FitConfig:
         to=_DATA_AND_MODEL, stages=("validation",), by_task=dict.fromkeys(_DENSE, 4),
     )
     format: str = _data(
-        "auto", Name(), "annotation format: coco, voc, yolo, csv, labelme, cvat, jsonl, masks, ids, cityscapes",
+        "auto", Name(), "annotation format: coco, voc, yolo, csv, labelme, cvat, jsonl, masks, ids, lance, "
+        "litdata, cityscapes",
         stages=("order", "inputs"), tasks=_DENSE,
     )
     class_levels: int | None = _data(
@@ -269,6 +271,15 @@ class FitConfig:
     lr: float | None = _training(
         None, Number(low_open=True), "learning rate; auto follows a recipe for the backbone", none="auto", common=True,
         stages=("rate", "update"), recipe="decides", words="the learning rate",
+    )
+    search_budget: float = _training(
+        0.0, Times(), "choose length, learning rate and regularization by short trainings on folds of the training "
+        "images, of so many times the steps of the training; 0x is off", common=True, to=(),
+        stages=("rate", "length", "update"),
+        shadows=(
+            Shadow("lr_find", "which searches for a rate by itself", harmless=(False,)),
+            Shadow("batch_size_find", "which needs the batch size first", harmless=(False,)),
+        ),
     )
     optimizer: str = _training(
         "auto", Name(), "any optimizer of timm or torch, or a class path", common=True,

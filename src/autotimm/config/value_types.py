@@ -34,6 +34,7 @@ __all__ = [
     "StreamSeeds",
     "TRUTH",
     "Text",
+    "Times",
     "Whole",
     "Words",
     "path_problem",
@@ -172,6 +173,26 @@ class Number(Kind):
         above = number >= self.high if self.high_open else number > self.high
         _refuse(not math.isfinite(number) or below or above)
         return number
+
+
+_MOST_TIMES = 100
+
+
+@dataclass(frozen=True)
+class Times(Kind):
+    """A multiple, such as ``2x``; as a number it is given without the x."""
+
+    must: str = f"a multiple from 0x to {_MOST_TIMES}x, such as 2x"
+    metavar: str = "Nx"
+
+    def read(self, value: object) -> float:
+        """Convert text with or without the x, or a number."""
+        text = value.strip().lower().removesuffix("x") if isinstance(value, str) else value
+        return Number(0, _MOST_TIMES).read(text)
+
+    def word(self, value: Any) -> object:
+        """The number with the x."""
+        return f"{value:g}x" if float(f"{value:g}") == value else f"{value!r}x"
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ def _packed_digests(table: Table, packed: Packed, cached: bool) -> NDArray[np.ui
     for first in range(0, len(table), AT_ONCE):
         indices = range(first, min(first + AT_ONCE, len(table)))
         if not cached or table.kind != "classes":
-            table.fetch(indices)
+            table.read_ahead(indices)
         for index in indices:
             image = packed.rows.digest(int(packed.places[index]), cached=cached)
             digests[index] = np.frombuffer(_with_target(table, index, image), np.uint8)

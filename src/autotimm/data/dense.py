@@ -143,7 +143,7 @@ class SpatialDataModule(DataModule, ABC):
             recognized, self.recognized = self.recognized, None
             self._splits = read_spatial(
                 self.data_dir, self.format, self.kind, self.notices, strict=self.strict, recognized=recognized,
-                **self._reader_options,
+                group=self.division.group, **self._reader_options,
             )  # fmt: skip
             check_object_sizes(self._splits, self.image_size, self.notices, tiled=self.tile is not None)
         return self._splits.get(split)

@@ -74,7 +74,8 @@ def groups_of(table: Table, group: str | None, owner: str) -> list[str] | None:
         cure = f"It is no column, and as a regex it is wrong: {error}. Give for example '^([^_]+)_'."
         raise UsageError(sentence("group", owner, must, group, cure)) from None
     if not pattern.groups:
-        raise UsageError(sentence("group", owner, must, group, "Give for example '^([^_]+)_', or a column's name."))
+        cure = "Give for example '^([^_]+)_'. Only tables of classes and of boxes have columns."
+        raise UsageError(sentence("group", owner, must, group, cure))
     found = [match[1] if (match := pattern.search(id)) else None for id in table.ids]
     if missed := [id for id, name in zip(table.ids, found, strict=True) if name is None]:
         cure = f"It finds no group in {len(missed)} of {len(found)} ids, such as {join_names(missed)}."

@@ -242,6 +242,10 @@ class Relabelled(Table):
         """As in the other table."""
         return self.table.packed()
 
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        """As in the other table."""
+        self.table.read_ahead(indices)
+
     def target_digest(self, index: int) -> str:
         """As in the other table."""
         return self.table.target_digest(index)

@@ -199,7 +199,7 @@ class KeyedDataset(Dataset[Any]):
             for first in range(0, len(draws), AT_ONCE):
                 some = draws[first : first + AT_ONCE]
                 if isinstance(self.source, Table):
-                    self.source.fetch([draw.index for draw in some])
+                    self.source.read_ahead([draw.index for draw in some])
                 samples += [self._sample(draw) for draw in some]
         if isinstance(self.source, Table) and self.source.cache is not None:
             self.source.cache.flush()

@@ -300,6 +300,18 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
             tables, self.val_split, self.test_split, self.data_seed, self.notices, self.division, type(self).__name__
         )
 
+    def borrow(self, other: DataModule, tables: Mapping[str, Table]) -> None:
+        """Use samples that another data module has read and checked, in place of reading any.
+
+        Args:
+            other: The other data module, which may augment in another way.
+            tables: Samples of its tables, by split.
+        """
+        self._tables = dict(tables)
+        self._dropped = other._dropped
+        of_size = "train_transforms"
+        self._cache = other._cache if self.pixels_needed(of_size) == other.pixels_needed(of_size) else None
+
     def drop(self, ids: str | Sequence[str], *, recorded: bool = False) -> None:
         """Leave out samples whose files cannot be read, found by a loader since only headers were checked.
 

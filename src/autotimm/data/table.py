@@ -88,7 +88,8 @@ class Table(ABC):
         groups: The group of each sample, from a column of a table that was asked for; ``None`` without one.
         reading: How its image files become pixels.
         cache: Where decoded pictures of its files are kept, see :meth:`cached`.
-        rows: The rows that hold its files, in a data set that was packed; ``None`` where files are in folders.
+        packed_rows: The rows that hold its files, in a data set that was packed; ``None`` where files are in folders.
+        packed_places: The number of the row of each sample (N,), if there are rows.
         draws_random: Whether :meth:`load` may draw from a global generator (``random``, NumPy, torch). ``False`` saves
             time.
     """
@@ -102,7 +103,8 @@ class Table(ABC):
     groups: Sequence[str] | None = None
     reading: ImageReading = UPRIGHT_RGB
     cache: PixelCache | None = None
-    rows: Rows | None = None
+    packed_rows: Rows | None = None
+    packed_places: NDArray[np.int64] = np.zeros(0, np.int64)
     draws_random: bool = True
 
     @abstractmethod
@@ -136,8 +138,8 @@ class Table(ABC):
         Raises:
             DataError: If it cannot be read.
         """
-        if self.rows is not None:
-            return self.rows.picture(int(str(path)), self.reading)
+        if self.packed_rows is not None:
+            return self.packed_rows.picture(int(str(path)), self.reading)
         return read_as(path, self.reading) if self.cache is None else self.cache.read(path, self.reading)
 
     def files(self) -> Sequence[Path]:
@@ -148,7 +150,7 @@ class Table(ABC):
         """Return the rows that hold the files of these samples; ``None`` if the data set was not packed."""
         return None
 
-    def fetch(self, indices: Sequence[int]) -> None:
+    def read_ahead(self, indices: Sequence[int]) -> None:
         """Read the files of samples that are loaded next all at once, if they are rows of a packed data set."""
         if (packed := self.packed()) is not None:
             packed.rows.fetch(packed.places[np.array(indices, np.int64)].tolist())
@@ -249,7 +251,7 @@ class ImageTable(Table):
     def with_classes(self, targets: Tensor | None, class_names: Sequence[str]) -> ImageTable:
         """Return a table of the same files with other targets and names of classes."""
         table = ImageTable(self.paths, self.ids, targets, class_names)
-        table.rows = self.rows
+        table.packed_rows, table.packed_places = self.packed_rows, self.packed_places
         return table
 
     def _target(self, index: int) -> Any:
@@ -259,11 +261,11 @@ class ImageTable(Table):
 
     def files(self) -> Sequence[Path]:
         """Return the image files."""
-        return Paths(self.paths) if self.rows is None else ()
+        return Paths(self.paths) if self.packed_rows is None else ()
 
     def packed(self) -> Packed | None:
         """Return the rows that hold the images of a packed data set."""
-        return packed_at(self.rows, self.paths)
+        return packed_at(self)
 
     def labels(self, index: int) -> tuple[str, ...]:
         """Return the names of the classes of a sample."""
@@ -324,6 +326,10 @@ class Subset(Table):
         packed = self.table.packed()
         return None if packed is None else packed._replace(places=packed.places[self.indices])
 
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        """Read the files of these samples at once, as the other table does."""
+        self.table.read_ahead(self.indices[np.array(indices, np.int64)].tolist())
+
     def labels(self, index: int) -> tuple[str, ...]:
         """Return the names of the classes of a sample."""
         return self.table.labels(self._place(index))
@@ -349,9 +355,9 @@ class Subset(Table):
         return self.table.target_files(self._place(index))
 
 
-def packed_at(rows: Rows | None, paths: Sequence[str]) -> Packed | None:
-    """The rows of a packed data set whose numbers stand where paths do otherwise."""
-    return None if rows is None else Packed(rows, np.fromiter(map(int, paths), np.int64, len(paths)))
+def packed_at(table: Table) -> Packed | None:
+    """The rows of a table that has files of its own, if these were packed."""
+    return None if table.packed_rows is None else Packed(table.packed_rows, table.packed_places)
 
 
 def _whole(numbers: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:

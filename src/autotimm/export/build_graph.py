@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from autotimm.errors import ModelError
+from autotimm.errors import ModelError, UsageError, sentence
 from autotimm.export.class_graph import ClassGraph
 from autotimm.export.graph import Graph
 from autotimm.export.object_graph import ObjectGraph
@@ -19,8 +19,8 @@ __all__ = ["build_graph"]
 
 
 def build_graph(
-    task: Task, spec: DataSpec, *, half: bool = False, dtype: torch.dtype = torch.float64
-) -> Graph:  # fmt: skip
+    task: Task, spec: DataSpec, *, half: bool = False, dtype: torch.dtype = torch.float64, paste_masks: bool = False
+) -> Graph:
     """Build what is exported of a task.
 
     Args:
@@ -28,10 +28,15 @@ def build_graph(
         spec: What it knows of its data.
         half: Whether the network computes in 16-bit floats.
         dtype: In which floats images are resized: ``float32`` for runtimes that have no others.
+        paste_masks: Whether the graph pastes masks into the image.
 
     Raises:
+        UsageError: If masks are to be pasted and there are none.
         ModelError: If the task cannot be exported; the message says why.
     """
+    if paste_masks and type(task) is not InstanceSegmentor:
+        must = "left out unless the model finds masks of objects"
+        raise UsageError(sentence("paste_masks", "export", must, True, "Leave it out."))
     if spec.eval_transforms is not None:
         raise ModelError(
             f"The model was evaluated with transforms of your own, {spec.eval_transforms}, which no file for another "
@@ -44,8 +49,9 @@ def build_graph(
         )
     if spec.tiling is not None:
         raise ModelError(
-            "The model was evaluated on tiles, whose results are merged outside of the network, and an exported file "
-            "sees whole images. Train it without `tile` to export it."
+            "The model was evaluated on tiles. How many an image has, and how their results are merged, is code beside "
+            "the network, which exported files do not have. Predict with `autotimm predict` or `autotimm serve`, or "
+            "train without `tile` to export."
         )
     # Not subclasses: how they turn outputs into predictions is code that no other program has.
     if type(task) is ImageClassifier:
@@ -53,7 +59,7 @@ def build_graph(
     if type(task) is SemanticSegmentor:
         return PixelGraph(task, spec, half, dtype)
     if type(task) is ObjectDetector or type(task) is InstanceSegmentor:
-        return ObjectGraph(task, spec, half, dtype)
+        return ObjectGraph(task, spec, half, dtype, paste_masks)
     raise ModelError(
         f"The task {type(task).__name__} cannot be exported: how it turns outputs into predictions is code of its own. "
         "Export a run of autotimm's own tasks."

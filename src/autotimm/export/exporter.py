@@ -41,7 +41,7 @@ _RESIZED_WITH = {"openvino": torch.float32}  # OpenVINO has no 64-bit floats on 
 
 def export_task(
     task: Task, spec: DataSpec, out: Path, *, to: str, precision: str, origin: Mapping[str, str], table: Table | None,
-    training: Table | None, most: int | None, tolerance: float | None, runner: bool,
+    training: Table | None, most: int | None, tolerance: float | None, runner: bool, paste_masks: bool = False,
 ) -> Export:  # fmt: skip
     """Export a task to ONNX, torch or OpenVINO.
 
@@ -57,9 +57,10 @@ def export_task(
         most: How many of them are compared; ``None`` for all.
         tolerance: What the file may differ by; ``None`` for that of :data:`TOLERANCES`.
         runner: Whether to write ``predict.py`` beside the file.
+        paste_masks: Whether the file pastes masks of objects into the image.
 
     Raises:
-        UsageError: If the file cannot be written.
+        UsageError: If the file cannot be written, or there are no masks to paste.
         ModelError: If the task cannot be exported, or the file disagrees with it. No file is left.
     """
     require_new_files(str(out), to, runner, "export")
@@ -67,7 +68,7 @@ def export_task(
     if by_metric and table is None:
         must = "fp32 where the check is on seeded images"
         raise UsageError(sentence("precision", "export", must, precision, "Metrics need labelled images: give `data`."))
-    graph = graph_for(task, spec, to, precision)
+    graph = graph_for(task, spec, to, precision, paste_masks)
     metadata = _metadata(task, spec, graph, to, precision, origin)
     if training is not None:
         metadata["calibration"] = f"{len(calibration_names(training.ids))} training images"
@@ -93,13 +94,15 @@ def export_task(
     return Export(out, check, program, weights_beside(out) if to == "openvino" else None)
 
 
-def graph_for(task: Task, spec: DataSpec, to: str, precision: str = "fp32") -> Graph:
+def graph_for(task: Task, spec: DataSpec, to: str, precision: str = "fp32", paste_masks: bool = False) -> Graph:
     """Build what is exported of a task to a format.
 
     Raises:
+        UsageError: If masks are to be pasted and there are none.
         ModelError: If the task cannot be exported; the message says why.
     """
-    return build_graph(task, spec, half=precision == "fp16", dtype=_RESIZED_WITH.get(to, torch.float64))
+    dtype = _RESIZED_WITH.get(to, torch.float64)
+    return build_graph(task, spec, half=precision == "fp16", dtype=dtype, paste_masks=paste_masks)
 
 
 def write_graph(

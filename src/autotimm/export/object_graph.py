@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from autotimm.errors import ModelError
@@ -19,7 +21,7 @@ from autotimm.tasks.detection import ObjectTask, measurable
 from autotimm.tasks.letterbox import encode, places
 from autotimm.types import Batch, DataSpec
 
-__all__ = ["ObjectGraph"]
+__all__ = ["ObjectGraph", "pasted"]
 
 
 class ObjectGraph(Graph):
@@ -27,11 +29,22 @@ class ObjectGraph(Graph):
 
     Results are ``boxes`` float32 (N, D, 4) as x1, y1, x2, y2 in pixels of the image, ``scores`` float32 (N, D) and
     ``labels`` int64 (N, D), which is -1 with a score of 0 for an empty place. For instance segmentation also ``masks``
-    float32 (N, D, 28, 28), probabilities within the boxes: pasted ones would take 5 GB for an image of 12 megapixels.
+    float32 (N, D, 28, 28), probabilities within the boxes, or pasted ones, ``uint8`` (N, D, H, W) of zeros and ones.
+
+    Args:
+        task: The trained task.
+        spec: What it knows of its data.
+        half: Whether the network computes in 16-bit floats.
+        dtype: In which floats images are resized.
+        paste_masks: Whether masks are pasted into the image, which takes 5 bytes for each of its pixels and each of
+            the D places: 6 GB for 100 in 12 megapixels.
     """
 
-    def __init__(self, task: ObjectTask, spec: DataSpec, half: bool, dtype: torch.dtype) -> None:
+    def __init__(
+        self, task: ObjectTask, spec: DataSpec, half: bool, dtype: torch.dtype, paste_masks: bool = False
+    ) -> None:
         super().__init__(task, spec, half, dtype)
+        self.paste_masks = paste_masks
         network = self.network
         self.head: OneStageHead | TwoStageHead
         if isinstance(network, OneStageDetector):
@@ -49,8 +62,14 @@ class ObjectGraph(Graph):
         network: Any = self.network
         maps = network.pyramid(network.maps(letterboxed(images, place, self.size)))
         found: Found = self.head(maps)
-        results = {"boxes": _to_original(found.boxes, place), "scores": found.scores, "labels": found.labels}
-        return results if found.masks is None else {**results, "masks": found.masks}
+        boxes = _to_original(found.boxes, place)
+        results = {"boxes": boxes, "scores": found.scores, "labels": found.labels}
+        if found.masks is None:
+            return results
+        if not self.paste_masks:
+            return {**results, "masks": found.masks}
+        masks = pasted(found.masks, boxes, images.shape[-2], images.shape[-1])
+        return {**results, "masks": torch.where(found.labels[..., None, None] >= 0, masks, 0).to(torch.uint8)}
 
     def of_run(self, task: ObjectTask, output: Sequence[dict[str, Tensor]], batch: Batch) -> list[dict[str, Any]]:
         """The objects in pixels of each image."""
@@ -63,7 +82,8 @@ class ObjectGraph(Graph):
             filled = result["labels"] >= 0
             objects: dict[str, Any] = {name: value[filled] for name, value in result.items()}
             if "masks" in objects:
-                objects["masks"] = encode(objects["masks"], objects["boxes"], *size)
+                masks, boxes = objects["masks"], objects["boxes"]
+                objects["masks"] = _as_run_lengths(masks) if self.paste_masks else encode(masks, boxes, *size)
             found.append(objects)
         return found
 
@@ -74,9 +94,51 @@ class ObjectGraph(Graph):
         return compare_objects(expected, found, tolerance, self.head.limits)
 
 
+def _as_run_lengths(masks: Tensor) -> list[tuple[tuple[int, int], bytes]]:
+    """The run lengths of masks (K, H, W) of zeros and ones."""
+    encoded = [coco_mask.encode(np.asfortranarray(mask.numpy())) for mask in masks]
+    return [((each["size"][0], each["size"][1]), each["counts"]) for each in encoded]
+
+
 def _to_original(boxes: Tensor, place: Place) -> Tensor:
     """Map boxes (N, D, 4) to pixels of the images, clipped to them, as ``autotimm.tasks.letterbox.to_original``."""
     low = torch.stack([place.left, place.top] * 2).to(boxes.dtype)
     scale = torch.stack([place.width / place.shown_width, place.height / place.shown_height] * 2).to(boxes.dtype)
     limit = torch.stack([place.width, place.height] * 2).to(boxes.dtype)
     return torch.minimum(((boxes - low) * scale).clamp(min=0), limit)
+
+
+def pasted(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
+    """Paste masks into images of any size, all at once: ``autotimm.tasks.letterbox.paste`` takes them one by one.
+
+    A pixel belongs to an object if its center is in the box and the mask, interpolated there, is at least one half.
+    Bilinear interpolation is a product of the mask with two matrices, one for rows and one for columns.
+
+    Args:
+        masks: Probabilities within the boxes, (N, D, M, M).
+        boxes: x1, y1, x2, y2 in pixels of the images, (N, D, 4).
+        height: Height H of the images.
+        width: Their width W.
+
+    Returns:
+        ``bool`` (N, D, H, W).
+
+    Example:
+        >>> pasted(torch.ones(1, 1, 28, 28), torch.tensor([[[0.0, 0.4, 2.0, 2.0]]]), 3, 4).int().tolist()
+        [[[[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]]]
+    """
+    left, top, right, bottom = boxes.unbind(-1)
+    rows, in_rows = _shares(top, bottom, height, masks.shape[-2])
+    columns, in_columns = _shares(left, right, width, masks.shape[-1])
+    values = rows @ masks @ columns.transpose(-1, -2)
+    return (values >= 0.5) & in_rows[..., :, None] & in_columns[..., None, :]
+
+
+def _shares(low: Tensor, high: Tensor, size: int, cells: int) -> tuple[Tensor, Tensor]:
+    """The share of each cell of a mask in each pixel, (N, D, size, cells), and whether the box has the center."""
+    low, high = low[..., None], high[..., None]
+    center = torch.arange(size, dtype=low.dtype) + 0.5
+    at = (center - low) / (high - low).clamp(min=1e-6) * cells - 0.5  # a box without area has no pixels
+    at = at.clamp(0, cells - 1)[..., None]
+    shares = (1 - (at - torch.arange(cells, dtype=low.dtype)).abs()).clamp(min=0)
+    return shares, (center >= low) & (center < high)

@@ -171,7 +171,9 @@ def main() -> int:
         parser.error(f"{given.out} is there already: give another name")
     if missing := [path for path in given.paths if not os.path.exists(path)]:
         parser.error(f"there is no file or folder {missing[0]}")
-    session = onnxruntime.InferenceSession(models[0], providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would take CPU time
+    session = onnxruntime.InferenceSession(models[0], options, providers=["CPUExecutionProvider"])
     meta, outputs = session.get_modelmeta().custom_metadata_map, [output.name for output in session.get_outputs()]
     Image.init()
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from segmentation_models_pytorch.losses import DiceLoss, JaccardLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
@@ -177,6 +176,8 @@ def _named_loss(name: str, weights: Tensor | None, ignore_index: int) -> nn.Modu
         return PixelCrossEntropy(weights, ignore_index)
     if name == "focal":
         return PixelFocalLoss(weights, ignore_index)
+    from segmentation_models_pytorch.losses import DiceLoss, JaccardLoss  # late: other losses do not need it
+
     loss_class = DiceLoss if name == "dice" else JaccardLoss
     class_weights = None if weights is None else weights.tolist()
     return _RegionLoss(loss_class("multiclass", ignore_index=ignore_index, class_weights=class_weights), ignore_index)

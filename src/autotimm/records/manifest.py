@@ -50,6 +50,7 @@ _SHAPE = {
     "decisions": {
         "lr": (float, _NONE), "batch_size": int, "recipe": (Fields(_RECIPE), _NONE),
         "weights": (Fields(_WEIGHTS, ("source",)), _NONE), "commitment": str,
+        "search": dict,
     },
     "results": {
         "status": str, "steps": float, "ledger": (str, _NONE), "metrics": EachOf((str, float)),

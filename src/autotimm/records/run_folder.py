@@ -8,6 +8,7 @@
       ledger.jsonl         a line per step: digests of samples, inputs and weights, the loss
       files.csv            id and SHA-256 of every sample
       splits.csv           id, class, split of every sample
+      search.json          the trials of a search for rate and length, until the training has finished
       commitment.json      what a run was committed to before its first step, if it was
       initial.safetensors  the weights that it began from, for a run that trains on from another one
       metrics.csv          one line per epoch
@@ -53,8 +54,8 @@ from autotimm.records.sample_index import SampleIndex
 from autotimm.records.trust import remember
 
 __all__ = [
-    "CALIBRATION", "DIGESTS", "FOLDS", "PER_CLASS", "RECIPE", "RunFolder", "name_of_weights", "read_results",
-    "require_files", "require_run_folder", "write_results",
+    "CALIBRATION", "DIGESTS", "FOLDS", "PER_CLASS", "RECIPE", "SEARCH", "RunFolder", "name_of_weights",
+    "read_results", "require_files", "require_run_folder", "write_results",
 ]  # fmt: skip
 
 PER_CLASS = "per_class"
@@ -72,6 +73,9 @@ they predict."""
 
 RECIPE = "recipe"
 """The group of ``results.json`` with what a run has chosen the best from, and how its head was fitted."""
+
+SEARCH = "search.json"
+"""The trials of a search for learning rate, length and regularization, until the training that follows has finished."""
 
 
 def name_of_weights(epochs: Sequence[int]) -> str:
@@ -96,7 +100,7 @@ def name_of_weights(epochs: Sequence[int]) -> str:
 # The files written before the first checkpoint.
 _EARLY = (
     ".lock", "config.yaml", "splits.csv", "files.csv", "initial.safetensors", "initial.ckpt", "manifest.json",
-    "ledger.jsonl", "commitment.json",
+    "ledger.jsonl", "commitment.json", SEARCH,
 )  # fmt: skip
 _AT_END = ("metrics.csv", "results.json", "model.safetensors", "report.html")
 _LOGS = ("tensorboard", "mlflow", "wandb")  # what loggers write from the start

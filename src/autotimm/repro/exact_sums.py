@@ -68,7 +68,8 @@ def add_at(x: Tensor, indices: Sequence[Tensor | None], values: Tensor) -> Tenso
     """
     added = torch.zeros(x.shape, dtype=torch.float64)
     if values.numel():
-        bits = min(_bits(max(added.numel(), values.numel())), _MANTISSA - 2)  # values may stand for several places
+        shapes = [index.shape for index in indices if index is not None and index.dtype != torch.bool]
+        bits = min(_bits(max(values.numel(), math.prod(torch.broadcast_shapes(*shapes)))), _MANTISSA - 2)
         grid = _on_grid(values, tuple(range(values.ndim)), bits) if values.ndim else values.double()
         torch.ops.aten.index_put_(added, indices, grid, True)
     return added.add_(x)

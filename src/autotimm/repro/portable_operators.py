@@ -32,7 +32,7 @@ _AS_THEY_ARE = frozenset(
     flip full full_like gather index index_fill_ index_select is_same_size isfinite isinf isnan
     item lift_fresh lift_fresh_copy masked_fill masked_fill_ masked_select max max_pool2d_with_indices
     max_pool2d_with_indices_backward min narrow new_empty new_empty_strided new_full new_ones new_zeros nonzero ones
-    ones_like permute pixel_shuffle pixel_unshuffle repeat repeat_interleave resize_ roll scalar_tensor
+    ones_like permute pixel_shuffle pixel_unshuffle repeat repeat_interleave resize_ roll scalar_tensor _unique2
     scatter scatter_ select select_backward set_ slice slice_backward split split_with_sizes squeeze squeeze_
     stack t t_ topk transpose transpose_ triu tril unbind unfold unsqueeze unsqueeze_ view view_as_real where zero_
     zeros zeros_like random_ randperm randint

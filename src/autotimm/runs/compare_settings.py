@@ -131,6 +131,8 @@ def _decisions(run: RecordedRun, replay: Replay) -> Iterator[Finding | str]:
     for name, recorded, found in _section(run, replay, "decisions"):
         if name.partition(".")[0] not in ("recipe", "weights", "commitment"):
             yield from compared.value(f"decisions.{name}", recorded, found)
+    if "search" in run.manifest.decisions and (replay.part or not run.whole):
+        yield f"{_FILE}: decisions.search (a replay of the whole run makes the search again)"
     yield from compared.rest(f"{_FILE}: decisions")
     yield from _recipe(run, replay)
     yield from _weights(run, replay)
@@ -314,6 +316,7 @@ def _options(run: RecordedRun, replay: Replay, values: Mapping[str, Any]) -> Ite
     if replay.config is not None and config.task != replay.config.task:
         yield differs("config.yaml: task", config.task, replay.config.task)
     yield from _decided(run, config)
+    yield from _searched(run, config)
     yield from _sources(run, config, strict=strict)
     for name, option in options().items():
         if option.finds and getattr(config, name):
@@ -338,6 +341,27 @@ def _decided(run: RecordedRun, config: FitConfig) -> Iterator[Finding]:
             yield Finding(f"config.yaml: {name}", f"it lacks what was chosen, {expected}", damage=True)
         else:
             yield differs(f"config.yaml: {name}", value, expected)
+
+
+def _searched(run: RecordedRun, config: FitConfig) -> Iterator[Finding]:
+    """The options that a search decides are what it has chosen, and there was one if there is a budget for it."""
+    search = run.manifest.decisions.get("search")
+    if search is None or not config.search_budget:
+        if search is not None or config.search_budget:
+            missing = "the manifest has no search" if search is None else "the manifest has a search"
+            yield Finding("config.yaml: search_budget", missing)
+        return
+    if not isinstance(search.get("chosen"), Mapping) or not isinstance(search.get("asked"), Mapping):
+        yield Finding(f"{_FILE}: decisions.search", "it does not say what was open and what was chosen", damage=True)
+        return
+    if search.get("budget") != config.search_budget:
+        yield differs("config.yaml: search_budget", config.search_budget, search.get("budget"))
+    inputs = run.manifest.inputs.get("config", {})
+    for name in (name for name in search["asked"] if name in options()):
+        expected = search["chosen"].get(name, search["asked"][name])
+        used = [inputs.get(to.part, {}).get(to.name or name) for to in options()[name].to[:1]]
+        if used and not _equal(used[0], expected):
+            yield differs(f"{_FILE}: decisions.search.chosen.{name}", expected, used[0])
 
 
 def _sources(run: RecordedRun, config: FitConfig, *, strict: bool) -> Iterator[Finding]:

@@ -83,6 +83,10 @@ class FeatureReader(Callback):
     def _note(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._parts.append(pooled(inputs))
 
+    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
+        """Forget what the network was shown before, such as an image to try its size."""
+        self._parts = []
+
     def on_predict_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:

@@ -33,7 +33,7 @@ _OWNER = "export"
 def export_run(
     folder: Path, checkpoint: Path, load: Callable[[], Task], load_data: Callable[[], DataModule],
     out: str | Path | None, *, to: str, precision: str, data: str | Path | None, check: str, tolerance: float | None,
-    runner: bool,
+    runner: bool, paste_masks: bool,
 ) -> Export:  # fmt: skip
     """Export a checkpoint of a run; see :meth:`autotimm.Run.export` for the arguments.
 
@@ -49,6 +49,7 @@ def export_run(
         check: Which images to compare on.
         tolerance: The largest allowed difference.
         runner: Whether to write a program beside the file.
+        paste_masks: Whether the file pastes masks of objects into the image.
     """
     require_choice("to", _OWNER, to, FORMATS)
     require_choice("precision", _OWNER, precision, PRECISIONS)
@@ -67,6 +68,7 @@ def export_run(
     origin = _origin(folder, checkpoint)
     if to == "timm":
         require(precision == "fp32", "precision", _OWNER, "fp32 for timm", precision, "timm converts it on loading.")
+        require(not paste_masks, "paste_masks", _OWNER, "left out for timm", True, "A classifier has no masks.")
         card = _card(folder, checkpoint, spec, path.absolute().name)
         return export_timm(task, spec, path, origin, card)
     table = None if seeded else _labelled(task, data, load_data)
@@ -74,7 +76,7 @@ def export_run(
     most = None if check == "full" else SAMPLE
     return export_task(
         task, spec, path, to=to, precision=precision, origin=origin, table=table, training=training,
-        most=most, tolerance=tolerance, runner=runner,
+        most=most, tolerance=tolerance, runner=runner, paste_masks=paste_masks,
     )  # fmt: skip
 
 

@@ -167,6 +167,7 @@ def _config_of(
     """The options of the new run: those of its parent, but for what is asked for and what must differ."""
     config = as_asked(config, parent.manifest)
     own: dict[str, Any] = {"out": str(parent.path.parent), "name": None, "pretrained": False}
+    own["search_budget"] = 0.0
     own["recipe"] = "plain"  # the head of the parent is better than one that is fitted anew
     for name, option in options().items():
         found = parent.manifest.decisions.get(option.finds) if option.finds else None

@@ -32,7 +32,7 @@ from autotimm.tasks import ImageClassifier, InstanceSegmentor, ObjectDetector, S
 from autotimm.train import AutoTrainer, TunerConfig
 from autotimm.train.callbacks.candidates import why_no_head
 
-__all__ = ["build_data", "build_task", "build_trainer", "settle", "settle_data", "settle_recipe"]
+__all__ = ["build_data", "build_task", "build_trainer", "least_epochs", "settle", "settle_data", "settle_recipe"]
 
 _LEAST_STEPS = 200  # optimizer steps of a training from a fitted head, as long as that is not ...
 _MOST_EPOCHS = 40  # ... more epochs than these
@@ -208,13 +208,28 @@ def settle_recipe(config: FitConfig, task: Task, data: DataModule) -> tuple[FitC
         return config, said
     batches = config.accumulate * (config.devices if config.shards is None else 1)
     steps = math.ceil(len(data.tables["train"]) / (data.batch_size * batches))
-    epochs = max(config.epochs, min(math.ceil(_LEAST_STEPS / steps), _MOST_EPOCHS))
+    epochs = least_epochs(config.epochs, steps)
     return config.resolved({"epochs": epochs} if epochs != config.epochs else {}, "recipe"), said
 
 
+def least_epochs(epochs: int, steps: int) -> int:
+    """Epochs of a training on few images: enough for 200 optimizer steps, as long as these are not more than 40.
+
+    Args:
+        epochs: The least number.
+        steps: Optimizer steps of an epoch.
+
+    Example:
+        >>> least_epochs(10, 8), least_epochs(10, 2), least_epochs(10, 500)
+        (25, 40, 10)
+    """
+    return max(epochs, min(math.ceil(_LEAST_STEPS / steps), _MOST_EPOCHS))
+
+
 def build_trainer(
-    config: FitConfig, folder: RunFolder, task: Task, data: DataModule, recorded: Mapping[str, Any] | None = None
-) -> AutoTrainer:
+    config: FitConfig, folder: RunFolder, task: Task, data: DataModule, recorded: Mapping[str, Any] | None = None,
+    own: Mapping[str, Any] | None = None,
+) -> AutoTrainer:  # fmt: skip
     """The trainer of a configuration, writing to a folder.
 
     Args:
@@ -224,6 +239,7 @@ def build_trainer(
         data: What it is trained on.
         recorded: Arguments of the recorded trainer. They hold where no option becomes the argument, as for those that
             came from environment variables.
+        own: Arguments that hold in place of those that options become.
 
     Raises:
         UsageError: If a validation metric is to stop the training and there is no validation data.
@@ -237,7 +253,7 @@ def build_trainer(
         "early_stopping": partial(_early_stopping, config, watched, data),
         "loggers": lambda: _loggers(config.loggers or (), folder) or False,
     }
-    return AutoTrainer(**{**(recorded or {}), **_arguments("trainer", config, AutoTrainer, converters)})
+    return AutoTrainer(**{**(recorded or {}), **_arguments("trainer", config, AutoTrainer, converters), **(own or {})})
 
 
 def _tuner(config: FitConfig) -> TunerConfig | None:

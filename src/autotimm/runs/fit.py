@@ -15,10 +15,11 @@ from autotimm.config.record import completed
 from autotimm.data.module import DataModule
 from autotimm.data.table_checks import own_sides
 from autotimm.errors import AutotimmError, ChangedDataError, UsageError, sentence
-from autotimm.records.run_folder import RunFolder
+from autotimm.records.run_folder import SEARCH, RunFolder
 from autotimm.repro.seed import default_threads
 from autotimm.runs.factory import build_task, build_trainer, settle_data, settle_recipe
 from autotimm.runs.restore import Rebuilt, read_config, rebuild
+from autotimm.runs.search import has_trials, settle_search
 from autotimm.tasks import Task
 from autotimm.train import AutoTrainer
 from autotimm.train.machine_limits import machine_problem
@@ -78,8 +79,15 @@ def launch_in(
         task = build_task(config, data)
         config, said = settle_recipe(config, task, data)
         folder.write_config(config.to_yaml())
+        config, task, data, found = settle_search(config, task, data, folder)
         trainer = build_trainer(config, folder, task, data)
-        trainer.recipe_note, trainer.commits = said, commit
+        trainer.recipe_note, trainer.commits, trainer.searched = said, commit, found
+    except (KeyboardInterrupt, SystemExit):
+        if has_trials(folder):
+            say(f"interrupted; resume with: autotimm resume {whole or folder.path}")
+        else:
+            folder.discard()
+        raise
     except BaseException:
         folder.discard()  # nothing was trained
         raise
@@ -139,7 +147,7 @@ def train(rebuilt: Rebuilt, folder: RunFolder, ckpt_path: str | Path | None = No
         _require_folder(rebuilt.trainer).resumed_as = whole
         rebuilt.trainer.fit(rebuilt.task, datamodule=rebuilt.data, ckpt_path=ckpt_path)
     except (KeyboardInterrupt, SystemExit):  # Ctrl-C, and SIGTERM
-        removed = folder.discard()
+        removed = not has_trials(folder) and folder.discard()
         if folder.chosen is not None:
             said = f"interrupted; resume with: autotimm resume {whole or folder.path}"
             say("interrupted; nothing was saved" if removed else said)
@@ -156,6 +164,7 @@ def train(rebuilt: Rebuilt, folder: RunFolder, ckpt_path: str | Path | None = No
         except OSError as error:  # for example a full disk; the run is complete without
             say(f"config.yaml could not be written again, with what the recipe has chosen: {error.strerror}")
     if folder.chosen is not None and rebuilt.trainer.is_global_zero:
+        (folder.path / SEARCH).unlink(missing_ok=True)  # the manifest has it
         leave_report(folder.path, rebuilt.data)
     path = Path(str(rebuilt.trainer.strategy.broadcast(folder.chosen)))
     if changed is not None:  # only now: the other processes wait for the broadcast

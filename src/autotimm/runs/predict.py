@@ -10,9 +10,11 @@ from typing import Any
 from autotimm.data.formats.image_paths import read_paths
 from autotimm.data.image_reading import reading_as, reading_of
 from autotimm.data.inference_loaders import predict_loader
-from autotimm.errors import ModelError, UsageError, require_choice, sentence
-from autotimm.tasks import ImageClassifier, Task
+from autotimm.errors import ModelError, UsageError, sentence
+from autotimm.tasks import ImageClassifier, SemanticSegmentor, Task
 from autotimm.tasks.checkpoint import TaskRecord, read_checkpoint
+from autotimm.tasks.detection import ObjectTask
+from autotimm.tasks.views import check_sizes, looking, views_of
 from autotimm.train import AutoTrainer
 from autotimm.train.progress import say
 from autotimm.types import DataSpec, ObjectPrediction, PixelPrediction, Prediction
@@ -41,7 +43,8 @@ def predict(
         fast: Do not pad batches to one fixed shape. The last bits of a result may then depend on the rest of its batch.
         threshold: Score in (0, 1) from which on labels or objects are reported, instead of the task's own.
         raw: Leave out the temperature and the thresholds that were fitted on validation samples.
-        tta: ``"flip"`` averages the probabilities of each image and its mirror image, for classification.
+        tta: Look at each image more than once: ``"flip"`` also mirrored, ``"multiscale"`` also at about 3/4 and 5/4 of
+            its size. Probabilities of classes and pixels are averaged, objects are merged.
 
     Returns:
         One prediction per image, in the order of the paths and, within folders, of their names. Its kind is that of the
@@ -50,7 +53,8 @@ def predict(
     Raises:
         ModelError: If the task does not know its data.
         DataError: If there is no readable image.
-        UsageError: If the threshold is out of range, or the task has none, or no probabilities to average.
+        UsageError: If the threshold is out of range, or the task has none, or the views cannot be
+            predicted.
     """
     views = _views(task, tta)
     notices: list[str] = []
@@ -68,11 +72,16 @@ def _views(task: Task, tta: str | None) -> AbstractContextManager[None]:
     """The context in which a task looks at each image as often as was asked for."""
     if tta is None:
         return nullcontext()
-    require_choice("tta", "predict", tta, ("flip",))
-    if not isinstance(task, ImageClassifier):
-        cure = "It averages the probabilities of one image, and here each image has many."
-        raise UsageError(sentence("tta", "predict", "left out for other tasks than classification", tta, cure))
-    return task.mirroring()
+    spec, name = known_data(task), type(task).__name__
+    views = views_of(tta, spec.image_size)
+    if not isinstance(task, (ImageClassifier, ObjectTask, SemanticSegmentor)):
+        must = "left out for a task of your own"
+        raise UsageError(sentence("tta", "predict", must, tta, f"How views of {name} are merged is not known."))
+    if spec.tiling is not None:
+        cure = "Tiles overlap, and show objects and pixels more than once already."
+        raise UsageError(sentence("tta", "predict", "left out for images in tiles", tta, cure))
+    check_sizes(task.network, views, spec.in_chans)
+    return looking(task, views)
 
 
 def _calibrated(task: Task) -> list[str]:

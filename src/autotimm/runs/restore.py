@@ -32,6 +32,7 @@ from autotimm.records.run_folder import RunFolder
 from autotimm.records.trust import of_record
 from autotimm.repro.seed import default_threads, most_on_cpu
 from autotimm.runs.factory import build_task, build_trainer, settle_data, settle_recipe
+from autotimm.runs.search import settle_search
 from autotimm.serialization import construct, is_object, takes
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import task_class_named
@@ -265,12 +266,13 @@ def _from_options(
     config = config.resolved(values | dict(changes), "recorded")
     config, module = settle_data(config)
     module.setup("fit")
-    task, said = build_task(config, module), ""
+    task, said, found = build_task(config, module), "", decided.get("search")
     if not begun:  # it was interrupted before it had a manifest, and perhaps before its recipe was settled
         config, said = settle_recipe(config, task, module)
         folder.write_config(config.to_yaml())
+        config, task, module, found = settle_search(config, task, module, folder)
     trainer = build_trainer(config, folder, task, module, given)
-    trainer.recipe_note = said
+    trainer.recipe_note, trainer.searched = said, found
     return Rebuilt(task, module, trainer, config)
 
 

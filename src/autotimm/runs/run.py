@@ -466,7 +466,8 @@ class Run:
                 features, as ``neighbours``.
             novelty: Say for each image which share of the validation images is nearer to the training images, as
                 ``novelty``; see :func:`autotimm.runs.neighbours.novelties`.
-            tta: ``"flip"`` averages the probabilities of each image and its mirror image, for classification.
+            tta: Look at each image more than once: ``"flip"`` also mirrored, ``"multiscale"`` also at about 3/4 and 5/4
+                of its size. Probabilities of classes and pixels are averaged, objects are merged.
 
         Returns:
             One prediction per image, of the kind of the task: classes, objects, or a class for each pixel.
@@ -482,7 +483,7 @@ class Run:
         if neighbours is not None:
             require(is_whole(neighbours, 1), "neighbours", "predict", "a whole number from 1", neighbours, "Give 5.")
         if tta is not None and coverage is not None:
-            cure = "The validation images, which sets are measured on, were predicted without their mirror images."
+            cure = "The validation images, which sets are measured on, were looked at once."
             raise UsageError(sentence("tta", "predict", "left out with a coverage", tta, cure))
         with self.names:
             task, trainer = self.model(ckpt), self._trainer()
@@ -620,7 +621,7 @@ class Run:
     def export(
         self, out: str | Path | None = None, *, to: str = "onnx", precision: str = "fp32", ckpt: str | Path = "best",
         data: str | Path | None = None, check: str = "sample", tolerance: float | None = None,
-        with_runner: bool = False,
+        with_runner: bool = False, paste_masks: bool = False,
     ) -> Export:  # fmt: skip
         """Write the model as a file for another program, compared with the run before it is kept.
 
@@ -639,6 +640,7 @@ class Run:
             tolerance: The largest allowed difference: of scores and boxes for ``fp32``, by default 1e-4; of metrics for
                 ``fp16``, by default 0.01, and of ``int8``, by default 0.02.
             with_runner: Whether to write ``predict.py`` beside an ONNX file, which predicts with it without torch.
+            paste_masks: Whether the file returns masks of objects in pixels of the image instead of in their boxes.
 
         Returns:
             The path of what was written, with the comparison.
@@ -653,7 +655,7 @@ class Run:
         with self.names:
             return export_run(
                 self.path, self.checkpoint(ckpt), lambda: self.model(ckpt), self.data, out, to=to, precision=precision,
-                data=data, check=check, tolerance=tolerance, runner=with_runner,
+                data=data, check=check, tolerance=tolerance, runner=with_runner, paste_masks=paste_masks,
             )  # fmt: skip
 
     def push(

@@ -38,6 +38,7 @@ from autotimm.runs.parent import check_parent
 from autotimm.runs.recorded_run import RecordedRun, export_findings, read_recorded, tested_evidence
 from autotimm.runs.replayed_run import Replay
 from autotimm.runs.restore import Rebuilt, read_config, rebuild
+from autotimm.runs.search import search
 from autotimm.runs.verdict import Verdict, describe, worth_naming
 from autotimm.serialization import plain_value
 from autotimm.tasks import Task
@@ -149,6 +150,8 @@ def verify(
         if verdict is None and chain.problem:
             verdict = Verdict("different", DifferentError.exit_code, chain.problem, notes=notes)
         if verdict is None:
+            if run.whole and steps is None and epochs is None:
+                _search_again(rebuilt)
             say(f"replaying {folder}")
             replay = replay_run(run, rebuilt, place, first, steps=steps, epochs=epochs)
             verdict = of_first_process(lambda: _changed_meanwhile(run, snapshot) or judge(run, replay))
@@ -156,6 +159,13 @@ def verify(
     if verdict.identical and steps is None and run.whole:
         _keep_levels(run, workers, epochs, devices, _other_arithmetic(run.manifest, rebuilt))
     return verdict
+
+
+def _search_again(rebuilt: Rebuilt) -> None:
+    """Make the search of a run again, if it had one: the replay's manifest then says what it has chosen now."""
+    trainer, config = rebuilt.trainer, rebuilt.config
+    if trainer.searched is not None and config is not None:
+        trainer.searched = search(config, rebuilt.task, rebuilt.data, recorded=trainer.searched).record
 
 
 def other_data(run: RecordedRun, now: Content) -> Verdict | None:

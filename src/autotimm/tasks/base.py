@@ -500,6 +500,8 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
             if isinstance(metric, Scores):
                 continue  # Lightning logs metrics of one value; these wait for the end of the epoch
             when: dict[str, Any] = {"on_step": config.log_on_step, "on_epoch": config.log_on_epoch}
+            # Told rather than searched: asking of every module whether it is a metric takes a quarter of a second.
+            when["metric_attribute"] = f"metrics.{stage.value}_metrics.{config.name}"
             self.log(f"{stage.value}/{config.name}", metric, prog_bar=config.prog_bar, batch_size=size, **when)
 
     def _note_details(self, losses: Iterable[str], stage: Stage) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -18,6 +17,7 @@ from autotimm.metrics import MetricConfig, default_metrics
 from autotimm.models.backbone.pooled import PooledClassifier, build_classifier
 from autotimm.models.backbone.weights import resolve_weights
 from autotimm.tasks.base import Task, TaskOptions, check_num_classes, check_spec, names_of
+from autotimm.tasks.views import View, seen
 from autotimm.types import Batch, DataSpec, ExplainedScore, Prediction, Stage, Step
 
 __all__ = ["ImageClassifier"]
@@ -64,7 +64,7 @@ class ImageClassifier(Task):
     """
 
     takes_calibration = True
-    _mirrors = False
+    views: tuple[View, ...] = ()
 
     def __init__(
         self,
@@ -153,19 +153,12 @@ class ImageClassifier(Task):
         mixed: tuple[Tensor, Tensor] = self.mix(images, targets)
         return mixed
 
-    @contextmanager
-    def mirroring(self) -> Iterator[None]:
-        """Predict the mean probabilities of each image and its mirror image for a while."""
-        self._mirrors = True
-        try:
-            yield
-        finally:
-            self._mirrors = False
-
     def output(self, batch: Batch) -> Tensor:
-        """Logits (N, C); (2, N, C) with those of the mirror images, while these are looked at too."""
-        logits: Tensor = self.infer(batch.images)
-        return torch.stack([logits, self.infer(batch.images.flip(-1))]) if self._mirrors else logits
+        """Logits (N, C); (K, N, C) with those of K views, while images are looked at more than once."""
+        if not self.views:
+            logits: Tensor = self.infer(batch.images)
+            return logits
+        return torch.stack([self.infer(seen(batch.images, view)) for view in self.views])
 
     def decode(self, output: Tensor, batch: Batch) -> list[Prediction]:
         """Probabilities and predicted classes of logits: (N, C), or (K, N, C) whose K probabilities are averaged."""

@@ -22,6 +22,7 @@ from autotimm.models.detection.two_stage import TwoStageDetector
 from autotimm.tasks.base import Task, TaskOptions, check_num_classes, check_spec, names_of
 from autotimm.tasks.letterbox import encode, places, shown, to_original
 from autotimm.tasks.tiles import Window, merge_objects, tile_windows, tiled
+from autotimm.tasks.views import View, merged_objects, seen
 from autotimm.types import Batch, DataSpec, ExplainedScore, ObjectPrediction, Placement, Stage, Step, Tiling
 
 __all__ = ["InstanceSegmentor", "ObjectDetector", "ObjectOptions", "ObjectTask", "measurable"]
@@ -65,6 +66,7 @@ class ObjectTask(Task, ABC):
 
     _shared_options: ClassVar[type] = ObjectOptions
     threshold: float
+    views: tuple[View, ...] = ()
 
     def __init__(
         self,
@@ -130,7 +132,13 @@ class ObjectTask(Task, ABC):
         return Step({}, predicted, [_true(truth) for truth in truths])
 
     def output(self, batch: Batch) -> list[dict[str, Tensor]]:
-        """The objects of each image, in pixels of the network's input; those of tiles are merged."""
+        """The objects of each image, in pixels of the network's input; those of tiles, or of views, are merged."""
+        if batch.tiling is None and self.views:
+            of_views = [self.infer(seen(batch.images, view)) for view in self.views]
+            of_images = zip(zip(*of_views, strict=True), places(batch), strict=True)
+            return [
+                merged_objects(found, self.views, place, self._nms_iou, self._max_objects) for found, place in of_images
+            ]
         if batch.tiling is None:
             detections: list[dict[str, Tensor]] = self.infer(batch.images)
             return detections

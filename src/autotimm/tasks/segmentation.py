@@ -21,6 +21,7 @@ from autotimm.models.segmentation.segmenter import build_segmenter
 from autotimm.tasks.base import Task, TaskOptions, check_num_classes, check_spec, names_of
 from autotimm.tasks.letterbox import likeliest, places, shown
 from autotimm.tasks.tiles import TileLabels, column_blocks, cut_targets, tile_windows, tiled
+from autotimm.tasks.views import View, mean_probabilities, seen
 from autotimm.types import Batch, DataSpec, ExplainedScore, PixelPrediction, Placement, Stage, Step, Tiling
 
 __all__ = ["SemanticSegmentor"]
@@ -78,6 +79,7 @@ class SemanticSegmentor(Task):
     """
 
     cuts_tiles = True
+    views: tuple[View, ...] = ()
     kinds = ("pixels",)
 
     def __init__(
@@ -143,7 +145,12 @@ class SemanticSegmentor(Task):
         return Step({"loss": loss}, [part.labels for part in parts], list(targets), known)
 
     def output(self, batch: Batch) -> Any:
-        """Logits; of whole images in tiles the likeliest class of each pixel, a list of ``uint8`` (H, W)."""
+        """Logits; of whole images in tiles the likeliest class of each pixel, a list of ``uint8`` (H, W).
+
+        While images are looked at more than once, the mean probabilities, a list of (C, H, W).
+        """
+        if batch.tiling is None and self.views:
+            return mean_probabilities([self.infer(seen(batch.images, view)) for view in self.views], self.views)
         if batch.tiling is None:
             return self.infer(batch.images)
         return [self._tiles(image, batch.tiling).labels for image in batch.images]

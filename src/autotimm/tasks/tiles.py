@@ -19,7 +19,9 @@ from autotimm.data.transforms.spatial_transforms import GRAY
 from autotimm.tasks.letterbox import shown, to_original
 from autotimm.types import Placement, Tiling
 
-__all__ = ["TileLabels", "Window", "column_blocks", "cut", "cut_targets", "merge_objects", "tile_windows", "tiled"]
+__all__ = [
+    "TileLabels", "Window", "column_blocks", "cut", "cut_targets", "merge_objects", "survivors", "tile_windows", "tiled"
+]  # fmt: skip
 
 _MARGIN = 2  # pixels between a box and the border of a tile up to which the object may go on beyond it
 _ONE = 1 << 20  # a probability of 1 as a whole number; 100 tiles that overlap stay below 2**31
@@ -144,7 +146,7 @@ def merge_objects(
     ]
     merged = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     order = merged["scores"].sort(descending=True, stable=True).indices
-    keep = order[_survivors(merged["boxes"][order], merged["scores"][order], merged["labels"][order], nms_iou, most)]
+    keep = order[survivors(merged["boxes"][order], merged["scores"][order], merged["labels"][order], nms_iou, most)]
     return {name: value[keep] for name, value in merged.items()}
 
 
@@ -166,7 +168,7 @@ def _in_image(objects: dict[str, Tensor], window: Window, height: int, width: in
     return {name: value[shown_whole] for name, value in moved.items()}
 
 
-def _survivors(boxes: Tensor, scores: Tensor, labels: Tensor, nms_iou: float, most: int) -> Tensor:
+def survivors(boxes: Tensor, scores: Tensor, labels: Tensor, nms_iou: float, most: int) -> Tensor:
     """Indices of the best boxes that no better one of their class suppresses; boxes are sorted by score.
 
     Not torchvision's ``batched_nms``: it moves the boxes of each class by a multiple of the largest coordinate, where

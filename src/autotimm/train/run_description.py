@@ -108,8 +108,16 @@ def surroundings(trainer: Any) -> dict[str, Any]:
     return environment(trainer.threads, [device]) | world
 
 
-def decisions(model: pl.LightningModule, data: DataModule | None) -> dict[str, Any]:
-    """What was decided by looking or measuring; a replay reads it rather than decide again."""
+def decisions(
+    model: pl.LightningModule, data: DataModule | None, searched: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What was decided by looking or measuring; a replay reads it rather than decide again.
+
+    Args:
+        model: What is trained.
+        data: The data module, or ``None`` for loaders of the caller's own.
+        searched: What a search before the training has tried and chosen.
+    """
     decided: dict[str, Any] = {}
     if isinstance(model, Task):
         decided = {"recipe": plain_value(model.recipe.as_dict()) if model.recipe else None}
@@ -119,7 +127,7 @@ def decisions(model: pl.LightningModule, data: DataModule | None) -> dict[str, A
         decided["batch_size"] = data.batch_size
         if data.dropped:
             decided[DROPPED] = sorted(id for ids in data.dropped.values() for id in ids)
-    return decided
+    return decided if searched is None else decided | {"search": plain_value(dict(searched))}
 
 
 def levels(

@@ -155,7 +155,7 @@ def declare(
     manifest = Manifest(
         inputs=inputs(trainer, model, data, content=data_facts, initial=initial) | begun,
         environment=surroundings(trainer),
-        decisions=decisions(model, data),
+        decisions=decisions(model, data, trainer.searched),
         results={"status": "running"},
         levels=levels(trainer, model, data, begun),
         volatile=clock,

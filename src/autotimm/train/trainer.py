@@ -264,6 +264,7 @@ class AutoTrainer(pl.Trainer):
         self.recipe = recipe
         self.resumed_as: Path | None = None  # the run of which this one is a fold, which is what is resumed
         self.recipe_note = ""  # for the header of the run
+        self.searched: Mapping[str, Any] | None = None  # what a search before the training has tried and chosen
         self.arguments: dict[str, Any] = {
             "max_epochs": max_epochs, "seed": seed, "deterministic": deterministic, "threads": self.threads,
             "use_autotimm_seeding": use_autotimm_seeding, "monitor": monitor, "checkpoint_every": checkpoint_every,

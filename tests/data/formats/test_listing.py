@@ -100,7 +100,7 @@ def test_a_fit_lists_each_folder_once(tmp_path: Path) -> None:
     objects = write_toy_objects(tmp_path / "objects", **sizes)
     regions = write_toy_segmentation(tmp_path / "regions", **sizes)
     classes = write_toy_folder(tmp_path / "classes", **sizes)
-    narrow = {"width": 32}
+    narrow = {"width": 64}
     fits = [(str(objects), {**narrow, "task": "auto"}), (str(objects), {**narrow, "task": "detection"}),
             (str(regions), {**narrow, "task": "auto"}), (str(classes), {"task": "auto"})]  # fmt: skip
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}

@@ -340,7 +340,7 @@ class MaskTable(Table):
         """
         image, path = self.picture(self.paths[index]), self.mask_paths[index]
         try:
-            pixels = read_pixels(path if self.rows is None else io.BytesIO(self.mask_content(index)))
+            pixels = read_pixels(path if self.packed_rows is None else io.BytesIO(self.mask_content(index)))
         except BROKEN as error:
             raise DataError(f"{path} cannot be read as a mask: {reason(path, error)}. Replace it.") from error
         classes = torch.from_numpy(self.code.decode(pixels))
@@ -351,17 +351,17 @@ class MaskTable(Table):
 
     def files(self) -> tuple[Path, ...]:
         """The image files."""
-        return tuple(Path(path) for path in self.paths) if self.rows is None else ()
+        return tuple(Path(path) for path in self.paths) if self.packed_rows is None else ()
 
     def packed(self) -> Packed | None:
         """The rows that hold the images and masks of a packed data set."""
-        return packed_at(self.rows, self.paths)
+        return packed_at(self)
 
     def mask_content(self, index: int) -> bytes:
         """The content of a mask file, from its folder or from its row in a packed data set."""
-        if self.rows is None:
+        if self.packed_rows is None:
             return Path(self.mask_paths[index]).read_bytes()
-        return self.rows.row(int(self.paths[index])).masks
+        return self.packed_rows.row(int(self.paths[index])).masks
 
     def present(self, index: int) -> dict[int, int]:
         """The class indices in a mask with their numbers of pixels."""
@@ -378,7 +378,7 @@ class MaskTable(Table):
     def target_digest(self, index: int) -> str:
         """SHA-256 of a mask file and of what its values stand for."""
         meaning = repr((self.code, self.class_names)).encode("utf-8", "surrogatepass")
-        if self.rows is None:
+        if self.packed_rows is None:
             digest = file_digest(self.mask_paths[index])
         else:
             digest = hashlib.sha256(self.mask_content(index)).hexdigest()
@@ -386,4 +386,4 @@ class MaskTable(Table):
 
     def target_files(self, index: int) -> tuple[Path, ...]:
         """The mask file."""
-        return () if self.rows is not None else (Path(self.mask_paths[index]),)
+        return () if self.packed_rows is not None else (Path(self.mask_paths[index]),)

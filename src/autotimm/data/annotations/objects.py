@@ -114,7 +114,7 @@ class ObjectTable(Table):
             masks = np.zeros((len(boxes), height, width), np.uint8)
             for row, number in enumerate(range(objects.start, objects.stop)):
                 outline = self._outlines[number]
-                if isinstance(outline, MaskFile) and self.rows is not None:
+                if isinstance(outline, MaskFile) and self.packed_rows is not None:
                     masks[row] = outline.mask(height, width, io.BytesIO(self.mask_content(index, outline)))
                 else:
                     masks[row] = (
@@ -131,11 +131,11 @@ class ObjectTable(Table):
 
     def files(self) -> tuple[Path, ...]:
         """The image files."""
-        return tuple(Path(path) for path in self.paths) if self.rows is None else ()
+        return tuple(Path(path) for path in self.paths) if self.packed_rows is None else ()
 
     def packed(self) -> Packed | None:
         """The rows that hold the images and masks of a packed data set."""
-        return packed_at(self.rows, self.paths)
+        return packed_at(self)
 
     def labels(self, index: int) -> tuple[str, ...]:
         """Names of the classes that an image shows, in class order; crowds do not count."""
@@ -183,7 +183,7 @@ class ObjectTable(Table):
     def target_files(self, index: int) -> tuple[Path, ...]:
         """The mask files of the objects; outlines of other kinds were read once and are kept in memory."""
         objects = self._of(index)
-        if self._outlines is None or self.rows is not None:
+        if self._outlines is None or self.packed_rows is not None:
             return ()
         return tuple(self._outlines.files(objects.start, objects.stop))
 
@@ -199,17 +199,17 @@ class ObjectTable(Table):
 
     def mask_content(self, index: int, outline: MaskFile) -> bytes:
         """The content of a mask file of a sample, from its folder or from its row in a packed data set."""
-        if self.rows is None:
+        if self.packed_rows is None:
             return Path(outline.path).read_bytes()
         begin, end = map(int, outline.path.split(":"))
-        return self.rows.row(int(self.paths[index])).masks[begin:end]
+        return self.packed_rows.row(int(self.paths[index])).masks[begin:end]
 
     def _outline_bytes(self, index: int, outlines: Outlines, number: int) -> bytes:
         outline = outlines[number]
         if not isinstance(outline, MaskFile):
             return outlines.packed(number)
         # The content of a file, not its path: a data set that was moved is the same.
-        if self.rows is None:
+        if self.packed_rows is None:
             return file_digest(outline.path).encode()
         return hashlib.sha256(self.mask_content(index, outline)).hexdigest().encode()
 

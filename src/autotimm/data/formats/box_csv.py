@@ -38,7 +38,8 @@ class BoxCsv(Format):
     Coordinates are pixels from 0 as they are, the right and lower ends outside; where none is above 1 they are
     fractions of the image. ``width`` and ``height`` are the image's and may be missing. A line with empty coordinates
     lists an image without objects; an image that no line names is not read. The split comes from the name of the file
-    or its folder; images are looked for beside and below. Classes are sorted by name.
+    or its folder; images are looked for beside and below. Classes are sorted by name. A column whose name is asked for
+    as ``group`` names what an image belongs to, the same in all its lines.
 
     OpenImages' tables are such tables: ``ab0`` finds ``ab0.jpg``, a class-descriptions file gives the names of classes
     such as ``/m/01g317``, and boxes of groups (``IsGroupOf``) are crowds.
@@ -76,7 +77,9 @@ class BoxCsv(Format):
                 f"There is no table of boxes in {listing.path}. It needs the header filename,class,xmin,ymin,xmax,ymax."
             )
         report = Report(options.strict)
-        tables = {split: _records(path, listing, split, report) for split, path in ordered(splits).items()}
+        tables = {
+            split: _records(path, listing, split, report, options.group) for split, path in ordered(splits).items()
+        }
         records = {split: images for split, (images, _) in tables.items()}
         note_unlisted(listing, [finder for _, finder in tables.values()], notices)
         named = _with_class_names(records, listing, notices)
@@ -131,7 +134,9 @@ def _columns(path: Path) -> tuple[dict[str, str], str]:
     return {key: lower[name] for key, names in usual for name in reversed(names) if name in lower}, delimiter
 
 
-def _records(path: Path, listing: Listing, split: str, report: Report) -> tuple[list[ImageRecord], ImageFinder]:
+def _records(
+    path: Path, listing: Listing, split: str, report: Report, group: str | None
+) -> tuple[list[ImageRecord], ImageFinder]:
     columns, delimiter = _columns(path)
     if missing := [_COLUMNS[key][0] for key in _COLUMNS if key not in columns]:
         raise DataError(f"{path} has no column for {join_names(missing)}. Name them so in the header.")
@@ -142,6 +147,7 @@ def _records(path: Path, listing: Listing, split: str, report: Report) -> tuple[
         raise DataError(f"{path} is not a table: {error}. Check quotes and line ends.") from error
     root, names = listing.base, [_cell(row, columns["image"]) for row in rows]
     finder = ImageFinder(listing, path, split, list(dict.fromkeys(names)), report)
+    groups = _groups(path, rows, names, group)
     objects: dict[str, list[ObjectRecord]] = {}
     sizes: dict[str, tuple[int, int] | None] = {}
     for line, (name, row) in enumerate(zip(names, rows, strict=True), 2):
@@ -159,11 +165,29 @@ def _records(path: Path, listing: Listing, split: str, report: Report) -> tuple[
     are_fractions = bool(boxes) and max(map(max, boxes)) <= 1
     paths = {name: finder.find(name) for name in objects}
     records = [
-        ImageRecord(path, relative(path, root), objects[name], sizes[name], are_fractions)
+        ImageRecord(path, relative(path, root), objects[name], sizes[name], are_fractions, groups.get(name, ""))
         for name, path in paths.items()
         if path is not None
     ]
     return records, finder
+
+
+def _groups(
+    path: Path, rows: Sequence[Mapping[str, str | None]], names: Sequence[str], group: str | None
+) -> dict[str, str]:
+    """The group of each image, by a column of this name; nothing if there is none."""
+    column = next((cell for cell in (rows[0] if rows else ()) if cell and cell.strip() == group), None)
+    if column is None:
+        return {}
+    groups: dict[str, str] = {}
+    for name, row in zip(names, rows, strict=True):
+        value = _cell(row, column)
+        if not value or groups.setdefault(name, value) != value:
+            what = "several values" if value else "no value"
+            raise DataError(
+                f"{path} must name one group for each image in column {group!r}. {name} has {what}. Correct its lines."
+            )
+    return groups
 
 
 def _with_class_names(

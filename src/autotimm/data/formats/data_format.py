@@ -97,12 +97,14 @@ class ReadOptions(NamedTuple):
         colors: What the values of label images mean, where no file gives it.
         class_levels: Levels of folders that make a class, see
             :func:`autotimm.data.formats.class_folders.read_folder`.
+        group: What keeps samples together: a format with columns gives its tables the groups of a column of this name.
     """
 
     masks: bool = False
     strict: bool = False
     colors: Mapping[str, Any] | str | Path | None = None
     class_levels: int | None = None
+    group: str | None = None
 
 
 class Format(ABC):

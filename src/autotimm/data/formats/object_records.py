@@ -60,6 +60,7 @@ class ImageRecord(NamedTuple):
         objects: The objects.
         size: Width and height in pixels that the annotations are for, if the file states them.
         relative: Whether coordinates are fractions of width and height instead of pixels.
+        group: What it belongs to, by a column that was asked for; empty without one.
     """
 
     path: Path
@@ -67,6 +68,7 @@ class ImageRecord(NamedTuple):
     objects: Sequence[ObjectRecord] = ()
     size: tuple[int, int] | None = None
     relative: bool = False
+    group: str = ""
 
 
 def sized_box(bbox: Any) -> Box | None:
@@ -170,6 +172,9 @@ def object_tables(
             paths, annotations = zip(*kept.values(), strict=True)
             tables[split] = ObjectTable(paths, list(kept), class_names, annotations, with_masks=masks)
             tables[split].category_ids = tuple(category_ids)
+            groups = {image.id: image.group for image in images}
+            if any(groups.values()):
+                tables[split].groups = [groups[id] for id in kept]
         reach.check_unit(split)
     reach.close(report)
     report.close(notices)

@@ -247,6 +247,7 @@ def read_classes(
 def read_spatial(
     path: str | Path, format: str, kind: str, notices: list[str], *, strict: bool = False,
     recognized: Recognized | None = None, colors: Mapping[str, Any] | str | Path | None = None,
+    group: str | None = None,
 ) -> Mapping[str, Table]:  # fmt: skip
     """Read data with boxes, outlines or a class per pixel.
 
@@ -259,6 +260,7 @@ def read_spatial(
         strict: Refuse what is wrong instead of leaving it out.
         recognized: What ``path`` was recognized as before: the folder is not looked at again.
         colors: See :func:`autotimm.data.formats.label_images.read_label_images`.
+        group: The column that names groups, of a format with columns; anything else is no matter here.
 
     Returns:
         A table per split; ``train`` is among them.
@@ -283,4 +285,6 @@ def read_spatial(
         format = recognized.format
     require_choice("format", f"data with {kind}", format, format_names(task))
     reader = next(known for known in FORMATS if known.name == format and task in known.tasks)
-    return reader.read(listing, notices, ReadOptions(masks=kind == "instances", strict=strict, colors=colors))
+    return reader.read(
+        listing, notices, ReadOptions(masks=kind == "instances", strict=strict, colors=colors, group=group)
+    )

@@ -100,7 +100,7 @@ class _Reading:
         files, packed = table.files(), table.packed()
         for index, id in enumerate(table.ids):
             if packed is not None and index % AT_ONCE == 0:
-                table.fetch(np.arange(index, min(index + AT_ONCE, len(table))).tolist())
+                table.read_ahead(np.arange(index, min(index + AT_ONCE, len(table))).tolist())
             try:
                 if packed is None:
                     image = files[index].read_bytes()

@@ -145,7 +145,8 @@ def tables_of(rows: Rows, head: Head, *, masks: bool) -> dict[str, Table]:
         if number:
             places = [str(place) for place in range(first, first + number)]
             tables[split] = targets.table(places, ids[-1])
-            tables[split].rows, tables[split].category_ids = rows, head.category_ids
+            tables[split].packed_rows, tables[split].category_ids = rows, head.category_ids
+            tables[split].packed_places = np.arange(first, first + number)
     next(listed, None)  # there must be no other
     rows.ids = Joined(ids)
     return tables

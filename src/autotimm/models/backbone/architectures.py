@@ -108,9 +108,27 @@ def _tuples(overlay: Mapping[str, Any]) -> dict[str, Any]:
 
 # Modules of timm, of each of which a backbone was trained by `benchmarks/portable.py`, with the same bits everywhere.
 _PORTABLE_FAMILIES = (
-    "byobnet", "convnext", "deit", "densenet", "efficientnet", "mobilenetv3", "regnet", "resnet", "swin_transformer",
+    "byobnet",
+    "convnext",
+    "deit",
+    "densenet",
+    "dla",
+    "efficientnet",
+    "fastvit",
+    "ghostnet",
+    "inception_next",
+    "levit",
+    "metaformer",
+    "mlp_mixer",
+    "mobilenetv3",
+    "mobilevit",
+    "regnet",
+    "resnet",
+    "resnetv2",
+    "rexnet",
+    "swin_transformer",
     "vision_transformer",
-)  # fmt: skip
+)
 
 
 def list_backbones(pattern: str = "*", pretrained: bool = False, portable: bool = False) -> list[str]:

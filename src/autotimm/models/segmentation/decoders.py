@@ -1,4 +1,7 @@
-"""Decoders of segmentation-models-pytorch (smp) on the feature maps of a timm backbone."""
+"""Decoders of segmentation-models-pytorch (smp) on the feature maps of a timm backbone.
+
+smp is imported where a decoder is built: other tasks need none of its 80 modules.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from segmentation_models_pytorch.base.initialization import initialize_decoder
-from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3PlusDecoder
-from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
-from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
-from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
-from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 from torch import Tensor, nn
 
 from autotimm.errors import UsageError
@@ -42,15 +39,21 @@ class DecoderSpec(NamedTuple):
 
 
 def _fpn(channels: list[int], width: int) -> BuiltDecoder:
+    from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
+
     return BuiltDecoder(FPNDecoder(channels, pyramid_channels=width, segmentation_channels=width // 2))
 
 
 def _unet(channels: list[int], width: int) -> BuiltDecoder:
+    from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
+
     widths = [max(16, width >> step) for step in range(len(channels) - 1)]
     return BuiltDecoder(UnetDecoder(channels, widths, n_blocks=len(widths)), kernel=3)
 
 
 def _deeplab(channels: list[int], width: int) -> BuiltDecoder:
+    from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3PlusDecoder
+
     decoder = DeepLabV3PlusDecoder(
         channels, encoder_depth=5, out_channels=width, atrous_rates=(12, 24, 36), output_stride=16,
         aspp_separable=True, aspp_dropout=0.5,
@@ -59,10 +62,14 @@ def _deeplab(channels: list[int], width: int) -> BuiltDecoder:
 
 
 def _upernet(channels: list[int], width: int) -> BuiltDecoder:
+    from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
+
     return BuiltDecoder(UPerNetDecoder(channels, decoder_channels=width))
 
 
 def _segformer(channels: list[int], width: int) -> BuiltDecoder:
+    from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
+
     return BuiltDecoder(SegformerDecoder(channels, segmentation_channels=width))
 
 
@@ -96,6 +103,8 @@ class Decoder(nn.Module):
     """
 
     def __init__(self, spec: DecoderSpec, channels: Sequence[int], strides: Sequence[int], width: int) -> None:
+        from segmentation_models_pytorch.base.initialization import initialize_decoder
+
         super().__init__()
         by_stride = dict(zip(strides, channels, strict=True))
         if spec.dilated:  # the last map takes the place of one of stride 32; the decoder ignores the one before it

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from autotimm.data.loader import KeyedLoader
 from autotimm.data.module import DataModule
-from autotimm.errors import RunError
+from autotimm.errors import LossError
 from autotimm.records.digest import state_digest
 from autotimm.records.ledger import Ledger, Line, digest16
 from autotimm.tasks import Task
@@ -263,7 +263,7 @@ class Recorder(Callback):
         """Fetch the losses of the steps since the last call, and write their lines.
 
         Raises:
-            RunError: If one of them is infinite or not a number; it names the first such step.
+            LossError: If one of them is infinite or not a number; it names the first such step.
         """
         steps, self._steps = self._steps, []
         if not steps:
@@ -285,7 +285,7 @@ class Recorder(Callback):
             )  # fmt: skip
             if loss is not None and not math.isfinite(loss):
                 self.ledger.flush()
-                raise RunError(
+                raise LossError(
                     f"The loss must be a finite number. Got {loss} at epoch {step.epoch + 1}, batch {step.batch + 1} "
                     "instead. Lower `lr`, or use precision 32 if it is lower."
                 )
