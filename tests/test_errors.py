@@ -12,8 +12,10 @@ from autotimm.errors import (
     DataError,
     DifferentError,
     IncompleteError,
+    LossError,
     ModelError,
     RunError,
+    UnreadableSampleError,
     UsageError,
     WeightsError,
     join_names,
@@ -28,12 +30,14 @@ EXIT_CODES = {
     AutotimmError: 1,
     UsageError: 2,
     DataError: 3,
+    UnreadableSampleError: 3,
     ChangedDataError: 3,
     ModelError: 4,
     WeightsError: 4,
     DifferentError: 5,
     IncompleteError: 6,
     RunError: 1,
+    LossError: 1,
 }
 
 

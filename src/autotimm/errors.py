@@ -32,6 +32,7 @@ __all__ = [
     "DataError",
     "DifferentError",
     "IncompleteError",
+    "LossError",
     "ModelError",
     "RunError",
     "UnreadableSampleError",

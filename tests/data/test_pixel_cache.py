@@ -9,6 +9,7 @@ import signal
 import time
 import warnings
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -564,6 +565,7 @@ def _train_on_a_full_disk(photos: Path, workers: int, errors: Path) -> None:
     file = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     warnings.showwarning = lambda message, *where: os.write(file, f"{message}\n".encode())  # type: ignore[assignment]
     warnings.simplefilter("default")
+    warnings.filterwarnings("ignore", "lance is not fork-safe")  # where another test has loaded it before the fork
     options = {"image_size": 32, "batch_size": 2, "val_split": 0.25, "decode": "reduced", "num_workers": workers}
     without = batches(ImageDataModule(photos, **options))
     resource.setrlimit(resource.RLIMIT_FSIZE, (65_000, 65_000))
@@ -602,6 +604,7 @@ def test_auto_says_what_it_does_and_why(photos, monkeypatch):
 
 def test_auto_leaves_alone_what_is_read_as_fast_as_it_is_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(pixel_cache, "_available_memory", lambda home: 0)
+    monkeypatch.setattr(pixel_cache.time, "thread_time", count(0, 0.002).__next__)  # a clock that no load changes
     Image.new("RGB", (1000, 1000)).save(tmp_path / "a.bmp")
     line = open_cache("auto", SIZE, [tmp_path / "a.bmp"], RGB).line
     assert line.startswith("cache: off (auto: decoding takes ")

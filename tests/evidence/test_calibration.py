@@ -259,7 +259,7 @@ def test_off(photos, tmp_path):
     config = run.path / "config.yaml"
     config.write_text("".join(line for line in config.read_text().splitlines(True) if not line.startswith("calibrate")))
     assert run.config["calibrate"] is None  # a record of a version without it
-    assert run.verify().findings == ("config.yaml: it lacks calibrate",)
+    assert run.verify().findings[0] == "config.yaml: it lacks calibrate"
     with pytest.raises(UsageError, match="`calibrate` of fit has no effect without `evidence`"):
         small_fit(photos, tmp_path, evidence=False, calibrate=0.9)
 

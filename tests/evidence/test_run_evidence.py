@@ -78,7 +78,7 @@ def test_a_record_without_the_option_means_off(photos, tmp_path):
     config = run.path / "config.yaml"
     config.write_text("".join(line for line in config.read_text().splitlines(True) if not line.startswith("evidence")))
     assert run.config["evidence"] is False
-    assert run.verify().findings == ("config.yaml: it lacks evidence",)  # a record of this version has the line
+    assert run.verify().findings[0] == "config.yaml: it lacks evidence"  # a record of this version has the line
     with pytest.raises(ModelError, match="has no evidence of its val images"):
         run.evidence()
     again = small_fit(photos, tmp_path, name="on", val_split=None)

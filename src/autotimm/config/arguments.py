@@ -150,8 +150,8 @@ def options_at(stage: str) -> list[str]:
     """The options that act on a stage of training, those that act on it first in front.
 
     Example:
-        >>> options_at("rate")[:3]
-        ['epochs', 'lr', 'schedule']
+        >>> options_at("rate")[:2]
+        ['epochs', 'lr']
     """
     acting = {name: declared.stages.index(stage) for name, declared in options().items() if stage in declared.stages}
     return sorted(acting, key=acting.__getitem__)

@@ -201,7 +201,12 @@ class Evidence:
             of_classes = name != "features" and array.shape[1] == len(self.class_names)
             titles = self.class_names if of_classes else range(array.shape[1])
             columns |= {f"{name}.{title}": array[:, at] for at, title in enumerate(titles)}
-        return pandas.DataFrame(columns, index=pandas.Index(self.ids, name="id"))
+        # Objects, since the text of pandas 3 takes no name of a file that is not UTF-8.
+        frame = pandas.DataFrame(
+            dict(enumerate(columns.values())), index=pandas.Index(self.ids, dtype=object, name="id")
+        )
+        frame.columns = pandas.Index([*columns], dtype=object)
+        return frame
 
 
 def evidence_bytes(evidence: Evidence) -> bytes:
