@@ -1,5 +1,6 @@
 """Decoded pictures that are kept: the same bits as without, whatever happens to files, processes and disks."""
 
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -9,7 +10,6 @@ import signal
 import time
 import warnings
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -604,7 +604,9 @@ def test_auto_says_what_it_does_and_why(photos, monkeypatch):
 
 def test_auto_leaves_alone_what_is_read_as_fast_as_it_is_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(pixel_cache, "_available_memory", lambda home: 0)
-    monkeypatch.setattr(pixel_cache.time, "thread_time", count(0, 0.002).__next__)  # a clock that no load changes
+    monkeypatch.setattr(
+        pixel_cache.time, "thread_time", itertools.count(0, 0.002).__next__
+    )  # a clock that no load changes
     Image.new("RGB", (1000, 1000)).save(tmp_path / "a.bmp")
     line = open_cache("auto", SIZE, [tmp_path / "a.bmp"], RGB).line
     assert line.startswith("cache: off (auto: decoding takes ")
