@@ -15,7 +15,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -168,6 +168,13 @@ def data_folder(options: argparse.Namespace, usual: Path, draw: Callable[[Path],
 def done_lines(file: Path | None) -> list[dict[str, Any]]:
     """The results that an interrupted call has written to a file of JSON lines."""
     return [json.loads(line) for line in file.read_text().splitlines()] if file is not None and file.exists() else []
+
+
+def keep_line(line: Mapping[str, Any], file: Path | None) -> None:
+    """Append a result to a file of JSON lines, if there is one: an interrupted call goes on from there."""
+    if file is not None:
+        with file.open("a") as lines:
+            lines.write(json.dumps(line) + "\n")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

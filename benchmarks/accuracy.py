@@ -30,7 +30,7 @@ from typing import Any
 
 import timm
 import torch
-from _bench import PHOTOS, WEIGHTS, Outcome, arguments, done_lines, median, report
+from _bench import PHOTOS, WEIGHTS, Outcome, arguments, done_lines, keep_line, median, report
 from _fine_tuning_loops import PEERS, Scores
 from _small_sets import SETS, SmallSet, deal, write_tables
 from safetensors.torch import save_file
@@ -91,9 +91,7 @@ def results(options: Any, scratch: Path) -> list[dict[str, Any]]:
                 took = {"cpu_seconds": round(time.process_time() - start, 1), "load": round(os.getloadavg()[0], 1)}
                 lines.append({"set": name, "method": method, "seed": seed, **found, **took})
                 print(json.dumps(lines[-1]), file=sys.stderr)
-                if options.out is not None:
-                    with options.out.open("a") as file:
-                        file.write(json.dumps(lines[-1]) + "\n")
+                keep_line(lines[-1], options.out)
     return lines
 
 

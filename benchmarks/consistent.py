@@ -13,7 +13,6 @@ if one is missed. A long measurement can be stopped and taken up again: with `--
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from _bench import arguments, done_lines, report, table
+from _bench import arguments, done_lines, keep_line, report, table
 from _forked import forked
 from _stand_ins import ALL_KINDS, BACKBONES, RUNS, STAND_INS, STEPS, cheat, judge, train
 from scipy.stats import binomtest
@@ -55,8 +54,7 @@ def measure(folder: Path, rows: Path, turns: int, end: float, quick: bool) -> No
                     return
                 list(forked(cheat, folder, turn, [name], kinds_of(number, turn, quick)))
                 for row in forked(judge, folder, turn, [name], stand_in, done, variables=STAND_INS[stand_in].variables):
-                    with rows.open("a") as file:
-                        file.write(json.dumps(row) + "\n")
+                    keep_line(row, rows)
                     if row["kind"] == "honest" or row["verdict"] != "different":
                         print(*(row[key] for key in ("kind", "run", "stand_in", "verdict", "ratio", "weights_ratio")),
                               row["reason"], file=sys.stderr, flush=True)  # fmt: skip

@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import tempfile
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from _bench import arguments, done_lines, report
+from _bench import arguments, done_lines, keep_line, report
 from timm.models import model_entrypoint
 
 from autotimm import ImageClassifier, InstanceSegmentor, ObjectDetector, SemanticSegmentor, Task
@@ -200,10 +201,8 @@ def main() -> None:
         if name not in rows:
             with tempfile.TemporaryDirectory() as folder:
                 rows[name] = row(name, Path(folder), 4 if given.quick else 32)
-            print(json.dumps(rows[name]), flush=True)
-            if given.out is not None:
-                with given.out.open("a") as file:
-                    file.write(json.dumps(rows[name]) + "\n")
+            print(json.dumps(rows[name]), file=sys.stderr)
+            keep_line(rows[name], given.out)
     wanted = [rows[name] for name in names]
     print(f"\n{guide_table(wanted)}")
     report("export_formats", ("models",), [[len(wanted)]], models=wanted)

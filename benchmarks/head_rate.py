@@ -22,7 +22,7 @@ from typing import Any
 
 import timm
 import torch
-from _bench import PHOTOS, WEIGHTS, arguments, done_lines, report
+from _bench import PHOTOS, WEIGHTS, arguments, done_lines, keep_line, report
 from _small_sets import SETS, SmallSet, deal, write_tables
 from safetensors.torch import save_file
 
@@ -105,9 +105,7 @@ def main() -> None:
                         line = measured(chosen, fold, factor, options, Path(folder))
                     line = {"set": name, "fold": fold, "part": part, "seconds": time.perf_counter() - start, **line}
                     done.append(line)
-                    if options.out:
-                        with options.out.open("a") as file:
-                            file.write(json.dumps(line) + "\n")
+                    keep_line(line, options.out)
                     print(name, fold, part, line["best"], flush=True)
     report("head_rate", COLUMNS, table_of(done), backbone=BACKBONE, steps=options.steps, lines=done)
 

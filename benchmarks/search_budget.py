@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _bench import PHOTOS, Outcome, arguments, done_lines, median, report
+from _bench import PHOTOS, Outcome, arguments, done_lines, keep_line, median, report
 from _small_sets import SETS, SmallSet, deal, write_tables
 
 import autotimm
@@ -69,9 +69,7 @@ def results(options: Any, scratch: Path) -> list[dict[str, Any]]:
                     {"set": name, "method": method, "seed": seed, **_timed(chosen, method, seed, lines, options)}
                 )
                 print(json.dumps(lines[-1]), file=sys.stderr)
-                if options.out is not None:
-                    with options.out.open("a") as file:
-                        file.write(json.dumps(lines[-1]) + "\n")
+                keep_line(lines[-1], options.out)
     return lines
 
 

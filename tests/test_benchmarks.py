@@ -18,7 +18,7 @@ BENCHMARKS = sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
 def test_quick_run_draws_its_own_data_and_reports(name: str, tmp_path: Path) -> None:
     program = FOLDER / f"{name}.py"
     # Threads that wait for each other on busy cores take minutes for what one does in seconds.
-    threads = ["--threads", "1"] if "--threads" in program.read_text() else []
+    threads = ["--threads", "1"] if 'add_argument("--threads"' in program.read_text() else []
     command = [sys.executable, str(program), "--quick", *threads]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"

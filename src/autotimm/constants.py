@@ -1,6 +1,17 @@
 """Constants that several packages share. This module imports nothing."""
 
-__all__ = ["CACHES", "CHECKS", "DECODINGS", "ENGINES", "IGNORE_INDEX", "RECIPES", "STREAMS", "TASKS"]
+__all__ = [
+    "CACHES",
+    "CHECKS",
+    "DECODINGS",
+    "ENGINES",
+    "IGNORE_INDEX",
+    "LAUNCHERS",
+    "RECIPES",
+    "STREAMS",
+    "TASKS",
+    "VIEWS",
+]
 
 STREAMS = ("split", "init", "order", "augment", "step", "eval")
 """The named random streams, in the order in which a run first draws from them; see :mod:`autotimm.repro.streams`."""
@@ -25,3 +36,9 @@ CHECKS = ("auto", "full", "headers")
 
 RECIPES = ("auto", "plain", "probe")
 """How a network is trained: from a head that is fitted to its features, without one, or no further than that head."""
+
+LAUNCHERS = ("local", "ray")
+"""What starts the processes of a study or a verification: this machine, or a Ray cluster."""
+
+VIEWS = ("flip", "multiscale")
+"""The ways to look at an image more than once in a prediction: mirrored too, or in three sizes."""

@@ -12,6 +12,7 @@ from autotimm.cli.run_args import CKPT, RUN, THRESHOLD, TRUST, open_run
 from autotimm.cli.verb import Positional, Verb
 from autotimm.config import Option
 from autotimm.config.value_types import Choice, Flag, Number, Path, Whole
+from autotimm.constants import VIEWS
 from autotimm.errors import UsageError, printable, sentence
 from autotimm.runs.output_paths import require_features_file, require_new_file, require_new_folder
 
@@ -184,7 +185,7 @@ PREDICT = Verb(
             Flag(), "say which share of the validation images is more like the training images", "Options"
         ),
         "tta": Option(
-            Choice(("flip", "multiscale")),
+            Choice(VIEWS),
             "look at each image mirrored too, or in three sizes: probabilities are averaged, objects merged",
             "Options",
             none="none",

@@ -11,7 +11,7 @@ from autotimm.cli.parser import Given, parse
 from autotimm.cli.verb import Verb, loading_torch
 from autotimm.config import FitConfig, Option
 from autotimm.config.value_types import Choice, Flag, Path, Seeds, Text, Whole, Words
-from autotimm.constants import STREAMS
+from autotimm.constants import LAUNCHERS, STREAMS
 from autotimm.errors import UsageError, printable
 
 __all__ = ["STUDY"]
@@ -51,7 +51,7 @@ _STUDY = {
     "vs": Option(Path(metavar="FILE"), "compare with this configuration, on the same seeds", _GROUP, common=True),
     "decompose": Option(Flag(), "also vary each stream alone, for its share of the variance", _GROUP, common=True),
     "jobs": Option(Whole(1), "parallel runs; they share the CPU cores", _GROUP, common=True),
-    "launcher": Option(Choice(("local", "ray")), "processes on this machine, or a Ray cluster", _GROUP),
+    "launcher": Option(Choice(LAUNCHERS), "processes on this machine, or a Ray cluster", _GROUP),
     "out": Option(Path(metavar="DIR"), "parent folder of studies", _GROUP),
     "name": Option(Text(), "name of the study's folder", _GROUP, none="auto", common=True),
 }

@@ -11,6 +11,7 @@ from autotimm.cli.run_args import DATA, DEVICES, FOLDER, THREADS, TRUST, WORKERS
 from autotimm.cli.verb import Verb
 from autotimm.config import Option
 from autotimm.config.value_types import Choice, Flag, Path, Share, Text, Whole
+from autotimm.constants import LAUNCHERS
 from autotimm.errors import UsageError, sentence
 
 __all__ = ["VERIFY"]
@@ -84,7 +85,7 @@ VERIFY = Verb(
         ),
         "challenge": Option(Whole(), "the seed that stretches are drawn with", "Options", none="random"),
         "jobs": Option(Whole(1), "number of parallel processes that replay stretches", "Options"),
-        "launcher": Option(Choice(("local", "ray")), "these processes on this machine, or on a Ray cluster", "Options"),
+        "launcher": Option(Choice(LAUNCHERS), "these processes on this machine, or on a Ray cluster", "Options"),
         "workers": WORKERS,
         "devices": DEVICES,
         "threads": THREADS,

@@ -9,9 +9,7 @@ from typing import Any
 
 from autotimm.errors import missing_extra
 
-__all__ = ["LAUNCHERS", "ClusterTask", "on_cluster", "require_ray"]
-
-LAUNCHERS = ("local", "ray")
+__all__ = ["ClusterTask", "on_cluster", "require_ray"]
 
 
 @dataclass(frozen=True)

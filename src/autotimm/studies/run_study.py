@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from autotimm.config import FitConfig, read_yaml
 from autotimm.config.value_types import Kind, Whole, Words
+from autotimm.constants import LAUNCHERS
 from autotimm.errors import (
     AutotimmError,
     DataError,
@@ -28,7 +29,7 @@ from autotimm.records.atomic import sweep
 from autotimm.records.manifest import Manifest
 from autotimm.runs.factory import settle_data
 from autotimm.runs.names_of_file import require_known_names
-from autotimm.runs.ray_cluster import LAUNCHERS, require_ray
+from autotimm.runs.ray_cluster import require_ray
 from autotimm.runs.run import Run
 from autotimm.studies.execution import run_local, run_on_ray
 from autotimm.studies.study_report import Results, as_data, as_text, draw, write_csv, write_json
@@ -36,7 +37,7 @@ from autotimm.studies.trials import VARIED, Plan, finished, keep_config, make_pl
 from autotimm.train.machine_limits import machine_problem
 from autotimm.train.progress import say
 
-__all__ = ["LAUNCHERS", "Study", "compared_with", "study", "study_configs"]
+__all__ = ["Study", "compared_with", "study", "study_configs"]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ probabilities are added as whole numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -20,7 +20,8 @@ from autotimm.tasks.letterbox import shown, to_original
 from autotimm.types import Placement, Tiling
 
 __all__ = [
-    "TileLabels", "Window", "column_blocks", "cut", "cut_targets", "merge_objects", "survivors", "tile_windows", "tiled"
+    "TileLabels", "Window", "column_blocks", "cut", "cut_targets", "merge_objects", "tile_windows", "tiled",
+    "without_suppressed",
 ]  # fmt: skip
 
 _MARGIN = 2  # pixels between a box and the border of a tile up to which the object may go on beyond it
@@ -145,9 +146,7 @@ def merge_objects(
         _in_image(objects, window, height, width, tiling) for window, objects in sorted(found, key=lambda one: one[0])
     ]
     merged = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    order = merged["scores"].sort(descending=True, stable=True).indices
-    keep = order[survivors(merged["boxes"][order], merged["scores"][order], merged["labels"][order], nms_iou, most)]
-    return {name: value[keep] for name, value in merged.items()}
+    return without_suppressed(merged, merged["boxes"], nms_iou, most)
 
 
 def _in_image(objects: dict[str, Tensor], window: Window, height: int, width: int, tiling: Tiling) -> dict[str, Tensor]:
@@ -168,7 +167,21 @@ def _in_image(objects: dict[str, Tensor], window: Window, height: int, width: in
     return {name: value[shown_whole] for name, value in moved.items()}
 
 
-def survivors(boxes: Tensor, scores: Tensor, labels: Tensor, nms_iou: float, most: int) -> Tensor:
+def without_suppressed(objects: Mapping[str, Tensor], boxes: Tensor, nms_iou: float, most: int) -> dict[str, Tensor]:
+    """The objects that no better one of their class suppresses, highest score first, at most a number of them.
+
+    Args:
+        objects: ``scores`` and ``labels`` (K,), and further entries with a row per object.
+        boxes: The boxes that are compared, (K, 4).
+        nms_iou: Intersection over union of two boxes of a class from which the one with the lower score is dropped.
+        most: Objects to keep.
+    """
+    order = objects["scores"].sort(descending=True, stable=True).indices
+    keep = order[_survivors(boxes[order], objects["scores"][order], objects["labels"][order], nms_iou, most)]
+    return {name: value[keep] for name, value in objects.items()}
+
+
+def _survivors(boxes: Tensor, scores: Tensor, labels: Tensor, nms_iou: float, most: int) -> Tensor:
     """Indices of the best boxes that no better one of their class suppresses; boxes are sorted by score.
 
     Not torchvision's ``batched_nms``: it moves the boxes of each class by a multiple of the largest coordinate, where

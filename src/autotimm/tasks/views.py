@@ -15,18 +15,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as transforms
 
+from autotimm.constants import VIEWS
 from autotimm.errors import UsageError, require_choice
 from autotimm.image_size import ImageSize, height_and_width
 from autotimm.tasks.letterbox import to_original
-from autotimm.tasks.tiles import survivors
+from autotimm.tasks.tiles import without_suppressed
 from autotimm.types import Placement
 
 __all__ = [
-    "VIEWS", "View", "Viewing", "check_sizes", "looking", "mean_probabilities", "merged_objects", "seen", "views_of"
+    "View", "Viewing", "check_sizes", "looking", "mean_probabilities", "merged_objects", "seen", "views_of"
 ]  # fmt: skip
-
-VIEWS = ("flip", "multiscale")
-"""The ways to look at an image more than once."""
 
 _STEP = 32  # pixels: the coarsest stride of most backbones
 _SMALLER, _LARGER = 3, 5  # quarters of the size
@@ -62,7 +60,7 @@ def views_of(name: str, size: ImageSize) -> tuple[View, ...]:
     The other sizes are about 3/4 and 5/4, in whole multiples of 32 pixels and at least 32.
 
     Args:
-        name: One of :data:`VIEWS`.
+        name: One of :data:`autotimm.constants.VIEWS`.
         size: The size of the network's input.
 
     Raises:
@@ -172,10 +170,7 @@ def merged_objects(
     """
     parts = [_as_first(objects, view, views[0]) for objects, view in zip(found, views, strict=True)]
     merged = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    order = merged["scores"].sort(descending=True, stable=True).indices
-    boxes = to_original(merged["boxes"].float(), place)[order]
-    keep = order[survivors(boxes, merged["scores"][order], merged["labels"][order], nms_iou, most)]
-    return {name: value[keep] for name, value in merged.items()}
+    return without_suppressed(merged, to_original(merged["boxes"].float(), place), nms_iou, most)
 
 
 def _as_first(objects: Mapping[str, Tensor], view: View, first: View) -> dict[str, Any]:

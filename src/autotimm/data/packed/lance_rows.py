@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from autotimm.data.packed.row_store import Head, ListedRow, Row, Rows
 from autotimm.data.table import AT_ONCE
@@ -49,27 +49,25 @@ class LanceRows(Rows):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._pid, self._opened = 0, cast("Any", None)
         self._version: int | None = None
 
     @staticmethod
     def is_there(path: Path) -> bool:
-        """Whether a folder is a Lance data set, whoever wrote it."""
+        """Whether a folder is a Lance data set, also one that autotimm did not write."""
         return os.path.isdir(path / "_versions")
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_pid": 0, "_opened": None}
+    def _data(self) -> Any:
+        """The data set, opened by this process."""
+        return self._here(self._open)
 
     def _open(self) -> Any:
-        """The data set, opened by this process."""
-        if self._pid != os.getpid():
-            lance = _lance()
-            try:
-                self._opened = lance.dataset(str(self.path), version=self._version)
-            except _BROKEN as error:
-                raise self._failed(error) from None
-            self._pid, self._version = os.getpid(), self._opened.version
-        return self._opened
+        lance = _lance()
+        try:
+            opened = lance.dataset(str(self.path), version=self._version)
+        except _BROKEN as error:
+            raise self._failed(error) from None
+        self._version = opened.version
+        return opened
 
     def _failed(self, error: BaseException) -> DataError:
         why = (str(error).splitlines() or [type(error).__name__])[0]
@@ -77,7 +75,7 @@ class LanceRows(Rows):
 
     def description(self) -> bytes:
         """What stands in the metadata of the schema; refuses other columns than ours."""
-        schema = self._open().schema
+        schema = self._data().schema
         wanted = {**dict.fromkeys(_TEXTS, "string"), **dict.fromkeys(_BYTES, "large_binary")}
         columns = {field.name: str(field.type) for field in schema}
         content = (schema.metadata or {}).get(_KEY)
@@ -92,7 +90,7 @@ class LanceRows(Rows):
     def listed(self) -> Iterator[ListedRow]:
         """All rows in order, of which no other column is read."""
         try:
-            for batch in self._open().scanner(columns=list(_TEXTS), batch_size=_BLOCK, scan_in_order=True).to_batches():
+            for batch in self._data().scanner(columns=list(_TEXTS), batch_size=_BLOCK, scan_in_order=True).to_batches():
                 texts = (batch.column(name).to_pylist() for name in _TEXTS)
                 for row in zip(*texts, strict=True):
                     yield ListedRow(*(text or "" for text in row))
@@ -102,7 +100,7 @@ class LanceRows(Rows):
     def read(self, places: Sequence[int]) -> list[Row]:
         """The files of some rows, by random access."""
         try:
-            found = self._open().take(list(places), columns=["id", *_BYTES])
+            found = self._data().take(list(places), columns=["id", *_BYTES])
             columns = (found.column(name).to_pylist() for name in ("id", *_BYTES))
             return [Row(id or "", image or b"", masks or b"") for id, image, masks in zip(*columns, strict=True)]
         except _BROKEN as error:

@@ -13,6 +13,7 @@ import os
 import re
 import struct
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,9 @@ class LitDataRows(Rows):
 
     engine = "litdata"
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._pid, self._opened = 0, None
-
     @staticmethod
     def is_there(path: Path) -> bool:
-        """Whether a folder has chunks of litData, whoever wrote them."""
+        """Whether a folder has chunks of litData, also of other programs."""
         if os.path.isfile(path / _IMAGES / _INDEX) and os.path.isfile(path / _HEAD):
             return True
         try:
@@ -75,18 +72,13 @@ class LitDataRows(Rows):
             return False
         return start.startswith(b'{"chunks": [{"chunk_bytes"')
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_pid": 0, "_opened": None}
-
     def _open(self, stream: str) -> Any:
         # One item at a time: a window of them would be read for each image of a shuffled epoch.
         return _litdata().StreamingDataset(str(self.path / stream), batch_decode=0)
 
     def _images(self) -> Any:
         """The stream of images, opened by this process."""
-        if self._pid != os.getpid():
-            self._opened, self._pid = self._open(_IMAGES), os.getpid()
-        return self._opened
+        return self._here(partial(self._open, _IMAGES))
 
     def _failed(self, error: BaseException) -> DataError:
         why = (str(error).splitlines() or [""])[0] or type(error).__name__

@@ -41,10 +41,10 @@ class PackedData(NamedTuple):
 
 
 def pack(data: DataModule, to: str, out: str | Path, progress: bool = True) -> PackedData:
-    """Write the samples of a data module into a packed data set, for which it trains to the same bits.
+    """Write the samples of a data module into a packed data set, on which training computes the same bits.
 
     Image files are copied as they are. Ids, order, and the splits that the data have of their own stay; what is not
-    split is split by whoever reads it, as the folder would be. Images that cannot be read are left out.
+    split is split when it is read, as the folder would be. Images that cannot be read are left out.
 
     Args:
         data: A data module that was not set up yet.

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -178,6 +179,7 @@ class Rows(ABC):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.ids: Sequence[str] = ()
+        self._pid, self._opened = 0, cast("Any", None)
         self._forget(0)
 
     def _forget(self, number: int) -> None:
@@ -186,10 +188,11 @@ class Rows(ABC):
         self._digests, self._sizes = np.zeros((number, 32), np.uint8), np.zeros((number, 2), np.int32)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_held", "_digests", "_sizes")}
+        left_out = ("_held", "_digests", "_sizes", "_pid", "_opened")
+        return {name: value for name, value in vars(self).items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        vars(self).update(state, _pid=0, _opened=None)
         self._forget(0)
 
     # What an engine defines
@@ -197,7 +200,7 @@ class Rows(ABC):
     @staticmethod
     @abstractmethod
     def is_there(path: Path) -> bool:
-        """Whether a folder is a data set of the engine, whoever wrote it."""
+        """Whether a folder is a data set of the engine, also one that autotimm did not write."""
 
     @abstractmethod
     def description(self) -> bytes:
@@ -224,6 +227,12 @@ class Rows(ABC):
         """
 
     # What all of them share
+
+    def _here(self, open_it: Callable[[], Any]) -> Any:
+        """What the engine has opened in this process: handles of another one, that has forked it, cannot be used."""
+        if self._pid != os.getpid():
+            self._opened, self._pid = open_it(), os.getpid()
+        return self._opened
 
     def checked_list(self, head: Head) -> Iterator[ListedRow]:
         """All rows in order, as the description says.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from autotimm.constants import LAUNCHERS
 from autotimm.data.data_facts import Snapshot
 from autotimm.errors import (
     AutotimmError,
@@ -20,7 +21,7 @@ from autotimm.errors import (
 from autotimm.records.replay_versions import not_replayable
 from autotimm.records.run_folder import RunFolder
 from autotimm.runs.parent import check_parent
-from autotimm.runs.ray_cluster import LAUNCHERS, require_ray
+from autotimm.runs.ray_cluster import require_ray
 from autotimm.runs.recorded_run import RecordedRun, read_recorded
 from autotimm.runs.restore import Rebuilt
 from autotimm.runs.stretches.choice import Choice, Stretch, choose, new_challenge, passing_chance, within_budget
