@@ -10,6 +10,7 @@ import onnx
 import openvino
 import pytest
 import torch
+from _networks import dense_task
 
 from autotimm import Run
 from autotimm.cli.main import main
@@ -21,7 +22,6 @@ from autotimm.export.int8 import CALIBRATED, calibration_names
 from autotimm.export.resize import cropped
 from autotimm.models.detection import DETECTORS
 from autotimm.models.segmentation.segmenter import SEGMENTERS
-from networks import dense_task
 
 
 @pytest.fixture(scope="module")
