@@ -14,7 +14,7 @@ from PIL import Image
 from autotimm import ImageDataModule
 from autotimm.data import file_facts, image_facts
 from autotimm.data.file_facts import Problem, image_sizes
-from autotimm.data.image_facts import ImageFact, checks_fully, image_digests, scan
+from autotimm.data.image_facts import checks_fully, image_digests, scan
 from autotimm.data.jpeg import checked_jpeg
 from autotimm.data.texts import Joined, Paths, Picked, Texts
 from autotimm.errors import DataError
@@ -78,10 +78,11 @@ def test_digest_and_size_come_from_the_same_pass(tmp_path, full):
     Image.new("L", (5, 7)).save(tmp_path / "c.png")
     paths = sorted(tmp_path.iterdir())
     sizes = image_sizes(paths)
-    for path, fact in zip(paths, image_facts.image_facts([*map(str, paths)], full=full), strict=True):
-        assert isinstance(fact, ImageFact)
-        assert fact.digest == hashlib.sha256(path.read_bytes()).digest()
-        assert (fact.width, fact.height) == sizes[path]
+    (facts,) = image_facts.image_facts([*map(str, paths)], full=full)
+    assert facts.problems == {}
+    for path, fact in zip(paths, facts.known.facts, strict=True):
+        assert fact["digest"].tobytes() == hashlib.sha256(path.read_bytes()).digest()
+        assert tuple(fact["size"]) == sizes[path]
 
 
 def test_a_check_of_headers_does_not_stand_for_a_complete_one(tmp_path, monkeypatch):
@@ -89,13 +90,13 @@ def test_a_check_of_headers_does_not_stand_for_a_complete_one(tmp_path, monkeypa
     path = tmp_path / "a.jpg"
     path.write_bytes(photograph())
     decoded: list[bool] = []
-    look_at = image_facts._look_at
+    look_at = image_facts.look_at
 
-    def noting(reading, full, names):
+    def noting(reading, full, rules, names):
         decoded.append(full)
-        return look_at(reading, full, names)
+        return look_at(reading, full, rules, names)
 
-    monkeypatch.setattr(image_facts, "_look_at", noting)
+    monkeypatch.setattr(image_facts, "look_at", noting)
     for full in (False, False, True, True, False):
         assert scan([path], full=full) == []
     assert decoded == [False, True]

@@ -23,7 +23,7 @@ from torchvision import tv_tensors
 
 from autotimm.data.file_facts import Problem
 from autotimm.data.image_channels import read_bytes_as
-from autotimm.data.image_facts import ImageFact, facts_of_rows
+from autotimm.data.image_look import ImageFact, facts_of_rows
 from autotimm.data.image_reading import ImageReading
 from autotimm.data.table import AT_ONCE
 from autotimm.errors import DataError, sentence
