@@ -17,8 +17,9 @@ from autotimm.cli.main import main
 from autotimm.data.transforms.image_transforms import eval_transform
 from autotimm.errors import ModelError, UsageError
 from autotimm.export.agreement_check import check_file, seeded_sample
-from autotimm.export.exporter import graph_for, open_exported, write_graph
+from autotimm.export.exporter import graph_for, open_exported, write_graph, written_beside
 from autotimm.export.int8 import CALIBRATED, calibration_names
+from autotimm.export.openvino_file import weights_beside
 from autotimm.export.resize import cropped
 from autotimm.models.detection import DETECTORS
 from autotimm.models.segmentation.segmenter import SEGMENTERS
@@ -131,6 +132,18 @@ def test_16_bits_halve_the_file(to: str, run: Run, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "export.json").read_text())[f"half{suffix}"]["precision"] == "fp16"
 
 
+def test_neither_file_is_left_without_the_other(tmp_path: Path) -> None:
+    def fail(path: Path) -> None:
+        for written in (path, weights_beside(path)):
+            written.write_bytes(b"half")
+        raise ModelError("the check failed")
+
+    with pytest.raises(ModelError), written_beside(tmp_path / "m.xml") as path:
+        fail(path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow  # by a tolerance, as for each format; `test_classification.py` has the quickest of them
 def test_nothing_is_left_beyond_the_tolerance(run: Run, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="must agree with the run within"):
         run.export(tmp_path / "m.xml", to="openvino", tolerance=0)
