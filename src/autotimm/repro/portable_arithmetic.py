@@ -15,7 +15,7 @@ from torch import Tensor
 
 from autotimm.errors import UsageError
 from autotimm.repro import portable_functions as functions
-from autotimm.repro.exact_sums import add_at, convolution, convolution_gradients, matmul, sum_over
+from autotimm.repro.exact_sums import add_at, convolution, convolution_gradients, cumulated, matmul, sum_over
 
 __all__ = ["REPLACED", "all_dims", "as_type", "mean_over", "replaces", "sigmoid64", "sum_of", "variance_over"]
 
@@ -63,6 +63,21 @@ def mean_over(x: Tensor, dims: Any = None, keepdim: bool = False, *, dtype: torc
     dims = all_dims(x, dims)
     count = math.prod(x.shape[dim] for dim in dims)
     return sum_of(x.double(), dims, keepdim).div_(count).to(dtype or x.dtype)
+
+
+@replaces("trace")
+def _trace(x: Tensor) -> Tensor:
+    return sum_of(x.diagonal())
+
+
+@replaces("scatter_add")
+def _scatter_add(x: Tensor, dim: int, index: Tensor, values: Tensor) -> Tensor:
+    if not x.is_floating_point():
+        return torch.scatter_add(x, dim, index, values)
+    values = values[tuple(slice(size) for size in index.shape)]
+    places: list[Tensor] = list(torch.meshgrid(*map(torch.arange, index.shape), indexing="ij"))
+    places[dim] = index
+    return as_type(add_at(x, places, values), x)
 
 
 @replaces("linalg_vector_norm")
@@ -120,6 +135,13 @@ def _index_put(x: Tensor, indices: Any, values: Tensor, accumulate: bool = False
         return as_type(add_at(x, indices, values), x)
     result: Tensor = torch.ops.aten.index_put(x, indices, values, accumulate)
     return result
+
+
+@replaces("cumsum")
+def _cumsum(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
+    if not (x.is_floating_point() or (dtype is not None and dtype.is_floating_point)):
+        return torch.cumsum(x, dim, dtype=dtype)
+    return cumulated(x, dim).to(dtype or x.dtype)
 
 
 @replaces("sort")
@@ -229,6 +251,8 @@ def _rsqrt(x: Tensor) -> Tensor:
 
 @replaces("pow")
 def _pow(x: Any, exponent: Any) -> Tensor:
+    if isinstance(x, Tensor) and isinstance(exponent, Tensor):
+        return power(x.double(), exponent.double()).to(torch.result_type(x, exponent))
     if isinstance(x, Tensor) and exponent == 2:
         return x * x
     if isinstance(x, Tensor) and exponent == 3:
@@ -240,7 +264,15 @@ def _pow(x: Any, exponent: Any) -> Tensor:
     if not isinstance(x, Tensor):  # of a number, as for the widths of layers
         powers = [x**each for each in exponent.flatten().tolist()]
         return torch.tensor(powers, dtype=exponent.dtype).view(exponent.shape)
-    raise UsageError("A portable run cannot compute a power other than 0.5, 1, 2 or 3. Leave `portable` out.")
+    return power(x.double(), torch.tensor(exponent, dtype=torch.float64)).to(torch.result_type(x, exponent))
+
+
+def power(x: Tensor, exponent: Tensor) -> Tensor:
+    """A power in float64; NaN for a negative base unless the exponent is whole."""
+    result = functions.exp(functions.log(x.abs()) * exponent)
+    odd = exponent.fmod(2).abs()
+    result = torch.where(x < 0, torch.where(odd == 1, -result, torch.where(odd == 0, result, math.nan)), result)
+    return torch.where(exponent == 0, 1.0, result)
 
 
 def _wide(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

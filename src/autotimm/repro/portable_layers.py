@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autotimm.errors import UsageError
 from autotimm.repro import portable_functions as functions
-from autotimm.repro.exact_sums import sum_over, windows
+from autotimm.repro.exact_sums import cumulated, sum_over, windows
 from autotimm.repro.portable_arithmetic import as_type, mean_over, replaces, sum_of, variance_over
 
 __all__: list[str] = []
@@ -268,6 +269,64 @@ def _normal_(x: Tensor, mean: float = 0, std: float = 1, *, generator: torch.Gen
 @replaces("bernoulli_")
 def _bernoulli_(x: Tensor, p: Any = 0.5, *, generator: torch.Generator | None = None) -> Tensor:
     return x.copy_(functions.uniform(x, generator) < p)
+
+
+@replaces("randn")
+def _randn(size: Sequence[int], *, generator: torch.Generator | None = None, **kwargs: Any) -> Tensor:
+    result = torch.empty(size, **kwargs)
+    return result.copy_(functions.normal(result, generator))
+
+
+@replaces("randn_like")
+def _randn_like(x: Tensor, **kwargs: Any) -> Tensor:
+    return torch.empty_like(x, **kwargs).copy_(functions.normal(x))
+
+
+@replaces("bernoulli")
+def _bernoulli(x: Tensor, p: Any = None, *, generator: torch.Generator | None = None) -> Tensor:
+    return _bernoulli_(torch.empty_like(x), x if p is None else p, generator=generator)
+
+
+@replaces("multinomial")
+def _multinomial(
+    x: Tensor, number: int, replacement: bool = False, *, generator: torch.Generator | None = None
+) -> Tensor:
+    if number != 1 and not replacement:
+        raise UsageError("A portable run cannot draw several times without replacement. Leave `portable` out.")
+    ends = cumulated(x, x.ndim - 1)
+    drawn = functions.uniform(x.new_empty(*x.shape[:-1], number), generator).mul_(ends[..., -1:])
+    return torch.searchsorted(ends, drawn, right=True).clamp_(max=x.shape[-1] - 1)
+
+
+@replaces("_sample_dirichlet")
+def _dirichlet(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    logarithms = [_log_gamma_number(shape, generator) for shape in x.double().flatten().tolist()]
+    return as_type(_softmax64(torch.tensor(logarithms, dtype=torch.float64).view(x.shape), x.ndim - 1), x)
+
+
+def _log_gamma_number(shape: float, generator: torch.Generator | None) -> float:
+    """The logarithm of a gamma-distributed number, which itself may be too small for a float.
+
+    Source:
+        G. Marsaglia and W. W. Tsang, "A simple method for generating gamma variables", ACM TOMS 2000.
+    """
+    one = torch.empty((), dtype=torch.float64)
+    boost = 0.0
+    if shape < 1:
+        boost = _log(1 - functions.uniform(one, generator).item()) / shape
+        shape += 1
+    middle = shape - 1 / 3
+    while True:
+        normal = functions.normal(one, generator).item()
+        side = 1 + normal / math.sqrt(9 * middle)
+        cube = side * side * side
+        chance = 1 - functions.uniform(one, generator).item()
+        if cube > 0 and _log(chance) < normal * normal / 2 + middle * (1 - cube + _log(cube)):
+            return _log(middle * cube) + boost
+
+
+def _log(x: float) -> float:
+    return functions.log(torch.tensor(x, dtype=torch.float64)).item()
 
 
 @replaces("linspace")
