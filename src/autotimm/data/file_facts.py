@@ -173,9 +173,10 @@ def absolute_paths(names: Sequence[str]) -> list[bytes]:
     absolute = text.count("\0/")
     is_plain = text.count("\0") == len(names) and not any(detour in text for detour in _DETOURS)
     if os.sep == "/" and is_plain and absolute in (0, len(names)):
-        start = "" if absolute else os.path.join(os.getcwd(), "")
+        if not absolute:
+            text = text.replace("\0", "\0" + os.path.join(os.getcwd(), ""))
         with suppress(UnicodeEncodeError):
-            return os.fsencode(text.replace("\0", f"\0{start}")).split(b"\0")[1:]
+            return os.fsencode(text).split(b"\0")[1:]
     folders: dict[str, bytes] = {}
     paths: list[bytes] = []
     for name in names:

@@ -54,7 +54,7 @@ MANY_BYTES = 5 * 10**9
 
 _RULES = 1  # raised with every change of our own code that finds something else
 _WINDOW = 1 << 16  # files that are sorted and looked up together
-_BLOCK = 2048  # files that are remembered at once: what an interruption loses
+_BLOCKS = {True: 2048, False: 8192}  # files that are remembered at once, decoded or not: what an interruption loses
 _TASK = 32  # files that a thread takes at once
 _ALONE = 128  # files after which one thread asks whether others would help
 _LARGE = 1 << 15  # bytes of a file, the mean, from which on hashing takes longer than all the rest
@@ -168,7 +168,7 @@ def image_facts(
     reading = current_reading()
     own = "" if reading.channels == 3 and reading.upright else f" {tuple(reading)}"
     rules = f"{_RULES} {PIL.__version__}{own}"
-    readers = _Readers(partial(look_at, reading, full, rules), full)
+    readers = _Readers(partial(look_at, reading, full), full)
     with readers, ProgressBar(len(files), progress, title) as bar:
         yield from map(_Check(rules, full, readers, bar).window, _windows(files))
 
@@ -235,15 +235,16 @@ class _Check:
         """What is known of the files, or found out."""
         found, known = _STORE.find(window.paths), Known.nothing(len(window.names))
         problems: dict[int, Problem] = {}
-        for start in range(0, len(window.names), _BLOCK):
+        size = _BLOCKS[self._full]
+        for start in range(0, len(window.names), size):
             now = time.time_ns()  # before the files are read: what happens to them later gives them other stamps
-            block = np.arange(start, min(start + _BLOCK, len(window.names)))
+            block = np.arange(start, min(start + size, len(window.names)))
             holds = self._holds(window, found, block, now)
             self._bar.advance(int(holds.sum()))
             known = known.put(window.order[block[holds]], found.at(block[holds]))
             todo = block[~holds]
             looked = self._look(window, todo, now)
-            known = known.put(window.order[todo], looked.known)
+            known = known.put(window.order[todo], looked.known(self._rules))
             problems |= {int(window.order[todo[place]]): problem for place, problem in looked.problems.items()}
         return Facts(window.start, known, dict(sorted(problems.items())))
 
@@ -263,12 +264,13 @@ class _Check:
             with listening():
                 for part in self._readers(names):
                     parts.append(part)
-                    self._bar.advance(len(part.known.facts))
+                    self._bar.advance(part.files)
         finally:  # an interruption keeps what was found
             looked = Looked.joined(parts)
-            good = np.flatnonzero((looked.known.facts["rules"] > 0) & are_settled(looked.known.facts["stamp"], now_ns))
+            known = looked.known(self._rules)
+            good = np.flatnonzero((known.facts["rules"] > 0) & are_settled(known.facts["stamp"], now_ns))
             if len(good):
-                _STORE.keep([window.paths[place] for place in places[good].tolist()], looked.known.at(good))
+                _STORE.keep([window.paths[place] for place in places[good].tolist()], known.at(good))
         return looked
 
 
