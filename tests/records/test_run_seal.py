@@ -1,7 +1,7 @@
 """Seals of runs: what they bind, what is found afterwards, and that nothing writes into a sealed run."""
 
-import random
 import json
+import random
 import shutil
 import subprocess
 import sys
