@@ -259,3 +259,10 @@ def test_backbones(capsys: pytest.CaptureFixture[str]):
     assert all("resnet18" in name for name in names)
     assert main(["backbones", "resnet?8"]) == 0
     assert capsys.readouterr().out.splitlines() == ["resnet18"]
+
+
+def test_a_pattern_that_no_backbone_has(capsys: pytest.CaptureFixture[str]):
+    assert main(["backbones", "resnett18"]) == 4
+    assert "No backbone name matches 'resnett18'. Did you mean 'resnet18'?" in capsys.readouterr().err
+    assert main(["backbones", "0123456789"]) == 4
+    assert "Try a shorter part of the name" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from autotimm.errors import ModelError, UsageError
 from autotimm.export.agreement_check import check_file, seeded_sample
 from autotimm.export.exporter import graph_for, open_exported, write_graph, written_beside
 from autotimm.export.int8 import CALIBRATED, calibration_names
-from autotimm.export.openvino_file import weights_beside
+from autotimm.export.openvino_file import weights_beside, write_openvino
 from autotimm.export.resize import cropped
 from autotimm.models.detection import DETECTORS
 from autotimm.models.segmentation.segmenter import SEGMENTERS
@@ -165,6 +165,21 @@ def test_nothing_is_left_beyond_the_tolerance(run: Run, tmp_path: Path) -> None:
 def test_wrong_arguments(options: dict[str, Any], words: str, run: Run, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=words):
         run.export(**{**options, "out": tmp_path / options["out"]})
+
+
+def test_files_that_openvino_cannot_run(tmp_path: Path) -> None:
+    (tmp_path / "m.xml").write_text("<net/>")
+    with pytest.raises(ModelError, match="OpenVINO cannot run the network"):
+        open_exported(tmp_path / "m.xml", "openvino")
+    with pytest.raises(ModelError, match="OpenVINO cannot read the network"):
+        write_openvino(onnx.ModelProto(), tmp_path / "n.xml", {})
+
+
+def test_detectors_of_ones_own(tmp_path: Path) -> None:
+    task, spec = dense_task("fcos", 64)
+    task.network = torch.nn.Identity()
+    with pytest.raises(ModelError, match=r"The detector Identity cannot be exported. Use one of autotimm's"):
+        graph_for(task, spec, "openvino")
 
 
 def test_missing_extra(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

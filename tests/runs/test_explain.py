@@ -117,6 +117,13 @@ def test_gradcam_agrees_with_a_plain_computation():
     assert "forward_features" not in vars(network.backbone)
 
 
+def test_attention_rollout_needs_a_backbone():
+    network, image = torch.nn.Flatten(), torch.zeros(1, 3, 8, 8)
+    score = ExplainedScore("1", 0.0, network, network)
+    with pytest.raises(UsageError, match=r"attention-rollout needs a timm backbone. Flatten has none"):
+        attribute(network, score, image, "attention-rollout")
+
+
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
 def test_integrated_gradients_are_complete(backbone):
     network = classifier(backbone, image_size=64).eval().network
