@@ -63,7 +63,7 @@ def check_task(model: pl.LightningModule) -> None:
     Raises:
         UsageError: If it is no classifier of images, or is compiled.
     """
-    if not isinstance(model, Task) or "classes" not in model.kinds:
+    if not isinstance(model, Task) or not {"classes", "pixels"} & {*model.kinds}:
         must = "False for anything but classification, whose operators alone were tried"
         raise UsageError(sentence("portable", "AutoTrainer", must, True, "Leave it out."))
     if model.hparams.get("compile_model"):

@@ -364,7 +364,7 @@ class AutoTrainer(pl.Trainer):
             beginning = beginning_of(self, ckpt_path)
             again = beginning.resumes or ckpt_path == "last"
             if self.portable and isinstance(model, Task):
-                build_portably(model, draw=not again and self.start is None)
+                build_portably(model, draw=not beginning.resumes and self.start is None)
             found = self.tuner is not None and again and take_found(self, model, data)
             if self.tuner is not None and not found and beginning.checkpoint is None:
                 tune(self, model, data, self.tuner)
