@@ -134,6 +134,7 @@ def test_convolutions_are_those_of_torch(channels, out, kernel, stride, padding,
 
 
 TARGETS = torch.tensor([1, 2, 3, 0])
+FILTER = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(1))
 OPERATORS = {
     "gelu": F.gelu, "gelu tanh": lambda x: F.gelu(x, approximate="tanh"), "silu": F.silu, "sigmoid": torch.sigmoid,
     "tanh": torch.tanh, "hardswish": F.hardswish, "hardsigmoid": F.hardsigmoid, "relu6": F.relu6,
@@ -155,6 +156,14 @@ OPERATORS = {
     "powers": lambda x: x.abs() ** 0.25 + (x.abs() + 1) ** torch.linspace(-3, 3, 9),
     "cumulated sums": lambda x: x.cumsum(2),
     "scattered sums": lambda x: torch.zeros(4, 6, 9, 3).scatter_add(3, torch.arange(9).expand(4, 6, 9, 9) % 3, x),
+    "bilinear": lambda x: F.interpolate(x, size=(13, 30), mode="bilinear"),
+    "bilinear with corners": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True),
+    "bilinear to smaller": lambda x: F.interpolate(x, scale_factor=0.7, mode="bilinear"),
+    "nearest": lambda x: F.interpolate(x, size=(13, 30)),
+    "nearest by a factor": lambda x: F.interpolate(x, scale_factor=2),
+    "transposed": lambda x: F.conv_transpose2d(x, FILTER, torch.arange(8.0), 2, 1, 1, 2),
+    "transposed for each channel": lambda x: F.conv_transpose2d(x, FILTER[:, :1], None, 2, groups=6),
+    "sum of numbers": lambda x: x.nansum((2, 3)),
     "einsum": lambda x: torch.einsum("nchw,nchv->ncwv", x, x),
 }  # fmt: skip
 

@@ -3,14 +3,19 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+import autotimm
+import warm
 from autotimm import AutoTrainer, Run, list_backbones
+from autotimm.data.toy import write_toy_segmentation
 from autotimm.errors import UsageError
 from autotimm.evidence import EvidenceCollector
 from autotimm.records.digest import file_digest, state_digest
@@ -173,6 +178,52 @@ def test_other_processors_and_threads_leave_the_same_bytes(options, toy_folder, 
         found.append(files(tmp_path / f"of-{threads}"))
     assert found[0] == found[1] == found[2]
     assert Run(tmp_path / "of-2").verify(threads=1).identical
+
+
+def regions(folder, **options):
+    """Data to segment, and the options of a training on it."""
+    data = write_toy_segmentation(folder / "regions", splits={"train": 4, "val": 2}, image_size=64, seed=7)
+    return str(data), {**{name: value for name, value in FIT.items() if name != "val_split"}, "image_size": 64,
+                       "batch_size": 2, "epochs": 1, "width": 64, **options}  # fmt: skip
+
+
+def test_segmentation_depends_on_no_thread(tmp_path):
+    root, options = regions(tmp_path)
+    runs = [autotimm.fit(root, **options, threads=threads, out=tmp_path).path for threads in (1, 2)]
+    assert files(runs[0]) == files(runs[1])
+    assert Run(runs[0]).level()["R5"] == "expected"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options", [{"arch": "unet", "loss": "ce+dice", "ema_decay": 0.9}, {"backbone": "test_vit", "loss": "focal"}]
+)
+def test_segmentation_on_another_processor(options, tmp_path):
+    root, options = regions(tmp_path, **options)
+    for threads, variables in ((1, {}), (2, OTHER)):
+        given = [root, str(tmp_path), {**options, "threads": threads, "name": f"of-{threads}"}]
+        done = in_process("-c", TRAIN, json.dumps(given), **variables)
+        assert done.returncode == 0, done.stderr
+    assert files(tmp_path / "of-1") == files(tmp_path / "of-2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reached", ["ledger.jsonl", "checkpoints/step-*.ckpt"])
+def test_a_killed_run_goes_on_on_another_processor(reached, toy_folder, tmp_path):
+    """Before its first checkpoint, and in mid-epoch."""
+    options = {**FIT, "epochs": 3, "batch_size": 4, "checkpoint_every": 3, "drop_path_rate": 0.2, "ema_decay": 0.9}
+    whole = autotimm.fit(toy_folder, **options, threads=1, out=tmp_path, name="whole").path
+    given = [str(toy_folder), str(tmp_path), {**options, "threads": 1, "name": "killed"}]
+    killed = tmp_path / "killed"
+    started = warm.Program(["-c", TRAIN, json.dumps(given)])
+    while started.poll() is None and not [*killed.glob(reached)]:
+        time.sleep(0.002)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.communicate()
+    assert "results.json" not in files(killed)
+    done = in_process("-m", "autotimm", "resume", killed, "--threads", 2, **OTHER)
+    assert done.returncode == 0, done.stderr
+    assert files(killed) == files(whole)
 
 
 def test_backbones_lists_the_families_that_were_measured():

@@ -57,6 +57,11 @@ def sum_of(x: Tensor, dims: Any = None, keepdim: bool = False, *, dtype: torch.d
     return sum_over(x, all_dims(x, dims), keepdim=keepdim).to(dtype or x.dtype)
 
 
+@replaces("nansum")
+def _nansum(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return sum_of(torch.where(x.isnan(), 0, x), *args, **kwargs)
+
+
 @replaces("mean")
 def mean_over(x: Tensor, dims: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
     """The mean over dimensions, or over all."""
@@ -129,7 +134,7 @@ def _std(*args: Any, **kwargs: Any) -> Tensor:
     return _var_mean(*args, **kwargs)[0].sqrt_()
 
 
-@replaces("index_put", "_index_put_impl")
+@replaces("index_put", "_index_put_impl", "_unsafe_index_put")
 def _index_put(x: Tensor, indices: Any, values: Tensor, accumulate: bool = False, unsafe: bool = False) -> Tensor:
     if accumulate and x.is_floating_point():
         return as_type(add_at(x, indices, values), x)
@@ -179,11 +184,30 @@ def _convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, transposed: bool,
     output_padding: Any, groups: int,
 ) -> Tensor:  # fmt: skip
-    _refuse_transposed(transposed)
-    result = convolution(x, weight, stride, padding, dilation, groups)
+    if transposed:
+        result = _transposed(x, weight, stride, padding, dilation, output_padding, groups)
+    else:
+        result = convolution(x, weight, stride, padding, dilation, groups)
     if bias is not None:
         result += bias.view(1, -1, *[1] * (x.ndim - 2))
     return as_type(result, x)
+
+
+def _transposed(
+    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
+    output_padding: Sequence[int], groups: int,
+) -> Tensor:  # fmt: skip
+    """What a convolution with this weight would give its images as a gradient."""
+    size = [
+        (length - 1) * step - 2 * before + gap * (width - 1) + more + 1
+        for length, step, before, gap, width, more in zip(
+            x.shape[2:], stride, padding, dilation, weight.shape[2:], output_padding, strict=True
+        )
+    ]
+    images = x.new_zeros(x.shape[0], weight.shape[1] * groups, *size)
+    result = convolution_gradients(x, images, weight, stride, padding, dilation, groups, [True, False])[0]
+    assert result is not None
+    return result
 
 
 @replaces("convolution_backward")
@@ -191,15 +215,14 @@ def _convolution_backward(
     gradient: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, stride: Any, padding: Any, dilation: Any,
     transposed: bool, output_padding: Any, groups: int, wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    _refuse_transposed(transposed)
-    found = convolution_gradients(gradient, x, weight, stride, padding, dilation, groups, wanted)
+    settings = (stride, padding, dilation, groups)
+    if transposed:
+        of_x = convolution(gradient, weight, *settings) if wanted[0] else None
+        found = of_x, convolution_gradients(x, gradient, weight, *settings, [False, wanted[1]])[1]
+    else:
+        found = convolution_gradients(gradient, x, weight, *settings, wanted)
     of_bias = sum_over(gradient, [0, *range(2, gradient.ndim)]) if wanted[2] else None
     return tuple(None if each is None else as_type(each, x) for each in (*found, of_bias))
-
-
-def _refuse_transposed(transposed: bool) -> None:
-    if transposed:
-        raise UsageError("A portable run cannot use transposed convolutions. Leave `portable` out.")
 
 
 # Elementwise operators of more than one rounding

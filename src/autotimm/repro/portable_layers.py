@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from autotimm.errors import UsageError
 from autotimm.repro import portable_functions as functions
-from autotimm.repro.exact_sums import cumulated, sum_over, windows
+from autotimm.repro.exact_sums import cumulated, matmul, sum_over, windows
 from autotimm.repro.portable_arithmetic import as_type, mean_over, replaces, sum_of, variance_over
 
 __all__: list[str] = []
@@ -62,6 +63,73 @@ def _avg_pool_backward(
     for each in taken:
         each += share
     return as_type(inside, x)
+
+
+# Resizing: products with one matrix for the rows and one for the columns, of two numbers in each row
+
+
+@lru_cache(maxsize=256)
+def _bilinear(length: int, out: int, align_corners: bool, scale: float | None) -> Tensor:
+    """The matrix (out, length) that interpolates numbers on a line."""
+    if align_corners:
+        step = (length - 1) / (out - 1) if out > 1 else 0.0
+        places = [place * step for place in range(out)]
+    else:
+        step = length / out if scale is None else 1 / scale
+        places = [max((place + 0.5) * step - 0.5, 0.0) for place in range(out)]
+    matrix = torch.zeros(out, length, dtype=torch.float64)
+    for row, place in zip(matrix, places, strict=True):
+        low = min(int(place), length - 1)
+        row[low] += 1 - (place - low)
+        row[min(low + 1, length - 1)] += place - low
+    return matrix
+
+
+def _sized(x: Tensor, size: Any, scale_h: Any, scale_w: Any) -> tuple[list[int], float | None, float | None]:
+    """The size of the result and the scales; in inference mode both scales come in one list, and the size may not."""
+    if isinstance(scale_h, (list, tuple)):
+        scale_h, scale_w = scale_h
+        size = size or [int(x.shape[2] * scale_h), int(x.shape[3] * scale_w)]
+    return size, scale_h, scale_w
+
+
+@replaces("upsample_bilinear2d")
+def _upsample(x: Tensor, size: Any, align_corners: bool, scale_h: Any = None, scale_w: Any = None) -> Tensor:
+    size, scale_h, scale_w = _sized(x, size, scale_h, scale_w)
+    rows = _bilinear(x.shape[2], size[0], align_corners, scale_h)
+    columns = _bilinear(x.shape[3], size[1], align_corners, scale_w)
+    return as_type(matmul(matmul(rows, x), columns.t()), x)
+
+
+@replaces("upsample_bilinear2d_backward")
+def _upsample_backward(
+    gradient: Tensor, size: Sequence[int], of: Sequence[int], align_corners: bool, scale_h: float | None = None,
+    scale_w: float | None = None,
+) -> Tensor:  # fmt: skip
+    rows = _bilinear(of[2], size[0], align_corners, scale_h)
+    columns = _bilinear(of[3], size[1], align_corners, scale_w)
+    return as_type(matmul(matmul(rows.t(), gradient), columns), gradient)
+
+
+def _nearest(length: int, out: int, scale: float | None) -> list[int]:
+    step = length / out if scale is None else 1 / scale
+    return [min(int(place * step), length - 1) for place in range(out)]
+
+
+@replaces("upsample_nearest2d")
+def _upsample_nearest(x: Tensor, size: Any, scale_h: Any = None, scale_w: Any = None) -> Tensor:
+    size, scale_h, scale_w = _sized(x, size, scale_h, scale_w)
+    rows, columns = _nearest(x.shape[2], size[0], scale_h), _nearest(x.shape[3], size[1], scale_w)
+    return x[:, :, rows][:, :, :, columns]
+
+
+@replaces("upsample_nearest2d_backward")
+def _upsample_nearest_backward(
+    gradient: Tensor, size: Sequence[int], of: Sequence[int], scale_h: float | None = None, scale_w: float | None = None
+) -> Tensor:
+    rows, columns = _nearest(of[2], size[0], scale_h), _nearest(of[3], size[1], scale_w)
+    places = torch.eye(of[2], dtype=torch.float64)[rows], torch.eye(of[3], dtype=torch.float64)[columns]
+    return as_type(matmul(matmul(places[0].t(), gradient), places[1]), gradient)
 
 
 # Losses and attention

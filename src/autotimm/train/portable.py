@@ -61,10 +61,10 @@ def check_task(model: pl.LightningModule) -> None:
     """Refuse what cannot be trained portably.
 
     Raises:
-        UsageError: If it is no classifier of images, or is compiled.
+        UsageError: If it neither classifies images nor segments them, or is compiled.
     """
-    if not isinstance(model, Task) or "classes" not in model.kinds:
-        must = "False for anything but classification, whose operators alone were tried"
+    if not isinstance(model, Task) or not {"classes", "pixels"} & {*model.kinds}:
+        must = "False for anything but classification and semantic segmentation, whose operators alone were tried"
         raise UsageError(sentence("portable", "AutoTrainer", must, True, "Leave it out."))
     if model.hparams.get("compile_model"):
         must = "left out in a portable run, since a compiler fuses operators"

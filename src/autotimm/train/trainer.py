@@ -177,8 +177,8 @@ class AutoTrainer(pl.Trainer):
             normalization and its own random numbers; its loss is weighted by its share of the images. ``None`` trains
             on a batch at once, and in several processes on one batch for each.
         portable: Compute with operators whose bits are the same for every number of threads and every instruction set,
-            several times slower. For classification on the CPU; what is not known to hold is refused. Evidence is not
-            calibrated. See :mod:`autotimm.train.portable`.
+            several times slower. For classification and semantic segmentation on the CPU; what is not known to hold is
+            refused. Evidence is not calibrated. See :mod:`autotimm.train.portable`.
         kwargs: Arguments of ``pytorch_lightning.Trainer``. Checkpoint callbacks among the ``callbacks`` are additional
             to the run's own checkpoints. ``logger`` is off unless given, since ``metrics.csv`` is
             always written.
@@ -364,7 +364,7 @@ class AutoTrainer(pl.Trainer):
             beginning = beginning_of(self, ckpt_path)
             again = beginning.resumes or ckpt_path == "last"
             if self.portable and isinstance(model, Task):
-                build_portably(model, draw=not again and self.start is None)
+                build_portably(model, draw=not beginning.resumes and self.start is None)
             found = self.tuner is not None and again and take_found(self, model, data)
             if self.tuner is not None and not found and beginning.checkpoint is None:
                 tune(self, model, data, self.tuner)
