@@ -199,14 +199,45 @@ def test_run_that_drops_from_its_first_step_has_the_same_bytes(resumed, tmp_path
         assert (again.path / name).read_bytes() == (resumed.path / name).read_bytes(), name
 
 
-def test_record_that_hides_the_drop_is_refused(resumed, tmp_path):
+def test_record_that_hides_the_drop_is_different(resumed, broken, tmp_path):
     forged = shutil.copytree(resumed.path, tmp_path / "forged")
     manifest = json.loads((forged / "manifest.json").read_text())
     del manifest["decisions"]["dropped"]
     (forged / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UnreadableSampleError) as caught:
-        Run(forged).verify()
-    assert "resume" not in str(caught.value)  # of a replay there is nothing to resume
+    verdict = Run(forged).verify()
+    assert (verdict.verdict, verdict.exit_code) == ("different", 5)
+    assert f"manifest.json: decisions.dropped: the ledger says that {broken[0]} was dropped" in verdict.reason
+
+
+def test_run_that_ended_at_a_broken_file_is_verified_up_to_it(run):
+    verdict = run.verify()
+    assert (verdict.verdict, verdict.steps) == ("incomplete", 1)
+    assert verdict.reason == "What could be compared equals the replay."
+
+
+def test_replay_that_cannot_read_a_sample_earlier_than_the_run_is_not_comparable(resumed, broken, tmp_path):
+    forged = shutil.copytree(resumed.path, tmp_path / "forged")
+    manifest = json.loads((forged / "manifest.json").read_text())
+    del manifest["decisions"]["dropped"]
+    (forged / "manifest.json").write_text(json.dumps(manifest))
+    (forged / "ledger.jsonl").write_text("".join(
+        line for line in (forged / "ledger.jsonl").read_text().splitlines(True) if '"dropped"' not in line
+    ))  # fmt: skip
+    verdict = Run(forged).verify()
+    assert verdict.exit_code != 0
+    assert not verdict.identical
+    assert "resume" not in verdict.reason  # of a replay there is nothing to resume
+
+
+def test_run_that_trains_on_inherits_the_drops(resumed, photos, broken, tmp_path):
+    run = resumed.extend(epochs=1, out=tmp_path)
+    assert json.loads((run.path / "manifest.json").read_text())["decisions"]["dropped"] == [broken[0]]
+    assert [line["ids"] for line in dropped(run)] == [[broken[0]]]
+    assert run.verify().identical
+    repaired = shutil.copytree(photos, tmp_path / "repaired")
+    shutil.copy(repaired / broken[1], repaired / broken[0])
+    run = resumed.extend(repaired, epochs=1, out=tmp_path)
+    assert "dropped" not in json.loads((run.path / "manifest.json").read_text())["decisions"]
 
 
 def test_only_samples_that_cannot_be_read_are_dropped(run, resumed, photos, broken):
