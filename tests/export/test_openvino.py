@@ -125,10 +125,10 @@ def test_calibration_is_keyed_by_id() -> None:
 
 
 @pytest.mark.parametrize("to", ["onnx", pytest.param("torch", marks=pytest.mark.slow), "openvino"])
-def test_16_bits_halve_the_file(to: str, run: Run, tmp_path: Path) -> None:
+def test_16_bits_halve_the_file(to: str, nearest: Run, tmp_path: Path) -> None:
     suffix = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}[to]
-    half = run.export(tmp_path / f"half{suffix}", to=to, precision="fp16")
-    assert (half.weights or half.path).stat().st_size < 0.75 * (run.path / "model.safetensors").stat().st_size
+    half = nearest.export(tmp_path / f"half{suffix}", to=to, precision="fp16")
+    assert (half.weights or half.path).stat().st_size < 0.75 * (nearest.path / "model.safetensors").stat().st_size
     assert json.loads((tmp_path / "export.json").read_text())[f"half{suffix}"]["precision"] == "fp16"
 
 
