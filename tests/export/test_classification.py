@@ -105,8 +105,8 @@ def test_runner_without_torch_has_the_rows_of_predict(run: Run, exported: Path, 
     assert "is there already" in again.stderr
 
 
-def test_file_that_disagrees_is_not_written(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["export", str(run.path), "--to", "torch", "--out", str(tmp_path / "m.pt2"), "--tolerance", "0"]
+def test_file_that_disagrees_is_not_written(nearest: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["export", str(nearest.path), "--to", "torch", "--out", str(tmp_path / "m.pt2"), "--tolerance", "0"]
     assert main(command) == 4
     assert "must agree with the run within 0. On 32 validation images its scores differ by" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

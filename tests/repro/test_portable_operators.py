@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.stats import kstest
 
 from autotimm.errors import UsageError
 from autotimm.repro import portable_functions as functions
@@ -133,6 +134,7 @@ def test_convolutions_are_those_of_torch(channels, out, kernel, stride, padding,
 
 
 TARGETS = torch.tensor([1, 2, 3, 0])
+FILTER = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(1))
 OPERATORS = {
     "gelu": F.gelu, "gelu tanh": lambda x: F.gelu(x, approximate="tanh"), "silu": F.silu, "sigmoid": torch.sigmoid,
     "tanh": torch.tanh, "hardswish": F.hardswish, "hardsigmoid": F.hardsigmoid, "relu6": F.relu6,
@@ -151,6 +153,17 @@ OPERATORS = {
     "batch norm in evaluation": lambda x: F.batch_norm(x, torch.ones(6), torch.full((6,), 2.0)),
     "layer norm": lambda x: F.layer_norm(x, (9,), torch.arange(9.0), torch.ones(9)),
     "group norm": lambda x: F.group_norm(x, 3, torch.arange(6.0), torch.ones(6)),
+    "powers": lambda x: x.abs() ** 0.25 + (x.abs() + 1) ** torch.linspace(-3, 3, 9),
+    "cumulated sums": lambda x: x.cumsum(2),
+    "scattered sums": lambda x: torch.zeros(4, 6, 9, 3).scatter_add(3, torch.arange(9).expand(4, 6, 9, 9) % 3, x),
+    "bilinear": lambda x: F.interpolate(x, size=(13, 30), mode="bilinear"),
+    "bilinear with corners": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True),
+    "bilinear to smaller": lambda x: F.interpolate(x, scale_factor=0.7, mode="bilinear"),
+    "nearest": lambda x: F.interpolate(x, size=(13, 30)),
+    "nearest by a factor": lambda x: F.interpolate(x, scale_factor=2),
+    "transposed": lambda x: F.conv_transpose2d(x, FILTER, torch.arange(8.0), 2, 1, 1, 2),
+    "transposed for each channel": lambda x: F.conv_transpose2d(x, FILTER[:, :1], None, 2, groups=6),
+    "sum of numbers": lambda x: x.nansum((2, 3)),
     "einsum": lambda x: torch.einsum("nchw,nchv->ncwv", x, x),
 }  # fmt: skip
 
@@ -177,6 +190,25 @@ def test_operators_compute_what_torch_computes(name):
     assert torch.equal(gradients(OPERATORS[name], portable=True, inference=True), found[0])
 
 
+def test_powers_of_any_number():
+    base = torch.tensor([-2.0, -2.0, -2.0, 0.0, 0.0, 0.0, 3.0])
+    exponent = torch.tensor([3.0, 2.0, 0.5, 0.0, 2.0, -1.0, -1.5])
+    with portable_operators():
+        found = base**exponent
+    torch.testing.assert_close(found, base**exponent, equal_nan=True)
+
+
+def test_mixed_images_are_drawn_from_the_beta_distribution():
+    beta, shares = torch.distributions.Beta(torch.tensor([0.2]), torch.tensor([0.2])), torch.tensor([0.2, 0.0, 0.8])
+    torch.manual_seed(0)
+    with portable_operators():
+        drawn = [beta.sample().item() for _ in range(500)]
+        chosen = [torch.multinomial(shares, 1).item() for _ in range(500)]
+    assert kstest(drawn, "beta", (0.2, 0.2)).pvalue > 0.01
+    assert chosen.count(0) == pytest.approx(100, abs=30)
+    assert 1 not in chosen
+
+
 def test_running_statistics_are_those_of_torch():
     x = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     layers = [torch.nn.BatchNorm2d(3) for _ in range(2)]
@@ -187,8 +219,10 @@ def test_running_statistics_are_those_of_torch():
 
 
 def test_an_unknown_operator_is_refused_by_its_name():
-    with portable_operators(), pytest.raises(UsageError, match=r"Got aten.cumsum.default instead"):
-        torch.ones(3).cumsum(0)
+    with portable_operators(), pytest.raises(UsageError, match=r"Got aten.cumprod.default instead"):
+        torch.ones(3).cumprod(0)
+    with portable_operators(), pytest.raises(UsageError, match=r"Got aten.cos.default instead"):
+        torch.arange(3).cos()
     with portable_operators():
         assert torch.ones(3, dtype=torch.int64).cumsum(0).tolist() == [1, 2, 3]  # whole numbers have one result
 
@@ -199,3 +233,12 @@ def test_within_itself_it_does_nothing():
             inner = torch.tensor([1e8, 1.0, -1e8]).sum()
         assert torch.equal(inner, torch.tensor([1e8, 1.0, -1e8]).sum())
     assert torch.nn.functional.gelu(torch.ones(1)).dtype == torch.float32
+
+
+def test_powers_are_products_and_roots():
+    x = torch.tensor([4.0, 9.0])
+    with portable_operators():
+        assert [(x**power).tolist() for power in (0.5, 1, 2, 3)] == [[2, 3], [4, 9], [16, 81], [64, 729]]
+        assert (2 ** torch.tensor([1.0, 3.0])).tolist() == [2, 8]
+        with pytest.raises(UsageError, match=r"cannot compute a power other than 0\.5, 1, 2 or 3"):
+            x**1.5

@@ -99,6 +99,23 @@ def test_honest_run_is_consistent_never_identical(honest, run):
     assert {name for each in answer["stretches"] for name in each["roundings"]} >= {"2 threads", "oneDNN off"}
 
 
+def test_stretches_of_a_portable_run_have_equal_bits_or_are_different(toy_folder, tmp_path):
+    portable = small_fit(toy_folder, tmp_path, portable=True, epochs=2)
+    honest = portable.verify(stretches=9, steps=2, challenge=1)
+    assert (honest.verdict, honest.exit_code) == ("consistent", 7)
+    assert all(each.equal_bits and not each.roundings for each in honest.proof.stretches)  # none was needed
+    cheat = trained_with(_FasterOnce(5, 1 + 1e-6), portable, tmp_path)
+    found = cheat.verify(stretches=9, steps=3, challenge=1)
+    assert (found.verdict, found.difference.stage) == ("different", "update")
+    assert "a portable run has the same bits on every processor" in found.reason
+
+
+def test_moving_averages_belong_to_a_stretch(toy_folder, tmp_path):
+    found = small_fit(toy_folder, tmp_path, ema_decay=0.9).verify(stretches=1, challenge=1)
+    assert found.verdict == "consistent", found
+    assert found.proof.stretches[0].equal_bits
+
+
 def test_same_challenge_same_stretches(run):
     choices = recorded_stretches(read_recorded(run.path), 2)
     assert [(each.start, each.first, each.steps) for each in choices] == [

@@ -1,25 +1,35 @@
 """Portable runs: the same bits for every number of threads and every instruction set."""
 
 import json
+import math
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+import autotimm
+import warm
 from autotimm import AutoTrainer, Run, list_backbones
+from autotimm.data.toy import write_toy_segmentation
 from autotimm.errors import UsageError
+from autotimm.evidence import EvidenceCollector
 from autotimm.records.digest import file_digest, state_digest
+from autotimm.repro.portable_operators import portable_operators
 from autotimm.runs.verify import verify
-from training import classifier, small_fit, toy_data, trained, trainer
+from autotimm.types import Batch, DataSpec, Step
+from training import classifier, multi_label_data, small_fit, toy_data, trained, trainer
 
 OTHER = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"}
 TRAIN = """
 import json, sys
 import autotimm
 root, out, options = json.loads(sys.argv[1])
-autotimm.fit(root, **options, out=out)
+autotimm.fit(*[root][: root is not None], **options, out=out)
 """
 FIT = {"backbone": "test_resnet", "pretrained": False, "image_size": 32, "batch_size": 8, "num_workers": 0,
        "progress": False, "val_split": 0.25, "portable": True}  # fmt: skip
@@ -116,8 +126,33 @@ def test_what_a_portable_task_cannot_have(toy_folder, tmp_path):
 
 
 def test_an_option_that_is_not_known_to_hold_is_refused(toy_folder):
-    with pytest.raises(UsageError, match=r"Got aten.multinomial.default instead"):
-        trained(toy_folder, task={"mixup_alpha": 0.2}, portable=True)
+    with pytest.raises(UsageError, match=r"Got aten.multi_margin_loss.default instead"):
+        trained(toy_folder, task={"loss": "torch.nn.MultiMarginLoss"}, portable=True)
+
+
+def test_evidence_is_made_of_portable_operators(toy_folder):
+    model = classifier(num_classes=100)
+    model.spec = DataSpec(tuple(map(str, range(100))))
+    logits = torch.randn(50, 100, generator=torch.Generator().manual_seed(0)).mul_(5)
+    model.portable = True
+    collector = EvidenceCollector(model, "val")
+    collector.add(Batch(logits, torch.arange(50), tuple(map(str, range(50)))), Step({}, logits, torch.arange(50)))
+    with portable_operators():
+        scores, losses = logits.softmax(1), F.cross_entropy(logits, torch.arange(50), reduction="none")
+    arrays = collector.evidence().arrays
+    assert torch.equal(torch.from_numpy(arrays["scores"]), scores)
+    assert torch.equal(torch.from_numpy(arrays["losses"]), losses)
+    assert not torch.equal(logits.softmax(1), scores)  # or this would show nothing
+
+
+def test_constants_of_layers_are_computed_again(toy_folder):
+    model = classifier(drop_path_rate=0.1, head_dropout=0.2)
+    rates = [module for module in model.network.modules() if getattr(module, "drop_prob", 0)]
+    expected = [module.drop_prob for module in rates]
+    rates[0].drop_prob = math.nextafter(expected[0], 1)  # as another processor computes it
+    rates[1].drop_prob = 0.75  # as a program sets it
+    trainer(max_steps=0, portable=True).fit(model, datamodule=toy_data(toy_folder))
+    assert [module.drop_prob for module in rates] == [expected[0], 0.75, *expected[2:]]
 
 
 @pytest.mark.slow
@@ -127,17 +162,68 @@ def test_an_option_that_is_not_known_to_hold_is_refused(toy_folder):
         {"ema_decay": 0.9, "head_dropout": 0.2, "drop_path_rate": 0.1, "optimizer": "sgd", "augmentation": "strong"},
         {"backbone": "test_vit", "image_size": 64, "label_smoothing": 0.1, "clip": 0.5, "accumulate": 2},
         {"backbone": "mobilenetv3_small_050", "optimizer": "adam", "augmentation": "randaugment"},
+        {"mixup_alpha": 0.2, "cutmix_alpha": 1.0, "class_weights": "balanced", "schedule": "plateau"},
+        {"label_column": ["second", "third"], "loss": "asymmetric", "optimizer": "lamb"},
     ],
 )
 def test_other_processors_and_threads_leave_the_same_bytes(options, toy_folder, tmp_path):
-    found = []
+    found, root = [], str(toy_folder)
+    if "label_column" in options:
+        multi_label_data(toy_folder, tmp_path)
+        options, root = {**options, "train_csv": str(tmp_path / "labels.csv"), "image_dir": root}, None
     for threads, variables in ((1, {}), (2, OTHER), (4, {"MKL_CBWR": "COMPATIBLE"})):
         given = {**FIT, "epochs": 2, **options, "threads": threads, "name": f"of-{threads}"}
-        done = in_process("-c", TRAIN, json.dumps([str(toy_folder), str(tmp_path), given]), **variables)
+        done = in_process("-c", TRAIN, json.dumps([root, str(tmp_path), given]), **variables)
         assert done.returncode == 0, done.stderr
         found.append(files(tmp_path / f"of-{threads}"))
     assert found[0] == found[1] == found[2]
     assert Run(tmp_path / "of-2").verify(threads=1).identical
+
+
+def regions(folder, **options):
+    """Data to segment, and the options of a training on it."""
+    data = write_toy_segmentation(folder / "regions", splits={"train": 4, "val": 2}, image_size=64, seed=7)
+    return str(data), {**{name: value for name, value in FIT.items() if name != "val_split"}, "image_size": 64,
+                       "batch_size": 2, "epochs": 1, "width": 64, **options}  # fmt: skip
+
+
+def test_segmentation_depends_on_no_thread(tmp_path):
+    root, options = regions(tmp_path)
+    runs = [autotimm.fit(root, **options, threads=threads, out=tmp_path).path for threads in (1, 2)]
+    assert files(runs[0]) == files(runs[1])
+    assert Run(runs[0]).level()["R5"] == "expected"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options", [{"arch": "unet", "loss": "ce+dice", "ema_decay": 0.9}, {"backbone": "test_vit", "loss": "focal"}]
+)
+def test_segmentation_on_another_processor(options, tmp_path):
+    root, options = regions(tmp_path, **options)
+    for threads, variables in ((1, {}), (2, OTHER)):
+        given = [root, str(tmp_path), {**options, "threads": threads, "name": f"of-{threads}"}]
+        done = in_process("-c", TRAIN, json.dumps(given), **variables)
+        assert done.returncode == 0, done.stderr
+    assert files(tmp_path / "of-1") == files(tmp_path / "of-2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reached", ["ledger.jsonl", "checkpoints/step-*.ckpt"])
+def test_a_killed_run_goes_on_on_another_processor(reached, toy_folder, tmp_path):
+    """Before its first checkpoint, and in mid-epoch."""
+    options = {**FIT, "epochs": 3, "batch_size": 4, "checkpoint_every": 3, "drop_path_rate": 0.2, "ema_decay": 0.9}
+    whole = autotimm.fit(toy_folder, **options, threads=1, out=tmp_path, name="whole").path
+    given = [str(toy_folder), str(tmp_path), {**options, "threads": 1, "name": "killed"}]
+    killed = tmp_path / "killed"
+    started = warm.Program(["-c", TRAIN, json.dumps(given)])
+    while started.poll() is None and not [*killed.glob(reached)]:
+        time.sleep(0.002)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.communicate()
+    assert "results.json" not in files(killed)
+    done = in_process("-m", "autotimm", "resume", killed, "--threads", 2, **OTHER)
+    assert done.returncode == 0, done.stderr
+    assert files(killed) == files(whole)
 
 
 def test_backbones_lists_the_families_that_were_measured():

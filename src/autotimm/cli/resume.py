@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from autotimm.cli.json_output import JSON, answering
 from autotimm.cli.parser import parse
-from autotimm.cli.run_args import DATA, DEVICES, FOLDER, TRUST, WORKERS, open_folder, print_run, run_answer
+from autotimm.cli.run_args import DATA, DEVICES, FOLDER, THREADS, TRUST, WORKERS, open_folder, print_run, run_answer
 from autotimm.cli.verb import Verb
 from autotimm.config import Option
 from autotimm.config.value_types import Text
@@ -26,7 +26,7 @@ def run(argv: Sequence[str]) -> int:
     with answering(given) as answer:
         run = open_folder(given).resume(
             data=given.value("data"), workers=given.value("workers"), devices=given.value("devices"),
-            drop=given.value("drop"),
+            threads=given.value("threads"), drop=given.value("drop"),
         )  # fmt: skip
         print_run(run)
         answer.update(run_answer(run))
@@ -38,7 +38,23 @@ RESUME = Verb(
     summary="resume an interrupted run, bit for bit",
     run=run,
     positionals=(FOLDER,),
-    options={"data": DATA, "workers": WORKERS, "devices": DEVICES, "drop": DROP, "trust": TRUST, "json": JSON},
-    defaults={"data": None, "workers": None, "devices": None, "drop": (), "trust": False, "json": False},
+    options={
+        "data": DATA,
+        "workers": WORKERS,
+        "devices": DEVICES,
+        "threads": THREADS,
+        "drop": DROP,
+        "trust": TRUST,
+        "json": JSON,
+    },
+    defaults={
+        "data": None,
+        "workers": None,
+        "devices": None,
+        "threads": None,
+        "drop": (),
+        "trust": False,
+        "json": False,
+    },
     examples=("autotimm resume runs/photos-001", "autotimm resume runs/photos-001 --drop cat/broken.jpg"),
 )

@@ -384,8 +384,8 @@ class FitConfig:
         none="none", stages=("order", "forward", "update"), recipe="reads",
     )
     portable: bool = _device(
-        False, Flag(), "the same bits on every processor and with any number of threads; slower, classification only",
-        stages=("start", "forward", "update", "validation"), tasks=_CLASSIFICATION,
+        False, Flag(), "the same bits on every processor and with any number of threads; slower",
+        stages=("start", "forward", "update", "validation"), tasks=("classification", "segmentation"),
     )
     precision: str = _device("32", Choice(_PRECISIONS), "floating point precision", stages=("forward", "update"))
     out: str = _output("runs", Path(), "folder in which run folders are created", common=True, to=_RUN_DIR)

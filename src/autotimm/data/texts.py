@@ -40,6 +40,10 @@ class TextsView(Sequence[str]):
         place = int(index) + (len(self) if index < 0 else 0)
         if not 0 <= place < len(self):
             raise IndexError("index out of range")
+        return self.one(place)
+
+    def one(self, place: int) -> str:
+        """The text at a place that exists."""
         return self.at(np.array([place]))[0]
 
     def __iter__(self) -> Iterator[str]:
@@ -132,6 +136,12 @@ class Texts(TextsView):
             for owner, begin, end in zip(*(column.tolist() for column in columns), strict=True)
         ]
 
+    def one(self, place: int) -> str:
+        """The text at a place that exists, without arrays: it is asked for several times for each sample."""
+        name = self._bytes[self._ends[place] : self._ends[place + 1]]
+        folder: str = self._folders[self._owners[place]]
+        return folder + name.decode("utf-8", "surrogatepass")
+
 
 class Picked(TextsView):
     """Some of other texts, without a copy.
@@ -153,6 +163,10 @@ class Picked(TextsView):
         if isinstance(self._texts, TextsView):
             return self._texts.at(inner)
         return [self._texts[place] for place in inner.tolist()]
+
+    def one(self, place: int) -> str:
+        """The text at a place that exists."""
+        return self._texts[int(self._places[place])]
 
 
 class Joined(TextsView):

@@ -20,6 +20,7 @@ from autotimm.evidence.label_runs import LabelRuns
 from autotimm.models.backbone.feature_maps import DenseNetwork
 from autotimm.models.backbone.pooled import PooledClassifier
 from autotimm.records.run_folder import FOLDS
+from autotimm.repro.portable_operators import portable_operators
 from autotimm.types import Batch, Step
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ class EvidenceCollector:
             step: What the task made of it.
         """
         features, self._features = self._features, []
-        rows = self._rows_of(batch, step)
+        with portable_operators(self.task.portable):
+            rows = self._rows_of(batch, step)
         if rows is None or not batch.ids:
             self._complete = False
             return

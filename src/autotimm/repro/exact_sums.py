@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["add_at", "convolution", "convolution_gradients", "matmul", "sum_over", "windows"]
+__all__ = ["add_at", "convolution", "convolution_gradients", "cumulated", "matmul", "sum_over", "windows"]
 
 _MANTISSA = 53  # bits of a float64
 _EXPONENT = 0x7FF0000000000000
@@ -57,6 +57,18 @@ def sum_over(x: Tensor, dims: Sequence[int], *, keepdim: bool = False) -> Tensor
         return torch.sum(x.double(), tuple(dims), keepdim=keepdim)
     bits = min(_bits(math.prod(x.shape[dim] for dim in dims)), _MANTISSA - 2)
     return torch.sum(_on_grid(x, dims, bits), tuple(dims), keepdim=keepdim)
+
+
+def cumulated(x: Tensor, dim: int) -> Tensor:
+    """The sums of the first numbers along a dimension, in float64.
+
+    Example:
+        >>> cumulated(torch.tensor([1e8, 1.0, -1e8]), 0).tolist()
+        [100000000.0, 100000001.0, 1.0]
+    """
+    if not x.numel() or not x.ndim:
+        return torch.cumsum(x.double(), dim)
+    return torch.cumsum(_on_grid(x, [dim], min(_bits(x.shape[dim]), _MANTISSA - 2)), dim)
 
 
 def add_at(x: Tensor, indices: Sequence[Tensor | None], values: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from autotimm.errors import UsageError
 from autotimm.repro import portable_functions as functions
-from autotimm.repro.exact_sums import add_at, convolution, convolution_gradients, matmul, sum_over
+from autotimm.repro.exact_sums import add_at, convolution, convolution_gradients, cumulated, matmul, sum_over
 
 __all__ = ["REPLACED", "all_dims", "as_type", "mean_over", "replaces", "sigmoid64", "sum_of", "variance_over"]
 
@@ -57,12 +57,32 @@ def sum_of(x: Tensor, dims: Any = None, keepdim: bool = False, *, dtype: torch.d
     return sum_over(x, all_dims(x, dims), keepdim=keepdim).to(dtype or x.dtype)
 
 
+@replaces("nansum")
+def _nansum(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return sum_of(torch.where(x.isnan(), 0, x), *args, **kwargs)
+
+
 @replaces("mean")
 def mean_over(x: Tensor, dims: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
     """The mean over dimensions, or over all."""
     dims = all_dims(x, dims)
     count = math.prod(x.shape[dim] for dim in dims)
     return sum_of(x.double(), dims, keepdim).div_(count).to(dtype or x.dtype)
+
+
+@replaces("trace")
+def _trace(x: Tensor) -> Tensor:
+    return sum_of(x.diagonal())
+
+
+@replaces("scatter_add")
+def _scatter_add(x: Tensor, dim: int, index: Tensor, values: Tensor) -> Tensor:
+    if not x.is_floating_point():
+        return torch.scatter_add(x, dim, index, values)
+    values = values[tuple(slice(size) for size in index.shape)]
+    places: list[Tensor] = list(torch.meshgrid(*map(torch.arange, index.shape), indexing="ij"))
+    places[dim] = index
+    return as_type(add_at(x, places, values), x)
 
 
 @replaces("linalg_vector_norm")
@@ -114,12 +134,19 @@ def _std(*args: Any, **kwargs: Any) -> Tensor:
     return _var_mean(*args, **kwargs)[0].sqrt_()
 
 
-@replaces("index_put", "_index_put_impl")
+@replaces("index_put", "_index_put_impl", "_unsafe_index_put")
 def _index_put(x: Tensor, indices: Any, values: Tensor, accumulate: bool = False, unsafe: bool = False) -> Tensor:
     if accumulate and x.is_floating_point():
         return as_type(add_at(x, indices, values), x)
     result: Tensor = torch.ops.aten.index_put(x, indices, values, accumulate)
     return result
+
+
+@replaces("cumsum")
+def _cumsum(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
+    if not (x.is_floating_point() or (dtype is not None and dtype.is_floating_point)):
+        return torch.cumsum(x, dim, dtype=dtype)
+    return cumulated(x, dim).to(dtype or x.dtype)
 
 
 @replaces("sort")
@@ -157,11 +184,30 @@ def _convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, transposed: bool,
     output_padding: Any, groups: int,
 ) -> Tensor:  # fmt: skip
-    _refuse_transposed(transposed)
-    result = convolution(x, weight, stride, padding, dilation, groups)
+    if transposed:
+        result = _transposed(x, weight, stride, padding, dilation, output_padding, groups)
+    else:
+        result = convolution(x, weight, stride, padding, dilation, groups)
     if bias is not None:
         result += bias.view(1, -1, *[1] * (x.ndim - 2))
     return as_type(result, x)
+
+
+def _transposed(
+    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
+    output_padding: Sequence[int], groups: int,
+) -> Tensor:  # fmt: skip
+    """What a convolution with this weight would give its images as a gradient."""
+    size = [
+        (length - 1) * step - 2 * before + gap * (width - 1) + more + 1
+        for length, step, before, gap, width, more in zip(
+            x.shape[2:], stride, padding, dilation, weight.shape[2:], output_padding, strict=True
+        )
+    ]
+    images = x.new_zeros(x.shape[0], weight.shape[1] * groups, *size)
+    result = convolution_gradients(x, images, weight, stride, padding, dilation, groups, [True, False])[0]
+    assert result is not None
+    return result
 
 
 @replaces("convolution_backward")
@@ -169,15 +215,14 @@ def _convolution_backward(
     gradient: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, stride: Any, padding: Any, dilation: Any,
     transposed: bool, output_padding: Any, groups: int, wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    _refuse_transposed(transposed)
-    found = convolution_gradients(gradient, x, weight, stride, padding, dilation, groups, wanted)
+    settings = (stride, padding, dilation, groups)
+    if transposed:
+        of_x = convolution(gradient, weight, *settings) if wanted[0] else None
+        found = of_x, convolution_gradients(x, gradient, weight, *settings, [False, wanted[1]])[1]
+    else:
+        found = convolution_gradients(gradient, x, weight, *settings, wanted)
     of_bias = sum_over(gradient, [0, *range(2, gradient.ndim)]) if wanted[2] else None
     return tuple(None if each is None else as_type(each, x) for each in (*found, of_bias))
-
-
-def _refuse_transposed(transposed: bool) -> None:
-    if transposed:
-        raise UsageError("A portable run cannot use transposed convolutions. Leave `portable` out.")
 
 
 # Elementwise operators of more than one rounding
@@ -229,6 +274,8 @@ def _rsqrt(x: Tensor) -> Tensor:
 
 @replaces("pow")
 def _pow(x: Any, exponent: Any) -> Tensor:
+    if isinstance(x, Tensor) and isinstance(exponent, Tensor):
+        return power(x.double(), exponent.double()).to(torch.result_type(x, exponent))
     if isinstance(x, Tensor) and exponent == 2:
         return x * x
     if isinstance(x, Tensor) and exponent == 3:
@@ -240,7 +287,15 @@ def _pow(x: Any, exponent: Any) -> Tensor:
     if not isinstance(x, Tensor):  # of a number, as for the widths of layers
         powers = [x**each for each in exponent.flatten().tolist()]
         return torch.tensor(powers, dtype=exponent.dtype).view(exponent.shape)
-    raise UsageError("A portable run cannot compute a power other than 0.5, 1, 2 or 3. Leave `portable` out.")
+    return power(x.double(), torch.tensor(exponent, dtype=torch.float64)).to(torch.result_type(x, exponent))
+
+
+def power(x: Tensor, exponent: Tensor) -> Tensor:
+    """A power in float64; NaN for a negative base unless the exponent is whole."""
+    result = functions.exp(functions.log(x.abs()) * exponent)
+    odd = exponent.fmod(2).abs()
+    result = torch.where(x < 0, torch.where(odd == 1, -result, torch.where(odd == 0, result, math.nan)), result)
+    return torch.where(exponent == 0, 1.0, result)
 
 
 def _wide(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

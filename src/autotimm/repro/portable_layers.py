@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from autotimm.errors import UsageError
 from autotimm.repro import portable_functions as functions
-from autotimm.repro.exact_sums import sum_over, windows
+from autotimm.repro.exact_sums import cumulated, matmul, sum_over, windows
 from autotimm.repro.portable_arithmetic import as_type, mean_over, replaces, sum_of, variance_over
 
 __all__: list[str] = []
@@ -61,6 +63,73 @@ def _avg_pool_backward(
     for each in taken:
         each += share
     return as_type(inside, x)
+
+
+# Resizing: products with one matrix for the rows and one for the columns, of two numbers in each row
+
+
+@lru_cache(maxsize=256)
+def _bilinear(length: int, out: int, align_corners: bool, scale: float | None) -> Tensor:
+    """The matrix (out, length) that interpolates numbers on a line."""
+    if align_corners:
+        step = (length - 1) / (out - 1) if out > 1 else 0.0
+        places = [place * step for place in range(out)]
+    else:
+        step = length / out if scale is None else 1 / scale
+        places = [max((place + 0.5) * step - 0.5, 0.0) for place in range(out)]
+    matrix = torch.zeros(out, length, dtype=torch.float64)
+    for row, place in zip(matrix, places, strict=True):
+        low = min(int(place), length - 1)
+        row[low] += 1 - (place - low)
+        row[min(low + 1, length - 1)] += place - low
+    return matrix
+
+
+def _sized(x: Tensor, size: Any, scale_h: Any, scale_w: Any) -> tuple[list[int], float | None, float | None]:
+    """The size of the result and the scales; in inference mode both scales come in one list, and the size may not."""
+    if isinstance(scale_h, (list, tuple)):
+        scale_h, scale_w = scale_h
+        size = size or [int(x.shape[2] * scale_h), int(x.shape[3] * scale_w)]
+    return size, scale_h, scale_w
+
+
+@replaces("upsample_bilinear2d")
+def _upsample(x: Tensor, size: Any, align_corners: bool, scale_h: Any = None, scale_w: Any = None) -> Tensor:
+    size, scale_h, scale_w = _sized(x, size, scale_h, scale_w)
+    rows = _bilinear(x.shape[2], size[0], align_corners, scale_h)
+    columns = _bilinear(x.shape[3], size[1], align_corners, scale_w)
+    return as_type(matmul(matmul(rows, x), columns.t()), x)
+
+
+@replaces("upsample_bilinear2d_backward")
+def _upsample_backward(
+    gradient: Tensor, size: Sequence[int], of: Sequence[int], align_corners: bool, scale_h: float | None = None,
+    scale_w: float | None = None,
+) -> Tensor:  # fmt: skip
+    rows = _bilinear(of[2], size[0], align_corners, scale_h)
+    columns = _bilinear(of[3], size[1], align_corners, scale_w)
+    return as_type(matmul(matmul(rows.t(), gradient), columns), gradient)
+
+
+def _nearest(length: int, out: int, scale: float | None) -> list[int]:
+    step = length / out if scale is None else 1 / scale
+    return [min(int(place * step), length - 1) for place in range(out)]
+
+
+@replaces("upsample_nearest2d")
+def _upsample_nearest(x: Tensor, size: Any, scale_h: Any = None, scale_w: Any = None) -> Tensor:
+    size, scale_h, scale_w = _sized(x, size, scale_h, scale_w)
+    rows, columns = _nearest(x.shape[2], size[0], scale_h), _nearest(x.shape[3], size[1], scale_w)
+    return x[:, :, rows][:, :, :, columns]
+
+
+@replaces("upsample_nearest2d_backward")
+def _upsample_nearest_backward(
+    gradient: Tensor, size: Sequence[int], of: Sequence[int], scale_h: float | None = None, scale_w: float | None = None
+) -> Tensor:
+    rows, columns = _nearest(of[2], size[0], scale_h), _nearest(of[3], size[1], scale_w)
+    places = torch.eye(of[2], dtype=torch.float64)[rows], torch.eye(of[3], dtype=torch.float64)[columns]
+    return as_type(matmul(matmul(places[0].t(), gradient), places[1]), gradient)
 
 
 # Losses and attention
@@ -268,6 +337,64 @@ def _normal_(x: Tensor, mean: float = 0, std: float = 1, *, generator: torch.Gen
 @replaces("bernoulli_")
 def _bernoulli_(x: Tensor, p: Any = 0.5, *, generator: torch.Generator | None = None) -> Tensor:
     return x.copy_(functions.uniform(x, generator) < p)
+
+
+@replaces("randn")
+def _randn(size: Sequence[int], *, generator: torch.Generator | None = None, **kwargs: Any) -> Tensor:
+    result = torch.empty(size, **kwargs)
+    return result.copy_(functions.normal(result, generator))
+
+
+@replaces("randn_like")
+def _randn_like(x: Tensor, **kwargs: Any) -> Tensor:
+    return torch.empty_like(x, **kwargs).copy_(functions.normal(x))
+
+
+@replaces("bernoulli")
+def _bernoulli(x: Tensor, p: Any = None, *, generator: torch.Generator | None = None) -> Tensor:
+    return _bernoulli_(torch.empty_like(x), x if p is None else p, generator=generator)
+
+
+@replaces("multinomial")
+def _multinomial(
+    x: Tensor, number: int, replacement: bool = False, *, generator: torch.Generator | None = None
+) -> Tensor:
+    if number != 1 and not replacement:
+        raise UsageError("A portable run cannot draw several times without replacement. Leave `portable` out.")
+    ends = cumulated(x, x.ndim - 1)
+    drawn = functions.uniform(x.new_empty(*x.shape[:-1], number), generator).mul_(ends[..., -1:])
+    return torch.searchsorted(ends, drawn, right=True).clamp_(max=x.shape[-1] - 1)
+
+
+@replaces("_sample_dirichlet")
+def _dirichlet(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    logarithms = [_log_gamma_number(shape, generator) for shape in x.double().flatten().tolist()]
+    return as_type(_softmax64(torch.tensor(logarithms, dtype=torch.float64).view(x.shape), x.ndim - 1), x)
+
+
+def _log_gamma_number(shape: float, generator: torch.Generator | None) -> float:
+    """The logarithm of a gamma-distributed number, which itself may be too small for a float.
+
+    Source:
+        G. Marsaglia and W. W. Tsang, "A simple method for generating gamma variables", ACM TOMS 2000.
+    """
+    one = torch.empty((), dtype=torch.float64)
+    boost = 0.0
+    if shape < 1:
+        boost = _log(1 - functions.uniform(one, generator).item()) / shape
+        shape += 1
+    middle = shape - 1 / 3
+    while True:
+        normal = functions.normal(one, generator).item()
+        side = 1 + normal / math.sqrt(9 * middle)
+        cube = side * side * side
+        chance = 1 - functions.uniform(one, generator).item()
+        if cube > 0 and _log(chance) < normal * normal / 2 + middle * (1 - cube + _log(cube)):
+            return _log(middle * cube) + boost
+
+
+def _log(x: float) -> float:
+    return functions.log(torch.tensor(x, dtype=torch.float64)).item()
 
 
 @replaces("linspace")

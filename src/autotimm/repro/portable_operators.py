@@ -42,7 +42,8 @@ _AS_THEY_ARE = frozenset(
     abs abs_ ceil ceil_ clamp clamp_ clamp_max clamp_max_ clamp_min clamp_min_ div div_ floor floor_
     hardtanh hardtanh_ hardtanh_backward maximum minimum mul mul_ neg neg_ reciprocal reciprocal_ relu relu_
     round round_ sgn sign sign_ sqrt sqrt_ threshold threshold_backward trunc nan_to_num nan_to_num_ leaky_relu
-    leaky_relu_ leaky_relu_backward arange embedding
+    leaky_relu_ leaky_relu_backward arange embedding rand rand_like
+    bucketize searchsorted diagonal_copy _unsafe_index
     """.split()  # noqa: SIM905  # a list of so many strings is harder to read
 )
 
@@ -102,10 +103,14 @@ def _run(name: str, func: Any, args: Sequence[Any], kwargs: Any) -> Any:
     """Run an operator or what replaces it; in-place ones that are in no table write what others return."""
     if (handler := REPLACED.get(name)) is not None:
         return handler(*args, **kwargs)
-    if name in _AS_THEY_ARE or not _computes(args):
+    if name in _AS_THEY_ARE:
         return func(*args, **kwargs)
-    if name.endswith("_") and (handler := REPLACED.get(name[:-1])) is not None:
+    if name.endswith("_") and (handler := REPLACED.get(name[:-1])) is not None and _computes(args):
         return args[0].copy_(handler(*args, **kwargs))
+    if not _computes(args):
+        result = func(*args, **kwargs)
+        if not _computes(result if isinstance(result, (list, tuple)) else (result,)):
+            return result  # the cosine of whole numbers has fractions
     raise UsageError(
         f"A portable run must use operators whose bits are known to be the same everywhere. Got {func} instead. "
         "Choose a backbone of `autotimm backbones --portable`, other options, or leave `portable` out."
@@ -127,7 +132,7 @@ def _tensors(args: Sequence[Any]) -> list[Tensor]:
 
 
 def _computes(args: Sequence[Any]) -> bool:
-    """Whether numbers with a fraction are among the arguments: whole numbers have one result."""
+    """Whether numbers with a fraction are among arguments or results: whole numbers have one result."""
     return any(each.is_floating_point() or each.is_complex() for each in _tensors(args))
 
 

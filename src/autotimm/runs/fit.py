@@ -119,13 +119,13 @@ def refuse_unused_shares(config: FitConfig, data: DataModule, given: Callable[[s
 
 def resume_run(
     folder: RunFolder, *, data: str | Path | None, workers: int | None, devices: int | None = None,
-    whole: Path | None = None, drop: str | Sequence[str] = (),
+    threads: int | None = None, whole: Path | None = None, drop: str | Sequence[str] = (),
 ) -> Path:  # fmt: skip
     """Resume the run in a folder, see :meth:`autotimm.Run.resume`; ``whole`` is the run that it is a fold of."""
     starts_over = not [*folder.checkpoints.glob("*.ckpt")]
     rebuilt = rebuild(
-        folder.path, folder, data=data, workers=workers, devices=devices, weights_needed=starts_over, loggers=True,
-        drop=drop,
+        folder.path, folder, data=data, workers=workers, devices=devices, threads=threads,
+        weights_needed=starts_over, loggers=True, drop=drop,
     )  # fmt: skip
     return train(rebuilt, folder, ckpt_path="last", whole=whole)
 

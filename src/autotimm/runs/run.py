@@ -766,7 +766,7 @@ class Run:
 
     def resume(
         self, *, data: str | Path | None = None, workers: int | None = None, devices: int | None = None,
-        drop: str | Sequence[str] = (),
+        threads: int | None = None, drop: str | Sequence[str] = (),
     ) -> Run:  # fmt: skip
         """Resume an interrupted run, bit for bit as if it had not been interrupted.
 
@@ -776,11 +776,13 @@ class Run:
             data: Where the data is now, if it was moved.
             workers: Number of loading processes in place of the recorded one; it never changes a result.
             devices: Number of devices or processes in place of the recorded one, for a run with ``shards``.
+            threads: Number of threads in place of the recorded one, for a run that is ``portable``.
             drop: Ids of samples to leave out since their files cannot be read, see
                 :meth:`autotimm.data.module.DataModule.drop`.
 
         Raises:
-            UsageError: If ``devices`` are given for a run without ``shards``, or a sample cannot be dropped.
+            UsageError: If ``devices`` are given for a run without ``shards``, ``threads`` for one that is not portable,
+                or a sample cannot be dropped.
             ModelError: If the run was made from objects that no file holds.
             DataError: If its data is not what it was.
             UsageError: If the run is sealed.
@@ -792,13 +794,13 @@ class Run:
             return self
         with self.names:
             if not folds_begun(self.path):
-                run = resume_run(self._folder, data=data, workers=workers, devices=devices, drop=drop)
-            elif devices is None:
-                run = resume_folds(self._folder, data=data, workers=workers, drop=drop)
+                run = resume_run(self._folder, data=data, workers=workers, devices=devices, threads=threads, drop=drop)
             else:
-                raise UsageError(
-                    sentence("devices", "resume", "left out with folds", devices, "They are trained on one.")
-                )
+                do = "They are trained on one."
+                require(devices is None, "devices", "resume", "left out with folds", devices, do)
+                do = "They are trained with the recorded number."
+                require(threads is None, "threads", "resume", "left out with folds", threads, do)
+                run = resume_folds(self._folder, data=data, workers=workers, drop=drop)
             return Run(run, trust=self.trust)
 
     def reproduce(self, out: str | Path | None = None, *, data: str | Path | None = None) -> Run:

@@ -6,6 +6,7 @@ backward passes, clipping, the steps of the optimizer, losses, evaluation and me
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import wraps
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.plugins.precision import Precision
+from torch import nn
 from torchmetrics import Metric
 
 from autotimm.errors import UsageError, sentence
@@ -22,7 +24,7 @@ from autotimm.repro.streams import preserve_generators
 from autotimm.tasks import Task
 from autotimm.tasks.start import network_digest
 
-__all__ = ["PortablePrecision", "check_trainer", "computing_portably", "draw_portably"]
+__all__ = ["PortablePrecision", "build_portably", "check_trainer", "computing_portably"]
 
 _WHY = {
     "accelerator": "a GPU has other rules for rounding; give 'cpu'",
@@ -59,10 +61,10 @@ def check_task(model: pl.LightningModule) -> None:
     """Refuse what cannot be trained portably.
 
     Raises:
-        UsageError: If it is no classifier of images, or is compiled.
+        UsageError: If it neither classifies images nor segments them, or is compiled.
     """
-    if not isinstance(model, Task) or "classes" not in model.kinds:
-        must = "False for anything but classification, whose operators alone were tried"
+    if not isinstance(model, Task) or not {"classes", "pixels"} & {*model.kinds}:
+        must = "False for anything but classification and semantic segmentation, whose operators alone were tried"
         raise UsageError(sentence("portable", "AutoTrainer", must, True, "Leave it out."))
     if model.hparams.get("compile_model"):
         must = "left out in a portable run, since a compiler fuses operators"
@@ -114,23 +116,46 @@ def _portable(function: Callable[..., Any]) -> Callable[..., Any]:
     return compute
 
 
-def draw_portably(task: Task) -> None:
-    """Draw the initial weights of a task anew, from integers of the same streams.
+def build_portably(task: Task, *, draw: bool) -> None:
+    """Compute anew what the constructor of a task has computed: it knew nothing of portable operators.
 
-    Those of the constructor are of vectorized functions, which differ in the last bits. Weights from a file, or that a
-    program has set, stay as they are.
+    Its numbers come from vectorized functions, which differ in the last bits. Initial weights are drawn from integers
+    of the same streams, unless they come from a file or a program has set them. Rates of stochastic depth, and buffers
+    that no checkpoint contains, are those of portable operators too.
+
+    Args:
+        task: The task.
+        draw: Whether it begins with the weights of its constructor; not if it is resumed, or starts from a run.
 
     Raises:
-        UsageError: If the task was constructed without a seed, or draws by an operator that is not portable.
+        UsageError: If the task was constructed without a seed, or uses an operator that is not portable.
     """
-    if network_digest(task.network) != task.built_digest:
-        return
+    draw = draw and network_digest(task.network) == task.built_digest
     arguments = {**task.hparams}
-    if arguments.get("seed", 0) is None:
+    if draw and arguments.get("seed", 0) is None:
         must = "a number in a portable run, which draws its weights anew"
         raise UsageError(sentence("seed", type(task).__name__, must, None, "Give for example 42."))
     arguments |= {"seed": task.root_seed} if "seed" in arguments else {}
     with preserve_switches(), preserve_generators(), portable_operators():
-        drawn = type(task)(**arguments)
-        task.network.load_state_dict(drawn.network.state_dict())
-        task.built_digest = network_digest(task.network)
+        built = type(task)(**arguments)
+        if draw:
+            task.network.load_state_dict(built.network.state_dict())
+        _take_constants(task.network, built.network)
+        if draw:
+            task.built_digest = network_digest(task.network)
+
+
+def _take_constants(network: nn.Module, built: nn.Module) -> None:
+    """Take over numbers and buffers outside of checkpoints where they differ in rounding alone."""
+    others = dict(built.named_modules())
+    for name, module in network.named_modules():
+        if (other := others.get(name)) is None or type(other) is not type(module):
+            continue
+        for key, value in vars(module).items():
+            number = vars(other).get(key)
+            if type(value) is float and type(number) is float and math.isclose(value, number, rel_tol=1e-5):
+                setattr(module, key, number)
+        for key in module._non_persistent_buffers_set:  # private to torch, which has no other list of them
+            ours, theirs = module._buffers.get(key), other._buffers.get(key)
+            if ours is not None and theirs is not None and ours.shape == theirs.shape:
+                ours.copy_(theirs)

@@ -66,7 +66,7 @@ from autotimm.train.lightning_compat import (
     seeded_devices,
 )
 from autotimm.train.machine_limits import machine_problem, require_machine_for
-from autotimm.train.portable import PortablePrecision, computing_portably, draw_portably
+from autotimm.train.portable import PortablePrecision, build_portably, computing_portably
 from autotimm.train.portable import check_trainer as check_portable
 from autotimm.train.progress import make_progress, say
 from autotimm.train.resume import Beginning, beginning_of, checkpoint_file, frozen_by_hand, take_found
@@ -177,8 +177,8 @@ class AutoTrainer(pl.Trainer):
             normalization and its own random numbers; its loss is weighted by its share of the images. ``None`` trains
             on a batch at once, and in several processes on one batch for each.
         portable: Compute with operators whose bits are the same for every number of threads and every instruction set,
-            several times slower. For classification on the CPU; what is not known to hold is refused. Evidence is not
-            calibrated. See :mod:`autotimm.train.portable`.
+            several times slower. For classification and semantic segmentation on the CPU; what is not known to hold is
+            refused. Evidence is not calibrated. See :mod:`autotimm.train.portable`.
         kwargs: Arguments of ``pytorch_lightning.Trainer``. Checkpoint callbacks among the ``callbacks`` are additional
             to the run's own checkpoints. ``logger`` is off unless given, since ``metrics.csv`` is
             always written.
@@ -363,8 +363,8 @@ class AutoTrainer(pl.Trainer):
         with self._session(model, data, val_dataloaders), self.stop.listening(), naming_the_resume(self, data):
             beginning = beginning_of(self, ckpt_path)
             again = beginning.resumes or ckpt_path == "last"
-            if self.portable and isinstance(model, Task) and not again and self.start is None:
-                draw_portably(model)
+            if self.portable and isinstance(model, Task):
+                build_portably(model, draw=not beginning.resumes and self.start is None)
             found = self.tuner is not None and again and take_found(self, model, data)
             if self.tuner is not None and not found and beginning.checkpoint is None:
                 tune(self, model, data, self.tuner)

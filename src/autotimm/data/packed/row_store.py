@@ -176,6 +176,9 @@ class Rows(ABC):
     engine: ClassVar[str]
     """The name of the engine, which is that of its extra."""
 
+    cure: ClassVar[str] = "Pack the data again."
+    """What to do about rows that are not as they should be."""
+
     may_fork: ClassVar[bool] = True
     """Whether a process that was forked from one that has read rows can read them."""
 
@@ -230,6 +233,10 @@ class Rows(ABC):
             DataError: If they cannot be read.
         """
 
+    def notices(self) -> Sequence[str]:
+        """What was left out, in sentences for people."""
+        return ()
+
     # What all of them share
 
     def _here(self, open_it: Callable[[], Any]) -> Any:
@@ -249,11 +256,11 @@ class Rows(ABC):
         splits = [split for split in SPLITS for _ in range(head.samples[split])]
         for row in self.listed():
             if number >= len(splits) or row.split != splits[number] or len(row.target) > _LARGEST_TARGET:
-                raise DataError(f"Row {number} of {self.path} is none of those that it describes. {_AGAIN}")
+                raise DataError(f"Row {number} of {self.path} is none of those that it describes. {self.cure}")
             number += 1
             yield row
         if number < len(splits):
-            raise DataError(f"{self.path} describes {len(splits)} rows, and has {number}. {_AGAIN}")
+            raise DataError(f"{self.path} describes {len(splits)} rows, and has {number}. {self.cure}")
 
     def fetch(self, places: Sequence[int]) -> None:
         """Read some rows at once, and hold them until others are asked for."""
@@ -265,10 +272,12 @@ class Rows(ABC):
         for place, row in rows.items():
             if row.id != self.ids[place]:
                 raise DataError(
-                    f"Row {place} of {self.path} must be that of {self.ids[place]}. It is that of {row.id}. {_AGAIN}"
+                    f"Row {place} of {self.path} must be that of {self.ids[place]}. It is that of {row.id}. {self.cure}"
                 )
             if max(len(row.image), len(row.masks)) > _LARGEST_FILE:
-                raise DataError(f"The files of {self._name(place)} must have at most {_LARGEST_FILE} bytes. {_AGAIN}")
+                raise DataError(
+                    f"The files of {self._name(place)} must have at most {_LARGEST_FILE} bytes. {self.cure}"
+                )
         return rows
 
     def _name(self, place: int) -> str:

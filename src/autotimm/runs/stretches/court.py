@@ -21,7 +21,7 @@ from autotimm.runs.stretches.replay import Variant, rounding_unit, variants
 from autotimm.runs.verdict import Verdict, describe
 from autotimm.train.progress import say
 
-__all__ = ["CONSISTENT", "Court", "StretchProof", "bit_factors_apart", "pixel_factors_apart"]
+__all__ = ["CONSISTENT", "Court", "StretchProof", "bit_factors_apart", "pixel_factors_apart", "versions_apart"]
 
 _TOO_NOISY = 0.01  # of a loss; most changes of one step are smaller
 CONSISTENT = 7
@@ -98,6 +98,12 @@ def bit_factors_apart(manifest: Manifest, now: dict[str, Any]) -> list[str]:
     return [*_apart(manifest, now, ("inputs", "forward", "update"), ("versions.autotimm", "versions.python"))]
 
 
+def versions_apart(manifest: Manifest, now: dict[str, Any]) -> list[str]:
+    """What differs here of the versions of packages that make pixels, losses and updates, in words."""
+    left_out = ["versions.python", *(factor.key for factor in FACTORS if factor.section != "versions")]
+    return [*_apart(manifest, now, ("inputs", "forward", "update"), left_out)]
+
+
 def _apart(manifest: Manifest, now: dict[str, Any], stages: Sequence[str], left_out: Sequence[str]) -> Iterator[str]:
     then = manifest.environment
     for factor in FACTORS:
@@ -125,6 +131,7 @@ class Court:
         launch: What starts them.
         launcher: ``"local"``, or ``"ray"`` for processes on a cluster.
         exact_first: Whether a stretch is replayed with other roundings only if its bits are not the recorded ones.
+        exact: Whether equal images must lead to equal bits, as in a portable run.
     """
 
     asked: Measurement
@@ -134,6 +141,7 @@ class Court:
     launch: Launch = run_process
     launcher: str = "local"
     exact_first: bool = False
+    exact: bool = False
 
     def verdict(
         self, pairs: Iterable[tuple[Stretch, Measured]], proof: StretchProof, notes: Sequence[str] = ()
@@ -182,7 +190,9 @@ class Court:
         """Judge one stretch."""
         unit = rounding_unit(self.asked.run.manifest)
         lines = self.asked.run.ledger.lines
-        judged = judge_stretch(lines, stretch, measured, unit=unit, same_pixels=self.asked.same_pixels)
+        judged = judge_stretch(
+            lines, stretch, measured, unit=unit, same_pixels=self.asked.same_pixels, exact=self.exact
+        )
         reason = judged.reason
         if judged.difference is not None:
             place = judged.difference

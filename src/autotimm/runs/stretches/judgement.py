@@ -91,7 +91,13 @@ class Judged:
 
 
 def judge_stretch(
-    recorded: Sequence[Line], stretch: Stretch, measured: Measured, *, unit: float, same_pixels: bool
+    recorded: Sequence[Line],
+    stretch: Stretch,
+    measured: Measured,
+    *,
+    unit: float,
+    same_pixels: bool,
+    exact: bool = False,
 ) -> Judged:
     """Compare what was recorded of a stretch with its replays.
 
@@ -101,13 +107,15 @@ def judge_stretch(
         measured: What was measured in it.
         unit: The unit roundoff of the arithmetic of the run.
         same_pixels: Whether images must have the recorded digests.
+        exact: Whether images with the recorded digests must lead to the recorded bits.
     """
     steps = {(line["epoch"], line["batch"]): line for line in recorded if line["kind"] == "step"}
     lines = measured.lines[AS_RECORDED.name]
     pairs = [(steps.get((line["epoch"], line["batch"])), line) for line in lines]
     others = _others(measured, unit)
     first, reason = None, ""
-    exact = all(a is not None and a["inputs"] == b["inputs"] for a, b in pairs)
+    inputs = all(a is not None and a["inputs"] == b["inputs"] for a, b in pairs)
+    exact = exact and inputs
     losses: list[tuple[float, float, float]] = []  # distance, noise and size of each loss
     noise = 0.0
     for index, (a, b) in enumerate(pairs):
@@ -117,16 +125,28 @@ def judge_stretch(
         if found is None and a is not None:
             away, floor = abs(_number(a["loss"]) - loss), 4 * unit * abs(loss)
             losses.append((away, max(noise, floor), abs(loss)))
-            if not away <= LIMIT * max(noise, floor):
+            if not away <= (0 if exact else LIMIT * max(noise, floor)):
                 found = "forward", "loss", a["loss"], b["loss"]
-                reason = f"It is {away:.2g} away from a replay, and other roundings are {noise:.2g} away at most"
+                reason = f"It is {away:.2g} away from a replay, and {_allowed(exact, noise)}"
         if found is not None:
             first = Difference(found[0], b["epoch"], b["batch"], b["step"], *found[1:])
             break
-    distance = _distance(stretch, measured, losses, others, exact, len(pairs))
-    if first is None and measured.recorded:
+    distance = _distance(stretch, measured, losses, others, inputs, len(pairs))
+    if first is None and exact and (apart := [name for name, away in measured.recorded.items() if away]):
+        line = lines[-1]
+        first = Difference("update", line["epoch"], line["batch"], line["step"], apart[0], "", "")
+        reason = (
+            f"The recorded tensor is {measured.recorded[apart[0]]:.2g} away from a replay, and {_allowed(exact, 0)}"
+        )
+    elif first is None and measured.recorded:
         first, reason = _weights(measured, others, lines[-1], unit)
     return Judged(distance, first, reason)
+
+
+def _allowed(exact: bool, noise: float) -> str:
+    if exact:
+        return "a portable run has the same bits on every processor"
+    return f"other roundings are {noise:.2g} away at most"
 
 
 def _others(measured: Measured, unit: float) -> dict[str, list[Line]]:
@@ -192,7 +212,7 @@ def _whole(measured: Measured, others: Mapping[str, Any], unit: float) -> tuple[
 
 def _distance(
     stretch: Stretch, measured: Measured, losses: list[tuple[float, float, float]], others: Mapping[str, Any],
-    exact: bool, steps: int,
+    inputs: bool, steps: int,
 ) -> StretchDistance:  # fmt: skip
     weights: tuple[float | None, float | None, float | None] = (None, None, None)
     if measured.recorded:
@@ -206,7 +226,7 @@ def _distance(
         ratio=max((away / noise if noise else (math.inf if away else 0.0) for away, noise, _ in losses), default=0.0),
         weights=weights[0], weights_noise=weights[1], weights_ratio=weights[2],
         equal_bits=not any(away for away, _, _ in losses) and not any(measured.recorded.values()),
-        inputs=exact, roundings=tuple(others),
+        inputs=inputs, roundings=tuple(others),
     )  # fmt: skip
 
 

@@ -142,7 +142,6 @@ def play_stretch(
 
     gauge = _Gauge(stretch, variant, played, rounding_unit(read_manifest(folder)), on_start)
     gauge.images, gauge.saves = images, saves
-    # Behind the others: what they do after a step, such as averaging weights, is a part of it.
     rebuilt.trainer.callbacks.append(gauge)  # type: ignore[attr-defined]  # set at run time
     checkpoint = folder / "checkpoints" / stretch.start if stretch.start else None
     with switched({} if variant.onednn else {"backends.mkldnn.enabled": False}):
@@ -182,6 +181,11 @@ class _Gauge(Callback):
         self.images: Path | None = None
         self.saves = False
         self._kept: list[tuple[Tensor, Tensor]] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # Behind the others, also those that the task has just brought: averaging weights is a part of a step.
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
+        trainer.callbacks = [*(each for each in callbacks if each is not self), self]  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.stretch.reaches_end:

@@ -20,12 +20,19 @@ from autotimm.errors import (
 )
 from autotimm.records.replay_versions import not_replayable
 from autotimm.records.run_folder import RunFolder
+from autotimm.runs.compare_settings import is_portable
 from autotimm.runs.parent import check_parent
 from autotimm.runs.ray_cluster import require_ray
 from autotimm.runs.recorded_run import RecordedRun, read_recorded
 from autotimm.runs.restore import Rebuilt
 from autotimm.runs.stretches.choice import Choice, Stretch, choose, new_challenge, passing_chance, within_budget
-from autotimm.runs.stretches.court import Court, StretchProof, bit_factors_apart, pixel_factors_apart
+from autotimm.runs.stretches.court import (
+    Court,
+    StretchProof,
+    bit_factors_apart,
+    pixel_factors_apart,
+    versions_apart,
+)
 from autotimm.runs.stretches.measure import Measurement
 from autotimm.runs.stretches.replay import rebuild_here
 from autotimm.runs.verdict import Verdict
@@ -108,12 +115,15 @@ def verify_stretches(
             return refusal
         around = surroundings(rebuilt.trainer)
         apart = pixel_factors_apart(run.manifest, around)
-        if bit_factors_apart(run.manifest, around):  # far from a checkpoint rounding hides more
+        exact = is_portable(run.manifest) and not versions_apart(run.manifest, around)
+        if not exact and bit_factors_apart(run.manifest, around):  # far from a checkpoint rounding hides more
             choice = near
         device = _device(rebuilt)
         moved = None if data is None else str(data)
         asked = Measurement(run, Path(scratch), moved, workers, not apart, gpus=int(device != "cpu"))
-        court = Court(asked, apart, device, jobs, launcher=launcher, exact_first=budget is not None)
+        court = Court(
+            asked, apart, device, jobs, launcher=launcher, exact_first=exact or budget is not None, exact=exact
+        )
         try:
             return court.verdict(court.measured(choice.drawn), _proof(choice, challenge), chain.notes)
         except AutotimmError as error:

@@ -171,7 +171,8 @@ class RunCheckpoint(Checkpoint):
         self.folder = trainer.strategy.broadcast(self.folder)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the caller has given no other
             # With shards, a run that is resumed on other processes leaves the bytes of one that was not interrupted.
-            canonical = getattr(trainer, "shards", None) is not None  # Lightning's trainer has none
+            # Lightning's trainer has neither.
+            canonical = getattr(trainer, "shards", None) is not None or getattr(trainer, "portable", False)
             trainer.strategy.checkpoint_io = DirectCheckpointIO(canonical)
         if stage == "fit" and self.folder is not None and trainer.is_global_zero:
             self.store.sweep()  # the lock of the folder is held
