@@ -108,7 +108,7 @@ def main() -> None:
         rows = []
         for name in names:
             rows.append(compared(name, BACKBONES.get(name, 224), Path(folder), 4 if given.quick else 16))
-            print(rows[-1], flush=True)
+            print(*rows[-1].values(), flush=True)  # no line of JSON: the report is the only one
     print(f"\n{guide_table(rows)}\n")
     columns = ("backbone", "eager, CPU ms", "ONNX Runtime, CPU ms", "times as fast")
     shown = [[row.get(name, "-") for name in ("backbone", "eager_ms", "onnx_ms", "faster")] for row in rows]
