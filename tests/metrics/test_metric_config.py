@@ -200,5 +200,5 @@ def test_metrics_with_several_values_are_rejected():
 
 def test_parameters_are_plain_data_at_any_depth() -> None:
     params = {"task": "multiclass", "num_classes": 3, "more": {"sizes": [1, None, object()]}}
-    with pytest.raises(UsageError, match="`params` of .* must be .*plain"):
+    with pytest.raises(UsageError, match=r"`params` of .* must be .*plain"):
         MetricConfig("own", metric_class="Accuracy", params=params)
