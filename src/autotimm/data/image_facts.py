@@ -35,7 +35,7 @@ from autotimm.data.file_facts import (
     stamps_of,
 )
 from autotimm.data.image_look import MOST_THREADS, Looked, look_at
-from autotimm.data.image_reading import current_reading
+from autotimm.data.image_reading import ImageReading, current_reading
 from autotimm.data.progress_bar import ProgressBar
 from autotimm.data.texts import file_names
 
@@ -44,7 +44,7 @@ try:
 except ImportError:  # on Windows
     resource = None  # type: ignore[assignment]
 
-__all__ = ["MANY_BYTES", "MANY_IMAGES", "Facts", "checks_fully", "image_digests", "image_facts", "scan"]
+__all__ = ["MANY_BYTES", "MANY_IMAGES", "Facts", "checks_fully", "image_digests", "image_facts", "rules_of", "scan"]
 
 MANY_IMAGES = 20_000
 """More images than these are not decoded before training, unless somebody asks for it."""
@@ -154,6 +154,12 @@ def _forget_others(files: Sequence[str], digests: NDArray[np.uint8]) -> None:
             _STORE.remove([window.paths[place] for place in np.flatnonzero(wrong).tolist()])
 
 
+def rules_of(reading: ImageReading) -> str:
+    """By which rules something is found out about images that are read so."""
+    own = "" if reading.channels == 3 and reading.upright else f" {tuple(reading)}"
+    return f"{_RULES} {PIL.__version__}{own}"
+
+
 def image_facts(
     files: Sequence[str], *, full: bool, progress: bool = True, title: str = "checking images"
 ) -> Iterator[Facts]:
@@ -166,8 +172,7 @@ def image_facts(
         title: The title of the bar.
     """
     reading = current_reading()
-    own = "" if reading.channels == 3 and reading.upright else f" {tuple(reading)}"
-    rules = f"{_RULES} {PIL.__version__}{own}"
+    rules = rules_of(reading)
     readers = _Readers(partial(look_at, reading, full), full)
     with readers, ProgressBar(len(files), progress, title) as bar:
         yield from map(_Check(rules, full, readers, bar).window, _windows(files))

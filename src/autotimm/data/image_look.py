@@ -8,7 +8,7 @@ import operator
 import os
 import stat
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import sha256
@@ -201,7 +201,7 @@ class _Files:
 
 def facts_of_rows(
     rows: Iterable[tuple[str, bytes]], total: int, *, full: bool, progress: bool = True
-) -> Iterator[ImageFact | Problem]:
+) -> Generator[ImageFact | Problem, None, None]:
     """What is known of images that are in memory, in order; nothing is remembered.
 
     Args:

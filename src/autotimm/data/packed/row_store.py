@@ -23,8 +23,10 @@ from torchvision import tv_tensors
 
 from autotimm.data.file_facts import Problem
 from autotimm.data.image_channels import read_bytes_as
+from autotimm.data.image_facts import rules_of
 from autotimm.data.image_look import ImageFact, facts_of_rows
-from autotimm.data.image_reading import ImageReading
+from autotimm.data.image_reading import ImageReading, current_reading
+from autotimm.data.packed.row_facts import RowFacts
 from autotimm.data.table import AT_ONCE
 from autotimm.errors import DataError, sentence
 from autotimm.records.readers import Fields, misfit
@@ -43,6 +45,7 @@ _LARGEST_HEAD = 1 << 26  # bytes
 _LARGEST_TARGET = 1 << 26  # bytes of text of one row
 _LARGEST_FILE = 1 << 30  # bytes of an image, or of all masks of one
 _CLASSES = 1 << 20
+_KEPT = 2048  # rows that are remembered at once
 
 
 class ListedRow(NamedTuple):
@@ -183,6 +186,7 @@ class Rows(ABC):
         self.path = path
         self.ids: Sequence[str] = ()
         self._pid, self._opened = 0, cast("Any", None)
+        self._facts = RowFacts(path)  # before anything is read
         self._forget(0)
 
     def _forget(self, number: int) -> None:
@@ -293,19 +297,38 @@ class Rows(ABC):
         return read_bytes_as(self.row(place).image, self._name(place), reading)
 
     def check(self, places: NDArray[np.int64], *, full: bool, progress: bool) -> Iterator[ImageFact | Problem]:
-        """What is known of the images of some rows, in this order; digests and sizes are remembered.
+        """What is known of the images of some rows, in this order; it is remembered until a file changes.
 
         Args:
             places: The numbers of the rows.
             full: Whether to decode them completely.
             progress: Whether a progress bar may appear.
         """
-        facts = facts_of_rows(self._contents(places), len(places), full=full, progress=progress)
-        for place, fact in zip(places.tolist(), facts, strict=True):
-            if isinstance(fact, ImageFact):
-                self._digests[place] = np.frombuffer(fact.digest, np.uint8)
-                self._sizes[place] = fact.width, fact.height
-            yield fact
+        rules = rules_of(current_reading())
+        known = self._facts.find(places, rules, full)
+        self._digests[places[known.holds]] = known.digests[known.holds]
+        self._sizes[places[known.holds]] = known.sizes[known.holds]
+        todo = places[~known.holds]
+        looked = facts_of_rows(self._contents(todo), len(todo), full=full, progress=progress)
+        fresh: dict[int, ImageFact] = {}
+        try:
+            for index, place in enumerate(places.tolist()):
+                if known.holds[index]:
+                    (width, height), note = self._sizes[place].tolist(), known.notes.get(index, ("", ""))
+                    yield ImageFact(self._digests[place].tobytes(), width, height, int(full), *note)
+                    continue
+                fact = next(looked)
+                if isinstance(fact, ImageFact):
+                    fresh[place] = fact
+                    self._digests[place] = np.frombuffer(fact.digest, np.uint8)
+                    self._sizes[place] = fact.width, fact.height
+                yield fact
+                if len(fresh) == _KEPT:
+                    self._facts.keep([*fresh], [*fresh.values()], rules)
+                    fresh = {}
+        finally:  # an interruption keeps what was found
+            looked.close()
+            self._facts.keep([*fresh], [*fresh.values()], rules)
 
     def _contents(self, places: NDArray[np.int64]) -> Iterator[tuple[str, bytes]]:
         for first in range(0, len(places), AT_ONCE):
