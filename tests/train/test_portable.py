@@ -11,11 +11,12 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 import autotimm
 import warm
 from autotimm import AutoTrainer, Run, list_backbones
-from autotimm.data.toy import write_toy_segmentation
+from autotimm.data.toy import write_toy_folder, write_toy_segmentation
 from autotimm.errors import UsageError
 from autotimm.evidence import EvidenceCollector
 from autotimm.records.digest import file_digest, state_digest
@@ -143,6 +144,17 @@ def test_evidence_is_made_of_portable_operators(toy_folder):
     assert torch.equal(torch.from_numpy(arrays["scores"]), scores)
     assert torch.equal(torch.from_numpy(arrays["losses"]), losses)
     assert not torch.equal(logits.softmax(1), scores)  # or this would show nothing
+
+
+def test_a_new_head_is_drawn_from_integers(run, tmp_path):
+    photos = write_toy_folder(tmp_path / "two", n=16, num_classes=2)
+    extended = run.extend(photos, epochs=1, out=str(tmp_path), name="extended")
+    begun = load_file(extended.path / "initial.safetensors")
+    drawn = trained(photos, max_steps=0, task={"num_classes": 2}, portable=True).network.state_dict()
+    heads = [name for name in drawn if name.startswith("head")]
+    assert heads
+    assert all(torch.equal(begun[name], drawn[name]) for name in heads)
+    assert extended.level()["R5"] == "expected"
 
 
 def test_constants_of_layers_are_computed_again(toy_folder):
