@@ -10,6 +10,8 @@ import pytest
 # Libraries read these when they are imported, which is after this file.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("COLUMNS", "160")
+# Threads of torch that wait for each other spin, which costs seconds where several tests share the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(autouse=True)

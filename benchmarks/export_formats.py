@@ -1,10 +1,9 @@
 """Exported architectures by format and precision: which can be exported, how far they differ, how large the files are.
 
-Networks with random weights are exported and compared on 32 images drawn from a seed, each file in its own runtime:
-classifiers with backbones of many families, and every ``arch`` of the other tasks on ``test_resnet``. Networks and
-images are small: differences come from the operators, and only the sizes of files grow with the backbone. Heads are
-scaled so that scores are far from each other, since scores that are all the same differ by nothing. 8 bits are
-calibrated on other seeded images.
+Networks with random weights (``_networks.py``) are exported and compared on 32 images drawn from a seed, each file in
+its own runtime: classifiers with backbones of many families, and every ``arch`` of the other tasks on ``test_resnet``.
+Networks and images are small: differences come from the operators, and only the sizes of files grow with the backbone.
+8 bits are calibrated on other seeded images.
 
 The table is that of ``docs/guide/export.md``.
 
@@ -25,9 +24,9 @@ from typing import Any, NamedTuple
 
 import torch
 from _bench import arguments, done_lines, keep_line, report
-from timm.models import model_entrypoint
+from _networks import ARCHS, BACKBONES, classifier, dense_task, family_of
 
-from autotimm import ImageClassifier, InstanceSegmentor, ObjectDetector, SemanticSegmentor, Task
+from autotimm import Task
 from autotimm.data.table import Table
 from autotimm.errors import ModelError
 from autotimm.export.agreement_check import check_file, seeded_sample
@@ -38,16 +37,7 @@ from autotimm.export.int8 import quantized
 from autotimm.export.onnx_file import onnx_model, save_onnx
 from autotimm.export.openvino_file import weights_beside, write_openvino
 from autotimm.export.torch_file import write_torch
-from autotimm.models.detection import DETECTORS
-from autotimm.models.segmentation.segmenter import SEGMENTERS
 from autotimm.types import DataSpec, Sample
-
-BACKBONES = {
-    "test_resnet": 96, "resnet18": 96, "regnetx_002": 96, "test_vit": 96, "test_convnext": 96, "test_efficientnet": 96,
-    "mobilenetv3_small_050": 96, "mobilevit_xxs": 96, "pvt_v2_b0": 96,
-    "levit_128s": 224, "mixer_s32_224": 224, "xcit_nano_12_p16_224": 96,
-}  # fmt: skip
-"""Backbones of classifiers, and the side of their images in pixels."""
 
 COLUMNS = {
     "ONNX": ("onnx", "fp32"), "ONNX, fp16": ("onnx", "fp16"), "ONNX, int8": ("onnx", "int8"),
@@ -82,40 +72,6 @@ class Exported(NamedTuple):
     difference: float = math.nan
     megabytes: float = math.nan
     reason: str = ""
-
-
-def classifier(name: str) -> tuple[Task, DataSpec]:
-    """A classifier whose logits have a standard deviation of 1."""
-    side = BACKBONES.get(name, 224)
-    task = ImageClassifier(name, 5, image_size=side, pretrained=False).eval()
-    images = [seeded_sample(index, (side, side)).image[None].float() for index in range(4)]
-    with torch.no_grad():
-        logits = task.network(torch.cat([_square(image, side) for image in images]))
-        for parameter in task.head.parameters():
-            parameter.div_(logits.std())
-    task.spec = DataSpec(tuple("abcde"), image_size=side)
-    return task, task.spec
-
-
-def _square(image: torch.Tensor, side: int) -> torch.Tensor:
-    return torch.nn.functional.interpolate(image, (side, side)).to(torch.uint8)
-
-
-def dense(arch: str) -> tuple[Task, DataSpec]:
-    """A segmenter or detector that finds many objects, with scores far from each other."""
-    options: dict[str, Any] = {"arch": arch, "width": 64, "image_size": SIDE, "pretrained": False, "seed": 1}
-    task: Task
-    if arch in SEGMENTERS:
-        task, kind = SemanticSegmentor("test_resnet", 2, **options), "pixels"
-    elif arch == "mask_rcnn":
-        task, kind = InstanceSegmentor("test_resnet", 2, **options, max_objects=10), "instances"
-    else:
-        task, kind = ObjectDetector("test_resnet", 2, **options), "boxes"
-    for name, parameter in task.network.named_parameters():
-        if "cls_logits" in name or "cls_score" in name:
-            parameter.data.mul_(0 if name.endswith("bias") else 15)
-    task.spec = DataSpec(("a", "b"), image_size=SIDE, kind=kind)
-    return task.eval(), task.spec
 
 
 class Exporter:
@@ -161,10 +117,8 @@ class Exporter:
 
 def row(name: str, folder: Path, most: int) -> dict[str, Any]:
     """All formats of one architecture."""
-    is_dense = name in (*SEGMENTERS, *DETECTORS)
-    task, spec = dense(name) if is_dense else classifier(name)
-    family = spec.kind if is_dense else model_entrypoint(name).__module__.rpartition(".")[2]
-    found: dict[str, Any] = {"model": name, "family": family}
+    task, spec = dense_task(name, SIDE) if name in ARCHS else classifier(name)
+    found: dict[str, Any] = {"model": name, "family": spec.kind if name in ARCHS else family_of(name)}
     export = Exporter(task, spec, folder, most)
     for title, (to, precision) in COLUMNS.items():
         found[title] = export(to, precision)._asdict()
@@ -194,7 +148,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    every = ["test_resnet"] if given.quick else [*BACKBONES, *SEGMENTERS, *DETECTORS]
+    every = ["test_resnet"] if given.quick else [*BACKBONES, *ARCHS]
     names = given.models.split(",") if given.models else every
     rows = {done["model"]: done for done in done_lines(given.out)}
     for name in names:

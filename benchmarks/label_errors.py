@@ -3,21 +3,23 @@
 Of a folder of class folders, a share of the images is moved to a wrong class, drawn from a seed. A run with folds is
 trained on what results, and its list of probable label errors is compared with the images that were moved.
 
-    python benchmarks/label_errors.py CLASS_FOLDERS WEIGHTS_FILE
+    python benchmarks/label_errors.py [--quick] [--data CLASS_FOLDERS] [--weights FILE]
 """
 
 from __future__ import annotations
 
 import random
 import shutil
-import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from _bench import PHOTOS, WEIGHTS, arguments, data_folder, report
+from _drawn import draw_classes
 
 import autotimm
 
 SHARE, SEED = 0.05, 1
-OPTIONS = {"backbone": "tf_efficientnet_lite0", "image_size": 160, "folds": 5, "recipe": "probe", "progress": False}
 
 
 def plant(source: Path, folder: Path) -> set[str]:
@@ -40,19 +42,32 @@ def plant(source: Path, folder: Path) -> set[str]:
 
 def main() -> None:
     """Print how many images were moved, how many are listed, and precision and recall of the list."""
-    source, weights = map(Path, sys.argv[1:3])
-    with tempfile.TemporaryDirectory() as scratch:
+    parser = arguments(__doc__)
+    parser.add_argument("--data", type=Path, help="a folder of a folder per class")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="pretrained weights of the backbone")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    given = parser.parse_args()
+    options: dict[str, Any] = {"backbone": "tf_efficientnet_lite0", "pretrained": str(given.weights), "image_size": 160}
+    options |= {"folds": 5, "recipe": "probe"}
+    if given.quick:
+        options |= {"backbone": "test_resnet", "pretrained": False, "image_size": 32, "folds": 2, "epochs": 1}
+        options |= {"recipe": "plain"}  # without pretrained weights there is nothing to probe
+    with (
+        data_folder(given, PHOTOS / "cls_sign_digits" / "Dataset", draw_classes) as source,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         data = Path(scratch) / "data"
         moved = plant(source, data)
-        run = autotimm.fit(data, pretrained=str(weights), out=f"{scratch}/runs", **OPTIONS)
-        findings = autotimm.inspect_data(data, run=run.path, image_size=160).findings
+        run = autotimm.fit(data, out=f"{scratch}/runs", num_workers=0, threads=given.threads, progress=False, **options)
+        findings = autotimm.inspect_data(data, run=run.path, image_size=options["image_size"]).findings
         cases = [case for finding in findings if finding.check == "label_errors" for case in finding.cases]
         listed = {Path(case.id).name for case in cases}
         found = len(listed & moved)
-        accuracy = run.folds["mean"]["val/accuracy"], run.folds["std"]["val/accuracy"]
-        print(f"{len(run.evidence())} images, out-of-fold accuracy {accuracy[0]:.3f} ± {accuracy[1]:.3f}")
-        print(f"{len(moved)} moved, {len(listed)} listed, {found} of them moved")
-        print(f"precision {found / max(len(listed), 1):.2f}, recall {found / len(moved):.2f}")
+        mean, std = (run.folds[name]["val/accuracy"] for name in ("mean", "std"))
+        columns = ("images", "out-of-fold accuracy", "moved", "listed", "of them moved", "precision", "recall")
+        precision, recall = (f"{found / max(len(names), 1):.2f}" for names in (listed, moved))
+        row = (len(run.evidence()), f"{mean:.3f} ± {std:.3f}", len(moved), len(listed), found, precision, recall)
+        report("label_errors", columns, [row], share=SHARE, seed=SEED)
 
 
 if __name__ == "__main__":

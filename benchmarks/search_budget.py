@@ -2,11 +2,13 @@
 
 The methods are the recipes of ``autotimm.fit``:
 
-- ``auto``: the defaults. With random weights no head can be fitted, so that it trains as ``plain`` does, bit for bit;
-  the program checks that for the first seed.
+- ``10 epochs``: the defaults of ``plain``.
+- ``auto``: the defaults. With random weights no head can be fitted, so that it trains as ``plain`` does for as many
+  epochs, bit for bit; the program checks that for the first seed.
 - ``search``: the same with ``search_budget``. What it chooses is chosen on folds of the training images.
 - ``as long``: the defaults for the length that the search has chosen, so that the gain of a longer training is told
-  from that of another rate and regularization.
+  from that of another rate and regularization. Where nothing else was chosen, that is the same training.
+- ``all steps``: the defaults for as many steps as the search and the training after it have made together.
 
 The sets are those of ``_small_sets.py``; each seed draws other training and validation images. Test images are looked
 at once per training. Results are written line by line to ``--out``; a second call with the same file goes on from
@@ -18,6 +20,7 @@ there.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import tempfile
@@ -33,7 +36,7 @@ import autotimm
 from autotimm.records.digest import file_digest
 from autotimm.records.manifest import Manifest
 
-METHODS = ("auto", "search", "as long")
+METHODS = ("10 epochs", "auto", "search", "as long", "all steps")
 
 
 def train(chosen: SmallSet, options: Any, seed: int, folder: Path, **own: Any) -> dict[str, Any]:
@@ -65,25 +68,33 @@ def results(options: Any, scratch: Path) -> list[dict[str, Any]]:
             for method in METHODS:
                 if any((line["set"], line["method"], line["seed"]) == (name, method, seed) for line in lines):
                     continue
-                lines.append(
-                    {"set": name, "method": method, "seed": seed, **_timed(chosen, method, seed, lines, options)}
-                )
+                found = _timed(name, chosen, method, seed, lines, options)
+                lines.append(found | {"set": name, "method": method, "seed": seed})
                 print(json.dumps(lines[-1]), file=sys.stderr)
                 keep_line(lines[-1], options.out)
     return lines
 
 
-def _timed(chosen: SmallSet, method: str, seed: int, lines: list[dict[str, Any]], options: Any) -> dict[str, Any]:
-    own: dict[str, Any] = {}
+def _timed(
+    name: str, chosen: SmallSet, method: str, seed: int, lines: list[dict[str, Any]], options: Any
+) -> dict[str, Any]:
+    per_epoch = math.ceil(chosen.train / options.batch_size)
+    own: dict[str, Any] = {"epochs": 10} if method == "10 epochs" else {}
     if method == "search":
         own = {"search_budget": options.budget}
-    elif method == "as long":
-        own = {"epochs": lines[-1]["chosen"].get("epochs", 10)}
+    elif method in ("as long", "all steps"):
+        of_seed = [line for line in lines if (line["set"], line["seed"]) == (name, seed)]
+        (searched,) = (line for line in of_seed if line["method"] == "search")
+        if method == "as long" and searched["chosen"].keys() <= {"epochs"}:
+            return {**searched, "method": method, "searched": 0}
+        steps = searched["steps"] + (searched["searched"] if method == "all steps" else 0)
+        own = {"epochs": math.ceil(steps / per_epoch)}
     start = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         found = train(chosen, options, seed, Path(folder), **own)
         if method == "auto" and seed == options.seeds[0]:
-            plain = train(chosen, options, seed, Path(folder) / "plain", recipe="plain", **own)
+            as_long = {"recipe": "plain", "epochs": found["steps"] // per_epoch}
+            plain = train(chosen, options, seed, Path(folder) / "plain", **as_long)
             assert plain["weights"] == found["weights"], "with random weights `auto` is `plain`"
     return {**found, "cpu_seconds": round(time.process_time() - start, 1), "load": round(os.getloadavg()[0], 1)}
 

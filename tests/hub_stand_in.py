@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 TOKEN = "hf_a_token_that_nobody_may_see"
+ABOUT = ("/api/models/me/photos", "/api/models/me/photos/revision/main")  # release 0.34 of the library asks for both
 
 
 class Hub(ThreadingHTTPServer):
@@ -106,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         name = path.removeprefix("/me/photos/resolve/main/")
         if path == "/":
             self._answer(200, b"")
-        elif path == "/api/models/me/photos" and hub.private is not None:
+        elif path in ABOUT and hub.private is not None:
             about = {"id": "me/photos", "sha": "c" * 40, "private": hub.private, "siblings": [], "tags": []}
             self._answer_json(about)
         elif name in hub.files:

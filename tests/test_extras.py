@@ -25,6 +25,7 @@ OPTIONAL = [
     "starlette",
     "pylance",
     "litdata",
+    "pyarrow",
 ]
 # Extras of features to come. Whoever writes the feature moves its extra to the table of the README.
 PLANNED: set[str] = set()
@@ -48,6 +49,7 @@ COMMANDS = {
     "inspect": ["inspect", "PHOTOS", "--run", "runs/photos-001"],
     "lance": ["pack", "PHOTOS", "--to", "lance", "--out", "photos.lance"],
     "litdata": ["pack", "PHOTOS", "--to", "litdata", "--out", "photos.litdata"],
+    "parquet": ["fit", "PARQUET", *FIT],
 }
 ALL_COMMANDS = """
 import contextlib, io, json, os, sys
@@ -74,7 +76,10 @@ def ended(bare: Path, toy_folder: Path, tmp_path_factory: pytest.TempPathFactory
     One process imports torch once.
     """
     folder = tmp_path_factory.mktemp("commands")
-    commands = json.dumps(COMMANDS).replace("PHOTOS", str(toy_folder))
+    (folder / "photos.parquet").touch()
+    commands = (
+        json.dumps(COMMANDS).replace("PHOTOS", str(toy_folder)).replace("PARQUET", str(folder / "photos.parquet"))
+    )
     done = run(bare, "-c", ALL_COMMANDS, commands, FALL_BACK, cwd=folder, sources=True)
     assert done.returncode == 0, done.stderr
     *_, outcomes, fallen_back = done.stdout.splitlines()

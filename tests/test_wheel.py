@@ -47,6 +47,8 @@ def test_the_installed_wheel_trains(wheel: Path, tmp_path: Path) -> None:
              "--epochs", "1", "--num-workers", "0", "--threads", "1", "--accelerator", "cpu"]  # fmt: skip
     fitted = run(python, program, "fit", photos, *words, "--name", "short", cwd=tmp_path, sources=False)
     assert fitted.returncode == 0, fitted.stderr
+    assert fitted.stdout.splitlines()[-1] == f"run: {Path('runs') / 'short'}"
+    assert "Warning" not in fitted.stderr  # of imports too, which most other tests have done before
     assert (tmp_path / "runs" / "short" / "model.safetensors").is_file()
 
 

@@ -142,6 +142,14 @@ def run(words: Sequence[object], cwd: Path | str | None = None, env: Mapping[str
     return Completed([*words], program.wait(), out, err)
 
 
+def forgotten(*packages: str) -> str:
+    """The first lines of a program that imports these packages anew, from another folder or with other variables."""
+    return f"""import sys
+for name in [name for name in sys.modules if name.partition(".")[0] in {packages}]:
+    del sys.modules[name]
+"""
+
+
 @cache
 def _server() -> socket.socket:
     """The connection to the server, which ends when that is closed."""

@@ -16,12 +16,13 @@ REQUIREMENT = r'"([\w.-]+)(?:\[[\w,]+\])?>=([\d.]+)"'
 def lower_bounds(text: str) -> dict[str, str]:
     """Names and lower bounds of the dependencies and of the extras in ``dev``."""
     dependencies = re.search(r"^dependencies = \[\n(.*?)^\]", text, flags=re.MULTILINE | re.DOTALL)
-    tested = re.search(r'^    "autotimm\[([\w,]+)\]"', text, flags=re.MULTILINE)
+    tested = re.search(r'^dev = \[\n    "autotimm\[([\w,]+)\]"', text, flags=re.MULTILINE)
     if dependencies is None or tested is None:
         raise SystemExit(f"{PYPROJECT.name} has no `dependencies`, or `dev` takes in no extras.")
     lines = [dependencies[1]]
     for extra in tested[1].split(","):
-        lines += re.findall(rf"^{extra} = (\[.*?\])", text, flags=re.MULTILINE | re.DOTALL)
+        # The bracket that ends a line: an extra may take in another, and a requirement may have extras of its own.
+        lines += re.findall(rf"^{extra} = (\[.*?\]) *(?:#[^\n]*)?$", text, flags=re.MULTILINE | re.DOTALL)
     return dict(re.findall(REQUIREMENT, "\n".join(lines)))
 
 

@@ -2,8 +2,6 @@
 
 import csv
 import io
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,24 +22,22 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def fitted(photos: Path) -> subprocess.CompletedProcess[str]:
+def fitted(photos: Path) -> warm.Completed:
     """A run of a new process, configured by a file and two options."""
     (photos.parent / "small.yaml").write_text(
         f"path: {photos}\nbackbone: test_resnet\npretrained: false\nimage-size: 32\nepochs: 7\n"
         "num_workers: 0\nthreads: 1\n"
     )
-    words = ["fit", "--config", photos.parent / "small.yaml", "--epochs", 1, "--out", photos.parent / "runs"]
-    command = [sys.executable, "-m", "autotimm", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return autotimm("fit", "--config", photos.parent / "small.yaml", "--epochs", 1, "--out", photos.parent / "runs")
 
 
 @pytest.fixture(scope="session")
-def run(fitted: subprocess.CompletedProcess[str]) -> Path:
+def run(fitted: warm.Completed) -> Path:
     assert fitted.returncode == 0, fitted.stderr
     return Path(fitted.stdout.splitlines()[-1].removeprefix("run: "))
 
 
-def test_last_line_of_fit_is_the_run_folder(fitted: subprocess.CompletedProcess[str], run: Path):
+def test_last_line_of_fit_is_the_run_folder(fitted: warm.Completed, run: Path):
     assert fitted.stdout.splitlines()[-1] == f"run: {run}"
     assert run.is_dir()
     assert "Traceback" not in fitted.stderr
@@ -263,3 +259,10 @@ def test_backbones(capsys: pytest.CaptureFixture[str]):
     assert all("resnet18" in name for name in names)
     assert main(["backbones", "resnet?8"]) == 0
     assert capsys.readouterr().out.splitlines() == ["resnet18"]
+
+
+def test_a_pattern_that_no_backbone_has(capsys: pytest.CaptureFixture[str]):
+    assert main(["backbones", "resnett18"]) == 4
+    assert "No backbone name matches 'resnett18'. Did you mean 'resnet18'?" in capsys.readouterr().err
+    assert main(["backbones", "0123456789"]) == 4
+    assert "Try a shorter part of the name" in capsys.readouterr().err

@@ -435,3 +435,8 @@ def test_names_and_import_paths(name: str):
 def test_what_is_no_import_path(name: object):
     with pytest.raises(ValueError):  # noqa: PT011  # the caller words it
         Name().read(name)
+
+
+def test_an_option_with_a_dash_and_with_an_underscore_is_refused():
+    with pytest.raises(UsageError, match=r"a\.yaml gives `batch_size` twice, with a dash and with an underscore"):
+        FitConfig.layered([("file a.yaml", {"batch-size": "4", "batch_size": "8"})])

@@ -1,8 +1,6 @@
 """What is declared beside an option, and what is derived from it."""
 
 import inspect
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copytree
@@ -10,6 +8,7 @@ from shutil import copytree
 import pytest
 
 import autotimm
+import warm
 from autotimm.config import (
     FitConfig,
     argument_of,
@@ -39,6 +38,7 @@ ADDED = """\
 SCRIPT = """
 import contextlib, io, runpy, sys
 import autotimm
+assert autotimm.__file__ == sys.path[0] + "/autotimm/__init__.py"
 from autotimm.cli.main import main
 from autotimm.config import FitConfig, argument_option, read_yaml, recorded_argument
 from autotimm.data.toy import write_toy_folder
@@ -82,14 +82,9 @@ def test_an_added_option_is_one_edit(tmp_path: Path):
     place = "    strict: bool = "
     assert text.count(place) == 1
     file.write_text(text.replace(place, ADDED + place), encoding="utf-8")
-    (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
     docs = TOOLS / "docs.py"
-    done = subprocess.run(
-        [sys.executable, "script.py", *([str(docs)] if docs.exists() else [])], cwd=tmp_path, capture_output=True,
-        env={"PYTHONPATH": str(copied.parent), "PATH": "", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1",
-             "MKL_NUM_THREADS": "1"},
-        text=True, check=False,
-    )  # fmt: skip
+    words = ["-c", f"{warm.forgotten('autotimm')}sys.path.insert(0, {str(copied.parent)!r})\n{SCRIPT}"]
+    done = warm.run([*words, *([docs] if docs.exists() else [])], tmp_path, {"HOME": str(tmp_path)})
     assert done.returncode == 0, done.stderr
 
 

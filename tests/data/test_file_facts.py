@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from autotimm.data import file_facts
-from autotimm.data.file_facts import FactStore, FileFacts, Problem, Stamp
+from autotimm.data import file_facts, image_facts
+from autotimm.data.file_facts import FileFacts, Problem, Stamp
 from autotimm.data.image_facts import scan
 
-READABLE = FactStore("images", "")
+READABLE = image_facts._STORE.file
 
 
 def files(toy: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """Packed data sets: the samples of the folder, whichever engine holds them, and nothing of them is trusted."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from autotimm import (
     UsageError,
 )
 from autotimm.constants import ENGINES
-from autotimm.data import loader
+from autotimm.data import file_facts, loader
 from autotimm.data.data_facts import content
 from autotimm.data.packed import row_store
 from autotimm.data.packed.packing import pack
@@ -380,3 +381,39 @@ def test_caches_have_no_effect(packed_shapes: dict[str, Path]) -> None:
     data.setup()
     assert "cache: off, since the images are no files" in data.notices
     assert torch.equal(data.tables["train"].load(0).image, data.tables["train"].load(0).image)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_rows_are_checked_once_until_a_file_changes(
+    engine: str, packed_shapes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_facts, "_SETTLED", 0)
+    monkeypatch.setattr(row_store, "_KEPT", 10)
+    path = Path(shutil.copytree(packed_shapes[engine], tmp_path / engine))
+    looked: list[int] = []
+    facts_of_rows = row_store.facts_of_rows
+
+    def noting(rows: Any, total: int, **options: Any) -> Any:
+        looked.append(total)
+        return facts_of_rows(rows, total, **options)
+
+    monkeypatch.setattr(row_store, "facts_of_rows", noting)
+
+    def start(**options: Any) -> dict[str, Any]:
+        data = opened(ImageDataModule, path, **options)
+        found = {"content": content(data.tables.values(), progress=False), "notices": data.notices}
+        packed = data.tables["train"].packed()
+        assert packed is not None
+        return found | {"sizes": [packed.rows.size(place) for place in packed.places.tolist()]}
+
+    first, number = start(check="full"), len(opened(ImageDataModule, path).tables["train"])
+    assert start(check="full") == first
+    assert start(check="headers")["content"] == first["content"]
+    whole = looked[0]
+    assert whole >= number
+    assert looked == [whole, 0, 0, 0]
+    start(ignore_exif=True)  # other rules
+    largest = max((file for file in path.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    os.utime(largest)
+    assert start(check="full") == first
+    assert looked[4:] == [whole, whole]

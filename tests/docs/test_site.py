@@ -70,6 +70,13 @@ def test_public_names_are_listed() -> None:
     assert sorted(listed) == sorted(autotimm.__all__)
 
 
+def test_classes_that_calls_return_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quick, and without a build: a class that only type checkers see ends the build."""
+    monkeypatch.syspath_prepend(DOCS / "_ext")
+    listed = [path for _, paths in import_module("autotimm_site").listings(DOCS) for path in paths]
+    assert {"autotimm.Run", "autotimm.runs.explain.Explanation"} <= {*listed}
+
+
 @pytest.mark.slow
 def test_every_public_name_has_a_page(site: Path) -> None:
     for package in ["autotimm", *(f"autotimm.{name}" for name in PACKAGES)]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from _networks import dense_task
 from numpy.typing import NDArray
 
 from autotimm import SemanticSegmentor
@@ -25,7 +26,6 @@ from autotimm.models.detection import DETECTORS
 from autotimm.models.segmentation.segmenter import SEGMENTERS
 from autotimm.runs.prediction_files import as_csv
 from autotimm.tasks.letterbox import paste
-from networks import dense_task
 from training import small_fit
 
 SIDE = 64

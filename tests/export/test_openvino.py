@@ -10,18 +10,19 @@ import onnx
 import openvino
 import pytest
 import torch
+from _networks import dense_task
 
 from autotimm import Run
 from autotimm.cli.main import main
 from autotimm.data.transforms.image_transforms import eval_transform
 from autotimm.errors import ModelError, UsageError
 from autotimm.export.agreement_check import check_file, seeded_sample
-from autotimm.export.exporter import graph_for, open_exported, write_graph
+from autotimm.export.exporter import graph_for, open_exported, write_graph, written_beside
 from autotimm.export.int8 import CALIBRATED, calibration_names
+from autotimm.export.openvino_file import weights_beside, write_openvino
 from autotimm.export.resize import cropped
 from autotimm.models.detection import DETECTORS
 from autotimm.models.segmentation.segmenter import SEGMENTERS
-from networks import dense_task
 
 
 @pytest.fixture(scope="module")
@@ -124,13 +125,25 @@ def test_calibration_is_keyed_by_id() -> None:
 
 
 @pytest.mark.parametrize("to", ["onnx", pytest.param("torch", marks=pytest.mark.slow), "openvino"])
-def test_16_bits_halve_the_file(to: str, run: Run, tmp_path: Path) -> None:
+def test_16_bits_halve_the_file(to: str, nearest: Run, tmp_path: Path) -> None:
     suffix = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}[to]
-    half = run.export(tmp_path / f"half{suffix}", to=to, precision="fp16")
-    assert (half.weights or half.path).stat().st_size < 0.75 * (run.path / "model.safetensors").stat().st_size
+    half = nearest.export(tmp_path / f"half{suffix}", to=to, precision="fp16")
+    assert (half.weights or half.path).stat().st_size < 0.75 * (nearest.path / "model.safetensors").stat().st_size
     assert json.loads((tmp_path / "export.json").read_text())[f"half{suffix}"]["precision"] == "fp16"
 
 
+def test_neither_file_is_left_without_the_other(tmp_path: Path) -> None:
+    def fail(path: Path) -> None:
+        for written in (path, weights_beside(path)):
+            written.write_bytes(b"half")
+        raise ModelError("the check failed")
+
+    with pytest.raises(ModelError), written_beside(tmp_path / "m.xml") as path:
+        fail(path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow  # by a tolerance, as for each format; `test_classification.py` has the quickest of them
 def test_nothing_is_left_beyond_the_tolerance(run: Run, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="must agree with the run within"):
         run.export(tmp_path / "m.xml", to="openvino", tolerance=0)
@@ -152,6 +165,21 @@ def test_nothing_is_left_beyond_the_tolerance(run: Run, tmp_path: Path) -> None:
 def test_wrong_arguments(options: dict[str, Any], words: str, run: Run, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=words):
         run.export(**{**options, "out": tmp_path / options["out"]})
+
+
+def test_files_that_openvino_cannot_run(tmp_path: Path) -> None:
+    (tmp_path / "m.xml").write_text("<net/>")
+    with pytest.raises(ModelError, match="OpenVINO cannot run the network"):
+        open_exported(tmp_path / "m.xml", "openvino")
+    with pytest.raises(ModelError, match="OpenVINO cannot read the network"):
+        write_openvino(onnx.ModelProto(), tmp_path / "n.xml", {})
+
+
+def test_detectors_of_ones_own(tmp_path: Path) -> None:
+    task, spec = dense_task("fcos", 64)
+    task.network = torch.nn.Identity()
+    with pytest.raises(ModelError, match=r"The detector Identity cannot be exported. Use one of autotimm's"):
+        graph_for(task, spec, "openvino")
 
 
 def test_missing_extra(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,9 +46,10 @@ def steep(tmp_path_factory: pytest.TempPathFactory) -> Run:
     ("to", "precision"),
     [
         ("torch", "fp16"),
-        ("onnx", "int8"),
-        pytest.param("onnx", "fp16", marks=pytest.mark.slow),
-        pytest.param("openvino", "int8", marks=pytest.mark.slow),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("onnx", "int8"), ("onnx", "fp16"), ("openvino", "int8"))
+        ),
     ],
 )
 def test_metric_beyond_the_tolerance_leaves_no_file(

@@ -1,5 +1,7 @@
 """Labels that are probably wrong: those that were swapped, by the predictions of a run."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from autotimm.data.table import ImageTable
 from autotimm.data.toy import write_toy_folder
 from autotimm.errors import UsageError
 from autotimm.evidence import Evidence
-from autotimm.inspection.label_checks import check_labels
+from autotimm.inspection.label_checks import check_labels, require_cleanlab
 from training import small_fit
 
 NAMES, SIZE = ("cat", "dog", "fox"), 120
@@ -49,3 +51,9 @@ def test_a_run_on_the_data_is_taken(tmp_path) -> None:
     run = small_fit(tmp_path / "toy", tmp_path, val_split=None)
     found = inspect_data(tmp_path / "toy", run=run.path, image_size=32).findings
     assert {finding.check for finding in found} <= {"label_errors"}
+
+
+def test_missing_extra(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "cleanlab", None)  # as if it were not installed
+    with pytest.raises(UsageError, match=r"The option run of inspect needs .*pip install 'autotimm\[inspect\]'"):
+        require_cleanlab()

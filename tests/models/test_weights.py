@@ -17,6 +17,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+import warm
 from autotimm.errors import UsageError, WeightsError
 from autotimm.models import Weights, build_backbone, build_classifier, resolve_weights
 from autotimm.records.digest import file_digest, state_digest
@@ -206,7 +207,8 @@ def test_models_without_pretrained_weights() -> None:
         resolve_weights("resnet200", True)
 
 
-# huggingface_hub reads its environment variables when it is imported, so each case runs in its own process.
+# huggingface_hub reads its environment variables when it is imported, so each case runs in its own process, and imports
+# it and what refers to it anew.
 
 
 class Hub(ThreadingHTTPServer):
@@ -265,13 +267,23 @@ def serve() -> Iterator[Callable[..., Hub]]:
 
 
 def run_in_process(code: str, home: Path, *arguments: str, prefix: Sequence[str] = (), **variables: str) -> Any:
-    """Run code that prints JSON, with an empty cache and without proxies."""
+    """Run code that prints JSON, with an empty cache and without proxies; a prefix starts an interpreter of its own."""
     foreign = [name for name in os.environ if name.lower().endswith("_proxy") or name.startswith("HF_")]
-    kept = {name: value for name, value in os.environ.items() if name not in foreign}
-    environment = kept | {"HF_HOME": str(home), "TORCH_HOME": str(home / "torch"), "NO_PROXY": "*"} | variables
-    prelude = "import json\nfrom autotimm.models import *\nfrom autotimm.errors import *\n"
-    command = [*prefix, sys.executable, "-c", prelude + code, *arguments]
-    completed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    given = {"HF_HOME": str(home), "TORCH_HOME": str(home / "torch"), "NO_PROXY": "*"} | variables
+    prelude = f"""
+import json, os
+for name in {foreign}:
+    os.environ.pop(name)
+os.environ.update({given})
+from autotimm.models import *
+from autotimm.errors import *
+"""
+    words = ["-c", warm.forgotten("autotimm", "huggingface_hub", "timm") + prelude + code, *arguments]
+    if prefix:
+        command = [*prefix, sys.executable, *words]
+        completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    else:
+        completed = warm.run(words)
     assert completed.returncode == 0, completed.stderr
     return json.loads(completed.stdout.splitlines()[-1])
 

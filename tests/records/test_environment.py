@@ -11,6 +11,7 @@ import torch
 import autotimm
 import warm
 from autotimm.records.bit_factors import VARIABLES
+from autotimm.records.digest import files_digest
 from autotimm.records.environment import code_state, environment, package_digest, volatile
 from autotimm.repro.seed import set_deterministic
 
@@ -212,3 +213,19 @@ def test_without_a_working_git_there_is_no_state(tmp_path, monkeypatch):
 def test_the_package_has_a_digest_that_ignores_caches():
     assert package_digest() == package_digest()
     assert len(package_digest()) == 64
+
+
+def test_a_change_of_the_package_changes_its_digest_at_once(tmp_path, monkeypatch):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "__init__.py").write_text("")
+    monkeypatch.setattr(autotimm, "__file__", str(tmp_path / "__init__.py"))
+    file = tmp_path / "inner" / "code.py"
+    digests = []
+    for text in ("lr = 1", "lr = 2"):  # of equal size and time
+        file.write_text(text)
+        os.utime(file, (1, 1))
+        assert package_digest() == files_digest(tmp_path.rglob("*.py"), tmp_path)
+        digests.append(package_digest())
+    (tmp_path / "inner" / "notes.txt").write_text("")
+    assert package_digest() == digests[1]
+    assert digests[0] != digests[1]

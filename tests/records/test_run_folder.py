@@ -93,6 +93,13 @@ class TestPlaces:
             RunFolder.create(tmp_path, "photos", exact=True)
         assert (tmp_path / "photos" / "mine.txt").read_text() == "keep"
 
+    def test_a_name_is_no_path_and_true_is_no_folder(self, tmp_path):
+        with pytest.raises(UsageError, match=r"`name` of the run must be a folder's name, without a path. Got 'a/b'"):
+            RunFolder.create(tmp_path, "a/b")
+        with pytest.raises(UsageError, match=r"`run_dir` of AutoTrainer must be a path, None or False. Got True"):
+            trainer(run_dir=True)
+        assert not list(tmp_path.iterdir())
+
     def test_discarding_keeps_files_of_others(self, tmp_path):
         folder = RunFolder.create(tmp_path, "photos")
         folder.write_config("a: 1\n")

@@ -1,5 +1,6 @@
 """Seals of runs: what they bind, what is found afterwards, and that nothing writes into a sealed run."""
 
+import json
 import random
 import shutil
 import subprocess
@@ -264,3 +265,10 @@ class TestRefusals:
         (run / "manifest.json").write_text(text.replace('"status": "finished"', '"status": "interrupted"'))
         autotimm.Run(run).seal()
         assert "cannot be resumed once it is sealed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("files", [["metrics.csv"], {"metrics.csv": 1}, None], ids=str)
+def test_a_seal_that_lists_no_files(run, files):
+    (run / "seal.json").write_text(json.dumps({"seal": 1, "files": files, "public_key": None}))
+    assert "seal.json" in found(run)
+    assert Run(run).verify(steps=1).verdict == "different"

@@ -233,3 +233,12 @@ def test_within_itself_it_does_nothing():
             inner = torch.tensor([1e8, 1.0, -1e8]).sum()
         assert torch.equal(inner, torch.tensor([1e8, 1.0, -1e8]).sum())
     assert torch.nn.functional.gelu(torch.ones(1)).dtype == torch.float32
+
+
+def test_powers_are_products_and_roots():
+    x = torch.tensor([4.0, 9.0])
+    with portable_operators():
+        assert [(x**power).tolist() for power in (0.5, 1, 2, 3)] == [[2, 3], [4, 9], [16, 81], [64, 729]]
+        assert (2 ** torch.tensor([1.0, 3.0])).tolist() == [2, 8]
+        with pytest.raises(UsageError, match=r"cannot compute a power other than 0\.5, 1, 2 or 3"):
+            x**1.5

@@ -206,19 +206,19 @@ def test_objects_and_pixels(task, tmp_path):
 
 def test_planted_label_errors_are_found_among_all_training_images(tmp_path):
     pytest.importorskip("cleanlab")
-    root = write_toy_folder(tmp_path / "toy", n=90, num_classes=3, seed=3)
+    root = write_toy_folder(tmp_path / "toy", n=60, num_classes=3, seed=3)
     folders = sorted(path for path in root.iterdir() if path.is_dir())
     planted = set()
     for at, folder in enumerate(folders):
         wrong = folders[(at + 1) % 3] / f"planted{at}.png"
         sorted(folder.glob("[!p]*.png"))[at].rename(wrong)
         planted.add(wrong.name)
-    run = small_fit(root, tmp_path, val_split=None, folds=3, epochs=15, lr=3e-3)
+    run = small_fit(root, tmp_path, val_split=None, folds=3, epochs=6, lr=1e-2, batch_size=10)
     (finding,) = [each for each in inspect_data(root, run=run.path, image_size=32).findings
                   if each.check == "label_errors"]  # fmt: skip
     listed = {case.id.rpartition("/")[2] for case in finding.cases}
-    assert "of 90 training labels are probably wrong" in finding.sentence
+    assert "of 60 training labels are probably wrong" in finding.sentence
     assert len(planted & listed) >= 2
-    assert len(listed) <= 9
+    assert len(listed) <= 6
     assert {case.split for case in finding.cases} <= {"train", "val"}  # as inspect has split them
     assert RunFolder(run.path, tmp_path).results()["evidence"].keys() == {"folds"}

@@ -23,19 +23,20 @@ from autotimm.types import ExplainedScore, ObjectPrediction, PixelPrediction
 from dense import squares
 from training import classifier, small_fit
 
-PATCH = slice(80, 120), slice(40, 80)  # rows and columns
+SIZE = 128
+PATCH = slice(64, 96), slice(32, 64)  # rows and columns; one place of the last feature map
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """160 pixels of noise; the class is the color of a square at one place, all else is the same."""
+    """Noise; the class is the color of a square at one place, all else is the same."""
     folder = tmp_path_factory.mktemp("planted") / "photos"
     drawn = np.random.default_rng(0)
     for split, count in {"train": 12, "val": 6}.items():
         for name, color in {"blue": (0, 0, 255), "red": (255, 0, 0)}.items():
             (folder / split / name).mkdir(parents=True)
             for number in range(count):
-                pixels = drawn.integers(90, 150, (160, 160, 3)).astype(np.uint8)
+                pixels = drawn.integers(90, 150, (SIZE, SIZE, 3)).astype(np.uint8)
                 pixels[PATCH] = color
                 Image.fromarray(pixels).save(folder / split / name / f"{number}.png")
     return folder
@@ -43,7 +44,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(photos):
-    return small_fit(photos, photos.parent / "runs", name="planted", image_size=160, epochs=6, val_split=None, lr=3e-3)
+    return small_fit(photos, photos.parent / "runs", name="planted", image_size=SIZE, epochs=6, val_split=None, lr=3e-3)
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +58,9 @@ def test_the_planted_patch_is_found(run, photos):
     for method, least in (("gradcam", 3), ("integrated-gradients", 4)):
         for one in run.explain(files, method=method):
             places, row = np.clip(np.nan_to_num(one.map), 0, None), one.faithfulness
-            scale = places.shape[0] / 160
+            scale = places.shape[0] / SIZE
             rows, columns = (slice(round(part.start * scale), round(part.stop * scale)) for part in PATCH)
-            share, area = places[rows, columns].sum() / places.sum(), (40 / 160) ** 2
+            share, area = places[rows, columns].sum() / places.sum(), (32 / SIZE) ** 2
             assert share > least * area, f"{method}: {share:.2f} of the map lies in {area:.2f} of the image"
             assert row.deletion < row.random_deletion
             assert one.label == one.id.rsplit("/", 2)[-2]
@@ -114,6 +115,13 @@ def test_gradcam_agrees_with_a_plain_computation():
     plain = F.interpolate(cells, (64, 64), mode="bilinear", align_corners=False)[0, 0]
     assert torch.allclose(found, plain, atol=1e-6)
     assert "forward_features" not in vars(network.backbone)
+
+
+def test_attention_rollout_needs_a_backbone():
+    network, image = torch.nn.Flatten(), torch.zeros(1, 3, 8, 8)
+    score = ExplainedScore("1", 0.0, network, network)
+    with pytest.raises(UsageError, match=r"attention-rollout needs a timm backbone. Flatten has none"):
+        attribute(network, score, image, "attention-rollout")
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
@@ -256,8 +264,8 @@ def test_exif_turns_and_oblong_photographs(run, photos, tmp_path):
     a, b = run.explain([tmp_path / "a.png", tmp_path / "b.png"], checks=False)
     assert a.size == b.size == (40, 100)
     assert np.array_equal(a.map, b.map, equal_nan=True)
-    assert a.map.shape == (183, 457)
-    assert np.isnan(a.map[:, :140]).all()
+    assert a.map.shape == (146, 365)
+    assert np.isnan(a.map[:, :112]).all()
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,8 @@ def record(run):
 
 
 def settled(photos, **options):
-    given = {"backbone": "test_resnet", "pretrained": False, "image_size": 32, "num_workers": 0, "val_split": 0.25}
+    given = {"backbone": "test_resnet", "pretrained": False, "image_size": 32, "num_workers": 0, "threads": 1,
+             "val_split": 0.25}  # fmt: skip
     config = FitConfig.from_options(photos, given | options).for_task("classification")
     config = config.resolved({"recipe": "plain"}, "")
     data = build_data(config)

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import autotimm
@@ -18,7 +19,7 @@ from autotimm.errors import DataError, IncompleteError, ModelError, UsageError
 from autotimm.records.manifest import Manifest
 from autotimm.records.replay_versions import CURRENT
 from autotimm.records.run_folder import RunFolder
-from autotimm.runs.restore import rebuild
+from autotimm.runs.restore import rebuild, replayed_settings
 from autotimm.runs.run import Run, diff
 from autotimm.runs.verify import _says_more
 from autotimm.train.run_description import UNKEYED_WEIGHTS
@@ -84,6 +85,24 @@ class TestIdentical:
         with pytest.raises(UsageError, match=r"It can begin at epoch 1\."):
             copy.verify(epochs=(2, 2))
 
+    def test_epochs_after_a_damaged_checkpoint(self, copy):
+        path = next((copy.path / "checkpoints").glob("epoch-0001-*"))
+        path.write_bytes(path.read_bytes()[:-100])
+        verdict = copy.verify(epochs=(2, 2))
+        assert (verdict.verdict, verdict.exit_code) == ("not comparable", 4)
+        assert "must be intact to begin there. It may not be: it was damaged since it was written" in verdict.reason
+
+    def test_arguments_of_the_recorded_trainer_have_names(self):
+        with pytest.raises(ModelError, match=r"must have arguments by name. It has not: the record is damaged"):
+            replayed_settings(["accelerator"])
+
+    def test_notes_beside_the_weights_are_a_difference(self, copy):
+        tensors = load_file(copy.path / "model.safetensors")
+        save_file(tensors, copy.path / "model.safetensors", {"note": "mine"})
+        verdict = copy.verify()
+        assert verdict.verdict == "different"
+        assert any("model.safetensors: it holds notes beside its tensors" in each for each in verdict.findings)
+
     def test_epochs_that_the_run_has_not_made(self, run):
         with pytest.raises(UsageError, match=r"Got 2:9 instead\. The last is 2"):
             run.verify(epochs=(2, 9))
@@ -94,13 +113,20 @@ class TestIdentical:
     def test_epochs_after_the_best(self, photos, tmp_path):
         # The replay begins without the file of the best epoch, which once made its first epoch the best.
         options = {"epochs": 3, "lr": 0.3, "optimizer": "sgd", "schedule": "constant", "monitor": "val/loss"}
-        runs = (fit(photos, tmp_path, f"seed-{seed}", seed=seed, keep="epochs", **options) for seed in range(8))
+        runs = (fit(photos, tmp_path, f"seed-{seed}", seed=seed, keep="epochs", **options) for seed in (6, *range(6)))
         run = next(run for run in runs if best_epoch(run) == 1)
         verdict = run.verify(epochs=(2, 3))
         assert (verdict.verdict, verdict.steps, verdict.findings) == ("identical", 6, ())
         assert "checkpoints/best.ckpt" in verdict.not_checked
         assert run.verify(epochs=(3, 3)).identical
         assert run.verify().identical
+
+    def test_a_checkpoint_within_an_epoch_does_not_count_validations(self, photos, tmp_path):
+        # A replay from the checkpoint of an epoch has not validated that epoch.
+        run = fit(photos, tmp_path, checkpoint_every=1)
+        assert (run.path / "checkpoints" / "step-00000005.ckpt").exists()
+        verdict = run.verify(epochs=(2, 2))
+        assert (verdict.verdict, verdict.findings) == ("identical", ())
 
     def test_moved_data(self, run, photos, tmp_path):
         shutil.copytree(photos, tmp_path / "moved")

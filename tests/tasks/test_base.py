@@ -14,7 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from autotimm import ImageClassifier, MetricConfig, Task, seed_everything
 from autotimm.data.toy import toy_images
-from autotimm.errors import UsageError
+from autotimm.errors import ModelError, UsageError
+from autotimm.runs.predict import predict
+from autotimm.tasks.base import check_spec
 from autotimm.types import Batch, DataSpec, Prediction, Stage, Step
 from training import Rates, classifier, digest, toy_data, trained, trainer, weights
 
@@ -343,3 +345,21 @@ class TestStages:
         model = trained(toy_folder, 1, {"schedule": "constant", "warmup_epochs": 0, "lr": 1e-3}, callbacks=[rates])
         assert rates.seen == [1e-3] * 3
         assert not torch.equal(weights(model), before)
+
+
+def test_data_of_another_kind_or_number_of_classes_are_refused():
+    check_spec(DataSpec(("a", "b")), ("classes",), 2, "ImageClassifier")
+    with pytest.raises(UsageError, match=r"ImageClassifier expects classes; got boxes. Use the task for boxes, or"):
+        check_spec(DataSpec(("a", "b"), kind="boxes"), ("classes",), 2, "ImageClassifier")
+    with pytest.raises(UsageError, match="`num_classes` of ImageClassifier must be 2"):
+        check_spec(DataSpec(("a", "b")), ("classes",), 3, "ImageClassifier")
+
+
+def test_views_of_a_task_of_ones_own_cannot_be_merged():
+    task = Brightness()
+    task.spec = DataSpec(("a", "b"), image_size=32)
+    with pytest.raises(UsageError, match="How views of Brightness are merged is not known"):
+        predict(task, [], tta="flip")
+    task.spec = None
+    with pytest.raises(ModelError, match="The Brightness must know its data to read files"):
+        predict(task, [])

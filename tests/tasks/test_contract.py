@@ -87,13 +87,15 @@ CASES = {
 
 
 # Every architecture costs up to a minute. One classifier, one segmenter and a task of a user's own are always looked at
-# from all sides; the others where they differ most.
+# from all sides, those of the trainer aside; the others where they differ most.
 BRIEF = ("check_same_seed_same_weights", "check_resume_within_epoch", "check_verify", "check_predict_equals_validate")
-WHOLE = {"test_resnet", "fpn", "a user's own"}
+WHOLE = {"test_resnet", "a user's own"}
+SEEN = {"check_extra_metric", "check_logger", "check_validation_frequency"}  # of the trainer, whatever it trains
 QUICK = {
+    "fpn": [check.__name__ for check in CHECKS if check.__name__ not in SEEN],
     "test_vit": ("check_checkpoint",),
     "several labels": BRIEF,
-    "fcos": (*BRIEF, "check_workers", "check_learns"),
+    "fcos": (*BRIEF, "check_learns"),
     "mask_rcnn": ("check_same_seed_same_weights", "check_predict_equals_validate"),  # replayed in test_channels.py
     "a user's own decoder": ("check_checkpoint",),
 }

@@ -42,8 +42,8 @@ def whole(photos, cwd, epochs):
 
 @pytest.fixture(scope="module")
 def reference(photos, tmp_path_factory):
-    """A run of four epochs that nobody stopped."""
-    return whole(photos, tmp_path_factory.mktemp("reference"), 4)
+    """A run of three epochs that nobody stopped."""
+    return whole(photos, tmp_path_factory.mktemp("reference"), 3)
 
 
 def steps(folder):
@@ -86,7 +86,7 @@ SIGNALS = [
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_a_signal(number, code, photos, reference, tmp_path):
-    process = start("fit", photos, *FIT, "--epochs", 4, "--name", "stopped", cwd=tmp_path)
+    process = start("fit", photos, *FIT, "--epochs", 3, "--name", "stopped", cwd=tmp_path)
     folder = tmp_path / "runs" / "stopped"
     reach(process, folder, 15)
     _, err = kill(process, number)
@@ -151,7 +151,7 @@ def kills(photos, reference, tmp_path, count, epochs, seed):
 
 
 def test_three_kills(photos, reference, tmp_path):
-    assert kills(photos, reference, tmp_path, count=3, epochs=4, seed=time.time_ns()) >= 1
+    assert kills(photos, reference, tmp_path, count=3, epochs=3, seed=time.time_ns()) >= 1
 
 
 @pytest.mark.slow
@@ -162,7 +162,7 @@ def test_twenty_kills(photos, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_starts_over(photos, reference, tmp_path):
-    process = start("fit", photos, *FIT, "--epochs", 4, "--name", "stopped", cwd=tmp_path)
+    process = start("fit", photos, *FIT, "--epochs", 3, "--name", "stopped", cwd=tmp_path)
     folder = tmp_path / "runs" / "stopped"
     while not (folder / "config.yaml").exists():
         time.sleep(0.005)
@@ -172,7 +172,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(photos, reference,
 
 
 def test_one_writer(photos, tmp_path):
-    process = start("fit", photos, *FIT, "--epochs", 4, "--name", "one", cwd=tmp_path)
+    process = start("fit", photos, *FIT, "--epochs", 3, "--name", "one", cwd=tmp_path)
     folder = tmp_path / "runs" / "one"
     reach(process, folder, 4)
     before = (folder / "manifest.json").read_bytes()

@@ -18,6 +18,7 @@ from autotimm.errors import UsageError
 from autotimm.records.digest import file_digest
 from autotimm.records.ledger import read_ledger
 from autotimm.runs.factory import build_data, settle_recipe
+from autotimm.runs.restore import read_config
 from autotimm.train.callbacks.candidates import Candidates
 from autotimm.train.callbacks.epoch_metrics import EpochMetrics
 from autotimm.train.callbacks.recorder import Recorder
@@ -93,15 +94,15 @@ def test_a_replay_makes_the_same_choice(run):
     assert (part.exit_code, part.steps) == (0, 10)
 
 
-@pytest.mark.parametrize("edit", ["kept", "candidates", "losses"])
-def test_an_edited_choice_is_found(run, tmp_path, edit):
+def test_each_edit_of_a_choice_is_found(run, tmp_path):
     copy = autotimm.Run(shutil.copytree(run.path, tmp_path / "copy"))
-    groups = results(copy)
-    groups["recipe"][edit] = "9" if edit == "kept" else {}
+    groups, edits = results(copy), {"kept": "9", "candidates": {}, "losses": {}}
+    groups["recipe"] |= edits
     (copy.path / "results.json").write_text(json.dumps(groups, indent=2) + "\n")
     verdict = copy.verify()
     assert verdict.verdict == "different"
-    assert any(f"results.json: recipe.{edit}" in finding for finding in verdict.findings)
+    for name in edits:
+        assert any(f"results.json: recipe.{name}" in finding for finding in verdict.findings), name
 
 
 def test_workers_and_kept_checkpoints_change_nothing(run, photos, weights, tmp_path):
@@ -132,12 +133,11 @@ def test_several_labels_without_validation_images(photos, weights, tmp_path):
 
 @pytest.fixture(scope="module")
 def plain(photos, tmp_path_factory):
-    return small_fit(photos, tmp_path_factory.mktemp("plain"), epochs=None)
+    return small_fit(photos, tmp_path_factory.mktemp("plain"))
 
 
 def test_random_weights_are_trained_plainly(plain):
     assert plain.config["recipe"] == "plain"
-    assert plain.config["epochs"] == 10
     assert "recipe: plain" in (plain.path / "config.yaml").read_text()
     assert "auto, as the weights are random" in (plain.path / "config.yaml").read_text()
     assert not lines(plain, "head")
@@ -164,19 +164,50 @@ def test_probe_is_refused_where_no_head_can_be_fitted(photos, tmp_path):
         trainer(recipe="auto").fit(classifier(), datamodule=toy_data(photos))
 
 
+def settled(photos, pretrained, **given):
+    """The options as the recipe settles them, and what is said: of 36 training images."""
+    config = FitConfig(path=str(photos), task="classification", val_split=0.25, num_workers=0)
+    config = config.resolved(given, "argument")
+    return settle_recipe(config, classifier(pretrained=pretrained), build_data(config))
+
+
+@pytest.mark.parametrize("start", ["a head", "random"])
 @pytest.mark.parametrize(
     ("given", "epochs"),
     [({"batch_size": 4}, 23), ({"batch_size": 32}, 40), ({"batch_size": 1}, 10), ({"epochs": 3}, 3)],
     ids=["200 steps", "at most 40 epochs", "at least 10", "as given"],
 )
-def test_the_length_of_a_training_on_a_small_set(photos, weights, given, epochs):
-    config = FitConfig(path=str(photos), task="classification", val_split=0.25, num_workers=0)
-    config = config.resolved(given, "argument")
-    data = build_data(config)
-    config, said = settle_recipe(config, classifier(pretrained=weights), data)  # 36 images
-    assert (config.recipe, config.epochs) == ("auto", epochs)
+def test_the_length_of_a_training_on_a_small_set(photos, weights, start, given, epochs):
+    config, said = settled(photos, weights if start == "a head" else False, **given)
+    assert config.epochs == epochs
     assert config.sources["epochs"] == {3: "argument", 10: "default"}.get(epochs, "recipe")
-    assert said.startswith("recipe: auto, beginning with a head")
+    assert said.startswith(f"recipe: {'auto, beginning with a head' if start == 'a head' else 'plain, as the weights'}")
+    assert said.endswith(f"; {epochs} epochs, since there are few images") is (config.sources["epochs"] == "recipe")
+
+
+def test_a_recipe_that_was_given_has_the_usual_length(photos):
+    config, said = settled(photos, False, recipe="plain")
+    assert (config.epochs, config.sources["epochs"], said) == (10, "default", "")
+
+
+def test_a_longer_training_from_random_weights_is_replayed(tmp_path):
+    few = write_toy_folder(tmp_path / "few", n=12, num_classes=3, image_size=32)
+    run = small_fit(few, tmp_path / "runs", epochs=None, patience=1)  # which ends it early
+    assert run.config["epochs"] == 40
+    (line,) = (line for line in (run.path / "config.yaml").read_text().splitlines() if line.startswith("epochs:"))
+    assert line.endswith("# recipe")
+    assert run.verify().verdict == "identical"
+
+
+def test_an_earlier_record_of_random_weights_keeps_its_length(photos, plain, tmp_path):
+    """Before, `auto` trained random weights for 10 epochs: it wrote `plain`, and the length as a default."""
+    text = (plain.path / "config.yaml").read_text()
+    text = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("epochs:"))
+    (tmp_path / "config.yaml").write_text(f"{text}epochs: 10    # default\n")
+    config = read_config(tmp_path)
+    assert isinstance(config, FitConfig)
+    config, _ = settle_recipe(config, classifier(), build_data(config))
+    assert config.epochs == 10
 
 
 def test_a_moving_average_begins_with_the_head(photos, weights, tmp_path):

@@ -25,6 +25,7 @@ from autotimm.errors import DataError, ModelError, UsageError
 from autotimm.metrics import Monitor
 from autotimm.records.digest import state_digest
 from autotimm.repro.seed import set_deterministic
+from autotimm.train.machine_limits import require_machine_for
 from training import StopAfter, classifier, digest, toy_data, trained, trainer
 
 
@@ -108,6 +109,26 @@ class TestDefaults:
         assert shown.out == ""
         for tip in ("litlogger", "TPU", "GPU available", "LightningDeprecation", "num_workers", "Seed set"):
             assert tip not in shown.err
+
+    @pytest.mark.parametrize(
+        ("options", "must"),
+        [
+            ({"deterministic": "maybe"}, "`deterministic` of AutoTrainer must be True, False or 'warn'"),
+            ({"keep": "some"}, "`keep` of AutoTrainer must be auto, last, epochs or a number of at least 1"),
+            ({"keep": 0}, "`keep` of AutoTrainer must be"),
+            ({"recipe": "auto", "enable_checkpointing": False}, "`recipe` of AutoTrainer must be plain without check"),
+            ({"tuner": {"lr": True}}, "`tuner` of AutoTrainer must be a TunerConfig or None"),
+            ({"calibrate": 2}, r"`calibrate` of AutoTrainer must be f1, a precision in \(0, 1\) or None"),
+        ],
+    )
+    def test_wrong_arguments(self, options, must):
+        with pytest.raises(UsageError, match=must):
+            AutoTrainer(**options)
+
+    def test_a_record_of_a_larger_machine_is_not_replayed(self):
+        require_machine_for({"threads": 1, "devices": 1})
+        with pytest.raises(ModelError, match=r"`threads` must be at most \d+ .* Use a larger machine"):
+            require_machine_for({"threads": 10**6})
 
     def test_the_callers_list_of_callbacks_stays(self, toy_folder):
         mine = [Watch(), Noise()]

@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from autotimm.data.file_facts import Problem, file_digests, stamp_rows, stamps_of
+from autotimm.data.file_facts import Problem, file_digests, stamp_rows
 from autotimm.data.image_facts import image_digests
 from autotimm.data.image_io import BROKEN
 from autotimm.data.table import AT_ONCE, Packed, Subset, Table
@@ -134,7 +134,7 @@ def _stamps(table: Table) -> NDArray[np.int64]:
 
     An array: a million named tuples take ten times the memory, for as long as the training.
     """
-    return stamp_rows(stamps_of(name for _, name in _sources(table)))
+    return stamp_rows(name for _, name in _sources(table))
 
 
 def _by_id(tables: Sequence[Table], digests: Sequence[NDArray[np.uint8]]) -> Content:

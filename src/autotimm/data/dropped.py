@@ -13,7 +13,7 @@ from autotimm.data.table import Subset, Table
 from autotimm.errors import DataError, ModelError, UsageError, join_names, nearest, sentence
 from autotimm.records.manifest import Manifest
 
-__all__ = ["DROPPED", "chosen_ids", "dropped_notices", "recorded_drops", "refuse_readable", "without"]
+__all__ = ["DROPPED", "chosen_ids", "dropped_notices", "is_readable", "recorded_drops", "refuse_readable", "without"]
 
 DROPPED = "dropped"
 """The decision in a manifest."""
@@ -56,6 +56,22 @@ def chosen_ids(given: str | Sequence[str], tables: Mapping[str, Table], *, recor
     return ids
 
 
+def is_readable(id: str, tables: Sequence[Table]) -> bool:
+    """Whether a sample can be read.
+
+    Args:
+        id: The id of the sample.
+        tables: Tables that may have it, as each of the loaders reads them.
+    """
+    for table in tables:
+        if id in table.ids:
+            try:
+                table.load(table.ids.index(id))
+            except DataError:
+                return False
+    return True
+
+
 def refuse_readable(id: str, tables: Sequence[Table]) -> None:
     """Refuse to drop a sample that can be read: earlier steps may have been trained on it, and no replay could tell.
 
@@ -66,16 +82,10 @@ def refuse_readable(id: str, tables: Sequence[Table]) -> None:
     Raises:
         UsageError: If none of them fails to load it.
     """
-    for table in tables:
-        if id not in table.ids:
-            continue
-        try:
-            table.load(table.ids.index(id))
-        except DataError:
-            return
-    raise UsageError(
-        sentence("drop", "resume", "ids of samples whose files cannot be read", id, "Resume without it: it can be.")
-    )
+    if is_readable(id, tables):
+        raise UsageError(
+            sentence("drop", "resume", "ids of samples whose files cannot be read", id, "Resume without it: it can be.")
+        )
 
 
 def without(table: Table, dropped: frozenset[str]) -> Table:

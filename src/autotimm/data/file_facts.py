@@ -6,10 +6,10 @@ file, and computed again when the stamp has changed, or does not yet tell one co
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import sqlite3
+import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,17 +34,21 @@ from autotimm.records.digest import file_digest
 from autotimm.serialization import parse_json
 
 __all__ = [
+    "CacheFile",
     "FactStore",
     "FileFacts",
     "Oddity",
     "Problem",
     "Stamp",
+    "absolute_paths",
+    "are_settled",
     "facts_per_reading",
     "file_digests",
     "image_sizes",
     "mask_facts",
     "object_bounds",
     "object_ids_of",
+    "stamp_numbers",
     "stamp_rows",
     "stamps_of",
     "user_cache",
@@ -119,6 +123,15 @@ class Stamp(NamedTuple):
         return max(self.mtime_ns, self.ctime_ns) <= now_ns - _SETTLED
 
 
+def stamp_numbers(info: os.stat_result) -> tuple[int, int, int, int, int]:
+    """What a stamp has beside the path."""
+    # Integers here have 64 bits and a sign; inodes of some network file systems have none, and any time can be set.
+    mtime, ctime = info.st_mtime_ns, info.st_ctime_ns
+    if not (-_LAST <= mtime <= _LAST and -_LAST <= ctime <= _LAST):
+        mtime, ctime = (max(-_LAST, min(time_ns, _LAST)) for time_ns in (mtime, ctime))
+    return info.st_size, mtime, ctime, info.st_ino % 2**63, info.st_dev % 2**63
+
+
 def stamps_of(names: Iterable[str]) -> Iterator[Stamp | None]:
     """The stamps of files; ``None`` for each that is not there."""
     folders: dict[str, bytes] = {}
@@ -128,84 +141,94 @@ def stamps_of(names: Iterable[str]) -> Iterator[Stamp | None]:
         except (OSError, ValueError):  # ValueError: a NUL in the name, which no system call takes
             yield None
             continue
-        folder, separator, last = name.rpartition(os.sep)
-        if last in ("", os.curdir, os.pardir):
-            path = os.fsencode(os.path.abspath(name))
-        else:
-            if folder + separator not in folders:  # an absolute path costs more than the rest
-                whole = os.path.abspath(folder + separator or os.curdir)
-                folders[folder + separator] = os.fsencode(os.path.join(whole, ""))
-            path = folders[folder + separator] + os.fsencode(last)
-        # Integers here have 64 bits and a sign; inodes of some network file systems have none, and any time can be set.
-        mtime, ctime = info.st_mtime_ns, info.st_ctime_ns
-        if not (-_LAST <= mtime <= _LAST and -_LAST <= ctime <= _LAST):
-            mtime, ctime = (max(-_LAST, min(time_ns, _LAST)) for time_ns in (mtime, ctime))
         # Not by its own constructor, which takes twice the time.
-        yield tuple.__new__(Stamp, (path, info.st_size, mtime, ctime, info.st_ino % 2**63, info.st_dev % 2**63))
+        yield tuple.__new__(Stamp, (_absolute(name, folders), *stamp_numbers(info)))
 
 
-def stamp_rows(stamps: Iterable[Stamp | None]) -> NDArray[np.int64]:
-    """Stamps without their paths as an array, (files, 5); zeros for a file that is not there."""
-    width = len(Stamp._fields) - 1
-    numbers = itertools.chain.from_iterable(stamp[1:] if stamp else (0,) * width for stamp in stamps)
-    return np.fromiter(numbers, np.int64).reshape(-1, width)
+def stamp_rows(names: Iterable[str]) -> NDArray[np.int64]:
+    """The stamps of files without their paths as an array, (files, 5); zeros for a file that is not there."""
+    rows, pack, nothing = bytearray(), struct.Struct("<5q").pack, bytes(40)
+    for name in names:
+        try:
+            info = os.stat(name)
+        except (OSError, ValueError):
+            rows += nothing
+            continue
+        try:
+            rows += pack(info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino, info.st_dev)
+        except struct.error:  # of 64 bits each
+            rows += pack(*stamp_numbers(info))
+    return np.frombuffer(rows, "<i8").astype(np.int64, copy=False).reshape(-1, len(Stamp._fields) - 1)
 
 
-class FactStore:
-    """A table of facts about files in a SQLite file of the user's cache folder.
+def are_settled(rows: NDArray[np.int64], now_ns: int) -> NDArray[np.bool_]:
+    """:meth:`Stamp.is_settled` of each row of stamps without paths; ``False`` for a file that is not there."""
+    settled: NDArray[np.bool_] = rows.any(axis=1) & (rows[:, 1:3].max(axis=1) <= now_ns - _SETTLED)
+    return settled
+
+
+def absolute_paths(names: Sequence[str]) -> list[bytes]:
+    """The absolute paths of files, as in their stamps; an empty one for a name that no file can have."""
+    text = "\0".join(["", *names])
+    absolute = text.count("\0/")
+    is_plain = text.count("\0") == len(names) and not any(detour in text for detour in _DETOURS)
+    if os.sep == "/" and is_plain and absolute in (0, len(names)):
+        if not absolute:
+            text = text.replace("\0", "\0" + os.path.join(os.getcwd(), ""))
+        with suppress(UnicodeEncodeError):
+            return os.fsencode(text).split(b"\0")[1:]
+    folders: dict[str, bytes] = {}
+    paths: list[bytes] = []
+    for name in names:
+        try:
+            paths.append(b"" if "\0" in name else _absolute(name, folders))
+        except UnicodeEncodeError:  # half of a surrogate pair, in an annotation
+            paths.append(b"")
+    return paths
+
+
+# In a name after NUL. Those at its end matter no more: it is that of no file.
+_DETOURS = ("//", "/./", "/../", "\0.")
+
+
+def _absolute(name: str, folders: dict[str, bytes]) -> bytes:
+    """The absolute path of a file; ``folders`` keeps those of folders, which cost more than the rest."""
+    folder, separator, last = name.rpartition(os.sep)
+    if last in ("", os.curdir, os.pardir):
+        return os.fsencode(os.path.abspath(name))
+    if folder + separator not in folders:
+        whole = os.path.abspath(folder + separator or os.curdir)
+        folders[folder + separator] = os.fsencode(os.path.join(whole, ""))
+    return folders[folder + separator] + os.fsencode(last)
+
+
+class CacheFile:
+    """A SQLite file of the user's cache folder.
 
     It only saves time: where it cannot be read or written it is empty, silently. A damaged file is removed, a locked
     one is left alone.
 
     Args:
         name: The name of the file.
-        columns: The columns beside those of a stamp, as SQL.
+        statements: SQL that is executed whenever it is opened.
     """
 
-    def __init__(self, name: str, columns: str) -> None:
-        self.name, self._columns = name, columns
-        self._width = len(Stamp._fields) + columns.count(",") + 1
+    def __init__(self, name: str, *statements: str) -> None:
+        self.name, self._statements = name, statements
 
     @property
     def path(self) -> Path:
-        """The cache file."""
+        """The file."""
         return user_cache() / f"{self.name}.sqlite3"
 
-    def rows(self, paths: Sequence[bytes]) -> list[tuple[Any, ...]]:
-        """The rows of some files, in no order: those of a stamp, then the columns; files without one are left out."""
-
-        def select(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
-            rows: list[tuple[Any, ...]] = []
-            for first in range(0, len(paths), _QUERY):
-                some = paths[first : first + _QUERY]
-                rows += connection.execute(f"select * from facts where path in ({','.join('?' * len(some))})", some)
-            return rows
-
-        found: list[tuple[Any, ...]] = self._use(select, []) if len(paths) else []
-        return found
-
-    def insert(self, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Add rows, or replace those of the same files."""
-        marks = ", ".join("?" * self._width)
-        self._use(
-            lambda connection: connection.executemany(f"insert or replace into facts values ({marks})", rows), None
-        )
-
-    def remove(self, paths: Sequence[bytes]) -> None:
-        """Remove the rows of some files."""
-        each = [(path,) for path in paths]
-        self._use(lambda connection: connection.executemany("delete from facts where path = ?", each), None)
-
-    def _use(self, use: Callable[[sqlite3.Connection], Any], otherwise: Any) -> Any:
-        """Use the table in one transaction."""
-        columns = ", ".join(f"{field} integer" for field in Stamp._fields[1:])
+    def use(self, use: Callable[[sqlite3.Connection], Any], otherwise: Any) -> Any:
+        """Use it in one transaction; a ``ValueError`` says that it is damaged."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(self.path, timeout=1.0)) as connection, connection:
                 connection.execute("pragma synchronous=off")  # a cache lost in a power cut is built again
-                connection.execute(
-                    f"create table if not exists facts (path blob primary key, {columns}, {self._columns})"
-                )
+                for statement in self._statements:
+                    connection.execute(statement)
                 return use(connection)
         except sqlite3.OperationalError:
             return otherwise
@@ -219,6 +242,40 @@ class FactStore:
         """Remove the file, which is damaged."""
         with suppress(OSError):
             self.path.unlink()
+
+
+class FactStore:
+    """A table of facts about files, a row for each, in a :class:`CacheFile`.
+
+    Args:
+        name: The name of the file.
+        columns: The columns beside those of a stamp, as SQL.
+    """
+
+    def __init__(self, name: str, columns: str) -> None:
+        self._width = len(Stamp._fields) + columns.count(",") + 1
+        of_stamp = ", ".join(f"{field} integer" for field in Stamp._fields[1:])
+        self.file = CacheFile(name, f"create table if not exists facts (path blob primary key, {of_stamp}, {columns})")
+
+    def rows(self, paths: Sequence[bytes]) -> list[tuple[Any, ...]]:
+        """The rows of some files, in no order: those of a stamp, then the columns; files without one are left out."""
+
+        def select(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
+            rows: list[tuple[Any, ...]] = []
+            for first in range(0, len(paths), _QUERY):
+                some = paths[first : first + _QUERY]
+                rows += connection.execute(f"select * from facts where path in ({','.join('?' * len(some))})", some)
+            return rows
+
+        found: list[tuple[Any, ...]] = self.file.use(select, []) if len(paths) else []
+        return found
+
+    def insert(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Add rows, or replace those of the same files."""
+        marks = ", ".join("?" * self._width)
+        self.file.use(
+            lambda connection: connection.executemany(f"insert or replace into facts values ({marks})", rows), None
+        )
 
 
 class FileFacts(Generic[_Result]):
@@ -294,7 +351,7 @@ class FileFacts(Generic[_Result]):
         try:
             return {Stamp(*row[:width]): parse_json(row[-1]) for row in rows if row[width] == self.rules}
         except ValueError:
-            self._store.discard()
+            self._store.file.discard()
             return {}
 
 

@@ -8,53 +8,43 @@ What was found is remembered with the stamp of the file, by the rules of :mod:`a
 
 from __future__ import annotations
 
-import hashlib
-import io
 import itertools
 import os
-import stat
-import struct
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from autotimm.data.decoder_messages import heard, listening
-from autotimm.data.file_facts import FactStore, Oddity, Problem, Stamp, file_digests, stamp_rows, stamps_of
-from autotimm.data.image_channels import array_size, channel_range, is_array
-from autotimm.data.image_io import (
-    BROKEN,
-    decoded,
-    needs_conversion,
-    open_image,
-    reason,
-    row_strips,
-    size_of,
-    strange_range,
-    to_rgb,
+from autotimm.data.decoder_messages import listening
+from autotimm.data.fact_pages import FactPages, Known
+from autotimm.data.file_facts import (
+    Oddity,
+    Problem,
+    Stamp,
+    absolute_paths,
+    are_settled,
+    file_digests,
+    stamp_rows,
+    stamps_of,
 )
+from autotimm.data.image_look import MOST_THREADS, Looked, look_at
 from autotimm.data.image_reading import ImageReading, current_reading
-from autotimm.data.jpeg import checked_jpeg
 from autotimm.data.progress_bar import ProgressBar
 from autotimm.data.texts import file_names
-from autotimm.records.digest import file_digest
 
-__all__ = [
-    "MANY_BYTES",
-    "MANY_IMAGES",
-    "ImageFact",
-    "checks_fully",
-    "facts_of_rows",
-    "image_digests",
-    "image_facts",
-    "scan",
-]
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None  # type: ignore[assignment]
+
+__all__ = ["MANY_BYTES", "MANY_IMAGES", "Facts", "checks_fully", "image_digests", "image_facts", "rules_of", "scan"]
 
 MANY_IMAGES = 20_000
 """More images than these are not decoded before training, unless somebody asks for it."""
@@ -63,38 +53,27 @@ MANY_BYTES = 5 * 10**9
 """Nor are images that take more than these together."""
 
 _RULES = 1  # raised with every change of our own code that finds something else
-_BLOCK = 2048  # files per round: bounds memory, and what an interruption loses
+_WINDOW = 1 << 16  # files that are sorted and looked up together
+_BLOCKS = {True: 2048, False: 8192}  # files that are remembered at once, decoded or not: what an interruption loses
 _TASK = 32  # files that a thread takes at once
-_THREADS = 16
-_LARGEST = 1 << 26  # bytes of a file that is read as a whole
-_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # opening a pipe would wait otherwise
-_NO_DIGEST = bytes(32)
-_PNG, _PNG_END = b"\x89PNG", b"IEND"
+_ALONE = 128  # files after which one thread asks whether others would help
+_LARGE = 1 << 15  # bytes of a file, the mean, from which on hashing takes longer than all the rest
 
-_STORE = FactStore(
-    "images",
-    "rules text, digest blob, width integer, height integer, decoded integer, range text, message text",
-)
+_STORE = FactPages("images")
 
 
-class ImageFact(NamedTuple):
-    """What is known of a file that can be read.
+class Facts(NamedTuple):
+    """What is known of some of many files.
 
     Attributes:
-        digest: The SHA-256 of its bytes.
-        width: In pixels, upright unless EXIF tags are ignored.
-        height: In pixels.
-        decoded: Whether all of it was decoded.
-        range: See :class:`autotimm.data.file_facts.Oddity`.
-        message: See there.
+        start: The number of files before them.
+        known: What is known of each; nothing of those that cannot be read.
+        problems: Those, by their places among these files.
     """
 
-    digest: bytes
-    width: int
-    height: int
-    decoded: int
-    range: str
-    message: str
+    start: int
+    known: Known
+    problems: dict[int, Problem]
 
 
 def checks_fully(check: str, files: Sequence[str]) -> bool:
@@ -122,13 +101,12 @@ def scan(
         oddities: Receives what is odd about files that can be read.
         full: Whether to decode them completely.
     """
-    names = file_names(files)
     problems: dict[Path, Problem] = {}
-    for name, fact in zip(names, image_facts(names, full=full, progress=progress), strict=True):
-        if isinstance(fact, Problem):
-            problems.setdefault(fact.path, fact)
-        elif oddities is not None and (fact.range or fact.message):
-            oddities[Path(name)] = Oddity(fact.range, fact.message)
+    for facts in image_facts(file_names(files), full=full, progress=progress):
+        for problem in facts.problems.values():
+            problems.setdefault(problem.path, problem)
+        if oddities is not None:
+            oddities |= {files[facts.start + place]: Oddity(*note) for place, note in facts.known.notes.items()}
     return list(problems.values())
 
 
@@ -143,19 +121,19 @@ def image_digests(
         cached: Whether what was found before may be used; if not, every file is read, and what was wrong forgotten.
     """
     digests = np.zeros((len(files), 32), np.uint8)
-    unknown: list[int] = []
-    problems: dict[int, Problem] = {}
-    rows = [np.zeros((0, len(Stamp._fields) - 1), np.int64)]
-    for start in range(0, len(files), _BLOCK):
-        names = files[start : start + _BLOCK]
-        stamps = _stamps(names)
-        rows.append(stamp_rows(stamps.all))
-        known = _remembered(names, stamps) if cached else [None] * len(names)
-        unknown += [place for place, fact in enumerate(known, start) if fact is None]
-        found = b"".join(_NO_DIGEST if fact is None else fact.digest for fact in known)
-        digests[start : start + len(names)] = np.frombuffer(found, np.uint8).reshape(-1, 32)
+    stamps = np.zeros((len(files), len(Stamp._fields) - 1), np.int64)
+    is_known = np.zeros(len(files), bool)
+    for window in _windows(files):
+        now = time.time_ns()  # before the files are read: what happens to them later gives them other stamps
+        stamps[window.places] = of_window = stamp_rows(window.names)
+        if cached:
+            facts = _STORE.find(window.paths).facts
+            is_known[window.places] = holds = _hold(window.names, facts, of_window, now)
+            digests[window.places[holds]] = facts["digest"][holds]
+    unknown = np.flatnonzero(~is_known).tolist()
     paths = [Path(files[place]) for place in unknown]
     read = file_digests(paths, progress, cached=cached) if paths else {}
+    problems: dict[int, Problem] = {}
     for place, path in zip(unknown, paths, strict=True):
         digest = read[path]
         if isinstance(digest, Problem):
@@ -164,24 +142,28 @@ def image_digests(
             digests[place] = np.frombuffer(bytes.fromhex(digest), np.uint8)
     if not cached:
         _forget_others(files, digests)
-    return digests, np.concatenate(rows), problems
+    return digests, stamps, problems
 
 
 def _forget_others(files: Sequence[str], digests: NDArray[np.uint8]) -> None:
     """Forget what is known of files that have other digests."""
-    for start in range(0, len(files), _BLOCK):
-        names = files[start : start + _BLOCK]
-        stamps = _stamps(names)
-        known = zip(stamps.all, _remembered(names, stamps), digests[start : start + len(names)], strict=True)
-        wrong = [stamp.path for stamp, fact, digest in known if stamp and fact and fact.digest != digest.tobytes()]
-        if wrong:
-            _STORE.remove(wrong)
+    for window in _windows(files):
+        facts = _STORE.find(window.paths).facts
+        wrong = (facts["rules"] > 0) & (facts["digest"] != digests[window.places]).any(axis=1)
+        if wrong.any():
+            _STORE.remove([window.paths[place] for place in np.flatnonzero(wrong).tolist()])
+
+
+def rules_of(reading: ImageReading) -> str:
+    """By which rules something is found out about images that are read so."""
+    own = "" if reading.channels == 3 and reading.upright else f" {tuple(reading)}"
+    return f"{_RULES} {PIL.__version__}{own}"
 
 
 def image_facts(
     files: Sequence[str], *, full: bool, progress: bool = True, title: str = "checking images"
-) -> Iterator[ImageFact | Problem]:
-    """What is known of each file, in order; what is not is found out in threads.
+) -> Iterator[Facts]:
+    """What is known of the files, in order and many at once; what is not is found out.
 
     Args:
         files: The files.
@@ -190,172 +172,149 @@ def image_facts(
         title: The title of the bar.
     """
     reading = current_reading()
-    own = "" if reading.channels == 3 and reading.upright else f" {tuple(reading)}"
-    rules = f"{_RULES} {PIL.__version__}{own}"
-    # Decoding and hashing release the interpreter's lock.
-    pool = ThreadPoolExecutor(min(os.cpu_count() or 1, _THREADS), thread_name_prefix="images")
-    try:
-        with ProgressBar(len(files), progress, title) as bar:
-            remaining = iter(files)
-            while names := list(itertools.islice(remaining, _BLOCK)):
-                yield from _of_block(names, pool, reading, rules, full, bar)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    rules = rules_of(reading)
+    readers = _Readers(partial(look_at, reading, full), full)
+    with readers, ProgressBar(len(files), progress, title) as bar:
+        yield from map(_Check(rules, full, readers, bar).window, _windows(files))
 
 
-class _Stamps(NamedTuple):
-    """The stamps of some files, and which of them tell one content from another."""
+class _Window(NamedTuple):
+    """Some of many files, in the order of their paths.
 
-    all: list[Stamp | None]
-    settled: list[bool]
+    Attributes:
+        start: The number of files before them.
+        order: The place of each among them as they were given.
+        names: Their names.
+        paths: Their absolute paths; empty for a name that no file can have.
+    """
+
+    start: int
+    order: NDArray[np.int64]
+    names: list[str]
+    paths: list[bytes]
+
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """The place of each among all files."""
+        return self.start + self.order
 
 
-def _stamps(names: Sequence[str]) -> _Stamps:
-    now = time.time_ns()  # before the files are read: what happens to them later gives them other stamps
-    stamps = list(stamps_of(names))
-    return _Stamps(stamps, [stamp is not None and stamp.is_settled(now) for stamp in stamps])
+def _windows(files: Iterable[str]) -> Iterator[_Window]:
+    remaining, start = iter(files), 0
+    while names := list(itertools.islice(remaining, _WINDOW)):
+        paths = absolute_paths(names)
+        order: Sequence[int] = range(len(names))
+        if (ordered := sorted(paths)) != paths:
+            order = sorted(order, key=paths.__getitem__)
+            names, paths = [names[place] for place in order], ordered
+        yield _Window(start, np.array(order, np.int64), names, paths)
+        start += len(names)
 
 
-def _remembered(
-    names: Sequence[str], stamps: _Stamps, rules: str | None = None, *, full: bool = False
-) -> list[ImageFact | None]:
-    """What is known of some files; ``rules`` as it was found out, by default in any way: a digest is a digest."""
-    usable = [stamp for stamp, settled in zip(*stamps, strict=True) if stamp is not None and settled]
-    width = len(Stamp._fields)
-    rows = {row[:width]: row[width:] for row in _STORE.rows([stamp.path for stamp in usable])}
-    found: list[ImageFact | None] = []
-    for name, stamp, settled in zip(names, *stamps, strict=True):
-        row = rows.get(stamp) if settled and stamp is not None else None
+def _hold(names: Sequence[str], facts: NDArray[Any], stamps: NDArray[np.int64], now_ns: int) -> NDArray[np.bool_]:
+    """Whether what was found out about files before still holds, and each can still be read."""
+    holds: NDArray[np.bool_] = (
+        (facts["rules"] > 0) & (facts["stamp"] == stamps).all(axis=1) & are_settled(stamps, now_ns)
+    )
+    for place in np.flatnonzero(holds).tolist():
         # A file that was read before may be unreadable for this user.
-        fits = row is not None and rules in (None, row[0]) and row[4] >= full and os.access(name, os.R_OK)
-        found.append(tuple.__new__(ImageFact, row[1:]) if row is not None and fits else None)
-    return found
+        if not os.access(names[place], os.R_OK):
+            holds[place] = False
+    return holds
 
 
-def _of_block(
-    names: Sequence[str], pool: ThreadPoolExecutor, reading: ImageReading, rules: str, full: bool, bar: ProgressBar
-) -> Iterator[ImageFact | Problem]:
-    stamps = _stamps(names)
-    facts: list[ImageFact | Problem | None] = [*_remembered(names, stamps, rules, full=full)]
-    todo = [place for place, fact in enumerate(facts) if fact is None]
-    bar.advance(len(names) - len(todo))
-    parts = [todo[first : first + _TASK] for first in range(0, len(todo), _TASK)]
-    look = partial(_look_at, reading, full)
-    done: list[int] = []
-    try:
-        with listening():
-            for part, found in zip(parts, pool.map(look, ([names[at] for at in part] for part in parts)), strict=True):
-                for place, fact in zip(part, found, strict=True):
-                    facts[place] = fact
-                done += part
-                bar.advance(len(part))
-    finally:  # an interruption keeps what was found
-        _remember(((stamps.all[at], facts[at]) for at in done if stamps.settled[at]), rules)
-    yield from (fact for fact in facts if fact is not None)  # by now none is
-
-
-def _remember(found: Iterable[tuple[Stamp | None, ImageFact | Problem | None]], rules: str) -> None:
-    """Keep facts; a problem never, since the cure may leave the file as it is."""
-    rows = [(*stamp, rules, *fact) for stamp, fact in found if stamp is not None and isinstance(fact, ImageFact)]
-    if rows:
-        _STORE.insert(rows)
-
-
-def _look_at(reading: ImageReading, full: bool, names: Sequence[str]) -> list[ImageFact | Problem]:
-    found: list[ImageFact | Problem] = []
-    for name in names:
-        try:
-            found.append(_fact(name, reading, full))
-        except BROKEN as error:
-            found.append(Problem(Path(name), reason(name, error)))
-    return found
-
-
-def facts_of_rows(
-    rows: Iterable[tuple[str, bytes]], total: int, *, full: bool, progress: bool = True
-) -> Iterator[ImageFact | Problem]:
-    """What is known of images that are in memory, in order; as :func:`image_facts`, and nothing is remembered.
+class _Check:
+    """A check of files.
 
     Args:
-        rows: Name and content of each.
-        total: Their number, for the progress bar.
-        full: Whether to decode them completely.
-        progress: Whether a progress bar may appear.
+        rules: What is remembered was found out under the same.
+        full: Whether they are decoded completely.
+        readers: Who looks at them.
+        bar: Receives the progress.
     """
-    reading = current_reading()
 
-    def look(row: tuple[str, bytes]) -> ImageFact | Problem:
+    def __init__(self, rules: str, full: bool, readers: _Readers, bar: ProgressBar) -> None:
+        self._rules, self._full, self._readers, self._bar = rules, full, readers, bar
+
+    def window(self, window: _Window) -> Facts:
+        """What is known of the files, or found out."""
+        found, known = _STORE.find(window.paths), Known.nothing(len(window.names))
+        problems: dict[int, Problem] = {}
+        size = _BLOCKS[self._full]
+        for start in range(0, len(window.names), size):
+            now = time.time_ns()  # before the files are read: what happens to them later gives them other stamps
+            block = np.arange(start, min(start + size, len(window.names)))
+            holds = self._holds(window, found, block, now)
+            self._bar.advance(int(holds.sum()))
+            known = known.put(window.order[block[holds]], found.at(block[holds]))
+            todo = block[~holds]
+            looked = self._look(window, todo, now)
+            known = known.put(window.order[todo], looked.known(self._rules))
+            problems |= {int(window.order[todo[place]]): problem for place, problem in looked.problems.items()}
+        return Facts(window.start, known, dict(sorted(problems.items())))
+
+    def _holds(self, window: _Window, found: Known, block: NDArray[np.int64], now_ns: int) -> NDArray[np.bool_]:
+        """Whether what was remembered of some files was found out so, and still holds."""
+        facts = found.facts[block]
+        fits: NDArray[np.bool_] = found.has_rules(self._rules)[block] & (facts["decoded"] >= self._full)
+        names = [window.names[place] for place in block[fits].tolist()]
+        fits[fits] = _hold(names, facts[fits], stamp_rows(names), now_ns)
+        return fits
+
+    def _look(self, window: _Window, places: NDArray[np.int64], now_ns: int) -> Looked:
+        """Look at some files, and remember what was found out. A problem never is: the cure may leave the file."""
+        names = [window.names[place] for place in places.tolist()]
+        parts: list[Looked] = []
         try:
-            return _fact_of(*row, row[1], reading, full)
-        except BROKEN as error:
-            return Problem(Path(row[0]), reason(row[0], error))
-
-    pool, remaining = ThreadPoolExecutor(min(os.cpu_count() or 1, _THREADS), thread_name_prefix="images"), iter(rows)
-    try:
-        with ProgressBar(total, progress, "checking images") as bar, listening():
-            while some := list(itertools.islice(remaining, _TASK)):
-                yield from pool.map(look, some)
-                bar.advance(len(some))
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _fact(name: str, reading: ImageReading, full: bool) -> ImageFact:
-    return _fact_of(name, _content(name), name, reading, full)
+            with listening():
+                for part in self._readers(names):
+                    parts.append(part)
+                    self._bar.advance(part.files)
+        finally:  # an interruption keeps what was found
+            looked = Looked.joined(parts)
+            known = looked.known(self._rules)
+            good = np.flatnonzero((known.facts["rules"] > 0) & are_settled(known.facts["stamp"], now_ns))
+            if len(good):
+                _STORE.keep([window.paths[place] for place in places[good].tolist()], known.at(good))
+        return looked
 
 
-def _fact_of(name: str, data: bytes | None, place: str | bytes, reading: ImageReading, full: bool) -> ImageFact:
-    """The fact of an image, by its content if it is not too large, or else by the place where that is."""
-    digest = bytes.fromhex(file_digest(name)) if data is None else hashlib.sha256(data).digest()
-    with heard() as messages:
-        size = checked_jpeg(data, reading.upright, full=full) if data is not None and reading.is_rgb else None
-        strange = ""
-        if size is None:
-            messages.clear()  # of a look that was not enough
-            full = full or _is_cut_off(data or b"")
-            size, strange = _checked(place, data, reading, full)
-    more = f", and {len(messages) - 1} more" if len(messages) > 1 else ""
-    return ImageFact(digest, *size, int(full), strange, "".join(messages[:1]) + more)
+class _Readers:
+    """Looks at files, in threads where that saves time.
+
+    Small files in memory are read faster by one thread: several wait for the lock of the interpreter. Decoding and
+    hashing release it, and so does waiting for a disk.
+
+    Args:
+        look: Looks at some files.
+        decodes: Whether it decodes them.
+    """
+
+    def __init__(self, look: Callable[[Sequence[str]], Looked], decodes: bool) -> None:
+        self._look = look
+        self._threads_pay = decodes or resource is None
+        self._pool = ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS), thread_name_prefix="images")
+
+    def __call__(self, names: Sequence[str]) -> Iterator[Looked]:
+        """What is found out about the files, in order, about some of them at a time."""
+        start = 0
+        while not self._threads_pay and start < len(names):
+            part, waited = names[start : start + _ALONE], _waits()
+            looked = self._look(part)
+            self._threads_pay = looked.size >= _LARGE * len(part) or _waits() - waited >= len(part) / 4
+            start += len(part)
+            yield looked
+        yield from self._pool.map(self._look, (names[at : at + _TASK] for at in range(start, len(names), _TASK)))
+
+    def __enter__(self) -> _Readers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
 
-def _content(name: str) -> bytes | None:
-    """All bytes of a file; ``None`` if they are too many to hold."""
-    file = os.open(name, _READ)
-    try:
-        status = os.fstat(file)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError("it is a folder, a pipe or a device, and no file")
-        if status.st_size > _LARGEST:
-            return None
-        data = os.read(file, status.st_size + 1)
-        while len(data) < status.st_size and (more := os.read(file, status.st_size + 1 - len(data))):
-            data += more
-        return data
-    finally:
-        os.close(file)
-
-
-def _is_cut_off(data: bytes) -> bool:
-    """Whether a file may be incomplete; of formats that nothing is known of, none is."""
-    if data.startswith(b"\xff\xd8"):
-        return True  # else it would have been accepted
-    if data.startswith(_PNG):
-        return _PNG_END not in data[-64:]
-    if data.startswith(b"RIFF") and len(data) >= 8:
-        return len(data) < 8 + int(struct.unpack_from("<I", data, 4)[0])
-    return False
-
-
-def _checked(place: str | bytes, data: bytes | None, reading: ImageReading, full: bool) -> tuple[tuple[int, int], str]:
-    """Width and height of an image, and the range of its numbers if they are not those of an image."""
-    if not reading.is_rgb and is_array(place):
-        return array_size(place, reading), channel_range(place, reading) if full else ""
-    source: Any = place if data is None else io.BytesIO(data)
-    if full and reading.is_rgb:
-        with decoded(source, reading.upright) as image:
-            for _, strip in row_strips(image) if needs_conversion(image) else ():
-                to_rgb(strip)  # in strips, since nobody needs the whole
-            return image.size, strange_range(image)
-    with open_image(source) as image:
-        size = size_of(image, reading.upright)
-    return size, channel_range(place, reading) if full else ""
+def _waits() -> int:
+    """How often this thread, or where that is not known the process, has waited for something such as a disk."""
+    return int(resource.getrusage(getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)).ru_nvcsw)

@@ -38,7 +38,7 @@ if find_spec("simplejpeg") is not None:
 else:
     simplejpeg = None
 
-__all__ = ["checked_jpeg", "quick_jpeg", "reduction"]
+__all__ = ["checked_jpeg", "plain_size", "quick_jpeg", "reduction"]
 
 _START, _LAST, _APP1, _END, _SCAN = b"\xff\xd8\xff", b"\xff\xd9", 0xE1, 0xD9, 0xDA
 _FRAMES = {0xC0: False, 0xC1: False, 0xC2: True}  # baseline, extended, progressive; others are rare
@@ -67,6 +67,7 @@ class _Header(NamedTuple):
         coefficients: Bytes per pixel that the decoder keeps of a progressive image; 0 for others.
         has_tags: Whether there may be an EXIF or XMP tag that turns the image.
         scan: Where the first scan begins, in bytes.
+        frame: Where the segment with the size begins.
     """
 
     height: int
@@ -74,6 +75,7 @@ class _Header(NamedTuple):
     coefficients: float
     has_tags: bool = False
     scan: int = 0
+    frame: int = 0
 
 
 def reduction(height: int, width: int, least: tuple[int, int] | None) -> int:
@@ -89,6 +91,50 @@ def reduction(height: int, width: int, least: tuple[int, int] | None) -> int:
         return 1
     most = min(height // least[0], width // least[1])
     return next((factor for factor in (8, 4, 2) if most >= factor), 1)
+
+
+class _Layout(NamedTuple):
+    """The header of a JPEG but for its size, in which files that one program has written are often equal.
+
+    Attributes:
+        before: What stands before the height and width.
+        size: Where these begin, in bytes.
+        after: What comes behind them, with the marker of the first scan.
+        scan: Where that begins.
+    """
+
+    before: bytes
+    size: int
+    after: bytes
+    scan: int
+
+
+_SIZE = struct.Struct(">HH")
+_layout = _Layout(b"", 0, b"", 0)
+
+
+def plain_size(data: bytes) -> tuple[int, int] | None:
+    """What :func:`checked_jpeg` returns for a header alone, of a JPEG that has no EXIF or XMP tag; else ``None``.
+
+    It takes a tenth of the time if the header is that of the last file, but for its size.
+    """
+    global _layout
+    before, place, after, scan = _layout
+    try:
+        if not (scan and len(data) >= scan + 4 and data.startswith(before) and data.startswith(after, place + 4)):
+            header = _header_of(data) if data.startswith(_START) else None
+            if header is None or header.has_tags:
+                return None
+            place, scan = header.frame + 5, header.scan
+            # In one step, since several threads read.
+            _layout = _Layout(data[:place], place, data[place + 4 : scan + 2], scan)
+        if not data.endswith(_LAST) and data.find(_LAST, scan) < 0:
+            return None
+        height, width = _SIZE.unpack_from(data, place)
+        require_few_pixels(width, height)
+    except BROKEN:
+        return None
+    return (width, height) if width and height else None
 
 
 def quick_jpeg(path: str | Path | bytes, upright: bool, least: tuple[int, int] | None) -> tv_tensors.Image | None:
@@ -179,6 +225,7 @@ def _header_of(data: bytes) -> _Header | None:
             frame = _frame(data[place + 4 : place + 2 + length], _FRAMES[marker])
             if frame is None:
                 return None
+            frame = frame._replace(frame=place)
         place += 2 + length
     return None
 

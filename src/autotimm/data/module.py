@@ -17,7 +17,7 @@ from typing_extensions import Never
 from autotimm.config.byte_size import BYTES_MUST, read_bytes
 from autotimm.constants import CACHES, CHECKS
 from autotimm.data.data_facts import Facts
-from autotimm.data.dropped import chosen_ids, dropped_notices, refuse_readable, without
+from autotimm.data.dropped import chosen_ids, dropped_notices, is_readable, refuse_readable, without
 from autotimm.data.file_facts import Problem
 from autotimm.data.folds import Division, check_division
 from autotimm.data.formats.image_paths import read_paths
@@ -331,15 +331,28 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
             return
         tables = self.tables
         chosen = chosen_ids(ids, tables, recorded=recorded)
-        needed = [self.pixels_needed(name) for name in self._given_transforms]
         for id in chosen if not recorded else ():
-            refuse_readable(id, [table.at_least(size) for table in tables.values() for size in needed])
+            refuse_readable(id, self._as_loaded())
         said = dropped_notices(self.dropped, tables)
         self._dropped |= {*chosen}
         for table in tables.values():
             without(table, self._dropped)
         self.notices[:] = [line for line in self.notices if line not in said]
         self.notices += dropped_notices(self.dropped, tables)
+
+    def inherit_drops(self, ids: Sequence[str]) -> None:
+        """Drop those of the samples that another run has dropped that are here, and still cannot be read.
+
+        Raises:
+            DataError: If the data cannot be used, or no sample of a split is left.
+        """
+        here = chosen_ids(ids, self.tables, recorded=True) if ids else []
+        self.drop([id for id in here if not is_readable(id, self._as_loaded())], recorded=True)
+
+    def _as_loaded(self) -> list[Table]:
+        """The tables, each as the loaders of training and of evaluation read it."""
+        sizes = [self.pixels_needed(name) for name in self._given_transforms]
+        return [table.at_least(size) for table in self.tables.values() for size in sizes]
 
     @property
     def dropped(self) -> dict[str, list[str]]:

@@ -20,7 +20,7 @@ from torchvision import tv_tensors
 
 from autotimm.data.image_channels import read_as
 from autotimm.data.image_reading import UPRIGHT_RGB, ImageReading, current_reading
-from autotimm.data.texts import Paths, Picked, as_texts
+from autotimm.data.texts import Paths, Picked, TextsView, as_texts
 from autotimm.errors import number, require
 from autotimm.repro.streams import keys
 from autotimm.types import Sample
@@ -231,7 +231,8 @@ class ImageTable(Table):
         targets: Tensor | None = None,
         class_names: Sequence[str] = (),
     ) -> None:
-        self.paths, self.ids = as_texts(map(str, paths)), as_texts(ids)
+        self.paths = paths if isinstance(paths, TextsView) else as_texts(map(str, paths))
+        self.ids = as_texts(ids)
         self.class_names, self.targets = tuple(class_names), targets
         self.reading = current_reading()
         self.multi_label = targets is not None and targets.ndim == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,17 +62,13 @@ def readable(
     oddities: dict[str, Oddity] = {}
     problems: dict[Path, Problem] = {}
     broken: dict[str, dict[int, str]] = {split: {} for split in tables}
-    files_alone = [of_split for split, of_split in names.items() if tables[split].packed() is None]
-    facts = image_facts(Joined(files_alone), full=full, progress=progress)
-    for split, files in names.items():
-        packed = tables[split].packed()
-        found = facts if packed is None else packed.rows.check(packed.places, full=full, progress=progress)
-        for place, fact in enumerate(itertools.islice(found, len(files))):
-            if isinstance(fact, Problem):
-                problems.setdefault(fact.path, fact)
-                broken[split][place] = fact.reason
-            elif fact.range or fact.message:
-                oddities[tables[split].ids[place]] = Oddity(fact.range, fact.message)
+    for split, findings in _findings(tables, names, full, progress).items():
+        for place, finding in findings.items():
+            if isinstance(finding, Problem):
+                problems.setdefault(finding.path, finding)
+                broken[split][place] = finding.reason
+            else:
+                oddities[tables[split].ids[place]] = finding
     notices += odd_images(oddities, total)
     if not problems:
         return dict(tables), []
@@ -91,6 +86,30 @@ def readable(
         if len(names[split])
     }
     return {split: kept.get(split, table) for split, table in tables.items()}, [*problems.values()]
+
+
+def _findings(
+    tables: Mapping[str, Table], names: Mapping[str, Sequence[str]], full: bool, progress: bool
+) -> dict[str, dict[int, Problem | Oddity]]:
+    """What is wrong with images of each split, or odd about them, by their places."""
+    findings: dict[str, dict[int, Problem | Oddity]] = {split: {} for split in tables}
+    of_files = [split for split, table in tables.items() if table.packed() is None]
+    starts = np.cumsum([0, *(len(names[split]) for split in of_files)])
+    for facts in image_facts(Joined([names[split] for split in of_files]), full=full, progress=progress):
+        odd: dict[int, Problem | Oddity] = {place: Oddity(*note) for place, note in facts.known.notes.items()}
+        odd |= facts.problems
+        for place in sorted(odd):
+            number = int(np.searchsorted(starts, facts.start + place, side="right")) - 1
+            findings[of_files[number]][facts.start + place - int(starts[number])] = odd[place]
+    for split, table in tables.items():
+        if (packed := table.packed()) is not None:
+            checked = packed.rows.check(packed.places, full=full, progress=progress)
+            for place, fact in enumerate(checked):
+                if isinstance(fact, Problem):
+                    findings[split][place] = fact
+                elif fact.range or fact.message:
+                    findings[split][place] = Oddity(fact.range, fact.message)
+    return findings
 
 
 def _names(table: Table) -> Sequence[str]:

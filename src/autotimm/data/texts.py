@@ -40,6 +40,10 @@ class TextsView(Sequence[str]):
         place = int(index) + (len(self) if index < 0 else 0)
         if not 0 <= place < len(self):
             raise IndexError("index out of range")
+        return self.one(place)
+
+    def one(self, place: int) -> str:
+        """The text at a place that exists."""
         return self.at(np.array([place]))[0]
 
     def __iter__(self) -> Iterator[str]:
@@ -80,7 +84,7 @@ class Texts(TextsView):
         while block := [text.rpartition("/") for text in itertools.islice(texts, _BLOCK)]:
             if not has_folders:  # nearly each has one of its own
                 block = [("", "", f"{folder}{slash}{name}") for folder, slash, name in block]
-            names = [name.encode("utf-8", "surrogatepass") for _, _, name in block]
+            names = [_encoded(name) for _, _, name in block]
             sizes = np.fromiter(map(len, names), np.int64, len(names))
             ends.append(ends[-1][-1] + np.cumsum(sizes))
             of_block = [folders.setdefault(folder + slash, len(folders)) for folder, slash, _ in block]
@@ -90,6 +94,36 @@ class Texts(TextsView):
         self._folders, self._bytes = tuple(folders), bytes(buffer)
         self._ends = _smallest(np.concatenate(ends))
         self._owners = _smallest(np.concatenate(owners))
+
+    @classmethod
+    def of_folders(cls, groups: Iterable[tuple[str, Sequence[str]]]) -> Texts:
+        """Texts that begin alike, in a tenth of the time.
+
+        Args:
+            groups: What the texts of a group begin with, and the rest of each.
+
+        Example:
+            >>> Texts.of_folders([("cat/", ["1.jpg", "2.jpg"]), ("dog/", ["1.jpg"])])
+            ('cat/1.jpg', 'cat/2.jpg', 'dog/1.jpg')
+        """
+        groups = [(folder, names) for folder, names in groups if len(names)]
+        counts = [len(names) for _, names in groups]
+        if 2 * len(counts) > sum(counts):
+            return cls(folder + name for folder, names in groups for name in names)
+        folders: dict[str, int] = {}
+        buffer, sizes = bytearray(), [np.zeros(1, np.int64)]
+        for _, names in groups:
+            text = "".join(names)
+            data = text.encode("utf-8", "surrogatepass")
+            buffer += data
+            each = map(len, names) if len(data) == len(text) else (len(_encoded(name)) for name in names)
+            sizes.append(np.fromiter(each, np.int64, len(names)))
+        owners = [folders.setdefault(folder, len(folders)) for folder, _ in groups]
+        texts = cls(())
+        texts._folders, texts._bytes = tuple(folders), bytes(buffer)
+        texts._ends = _smallest(np.cumsum(np.concatenate(sizes)))
+        texts._owners = _smallest(np.repeat(np.array(owners, np.int64), counts))
+        return texts
 
     def __len__(self) -> int:
         return len(self._owners)
@@ -101,6 +135,12 @@ class Texts(TextsView):
             self._folders[owner] + self._bytes[begin:end].decode("utf-8", "surrogatepass")
             for owner, begin, end in zip(*(column.tolist() for column in columns), strict=True)
         ]
+
+    def one(self, place: int) -> str:
+        """The text at a place that exists, without arrays: it is asked for several times for each sample."""
+        name = self._bytes[self._ends[place] : self._ends[place + 1]]
+        folder: str = self._folders[self._owners[place]]
+        return folder + name.decode("utf-8", "surrogatepass")
 
 
 class Picked(TextsView):
@@ -123,6 +163,10 @@ class Picked(TextsView):
         if isinstance(self._texts, TextsView):
             return self._texts.at(inner)
         return [self._texts[place] for place in inner.tolist()]
+
+    def one(self, place: int) -> str:
+        """The text at a place that exists."""
+        return self._texts[int(self._places[place])]
 
 
 class Joined(TextsView):
@@ -191,6 +235,11 @@ def as_texts(texts: Iterable[str]) -> TextsView:
 def file_names(files: Sequence[Path]) -> Sequence[str]:
     """Paths as texts, without a path object for each where they are in flat arrays."""
     return files.names if isinstance(files, Paths) else tuple(map(os.fspath, files))
+
+
+def _encoded(text: str) -> bytes:
+    """A text as bytes; half a surrogate pair too."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _smallest(numbers: NDArray[np.int64]) -> NDArray[np.integer[Any]]:

@@ -131,9 +131,9 @@ def _resized(
         columns = _nearest(images.shape[-1], new_size[1], first[1], count[1], mode)
         return images.index_select(-2, rows).index_select(-1, columns)
     pixels = images.to(new_size[0].dtype)
-    pixels = _weighted(pixels, new_size[1], first[1], count[1], mode)  # columns first, as torch
-    pixels = _weighted(pixels.transpose(-1, -2), new_size[0], first[0], count[0], mode)
-    return pixels.transpose(-1, -2).to(torch.uint8)
+    for dim in (1, 0):  # columns first, as torch
+        pixels = _weighted(pixels, new_size[dim], first[dim], count[dim], mode, dim)
+    return pixels.to(torch.uint8)
 
 
 def _nearest(cells: int, new: Tensor, first: Tensor, count: int, mode: str) -> Tensor:
@@ -144,29 +144,37 @@ def _nearest(cells: int, new: Tensor, first: Tensor, count: int, mode: str) -> T
     return at.clamp(min=0).to(torch.int64).clamp(max=cells - 1)
 
 
-def _weighted(pixels: Tensor, new: Tensor, first: Tensor, count: int, mode: str) -> Tensor:
-    """Resize the last dimension by one matrix product, and round to whole numbers in [0, 255]."""
-    cells, dtype = pixels.shape[-1], new.dtype
+def _weighted(pixels: Tensor, new: Tensor, first: Tensor, count: int, mode: str, dim: int) -> Tensor:
+    """Resize rows (``dim`` 0) or columns (1) by one matrix product, and round to whole numbers in [0, 255].
+
+    Nothing is transposed: ONNX Runtime before 1.26 joins a transposition and a product to an operator that it does not
+    have for 64 bits, and newer ones do not exist for Python 3.10.
+    """
+    cells, dtype = pixels.shape[dim - 2], new.dtype
     # The largest weight of all new cells, also of those outside of a crop, decides how many bits all of them have.
-    largest = _weights(cells, new, torch.arange(_length(new), dtype=dtype), mode).max()
+    largest = _weights(cells, new, torch.arange(_length(new), dtype=dtype), mode, dim).max()
     powers = torch.exp2(torch.arange(1, _MOST_BITS + 1, dtype=dtype))
     fits = torch.floor(0.5 + largest * powers) < _WEIGHT_LIMIT
-    weights = _weights(cells, new, torch.arange(count, dtype=dtype) + first, mode)
+    weights = _weights(cells, new, torch.arange(count, dtype=dtype) + first, mode, dim)
     if dtype == torch.float32:
         one = 1 + (fits.to(dtype) * powers / 2).sum()  # no power of two: some runtimes round those
-        return _in_halves(pixels, torch.sign(weights) * torch.floor(weights.abs() * one + 0.5), one)
+        return _in_halves(pixels, torch.sign(weights) * torch.floor(weights.abs() * one + 0.5), one, dim)
     one = torch.exp2(fits.to(dtype).sum())
     whole = torch.sign(weights) * torch.floor(weights.abs() * one + 0.5)
-    return torch.floor((pixels @ whole.transpose(0, 1) + one / 2) / one).clamp(0, 255)
+    return torch.floor((_product(pixels, whole, dim) + one / 2) / one).clamp(0, 255)
 
 
-def _in_halves(pixels: Tensor, whole: Tensor, one: Tensor) -> Tensor:
+def _in_halves(pixels: Tensor, whole: Tensor, one: Tensor, dim: int) -> Tensor:
     """The same product in 32 bits: of weights of 16 bits, the upper half and the lower one have sums that fit in."""
     upper = torch.floor(whole / _HALF)
-    above = pixels @ upper.transpose(0, 1)
-    carried = torch.floor((pixels @ (whole - upper * _HALF).transpose(0, 1)) / _HALF)
+    above = _product(pixels, upper, dim)
+    carried = torch.floor(_product(pixels, whole - upper * _HALF, dim) / _HALF)
     one = one / _HALF  # a whole number: weights have at least 14 bits
     return torch.floor((above + carried + one / 2) / one).clamp(0, 255)
+
+
+def _product(pixels: Tensor, weights: Tensor, dim: int) -> Tensor:
+    return pixels @ weights if dim else weights @ pixels
 
 
 def _length(new: Tensor) -> int:
@@ -176,24 +184,28 @@ def _length(new: Tensor) -> int:
     return length
 
 
-def _weights(cells: int, new: Tensor, at: Tensor, mode: str) -> Tensor:
-    """The weights of the old cells in some of the new ones, (len(at), cells), before they are rounded."""
-    position = torch.arange(cells, dtype=new.dtype)
+def _weights(cells: int, new: Tensor, at: Tensor, mode: str, dim: int) -> Tensor:
+    """The weights of the old cells in some of the new ones, before they are rounded.
+
+    Returns:
+        (len(at), cells) for rows, ``dim`` 0, and (cells, len(at)) for columns, 1.
+    """
+    position, at = torch.arange(cells, dtype=new.dtype).unsqueeze(dim), at.unsqueeze(1 - dim)
     if new.dtype == torch.float32:  # whole numbers and one division
         old = _scalar(cells, new.dtype)
-        apart = (2 * position + 1) * new - (2 * at[:, None] + 1) * old
+        apart = (2 * position + 1) * new - (2 * at + 1) * old
         distance = apart.abs() / (2 * torch.maximum(old, new))
         inside = distance < (2 if mode == "bicubic" else 1)
     else:
         scale = cells / new
         wide = torch.clamp(scale, min=1.0)
         support = wide * (2 if mode == "bicubic" else 1)
-        center = ((at + 0.5) * scale)[:, None]
+        center = (at + 0.5) * scale
         inside = (position >= torch.floor(center - support + 0.5)) & (position < torch.floor(center + support + 0.5))
         distance = ((position - center + 0.5) / wide).abs()
     weights = torch.where(inside, _cubic(distance) if mode == "bicubic" else (1 - distance).clamp(min=0), 0.0)
     # New cells outside of the image have no old ones: they are painted over.
-    return weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
+    return weights / weights.sum(1 - dim, keepdim=True).clamp(min=1e-12)
 
 
 def _cubic(distance: Tensor) -> Tensor:

@@ -112,19 +112,19 @@ def choose_recipe(
 
     The learning rate of AdamW and of other optimizers derived from Adam, at a batch size:
 
-    ===================================  ===========  ============  ====================  =================
-    targets, family                      fine-tuning  from scratch  layer decay           backbone rate
-    ===================================  ===========  ============  ====================  =================
-    classes, ViT-like                    1e-4 at 64   1e-4 at 64    0.7                   as the head's
-    classes, ConvNeXt, Swin, hybrids     1e-4 at 64   1e-4 at 64    0.8                   as the head's
-    classes, CNN                         5e-4 at 32   1e-3 at 32    none                  as the head's
-    classes, CNN with a fitted head      2.5e-4 at 32               none                  as the head's
-    objects, ViT-like                    1e-4 at 64   1e-4 at 64    0.7                   as the head's
-    objects, ConvNeXt, Swin, hybrids     1e-4 at 16   1e-4 at 64    none                  as the head's
-    objects, CNN                         1e-4 at 16   1e-3 at 32    none                  a tenth
-    pixels, ViT, ConvNeXt, Swin, hybrid  1e-3 at 16   1e-4 at 64    none                  a tenth
-    pixels, CNN                          1e-3 at 16   1e-3 at 32    none                  a tenth
-    ===================================  ===========  ============  ====================  =================
+    ===================================  ============  ============  ====================  =================
+    targets, family                      fine-tuning   from scratch  layer decay           backbone rate
+    ===================================  ============  ============  ====================  =================
+    classes, ViT-like                    1e-4 at 64    1e-4 at 64    0.7                   as the head's
+    classes, ConvNeXt, Swin, hybrids     1e-4 at 64    1e-4 at 64    0.8                   as the head's
+    classes, CNN                         5e-4 at 32    1e-3 at 32    none                  as the head's
+    classes, CNN with a fitted head      2.5e-4 at 32                none                  as the head's
+    objects, ViT-like                    1e-4 at 64    1e-4 at 64    0.7                   as the head's
+    objects, ConvNeXt, Swin, hybrids     1e-4 at 16    1e-4 at 64    none                  as the head's
+    objects, CNN                         1e-4 at 16    1e-3 at 32    none                  a tenth
+    pixels, ViT, ConvNeXt, Swin, hybrid  1e-3 at 16    1e-4 at 64    none                  a tenth
+    pixels, CNN                          1e-3 at 16    1e-3 at 32    none                  a tenth
+    ===================================  ============  ============  ====================  =================
 
     Layer decay and the lower rate of the backbone apply to fine-tuning only: they protect pretrained weights.
 

@@ -11,7 +11,8 @@ import hashlib
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def code_state(folder: str | Path) -> dict[str, Any] | None:
     if (top := _top(folder)) is None:
         return None
     commit = _git(top, "rev-parse", "--verify", "--quiet", "HEAD")
-    changes = code_patch(top) if commit else b""
+    changes = _patch(top) if commit else b""
     new = _git(top, "ls-files", "--others", "--exclude-standard", "-z", "--", "*.py")
     if changes is None or new is None:
         return None
@@ -82,11 +83,15 @@ def code_state(folder: str | Path) -> dict[str, Any] | None:
 
 def code_patch(folder: str | Path) -> bytes | None:
     """The changes of tracked files since the commit, as git applies them; ``None`` without a repository or git."""
+    return None if (top := _top(folder)) is None else _patch(top)
+
+
+def _patch(top: Path) -> bytes | None:
     # The user's git settings must not change the diff: it depends on the code alone.
     options = ("--no-ext-diff", "--no-textconv", "--no-color", "--full-index", "--binary", "--no-renames",
                "--src-prefix=a/", "--dst-prefix=b/", "--unified=3", "--diff-algorithm=myers", "--submodule=short",
                "--ignore-submodules=dirty")  # fmt: skip
-    if (top := _top(folder)) is None or (filters := _own_filters(top)) is None:
+    if (filters := _own_filters(top)) is None:
         return None
     return _git(top, *filters, "diff", "HEAD", *options)
 
@@ -132,6 +137,25 @@ def _git(folder: str | Path, *arguments: str) -> bytes | None:
 
 
 def package_digest() -> str:
-    """The digest of the Python files of autotimm itself, by path and content."""
-    root = Path(autotimm.__file__).parent
-    return files_digest(root.rglob("*.py"), root)
+    """The digest of the Python files of autotimm itself, by path and content.
+
+    A process reads them again when one of them has changed.
+    """
+    root = os.path.dirname(autotimm.__file__)
+    return _digest_of_package(root, tuple(_stamps(root)))
+
+
+@lru_cache(maxsize=1)
+def _digest_of_package(root: str, stamps: tuple[tuple[str, int, int, int, int], ...]) -> str:
+    return files_digest((path for path, *_ in stamps), root)
+
+
+def _stamps(folder: str) -> Iterator[tuple[str, int, int, int, int]]:
+    """Path, size, mtime, ctime and inode of every Python file in a folder and below."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _stamps(entry.path)
+            elif entry.name.endswith(".py"):
+                about = entry.stat()
+                yield entry.path, about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino

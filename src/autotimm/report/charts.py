@@ -52,9 +52,10 @@ def epoch_chart(title: str, lines: Sequence[Line], best: float | None = None, fi
     """
     xs = [x for line in lines for x, y in line.points if math.isfinite(y)]
     ys = [y for line in lines for _, y in line.points if math.isfinite(y)]
-    low, high = _round_range(min(ys), max(ys))
+    ticks = _ticks(min(ys), max(ys))
+    low, high = ticks[0], ticks[-1]
     frame = _Frame((min(xs), max(max(xs), min(xs) + 1)), (low, high))
-    parts = [_grid(frame, _ticks(low, high), _whole_ticks(*frame.x))]
+    parts = [_grid(frame, ticks, _whole_ticks(*frame.x))]
     if best is not None:
         (x, top), (_, bottom) = frame.at(best, high), frame.at(best, low)
         parts.append(_BEST_LINE.format(x, top, bottom))
@@ -142,24 +143,15 @@ def _line(frame: _Frame, line: Line, number: int, dots: bool = False) -> Markup:
     )
 
 
-def _step(low: float, high: float) -> float:
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers at equal distances, from one below the lowest value to one above the highest."""
+    if high - low < 1e-9 * max(abs(high), 1e-3):  # a value that never changes is shown beside 0
+        low, high = min(low, 0.0), max(high, 0.0) or float(low == 0)
     rough = (high - low) / 4
     power = 10.0 ** math.floor(math.log10(rough))
-    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
-
-
-def _round_range(low: float, high: float) -> tuple[float, float]:
-    """A range whose ends are ticks."""
-    if high - low < 1e-9 * max(abs(high), 1e-3):
-        low, high = low - max(abs(low), 1e-3) / 2, high + max(abs(high), 1e-3) / 2
-    step = _step(low, high)
-    return math.floor(low / step) * step, math.ceil(high / step) * step
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    step = _step(low, high)
-    count = round((high - low) / step)
-    return [float(f"{low + at * step:.6g}") for at in range(count + 1)]
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [float(f"{at * step:.6g}") for at in range(first, last + 1)]
 
 
 def _whole_ticks(low: float, high: float) -> list[float]:

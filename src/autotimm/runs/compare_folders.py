@@ -207,6 +207,9 @@ def _of_checkpoint(run: RecordedRun, replay: Replay, file: str) -> Findings:
         yield f"{file}: bytes that hold no value"
 
 
+_VALIDATED = ("loops", "fit_loop", "epoch_loop.val_loop.batch_progress")
+
+
 def _ignored(run: RecordedRun, replay: Replay) -> set[tuple[Any, ...]]:
     """What depends on the version of autotimm or Lightning, and is no part of the training."""
     ignored: set[tuple[Any, ...]] = set()
@@ -215,6 +218,9 @@ def _ignored(run: RecordedRun, replay: Replay) -> set[tuple[Any, ...]]:
     versions = [manifest.environment.get("versions") or {} for manifest in (run.manifest, replay.manifest)]
     if versions[0] != versions[1] or run.manifest.volatile.get("resumes"):
         ignored.add(("pytorch-lightning_version",))
+    if replay.first_epoch or run.manifest.volatile.get("resumes"):  # what the process has validated before
+        ignored |= {(*_VALIDATED, "is_last_batch")}
+        ignored |= {(*_VALIDATED, "current", name) for name in ("ready", "started", "processed", "completed")}
     if run.manifest.run_id != replay.manifest.run_id:  # the id is in the first line, whose digest is in the next
         ignored.add(("callbacks", "Recorder", "last"))
     return ignored

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from autotimm.config import NETWORK_OPTIONS, FitConfig, defaults, meant, options
 from autotimm.config.value_types import Whole, stream_seeds
 from autotimm.data.data_facts import content
+from autotimm.data.dropped import recorded_drops
 from autotimm.data.inference_loaders import recorded_data
 from autotimm.data.module import DataModule
 from autotimm.errors import ModelError, UsageError, join_names, sentence
@@ -127,6 +128,7 @@ def _extend_options(
     folder = new_folder(config.out, config.name or name, exact=config.name is not None)
     try:
         data.setup("fit")
+        data.inherit_drops(recorded_drops(parent.manifest))
         refuse_unused_shares(config, data, given=changes.__contains__)
         checkpoint = _choose(parent, data, choose)
         weights = _weights_of(parent, checkpoint)
@@ -238,6 +240,7 @@ def _extend_objects(
         weights = _weights_of(parent, checkpoint)
         with as_recorded(weights, file_needed=False):
             rebuilt = from_classes(config, parent.manifest.decisions, folder, path, None, changes)
+        rebuilt.data.inherit_drops(recorded_drops(parent.manifest))
         portable = rebuilt.trainer.portable
         rebuilt.trainer.start = _begin(rebuilt.task, rebuilt.data, parent, checkpoint, weights, portable=portable)
     except BaseException:

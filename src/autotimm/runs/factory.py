@@ -34,7 +34,7 @@ from autotimm.train.callbacks.candidates import why_no_head
 
 __all__ = ["build_data", "build_task", "build_trainer", "least_epochs", "settle", "settle_data", "settle_recipe"]
 
-_LEAST_STEPS = 200  # optimizer steps of a training from a fitted head, as long as that is not ...
+_LEAST_STEPS = 200  # optimizer steps of a training whose length nobody has given, as long as that is not ...
 _MOST_EPOCHS = 40  # ... more epochs than these
 
 
@@ -202,14 +202,17 @@ def settle_recipe(config: FitConfig, task: Task, data: DataModule) -> tuple[FitC
     if reason := portable or why_no_head(task):
         if config.recipe == "probe":
             raise UsageError(f"The `recipe` of fit must be plain or auto here, since {reason}. Got probe instead.")
-        return config.resolved({"recipe": "plain"}, f"auto, as {reason}"), f"recipe: plain, as {reason}"
-    said = f"recipe: {config.recipe}, beginning with a head that is fitted to the pretrained features"
+        config, said = config.resolved({"recipe": "plain"}, f"auto, as {reason}"), f"recipe: plain, as {reason}"
+    else:
+        said = f"recipe: {config.recipe}, beginning with a head that is fitted to the pretrained features"
     if config.recipe == "probe" or config.given("epochs") or config.sources["epochs"] == "folds":
         return config, said
     batches = config.accumulate * (config.devices if config.shards is None else 1)
     steps = math.ceil(len(data.tables["train"]) / (data.batch_size * batches))
     epochs = least_epochs(config.epochs, steps)
-    return config.resolved({"epochs": epochs} if epochs != config.epochs else {}, "recipe"), said
+    if epochs == config.epochs:
+        return config, said
+    return config.resolved({"epochs": epochs}, "recipe"), f"{said}; {epochs} epochs, since there are few images"
 
 
 def least_epochs(epochs: int, steps: int) -> int:

@@ -259,7 +259,7 @@ class _Trials:
         yield from ((name, values) for name, values in alternatives.items() if name in self.asked)
 
     def _least_epochs(self) -> int:
-        """The shortest training: as long as one from a fitted head, since a few steps say nothing of a rate."""
+        """The shortest training: as long as that of a small set by default, since a few steps say nothing of a rate."""
         epochs = self.config.epochs
         return least_epochs(epochs, self.steps_of(1)) if "epochs" in self.asked else epochs
 

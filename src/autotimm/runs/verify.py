@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from autotimm.config import FitConfig
 from autotimm.data.data_facts import Snapshot, content
+from autotimm.data.dropped import recorded_drops
 from autotimm.data.loader import default_workers
 from autotimm.errors import (
     AutotimmError,
@@ -17,6 +18,7 @@ from autotimm.errors import (
     DifferentError,
     IncompleteError,
     ModelError,
+    UnreadableSampleError,
     UsageError,
     join_names,
 )
@@ -66,6 +68,7 @@ __all__ = [
 
 # What decides the bits of a CPU or GPU and no program can set back.
 _NAMED = 5  # differences of files in the reason; all are in `findings`
+_UNREADABLE = "The replay cannot read a sample, which the run does not name as dropped: {error}"
 _HARDWARE = ("hardware.instructions", "hardware.machine", "hardware.devices", "device")
 
 
@@ -77,6 +80,11 @@ class _Listener:
         self._limit, self._last_epoch, self._go_on = steps, last_epoch, go_on
         self._differs = False
         self.lines: list[Line] = []
+
+    @property
+    def has_met_all(self) -> bool:
+        """Whether all recorded lines came again."""
+        return self._comparer.exhausted and not self._differs
 
     def __call__(self, line: Line) -> None:
         if not self._whole and not self._differs and self._comparer.exhausted:
@@ -153,7 +161,10 @@ def verify(
             if run.whole and steps is None and epochs is None:
                 _search_again(rebuilt)
             say(f"replaying {folder}")
-            replay = replay_run(run, rebuilt, place, first, steps=steps, epochs=epochs)
+            try:
+                replay = replay_run(run, rebuilt, place, first, steps=steps, epochs=epochs)
+            except UnreadableSampleError as error:
+                return Verdict("not comparable", error.exit_code, _UNREADABLE.format(error=error), notes=notes)
             verdict = of_first_process(lambda: _changed_meanwhile(run, snapshot) or judge(run, replay))
         verdict = replace(verdict, notes=(*verdict.notes, *chain.notes))
     if verdict.identical and steps is None and run.whole:
@@ -188,13 +199,22 @@ def other_settings(run: RecordedRun, rebuilt: Rebuilt) -> Verdict | None:
         config=rebuilt.config, weights=task.weights if isinstance(task, Task) else None,
         recipe=run.manifest.decisions.get("recipe"),
     )  # fmt: skip
-    findings = [*config_findings(run, plan), *manifest_findings(run, plan)]
+    findings = [*config_findings(run, plan), *manifest_findings(run, plan), *_hidden_drops(run)]
     wrong = [str(each) for each in findings if isinstance(each, Finding) and not each.damage]
     if not wrong:
         return None
     reason = f"The settings of the run contradict each other: {_listed(wrong)}. It was not replayed."
     notes = tuple(map(str, run.findings))
     return Verdict("different", DifferentError.exit_code, reason, notes=notes, findings=tuple(wrong))
+
+
+def _hidden_drops(run: RecordedRun) -> Iterator[Finding]:
+    """Say which samples the ledger has as dropped and the manifest has not: a replay would stop at the first."""
+    lines = (line for line in run.ledger.lines if line["kind"] == "dropped")
+    if hidden := {str(id) for line in lines for id in line["ids"]} - {*recorded_drops(run.manifest)}:
+        yield Finding(
+            "manifest.json: decisions.dropped", f"the ledger says that {join_names(sorted(hidden))} was dropped"
+        )
 
 
 def _listed(findings: list[str]) -> str:
@@ -225,7 +245,11 @@ def replay_run(
     among_all = first is not None and (rebuilt.trainer.recipe != "plain" or _best_lies_before(run, epochs))
     last = epochs[1] if epochs is not None and (epochs[1] < _last_epoch(run.ledger) or among_all) else None
     listener = _Listener(run, limit, last, go_on=other_hardware)
-    play(rebuilt, listener, first)
+    try:
+        play(rebuilt, listener, first)
+    except UnreadableSampleError:  # at which the run may have ended too
+        if run.whole or not listener.has_met_all:
+            raise
     lines = listener.lines
     replay = Replay(
         place.path, lines, Manifest.load(place.manifest) if place.manifest.exists() else run.manifest,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from autotimm.data.formats.data_format import Format, ReadOptions, Sighting
-from autotimm.data.formats.listing import ListedFiles, Listing, extensions, split_of, text
+from autotimm.data.formats.listing import ListedFiles, Listing, extensions, split_of, text, texts
 from autotimm.data.formats.mask_pairs import is_image_folder, is_mask_folder
 from autotimm.data.image_io import is_image_name
 from autotimm.data.table import ImageTable
@@ -46,14 +46,14 @@ class _Members:
         return sum(len(images) for _, images in self._parts)
 
     @property
-    def paths(self) -> Iterator[str]:
-        """The paths of the files."""
-        return (path for _, images in self._parts for path in images.paths)
+    def paths(self) -> Iterator[tuple[str, Sequence[str]]]:
+        """The paths of the files, by directory."""
+        return ((folder, names) for _, images in self._parts for folder, _, names in images.groups)
 
     @property
-    def ids(self) -> Iterator[str]:
-        """The ids."""
-        return (prefix + name for prefix, images in self._parts for name in images.names)
+    def ids(self) -> Iterator[tuple[str, Sequence[str]]]:
+        """The ids, by directory."""
+        return ((start + prefix, texts(names)) for start, images in self._parts for _, prefix, names in images.groups)
 
 
 _Classes = dict[str, _Members]
@@ -360,8 +360,8 @@ def _is_held_out(
 def _table(classes: _Classes, class_names: list[str]) -> ImageTable:
     number = {name: index for index, name in enumerate(class_names)}
     return ImageTable(
-        Texts(path for members in classes.values() for path in members.paths),
-        Texts(id for members in classes.values() for id in members.ids),
+        Texts.of_folders(group for members in classes.values() for group in members.paths),
+        Texts.of_folders(group for members in classes.values() for group in members.ids),
         torch.tensor([number[name] for name in classes]).repeat_interleave(torch.tensor([*map(len, classes.values())])),
         [text(name) for name in class_names],
     )

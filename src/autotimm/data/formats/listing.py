@@ -7,6 +7,7 @@ left out, and links never make a file appear twice.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import re
 import unicodedata
@@ -33,6 +34,7 @@ __all__ = [
     "relative",
     "split_of",
     "text",
+    "texts",
 ]
 
 
@@ -53,6 +55,11 @@ def text(name: str) -> str:
         return os.fsencode(name).decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # half of a surrogate pair, in an annotation: no file has such a name
         return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def texts(names: Sequence[str]) -> Sequence[str]:
+    """:func:`text` of many file names, nearly all of which are as they should be."""
+    return names if "".join(names).isascii() else [text(name) for name in names]
 
 
 def relative(path: Path, root: Path) -> str:
@@ -156,7 +163,7 @@ class ListedFiles(Sequence[ListedFile]):
         self._parts, self._rows = parts, rows
 
     def _paths(self, parts: NDArray[np.int64], rows: NDArray[np.int64]) -> Iterator[str]:
-        folders = [str(part.folder / "_")[:-1] for part in self._files]  # of `.` nothing, and else with a slash
+        folders = [_before_names(part.folder) for part in self._files]
         entries = [part.entries for part in self._files]
         return (folders[part] + entries[part][row] for part, row in zip(parts.tolist(), rows.tolist(), strict=True))
 
@@ -168,8 +175,20 @@ class ListedFiles(Sequence[ListedFile]):
     @property
     def names(self) -> Iterator[str]:
         """The paths relative to the folder, as valid text."""
-        parts = zip(self._parts.tolist(), self._rows.tolist(), strict=True)
-        return (self._files[part].prefix + text(self._files[part].entries[row]) for part, row in parts)
+        return (prefix + name for _, prefix, entries in self.groups for name in texts(entries))
+
+    @property
+    def groups(self) -> Iterator[tuple[str, str, Sequence[str]]]:
+        """The files that follow each other in one directory: its path and its prefix, then the names of the files.
+
+        The path and the prefix end so that a name can follow.
+        """
+        starts = [0, *(np.flatnonzero(np.diff(self._parts)) + 1).tolist(), len(self._parts)]
+        for start, end in itertools.pairwise(starts) if len(self) else ():
+            files = self._files[int(self._parts[start])]
+            all_of_it = end - start == len(files.entries) and len(self._files) == 1
+            own = files.entries if all_of_it else [files.entries[row] for row in self._rows[start:end].tolist()]
+            yield _before_names(files.folder), files.prefix, own
 
     @property
     def folders(self) -> set[str]:
@@ -191,6 +210,11 @@ class ListedFiles(Sequence[ListedFile]):
         part = self._files[self._parts[index]]
         entry = part.entries[self._rows[index]]
         return ListedFile(part.folder / entry, part.prefix + text(entry))
+
+
+def _before_names(folder: Path) -> str:
+    """What stands before the name of a file: of `.` nothing, and else the folder with a slash."""
+    return str(folder / "_")[:-1]
 
 
 class ImageSearch(NamedTuple):
@@ -339,10 +363,23 @@ class _Contents:
     @functools.cached_property
     def by_suffix(self) -> dict[str, list[str]]:
         """The files by their suffix in lower case."""
+        # As `os.path.splitext`, which takes several times as long; no name begins with a dot.
+        suffixes = [name[place:] if (place := name.rfind(".")) > 0 else "" for name in self.files]
+        if len(kinds := {*suffixes}) == 1:
+            return {kinds.pop().lower(): self.files}
         names: dict[str, list[str]] = {}
-        for name in self.files:
-            names.setdefault(os.path.splitext(name)[1].lower(), []).append(name)
+        for name, suffix in zip(self.files, suffixes, strict=True):
+            names.setdefault(suffix.lower(), []).append(name)
         return names
+
+    @property
+    def images(self) -> list[str]:
+        """The files with an image extension."""
+        suffixes = [suffix for suffix in self.by_suffix if is_image_name(f"_{suffix}")]
+        if len(suffixes) == len(self.by_suffix):
+            return self.files
+        named = {name for suffix in suffixes for name in self.by_suffix[suffix]}
+        return [name for name in self.files if name in named]
 
 
 def _read_directory(folder: Path) -> _Contents:
@@ -355,6 +392,9 @@ def _read_directory(folder: Path) -> _Contents:
             f"The folder {folder} cannot be listed: {error.strerror}. Check the path and its permissions."
         ) from error
     for entry in visible:
+        if _is_plain_file(entry):  # nearly all are, and nothing else is asked of them
+            contents.files.append(entry.name)
+            continue
         if _is_folder(entry):
             contents.folders.append(entry.name)
         elif _is_file(entry):
@@ -362,7 +402,7 @@ def _read_directory(folder: Path) -> _Contents:
         if entry.is_symlink():
             contents.links.add(entry.name)
     contents.folders.sort(key=os.fsencode)
-    contents.files.sort(key=os.fsencode)
+    contents.files.sort(key=None if "".join(contents.files).isascii() else os.fsencode)
     return contents
 
 
@@ -377,6 +417,13 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return entry.is_file() or not os.path.exists(entry.path)
     except OSError:
         return True  # the error of whoever reads it says more
+
+
+def _is_plain_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file(follow_symlinks=False)
+    except OSError:
+        return False
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -465,7 +512,7 @@ class _ImageWalk:
     def _images_in(self, folder: ListedFile, owner: int) -> Iterator[_Files]:
         """The images of one folder and its real sub-folders; links are put aside."""
         contents = self._listing._contents_of(folder.path)
-        images = list(filter(is_image_name, contents.files))
+        images = contents.images
         if len(images) < len(contents.files):
             named = set(images)
             self._others += [folder.name + text(entry) for entry in contents.files if entry not in named]

@@ -9,6 +9,7 @@ from typing import ClassVar
 from autotimm.constants import TASKS
 from autotimm.data.formats.data_format import Format, ReadOptions, Sighting
 from autotimm.data.formats.listing import Listing
+from autotimm.data.formats.parquet_rows import ParquetRows
 from autotimm.data.image_reading import current_reading
 from autotimm.data.packed.lance_rows import LanceRows
 from autotimm.data.packed.litdata_rows import LitDataRows
@@ -24,9 +25,9 @@ _TASKS = {"classes": ("classification",), "boxes": ("detection",), "instances": 
 
 
 class PackedFormat(Format, ABC):
-    """A data set that ``autotimm pack`` wrote: one folder, with ids, order, splits and image files of another."""
+    """A data set whose images are in rows: what ``autotimm pack`` wrote of a folder, or parquet files."""
 
-    tasks = TASKS
+    tasks: ClassVar[tuple[str, ...]] = TASKS
     rows: ClassVar[type[Rows]]
     """The rows of the engine."""
 
@@ -48,6 +49,7 @@ class PackedFormat(Format, ABC):
             raise DataError(
                 f"The targets of {listing.path} are for images {made}. Give ignore_exif={not head.upright}."
             )
+        notices.extend(rows.notices())
         return tables_of(rows, head, masks=options.masks)
 
 
@@ -65,7 +67,15 @@ class LitDataFormat(PackedFormat):
     rows = LitDataRows
 
 
-PACKED: tuple[PackedFormat, ...] = (LanceFormat(), LitDataFormat())
+class ParquetFormat(PackedFormat):
+    """Images and classes in parquet files, as on the Hugging Face hub."""
+
+    name = "parquet"
+    rows = ParquetRows
+    tasks = ("classification",)
+
+
+PACKED: tuple[PackedFormat, ...] = (LanceFormat(), LitDataFormat(), ParquetFormat())
 """The formats of packed data sets."""
 
 

@@ -104,7 +104,7 @@ def recognize(path: str | Path, task: str | None = None) -> Recognized:
     table is usually made from them.
 
     Args:
-        path: A folder, a JSON, XML, YAML, CSV or JSONL file.
+        path: A folder, a JSON, XML, YAML, CSV, JSONL or parquet file.
         task: What the data shall be used for, where several tasks are possible.
 
     Raises:
@@ -126,7 +126,7 @@ def recognize_listing(listing: Listing, task: str | None = None) -> Recognized:
         if not offers:
             raise DataError(
                 f"{listing.path} is not data of a known format. Give a folder, a COCO file (.json), a CVAT file "
-                "(.xml), a YOLO file (.yaml) or a table (.csv)."
+                "(.xml), a YOLO file (.yaml), a table (.csv) or a parquet file."
             )
         if missing := next((offer.sighting.missing for offer in offers if offer.sighting.missing), ""):
             raise DataError(f"{listing.path} cannot be read. {missing}")

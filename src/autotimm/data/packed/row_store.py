@@ -23,8 +23,10 @@ from torchvision import tv_tensors
 
 from autotimm.data.file_facts import Problem
 from autotimm.data.image_channels import read_bytes_as
-from autotimm.data.image_facts import ImageFact, facts_of_rows
-from autotimm.data.image_reading import ImageReading
+from autotimm.data.image_facts import rules_of
+from autotimm.data.image_look import ImageFact, facts_of_rows
+from autotimm.data.image_reading import ImageReading, current_reading
+from autotimm.data.packed.row_facts import RowFacts
 from autotimm.data.table import AT_ONCE
 from autotimm.errors import DataError, sentence
 from autotimm.records.readers import Fields, misfit
@@ -43,6 +45,7 @@ _LARGEST_HEAD = 1 << 26  # bytes
 _LARGEST_TARGET = 1 << 26  # bytes of text of one row
 _LARGEST_FILE = 1 << 30  # bytes of an image, or of all masks of one
 _CLASSES = 1 << 20
+_KEPT = 2048  # rows that are remembered at once
 
 
 class ListedRow(NamedTuple):
@@ -173,6 +176,9 @@ class Rows(ABC):
     engine: ClassVar[str]
     """The name of the engine, which is that of its extra."""
 
+    cure: ClassVar[str] = "Pack the data again."
+    """What to do about rows that are not as they should be."""
+
     may_fork: ClassVar[bool] = True
     """Whether a process that was forked from one that has read rows can read them."""
 
@@ -180,6 +186,7 @@ class Rows(ABC):
         self.path = path
         self.ids: Sequence[str] = ()
         self._pid, self._opened = 0, cast("Any", None)
+        self._facts = RowFacts(path)  # before anything is read
         self._forget(0)
 
     def _forget(self, number: int) -> None:
@@ -226,6 +233,10 @@ class Rows(ABC):
             DataError: If they cannot be read.
         """
 
+    def notices(self) -> Sequence[str]:
+        """What was left out, in sentences for people."""
+        return ()
+
     # What all of them share
 
     def _here(self, open_it: Callable[[], Any]) -> Any:
@@ -245,11 +256,11 @@ class Rows(ABC):
         splits = [split for split in SPLITS for _ in range(head.samples[split])]
         for row in self.listed():
             if number >= len(splits) or row.split != splits[number] or len(row.target) > _LARGEST_TARGET:
-                raise DataError(f"Row {number} of {self.path} is none of those that it describes. {_AGAIN}")
+                raise DataError(f"Row {number} of {self.path} is none of those that it describes. {self.cure}")
             number += 1
             yield row
         if number < len(splits):
-            raise DataError(f"{self.path} describes {len(splits)} rows, and has {number}. {_AGAIN}")
+            raise DataError(f"{self.path} describes {len(splits)} rows, and has {number}. {self.cure}")
 
     def fetch(self, places: Sequence[int]) -> None:
         """Read some rows at once, and hold them until others are asked for."""
@@ -261,10 +272,12 @@ class Rows(ABC):
         for place, row in rows.items():
             if row.id != self.ids[place]:
                 raise DataError(
-                    f"Row {place} of {self.path} must be that of {self.ids[place]}. It is that of {row.id}. {_AGAIN}"
+                    f"Row {place} of {self.path} must be that of {self.ids[place]}. It is that of {row.id}. {self.cure}"
                 )
             if max(len(row.image), len(row.masks)) > _LARGEST_FILE:
-                raise DataError(f"The files of {self._name(place)} must have at most {_LARGEST_FILE} bytes. {_AGAIN}")
+                raise DataError(
+                    f"The files of {self._name(place)} must have at most {_LARGEST_FILE} bytes. {self.cure}"
+                )
         return rows
 
     def _name(self, place: int) -> str:
@@ -284,19 +297,38 @@ class Rows(ABC):
         return read_bytes_as(self.row(place).image, self._name(place), reading)
 
     def check(self, places: NDArray[np.int64], *, full: bool, progress: bool) -> Iterator[ImageFact | Problem]:
-        """What is known of the images of some rows, in this order; digests and sizes are remembered.
+        """What is known of the images of some rows, in this order; it is remembered until a file changes.
 
         Args:
             places: The numbers of the rows.
             full: Whether to decode them completely.
             progress: Whether a progress bar may appear.
         """
-        facts = facts_of_rows(self._contents(places), len(places), full=full, progress=progress)
-        for place, fact in zip(places.tolist(), facts, strict=True):
-            if isinstance(fact, ImageFact):
-                self._digests[place] = np.frombuffer(fact.digest, np.uint8)
-                self._sizes[place] = fact.width, fact.height
-            yield fact
+        rules = rules_of(current_reading())
+        known = self._facts.find(places, rules, full)
+        self._digests[places[known.holds]] = known.digests[known.holds]
+        self._sizes[places[known.holds]] = known.sizes[known.holds]
+        todo = places[~known.holds]
+        looked = facts_of_rows(self._contents(todo), len(todo), full=full, progress=progress)
+        fresh: dict[int, ImageFact] = {}
+        try:
+            for index, place in enumerate(places.tolist()):
+                if known.holds[index]:
+                    (width, height), note = self._sizes[place].tolist(), known.notes.get(index, ("", ""))
+                    yield ImageFact(self._digests[place].tobytes(), width, height, int(full), *note)
+                    continue
+                fact = next(looked)
+                if isinstance(fact, ImageFact):
+                    fresh[place] = fact
+                    self._digests[place] = np.frombuffer(fact.digest, np.uint8)
+                    self._sizes[place] = fact.width, fact.height
+                yield fact
+                if len(fresh) == _KEPT:
+                    self._facts.keep([*fresh], [*fresh.values()], rules)
+                    fresh = {}
+        finally:  # an interruption keeps what was found
+            looked.close()
+            self._facts.keep([*fresh], [*fresh.values()], rules)
 
     def _contents(self, places: NDArray[np.int64]) -> Iterator[tuple[str, bytes]]:
         for first in range(0, len(places), AT_ONCE):

@@ -183,7 +183,7 @@ class _Targets:
         except (ValueError, OverflowError):
             raise DataError(
                 f"The target of {row.id} in {self._rows.path} must be one for {KINDS[kind]} with {classes} classes. It "
-                f"is {row.target[:80]!r}. Pack the data again."
+                f"is {row.target[:80]!r}. {self._rows.cure}"
             ) from None
         return row.id
 

@@ -80,8 +80,9 @@ def mixed(pixels: NDArray[np.float32], mixture: Mixture) -> NDArray[np.uint8]:
 
 
 def _mean_gray(pixels: NDArray[np.float32]) -> float:
-    # Sums of a row are whole numbers below 2^24, and so exact in any order of addition.
-    bands = pixels.sum(axis=-1).sum(axis=-1, dtype=np.float64) / (pixels.shape[-1] * pixels.shape[-2])
+    # Sums of a row are whole numbers below 2^24, and so exact in any order of addition. einsum adds them in a third of
+    # the time of `sum`.
+    bands = np.einsum("chw->ch", pixels).sum(axis=-1, dtype=np.float64) / (pixels.shape[-1] * pixels.shape[-2])
     return float(bands[0]) if len(bands) == 1 else sum(w * float(band) for w, band in zip(_GRAY, bands, strict=True))
 
 
