@@ -22,6 +22,7 @@ from autotimm.evidence import EvidenceCollector
 from autotimm.records.digest import file_digest, state_digest
 from autotimm.repro.portable_operators import portable_operators
 from autotimm.runs.verify import verify
+from autotimm.train.portable import build_portably
 from autotimm.types import Batch, DataSpec, Step
 from training import classifier, multi_label_data, small_fit, toy_data, trained, trainer
 
@@ -95,6 +96,18 @@ def test_weights_are_drawn_from_integers(toy_folder):
     assert changed
     for name in (name for name in changed if usual[name].numel() > 200):
         torch.testing.assert_close(drawn[0][name].std(), usual[name].std(), rtol=0.1, atol=0)
+
+
+def test_buffers_outside_of_checkpoints_are_computed_again():
+    model = classifier("levit_128s", image_size=64)
+    name, buffer = next((name, each) for name, each in model.network.named_buffers() if name.endswith("bias_idxs"))
+    assert name not in model.network.state_dict()
+    before = buffer.clone()
+    build_portably(model, draw=False)
+    assert torch.equal(buffer, before)
+    model.network.register_buffer("own", torch.ones(1), persistent=False)
+    build_portably(model, draw=True)  # which knows nothing of it
+    assert model.network.own.item() == 1
 
 
 def test_weights_that_a_program_has_set_stay(toy_folder):

@@ -140,12 +140,11 @@ def build_portably(task: Task, *, draw: bool) -> None:
     with (
         as_recorded(task.weights, file_needed=needed), preserve_switches(), preserve_generators(), portable_operators()
     ):  # fmt: skip
-        if not draw:
-            _take_constants(task.network, rebuilt_with(task).network)
-            return
-        built = type(task)(**_arguments(task))
+        built = type(task)(**_arguments(task)) if draw else rebuilt_with(task)
+    if draw:
         task.network.load_state_dict(built.network.state_dict())
-        _take_constants(task.network, built.network)
+    _take_constants(task.network, built.network)
+    if draw:
         task.built_digest = network_digest(task.network)
 
 
