@@ -8,7 +8,9 @@ with a callback that cheats, and judged beside replays that are measured once fo
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _bench import ROOT
 from _cheats import KINDS, Cheat, planted
 from _forked import Child
 from pytorch_lightning.callbacks import Callback
@@ -212,6 +215,23 @@ def judge(
                     lines = json.loads(file.with_suffix(".json").read_text())
                     yield {"kind": kind, **where, **_told(*_cheated(court, stretch, measured, state, lines, file))}
             yield {"kind": "honest", **where, **_told(court, stretch, measured)}  # last: the cell is done
+
+
+def judge_with(python: Path, folder: Path, name: str) -> dict[str, Any]:
+    """Verify stretches of a run with another Python, and with the releases of torch and the others that it has."""
+    options = {"stretches": 4, "steps": 3, "challenge": 1}
+    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    asked = [python, "-m", "autotimm", "verify", folder / "runs" / name, *words, "--json"]
+    said = subprocess.run([*map(str, asked)], env=environment, stdout=subprocess.PIPE, text=True, check=False).stdout
+    answer: dict[str, Any] = json.loads(said)
+    stretches = answer.get("stretches") or []
+    largest = {key: max((each[key] or 0 for each in stretches), default=0) for key in ("ratio", "weights_ratio")}
+    return {
+        "kind": "honest", "run": name, "stand_in": "another Python", "verdict": answer["verdict"], **largest,
+        "equal_bits": bool(stretches) and all(each["equal_bits"] for each in stretches),
+        "reason": answer.get("reason") or "",
+    }  # fmt: skip
 
 
 def _court(run: RecordedRun, scratch: Path, base: Variant, child: Child) -> Court:

@@ -7,8 +7,10 @@ often as it is drawn: the rate over many challenges is compared with the stated 
 
 Targets: `consistent` for each honest stretch, `different` for at least 95 % of the dishonest ones. The exit code is 1
 if one is missed. A long measurement can be stopped and taken up again: with `--folder` each result is kept at once.
+With `--python` the honest runs are verified by another Python instead, which has other releases of torch and timm, for
+example those of the lower bounds (`make test-oldest` leaves it in `.venv-oldest`).
 
-    python benchmarks/consistent.py [--quick] [--turns N] [--minutes M] [--folder FOLDER]
+    python benchmarks/consistent.py [--quick] [--turns N] [--minutes M] [--folder FOLDER] [--python PYTHON]
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from typing import Any
 
 from _bench import arguments, done_lines, keep_line, report, table
 from _forked import forked
-from _stand_ins import ALL_KINDS, BACKBONES, RUNS, STAND_INS, STEPS, cheat, judge, train
+from _stand_ins import ALL_KINDS, BACKBONES, RUNS, STAND_INS, STEPS, cheat, judge, judge_with, train
 from scipy.stats import binomtest
 
 from autotimm.runs.recorded_run import read_recorded
@@ -108,15 +110,33 @@ def met(folder: Path, rows: Sequence[dict[str, Any]]) -> tuple[float, float, int
     return found / max(number, 1), stated / max(number, 1), number
 
 
+def measure_with(python: Path, folder: Path, end: float, quick: bool) -> int:
+    """Verify honest runs with another Python, up to some time; the exit code."""
+    names, rows = BACKBONES[:1] if quick else tuple(RUNS), []
+    list(forked(train, folder, names))
+    for name in names:
+        if time.time() < end:
+            rows.append(judge_with(python, folder, name))
+            print(*rows[-1].values(), file=sys.stderr, flush=True)
+    told = [(row["run"], row["verdict"], f"{row['ratio']:.1f}", "yes" if row["equal_bits"] else "no") for row in rows]
+    consistent = sum(row["verdict"] == "consistent" for row in rows)
+    report("consistent", ("run", "verdict with another Python", "losses / noise", "all bits equal"), told,
+           python=str(python), honest=len(rows), consistent=consistent)  # fmt: skip
+    return int(consistent < len(rows))
+
+
 def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("--turns", type=int, default=1, help="of all runs and stand-ins, each with other stretches")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin nothing new after so long")
     parser.add_argument("--folder", type=Path, help="what was made and measured, to go on with")
+    parser.add_argument("--python", type=Path, help="another Python, which verifies the honest runs instead")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = (options.folder or Path(scratch)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
+        if options.python is not None:
+            return measure_with(options.python, folder, time.time() + 60 * options.minutes, options.quick)
         rows = folder / "results.jsonl"
         measure(folder, rows, options.turns, time.time() + 60 * options.minutes, options.quick)
         results = done_lines(rows)

@@ -11,16 +11,18 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 import autotimm
 import warm
 from autotimm import AutoTrainer, Run, list_backbones
-from autotimm.data.toy import write_toy_segmentation
+from autotimm.data.toy import write_toy_folder, write_toy_segmentation
 from autotimm.errors import UsageError
 from autotimm.evidence import EvidenceCollector
 from autotimm.records.digest import file_digest, state_digest
 from autotimm.repro.portable_operators import portable_operators
 from autotimm.runs.verify import verify
+from autotimm.train.portable import build_portably
 from autotimm.types import Batch, DataSpec, Step
 from training import classifier, multi_label_data, small_fit, toy_data, trained, trainer
 
@@ -96,6 +98,18 @@ def test_weights_are_drawn_from_integers(toy_folder):
         torch.testing.assert_close(drawn[0][name].std(), usual[name].std(), rtol=0.1, atol=0)
 
 
+def test_buffers_outside_of_checkpoints_are_computed_again():
+    model = classifier("levit_128s", image_size=64)
+    name, buffer = next((name, each) for name, each in model.network.named_buffers() if name.endswith("bias_idxs"))
+    assert name not in model.network.state_dict()
+    before = buffer.clone()
+    build_portably(model, draw=False)
+    assert torch.equal(buffer, before)
+    model.network.register_buffer("own", torch.ones(1), persistent=False)
+    build_portably(model, draw=True)  # which knows nothing of it
+    assert model.network.own.item() == 1
+
+
 def test_weights_that_a_program_has_set_stay(toy_folder):
     model = classifier()
     with torch.no_grad():
@@ -143,6 +157,17 @@ def test_evidence_is_made_of_portable_operators(toy_folder):
     assert torch.equal(torch.from_numpy(arrays["scores"]), scores)
     assert torch.equal(torch.from_numpy(arrays["losses"]), losses)
     assert not torch.equal(logits.softmax(1), scores)  # or this would show nothing
+
+
+def test_a_new_head_is_drawn_from_integers(run, tmp_path):
+    photos = write_toy_folder(tmp_path / "two", n=16, num_classes=2)
+    extended = run.extend(photos, epochs=1, out=str(tmp_path), name="extended")
+    begun = load_file(extended.path / "initial.safetensors")
+    drawn = trained(photos, max_steps=0, task={"num_classes": 2}, portable=True).network.state_dict()
+    heads = [name for name in drawn if name.startswith("head")]
+    assert heads
+    assert all(torch.equal(begun[name], drawn[name]) for name in heads)
+    assert extended.level()["R5"] == "expected"
 
 
 def test_constants_of_layers_are_computed_again(toy_folder):

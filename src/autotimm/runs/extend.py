@@ -31,6 +31,7 @@ from autotimm.serialization import current_path, import_name
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import TaskRecord, read_checkpoint, rebuilt_with
 from autotimm.tasks.start import WEIGHTS, Start, describe_parent, network_digest, network_weights
+from autotimm.train.portable import build_portably
 from autotimm.types import DataSpec
 
 __all__ = ["Choose", "extend", "read_epochs"]
@@ -134,7 +135,7 @@ def _extend_options(
         with as_recorded(weights, file_needed=False):
             task = build_task(config, data)
         trainer = build_trainer(config, folder, task, data)
-        trainer.start = _begin(task, data, parent, checkpoint, weights)
+        trainer.start = _begin(task, data, parent, checkpoint, weights, portable=trainer.portable)
         folder.write_config(config.to_yaml())
     except BaseException:
         folder.discard()  # nothing was trained
@@ -240,7 +241,8 @@ def _extend_objects(
         with as_recorded(weights, file_needed=False):
             rebuilt = from_classes(config, parent.manifest.decisions, folder, path, None, changes)
         rebuilt.data.inherit_drops(recorded_drops(parent.manifest))
-        rebuilt.trainer.start = _begin(rebuilt.task, rebuilt.data, parent, checkpoint, weights)
+        portable = rebuilt.trainer.portable
+        rebuilt.trainer.start = _begin(rebuilt.task, rebuilt.data, parent, checkpoint, weights, portable=portable)
     except BaseException:
         folder.discard()  # nothing was trained
         raise
@@ -265,7 +267,9 @@ def _weights_of(parent: Parent, checkpoint: Path) -> Weights:
     return Weights("run", file_digest(checkpoint), None, note, architecture)
 
 
-def _begin(task: Task, data: DataModule, parent: Parent, checkpoint: Path, weights: Weights) -> Start:
+def _begin(
+    task: Task, data: DataModule, parent: Parent, checkpoint: Path, weights: Weights, *, portable: bool
+) -> Start:
     """Load the weights of the parent, but for what depends on its classes where the data has others.
 
     Raises:
@@ -278,6 +282,8 @@ def _begin(task: Task, data: DataModule, parent: Parent, checkpoint: Path, weigh
             f"It has {record.task}. Train a new run with `fit` instead."
         )
     spec = DataSpec.from_dict(record.spec) if record.spec else None
+    if portable:  # a new head is drawn from integers, as that of a run that begins
+        build_portably(task, draw=True)
     fresh = set() if spec is None or spec.class_names == data.class_names else _depends_on_classes(task)
     theirs, state = network_weights(checkpoint), task.network.state_dict()
     kept = {name: value for name, value in state.items() if name not in fresh}

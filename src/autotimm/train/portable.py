@@ -6,6 +6,7 @@ backward passes, clipping, the steps of the optimizer, losses, evaluation and me
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -13,15 +14,19 @@ from functools import wraps
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.plugins.precision import Precision
-from torch import nn
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from autotimm.errors import UsageError, sentence
+from autotimm.models.backbone.weights import as_recorded
 from autotimm.repro.portable_operators import portable_operators
 from autotimm.repro.seed import preserve_switches
 from autotimm.repro.streams import preserve_generators
+from autotimm.serialization import lost_objects
 from autotimm.tasks import Task
+from autotimm.tasks.checkpoint import rebuilt_with
 from autotimm.tasks.start import network_digest
 
 __all__ = ["PortablePrecision", "build_portably", "check_trainer", "computing_portably"]
@@ -131,18 +136,27 @@ def build_portably(task: Task, *, draw: bool) -> None:
         UsageError: If the task was constructed without a seed, or uses an operator that is not portable.
     """
     draw = draw and network_digest(task.network) == task.built_digest
+    needed = draw and task.weights.source != "run"  # those of another run are loaded afterwards
+    with (
+        as_recorded(task.weights, file_needed=needed), preserve_switches(), preserve_generators(), portable_operators()
+    ):  # fmt: skip
+        built = type(task)(**_arguments(task)) if draw else rebuilt_with(task)
+    if draw:
+        task.network.load_state_dict(built.network.state_dict())
+    _take_constants(task.network, built.network)
+    if draw:
+        task.built_digest = network_digest(task.network)
+
+
+def _arguments(task: Task) -> dict[str, Any]:
+    """What a task was constructed with, and the seed that it has drawn its weights with."""
     arguments = {**task.hparams}
-    if draw and arguments.get("seed", 0) is None:
+    if arguments.get("seed", 0) is None:
         must = "a number in a portable run, which draws its weights anew"
         raise UsageError(sentence("seed", type(task).__name__, must, None, "Give for example 42."))
-    arguments |= {"seed": task.root_seed} if "seed" in arguments else {}
-    with preserve_switches(), preserve_generators(), portable_operators():
-        built = type(task)(**arguments)
-        if draw:
-            task.network.load_state_dict(built.network.state_dict())
-        _take_constants(task.network, built.network)
-        if draw:
-            task.built_digest = network_digest(task.network)
+    defaults = {name: parameter.default for name, parameter in inspect.signature(type(task)).parameters.items()}
+    arguments |= {name: defaults[name] for name in lost_objects(arguments) if name in defaults}
+    return arguments | ({"seed": task.root_seed} if "seed" in arguments else {})
 
 
 def _take_constants(network: nn.Module, built: nn.Module) -> None:
@@ -157,5 +171,9 @@ def _take_constants(network: nn.Module, built: nn.Module) -> None:
                 setattr(module, key, number)
         for key in module._non_persistent_buffers_set:  # private to torch, which has no other list of them
             ours, theirs = module._buffers.get(key), other._buffers.get(key)
-            if ours is not None and theirs is not None and ours.shape == theirs.shape:
+            if ours is not None and theirs is not None and _nearly_equal(ours, theirs):
                 ours.copy_(theirs)
+
+
+def _nearly_equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=1e-5, atol=0)

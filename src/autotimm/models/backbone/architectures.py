@@ -116,6 +116,7 @@ _PORTABLE_FAMILIES = (
     "efficientnet",
     "fastvit",
     "ghostnet",
+    "hgnet",
     "inception_next",
     "levit",
     "metaformer",
