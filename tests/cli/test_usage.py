@@ -82,7 +82,7 @@ def test_short_help_is_short_and_long_help_is_complete(capsys: pytest.CaptureFix
     assert short.count("\n") < 60
     assert max(map(len, full.splitlines())) <= 100
     assert all(f"--{name.replace('_', '-')}" in full for name in options() if name != "path")
-    assert "passes over the training images [10]" in short
+    assert "training epochs; small sets get up to 40 [10]" in short
 
 
 def test_no_control_characters_outside_a_terminal(capsys: pytest.CaptureFixture[str]):

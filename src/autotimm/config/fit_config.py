@@ -265,7 +265,7 @@ class FitConfig:
         common=True, to=(To("trainer"),), stages=("start", "length", "rate", "update"),
     )
     epochs: int = _training(
-        10, Whole(1), "passes over the training images", common=True,
+        10, Whole(1), "training epochs; small sets get up to 40", common=True,
         to=(To("trainer", "max_epochs"),), stages=("rate", "length"),
     )
     lr: float | None = _training(
