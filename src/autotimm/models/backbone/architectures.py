@@ -127,6 +127,7 @@ _PORTABLE_FAMILIES = (
     "resnet",
     "resnetv2",
     "rexnet",
+    "starnet",
     "swin_transformer",
     "vision_transformer",
 )
