@@ -140,3 +140,7 @@ def test_default_trainer_is_autotrainer():
 )
 def test_mistakes_get_one_sentence(sections: dict[str, Any], message: str):
     assert message in refusal(**sections)
+
+
+def test_files_of_very_many_values_are_refused():
+    assert "must have at most 2,000 values. It has more." in refusal(model=model(width=1, parts=[0] * 2000))

@@ -196,3 +196,9 @@ def test_named_metric_fills_in_the_parameters() -> None:
 def test_metrics_with_several_values_are_rejected():
     with pytest.raises(UsageError, match=r"must be a metric that returns a single number\. Got 'MeanAveragePrecision'"):
         MetricConfig("own", backend="custom", metric_class="torchmetrics.detection.MeanAveragePrecision")
+
+
+def test_parameters_are_plain_data_at_any_depth() -> None:
+    params = {"task": "multiclass", "num_classes": 3, "more": {"sizes": [1, None, object()]}}
+    with pytest.raises(UsageError, match=r"`params` of .* must be .*plain"):
+        MetricConfig("own", metric_class="Accuracy", params=params)

@@ -312,6 +312,15 @@ class TestOptimizers:
         with pytest.raises(UsageError, match=r"The `optimizer` 'Adahessian' needs second-order gradients"):
             find_optimizer("Adahessian")
 
+    def test_one_without_a_default_rate_needs_a_rate(self) -> None:
+        class NoDefault(torch.optim.SGD):
+            def __init__(self, params: Any, lr: float, **options: Any) -> None:
+                super().__init__(params, lr, **options)
+
+        assert recipe_for(optimizer=NoDefault, lr=0.5).lr == 0.5
+        with pytest.raises(UsageError, match="There is no default learning rate for this optimizer"):
+            recipe_for(optimizer=NoDefault)
+
     def test_timm_names_take_precedence(self) -> None:
         assert find_optimizer("sgd") is torch.optim.SGD
         assert find_optimizer("muon").__module__.startswith("timm.")

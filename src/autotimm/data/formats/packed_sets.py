@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC
-from pathlib import Path
 from typing import ClassVar
 
 from autotimm.constants import TASKS
 from autotimm.data.formats.data_format import Format, ReadOptions, Sighting
 from autotimm.data.formats.listing import Listing
-from autotimm.data.formats.parquet_rows import ParquetRows
+from autotimm.data.formats.parquet_rows import ParquetRows, is_shard
 from autotimm.data.image_reading import current_reading
 from autotimm.data.packed.lance_rows import LanceRows
 from autotimm.data.packed.litdata_rows import LitDataRows
@@ -74,25 +74,34 @@ class ParquetFormat(PackedFormat):
     rows = ParquetRows
     tasks = ("classification",)
 
+    def see(self, listing: Listing) -> Sighting | None:
+        """What the files say; a folder is not listed for it again."""
+        folders = [folder for folder in (listing.path, listing.path / "data") if os.path.isdir(folder)]
+        if folders and not any(is_shard(path.name) for folder in folders for path in listing.files(folder)):
+            return None
+        return super().see(listing)
+
 
 PACKED: tuple[PackedFormat, ...] = (LanceFormat(), LitDataFormat(), ParquetFormat())
 """The formats of packed data sets."""
 
 
-def packed_format(path: Path, task: str | None = None) -> PackedFormat | None:
+def packed_format(listing: Listing, task: str | None = None) -> PackedFormat | None:
     """The format of a packed data set; ``None`` if a folder is none.
 
     Args:
-        path: The folder.
+        listing: The folder.
         task: What it shall be used for.
 
     Raises:
         DataError: If it is one for another task, or damaged.
     """
     for format in PACKED:
-        sighting = format.see(Listing(path))
+        sighting = format.see(listing)
         if sighting is not None:
             if task not in (None, *sighting.tasks):
-                raise DataError(f"{path} must be packed for {task}. It has {sighting.what}. Give another path or task.")
+                raise DataError(
+                    f"{listing.path} must be packed for {task}. It has {sighting.what}. Give another path or task."
+                )
             return format
     return None

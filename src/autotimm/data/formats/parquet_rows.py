@@ -26,7 +26,7 @@ from autotimm.data.packed.row_store import SPLITS, Head, ListedRow, Row, Rows
 from autotimm.errors import DataError, join_names, missing_extra
 from autotimm.serialization import parse_json
 
-__all__ = ["ParquetRows"]
+__all__ = ["ParquetRows", "is_shard"]
 
 _SUFFIX = ".parquet"
 _SHARD = re.compile(r".+-\d+-of-\d+\.parquet$")  # as `datasets` and the hub name them
@@ -93,7 +93,7 @@ class ParquetRows(Rows):
         """Whether a path is a parquet file, or a folder that has files of the names that ``datasets`` gives them."""
         if path.suffix.lower() == _SUFFIX:
             return path.is_file()
-        return any(_SHARD.match(name) for folder in (path, path / "data") for name in _names_in(folder))
+        return any(is_shard(name) for folder in (path, path / "data") for name in _names_in(folder))
 
     @cached_property
     def _paths(self) -> list[Path]:
@@ -249,6 +249,11 @@ class ParquetRows(Rows):
 def _failed(path: Path, error: BaseException) -> DataError:
     why = (str(error).splitlines() or [type(error).__name__])[0]
     return DataError(f"{path} cannot be read: {why} Use an intact copy.")
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file has a name that ``datasets`` and the hub give."""
+    return _SHARD.match(name) is not None
 
 
 def _names_in(folder: Path) -> list[str]:

@@ -131,7 +131,7 @@ def recognize_listing(listing: Listing, task: str | None = None) -> Recognized:
         if missing := next((offer.sighting.missing for offer in offers if offer.sighting.missing), ""):
             raise DataError(f"{listing.path} cannot be read. {missing}")
         return _choose(listing, offers, task, "")
-    if packed := packed_format(listing.path, task):
+    if packed := packed_format(listing, task):
         return _choose(listing, _offers(listing, [packed], task), task, "")
     listing.images_below()  # an error of listing comes before what formats say
     offers = _offers(listing, [format for format in FORMATS if _may_be_for(format, task)], task)
@@ -235,7 +235,7 @@ def read_classes(
     Raises:
         DataError: If the data cannot be used.
     """
-    if packed := packed_format(listing.path, "classification"):
+    if packed := packed_format(listing, "classification"):
         tables: Mapping[str, Any] = packed.read(listing, notices, ReadOptions(strict=strict))
         return tables
     labels = MetadataLabels()
@@ -276,7 +276,7 @@ def read_spatial(
         tables: dict[str, Table] = import_named(format, READER)(path, notices)
         return tables
     listing = Listing(path) if recognized is None else recognized.listing
-    if format != "auto" and (packed := packed_format(listing.path, task)):
+    if format != "auto" and (packed := packed_format(listing, task)):
         format = packed.name  # whatever the folder was that a run was trained on
     if format == "auto":
         if recognized is None or recognized.task != task:

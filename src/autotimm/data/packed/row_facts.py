@@ -44,14 +44,22 @@ class RowFacts:
     A row has the stamp of the whole data set. It is taken before anything is read, and again when something is kept.
 
     Args:
-        path: The folder of the data set.
+        path: The folder of the data set, or its only file.
+        engine: What reads it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._stamp = path, _stamp_of(path)
+    def __init__(self, path: Path, engine: str) -> None:
+        self._path, self._engine, self._stamp = path, engine, _stamp_of(path)
 
-    def find(self, numbers: NDArray[np.int64], rules: str, full: bool) -> Remembered:
-        """What is known of some rows, found out by some rules; ``full`` if they must have been decoded."""
+    def find(self, numbers: NDArray[np.int64], ids: Sequence[str], rules: str, full: bool) -> Remembered:
+        """What is known of some rows.
+
+        Args:
+            numbers: The numbers of the rows.
+            ids: The ids of all rows.
+            rules: By which rules it must have been found out.
+            full: Whether they must have been decoded completely.
+        """
         found = Remembered(
             np.zeros(len(numbers), bool), np.zeros((len(numbers), 32), np.uint8), np.zeros((len(numbers), 2), np.int32),
             {},
@@ -60,17 +68,17 @@ class RowFacts:
             return found
         order = np.argsort(numbers, kind="stable")
         for places in np.split(order, range(_WINDOW, len(order), _WINDOW)):
-            known = _STORE.find(self._keys(numbers[places]))
+            known = _STORE.find(self._keys(numbers[places], ids))
             facts = known.facts
             is_same = (facts["stamp"] == np.frombuffer(self._stamp, "<i8")).all(axis=1)
-            holds = known.has_rules(rules) & is_same & (facts["decoded"] >= full)
+            holds = known.has_rules(f"{rules} {self._engine}") & is_same & (facts["decoded"] >= full)
             found.holds[places] = holds
             found.digests[places[holds]] = facts["digest"][holds]
             found.sizes[places[holds]] = facts["size"][holds]
             found.notes.update({int(places[place]): note for place, note in known.notes.items() if holds[place]})
         return found
 
-    def keep(self, numbers: Sequence[int], facts: Sequence[ImageFact], rules: str) -> None:
+    def keep(self, numbers: Sequence[int], facts: Sequence[ImageFact], ids: Sequence[str], rules: str) -> None:
         """Remember what was found out about rows, unless a file has changed meanwhile."""
         if not numbers or self._stamp is None or self._stamp != _stamp_of(self._path):
             return
@@ -82,20 +90,23 @@ class RowFacts:
         known["size"] = [(fact.width, fact.height) for fact in chosen]
         known["decoded"] = [fact.decoded for fact in chosen]
         notes = {place: (fact.range, fact.message) for place, fact in enumerate(chosen) if fact.range or fact.message}
-        _STORE.keep(self._keys(np.array(numbers, np.int64)[order]), Known(known, ("", rules), notes))
+        keys = self._keys(np.array(numbers, np.int64)[order], ids)
+        _STORE.keep(keys, Known(known, ("", f"{rules} {self._engine}"), notes))
 
-    def _keys(self, numbers: NDArray[np.int64]) -> list[bytes]:
+    def _keys(self, numbers: NDArray[np.int64], ids: Sequence[str]) -> list[bytes]:
+        """A path for each row, in the order of the numbers; another id makes it another row."""
         (folder,) = absolute_paths([os.fspath(self._path)])
-        return [folder + b"/%012d" % number for number in numbers.tolist()]
+        each = ((number, ids[number].encode("utf-8", "surrogatepass")) for number in numbers.tolist())
+        return [folder + b"/%012d/" % number + hashlib.sha256(id).hexdigest()[:16].encode() for number, id in each]
 
 
-def _stamp_of(folder: Path) -> bytes | None:
-    """One stamp of 40 bytes for all files below a folder; ``None`` where it would not tell one content from another.
+def _stamp_of(path: Path) -> bytes | None:
+    """One stamp of 40 bytes for a file, or all below a folder; ``None`` where it would not tell contents apart.
 
     So it is if a file was changed just now or cannot be read, or if links lead to folders elsewhere.
     """
-    now, names = time.time_ns(), list[str]()
-    for parent, folders, files in os.walk(folder):
+    now, names = time.time_ns(), [os.fspath(path)] if os.path.isfile(path) else []
+    for parent, folders, files in os.walk(path):
         if any(os.path.islink(os.path.join(parent, inner)) for inner in folders):
             return None
         names += [os.path.join(parent, name) for name in files]

@@ -186,7 +186,7 @@ class Rows(ABC):
         self.path = path
         self.ids: Sequence[str] = ()
         self._pid, self._opened = 0, cast("Any", None)
-        self._facts = RowFacts(path)  # before anything is read
+        self._facts = RowFacts(path, self.engine)  # before anything is read
         self._forget(0)
 
     def _forget(self, number: int) -> None:
@@ -305,7 +305,7 @@ class Rows(ABC):
             progress: Whether a progress bar may appear.
         """
         rules = rules_of(current_reading())
-        known = self._facts.find(places, rules, full)
+        known = self._facts.find(places, self.ids, rules, full)
         self._digests[places[known.holds]] = known.digests[known.holds]
         self._sizes[places[known.holds]] = known.sizes[known.holds]
         todo = places[~known.holds]
@@ -324,11 +324,11 @@ class Rows(ABC):
                     self._sizes[place] = fact.width, fact.height
                 yield fact
                 if len(fresh) == _KEPT:
-                    self._facts.keep([*fresh], [*fresh.values()], rules)
+                    self._facts.keep([*fresh], [*fresh.values()], self.ids, rules)
                     fresh = {}
         finally:  # an interruption keeps what was found
             looked.close()
-            self._facts.keep([*fresh], [*fresh.values()], rules)
+            self._facts.keep([*fresh], [*fresh.values()], self.ids, rules)
 
     def _contents(self, places: NDArray[np.int64]) -> Iterator[tuple[str, bytes]]:
         for first in range(0, len(places), AT_ONCE):
