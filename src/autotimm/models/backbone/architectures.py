@@ -129,6 +129,7 @@ _PORTABLE_FAMILIES = (
     "rexnet",
     "starnet",
     "swin_transformer",
+    "tiny_vit",
     "vision_transformer",
 )
 
