@@ -221,7 +221,7 @@ def test_segmentation_depends_on_no_thread(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options", [{"arch": "unet", "loss": "ce+dice", "ema_decay": 0.9}, {"backbone": "test_vit", "loss": "focal"}]
+    "options", [{"arch": "unet", "loss": "dice", "ema_decay": 0.9}, {"backbone": "test_vit", "loss": "focal"}]
 )
 def test_segmentation_on_another_processor(options, tmp_path):
     root, options = regions(tmp_path, **options)

@@ -127,7 +127,9 @@ _PORTABLE_FAMILIES = (
     "resnet",
     "resnetv2",
     "rexnet",
+    "starnet",
     "swin_transformer",
+    "tiny_vit",
     "vision_transformer",
 )
 
