@@ -160,6 +160,7 @@ def _server() -> socket.socket:
     theirs.close()
 
     def close() -> None:
+        ours.shutdown(socket.SHUT_RDWR)  # closing is not enough: loading processes have been forked with a copy of it
         ours.close()
         server.wait()
 

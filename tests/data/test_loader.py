@@ -1,11 +1,15 @@
 """The loader: the same bits from any number of workers, an exact place, and nothing of the caller's touched."""
 
 import multiprocessing
+import pickle
 import random
 import subprocess
 import sys
+import time
 import tracemalloc
 from itertools import islice
+from multiprocessing import reduction
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ from torchvision.transforms import v2
 
 from autotimm.data import ImageDataModule, KeyedDataset, KeyedLoader
 from autotimm.data.formats import read_folder
+from autotimm.data.loader import killed_process
 from autotimm.data.transforms import ImageTransform, train_transform
 from autotimm.errors import DataError, UsageError
 from autotimm.repro import KeyedBatchSampler, config_digest, tensor_digest
@@ -243,3 +248,28 @@ def test_a_billion_samples_start_and_resume_at_once() -> None:
     assert peak < 1_000_000  # a list would have 8 GB
     assert resumed.tolist() == expected.tolist()
     assert source.state_dict() == {"epoch": 3, "batch": batch + 1}
+
+
+def hand_over(ends: Any) -> None:
+    """Offer a file to another process, as torch does with the memory of a batch, and wait."""
+    with open(__file__, encoding="utf-8") as file:
+        ends.send_bytes(ForkingPickler.dumps(reduction.DupFd(file.fileno())))
+        time.sleep(60)
+
+
+def test_a_process_that_died_before_it_handed_a_batch_over_is_a_killed_one() -> None:
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=hand_over, args=(there,))
+    process.start()
+    offered = pickle.loads(here.recv_bytes())
+    process.kill()
+    process.join()
+    with pytest.raises((ConnectionError, FileNotFoundError)) as lost:
+        offered.detach()
+    assert "A loading process was killed" in str(killed_process(lost.value))
+
+
+def test_a_connection_that_is_lost_elsewhere_is_not_a_killed_process() -> None:
+    with pytest.raises(ConnectionResetError) as lost:
+        raise ConnectionResetError(104, "Connection reset by peer")
+    assert killed_process(lost.value) is None

@@ -12,12 +12,15 @@ import re
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from hashlib import sha256
+from multiprocessing import resource_sharer
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -226,7 +229,7 @@ def _next(batches: Iterator[Any]) -> Any:
     """The next batch."""
     try:
         return next(batches)
-    except RuntimeError as error:
+    except (RuntimeError, OSError, EOFError) as error:
         if (killed := killed_process(error)) is None:
             raise
         raise killed from error
@@ -236,17 +239,25 @@ def _next(batches: Iterator[Any]) -> Any:
 _KILLED = re.compile(r"DataLoader worker \(pid.*?\) (?:is killed by signal|exited unexpectedly)")
 
 
-def killed_process(error: RuntimeError) -> RunError | None:
+def killed_process(error: BaseException) -> RunError | None:
     """What to raise if an error is that of a loading process that was killed; ``None`` for any other error.
 
-    torch raises it in a signal handler: wherever the program happens to be, or when it waits for the next batch.
+    torch raises it in a signal handler: wherever the program happens to be, or when it waits for the next batch. Who is
+    just asking the process for the memory of a batch finds nobody there instead.
     """
-    if _KILLED.search(str(error)) is None:
+    died = isinstance(error, RuntimeError) and _KILLED.search(str(error)) is not None
+    if not died and not (isinstance(error, (OSError, EOFError)) and _is_of_shared_memory(error)):
         return None
     return RunError(
         "A loading process was killed, most often by the system for want of memory. Lower `num_workers`, `batch_size` "
         "or `image_size`, or free memory, and try again."
     )
+
+
+def _is_of_shared_memory(error: BaseException) -> bool:
+    """Whether an error comes from handing memory over between processes, and not from a file or a network."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(frame.f_globals.get("__name__") == resource_sharer.__name__ for frame in frames)
 
 
 def _start_method(source: Table | _MapStyle) -> str:
@@ -304,9 +315,16 @@ def _leave_signals_to_training(worker: int) -> None:
     The training process stops after a step, for which it needs batches, and then ends its workers.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _say_unless_training_ended
     if sys.platform == "linux":
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey_training, daemon=True).start()
+
+
+def _say_unless_training_ended(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Show an error that nobody has caught, but not that the training process was gone when it should take a batch."""
+    if not (isinstance(error, (OSError, EOFError)) and _is_of_shared_memory(error)):
+        sys.__excepthook__(kind, error, trace)
 
 
 @contextmanager

@@ -179,7 +179,7 @@ def clear_failures() -> Iterator[None]:
                 "A number of the optimizer is too large for the 32-bit floats of the weights. Lower `lr`, "
                 "`weight_decay` or the number that you have given."
             ) from error
-        if isinstance(error, RuntimeError) and (killed := killed_process(error)) is not None:
+        if (killed := killed_process(error)) is not None:
             raise killed from error
         if isinstance(error, ValueError) or (reason := _no_memory(error)) is None:
             raise
