@@ -341,7 +341,7 @@ def test_other_tasks_and_orientations(dense: dict[str, tuple[Kind, Path]], tmp_p
     packed = pack(opened(*dense["outlines"]), "lance", tmp_path / "packed", progress=False).path
     boxes = opened(DetectionDataModule, packed)
     assert loaded(boxes) == loaded(opened(*dense["boxes"]))
-    with pytest.raises(DataError, match=r"must be packed for segmentation\. It has 9 packed images"):
+    with pytest.raises(DataError, match=r"must have data for segmentation\. It has 9 packed images"):
         opened(SegmentationDataModule, packed).setup()
     with pytest.raises(DataError, match="Give ignore_exif=False"):
         opened(DetectionDataModule, packed, ignore_exif=True).setup()

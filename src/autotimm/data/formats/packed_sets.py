@@ -101,7 +101,7 @@ def packed_format(listing: Listing, task: str | None = None) -> PackedFormat | N
         if sighting is not None:
             if task not in (None, *sighting.tasks):
                 raise DataError(
-                    f"{listing.path} must be packed for {task}. It has {sighting.what}. Give another path or task."
+                    f"{listing.path} must have data for {task}. It has {sighting.what}. Give another path or task."
                 )
             return format
     return None

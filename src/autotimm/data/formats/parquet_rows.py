@@ -136,7 +136,7 @@ class ParquetRows(Rows):
             have = join_names([f"{name} ({kind.partition('<')[0]})" for name, kind in kinds.items()])
             raise DataError(
                 f"{self.path} must have one column with image files, such as `image`, and one with classes, such as "
-                f"`label`. It has {have}."
+                f"`label`. It has {have}. Boxes and masks in parquet are not read."
             )
         image, label = images[0], labels[0]
         names = classes.get(label)
