@@ -56,6 +56,15 @@ class SmallSet(NamedTuple):
         train, val = deal(self.pool, (self.train, self.val), f"split {seed}")
         return {"train": train, "val": val, "test": self.test}
 
+    def folded(self, fold: int) -> Splits:
+        """A third of the pool as the test, and the rest to learn from and to validate on; :attr:`test` is not used."""
+        third = len(self.pool) // 3
+        thirds = deal(self.pool, (third, third, len(self.pool) - 2 * third), "folds")
+        rest = [photo for number, photos in enumerate(thirds) if number != fold for photo in photos]
+        held = len(rest) // 4
+        train, val = deal(rest, (len(rest) - held, held), f"fold {fold}")
+        return {"train": train, "val": val, "test": thirds[fold]}
+
 
 def deal(photos: Sequence[Photo], sizes: Sequence[int], word: str) -> list[list[Photo]]:
     """Disjoint samples of these sizes, each with as many images of every class as far as that is possible.

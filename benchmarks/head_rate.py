@@ -23,7 +23,7 @@ from typing import Any
 import timm
 import torch
 from _bench import PHOTOS, WEIGHTS, arguments, done_lines, keep_line, report
-from _small_sets import SETS, SmallSet, deal, write_tables
+from _small_sets import SETS, SmallSet, write_tables
 from safetensors.torch import save_file
 
 import autotimm
@@ -35,19 +35,15 @@ BACKBONE, USUAL = "tf_efficientnet_lite0", 5e-4  # the rate of CNNs at a batch o
 
 def measured(chosen: SmallSet, fold: int, part: float, options: Any, folder: Path) -> dict[str, Any]:
     """Train on two thirds of the pool; return what the third one measures."""
-    third = len(chosen.pool) // 3
-    folds = deal(chosen.pool, (third, third, len(chosen.pool) - 2 * third), "folds")
-    rest = [photo for number, photos in enumerate(folds) if number != fold for photo in photos]
-    held = len(rest) // 4
-    train, val = deal(rest, (len(rest) - held, held), f"fold {fold}")
-    tables = write_tables({"train": train, "val": val, "test": folds[fold]}, chosen.columns, folder)
+    splits = chosen.folded(fold)
+    tables = write_tables(splits, chosen.columns, folder)
     run = autotimm.fit(
         train_csv=tables["train"], val_csv=tables["val"], test_csv=tables["test"], image_dir="/",
         image_column="image", label_column=chosen.columns, backbone=BACKBONE, pretrained=str(options.weights),
         image_size=options.image_size, batch_size=options.batch_size,
         lr=part * USUAL * (options.batch_size / 32) ** 0.5,
         num_workers=0, threads=1, seed=fold, cache="ram", out=str(folder / "runs"), progress=False,
-        epochs=math.ceil(options.steps / math.ceil(len(train) / options.batch_size)),
+        epochs=math.ceil(options.steps / math.ceil(len(splits["train"]) / options.batch_size)),
     )  # fmt: skip
     figures = {"best": run.test(), "last": run.test(ckpt="last")}
     figures["head"] = run.test(ckpt=next((run.path / "checkpoints").glob("epoch-0000-*")))

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from _bench import PHOTOS, arguments, done_lines, keep_line, median, report
-from _small_sets import SETS, SmallSet, deal, write_tables
+from _small_sets import SETS, SmallSet, write_tables
 
 import autotimm
 
@@ -33,13 +33,9 @@ COLUMNS = ("set", "steps", "epochs", "kept, %", "loss", "last epoch, loss", "fol
 
 def measured(chosen: SmallSet, fold: int, steps: int, options: Any, folder: Path) -> dict[str, Any]:
     """Train on two thirds of the pool; return what the third one measures."""
-    third = len(chosen.pool) // 3
-    folds = deal(chosen.pool, (third, third, len(chosen.pool) - 2 * third), "folds")
-    rest = [photo for number, photos in enumerate(folds) if number != fold for photo in photos]
-    held = len(rest) // 4
-    train, val = deal(rest, (len(rest) - held, held), f"fold {fold}")
-    tables = write_tables({"train": train, "val": val, "test": folds[fold]}, chosen.columns, folder)
-    per_epoch = math.ceil(len(train) / options.batch_size)
+    splits = chosen.folded(fold)
+    tables = write_tables(splits, chosen.columns, folder)
+    per_epoch = math.ceil(len(splits["train"]) / options.batch_size)
     epochs = math.ceil(steps / per_epoch) if steps else EPOCHS
     start = time.process_time()
     run = autotimm.fit(
