@@ -510,6 +510,14 @@ def test_ambiguous_files_are_refused(write: Callable[..., Path], tmp_path: Path)
         read(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("written", "crowd"), [("0", False), ("1", True), (0.0, False), (None, False), ("false", False)]
+)
+def test_iscrowd_may_be_text(write: Callable[..., Path], written: Any, crowd: bool) -> None:
+    tables, _ = read(write(annotations=[annotation(iscrowd=written), annotation(id=2)]))
+    assert tables["train"].load(0).target["crowd"].tolist() == [crowd, False]
+
+
 HOSTILE = ["../../etc/passwd", "/etc/passwd", "C:\\x.png", "a\0b.png", "x" * 300 + ".png", "", ".", "..", "\x1b[2J.png",
            "\ud800", " ", "p/" * 3000 + "x.png", "\n"]  # fmt: skip
 

@@ -147,6 +147,12 @@ def test_damaged_files_and_boxes_beyond_the_image(tmp_path: Path, picture: Pictu
     ]
 
 
+def test_a_name_that_is_no_text_is_a_class(tmp_path: Path, picture: Picture) -> None:
+    picture(tmp_path / "a.png")
+    write(tmp_path / "a.json", shape("\ud800", [[2, 3], [8, 3], [8, 9]]), shape("dog", [[2, 3], [8, 3], [8, 9]]))
+    assert read(tmp_path)[0]["train"].class_names == ("dog", "\ud800")
+
+
 def test_images_are_found_by_name_then_by_their_path(tmp_path: Path, picture: Picture) -> None:
     box = shape("cat", [[1, 1], [5, 5]], "rectangle")
     for name in ("images/1", "images/x y", "images/bare", "other/twice", "more/twice"):

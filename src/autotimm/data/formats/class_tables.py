@@ -26,6 +26,7 @@ _FILES = (
 _VALUE_COLUMNS = ("pixel value", "value", "id", "index", "class id", "class_id", "label id", "label_id")
 _NAME_COLUMNS = ("class", "name", "class name", "class_name", "label", "title")
 _ADE20K = ("wall", 150)  # the first of its classes, and their number
+_NUMBERED = re.compile(r"(\d+)\s*[:,\s]\s*(\D.*)")  # 7 road
 _VOID_NAMES = ("void", "ignore", "ignored", "unlabeled", "unlabelled")
 
 
@@ -207,12 +208,13 @@ def _from_text(content: str) -> Iterable[ClassRow]:
         for cells in (line.split("\t") for line in lines[1:]):
             yield ClassRow(cells[-1].strip(), int(cells[0]))
         return
+    numbered = all(_NUMBERED.fullmatch(line) for line in lines)  # else "3 wheeler" is a name as any other
     for line in lines:
         if match := re.fullmatch(r"([^:]+):\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*(?::.*)?", line):
             yield ClassRow(match[1].strip(), color=color_key(*(_byte(match[at]) for at in (2, 3, 4))))
         elif match := re.fullmatch(r"(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\D.*)", line):
             yield ClassRow(match[4].strip(), color=color_key(*(_byte(match[at]) for at in (1, 2, 3))))
-        elif match := re.fullmatch(r"(\d+)\s*[:,\s]\s*(\D.*)", line):
+        elif numbered and (match := _NUMBERED.fullmatch(line)):
             yield ClassRow(match[2].strip(), int(match[1]))
         else:
             yield ClassRow(line)

@@ -22,6 +22,7 @@ __all__ = [
     "ImageRecord",
     "ObjectRecord",
     "has_area",
+    "is_set",
     "merged_parts",
     "object_tables",
     "sized_box",
@@ -85,6 +86,20 @@ def sized_box(bbox: Any) -> Box | None:
 def stated_area(area: Any) -> float:
     """An area in square pixels; 0 if it is not stated, or no positive number."""
     return float(area) if isinstance(area, (int, float)) and 0 < area < math.inf else 0.0
+
+
+def is_set(flag: Any) -> bool:
+    """Whether a flag such as COCO's ``iscrowd`` is set; many tools write it as text, and -1 where they do not know.
+
+    Example:
+        >>> [is_set(flag) for flag in (1, True, "1", "True", 0, "0", "0.0", "False", "Unspecified", -1, None)]
+        [True, True, True, True, False, False, False, False, False, False, False]
+    """
+    written = str(flag).strip().lower()
+    try:
+        return float(written) > 0
+    except ValueError:
+        return written in ("true", "yes")
 
 
 def merged_parts(objects: Iterable[tuple[ObjectRecord, Hashable]]) -> list[ObjectRecord]:
