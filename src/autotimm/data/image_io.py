@@ -393,7 +393,7 @@ def _require_memory(image: Image.Image) -> None:
 
 
 def stored_orientation(image: Image.Image) -> int:
-    """The EXIF orientation of an image that has not been decoded, 1 to 8; 1 is upright, and what any other number means."""
+    """The EXIF orientation of an image that has not been decoded, 1 to 8; 1 is upright, and so is any other number."""
     # Pillow decodes a whole PNG to look for a tag behind its pixels, where none is written.
     if image.format != "PNG" or "exif" in image.info:
         with contextlib.suppress(*BROKEN):  # a broken tag gives no orientation
