@@ -274,6 +274,14 @@ def test_invalid_class_tables_are_refused(folder: Callable[..., Path], table: st
         read(folder(table))
 
 
+def test_colors_that_are_none_are_refused(folder: Callable[..., Path]) -> None:
+    for colors in ({"road": "red"}, {"road": (1, 2)}, {"road": None}):
+        with pytest.raises(DataError, match="What is given as `colors` is not a class table: "):
+            read(folder(), colors=colors)
+    with pytest.raises(DataError, match=r"classes.json is not a class table: cannot convert"):
+        read(folder('{"road": [1e999, 0, 0]}', "classes.json"))
+
+
 @pytest.mark.parametrize("content", ["Pixel Value, Class\n", "", "\n\n"])
 def test_a_class_table_with_a_header_alone_is_not_used(folder: Callable[..., Path], content: str) -> None:
     root = folder()

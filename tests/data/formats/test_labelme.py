@@ -110,6 +110,7 @@ def test_circles_masks_groups_and_old_files_without_a_type(tmp_path: Path, pictu
         (shape("dog", [[0, 0], [40, 0]], "mask", mask=png([[1] * 40])), "a mask that reaches beyond its image"),
         (shape("dog", [[1e300, 0], [1e300, 0]], "mask", mask=png([[1]])), "a mask that reaches beyond its image"),
         ("dog", "no shape"),
+        (shape("dog", [[1, 1], [3, 3]]) | {"shape_type": ["polygon"]}, "a shape of type ['polygon']"),
     ],
 )
 def test_a_shape_that_cannot_be_used_is_left_out_and_not_its_image(

@@ -195,6 +195,13 @@ def test_labels_that_cannot_be_used(tmp_path: Path, picture: Picture) -> None:
         classes(tmp_path)
 
 
+def test_images_without_any_label_are_refused(tmp_path: Path, picture: Picture) -> None:
+    picture(tmp_path / "a.png")
+    write(tmp_path, label("a.png", []))
+    with pytest.raises(DataError, match="There is no class: no training image has a label"):
+        classes(tmp_path)
+
+
 def test_captions_leave_class_folders_as_they_are(tmp_path: Path, picture: Picture) -> None:
     for name in ("cat/a", "dog/b"):
         picture(tmp_path / f"{name}.png")

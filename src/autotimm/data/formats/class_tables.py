@@ -6,7 +6,8 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,7 +145,8 @@ def class_table(source: Path | Mapping[str, Any]) -> ClassTable:
         ('road', 'car')
     """
     if isinstance(source, Mapping):
-        return _table(_from_json(source), "the colors given")
+        with _as_data_error("What is given as `colors`"):
+            return _table(list(_from_json(source)), "the colors given")
     return _table(_rows_of(source), str(source))
 
 
@@ -154,16 +156,23 @@ def _rows_of(source: Path) -> list[ClassRow]:
     Raises:
         DataError: If it cannot be read.
     """
-    try:
+    with _as_data_error(str(source)):
         content = source.read_bytes().decode("utf-8-sig")
         if not content.strip():
             return []
         if source.suffix.lower() == ".csv":
             return list(_from_csv(content))
         return list(_from_json(parse_json(content)) if source.suffix.lower() == ".json" else _from_text(content))
+
+
+@contextmanager
+def _as_data_error(source: str) -> Iterator[None]:
+    """Say of what goes wrong in a block that it is no class table."""
+    try:
+        yield
     except OSError as error:
         raise DataError(f"{source} cannot be read: {error.strerror}. Check the path.") from error
-    except (ValueError, TypeError, LookupError, RecursionError, csv.Error) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError, csv.Error) as error:
         raise DataError(f"{source} is not a class table: {error}. See the page on data formats.") from error
 
 

@@ -112,6 +112,8 @@ class MetadataLabels(Format):
             raise DataError(f"No image to train on is left. {' '.join(notices)}".rstrip())
         train = ordered(splits)["train"]
         class_names = _sorted_names({str(label): label for _, labels in train.values() for label in labels})
+        if not class_names:
+            raise DataError(f"There is no class: no training image has a label. {' '.join(notices)}".rstrip())
         contents = [entry.content for images in splits.values() for entry, _ in images.values()]
         is_multi_label = any(isinstance(content[_label_key(content)], list) for content in contents)
         return {
