@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score
 
@@ -16,6 +17,7 @@ from autotimm.data.toy import write_toy_folder
 from autotimm.evidence import Evidence, write_evidence
 from autotimm.evidence.object_matches import match_objects, object_pairs
 from autotimm.evidence.reliability import expected_calibration_error, reliability
+from autotimm.metrics import default_metrics
 from autotimm.report import write_report
 from autotimm.report.class_content import class_content
 from autotimm.report.class_figures import average_precision, selective
@@ -43,6 +45,21 @@ def run(photos, tmp_path_factory):
 
 def page_of(run):
     return (run.path / "report.html").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:No positive samples found")
+def test_classes_that_no_image_has_are_named_where_the_metric_counts_zeros():
+    rng = np.random.default_rng(0)
+    true, scores = (rng.random((60, 3)) < 0.4).astype(np.uint8), rng.random((60, 3)).astype(np.float32)
+    true[:, 2] = 0
+    (config, _) = default_metrics(3, multi_label=True)
+    metric = config.build()
+    metric.update(torch.from_numpy(scores), torch.from_numpy(true).long())
+    arrays = {"scores": scores, "targets": true, "losses": np.zeros(60, np.float32)}
+    evidence = Evidence("val", "classes", True, 0.5, ("a", "b", "c"), tuple(map(str, range(60))), arrays)
+    content = class_content(evidence, Pictures({}, 8, square=True), 0)
+    assert content.headline.figure.value == pytest.approx(1.5 * float(metric.compute()))
+    assert "No image has 1 of the 3 classes: the result is the mean over the others" in content.classes_text
 
 
 def test_f1_is_that_at_the_very_threshold_of_the_run():

@@ -242,6 +242,11 @@ def _several_labels(
     table = NumberTable(["class", "best threshold", "F1 there", f"F1 at {threshold:g}"], rows, {})
     content.tables["Thresholds per class"] = (table, "Chosen on these very images: optimistic for others.")
     content.classes_text = f"A label is predicted from a score of {threshold:g} on. Counts open the images behind them."
+    if absent := int((~true.any(axis=0)).sum()):
+        content.classes_text += (
+            f" No image has {absent} of the {true.shape[1]} classes: the result is the mean over the others, and the "
+            "metric mAP counts 0 for each of these."
+        )
 
 
 def _cards(
