@@ -7,7 +7,7 @@ the same test images once, in two views and in three:
 - ``boxes``: `det_bccd_voc`, blood cells, FCOS, mAP of the test images, all scores counted as ``autotimm test`` does;
 - ``pixels``: `seg_dhcn`, rooms of a building, FPN, mIoU of the test images.
 
-Predictions are made as ``predict`` makes them. The gain is given with each seed, since a few test images say little.
+Metrics are those of ``autotimm test --tta``. The gain is given with each seed, since a few test images say little.
 Results are written line by line to ``--out``; a second call with the same file goes on from there.
 
     python benchmarks/tta.py [--quick] [--sets clothing boxes] [--seeds 0 1 2] [--epochs 10] [--out FILE]
@@ -31,11 +31,8 @@ from _small_sets import SETS, deal, write_tables
 from safetensors.torch import save_file
 
 import autotimm
-from autotimm import Step
 from autotimm.constants import VIEWS
 from autotimm.data import DataModule
-from autotimm.tasks import ObjectDetector, SemanticSegmentor
-from autotimm.tasks.letterbox import places
 from autotimm.tasks.views import looking, views_of
 from autotimm.types import Batch, Stage
 
@@ -70,23 +67,9 @@ def measured(task: Any, data: DataModule, look: str, name: str) -> dict[str, flo
     task.eval()
     start = time.process_time()
     with looking(task, () if look == "once" else views_of(look, data.spec.image_size)), torch.inference_mode():
-        batches = map(Batch.of, data.test_dataloader())
-        found = task.measure(((batch, _step(task, batch)) for batch in batches), Stage.TEST)
+        batches = enumerate(map(Batch.of, data.test_dataloader()))
+        found = task.measure(((batch, task.evaluate(batch, at, Stage.TEST)) for at, batch in batches), Stage.TEST)
     return {"score": found[f"test/{name}"], "cpu_seconds": round(time.process_time() - start, 2)}
-
-
-def _step(task: Any, batch: Batch) -> Step:
-    """What is predicted for a batch, as the metrics of the test take it; its loss is not that of the predictions."""
-    nothing = {"loss": torch.zeros(())}
-    if isinstance(task, ObjectDetector):
-        step = task.step(batch, Stage.TEST)
-        return Step(nothing, step.predictions, step.targets)
-    output = task.output(batch)
-    if isinstance(task, SemanticSegmentor):
-        pairs = zip(output, places(batch), strict=True)
-        return Step(nothing, [task.original_labels(each, place) for each, place in pairs], list(batch.truths or ()))
-    probabilities = torch.tensor([list(each.scores.values()) for each in task.decode(output, batch)])
-    return Step(nothing, probabilities.log(), batch.targets)
 
 
 def results(options: Any, root: Path) -> list[dict[str, Any]]:
