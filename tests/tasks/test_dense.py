@@ -49,6 +49,20 @@ def objects(arch: str, number: int = 2) -> tuple[torch.Tensor, list[dict[str, to
     return pictures, targets
 
 
+def test_measuring_outside_of_the_loops_needs_no_losses(tmp_path):
+    pictures, targets = objects("fcos", 4)
+    task = ObjectDetector(num_classes=2, **BACKBONE)
+    batches = [Batch(pictures[at : at + 2], targets[at : at + 2]) for at in (0, 2)]
+    quiet = trainer(run_dir=False)
+    (within,) = quiet.validate(task, DataLoader(batches, batch_size=None))
+    task.eval()
+    with torch.inference_mode():
+        evaluated = [(batch, task.evaluate(batch, index, Stage.VAL)) for index, batch in enumerate(batches)]
+    assert task.measure(evaluated, Stage.VAL) == within
+    assert "val/mAP" in within
+    assert task.measure([], Stage.VAL) == {}
+
+
 class TestTraining:
     @each_arch
     def test_images_without_objects(self, arch, made):

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from autotimm.cli.json_output import JSON, answering
 from autotimm.cli.parser import parse
-from autotimm.cli.run_args import CKPT, RUN, THRESHOLD, TRUST, open_run
+from autotimm.cli.run_args import CKPT, RUN, THRESHOLD, TRUST, TTA, open_run
 from autotimm.cli.verb import Positional, Verb
 from autotimm.config import Option
-from autotimm.config.value_types import Choice, Flag, Number, Path, Whole
-from autotimm.constants import VIEWS
+from autotimm.config.value_types import Flag, Number, Path, Whole
 from autotimm.errors import UsageError, printable, sentence
 from autotimm.runs.output_paths import require_features_file, require_new_file, require_new_folder
 
@@ -184,12 +183,7 @@ PREDICT = Verb(
         "novelty": Option(
             Flag(), "say which share of the validation images is more like the training images", "Options"
         ),
-        "tta": Option(
-            Choice(VIEWS),
-            "look at each image mirrored too, or in three sizes: probabilities are averaged, objects merged",
-            "Options",
-            none="none",
-        ),
+        "tta": TTA,
         "raw": Option(Flag(), "scores and threshold as trained, without what was fitted on validation", "Options"),
         "max_pixels": Option(
             Whole(1),

@@ -13,15 +13,16 @@ from autotimm.cli.json_output import JSON, answering
 from autotimm.cli.parser import Given, parse
 from autotimm.cli.verb import Positional, Verb, loading_torch
 from autotimm.config import Option
-from autotimm.config.value_types import Flag, Number, Path, Whole
+from autotimm.config.value_types import Choice, Flag, Number, Path, Whole
+from autotimm.constants import VIEWS
 from autotimm.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from autotimm.runs.run import Run
 
 __all__ = [
-    "CKPT", "DATA", "DEVICES", "FOLDER", "RUN", "THREADS", "THRESHOLD", "TRUST", "WORKERS", "class_lines", "measuring",
-    "open_folder", "open_run", "print_once", "print_run", "run_answer",
+    "CKPT", "DATA", "DEVICES", "FOLDER", "RUN", "THREADS", "THRESHOLD", "TRUST", "TTA", "WORKERS", "class_lines",
+    "measuring", "open_folder", "open_run", "print_once", "print_run", "run_answer",
 ]  # fmt: skip
 
 _MAX_NAME = 40  # characters of a class name
@@ -40,6 +41,10 @@ THREADS = Option(
 )
 TRUST = Option(Flag(), "import own classes that the run names; this runs their code", "Options")
 CKPT = Option(Path(metavar="best|last|FILE"), "which checkpoint of the run", "Options", cure="Give best or last.")
+TTA = Option(
+    Choice(VIEWS), "look at each image mirrored too, or in three sizes: probabilities are averaged, objects merged",
+    "Options", none="none",
+)  # fmt: skip
 THRESHOLD = Option(
     Number(0, 1, low_open=True, high_open=True), "minimum score of reported labels and objects", "Options",
     none="the run's",
@@ -102,7 +107,7 @@ def run_answer(run: Run) -> dict[str, Any]:
 
 
 def measuring(
-    name: str, images: str, measure: Callable[[Run, str | None, str, str | None], Mapping[str, float]], *,
+    name: str, images: str, measure: Callable[[Run, str | None, str, str | None, str | None], Mapping[str, float]], *,
     keeps: bool = False,
 ) -> Verb:  # fmt: skip
     """Make a verb that evaluates a run.
@@ -111,7 +116,7 @@ def measuring(
         name: The verb.
         images: The split, in words.
         measure: Returns the metrics of a run, on other images or ``None``, with a checkpoint, written to a file or
-            ``None``.
+            ``None``, of the named views of each image or ``None``.
         keeps: Whether its results are kept with the run, or written elsewhere with ``--out``.
     """
 
@@ -121,12 +126,13 @@ def measuring(
             return 0
         with answering(given) as answer:
             evaluated, ckpt = open_run(given)
-            metrics = measure(evaluated, given.positionals["path"], ckpt, given.value("out") if keeps else None)
+            out, tta = given.value("out") if keeps else None, given.value("tta")
+            metrics = measure(evaluated, given.positionals["path"], ckpt, out, tta)
             print_metrics(metrics)
             if evaluated.per_class:
                 print()
                 print("\n".join(class_lines(evaluated.per_class, _terminal_columns())))
-            answer.update(run=evaluated.path, metrics=metrics, per_class=evaluated.per_class)
+            answer.update(run=evaluated.path, metrics=metrics, per_class=evaluated.per_class, tta=tta)
         return 0
 
     out = {"out": Option(Path(metavar="FILE"), "new JSON file for the results", "Options", none="with the run")}
@@ -135,9 +141,13 @@ def measuring(
         summary=f"evaluate a run on its {images} images",
         run=run,
         positionals=(RUN, Positional("path", "PATH", "other labelled images: a folder or a CSV file", required=False)),
-        options={"ckpt": CKPT, **(out if keeps else {}), "trust": TRUST, "json": JSON},
-        defaults={"ckpt": "best", **({"out": None} if keeps else {}), "trust": False, "json": False},
-        examples=(f"autotimm {name} runs/photos-001", f"autotimm {name} runs/photos-001 more-photos/"),
+        options={"ckpt": CKPT, "tta": TTA, **(out if keeps else {}), "trust": TRUST, "json": JSON},
+        defaults={"ckpt": "best", "tta": None, **({"out": None} if keeps else {}), "trust": False, "json": False},
+        examples=(
+            f"autotimm {name} runs/photos-001",
+            f"autotimm {name} runs/photos-001 more-photos/",
+            f"autotimm {name} runs/photos-001 --tta flip",
+        ),
     )
     return verb
 

@@ -6,4 +6,5 @@ from autotimm.cli.run_args import measuring
 
 __all__ = ["TEST"]
 
-TEST = measuring("test", "test", lambda run, path, ckpt, out: run.test(path, ckpt=ckpt, out=out), keeps=True)
+TEST = measuring("test", "test", lambda run, path, ckpt, out, tta: run.test(path, ckpt=ckpt, out=out, tta=tta),
+                 keeps=True)  # fmt: skip

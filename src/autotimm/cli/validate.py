@@ -6,4 +6,4 @@ from autotimm.cli.run_args import measuring
 
 __all__ = ["VALIDATE"]
 
-VALIDATE = measuring("validate", "validation", lambda run, path, ckpt, _: run.validate(path, ckpt=ckpt))
+VALIDATE = measuring("validate", "validation", lambda run, path, ckpt, _, tta: run.validate(path, ckpt=ckpt, tta=tta))

@@ -12,8 +12,8 @@
       commitment.json      what a run was committed to before its first step, if it was
       initial.safetensors  the weights that it began from, for a run that trains on from another one
       metrics.csv          one line per epoch
-      results.json         metrics of the best and the last epoch, and of the test if there was one, also per class;
-                           what calibration is worth
+      results.json         metrics of the best and the last epoch, and of the test if there was one, also per class and
+                           of several views; what calibration is worth
       checkpoints/         best.ckpt, last.ckpt, and those of earlier epochs
       model.safetensors    the best weights, for other programs
       evidence/            predictions and features of held-out samples: val.safetensors, test.safetensors after a test
@@ -54,7 +54,7 @@ from autotimm.records.sample_index import SampleIndex
 from autotimm.records.trust import remember
 
 __all__ = [
-    "CALIBRATION", "DIGESTS", "FOLDS", "PER_CLASS", "RECIPE", "SEARCH", "RunFolder", "name_of_weights",
+    "CALIBRATION", "DIGESTS", "FOLDS", "PER_CLASS", "RECIPE", "SEARCH", "VIEWED", "RunFolder", "name_of_weights",
     "read_results", "require_files", "require_run_folder", "write_results",
 ]  # fmt: skip
 
@@ -63,6 +63,10 @@ PER_CLASS = "per_class"
 
 CALIBRATION = "calibration"
 """The group of ``results.json`` with what temperature and thresholds are worth, on samples they were not fitted to."""
+
+VIEWED = "views"
+"""The group of ``results.json`` with what a test of several views of each image has measured, by the name of the views:
+``test`` and ``per_class`` of each, which are never taken for those of the plain test."""
 
 DIGESTS = "evidence"
 """The group of ``results.json`` with the SHA-256 of evidence that a test has added, by its split."""
@@ -464,6 +468,7 @@ class RunFolder:
 
 _FOLD_ROWS = EachOf(EachOf(float))
 _ROWS = EachOf(EachOf((float, type(None))))
+_VIEWED = EachOf(Fields({"test": EachOf(float), PER_CLASS: _ROWS}, required=("test",)))
 _CHOICE = Fields({"kept": str, "candidates": EachOf(EachOf(float)), "penalty": float, "losses": EachOf(float)})
 
 
@@ -477,14 +482,16 @@ def read_results(path: Path) -> dict[str, Any]:
         return {}
     groups: dict[str, Any] = read_json(path, "the results")
     require_shape(groups, EachOf(dict), f"the results {path}")
-    shapes: dict[str, Any] = {PER_CLASS: _ROWS, DIGESTS: EachOf(str), FOLDS: _FOLD_ROWS, RECIPE: _CHOICE}
+    shapes: dict[str, Any] = {PER_CLASS: _ROWS, DIGESTS: EachOf(str), FOLDS: _FOLD_ROWS, RECIPE: _CHOICE,
+                              VIEWED: _VIEWED}  # fmt: skip
     for name in groups:
         require_shape(groups, {name: shapes.get(name, EachOf(float))}, f"the results {path}")
-    if PER_CLASS in groups:
-        groups[PER_CLASS] = {
-            name: _replaced(row, lambda metric: nan if metric is None else metric)
-            for name, row in groups[PER_CLASS].items()
-        }
+    for measured in (groups, *groups.get(VIEWED, {}).values()):
+        if PER_CLASS in measured:
+            measured[PER_CLASS] = {
+                name: _replaced(row, lambda metric: nan if metric is None else metric)
+                for name, row in measured[PER_CLASS].items()
+            }
     return dict(groups)
 
 
@@ -493,12 +500,18 @@ def write_results(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
 
     Values per class that are NaN, since nothing was measured, become ``null``: JSON has no NaN.
     """
+    write_text(path, json.dumps(_written(results), indent=2) + "\n")
+
+
+def _written(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     groups = {name: dict(sorted(results[name].items())) for name in sorted(results) if name != PER_CLASS}
+    if VIEWED in groups:
+        groups[VIEWED] = {name: _written(measured) for name, measured in groups[VIEWED].items()}
     if table := results.get(PER_CLASS):
         groups[PER_CLASS] = {
             name: _replaced(row, lambda metric: None if isnan(metric) else metric) for name, row in table.items()
         }
-    write_text(path, json.dumps(groups, indent=2) + "\n")
+    return groups
 
 
 def _replaced(row: Mapping[str, Any], value: Callable[[Any], Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 import autotimm
+from autotimm.constants import VIEWS
 from autotimm.data.table import Table
 from autotimm.errors import RunError
 from autotimm.evidence import Evidence
@@ -18,7 +19,7 @@ from autotimm.records.atomic import write_text
 from autotimm.records.checked_levels import LEVELS
 from autotimm.records.compute import compute_lines
 from autotimm.records.csv_cells import csv_text, safe_cell
-from autotimm.records.run_folder import FOLDS, RECIPE, name_of_weights
+from autotimm.records.run_folder import FOLDS, RECIPE, VIEWED, name_of_weights
 from autotimm.report.charts import Line, epoch_chart
 from autotimm.report.class_content import class_content, class_headline
 from autotimm.report.content import Content, Headline, NumberTable, Panel, shortened
@@ -34,6 +35,7 @@ __all__ = ["curves", "evidence_of", "headline_of", "render", "write_report"]
 _CARDS = {"classes": "", "boxes": "pairs", "instances": "pairs", "pixels": "quads"}
 _COSTS = ("Wall time", "Peak memory", "Peak memory of a GPU", "Energy of the processors", "Energy of the GPUs")
 _MOST_CURVES = 9
+_MOST_FIGURES = 3
 _MOST_POINTS = 300
 
 
@@ -203,6 +205,7 @@ def _facts(facts: RunFacts, evidence: Evidence | None) -> list[tuple[str, str]]:
     if facts.epochs:
         rows.append(("Trained", f"{len(facts.epochs)} epoch{'' if len(facts.epochs) == 1 else 's'}"))
     rows += [(title, text) for title, text in _other_result(facts, evidence)]
+    rows += _results_of_views(facts)
     rows += [line for line in compute_lines(facts.manifest.volatile) if line[0] in _COSTS]
     return [(label, value) for label, value in rows if value]
 
@@ -221,6 +224,21 @@ def _other_result(facts: RunFacts, evidence: Evidence | None) -> list[tuple[str,
         return []
     headline = headline_of(other, facts.seed)
     return [(f"{headline.title} in validation", str(headline.figure))]
+
+
+def _results_of_views(facts: RunFacts) -> list[tuple[str, str]]:
+    """What tests of several views of each image have measured, each figure beside that of one look."""
+    measured, once, rows = facts.results.get(VIEWED, {}), facts.results.get("test", {}), []
+    for name in (name for name in VIEWS if name in measured):
+        found = measured[name]["test"]
+        mains = [metric for metric in found if not any(metric.startswith(f"{other}_") for other in found)]
+        figures = [
+            f"{metric.rpartition('/')[2]} {found[metric]:.4f}"
+            + (f" (once {once[metric]:.4f})" if metric in once else "")
+            for metric in mains[:_MOST_FIGURES]
+        ]
+        rows.append((f"Test of several views, {name}", ", ".join(figures)))
+    return rows
 
 
 def fold_table(facts: RunFacts) -> NumberTable | None:

@@ -9,13 +9,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from autotimm.constants import VIEWS
 from autotimm.errors import join_names
 from autotimm.evidence import EVIDENCE
 from autotimm.records.atomic import SEAL, SIGNATURE
 from autotimm.records.checkpoint_store import AVERAGE, CheckpointStore
 from autotimm.records.commitment import COMMITMENT
 from autotimm.records.digest import file_digest
-from autotimm.records.run_folder import DIGESTS, FOLDS, PER_CLASS
+from autotimm.records.run_folder import DIGESTS, FOLDS, PER_CLASS, VIEWED
 from autotimm.runs.compare_settings import config_findings, manifest_findings
 from autotimm.runs.cross_validation import fold_findings, folds_of
 from autotimm.runs.file_contents import (
@@ -133,6 +134,10 @@ def _results(run: RecordedRun, replay: Replay, file: str) -> Findings:
     found = read_data(replay.folder / file)
     if isinstance(recorded, Mapping):
         recorded = _without_folds(recorded)
+        recorded, unchecked = _without_unmeasured_views(recorded, replay)
+        yield from (f"{file}: {VIEWED}.{name}" for name in unchecked)
+    if replay.views:
+        found |= {VIEWED: replay.views}
     tested = [name for name in _MEASURED if isinstance(recorded, Mapping) and name in recorded]
     if tested and replay.test is None:
         yield from (f"{file}: {name}" for name in tested)
@@ -153,6 +158,19 @@ def _without_folds(recorded: Mapping[str, Any]) -> dict[str, Any]:
     return results
 
 
+def _without_unmeasured_views(recorded: Mapping[str, Any], replay: Replay) -> tuple[dict[str, Any], list[str]]:
+    """Results without the tests of several views that were not made again, and the names of these views."""
+    results, of_views = dict(recorded), recorded.get(VIEWED)
+    if not isinstance(of_views, Mapping):
+        return results, []
+    unchecked = [name for name in VIEWS if name in of_views and name not in replay.views]
+    if unchecked:
+        results[VIEWED] = {name: measured for name, measured in of_views.items() if name not in unchecked}
+        if not results[VIEWED]:
+            del results[VIEWED]
+    return results, unchecked
+
+
 def _folds(run: RecordedRun, replay: Replay, file: str) -> Findings:
     """Compare what a run has joined of its folds with the folds, which are runs of their own and are not replayed."""
     try:
@@ -169,7 +187,10 @@ def _folds(run: RecordedRun, replay: Replay, file: str) -> Findings:
         yield Finding(f"results.json: {FOLDS}", "the run has none")
         return
     yield from fold_findings(run.folder, folds, results)
-    yield f"how its {folds} folds were trained (autotimm verify {run.folder / 'fold-1'})"
+    if file in run.left_out and not (run.folder / file).exists():
+        yield f"{file} (left out by whoever published the run)"
+    first = run.folder / "fold-1"
+    yield f"how its {folds} folds were trained{f' (autotimm verify {first})' if first.is_dir() else ''}"
 
 
 def _evidence(run: RecordedRun, replay: Replay, file: str) -> Findings:

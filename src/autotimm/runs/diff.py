@@ -12,6 +12,7 @@ from autotimm.records.causes import ManifestDifference, differences, likely_caus
 from autotimm.records.checkpoint_store import CheckpointStore
 from autotimm.records.ledger import Line
 from autotimm.records.ledger_diff import Difference, first_difference
+from autotimm.records.run_folder import VIEWED
 from autotimm.records.sample_index import Content
 from autotimm.runs.file_contents import (
     Finding,
@@ -204,14 +205,27 @@ def _outcomes(a: RecordedRun, b: RecordedRun) -> Iterator[Finding]:
         if all(path.is_file() for path in paths):
             yield from (weights_findings if file.endswith(".safetensors") else text_findings)(file, *paths)
     results = _results(a), _results(b)
-    common = [name for name in results[0] if name in results[1]]
-    yield from data_findings("results.json", *({name: each[name] for name in common} for each in results))
+    yield from data_findings("results.json", *_common(*results))
     stores = [CheckpointStore(run.folder / "checkpoints") for run in (a, b)]
     names = [{path.name for path in store.files()} if store.folder.is_dir() else set() for store in stores]
     for name in sorted({*names[0] & names[1], "best.ckpt", "last.ckpt"}):
         paths = stores[0].folder / name, stores[1].folder / name
         if all(path.is_file() for path in paths):
             yield from _weights_apart(f"checkpoints/{name}", *paths)
+
+
+def _common(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The groups of results that both runs have; of tests of several views those of the same ones."""
+    common = _in_both(a, b)
+    ours, theirs = (groups.get(VIEWED) for groups in common)
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        common[0][VIEWED], common[1][VIEWED] = _in_both(ours, theirs)
+    return common
+
+
+def _in_both(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    names = [name for name in a if name in b]
+    return {name: a[name] for name in names}, {name: b[name] for name in names}
 
 
 def _weights_apart(file: str, a: Path, b: Path) -> Iterator[Finding]:

@@ -19,7 +19,9 @@ from autotimm.train import AutoTrainer
 from autotimm.train.progress import say
 from autotimm.types import DataSpec, ObjectPrediction, PixelPrediction, Prediction
 
-__all__ = ["data_of_checkpoint", "image_files", "known_data", "predict"]
+__all__ = ["data_of_checkpoint", "image_files", "known_data", "predict", "viewing"]
+
+_VIEWABLE = (ImageClassifier, ObjectTask, SemanticSegmentor)
 
 
 def predict(
@@ -56,7 +58,7 @@ def predict(
         UsageError: If the threshold is out of range, or the task has none, or the views cannot be
             predicted.
     """
-    views = _views(task, tta)
+    views = viewing(task, tta)
     notices: list[str] = []
     loader = predict_loader(paths, known_data(task), notices=notices, num_workers=num_workers)
     say(*notices)
@@ -68,20 +70,45 @@ def predict(
     return predictions
 
 
-def _views(task: Task, tta: str | None) -> AbstractContextManager[None]:
-    """The context in which a task looks at each image as often as was asked for."""
+def viewing(
+    task: Task, tta: str | None, verb: str = "predict", spec: DataSpec | None = None
+) -> AbstractContextManager[None]:
+    """The context in which a task looks at each image as often as was asked for.
+
+    Args:
+        task: The task.
+        tta: One of :data:`autotimm.constants.VIEWS`; ``None`` for once.
+        verb: ``predict``, ``validate`` or ``test``.
+        spec: What is known of the images; by default what the task knows.
+
+    Raises:
+        UsageError: If the task cannot look at images more than once, or has nothing to measure then.
+    """
     if tta is None:
         return nullcontext()
-    spec, name = known_data(task), type(task).__name__
-    views = views_of(tta, spec.image_size)
-    if not isinstance(task, (ImageClassifier, ObjectTask, SemanticSegmentor)):
+    spec, name = spec or known_data(task), type(task).__name__
+    views = views_of(tta, spec.image_size, verb)
+    if not isinstance(task, _VIEWABLE):
         must = "left out for a task of your own"
-        raise UsageError(sentence("tta", "predict", must, tta, f"How views of {name} are merged is not known."))
+        raise UsageError(sentence("tta", verb, must, tta, f"How views of {name} are merged is not known."))
     if spec.tiling is not None:
         cure = "Tiles overlap, and show objects and pixels more than once already."
-        raise UsageError(sentence("tta", "predict", "left out for images in tiles", tta, cure))
-    check_sizes(task.network, views, spec.in_chans)
+        raise UsageError(sentence("tta", verb, "left out for images in tiles", tta, cure))
+    if verb != "predict":
+        _check_measurable(task, tta, verb)
+    check_sizes(task.network, views, spec.in_chans, verb)
     return looking(task, views)
+
+
+def _check_measurable(task: Task, tta: str, verb: str) -> None:
+    """Refuse a task whose own step may look at images once, or which has only losses to measure."""
+    if type(task).step not in {each.step for each in _VIEWABLE}:
+        cure = f"It is not known whether the `step` of {type(task).__name__} looks at an image more than once."
+        raise UsageError(sentence("tta", verb, "left out for a task with a `step` of its own", tta, cure))
+    stage = verb.replace("validate", "val")
+    if not any(stage in config.stages for config in task.metric_configs):
+        cure = "Several views of an image have no losses."
+        raise UsageError(sentence("tta", verb, f"left out for a task without metrics of {stage}", tta, cure))
 
 
 def _calibrated(task: Task) -> list[str]:

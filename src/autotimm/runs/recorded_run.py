@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from autotimm.constants import VIEWS
 from autotimm.errors import ModelError
 from autotimm.evidence import evidence_path
 from autotimm.records.checkpoint_store import CheckpointStore
@@ -18,15 +19,15 @@ from autotimm.records.digest import config_digest, file_digest
 from autotimm.records.ledger import ReadLedger, malformed, read_ledger
 from autotimm.records.manifest import Manifest
 from autotimm.records.replay_versions import replay_versions
-from autotimm.records.run_folder import DIGESTS
+from autotimm.records.run_folder import DIGESTS, VIEWED
 from autotimm.records.sample_index import Content
 from autotimm.runs.file_contents import Finding, checkpoint_tensors, differs, read_data, read_rows, read_tensors, same
 from autotimm.runs.restore import read_manifest
 
-__all__ = ["RecordedRun", "export_findings", "read_recorded", "tested_evidence"]
+__all__ = ["RecordedRun", "export_findings", "read_recorded", "tested_evidence", "tested_views"]
 
 
-_MAY_BE_LEFT_OUT = {"evidence/val.safetensors", "evidence/test.safetensors"}
+_MAY_BE_LEFT_OUT = {"evidence/val.safetensors", "evidence/test.safetensors", "evidence/folds.safetensors"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,10 @@ class RecordedRun:
 
     @property
     def left_out(self) -> set[str]:
-        """Evidence that whoever published the run has left out: the replay makes it again, and the ledger binds it."""
+        """Evidence that whoever published the run has left out.
+
+        That of validation and test is made again by the replay; that of folds is named as not checked.
+        """
         names = self.manifest.volatile.get("left_out")
         return {str(name) for name in names} & _MAY_BE_LEFT_OUT if isinstance(names, list) else set()
 
@@ -187,6 +191,16 @@ def tested_evidence(folder: Path) -> Mapping[str, Any] | None:
         return None
     digests = results.get(DIGESTS, {}) if isinstance(results, Mapping) else None
     return digests if isinstance(digests, Mapping) else None
+
+
+def tested_views(folder: Path) -> list[str]:
+    """The names of the views that a test was made with, by ``results.json``; none if that cannot be read."""
+    try:
+        results = read_data(folder / "results.json")
+    except ValueError:
+        return []
+    recorded = results.get(VIEWED) if isinstance(results, Mapping) else None
+    return [name for name in VIEWS if isinstance(recorded, Mapping) and name in recorded]
 
 
 def _exact(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Replay:
         weights: The origin of the initial weights as it was found again; ``None`` for a module that records none.
         recipe: What would be chosen now for the values that were left open, as plain data.
         test: ``test`` and ``per_class`` of ``results.json``, measured again; ``None`` if they were not.
+        views: The same of each test of several views that was made again, by the name of the views.
     """
 
     folder: Path
@@ -44,6 +45,7 @@ class Replay:
     weights: Weights | None = None
     recipe: Mapping[str, Any] | None = None
     test: Mapping[str, Any] | None = None
+    views: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def whole(self) -> bool:

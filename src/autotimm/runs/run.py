@@ -37,7 +37,7 @@ from autotimm.records.checked_levels import level_claims
 from autotimm.records.checkpoint_store import CheckpointStore
 from autotimm.records.commitment import compare_commitment, require_digest
 from autotimm.records.imports import RecordedNames, names_in
-from autotimm.records.run_folder import FOLDS, PER_CLASS, RunFolder, require_files, require_run_folder, write_results
+from autotimm.records.run_folder import FOLDS, RunFolder, require_files, require_run_folder, write_results
 from autotimm.records.run_seal import Seal, check_seal, write_seal
 from autotimm.records.trust import OfRun
 from autotimm.report.written_page import Report
@@ -49,7 +49,7 @@ from autotimm.runs.extend import extend
 from autotimm.runs.factory import settle_data
 from autotimm.runs.fit import launch, leave_report, new_folder, resume_run, train, train_objects
 from autotimm.runs.hub_push import Push
-from autotimm.runs.labelled_images import Measured, keep_test, measure_files, measure_module
+from autotimm.runs.labelled_images import Measured, groups_of_test, keep_test, measure_files, measure_module
 from autotimm.runs.neighbours import (
     NOVELTY_RANK,
     nearest_samples,
@@ -322,33 +322,45 @@ class Run:
             data.drop(recorded_drops(read_manifest(self.path)), recorded=True)
         return data
 
-    def validate(self, data: str | Path | DataModule | None = None, *, ckpt: str | Path = "best") -> dict[str, float]:
+    def validate(
+        self, data: str | Path | DataModule | None = None, *, ckpt: str | Path = "best", tta: str | None = None
+    ) -> dict[str, float]:
         """Measure on the run's validation data, or on other labelled images.
 
         Args:
             data: A folder with ``val/``, a folder of class folders, a CSV file, or a data module.
             ckpt: Which checkpoint to use.
+            tta: Measure the predictions of several views of each image, as for :meth:`test`.
 
         Raises:
             DataError: If there is no such data, or it has classes that the model does not know.
+            UsageError: If the task cannot look at images more than once.
         """
-        return self._measure("validate", data, ckpt).metrics
+        return self._measure("validate", data, ckpt, tta=tta).metrics
 
     def test(
-        self, data: str | Path | DataModule | None = None, *, ckpt: str | Path = "best", out: str | Path | None = None
-    ) -> dict[str, float]:
+        self, data: str | Path | DataModule | None = None, *, ckpt: str | Path = "best", out: str | Path | None = None,
+        tta: str | None = None,
+    ) -> dict[str, float]:  # fmt: skip
         """Measure on the run's test data, or on other labelled images.
 
-        What the best checkpoint reaches on the run's own test data is kept with the run's results.
+        What the best checkpoint reaches on the run's own test data is kept with the run's results; that of several
+        views as ``views``, apart from the plain ``test``.
 
         Args:
             data: A folder with ``test/``, a folder of class folders, a CSV file, or a data module.
             ckpt: Which checkpoint to use.
             out: A new JSON file for the results, in place of the run: a sealed one stays as it is.
+            tta: Measure the predictions of several views of each image, as :meth:`predict` makes them: ``"flip"`` or
+                ``"multiscale"``. There are no losses then, which are those of logits, and no evidence.
+
+        Returns:
+            The metrics, such as ``test/accuracy``, and the losses.
 
         Raises:
             DataError: If there is no test data. Validation data is never used in its place.
-            UsageError: If the run is sealed and there is no ``out``, or that file exists.
+            UsageError: If the run is sealed and there is no ``out``, or that file exists; or if the task cannot look at
+                images more than once.
         """
         keeps = out is None and data is None and self._file is None and str(ckpt) == "best"
         if keeps:
@@ -357,11 +369,11 @@ class Run:
             require_new_file(str(out), "out", "test")
         keeps_evidence = keeps and self._keeps_evidence
         own = self.data() if keeps else None
-        measured = self._measure("test", own or data, ckpt, evidence=keeps_evidence)
+        measured = self._measure("test", own or data, ckpt, evidence=keeps_evidence, tta=tta)
         if out is not None:
-            write_results(Path(out), {"test": measured.metrics, PER_CLASS: measured.per_class})
+            write_results(Path(out), groups_of_test(measured, tta))
         if keeps:
-            keep_test(self._folder, measured)
+            keep_test(self._folder, measured, tta)
         if keeps_evidence:
             leave_report(self.path, own)
         return measured.metrics
@@ -420,16 +432,17 @@ class Run:
         return read_evidence(path)
 
     def _measure(
-        self, verb: str, data: str | Path | DataModule | None, ckpt: str | Path, *, evidence: bool = False
-    ) -> Measured:
+        self, verb: str, data: str | Path | DataModule | None, ckpt: str | Path, *, evidence: bool = False,
+        tta: str | None = None,
+    ) -> Measured:  # fmt: skip
         with self.names:
             task, trainer = self.model(ckpt), self._trainer()
             if isinstance(data, (str, Path)):
                 options = self.config if (self.path / "config.yaml").exists() else None
                 trained = self._folder.samples.content_of("train")
-                measured = measure_files(task, trainer, verb, data, trained=trained, made=options)
+                measured = measure_files(task, trainer, verb, data, trained=trained, made=options, tta=tta)
             else:
-                measured = measure_module(task, trainer, verb, data or self.data(), evidence=evidence)
+                measured = measure_module(task, trainer, verb, data or self.data(), evidence=evidence, tta=tta)
         if not measured.metrics:
             raise DataError(f"The run {self.path} has no validation data. It was trained on all images. Give a folder.")
         self._per_class = measured.per_class
@@ -718,8 +731,16 @@ class Run:
         With ``stretches`` that number of stretches of ``steps`` optimizer steps is drawn with ``challenge``, and
         compared with what rounding alone does on this machine, see :func:`autotimm.runs.stretches.verify_stretches`.
         With ``budget``, a share of the run's steps, as many are drawn as it allows for.
+
+        Raises:
+            UsageError: If an argument is wrong, or does not go together with others.
+            ModelError: If the folder has no record of a run.
         """
         require_digest(commitment, "commitment", "verify")
+        _check_drawing(
+            stretches=stretches, budget=budget, challenge=challenge, jobs=jobs, launcher=launcher, epochs=epochs,
+            explain=explain, devices=devices, threads=threads,
+        )  # fmt: skip
         seal = check_seal(self.path, key)
         if broken := broken_seal(seal, self.path, wanted=key is not None):
             return broken
@@ -729,8 +750,8 @@ class Run:
         with self.names:
             if stretches is not None or budget is not None:
                 verdict = verify_stretches(
-                    self.path, stretches=stretches or 1, steps=steps, budget=budget, challenge=challenge, data=data,
-                    workers=workers, jobs=jobs, launcher=launcher,
+                    self.path, stretches=1 if stretches is None else stretches, steps=steps, budget=budget,
+                    challenge=challenge, data=data, workers=workers, jobs=jobs, launcher=launcher,
                 )  # fmt: skip
                 return replace(verdict, notes=(*seal.notes, *kept, *verdict.notes))
             verdict = verify(
@@ -857,3 +878,18 @@ class Run:
         config = self._config() if (self.path / "config.yaml").exists() else {}
         given = config.as_dict() if isinstance(config, FitConfig) else config.get("trainer", {})
         return measuring_trainer(given, **settings)
+
+
+def _check_drawing(**given: Any) -> None:
+    """Refuse arguments of ``verify`` that mean nothing with stretches, or nothing without them."""
+    drawing = [name for name in ("stretches", "budget") if given[name] is not None]
+    with_stretches = {"challenge": None, "jobs": 1, "launcher": "local"}
+    others = ("epochs", "explain", "devices", "threads")
+    if not drawing:
+        wrong = [name for name, default in with_stretches.items() if given[name] != default]
+        must, cure = "left out without `stretches` and `budget`", "Give for example stretches=8 too."
+    else:
+        wrong = [*drawing[1:], *(name for name in others if given[name] not in (None, False))]
+        must, cure = f"left out with `{drawing[0]}`", "Leave one of them out."
+    if wrong:
+        raise UsageError(sentence(wrong[0], "verify", must, given[wrong[0]], cure))

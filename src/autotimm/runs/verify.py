@@ -20,9 +20,10 @@ from autotimm.errors import (
     ModelError,
     UnreadableSampleError,
     UsageError,
+    is_whole,
     join_names,
+    require,
 )
-from autotimm.evidence import collecting, write_evidence
 from autotimm.models.backbone.weights import Weights
 from autotimm.records.causes import differences, likely_cause
 from autotimm.records.checked_levels import keep_checked, level_claims
@@ -31,26 +32,25 @@ from autotimm.records.ledger import Line, ReadLedger
 from autotimm.records.ledger_diff import Comparer, Difference, numbers
 from autotimm.records.manifest import Manifest
 from autotimm.records.replay_versions import not_replayable
-from autotimm.records.run_folder import DIGESTS, RunFolder, write_results
+from autotimm.records.run_folder import RunFolder
 from autotimm.records.sample_index import Content
 from autotimm.runs.compare_folders import compare_folders
 from autotimm.runs.compare_settings import config_findings, is_portable, manifest_findings, planned
-from autotimm.runs.file_contents import Finding, read_data
+from autotimm.runs.file_contents import Finding
 from autotimm.runs.parent import check_parent
-from autotimm.runs.recorded_run import RecordedRun, export_findings, read_recorded, tested_evidence
+from autotimm.runs.recorded_run import RecordedRun, export_findings, read_recorded
+from autotimm.runs.repeated_tests import tested_again
 from autotimm.runs.replayed_run import Replay
 from autotimm.runs.restore import Rebuilt, read_config, rebuild
 from autotimm.runs.search import search
 from autotimm.runs.verdict import Verdict, describe, worth_naming
 from autotimm.serialization import plain_value
 from autotimm.tasks import Task
-from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.train.callbacks.recorder import EnoughError
 from autotimm.train.callbacks.run_checkpoint import RunCheckpoint
 from autotimm.train.lightning_compat import of_first_process
 from autotimm.train.progress import say
 from autotimm.train.run_description import UNKEYED_WEIGHTS, inputs, surroundings
-from autotimm.train.trainer import measuring_trainer
 
 __all__ = [
     "EnoughError",
@@ -124,13 +124,15 @@ def verify(
         threads: Threads instead of the recorded number, of a run that is ``portable``.
 
     Raises:
-        UsageError: If ``devices`` are given for a run without ``shards``, or ``threads`` for one that is not portable,
-            if there is no checkpoint where the epochs begin, or if they end after what is recorded.
+        UsageError: If ``steps`` or ``epochs`` have no meaning, if ``devices`` are given for a run without ``shards``,
+            or ``threads`` for one that is not portable, if there is no checkpoint where the epochs begin, or if they
+            end after what is recorded.
         ModelError: If the folder has no record of a run.
     """
+    _check_part(steps, epochs)
     run = read_recorded(folder)
     notes = tuple(str(finding) for finding in run.findings)
-    _check_stretch(run.ledger, epochs)
+    _check_recorded(run.ledger, epochs)
     if reason := not_replayable(run.manifest.environment):
         return Verdict("not comparable", ModelError.exit_code, reason, notes=notes)
     if reason := run.manifest.changed_files:
@@ -257,7 +259,7 @@ def replay_run(
         first_epoch=0 if first is None or epochs is None else epochs[0] - 1, part=_part(steps, epochs),
         other_hardware=other_hardware, config=rebuilt.config, weights=resolved, recipe=_chosen_recipe(rebuilt.task),
     )  # fmt: skip
-    return replace(replay, test=_tested_again(run, rebuilt, replay)) if replay.ended else replay
+    return tested_again(run, rebuilt, replay, epochs=max(_last_epoch(run.ledger), 1)) if replay.ended else replay
 
 
 def _best_lies_before(run: RecordedRun, epochs: tuple[int, int] | None) -> bool:
@@ -298,37 +300,21 @@ def _last_epoch(ledger: ReadLedger) -> int:
     return max((line["epoch"] + 1 for line in ledger.lines if line["kind"] == "step"), default=0)
 
 
-def _tested_again(run: RecordedRun, rebuilt: Rebuilt, replay: Replay) -> Mapping[str, Any] | None:
-    """``test`` and ``per_class`` of the best weights of the replay; ``None`` if the run was not tested, or at a cost.
-
-    A test takes about as long as the validation of as many images: it is made again if it has fewer images than the
-    training has seen.
-    """
-    images = len(rebuilt.data.tables.get("test", ()))
-    seen = len(rebuilt.data.tables["train"]) * max(_last_epoch(run.ledger), 1)
-    best = replay.folder / "checkpoints" / "best.ckpt"
-    if not (run.has_test and 0 < images <= seen and best.is_file()) or replay.other_hardware:
-        return None
-    config = read_config(run.folder)
-    given = config.as_dict() if isinstance(config, FitConfig) else config.get("trainer", {})
-    task = rebuilt.task
-    task.load_state_dict(read_checkpoint(best)["state_dict"])
-    measured, evidence = collecting(
-        task.eval(), "test", lambda: measuring_trainer(given).test(task, datamodule=rebuilt.data),
-        wanted="test" in (tested_evidence(run.folder) or {}),
-    )  # fmt: skip
-    results: dict[str, Any] = {"test": {name: float(v) for each in measured for name, v in each.items()}}
-    if table := task.class_table:
-        results["per_class"] = table
-    if evidence is not None:
-        results[DIGESTS] = {"test": write_evidence(replay.folder, evidence)}
-    path = replay.folder / "tested.json"
-    write_results(path, results)  # as the run has written it: sorted, and with null where nothing was measured
-    tested: dict[str, Any] = read_data(path)
-    return tested
+def _check_part(steps: object, epochs: object) -> None:
+    """Refuse steps or epochs without a meaning: the verdict would be on something else than was asked for."""
+    fine = steps is None or is_whole(steps, 1)
+    require(fine, "steps", "verify", "a whole number, 1 or more", steps, "Give for example 5.")
+    pair = (
+        isinstance(epochs, (tuple, list))
+        and len(epochs) == 2
+        and is_whole(epochs[0], 1)
+        and is_whole(epochs[1], epochs[0])
+    )
+    must = "the first and the last epoch, counted from 1"
+    require(epochs is None or pair, "epochs", "verify", must, epochs, "Give for example (3, 4).")
 
 
-def _check_stretch(recorded: ReadLedger, epochs: tuple[int, int] | None) -> None:
+def _check_recorded(recorded: ReadLedger, epochs: tuple[int, int] | None) -> None:
     """Refuse epochs that the run did not begin: nothing is known of them."""
     last = max((line["epoch"] + 1 for line in recorded.lines if line["kind"] == "step"), default=0)
     if epochs is not None and epochs[1] > last:

@@ -591,7 +591,9 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         for _, metric in metrics:
             compute_alone(metric)  # of several processes the others measure nothing
             metric.reset()
+        empty = True
         for batch, step in evaluated:
+            empty = False
             weight = float(len(batch.images) if step.weight is None else step.weight)
             for name, value in named_losses(step).items():
                 total, weights = sums.get(name, (0.0, 0.0))
@@ -600,7 +602,7 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
                 for predictions, targets in of_one_size(step, metric.device):
                     metric.update(predictions, targets)
         measured = {name: total / weights if weights else nan for name, (total, weights) in sums.items()}
-        for config, metric in metrics if sums else ():
+        for config, metric in () if empty else metrics:
             if isinstance(metric, Scores):
                 measured |= {key: float(value) for _, key, value in _named(config, metric)}
             else:

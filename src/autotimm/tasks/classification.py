@@ -129,8 +129,13 @@ class ImageClassifier(Task):
             require(fine, name, owner, "0, or at least 1e-37", value, "Give 0 to switch it off, or for example 0.2.")
 
     def step(self, batch: Batch, stage: Stage) -> Step:
-        """Logits and loss of one batch; metrics do not see mixed targets."""
+        """Logits and loss of one batch; metrics do not see mixed targets.
+
+        Of several views there are probabilities for the metrics, and no loss, which is that of logits.
+        """
         images, targets = batch.images, batch.targets
+        if self.views and stage is not Stage.TRAIN:
+            return Step({}, self._probabilities(self.output(batch)).to(images.device), targets)
         mixed = stage is Stage.TRAIN and self.mix is not None and len(images) > 1
         if mixed:
             images, targets = self._mixed(images, targets)
@@ -162,9 +167,7 @@ class ImageClassifier(Task):
 
     def decode(self, output: Tensor, batch: Batch) -> list[Prediction]:
         """Probabilities and predicted classes of logits: (N, C), or (K, N, C) whose K probabilities are averaged."""
-        logits = output.float().cpu() / self.temperature
-        probabilities = logits.sigmoid() if self._multi_label else logits.softmax(dim=-1)
-        probabilities = probabilities.mean(dim=0) if output.ndim == 3 else probabilities
+        probabilities = self._probabilities(output)
         names, least = self.class_names, self.least_scores(self._num_classes)
         predictions = []
         for id, row in zip(batch.ids, probabilities.tolist(), strict=True):
@@ -175,6 +178,12 @@ class ImageClassifier(Task):
                 chosen = [name for name, score, from_on in zip(names, row, least, strict=True) if score >= from_on]
             predictions.append(Prediction(id, tuple(chosen), scores))
         return predictions
+
+    def _probabilities(self, output: Tensor) -> Tensor:
+        """Probabilities (N, C) on the CPU of what :meth:`output` returns: those of each image, or means over views."""
+        logits = output.float().cpu() / self.temperature
+        probabilities = logits.sigmoid() if self._multi_label else logits.softmax(dim=-1)
+        return probabilities.mean(dim=0) if output.ndim == 3 else probabilities
 
     def explained(self, batch: Batch, found: Prediction, label: str | None) -> ExplainedScore:
         """The logit and the probability of a class, by default the likeliest one."""

@@ -136,9 +136,10 @@ class ObjectTask(Task, ABC):
         if batch.tiling is None and self.views:
             of_views = [self.infer(seen(batch.images, view)) for view in self.views]
             of_images = zip(zip(*of_views, strict=True), places(batch), strict=True)
-            return [
+            merged = (
                 merged_objects(found, self.views, place, self._nms_iou, self._max_objects) for found, place in of_images
-            ]
+            )
+            return [{name: value.to(batch.images.device) for name, value in objects.items()} for objects in merged]
         if batch.tiling is None:
             detections: list[dict[str, Tensor]] = self.infer(batch.images)
             return detections

@@ -121,10 +121,13 @@ class SemanticSegmentor(Task):
     def step(self, batch: Batch, stage: Stage) -> Step:
         """Loss of one batch, with logits in training, and in evaluation the classes of the original images' pixels.
 
-        The loss is a mean over the pixels of the network's square that are not ignored.
+        The loss is a mean over the pixels of the network's square that are not ignored. Of several views there is none:
+        it is one of logits.
         """
         if batch.tiling is not None and batch.targets is not None:
             return self._step_of_tiles(batch, batch.tiling)
+        if batch.tiling is None and self.views and stage is not Stage.TRAIN:
+            return self._step_of_views(batch)
         logits = self.output(batch)
         if batch.targets is None:
             return Step({}, logits)
@@ -135,6 +138,16 @@ class SemanticSegmentor(Task):
             return Step(losses, logits, targets, known)
         predicted = [self.original_labels(each, place) for each, place in zip(logits, places(batch), strict=True)]
         return Step(losses, predicted, [self._with_ignored(truth) for truth in batch.truths], known)
+
+    def _step_of_views(self, batch: Batch) -> Step:
+        """The classes that :meth:`decode` gives the pixels of the original images; without losses."""
+        means = self.output(batch)
+        if batch.targets is None:
+            return Step({}, means)
+        if batch.truths is None:
+            return Step({}, torch.stack(means).to(batch.images.device), self._with_ignored(batch.targets))
+        predicted = [self.original_labels(each, place) for each, place in zip(means, places(batch), strict=True)]
+        return Step({}, predicted, [self._with_ignored(truth) for truth in batch.truths])
 
     def _step_of_tiles(self, batch: Batch, tiling: Tiling) -> Step:
         """The classes of whole images, and the mean loss over the pixels of their tiles."""

@@ -54,7 +54,7 @@ class Viewing(Protocol):
     views: tuple[View, ...]
 
 
-def views_of(name: str, size: ImageSize) -> tuple[View, ...]:
+def views_of(name: str, size: ImageSize, verb: str = "predict") -> tuple[View, ...]:
     """The views of an image, the first of which is the image as it is.
 
     The other sizes are about 3/4 and 5/4, in whole multiples of 32 pixels and at least 32.
@@ -62,6 +62,7 @@ def views_of(name: str, size: ImageSize) -> tuple[View, ...]:
     Args:
         name: One of :data:`autotimm.constants.VIEWS`.
         size: The size of the network's input.
+        verb: Who was given the name, for the error.
 
     Raises:
         UsageError: If the name is unknown.
@@ -70,7 +71,7 @@ def views_of(name: str, size: ImageSize) -> tuple[View, ...]:
         >>> [view[:2] for view in views_of("multiscale", 224)]
         [(224, 224), (160, 160), (288, 288)]
     """
-    require_choice("tta", "predict", name, VIEWS)
+    require_choice("tta", verb, name, VIEWS)
     height, width = height_and_width(size)
     first = View(height, width)
     if name == "flip":
@@ -96,8 +97,14 @@ def looking(task: Viewing, views: tuple[View, ...]) -> Iterator[None]:
         task.views = before
 
 
-def check_sizes(network: torch.nn.Module, views: Sequence[View], in_chans: int) -> None:
+def check_sizes(network: torch.nn.Module, views: Sequence[View], in_chans: int, verb: str = "predict") -> None:
     """Refuse views that a network cannot see, as those of another size for a plain ViT.
+
+    Args:
+        network: The network.
+        views: The views.
+        in_chans: The channels of the images.
+        verb: Who was given the name of the views, for the error.
 
     Raises:
         UsageError: If there is one.
@@ -110,7 +117,7 @@ def check_sizes(network: torch.nn.Module, views: Sequence[View], in_chans: int) 
                 network.eval()(torch.zeros(1, in_chans, *view[:2], dtype=torch.uint8, device=parameter.device))
     except (AssertionError, RuntimeError, ValueError, UsageError) as error:
         raise UsageError(
-            f"The `tta` of predict must be flip or left out here: the network does not take images of {view.height} x "
+            f"The `tta` of {verb} must be flip or left out here: the network does not take images of {view.height} x "
             f"{view.width} pixels ({str(error).splitlines()[0]}). Give flip."
         ) from None
     finally:

@@ -10,6 +10,9 @@ import torch
 
 from autotimm import DataError, ImageDataModule
 from autotimm.data.formats import parquet_rows
+from autotimm.data.formats.listing import Listing
+from autotimm.data.formats.packed_sets import ParquetFormat
+from autotimm.data.formats.recognize import read_classes, recognize
 from autotimm.data.packed.packing import pack
 from autotimm.data.table import ImageTable
 from training import small_fit
@@ -130,6 +133,37 @@ def test_files_without_metadata(
     data = opened(tmp_path / "plain.parquet", val_split=0)
     assert data.class_names == expected
     assert data.tables["train"].labels(0) == (str(labels[0]),)
+
+
+@pytest.mark.parametrize("features", [None, {"image": IMAGE, "label": classes("a", "b")}])
+def test_the_column_of_classes_is_read_once(
+    features: Any, samples: list[tuple[bytes, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    class Counting(parquet_rows.ParquetRows):
+        def _labels_of(self, file: Any) -> Any:
+            read.append(file.path.name)
+            return super()._labels_of(file)
+
+    monkeypatch.setattr(ParquetFormat, "rows", Counting)
+    images = [{"bytes": content, "path": name} for content, name, _ in samples[:8]]
+    files = {"train-00000-of-00002": [0, 1], "train-00001-of-00002": [1, 0], "test-00000-of-00001": [-1, -1]}
+    for at, (name, labels) in enumerate(files.items()):
+        write(tmp_path / f"{name}.parquet", images[2 * at : 2 * at + 2], labels, features)
+    for listing in (recognize(tmp_path).listing, Listing(tmp_path)):
+        assert [len(table) for table in read_classes(listing, []).values()] == [4]
+        assert sorted(read) == sorted(f"{name}.parquet" for name in files)
+        read.clear()
+
+
+@pytest.mark.parametrize("labels", [[{"a": 1}, {"a": 2}], [0.5, 1.5], [[{"a": 1}], [{"a": 2}]]])
+def test_values_that_are_no_classes_are_an_error(
+    labels: list[Any], samples: list[tuple[bytes, str, str]], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "x.parquet", [{"bytes": content, "path": None} for content, _, _ in samples[:2]], labels)
+    with pytest.raises(DataError, match=r"The column `label` of .* must hold classes, as texts or numbers"):
+        opened(path).setup("fit")
 
 
 def test_path_in_a_row_is_not_opened(toy_folder: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 from urllib.parse import unquote
 
 import numpy as np
@@ -261,6 +261,7 @@ class Listing:
     Attributes:
         path: The path as given.
         file: The path if it is a file, otherwise ``None``.
+        opened: What formats have opened to see what it is, by their names, for the reading after it.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -268,6 +269,7 @@ class Listing:
         self.file = self.path if os.path.isfile(self.path) else None
         self._contents: dict[str, _Contents] = {}
         self._images: dict[Path, ListedFiles] = {}
+        self.opened: dict[str, Any] = {}
 
     def __repr__(self) -> str:
         return f"Listing({str(self.path)!r})"

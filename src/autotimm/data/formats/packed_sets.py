@@ -35,13 +35,15 @@ class PackedFormat(Format, ABC):
         """What the description of the data set says."""
         if not self.rows.is_there(listing.path):
             return None
-        head = read_head(self.rows(listing.path).description(), listing.path)
+        rows: Rows = listing.opened.get(self.name) or self.rows(listing.path)
+        listing.opened[self.name] = rows
+        head = read_head(rows.description(), listing.path)
         number = sum(head.samples.values())
         return Sighting(f"{number} packed images ({self.name}) with {head.kind}", _TASKS[head.kind])
 
     def read(self, listing: Listing, notices: list[str], options: ReadOptions) -> dict[str, Table]:
         """Read the rows without their images; see the base class."""
-        rows = self.rows(listing.path)
+        rows: Rows = listing.opened.pop(self.name, None) or self.rows(listing.path)  # only one reading may have them
         head = read_head(rows.description(), listing.path)
         upright = current_reading().upright
         if head.kind != "classes" and head.upright != upright:

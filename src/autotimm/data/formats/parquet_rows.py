@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autotimm.data.formats.listing import split_of
-from autotimm.data.packed.row_store import SPLITS, Head, ListedRow, Row, Rows
+from autotimm.data.packed.row_store import SPLITS, Head, ListedRow, Row, Rows, unreadable
 from autotimm.errors import DataError, join_names, missing_extra
 from autotimm.serialization import parse_json
 
@@ -36,6 +36,7 @@ _IMAGES = ("image", "img", "images")
 _LARGEST_GROUP = 1 << 30  # bytes: each image that is read may need all of its group
 _CLASSES = 1 << 20
 _OPEN = 64  # files that are open at once; data sets have hundreds, and systems have limits
+_CURE = "Use an intact copy."
 _BROKEN = (OSError, ValueError, RuntimeError, KeyError)  # what Arrow raises of a file
 
 
@@ -88,6 +89,13 @@ class ParquetRows(Rows):
     engine = "parquet"
     cure = "Give every row an image and a class."
 
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._unlisted: dict[Path, list[tuple[Any, str]]] = {}  # what was read of a file before its rows are listed
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_unlisted": {}}
+
     @staticmethod
     def is_there(path: Path) -> bool:
         """Whether a path is a parquet file, or a folder that has files of the names that ``datasets`` gives them."""
@@ -110,11 +118,13 @@ class ParquetRows(Rows):
         splits = ("train" if alone else split_of(path.name) or "train" for path in self._paths)
         found = [_File(*each) for each in zip(self._paths, splits, strict=True)]
         labelled = {split for split in SPLITS if self._has_classes([each for each in found if each.split == split])}
-        return [each for split in SPLITS if split in labelled for each in found if each.split == split]
+        files = [each for split in SPLITS if split in labelled for each in found if each.split == split]
+        self._unlisted = {file.path: self._unlisted[file.path] for file in files if file.path in self._unlisted}
+        return files
 
     def _has_classes(self, files: Sequence[_File]) -> bool:
         """Whether any row has a class: those of a test are often hidden, and written as -1."""
-        return any(label not in (None, -1, []) for file in files for label, _ in self._labels_of(file))
+        return any(label not in (None, -1, []) for file in files for label, _ in self._rows_of(file))
 
     def notices(self) -> list[str]:
         """The files whose rows have no classes."""
@@ -152,7 +162,7 @@ class ParquetRows(Rows):
             try:
                 opened[path] = parquet.ParquetFile(str(path))
             except _BROKEN as error:
-                raise _failed(path, error) from None
+                raise unreadable(str(path), error, _CURE) from None
         return opened[path]
 
     def _labels_of(self, file: _File) -> Iterator[tuple[Any, str]]:
@@ -165,15 +175,27 @@ class ParquetRows(Rows):
                 names = batch.column(columns.image).to_pylist() if columns.has_path else [None] * len(labels)
                 yield from ((label, (name or {}).get("path") or "") for label, name in zip(labels, names, strict=True))
         except _BROKEN as error:
-            raise _failed(file.path, error) from None
+            raise unreadable(str(file.path), error, _CURE) from None
+
+    def _rows_of(self, file: _File) -> list[tuple[Any, str]]:
+        """Class and name of each row of a file, kept until its rows are listed: a column is read once."""
+        if file.path not in self._unlisted:
+            self._unlisted[file.path] = list(self._labels_of(file))
+        return self._unlisted[file.path]
 
     @cached_property
     def _class_names(self) -> tuple[str, ...]:
         """The names of the classes."""
         if self._columns.names is not None:
             return self._columns.names
-        values = {value for file in self._files for label, _ in self._labels_of(file) for value in _as_list(label)}
-        if len(values) > _CLASSES or not all(isinstance(value, (int, str)) for value in values):
+        values: set[Any] = set()
+        for file in self._files:
+            values.update(
+                value if isinstance(value, (int, str)) else None
+                for label, _ in self._rows_of(file)
+                for value in _as_list(label)
+            )
+        if len(values) > _CLASSES or None in values:
             raise DataError(
                 f"The column `{self._columns.label}` of {self.path} must hold classes, as texts or numbers."
             )
@@ -199,7 +221,10 @@ class ParquetRows(Rows):
         numbers = {name: number for number, name in enumerate(self._class_names)}
         names = self._columns.names
         for split in SPLITS:
-            rows = [row for file in self._files if file.split == split for row in self._labels_of(file)]
+            files = [file for file in self._files if file.split == split]
+            rows = [row for file in files for row in self._rows_of(file)]
+            for file in files:
+                del self._unlisted[file.path]
             called = Counter(os.path.basename(path) for _, path in rows)
             by_name = len(called) == len(rows) and not called.keys() & {"", os.curdir, os.pardir}
             for number, (label, path) in enumerate(rows):
@@ -236,7 +261,7 @@ class ParquetRows(Rows):
             column = self._columns.image
             return self._open(path).read_row_group(group, columns=[column], use_threads=False).column(column)
         except _BROKEN as error:
-            raise _failed(path, error) from None
+            raise unreadable(str(path), error, _CURE) from None
 
     def _content(self, held: Any, place: int) -> bytes:
         """The image file in a row."""
@@ -244,11 +269,6 @@ class ParquetRows(Rows):
         if not isinstance(content, bytes):
             raise DataError(f"{self._name(place)} has no image in it. {self.cure} A path alone is not opened.")
         return content
-
-
-def _failed(path: Path, error: BaseException) -> DataError:
-    why = (str(error).splitlines() or [type(error).__name__])[0]
-    return DataError(f"{path} cannot be read: {why} Use an intact copy.")
 
 
 def is_shard(name: str) -> bool:

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from autotimm.data.packed.row_store import Head, ListedRow, Row, Rows
+from autotimm.data.packed.row_store import Head, ListedRow, Row, Rows, unreadable
 from autotimm.data.table import AT_ONCE
 from autotimm.errors import DataError, missing_extra
 
@@ -70,8 +70,7 @@ class LanceRows(Rows):
         return opened
 
     def _failed(self, error: BaseException) -> DataError:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        return DataError(f"The Lance data set {self.path} cannot be read: {why} Use an intact copy, or pack it again.")
+        return unreadable(f"The Lance data set {self.path}", error)
 
     def description(self) -> bytes:
         """What stands in the metadata of the schema; refuses other columns than ours."""

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from autotimm.data.packed.row_store import Head, ListedRow, Row, Rows
+from autotimm.data.packed.row_store import Head, ListedRow, Row, Rows, unreadable
 from autotimm.errors import DataError, missing_extra, sentence
 from autotimm.records.atomic import write_text
 from autotimm.records.readers import Fields, misfit
@@ -81,8 +81,7 @@ class LitDataRows(Rows):
         return self._here(partial(self._open, _IMAGES))
 
     def _failed(self, error: BaseException) -> DataError:
-        why = (str(error).splitlines() or [""])[0] or type(error).__name__
-        return DataError(f"The chunks of {self.path} cannot be read: {why}. Use an intact copy, or pack it again.")
+        return unreadable(f"The chunks of {self.path}", error)
 
     def description(self) -> bytes:
         """What stands in ``autotimm.json``; refuses other streams than ours."""

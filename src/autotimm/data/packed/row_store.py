@@ -32,7 +32,7 @@ from autotimm.errors import DataError, sentence
 from autotimm.records.readers import Fields, misfit
 from autotimm.serialization import parse_json
 
-__all__ = ["KINDS", "SPLITS", "Head", "ListedRow", "Row", "Rows", "read_head"]
+__all__ = ["KINDS", "SPLITS", "Head", "ListedRow", "Row", "Rows", "read_head", "unreadable"]
 
 SPLITS = ("train", "val", "test")
 """The splits, in the order in which their rows come."""
@@ -160,6 +160,18 @@ def _is_code(code: Mapping[str, Any], classes: int) -> bool:
     return len(code["keys"]) == len(code["classes"]) and all(
         0 <= index < classes or index == 255 for index in code["classes"]
     )
+
+
+def unreadable(what: str, error: BaseException, cure: str = "Use an intact copy, or pack it again.") -> DataError:
+    """The error of files that an engine cannot read.
+
+    Args:
+        what: The files, as the subject of a sentence.
+        error: What the engine has raised.
+        cure: What to do.
+    """
+    why = (str(error).splitlines() or [""])[0].rstrip(" .") or type(error).__name__
+    return DataError(f"{what} cannot be read: {why}. {cure}")
 
 
 class Rows(ABC):
