@@ -17,7 +17,7 @@ from autotimm.models.detection import DETECTORS
 from autotimm.models.segmentation.segmenter import SEGMENTERS
 from autotimm.types import DataSpec
 
-__all__ = ["ARCHS", "BACKBONES", "classifier", "dense_task", "family_of"]
+__all__ = ["ARCHS", "BACKBONES", "TILED", "classifier", "dense_task", "family_of"]
 
 BACKBONES = {
     "test_resnet": 96, "resnet18": 96, "regnetx_002": 96, "test_vit": 96, "test_convnext": 96, "test_efficientnet": 96,
@@ -28,6 +28,9 @@ BACKBONES = {
 
 ARCHS = (*SEGMENTERS, *DETECTORS)
 """Every ``arch`` of segmentation, detection and instance segmentation."""
+
+TILED = {f"{arch} in tiles": arch for arch in ("fpn", "fcos", "faster_rcnn", "mask_rcnn")}
+"""Those that are also exported as models that see tiles of an image."""
 
 
 def family_of(backbone: str) -> str:
@@ -49,8 +52,14 @@ def classifier(backbone: str) -> tuple[Task, DataSpec]:
     return task, task.spec
 
 
-def dense_task(arch: str, side: int) -> tuple[Task, DataSpec]:
-    """A segmenter or detector of two classes that finds many objects, with scores far from each other."""
+def dense_task(arch: str, side: int, overlap: float | None = None) -> tuple[Task, DataSpec]:
+    """A segmenter or detector of two classes that finds many objects, with scores far from each other.
+
+    Args:
+        arch: Its ``arch``.
+        side: Side of the network's input in pixels.
+        overlap: Overlap of the tiles that it sees; ``None`` if it sees whole images.
+    """
     options: dict[str, Any] = {"arch": arch, "width": 64, "image_size": side, "pretrained": False, "seed": 1}
     task: Task
     if arch in SEGMENTERS:
@@ -62,6 +71,6 @@ def dense_task(arch: str, side: int) -> tuple[Task, DataSpec]:
     for name, parameter in task.network.named_parameters():
         if "cls_logits" in name or "cls_score" in name:
             parameter.data.mul_(0 if name.endswith("bias") else 15)
-    task.spec = DataSpec(("a", "b"), image_size=side, kind=kind, eval_batch_size=3)
+    task.spec = DataSpec(("a", "b"), image_size=side, kind=kind, overlap=overlap, eval_batch_size=3)
     task.eval_batch_size = 3
     return task.eval(), task.spec

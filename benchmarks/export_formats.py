@@ -1,9 +1,9 @@
 """Exported architectures by format and precision: which can be exported, how far they differ, how large the files are.
 
 Networks with random weights (``_networks.py``) are exported and compared on 32 images drawn from a seed, each file in
-its own runtime: classifiers with backbones of many families, and every ``arch`` of the other tasks on ``test_resnet``.
-Networks and images are small: differences come from the operators, and only the sizes of files grow with the backbone.
-8 bits are calibrated on other seeded images.
+its own runtime: classifiers with backbones of many families, and every ``arch`` of the other tasks on ``test_resnet``,
+some of them also as models that see tiles. Networks and images are small: differences come from the operators, and only
+the sizes of files grow with the backbone. 8 bits are calibrated on other seeded images.
 
 The table is that of ``docs/guide/export.md``.
 
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 from _bench import arguments, done_lines, keep_line, report
-from _networks import ARCHS, BACKBONES, classifier, dense_task, family_of
+from _networks import ARCHS, BACKBONES, TILED, classifier, dense_task, family_of
 
 from autotimm import Task
 from autotimm.data.table import Table
@@ -117,8 +117,9 @@ class Exporter:
 
 def row(name: str, folder: Path, most: int) -> dict[str, Any]:
     """All formats of one architecture."""
-    task, spec = dense_task(name, SIDE) if name in ARCHS else classifier(name)
-    found: dict[str, Any] = {"model": name, "family": spec.kind if name in ARCHS else family_of(name)}
+    dense = name in (*ARCHS, *TILED)
+    task, spec = dense_task(TILED.get(name, name), SIDE, 0.2 if name in TILED else None) if dense else classifier(name)
+    found: dict[str, Any] = {"model": name, "family": spec.kind if dense else family_of(name)}
     export = Exporter(task, spec, folder, most)
     for title, (to, precision) in COLUMNS.items():
         found[title] = export(to, precision)._asdict()
@@ -148,7 +149,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    every = ["test_resnet"] if given.quick else [*BACKBONES, *ARCHS]
+    every = ["test_resnet"] if given.quick else [*BACKBONES, *ARCHS, *TILED]
     names = given.models.split(",") if given.models else every
     rows = {done["model"]: done for done in done_lines(given.out)}
     for name in names:

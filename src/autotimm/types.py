@@ -358,7 +358,7 @@ class Calibration:
 
     Attributes:
         temperature: What logits are divided by before they become probabilities; 1 changes nothing.
-        thresholds: Score in (0, 1) from which on each class is predicted, in class order; empty where none were fitted.
+        thresholds: Score in (0, 1) from which on each class is predicted, in class order; empty: the run's.
         aim: What the thresholds were chosen for: ``f1``, or a precision as ``precision 0.9``.
         samples: Number of samples that they were fitted on.
     """

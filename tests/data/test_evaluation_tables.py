@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from autotimm.data.inference_loaders import read_labelled
+from autotimm.data.inference_loaders import read_labelled, read_relabelled
 from autotimm.errors import DataError
 from autotimm.types import DataSpec
 
@@ -61,3 +63,21 @@ def test_missing_columns_and_files_are_named_with_a_cure(toy: Path, tmp_path: Pa
     away = table_of(tmp_path / "tables" / "new.csv", toy, "image,class")
     with pytest.raises(DataError, match=r"none of its 24 files is in .*tables nor in .*gone.* Put the table where"):
         read_labelled(away, SPEC, "test", [], {"image_dir": str(tmp_path / "gone"), "train_csv": "x.csv"})
+
+
+@pytest.mark.parametrize(
+    ("highest", "said"),
+    [(3, "1 wall, 2 sky, 3 sea"), (2, "0 wall, 1 sky, 2 sea")],
+    ids=["all", "without the last"],
+)
+def test_values_of_label_images_are_said(tmp_path: Path, highest: int, said: str) -> None:
+    for folder, pixels in (
+        ("images", np.zeros((8, 9, 3), np.uint8)),
+        ("masks", np.eye(8, 9, dtype=np.uint8) * highest),
+    ):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(pixels).save(tmp_path / folder / "1.png")
+    (tmp_path / "classes.txt").write_text("wall\nsky\nsea\n")
+    notices: list[str] = []
+    read_relabelled(tmp_path, DataSpec(("wall", "sky", "sea"), kind="pixels"), "test", notices)
+    assert notices[-1] == f"Pixel values are read as: {said}."

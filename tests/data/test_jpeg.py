@@ -11,9 +11,9 @@ from PIL import Image
 
 from autotimm.data import jpeg
 from autotimm.data.image_channels import read_as
-from autotimm.data.image_io import read_image
+from autotimm.data.image_io import read_image, size_of
 from autotimm.data.image_reading import ImageReading
-from autotimm.data.jpeg import quick_jpeg, reduction
+from autotimm.data.jpeg import checked_jpeg, quick_jpeg, reduction
 from autotimm.errors import DataError
 from shared_data import SHARED
 
@@ -22,11 +22,11 @@ pytestmark = pytest.mark.skipif(jpeg.simplejpeg is None, reason="needs simplejpe
 SIZES = [(67, 101), (64, 64), (333, 200)]
 
 
-def encoded(height=67, width=101, mode="RGB", orientation=0, **options) -> bytes:
+def encoded(height=67, width=101, mode="RGB", orientation=None, **options) -> bytes:
     noise = np.random.default_rng(height).integers(0, 256, (height // 3 + 1, width // 3 + 1, 3), np.uint8)
     image = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
     tags = Image.Exif()
-    if orientation:
+    if orientation is not None:
         tags[0x0112] = orientation
     file = io.BytesIO()
     image.save(file, "JPEG", exif=tags, **options)
@@ -50,13 +50,16 @@ def test_the_pixels_are_those_of_pillow(tmp_path, size, mode):
         assert same_pixels(path), options
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("orientation", [0, *range(1, 10), 65535])  # 0 is what many phones write; it turns nothing
 def test_photographs_are_turned_alike(tmp_path, orientation):
     path = tmp_path / "a.jpg"
     for size in [(67, 101), (1, 9)]:
         path.write_bytes(encoded(*size, orientation=orientation))
         for upright, least in itertools.product((True, False), (None, (16, 40), (40, 16))):
             assert same_pixels(path, upright, least), (size, upright, least)
+            sides = size_of(Image.open(path), upright)
+            assert checked_jpeg(path.read_bytes(), upright, full=False) == sides
+            assert (sides != size[::-1]) == (upright and orientation in (5, 6, 7, 8))
 
 
 def test_a_turn_named_by_xmp_alone_counts(tmp_path):

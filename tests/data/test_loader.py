@@ -1,6 +1,7 @@
 """The loader: the same bits from any number of workers, an exact place, and nothing of the caller's touched."""
 
 import multiprocessing
+import os
 import pickle
 import random
 import subprocess
@@ -20,9 +21,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from autotimm.data import ImageDataModule, KeyedDataset, KeyedLoader
+from autotimm.data import ImageDataModule, KeyedDataset, KeyedLoader, loading_processes
 from autotimm.data.formats import read_folder
-from autotimm.data.loader import killed_process
+from autotimm.data.loading_processes import killed_process
 from autotimm.data.transforms import ImageTransform, train_transform
 from autotimm.errors import DataError, UsageError
 from autotimm.repro import KeyedBatchSampler, config_digest, tensor_digest
@@ -166,6 +167,37 @@ def test_workers_leave_sigterm_to_the_training(toy: Path) -> None:
     assert all(worker.is_alive() for worker in workers)
     read.close()
     torch.set_num_threads(threads)
+
+
+HANGS: list[Path] = []
+
+
+def hang_once() -> None:
+    for path in HANGS:
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            continue
+        time.sleep(600)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_a_process_that_does_not_begin_is_forked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python before 3.12 may leave a forked process waiting for a lock, in the place of this handler."""
+    monkeypatch.setattr(loading_processes.PatientPopen, "patience", 0.5)
+    context = loading_processes.PatientForkContext()
+    path = tmp_path / "hangs"
+    path.touch()
+    os.register_at_fork(after_in_child=hang_once)
+    HANGS.append(path)
+    queue = context.SimpleQueue()
+    process = context.Process(target=queue.put, args=("begun",))
+    process.start()
+    HANGS.clear()
+    assert not path.exists()
+    assert queue.get() == "begun"
+    process.join()
+    assert process.exitcode == 0
 
 
 class Own(Dataset[Any]):

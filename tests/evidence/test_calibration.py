@@ -94,6 +94,23 @@ def test_what_does_no_good_is_not_used():
     assert fit_calibration(single(19, 3.0)) is None
 
 
+@pytest.mark.parametrize("threshold", [0.2, 0.5])
+def test_without_fitted_thresholds_labels_are_those_that_metrics_count(threshold):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(400, 2)) * 1.5
+    targets = (rng.random((400, 2)) < 1 / (1 + np.exp(-logits))).astype(np.uint8)
+    scores = (1 / (1 + np.exp(-3 * logits))).astype(np.float32)
+    ids = tuple(map(str, range(400)))
+    evidence = Evidence("val", "classes", True, threshold, NAMES[:2], ids, {"scores": scores, "targets": targets})
+    fitted = fit_calibration(evidence)
+    assert (fitted.measured["fitted"], round(fitted.calibration.temperature)) == (0, 3)
+    assert (fitted.calibration.thresholds == ()) == (threshold == 0.5)
+    moved = scaled(scores, fitted.calibration.temperature, multi_label=True)
+    predicted = moved >= np.array(fitted.calibration.thresholds or threshold)
+    assert np.array_equal(predicted, scores >= threshold)
+    assert f1_score(targets, predicted, average="macro") == pytest.approx(fitted.measured["f1"])
+
+
 def test_extremes_have_an_end():
     sure = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
     assert fit_temperature(sure, np.array([1, 0])) == 20

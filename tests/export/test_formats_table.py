@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from _networks import ARCHS, BACKBONES, family_of
+from _networks import ARCHS, BACKBONES, TILED, family_of
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "benchmarks" / "export_formats.py"
@@ -23,7 +23,7 @@ def rows_in(text: str) -> dict[str, list[str]]:
 
 def test_table_covers_backbones_and_archs() -> None:
     listed = rows_in((ROOT / "docs" / "guide" / "export.md").read_text())
-    assert list(listed) == [*BACKBONES, *ARCHS]
+    assert list(listed) == [*BACKBONES, *ARCHS, *TILED]
     assert len(BACKBONES) >= 12
     assert len({family_of(name) for name in BACKBONES}) >= 8
     assert {name: listed[name][0] for name in BACKBONES} == {name: family_of(name) for name in BACKBONES}
@@ -40,7 +40,7 @@ def test_every_refusal_of_the_table_has_a_reason_below_it() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["test_resnet", "test_vit", "fpn", "fcos", "mask_rcnn"])
+@pytest.mark.parametrize("model", ["test_resnet", "test_vit", "fpn", "fcos", "mask_rcnn", "fcos in tiles"])
 def test_table_is_what_the_benchmark_finds(model: str) -> None:
     """If this fails, run `python benchmarks/export_formats.py` and copy the table into docs/guide/export.md."""
     listed = rows_in((ROOT / "docs" / "guide" / "export.md").read_text())

@@ -96,6 +96,20 @@ def test_evidence_that_nobody_has_left_out_is_missing(unpacked, photos):
     assert Run(unpacked / "run").verify(data=photos).exit_code == 6
 
 
+def test_a_run_without_its_folds_is_identical_and_names_them(photos, tmp_path):
+    run = small_fit(photos, tmp_path, val_split=None, folds=2, name="folded")
+    with prepared_archive(run, patch=False, allow_names=True) as archive:
+        archive.write(tmp_path / "paper.zip")
+        assert any("The folds are runs of their own" in notice for notice in archive.notices)
+    with zipfile.ZipFile(tmp_path / "paper.zip") as file:
+        file.extractall(tmp_path / "unpacked")
+    verdict = Run(tmp_path / "unpacked" / "run").verify(data=photos)
+    assert verdict.verdict == "identical"
+    assert {"evidence/folds.safetensors (left out by whoever published the run)", "how its 2 folds were trained"} <= {
+        *verdict.not_checked
+    }
+
+
 def test_nothing_says_who_made_it(unpacked):
     words = [USER, HOST, TOKEN, "IndexPassword", "pypi.example.org", "OfNoTableAtAll", "/home/", "nowhere"]
     files = [path for path in unpacked.rglob("*") if path.is_file() and path.suffix != ".whl"]

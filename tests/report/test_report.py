@@ -7,8 +7,9 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, f1_score
 
 import autotimm
 from autotimm.cli.main import main
@@ -16,7 +17,9 @@ from autotimm.data.toy import write_toy_folder
 from autotimm.evidence import Evidence, write_evidence
 from autotimm.evidence.object_matches import match_objects, object_pairs
 from autotimm.evidence.reliability import expected_calibration_error, reliability
+from autotimm.metrics import default_metrics
 from autotimm.report import write_report
+from autotimm.report.class_content import class_content
 from autotimm.report.class_figures import average_precision, selective
 from autotimm.report.intervals import bootstrap
 from autotimm.report.object_content import object_headline
@@ -42,6 +45,33 @@ def run(photos, tmp_path_factory):
 
 def page_of(run):
     return (run.path / "report.html").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:No positive samples found")
+def test_classes_that_no_image_has_are_named_where_the_metric_counts_zeros():
+    rng = np.random.default_rng(0)
+    true, scores = (rng.random((60, 3)) < 0.4).astype(np.uint8), rng.random((60, 3)).astype(np.float32)
+    true[:, 2] = 0
+    (config, _) = default_metrics(3, multi_label=True)
+    metric = config.build()
+    metric.update(torch.from_numpy(scores), torch.from_numpy(true).long())
+    arrays = {"scores": scores, "targets": true, "losses": np.zeros(60, np.float32)}
+    evidence = Evidence("val", "classes", True, 0.5, ("a", "b", "c"), tuple(map(str, range(60))), arrays)
+    content = class_content(evidence, Pictures({}, 8, square=True), 0)
+    assert content.headline.figure.value == pytest.approx(1.5 * float(metric.compute()))
+    assert "No image has 1 of the 3 classes: the result is the mean over the others" in content.classes_text
+
+
+def test_f1_is_that_at_the_very_threshold_of_the_run():
+    rng = np.random.default_rng(0)
+    true, scores = (rng.random((60, 2)) < 0.4).astype(np.uint8), rng.random((60, 2)).astype(np.float32)
+    scores[:20] = np.linspace(0.33, 0.34, 20)[:, None]
+    arrays = {"scores": scores, "targets": true, "losses": np.zeros(60, np.float32)}
+    evidence = Evidence("val", "classes", True, 0.3351, ("a", "b"), tuple(map(str, range(60))), arrays)
+    table, _ = class_content(evidence, Pictures({}, 8, square=True), 0).tables["Thresholds per class"]
+    assert table.titles[-1] == "F1 at 0.3351"
+    expected = f1_score(true, scores.astype(np.float64) >= 0.3351, average=None)
+    assert [row[-1] for row in table.rows] == pytest.approx(expected.tolist())
 
 
 def test_every_fit_leaves_a_page_that_loads_nothing(run):

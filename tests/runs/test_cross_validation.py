@@ -139,6 +139,23 @@ def test_a_run_that_was_killed_in_its_second_fold_goes_on(photos, run, tmp_path)
     assert Run(folder).resume().path == folder  # it is finished
 
 
+def test_a_run_that_was_killed_before_the_first_step_after_its_folds_goes_on(photos, tmp_path, monkeypatch):
+    killed, opened = tmp_path / "killed", RunFolder.open
+
+    def opens(folder, *args, **settings):
+        opened(folder, *args, **settings)
+        if folder.path.name == "whole":
+            shutil.copytree(folder.path, killed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "open", opens)
+        run = small_fit(photos, tmp_path, val_split=None, folds=2, name="whole")
+    assert (killed / "checkpoints").is_dir()
+    assert not (killed / "manifest.json").exists()
+    Run(killed).resume()
+    assert [file_digest(killed / name) for name in KEPT] == [file_digest(run.path / name) for name in KEPT]
+
+
 def test_images_that_changed_between_the_folds_are_refused(run, photos, tmp_path):
     data = shutil.copytree(photos, tmp_path / "photos")
     folder = shutil.copytree(run.path, tmp_path / "whole")

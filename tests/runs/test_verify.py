@@ -103,6 +103,15 @@ class TestIdentical:
         assert verdict.verdict == "different"
         assert any("model.safetensors: it holds notes beside its tensors" in each for each in verdict.findings)
 
+    @pytest.mark.parametrize("wrong", [
+        {"steps": 0}, {"steps": True}, {"steps": "2"}, {"epochs": (2, 1)}, {"epochs": (0, 1)}, {"epochs": "1:2"},
+        {"epochs": (1,)}, {"stretches": 0}, {"budget": "10%"}, {"stretches": 1, "budget": 0.5}, {"challenge": 1},
+        {"stretches": 1, "epochs": (1, 1)}, {"budget": 0.5, "explain": True}, {"jobs": 2}, {"commitment": 5},
+    ], ids=str)  # fmt: skip
+    def test_arguments_without_a_meaning_are_refused(self, run, wrong):
+        with pytest.raises(UsageError, match=rf"The `{[*wrong][-1]}` of verify must be"):
+            run.verify(**wrong)
+
     def test_epochs_that_the_run_has_not_made(self, run):
         with pytest.raises(UsageError, match=r"Got 2:9 instead\. The last is 2"):
             run.verify(epochs=(2, 9))

@@ -14,11 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torchvision import tv_tensors
 
 import warm
 from autotimm.cli.main import main
 from autotimm.data.toy import write_toy_folder
+from autotimm.runs.run import Run
+from autotimm.serving.prediction_stream import PredictionStream
+from autotimm.types import Sample
 from messy import write_messy_files
 from server import Server, form_of, serving_by, serving_run
 from training import small_fit
@@ -308,6 +313,15 @@ def test_requests_of_8_clients(count: int, server: Server, readable: dict[str, b
     batch = re.search(r"^autotimm_batch_images ([\d.]+)", server.ask("GET", "/metrics").body.decode(), re.MULTILINE)
     assert batch
     assert float(batch[1]) > 1, "no two images were predicted together"
+
+
+def test_an_image_that_nobody_waits_for_any_more_ends_nothing(run: Path) -> None:
+    black = tv_tensors.Image(torch.zeros(3, 32, 32, dtype=torch.uint8))
+    with PredictionStream(Run(run)) as stream:
+        futures = [stream.submit(Sample(black, None, name)) for name in "abc"]
+        cancelled = futures[0].cancel()
+        assert [future.result(timeout=60).id for future in futures[cancelled:]] == ["a", "b", "c"][cancelled:]
+        assert stream.is_alive
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,12 @@ from pathlib import Path
 import pytest
 
 import warm
+from autotimm import Run
 from autotimm.data.toy import write_toy_folder
 from autotimm.records.digest import file_digest
 from autotimm.records.ledger import read_ledger
+from autotimm.records.run_folder import RunFolder
+from training import small_fit
 
 FILES = ("ledger.jsonl", "metrics.csv", "splits.csv", "files.csv", "results.json", "model.safetensors")
 FIT = ["--backbone", "test_resnet", "--image-size", "32", "--batch-size", "4", "--threads", "1", "--pretrained",
@@ -207,3 +211,19 @@ def test_a_run_killed_before_its_first_checkpoint_has_the_same_manifest(photos, 
     assert killed["digest"] == whole["digest"]
     assert not [*folder.rglob(".*.tmp")]
     same(folder, tmp_path / "runs" / "whole")
+
+
+def test_a_process_killed_when_it_has_finished_leaves_a_complete_record(photos, tmp_path, monkeypatch):
+    """Whatever says that a run is finished is written last: nobody resumes it then."""
+    save = RunFolder.write_manifest
+
+    def saved(folder, manifest, names=()):
+        save(folder, manifest, names)
+        if manifest.results.get("status") == "finished":
+            shutil.copytree(folder.path, tmp_path / "killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write_manifest", saved)
+        small_fit(photos, tmp_path, search_budget="1x", epochs=2)
+    verdict = Run(tmp_path / "killed").verify()
+    assert (verdict.verdict, verdict.not_checked) == ("identical", ())

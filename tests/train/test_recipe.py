@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning.callbacks import Callback
 
 import autotimm
 import warm
 from autotimm.config import FitConfig
 from autotimm.data.toy import write_toy_folder, write_toy_objects
 from autotimm.errors import UsageError
+from autotimm.records.checkpoint_store import CheckpointStore
 from autotimm.records.digest import file_digest
 from autotimm.records.ledger import read_ledger
+from autotimm.records.manifest import Manifest
 from autotimm.runs.factory import build_data, settle_recipe
 from autotimm.runs.restore import read_config
 from autotimm.train.callbacks.candidates import Candidates
@@ -119,6 +122,32 @@ def test_probe_ends_with_the_head(photos, weights, tmp_path):
     assert run.predict(photos)[0].labels
     with pytest.raises(UsageError, match="`epochs` of fit has no effect with recipe probe"):
         small_fit(photos, tmp_path, pretrained=weights, recipe="probe")
+
+
+class StopAtFirstStep(Callback):
+    def on_train_batch_start(self, *args) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_run_resumed_from_its_fitted_head_is_verified(photos, weights, tmp_path):
+    """Its checkpoint has no step, and the record of its first weights must stay that of the run."""
+
+    def train(callbacks, **settings):
+        one = trainer(2, run_dir=tmp_path / "run", recipe="auto", callbacks=callbacks)
+        one.fit(classifier(pretrained=weights), datamodule=toy_data(photos), **settings)
+
+    def initial():
+        return Manifest.load(tmp_path / "run" / "manifest.json").inputs["initial"]
+
+    with pytest.raises(KeyboardInterrupt):
+        train([StopAtFirstStep()])
+    assert [path.name for path in CheckpointStore(tmp_path / "run" / "checkpoints").files()] == [
+        "epoch-0000-step-00000000.ckpt"
+    ]
+    before = initial()
+    train([], ckpt_path="last")
+    assert initial() == before
+    assert autotimm.Run(tmp_path / "run").verify().verdict == "identical"
 
 
 def test_several_labels_without_validation_images(photos, weights, tmp_path):

@@ -393,11 +393,12 @@ def _require_memory(image: Image.Image) -> None:
 
 
 def stored_orientation(image: Image.Image) -> int:
-    """The EXIF orientation of an image that has not been decoded; 1 is upright."""
+    """The EXIF orientation of an image that has not been decoded, 1 to 8; 1 is upright, and so is any other number."""
     # Pillow decodes a whole PNG to look for a tag behind its pixels, where none is written.
     if image.format != "PNG" or "exif" in image.info:
         with contextlib.suppress(*BROKEN):  # a broken tag gives no orientation
-            return int(image.getexif().get(_ORIENTATION, 1))
+            orientation = int(image.getexif().get(_ORIENTATION, 1))
+            return orientation if orientation in _UNDONE else 1  # phones and scanners write 0 for "unknown"
     return 1
 
 

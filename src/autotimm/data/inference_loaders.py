@@ -17,6 +17,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from autotimm.constants import IGNORE_INDEX
+from autotimm.data.annotations.masks import IGNORED, MaskTable
 from autotimm.data.data_facts import content
 from autotimm.data.formats.class_csv import IMAGE_NAMES, LABEL_NAMES, CsvTable, open_table, read_csv
 from autotimm.data.formats.class_folders import split_folder
@@ -272,6 +273,11 @@ def read_relabelled(path: str | Path, spec: DataSpec, split: str, notices: list[
         raise DataError(f"There is no {split} data in {path}: it has {join_names(sorted(tables))}. Give such a folder.")
     table = tables.get(split) or next(iter(tables.values()))
     _check_classes(table, spec, path)
+    if isinstance(table, MaskTable) and not table.code.by_color:
+        # A list of names may count from 0 or from 1, which masks that lack the last class do not tell.
+        meanings = zip(table.code.keys, table.code.classes, strict=True)
+        named = [f"{key} {table.class_names[index]}" for key, index in meanings if index != IGNORED]
+        notices.append(f"Pixel values are read as: {join_names(named, 10)}.")
     return Relabelled(table, spec.class_names)
 
 

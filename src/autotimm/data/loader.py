@@ -6,30 +6,27 @@ of its samples, and can be resumed; :func:`transformed_loader` builds both for a
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import re
-import signal
-import sys
-import threading
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from hashlib import sha256
-from multiprocessing import resource_sharer
-from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler, default_collate, get_worker_info
 
+from autotimm.data.loading_processes import (
+    killed_process,
+    leave_signals_to_training,
+    loading_context,
+    sigterm_blocked,
+)
 from autotimm.data.table import AT_ONCE, Table
 from autotimm.data.transforms.image_transforms import SampleTransform
-from autotimm.errors import AutotimmError, DataError, RunError, UnreadableSampleError, UsageError
+from autotimm.errors import AutotimmError, DataError, UnreadableSampleError, UsageError
 from autotimm.records.digest import state_digest
 from autotimm.repro.sampler import Draw, KeyedBatchSampler
 from autotimm.repro.seed import fixed_threads
@@ -44,7 +41,6 @@ __all__ = [
     "Shuffled",
     "collate_samples",
     "default_workers",
-    "killed_process",
     "transformed_loader",
     "with_fingerprints",
 ]
@@ -235,66 +231,6 @@ def _next(batches: Iterator[Any]) -> Any:
         raise killed from error
 
 
-# torch has no exception class for it.
-_KILLED = re.compile(r"DataLoader worker \(pid.*?\) (?:is killed by signal|exited unexpectedly)")
-
-
-def killed_process(error: BaseException) -> RunError | None:
-    """What to raise if an error is that of a loading process that was killed; ``None`` for any other error.
-
-    torch raises it in a signal handler: wherever the program happens to be, or when it waits for the next batch. Who is
-    just asking the process for the memory of a batch finds nobody there instead.
-    """
-    died = isinstance(error, RuntimeError) and _KILLED.search(str(error)) is not None
-    if not died and not (isinstance(error, (OSError, EOFError)) and _is_of_shared_memory(error)):
-        return None
-    return RunError(
-        "A loading process was killed, most often by the system for want of memory. Lower `num_workers`, `batch_size` "
-        "or `image_size`, or free memory, and try again."
-    )
-
-
-def _is_of_shared_memory(error: BaseException) -> bool:
-    """Whether an error comes from handing memory over between processes, and not from a file or a network."""
-    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
-    return any(frame.f_globals.get("__name__") == resource_sharer.__name__ for frame in frames)
-
-
-def _start_method(source: Table | _MapStyle) -> str:
-    """How loading processes start: as Python starts processes, unless what they read does not survive a fork."""
-    usual = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
-    packed = source.packed() if isinstance(source, Table) else None
-    if usual != "fork" or packed is None or packed.rows.may_fork:
-        return usual
-    # A server that has imported torch once forks all of them.
-    multiprocessing.set_forkserver_preload(["__main__", __name__])
-    return "forkserver"
-
-
-def _require_guard(method: str) -> None:
-    """Refuse to start loading processes that would begin the program again.
-
-    Where processes are not forked, each of them imports the file that the program began with. Without a guard it would
-    train, too, and fail with a traceback of multiprocessing in the middle of the caller's own.
-
-    Raises:
-        UsageError: If that file has no guard.
-    """
-    file = getattr(sys.modules.get("__main__"), "__file__", None)  # none in a notebook or an interpreter
-    if method == "fork" or file is None or not file.endswith(".py"):
-        return
-    try:
-        guarded = "__main__" in Path(file).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return
-    if not guarded:
-        raise UsageError(
-            f'{file} must run its code below a line `if __name__ == "__main__":`. There is none, and each loading '
-            f"process would run the file again, since processes start by {method} here. Add the line, or give "
-            "num_workers=0."
-        )
-
-
 class _Collate:
     def __init__(self, collate: Callable[[Any], Any]) -> None:
         self.collate = collate
@@ -307,49 +243,6 @@ class _Collate:
         except AutotimmError as error:
             return _Failure(error)
         return with_fingerprints(batch) if isinstance(batch, Batch) else batch
-
-
-def _leave_signals_to_training(worker: int) -> None:
-    """Ignore Ctrl-C and SIGTERM, which a terminal or a scheduler sends to all processes of a run.
-
-    The training process stops after a step, for which it needs batches, and then ends its workers.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.excepthook = _say_unless_training_ended
-    if sys.platform == "linux":
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey_training, daemon=True).start()
-
-
-def _say_unless_training_ended(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Show an error that nobody has caught, but not that the training process was gone when it should take a batch."""
-    if not (isinstance(error, (OSError, EOFError)) and _is_of_shared_memory(error)):
-        sys.__excepthook__(kind, error, trace)
-
-
-@contextmanager
-def _sigterm_blocked() -> Iterator[None]:
-    """Start processes in this block that leave SIGTERM alone from the beginning, in all of their threads.
-
-    Where torch computes with several threads, a forked process begins with threads of its own, and one that does not
-    block the signal would end the process.
-    """
-    if sys.platform != "linux":  # others do not tell who sent a signal
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _obey_training() -> None:
-    """Wait for the SIGTERM by which multiprocessing ends the workers that are left when a program exits."""
-    training = multiprocessing.parent_process()  # not the process that has forked this one, which may be a server
-    while training is not None and signal.sigwaitinfo({signal.SIGTERM}).si_pid != training.pid:
-        pass
-    os._exit(0)
 
 
 class KeyedLoader:
@@ -438,12 +331,10 @@ class KeyedLoader:
             )
 
     def _start(self) -> Iterator[Any]:
-        if self.num_workers:
-            _require_guard(_start_method(self.dataset.source))
         with warnings.catch_warnings():
             # torch compares the number of workers with that of the cores, which is taken into account already.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
-            with _sigterm_blocked():
+            with sigterm_blocked():
                 return iter(self._torch_loader())
 
     def _torch_loader(self) -> DataLoader[Any]:
@@ -455,8 +346,8 @@ class KeyedLoader:
                 num_workers=self.num_workers,
                 persistent_workers=self.persistent_workers,
                 pin_memory=self.pin_memory,
-                worker_init_fn=_leave_signals_to_training,
-                multiprocessing_context=_start_method(self.dataset.source) if self.num_workers else None,
+                worker_init_fn=leave_signals_to_training,
+                multiprocessing_context=loading_context(self.dataset.source) if self.num_workers else None,
                 # torch draws the workers' seeds, which nothing of ours reads; not from the caller's generator.
                 generator=torch.Generator(),
             )

@@ -24,8 +24,8 @@ from autotimm.repro.streams import key
 from autotimm.types import Calibration
 
 __all__ = [
-    "F1", "LEAST_SAMPLES", "Fitted", "choose_threshold", "fit_calibration", "fit_temperature", "halves", "scaled",
-    "scaled_by_other_half",
+    "F1", "LEAST_SAMPLES", "Fitted", "at_temperature", "choose_threshold", "fit_calibration", "fit_temperature",
+    "halves", "scaled", "scaled_by_other_half",
 ]  # fmt: skip
 
 F1 = "f1"
@@ -242,18 +242,20 @@ def choose_threshold(score: NDArray[Any], right: NDArray[np.bool_], there: int, 
         worth = np.where(enough, hits, -1)
     best = int(worth.argmax())
     below = score[ends[best] + 1] if best + 1 < len(ends) else 0.0
-    return float(np.clip((score[ends[best]] + below) / 2, 1e-6, 1 - 1e-6))
+    return _inside((score[ends[best]] + below) / 2)
 
 
 def _thresholds(
     evidence: Evidence, half: NDArray[np.bool_], temperature: float, aim: str | float
 ) -> tuple[tuple[float, ...], dict[str, float]]:
-    """The thresholds of all classes, or none if those of one half do the other no good; with what was measured.
+    """The thresholds of all classes, or that of the run if others do no good; with what was measured.
 
     A class that does not occur keeps the threshold of the run.
     """
     assert evidence.threshold is not None
     default, classes = evidence.threshold, _scored(evidence, evidence.scores)
+    kept = at_temperature(default, temperature)  # what is predicted from it on is what metrics count
+    unfitted = () if kept == default else (kept,) * len(classes)
     before, after = [], []
     for each in classes:
         if not each.there.sum():
@@ -261,13 +263,24 @@ def _thresholds(
         before.append(each.counts(default))
         after.append(sum(each.of(~part).counts(_chosen(each.of(part), default, aim)) for part in (half, ~half)))
     if not before:
-        return (), {}
+        return unfitted, {}
     measured = {"f1": _means(before)["f1"], **{f"fitted_{name}": value for name, value in _means(after).items()}}
     if isinstance(aim, str) and not measured["fitted_f1"] > measured["f1"]:
-        return (), measured | {"fitted": 0.0}
+        return unfitted, measured | {"fitted": 0.0}
     if evidence.kind == "classes":
         classes = _scored(evidence, scaled(evidence.scores, temperature, multi_label=True))
-    return tuple(_chosen(each, default, aim) for each in classes), measured | {"fitted": 1.0}
+    return tuple(_chosen(each, kept, aim) for each in classes), measured | {"fitted": 1.0}
+
+
+def at_temperature(threshold: float, temperature: float) -> float:
+    """The calibrated score of what the network itself gives a score of; a temperature moves all but one half."""
+    if temperature == 1:
+        return threshold
+    return _inside(float(scaled(np.array([[threshold]]), temperature, multi_label=True)[0, 0]))
+
+
+def _inside(threshold: float) -> float:
+    return float(np.clip(threshold, 1e-6, 1 - 1e-6))
 
 
 def _chosen(each: _Scored, default: float, aim: str | float) -> float:

@@ -44,7 +44,7 @@ def check_file(
     names = range(most or SAMPLE) if table is None else _sampled(len(table), most)
     check = Check("validation images" if table is not None else "seeded images", tolerance)
     by_run, by_file = _Measured(task.metric_configs), _Measured(task.metric_configs)
-    transform, size = evaluation_transform(spec), task.eval_batch_size
+    transform, size = evaluation_transform(spec), 1 if graph.tiling else task.eval_batch_size
     table = None if table is None else as_evaluated(table, spec)
     for first in range(0, len(names), size):
         samples = [
@@ -52,7 +52,7 @@ def check_file(
         ]
         batch = collate_samples([transform(sample) for sample in samples])
         with torch.no_grad():
-            expected = graph.of_run(task, task.infer(batch.images), batch)
+            expected = graph.of_run(task, batch)
             step = None if batch.targets is None else task.step(batch, Stage.VAL)
         images = [sample.image.as_subclass(Tensor) for sample in samples]
         found = graph.of_file(_run_by_size(runtime, images), [(image.shape[1], image.shape[2]) for image in images])

@@ -47,12 +47,6 @@ def build_graph(
             f"An exported file takes RGB images, and the model was trained on images of {spec.in_chans} channels. "
             "Train it on RGB to export it."
         )
-    if spec.tiling is not None:
-        raise ModelError(
-            "The model was evaluated on tiles. How many an image has, and how their results are merged, is code beside "
-            "the network, which exported files do not have. Predict with `autotimm predict` or `autotimm serve`, or "
-            "train without `tile` to export."
-        )
     # Not subclasses: how they turn outputs into predictions is code that no other program has.
     if type(task) is ImageClassifier:
         return ClassGraph(task, spec, half, dtype)

@@ -38,9 +38,9 @@ class ClassGraph(Graph):
         logits = logits if self.temperature == 1 else logits / self.temperature
         return logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
 
-    def of_run(self, task: Task, output: Tensor, batch: Batch) -> list[Tensor]:
+    def of_run(self, task: Task, batch: Batch) -> list[Tensor]:
         """The probabilities of each class."""
-        return list(self._scores(output.float()))
+        return list(self._scores(task.infer(batch.images).float()))
 
     def of_file(self, results: Sequence[Mapping[str, Tensor]], sizes: Sequence[Size]) -> list[Tensor]:
         """The probabilities of each class."""

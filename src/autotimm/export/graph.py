@@ -15,7 +15,7 @@ from autotimm.image_size import height_and_width
 from autotimm.tasks import Task
 from autotimm.types import Batch, DataSpec
 
-__all__ = ["Agreement", "Graph", "Size"]
+__all__ = ["Agreement", "Graph", "Size", "dense_input_rule"]
 
 
 Size: TypeAlias = tuple[int, int]
@@ -50,6 +50,7 @@ class Graph(nn.Module, ABC):
         quantized: Name of the module that computes with 8 bits where the precision is ``int8``.
         input_rule: How images become the network's input, as plain data for a file: of ``network`` height and width;
             decoded ``upright`` or as stored; JPEGs at the smallest scale at which they have at ``least`` that size.
+        tiling: How images are cut; ``None`` if the network sees them at once.
     """
 
     outputs: tuple[str, ...]
@@ -61,7 +62,7 @@ class Graph(nn.Module, ABC):
         # A copy is not compiled, whatever the run was, and a module that is compiled cannot be exported.
         network = deepcopy(task.network).eval().requires_grad_(False)
         self.network = network.half() if half else network
-        self.size = height_and_width(spec.image_size)
+        self.size, self.tiling = height_and_width(spec.image_size), spec.tiling
         least = least_size(spec)
         self.input_rule: dict[str, Any] = {
             "network": list(self.size), "upright": not spec.ignore_exif, "least": least and list(least),
@@ -74,8 +75,8 @@ class Graph(nn.Module, ABC):
     # How a file is compared with its run: both make one list with an entry per image.
 
     @abstractmethod
-    def of_run(self, task: Any, output: Any, batch: Batch) -> list[Any]:
-        """What the run finds in each image of a batch, from the output of :meth:`Task.infer`."""
+    def of_run(self, task: Any, batch: Batch) -> list[Any]:
+        """What the run finds in each image of a batch."""
 
     @abstractmethod
     def of_file(self, results: Sequence[Mapping[str, Tensor]], sizes: Sequence[Size]) -> list[Any]:
@@ -88,3 +89,10 @@ class Graph(nn.Module, ABC):
     def joined(self, found: Sequence[Any]) -> Any:
         """What a file finds in several images, as metrics take it."""
         return list(found)
+
+
+def dense_input_rule(spec: DataSpec) -> dict[str, Any]:
+    """How images become the input of a network that finds objects or pixels, as a part of :attr:`Graph.input_rule`."""
+    if spec.tiling is None:
+        return {"resize": "letterbox", "interpolation": "bilinear"}
+    return {"resize": "tiles", "overlap": spec.tiling.overlap}

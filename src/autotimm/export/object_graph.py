@@ -11,10 +11,11 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from autotimm.errors import ModelError
-from autotimm.export.graph import Agreement, Graph, Size
+from autotimm.export.graph import Agreement, Graph, Size, dense_input_rule
 from autotimm.export.object_agreement import compare_objects
 from autotimm.export.object_heads import Found, OneStageHead, TwoStageHead
 from autotimm.export.resize import Place, letterbox_place, letterboxed
+from autotimm.export.tile_graph import objects_of_tiles, tile_grid
 from autotimm.models.detection.one_stage import OneStageDetector
 from autotimm.models.detection.two_stage import TwoStageDetector
 from autotimm.tasks.detection import ObjectTask, measurable
@@ -54,26 +55,37 @@ class ObjectGraph(Graph):
         else:
             raise ModelError(f"The detector {type(network).__name__} cannot be exported. Use one of autotimm's.")
         self.outputs = ("boxes", "scores", "labels", *(("masks",) if self.head.has_masks else ()))
-        self.input_rule |= {"resize": "letterbox", "interpolation": "bilinear"}
+        self.classes = len(spec.class_names)
+        self.input_rule |= dense_input_rule(spec)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Predict images."""
-        place = letterbox_place(images, self.size, self.dtype)
-        network: Any = self.network
-        maps = network.pyramid(network.maps(letterboxed(images, place, self.size)))
-        found: Found = self.head(maps)
-        boxes = _to_original(found.boxes, place)
-        results = {"boxes": boxes, "scores": found.scores, "labels": found.labels}
+        found = self._found(images)
+        results = {"boxes": found.boxes, "scores": found.scores, "labels": found.labels}
         if found.masks is None:
             return results
         if not self.paste_masks:
             return {**results, "masks": found.masks}
-        masks = pasted(found.masks, boxes, images.shape[-2], images.shape[-1])
+        masks = pasted(found.masks, found.boxes, images.shape[-2], images.shape[-1])
         return {**results, "masks": torch.where(found.labels[..., None, None] >= 0, masks, 0).to(torch.uint8)}
 
-    def of_run(self, task: ObjectTask, output: Sequence[dict[str, Tensor]], batch: Batch) -> list[dict[str, Any]]:
+    def _found(self, images: Tensor) -> Found:
+        """The objects in pixels of the images."""
+        if self.tiling is None:
+            place = letterbox_place(images, self.size, self.dtype)
+            found = self._detected(letterboxed(images, place, self.size))
+            return found._replace(boxes=_to_original(found.boxes, place))
+        grid = tile_grid(images, self.tiling)
+        return objects_of_tiles(self._detected(grid.tiles()), grid, self.head.limits, self.classes)
+
+    def _detected(self, images: Tensor) -> Found:
+        network: Any = self.network
+        found: Found = self.head(network.pyramid(network.maps(images)))
+        return found
+
+    def of_run(self, task: ObjectTask, batch: Batch) -> list[dict[str, Any]]:
         """The objects in pixels of each image."""
-        return [measurable(objects, place) for objects, place in zip(output, places(batch), strict=True)]
+        return [measurable(objects, place) for objects, place in zip(task.output(batch), places(batch), strict=True)]
 
     def of_file(self, results: Sequence[Mapping[str, Tensor]], sizes: Sequence[Size]) -> list[dict[str, Any]]:
         """The objects in pixels of each image."""

@@ -6,6 +6,7 @@ same number of places, those of candidates that were dropped have a score of 0, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from autotimm.models.detection.one_stage import OneStageDetector
 from autotimm.models.detection.two_stage import TwoStageDetector
 from autotimm.models.layers.deterministic import RegionPool
 
-__all__ = ["Found", "Limits", "OneStageHead", "TwoStageHead"]
+__all__ = ["Found", "Limits", "OneStageHead", "TwoStageHead", "best"]
 
 
 class Found(NamedTuple):
@@ -76,7 +77,7 @@ class OneStageHead(nn.Module):
         centers = outputs["bbox_ctrness"].split(counts, dim=1) if isinstance(model, FCOS) else [None] * len(counts)
         levels = [self._level(*each) for each in zip(logits, codes, centers, layout, strict=True)]
         boxes, scores, labels = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
-        return _best(boxes, scores, labels, self.limits, self.size)
+        return best(Found(boxes, scores, labels), self.limits, self.size)
 
     def _level(
         self, logits: Tensor, codes: Tensor, centers: Tensor | None, anchors: Tensor
@@ -125,7 +126,7 @@ class TwoStageHead(nn.Module):
         labels = torch.arange(classes).repeat(places).expand(number, -1)
         known = (regions.scores > 0).repeat_interleave(classes, dim=1) & _large(decoded, 1e-2)
         scores = torch.where(known & (scores > heads.score_thresh), scores, 0.0)
-        found = _best(decoded, scores, labels, self.limits, self.size)
+        found = best(Found(decoded, scores, labels), self.limits, self.size)
         return found._replace(masks=self._masks(maps, found)) if self.has_masks else found
 
     def _propose(self, maps: list[Tensor]) -> Found:
@@ -149,7 +150,7 @@ class TwoStageHead(nn.Module):
         # Any score counts, also one that is rounded to 0.
         scores = torch.where(_large(boxes, proposals.min_size), torch.cat(chosen_scores, dim=1).clamp(min=1e-30), 0.0)
         limits = Limits(0.0, proposals.nms_thresh, proposals.post_nms_top_n())
-        return _best(boxes, scores, torch.cat(levels, dim=1), limits, self.size)
+        return best(Found(boxes, scores, torch.cat(levels, dim=1)), limits, self.size)
 
     def _masks(self, maps: list[Tensor], found: Found) -> Tensor:
         """The masks of objects within their boxes, (N, D, 28, 28)."""
@@ -176,7 +177,7 @@ def _large(boxes: Tensor, least: float) -> Tensor:
     return (boxes[..., 2] - boxes[..., 0] >= least) & (boxes[..., 3] - boxes[..., 1] >= least)
 
 
-def _best(boxes: Tensor, scores: Tensor, labels: Tensor, limits: Limits, size: tuple[int, int]) -> Found:
+def best(found: Found, limits: Limits, size: tuple[int, int], groups: Sequence[Sequence[int]] | None = None) -> Found:
     """Drop what overlaps a better box of its class, and keep the best of each image.
 
     All images go through one call of NMS: boxes of other classes are moved aside, those of other images down, so that
@@ -184,23 +185,34 @@ def _best(boxes: Tensor, scores: Tensor, labels: Tensor, limits: Limits, size: t
     limit up to rounding.
 
     Args:
-        boxes: (N, K, 4) within the network's input.
-        scores: (N, K), 0 for what is dropped already.
-        labels: (N, K).
+        found: Candidates of N images, in K places each; a score of 0 for what is dropped already.
         limits: What is kept.
-        size: Height and width of the network's input.
+        size: Height and width of the network's input, or of the images, which boxes lie in.
+        groups: Classes in a row that go through NMS together, where all at once would be moved too far.
     """
-    number, places = scores.shape
-    index = torch.nonzero(scores.flatten() > 0)[:, 0]
-    image = torch.div(index, places, rounding_mode="floor")
-    aside = labels.flatten()[index].to(boxes.dtype) * (size[1] + 1)
+    number, places = found.scores.shape
+    kept = [_survivors(found, limits.overlap, size, group) for group in groups or (None,)]
+    mask = torch.zeros_like(found.scores).flatten().index_fill(0, torch.cat(kept), 1.0).reshape(number, places)
+    scores, where = _top(found.scores * mask, limits.number)
+    labels = torch.where(scores > 0, found.labels.gather(1, where), -1)
+    if found.masks is None:
+        return Found(_rows(found.boxes, where), scores, labels)
+    index = where[..., None, None].expand(-1, -1, *found.masks.shape[2:])
+    return Found(_rows(found.boxes, where), scores, labels, found.masks.gather(1, index))
+
+
+def _survivors(found: Found, overlap: float, size: tuple[int, int], classes: Sequence[int] | None) -> Tensor:
+    """Positions among all candidates of those that no better one suppresses, of some classes or of all."""
+    scores, labels = found.scores.flatten(), found.labels.flatten()
+    chosen = scores > 0
+    if classes is not None:
+        chosen, labels = chosen & (labels >= classes[0]) & (labels <= classes[-1]), labels - classes[0]
+    index = torch.nonzero(chosen)[:, 0]
+    image = torch.div(index, found.scores.shape[1], rounding_mode="floor")
+    boxes = found.boxes.reshape(-1, 4)[index]
+    aside = labels[index].to(boxes.dtype) * (size[1] + 1)
     down = image.to(boxes.dtype) * (size[0] + 1)
-    moved = boxes.reshape(-1, 4)[index] + torch.stack([aside, down, aside, down], dim=1)
-    kept = index[nms(moved, scores.flatten()[index], limits.overlap)]
-    mask = torch.zeros_like(scores).flatten().index_fill(0, kept, 1.0).reshape(number, places)
-    best, where = _top(scores * mask, limits.number)
-    chosen = torch.where(best > 0, labels.gather(1, where), -1)
-    return Found(_rows(boxes, where), best, chosen)
+    return index[nms(boxes + torch.stack([aside, down, aside, down], dim=1), scores[index], overlap)]
 
 
 def _pool(pool: RegionPool, maps: list[Tensor], boxes: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ Source:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ __all__ = ["Place", "cropped", "letterboxed", "letterbox_place"]
 _MOST_BITS = 22  # of a weight behind the binary point
 _WEIGHT_LIMIT = 2**15  # weights are 16-bit integers
 _HALF = 256.0  # weights are split there
+_BLOCK = 32  # new cells that are computed together
 _CUBIC = -0.5  # the free parameter of bicubic kernels with antialiasing, as in Pillow
 
 
@@ -130,10 +132,9 @@ def _resized(
         rows = _nearest(images.shape[-2], new_size[0], first[0], count[0], mode)
         columns = _nearest(images.shape[-1], new_size[1], first[1], count[1], mode)
         return images.index_select(-2, rows).index_select(-1, columns)
-    pixels = images.to(new_size[0].dtype)
     for dim in (1, 0):  # columns first, as torch
-        pixels = _weighted(pixels, new_size[dim], first[dim], count[dim], mode, dim)
-    return pixels.to(torch.uint8)
+        images = _weighted(images, new_size[dim], first[dim], count[dim], mode, dim)
+    return images.to(torch.uint8)
 
 
 def _nearest(cells: int, new: Tensor, first: Tensor, count: int, mode: str) -> Tensor:
@@ -145,36 +146,50 @@ def _nearest(cells: int, new: Tensor, first: Tensor, count: int, mode: str) -> T
 
 
 def _weighted(pixels: Tensor, new: Tensor, first: Tensor, count: int, mode: str, dim: int) -> Tensor:
-    """Resize rows (``dim`` 0) or columns (1) by one matrix product, and round to whole numbers in [0, 255].
+    """Resize rows (``dim`` 0) or columns (1) by matrix products, and round to whole numbers in [0, 255].
+
+    A new cell has few old ones. So new cells are computed in blocks, each from the old ones that the block has: one
+    product for all would multiply by zeros nearly everywhere.
 
     Nothing is transposed: ONNX Runtime before 1.26 joins a transposition and a product to an operator that it does not
     have for 64 bits, and newer ones do not exist for Python 3.10.
     """
     cells, dtype = pixels.shape[dim - 2], new.dtype
     # The largest weight of all new cells, also of those outside of a crop, decides how many bits all of them have.
-    largest = _weights(cells, new, torch.arange(_length(new), dtype=dtype), mode, dim).max()
+    largest = _weights(
+        cells, new, *_old_cells(cells, new, torch.arange(_length(new), dtype=dtype)[:, None], mode), mode, 1
+    ).max()
     powers = torch.exp2(torch.arange(1, _MOST_BITS + 1, dtype=dtype))
     fits = torch.floor(0.5 + largest * powers) < _WEIGHT_LIMIT
-    weights = _weights(cells, new, torch.arange(count, dtype=dtype) + first, mode, dim)
-    if dtype == torch.float32:
-        one = 1 + (fits.to(dtype) * powers / 2).sum()  # no power of two: some runtimes round those
-        return _in_halves(pixels, torch.sign(weights) * torch.floor(weights.abs() * one + 0.5), one, dim)
-    one = torch.exp2(fits.to(dtype).sum())
+    at = (torch.arange(-(-count // _BLOCK) * _BLOCK, dtype=dtype) + first).reshape(-1, _BLOCK)
+    at, position = _old_cells(cells, new, at, mode)
+    old = [
+        pixels.index_select(dim - 2, each).to(dtype) for each in position.clamp(0, cells - 1).to(torch.int64).unbind()
+    ]
+    weights = _weights(cells, new, at.unsqueeze(2 - dim), position.unsqueeze(1 + dim), mode, 2 - dim)
+    # In 32 bits no power of two: some runtimes round those.
+    one = 1 + (fits.to(dtype) * powers / 2).sum() if dtype == torch.float32 else torch.exp2(fits.to(dtype).sum())
     whole = torch.sign(weights) * torch.floor(weights.abs() * one + 0.5)
-    return torch.floor((_product(pixels, whole, dim) + one / 2) / one).clamp(0, 255)
+    if dtype == torch.float32:
+        sums = _in_halves(old, whole, one, dim)
+    else:
+        sums = torch.floor((_products(old, whole, dim) + one / 2) / one)
+    return sums.narrow(dim - 2, 0, count).clamp(0, 255)
 
 
-def _in_halves(pixels: Tensor, whole: Tensor, one: Tensor, dim: int) -> Tensor:
-    """The same product in 32 bits: of weights of 16 bits, the upper half and the lower one have sums that fit in."""
+def _in_halves(old: Sequence[Tensor], whole: Tensor, one: Tensor, dim: int) -> Tensor:
+    """The same sums in 32 bits: of weights of 16 bits, the upper half and the lower one have sums that fit in."""
     upper = torch.floor(whole / _HALF)
-    above = _product(pixels, upper, dim)
-    carried = torch.floor(_product(pixels, whole - upper * _HALF, dim) / _HALF)
+    above = _products(old, upper, dim)
+    carried = torch.floor(_products(old, whole - upper * _HALF, dim) / _HALF)
     one = one / _HALF  # a whole number: weights have at least 14 bits
-    return torch.floor((above + carried + one / 2) / one).clamp(0, 255)
+    return torch.floor((above + carried + one / 2) / one)
 
 
-def _product(pixels: Tensor, weights: Tensor, dim: int) -> Tensor:
-    return pixels @ weights if dim else weights @ pixels
+def _products(old: Sequence[Tensor], weights: Tensor, dim: int) -> Tensor:
+    """The new cells of all blocks, from the old cells and the weights of each."""
+    blocks = zip(old, weights.unbind(), strict=True)
+    return torch.cat([pixels @ each if dim else each @ pixels for pixels, each in blocks], dim - 2)
 
 
 def _length(new: Tensor) -> int:
@@ -184,13 +199,31 @@ def _length(new: Tensor) -> int:
     return length
 
 
-def _weights(cells: int, new: Tensor, at: Tensor, mode: str, dim: int) -> Tensor:
-    """The weights of the old cells in some of the new ones, before they are rounded.
+def _old_cells(cells: int, new: Tensor, at: Tensor, mode: str) -> tuple[Tensor, Tensor]:
+    """Blocks of new cells (B, K) with the old ones that have weights in them (B, L), some of which do not exist."""
+    scale = cells / new
+    reach = _reach(scale, mode)
+    number = _length(torch.ceil((at.shape[1] - 1) * scale + 2 * reach) + 3)  # one more at both ends, for rounding
+    first = torch.floor((at[:, :1] + 0.5) * scale - reach) - 1
+    return at, first + torch.arange(number, dtype=new.dtype)
 
-    Returns:
-        (len(at), cells) for rows, ``dim`` 0, and (cells, len(at)) for columns, 1.
+
+def _reach(scale: Tensor, mode: str) -> Tensor:
+    """How many old cells a new one reaches to each side of its center."""
+    return torch.clamp(scale, min=1.0) * (2 if mode == "bicubic" else 1)
+
+
+def _weights(cells: int, new: Tensor, at: Tensor, position: Tensor, mode: str, over: int) -> Tensor:
+    """The weights of old cells in new ones, before they are rounded.
+
+    Args:
+        cells: How many old cells there are.
+        new: How many new cells there are.
+        at: New cells.
+        position: Old cells, of a shape that is broadcast with that of the new ones.
+        mode: The interpolation.
+        over: The dimension of the old cells.
     """
-    position, at = torch.arange(cells, dtype=new.dtype).unsqueeze(dim), at.unsqueeze(1 - dim)
     if new.dtype == torch.float32:  # whole numbers and one division
         old = _scalar(cells, new.dtype)
         apart = (2 * position + 1) * new - (2 * at + 1) * old
@@ -198,14 +231,13 @@ def _weights(cells: int, new: Tensor, at: Tensor, mode: str, dim: int) -> Tensor
         inside = distance < (2 if mode == "bicubic" else 1)
     else:
         scale = cells / new
-        wide = torch.clamp(scale, min=1.0)
-        support = wide * (2 if mode == "bicubic" else 1)
-        center = (at + 0.5) * scale
-        inside = (position >= torch.floor(center - support + 0.5)) & (position < torch.floor(center + support + 0.5))
-        distance = ((position - center + 0.5) / wide).abs()
+        center, reach = (at + 0.5) * scale, _reach(scale, mode)
+        inside = (position >= torch.floor(center - reach + 0.5)) & (position < torch.floor(center + reach + 0.5))
+        distance = ((position - center + 0.5) / torch.clamp(scale, min=1.0)).abs()
+    inside = inside & (position >= 0) & (position < cells)
     weights = torch.where(inside, _cubic(distance) if mode == "bicubic" else (1 - distance).clamp(min=0), 0.0)
     # New cells outside of the image have no old ones: they are painted over.
-    return weights / weights.sum(1 - dim, keepdim=True).clamp(min=1e-12)
+    return weights / weights.sum(over, keepdim=True).clamp(min=1e-12)
 
 
 def _cubic(distance: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from autotimm.records.atomic import link_or_copy, write_text
 from autotimm.records.environment import code_patch, code_state
 from autotimm.records.manifest import Manifest
 from autotimm.records.readers import read_text
+from autotimm.records.run_folder import FOLDS
 from autotimm.records.run_seal import check_seal, write_seal
 from autotimm.report.run_facts import RunFacts, read_run
 from autotimm.report.written_page import REPORT
@@ -148,6 +149,8 @@ def _collect(
     yield from _code(root, manifest, patch=patch)
     if not is_same_package(manifest.environment.get("package")):
         yield "The code of autotimm in wheels/ is not the one that made the run: it was published with another version."
+    if FOLDS in facts.results:
+        yield "The folds are runs of their own, and not here. Publish each of them to let others verify it."
     if "start" in manifest.inputs:
         yield "The run went on from another one, whose archive is needed to verify that one too."
 

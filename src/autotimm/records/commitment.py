@@ -117,11 +117,12 @@ def _broken(recorded: object, path: Path, found: Commitment) -> Iterator[str]:
         yield f"{COMMITMENT} says something else than the record"
 
 
-def require_digest(value: str | None, name: str, owner: str) -> None:
+def require_digest(value: object, name: str, owner: str) -> None:
     """Refuse what is no digest.
 
     Raises:
         UsageError: If it is none.
     """
-    if value is not None and (len(value) != 64 or not set(value) <= set("0123456789abcdef")):
+    fine = value is None or (isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef"))
+    if not fine:
         raise UsageError(sentence(name, owner, "the 64 digits that fit --commit has printed", value, "Copy all of it."))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotimm.evidence import Evidence
-from autotimm.evidence.calibration import scaled, scaled_by_other_half
+from autotimm.evidence.calibration import at_temperature, scaled, scaled_by_other_half
 from autotimm.evidence.reliability import confidence_of, expected_calibration_error, reliability
 from autotimm.report.charts import Line, curve_chart, reliability_chart
 from autotimm.report.class_figures import (
@@ -192,16 +192,28 @@ def _calibrated(content: Content, evidence: Evidence, calibration: Calibration) 
             "Share of right predictions by calibrated confidence", *confidence_of(scores, evidence.targets), text,
         )  # fmt: skip
         content.panels.insert(1, panel)
-    fitted_thresholds(content, evidence.class_names, calibration)
+    kept = None if evidence.threshold is None else at_temperature(evidence.threshold, calibration.temperature)
+    fitted_thresholds(content, evidence.class_names, calibration, kept)
 
 
-def fitted_thresholds(content: Content, names: Sequence[str], calibration: Calibration) -> None:
-    """Show the thresholds that `predict` uses in place of that of the run, if there are any."""
+def fitted_thresholds(
+    content: Content, names: Sequence[str], calibration: Calibration, kept: float | None = None
+) -> None:
+    """Show the thresholds that `predict` uses in place of that of the run, if there are any.
+
+    Args:
+        content: What is shown.
+        names: The classes.
+        calibration: What was fitted.
+        kept: The threshold of the run, at the temperature.
+    """
     if len(calibration.thresholds) != len(names):
         return
     rows = [[name, round(least, 4)] for name, least in zip(names, calibration.thresholds, strict=True)]
     aim = "F1" if calibration.aim == "f1" else f"a {calibration.aim}"
     said = f"Fitted on {calibration.samples} validation images for {aim}, and used by predict. Counts on this page are "
+    if {*calibration.thresholds} == {kept}:
+        said = "That of the run, moved by the temperature: the same labels. Counts on this page are "
     content.tables["Thresholds that predict uses"] = (
         NumberTable(["class", "threshold"], rows, {}), f"{said}those of the one threshold that the metrics have.",
     )  # fmt: skip
@@ -219,16 +231,22 @@ def _several_labels(
     for name, curve in zip(evidence.class_names, curves, strict=True):
         content.numbers["thresholds"] += over_grid(curve, name)
         at = int(np.nanargmax(curve[:, 2])) if np.isfinite(curve[:, 2]).any() else 0
-        best.append([name, float(grid[at]), number(curve[at, 2]), number(curve[round(100 * threshold), 2])])
+        best.append([name, float(grid[at]), number(curve[at, 2])])
     shown = range(min(len(curves), _MOST_LINES))
     lines = [Line(evidence.class_names[at], [*zip(grid, curves[at][:, 2], strict=True)]) for at in shown]
     chart = curve_chart("F1 of each class over the threshold", lines, "threshold", threshold)
     text = f"The run predicts a label from {threshold:g} on, the dashed line."
     names = [line.label for line in lines]
     content.panels.append(Panel("F1 over the threshold", chart, names, text, "report/thresholds.csv"))
-    table = NumberTable(["class", "best threshold", "F1 there", f"F1 at {threshold:g}"], best, {})
+    rows = [[*row, number(f1)] for row, f1 in zip(best, per_class(predicted, true)["f1"], strict=True)]
+    table = NumberTable(["class", "best threshold", "F1 there", f"F1 at {threshold:g}"], rows, {})
     content.tables["Thresholds per class"] = (table, "Chosen on these very images: optimistic for others.")
     content.classes_text = f"A label is predicted from a score of {threshold:g} on. Counts open the images behind them."
+    if absent := int((~true.any(axis=0)).sum()):
+        content.classes_text += (
+            f" No image has {absent} of the {true.shape[1]} classes: the result is the mean over the others, and the "
+            "metric mAP counts 0 for each of these."
+        )
 
 
 def _cards(

@@ -187,7 +187,10 @@ def _folds(run: RecordedRun, replay: Replay, file: str) -> Findings:
         yield Finding(f"results.json: {FOLDS}", "the run has none")
         return
     yield from fold_findings(run.folder, folds, results)
-    yield f"how its {folds} folds were trained (autotimm verify {run.folder / 'fold-1'})"
+    if file in run.left_out and not (run.folder / file).exists():
+        yield f"{file} (left out by whoever published the run)"
+    first = run.folder / "fold-1"
+    yield f"how its {folds} folds were trained{f' (autotimm verify {first})' if first.is_dir() else ''}"
 
 
 def _evidence(run: RecordedRun, replay: Replay, file: str) -> Findings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -20,7 +21,6 @@ from autotimm.repro.seed import default_threads
 from autotimm.runs.factory import build_task, build_trainer, settle_data, settle_recipe
 from autotimm.runs.restore import Rebuilt, read_config, rebuild
 from autotimm.runs.search import has_trials, settle_search
-from autotimm.tasks import Task
 from autotimm.train import AutoTrainer
 from autotimm.train.machine_limits import machine_problem
 from autotimm.train.progress import say
@@ -72,6 +72,8 @@ def launch_in(
         whole: The run that this one is a fold of, which is what is resumed after an interruption.
         commit: As in :func:`launch`.
     """
+    # Of a training after folds, whose process was killed before the first step, the folder of checkpoints is there.
+    begun = folder.chosen is not None and folder.checkpoints.is_dir()
     try:
         folder.write_config(config.to_yaml())
         data.setup("fit")
@@ -91,7 +93,7 @@ def launch_in(
     except BaseException:
         folder.discard()  # nothing was trained
         raise
-    return train(Rebuilt(task, data, trainer, config), folder, whole=whole)
+    return train(Rebuilt(task, data, trainer, config), folder, "last" if begun else None, whole)
 
 
 def _refuse_unused_path(config: FitConfig) -> None:
@@ -145,6 +147,7 @@ def train(rebuilt: Rebuilt, folder: RunFolder, ckpt_path: str | Path | None = No
     changed = None
     try:
         _require_folder(rebuilt.trainer).resumed_as = whole
+        rebuilt.trainer.complete_record = partial(_complete_record, rebuilt, folder)
         rebuilt.trainer.fit(rebuilt.task, datamodule=rebuilt.data, ckpt_path=ckpt_path)
     except (KeyboardInterrupt, SystemExit):  # Ctrl-C, and SIGTERM
         removed = not has_trials(folder) and folder.discard()
@@ -158,13 +161,7 @@ def train(rebuilt: Rebuilt, folder: RunFolder, ckpt_path: str | Path | None = No
         if ckpt_path != "last" and folder.unused_after(error, rebuilt.trainer.global_step):
             folder.discard()  # so that the next attempt can use the same name
         raise
-    if rebuilt.config is not None and folder.chosen is not None:
-        try:
-            _complete_record(rebuilt.config, rebuilt.task, rebuilt.data, folder)
-        except OSError as error:  # for example a full disk; the run is complete without
-            say(f"config.yaml could not be written again, with what the recipe has chosen: {error.strerror}")
     if folder.chosen is not None and rebuilt.trainer.is_global_zero:
-        (folder.path / SEARCH).unlink(missing_ok=True)  # the manifest has it
         leave_report(folder.path, rebuilt.data)
     path = Path(str(rebuilt.trainer.strategy.broadcast(folder.chosen)))
     if changed is not None:  # only now: the other processes wait for the broadcast
@@ -219,13 +216,15 @@ def new_folder(root: str | Path, name: str, *, exact: bool) -> RunFolder:
     return RunFolder.create(root, name, exact=exact)
 
 
-def _complete_record(config: FitConfig, task: Task, data: DataModule, folder: RunFolder) -> None:
+def _complete_record(rebuilt: Rebuilt, folder: RunFolder) -> None:
     """Write into ``config.yaml`` what was chosen for the values left open, and where the data is if it was moved.
 
     All other lines stay as they are, so that a resumed run has the record of one that was never interrupted.
     """
+    config, task, data = rebuilt.config, rebuilt.task, rebuilt.data
+    (folder.path / SEARCH).unlink(missing_ok=True)  # the manifest has it
     asked = read_config(folder.path)
-    if not isinstance(asked, FitConfig):
+    if config is None or not isinstance(asked, FitConfig):
         return
     recipe = task.recipe.as_dict() if task.recipe else {}
     chosen = {
@@ -242,6 +241,8 @@ def _complete_record(config: FitConfig, task: Task, data: DataModule, folder: Ru
     before = text = (folder.path / "config.yaml").read_text(encoding="utf-8")
     for values, source in ((chosen, "recipe"), (found, "batch-size finder"), (moved, "moved data")):
         text = completed(text, values, source)
-    folder.write_config(text)
-    if not rank_zero_only.rank:  # type: ignore[attr-defined]  # set by Lightning when it is imported
+    try:
+        folder.write_config(text)
         folder.bind_sources(before, text)
+    except OSError as error:  # for example a full disk; the run is complete without
+        say(f"config.yaml could not be written again, with what the recipe has chosen: {error.strerror}")

@@ -27,7 +27,7 @@ from autotimm.runs.restore import read_manifest
 __all__ = ["RecordedRun", "export_findings", "read_recorded", "tested_evidence", "tested_views"]
 
 
-_MAY_BE_LEFT_OUT = {"evidence/val.safetensors", "evidence/test.safetensors"}
+_MAY_BE_LEFT_OUT = {"evidence/val.safetensors", "evidence/test.safetensors", "evidence/folds.safetensors"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,10 @@ class RecordedRun:
 
     @property
     def left_out(self) -> set[str]:
-        """Evidence that whoever published the run has left out: the replay makes it again, and the ledger binds it."""
+        """Evidence that whoever published the run has left out.
+
+        That of validation and test is made again by the replay; that of folds is named as not checked.
+        """
         names = self.manifest.volatile.get("left_out")
         return {str(name) for name in names} & _MAY_BE_LEFT_OUT if isinstance(names, list) else set()
 

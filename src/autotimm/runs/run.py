@@ -731,8 +731,16 @@ class Run:
         With ``stretches`` that number of stretches of ``steps`` optimizer steps is drawn with ``challenge``, and
         compared with what rounding alone does on this machine, see :func:`autotimm.runs.stretches.verify_stretches`.
         With ``budget``, a share of the run's steps, as many are drawn as it allows for.
+
+        Raises:
+            UsageError: If an argument is wrong, or does not go together with others.
+            ModelError: If the folder has no record of a run.
         """
         require_digest(commitment, "commitment", "verify")
+        _check_drawing(
+            stretches=stretches, budget=budget, challenge=challenge, jobs=jobs, launcher=launcher, epochs=epochs,
+            explain=explain, devices=devices, threads=threads,
+        )  # fmt: skip
         seal = check_seal(self.path, key)
         if broken := broken_seal(seal, self.path, wanted=key is not None):
             return broken
@@ -742,8 +750,8 @@ class Run:
         with self.names:
             if stretches is not None or budget is not None:
                 verdict = verify_stretches(
-                    self.path, stretches=stretches or 1, steps=steps, budget=budget, challenge=challenge, data=data,
-                    workers=workers, jobs=jobs, launcher=launcher,
+                    self.path, stretches=1 if stretches is None else stretches, steps=steps, budget=budget,
+                    challenge=challenge, data=data, workers=workers, jobs=jobs, launcher=launcher,
                 )  # fmt: skip
                 return replace(verdict, notes=(*seal.notes, *kept, *verdict.notes))
             verdict = verify(
@@ -870,3 +878,18 @@ class Run:
         config = self._config() if (self.path / "config.yaml").exists() else {}
         given = config.as_dict() if isinstance(config, FitConfig) else config.get("trainer", {})
         return measuring_trainer(given, **settings)
+
+
+def _check_drawing(**given: Any) -> None:
+    """Refuse arguments of ``verify`` that mean nothing with stretches, or nothing without them."""
+    drawing = [name for name in ("stretches", "budget") if given[name] is not None]
+    with_stretches = {"challenge": None, "jobs": 1, "launcher": "local"}
+    others = ("epochs", "explain", "devices", "threads")
+    if not drawing:
+        wrong = [name for name, default in with_stretches.items() if given[name] != default]
+        must, cure = "left out without `stretches` and `budget`", "Give for example stretches=8 too."
+    else:
+        wrong = [*drawing[1:], *(name for name in others if given[name] not in (None, False))]
+        must, cure = f"left out with `{drawing[0]}`", "Leave one of them out."
+    if wrong:
+        raise UsageError(sentence(wrong[0], "verify", must, given[wrong[0]], cure))

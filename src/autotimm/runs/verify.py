@@ -20,7 +20,9 @@ from autotimm.errors import (
     ModelError,
     UnreadableSampleError,
     UsageError,
+    is_whole,
     join_names,
+    require,
 )
 from autotimm.models.backbone.weights import Weights
 from autotimm.records.causes import differences, likely_cause
@@ -122,13 +124,15 @@ def verify(
         threads: Threads instead of the recorded number, of a run that is ``portable``.
 
     Raises:
-        UsageError: If ``devices`` are given for a run without ``shards``, or ``threads`` for one that is not portable,
-            if there is no checkpoint where the epochs begin, or if they end after what is recorded.
+        UsageError: If ``steps`` or ``epochs`` have no meaning, if ``devices`` are given for a run without ``shards``,
+            or ``threads`` for one that is not portable, if there is no checkpoint where the epochs begin, or if they
+            end after what is recorded.
         ModelError: If the folder has no record of a run.
     """
+    _check_part(steps, epochs)
     run = read_recorded(folder)
     notes = tuple(str(finding) for finding in run.findings)
-    _check_stretch(run.ledger, epochs)
+    _check_recorded(run.ledger, epochs)
     if reason := not_replayable(run.manifest.environment):
         return Verdict("not comparable", ModelError.exit_code, reason, notes=notes)
     if reason := run.manifest.changed_files:
@@ -296,7 +300,21 @@ def _last_epoch(ledger: ReadLedger) -> int:
     return max((line["epoch"] + 1 for line in ledger.lines if line["kind"] == "step"), default=0)
 
 
-def _check_stretch(recorded: ReadLedger, epochs: tuple[int, int] | None) -> None:
+def _check_part(steps: object, epochs: object) -> None:
+    """Refuse steps or epochs without a meaning: the verdict would be on something else than was asked for."""
+    fine = steps is None or is_whole(steps, 1)
+    require(fine, "steps", "verify", "a whole number, 1 or more", steps, "Give for example 5.")
+    pair = (
+        isinstance(epochs, (tuple, list))
+        and len(epochs) == 2
+        and is_whole(epochs[0], 1)
+        and is_whole(epochs[1], epochs[0])
+    )
+    must = "the first and the last epoch, counted from 1"
+    require(epochs is None or pair, "epochs", "verify", must, epochs, "Give for example (3, 4).")
+
+
+def _check_recorded(recorded: ReadLedger, epochs: tuple[int, int] | None) -> None:
     """Refuse epochs that the run did not begin: nothing is known of them."""
     last = max((line["epoch"] + 1 for line in recorded.lines if line["kind"] == "step"), default=0)
     if epochs is not None and epochs[1] > last:

@@ -117,7 +117,7 @@ class PredictionStream(AbstractContextManager["PredictionStream"]):
             sample: The decoded image, with a name.
 
         Returns:
-            Its prediction, of the kind of the task.
+            Its prediction, of the kind of the task; it can be cancelled while it waits.
 
         Raises:
             RefusedError: If too many images wait.
@@ -167,6 +167,8 @@ class PredictionStream(AbstractContextManager["PredictionStream"]):
                 return
 
     def _transformed(self, asked: _Asked) -> _Asked | None:
+        if not asked.future.set_running_or_notify_cancel():
+            return None  # nobody waits for it any more; from here on it cannot be cancelled
         try:
             return asked._replace(sample=evaluated_sample(asked.sample, self._transform))
         except AutotimmError as error:  # of transforms of the user's own
@@ -186,8 +188,9 @@ class PredictionStream(AbstractContextManager["PredictionStream"]):
 
     def deliver(self, predictions: Sequence[Any]) -> None:
         """Give the predictions of the oldest batch to those who wait for them."""
-        for asked, prediction in zip(self._predicted.popleft(), predictions, strict=True):
+        for asked, prediction in zip(self._predicted[0], predictions, strict=True):
             asked.future.set_result(prediction)
+        self._predicted.popleft()  # not before: what fails here must not leave anybody waiting
 
     def _fail(self, error: BaseException) -> None:
         self._failure = error
@@ -206,8 +209,9 @@ class PredictionStream(AbstractContextManager["PredictionStream"]):
 
 
 def _fail_all(batch: Sequence[_Asked], error: AutotimmError) -> None:
-    for asked in batch:
-        asked.future.set_exception(error)
+    for future in (asked.future for asked in batch):
+        if not future.done() and (future.running() or future.set_running_or_notify_cancel()):
+            future.set_exception(error)
 
 
 def _stopped(error: BaseException | None) -> RunError:

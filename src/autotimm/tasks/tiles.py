@@ -20,12 +20,12 @@ from autotimm.tasks.letterbox import shown, to_original
 from autotimm.types import Placement, Tiling
 
 __all__ = [
-    "TileLabels", "Window", "column_blocks", "cut", "cut_targets", "merge_objects", "tile_windows", "tiled",
-    "without_suppressed",
+    "MARGIN", "TileLabels", "WHOLE", "Window", "column_blocks", "cut", "cut_targets", "merge_objects", "placement",
+    "tile_step", "tile_windows", "tiled", "without_suppressed",
 ]  # fmt: skip
 
-_MARGIN = 2  # pixels between a box and the border of a tile up to which the object may go on beyond it
-_ONE = 1 << 20  # a probability of 1 as a whole number; 100 tiles that overlap stay below 2**31
+MARGIN = 2  # pixels between a box and the border of a tile up to which the object may go on beyond it
+WHOLE = 1 << 20  # a probability of 1 as a whole number; 100 tiles that overlap stay below 2**31
 _MOST_BYTES = 256 * 2**20  # of the probabilities that wait for the tiles below them
 
 
@@ -62,10 +62,11 @@ def tile_windows(height: int, width: int, tiling: Tiling) -> list[Window]:
 
 def _starts(length: int, tile: int, overlap: float) -> list[int]:
     last = max(0, length - tile)
-    return [*range(0, last, _step(tile, overlap)), last]
+    return [*range(0, last, tile_step(tile, overlap)), last]
 
 
-def _step(tile: int, overlap: float) -> int:
+def tile_step(tile: int, overlap: float) -> int:
+    """Pixels from the first one of a tile to that of the next."""
     return max(1, tile - round(tile * overlap))
 
 
@@ -160,8 +161,8 @@ def _in_image(objects: dict[str, Tensor], window: Window, height: int, width: in
     )
     for axis, first, length, limit, tile in borders:
         low, high = boxes[:, axis], boxes[:, axis + 2]
-        small = high - low < tile - _step(tile, tiling.overlap) - 2 * _MARGIN
-        goes_on = (low <= _MARGIN) & (first > 0) | (high >= length - _MARGIN) & (first + length < limit)
+        small = high - low < tile - tile_step(tile, tiling.overlap) - 2 * MARGIN
+        goes_on = (low <= MARGIN) & (first > 0) | (high >= length - MARGIN) & (first + length < limit)
         shown_whole &= ~(small & goes_on)
     moved = {**objects, "boxes": boxes + boxes.new_tensor([window.left, window.top] * 2)}
     return {name: value[shown_whole] for name, value in moved.items()}
@@ -243,7 +244,7 @@ class TileLabels:
         probabilities = shown(logits.float().cpu(), placement(window, self.tiling)).softmax(0)
         first, end = max(window.left, self.left), min(window.left + window.width, self.right)
         part = probabilities[:, :, first - window.left : end - window.left]
-        self.sums[:, :, first - self.left : end - self.left] += (part * _ONE).round().int()
+        self.sums[:, :, first - self.left : end - self.left] += (part * WHOLE).round().int()
 
     def finish(self) -> None:
         """Decide the last rows."""

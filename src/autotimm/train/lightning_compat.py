@@ -24,7 +24,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
-from autotimm.data.loader import killed_process
+from autotimm.data.loading_processes import killed_process
 from autotimm.data.module import DataModule
 from autotimm.errors import ModelError, RunError, UsageError
 from autotimm.repro.streams import preserve_generators, reseed

@@ -119,7 +119,7 @@ def timestamp() -> str:
 
 def declare(
     folder: RunFolder, trainer: Any, model: pl.LightningModule, data: DataModule | None, start: Start | None,
-    frozen: dict[str, Any] | None, initial: str,
+    frozen: dict[str, Any] | None, initial: str, *, resumes: bool,
 ) -> str:  # fmt: skip
     """Write the manifest of a run that begins or is resumed, and return the run's id.
 
@@ -131,9 +131,10 @@ def declare(
         start: What the run starts from, if not from the constructor's weights.
         frozen: The parameters that were frozen by hand, if they were.
         initial: The digest of the weights now.
+        resumes: Whether a checkpoint of this run was loaded, also one before its first step, with a fitted head.
     """
     before = Manifest.load(folder.manifest) if folder.manifest.exists() else None
-    resumed = before if trainer.global_step else None
+    resumed = before if resumes or trainer.global_step else None
     samples = folder.samples.content()
     splits = folder.path / "splits.csv"
     data_facts: dict[str, Any] = {"data": {"digest": samples and samples.digest, "samples": samples and len(samples)}}
@@ -323,6 +324,8 @@ def ending(trainer: Any, *, resume: bool) -> Iterator[OpenRun]:
     try:
         yield run
         write_outcome(folder, trainer)
+        if folder.opened and trainer.is_global_zero and trainer.complete_record is not None:
+            trainer.complete_record()  # before it says that it is finished: then nobody completes it
         changed = None if run.snapshot is None else run.snapshot.changed()
         _conclude(trainer, "finished", changed, meter)
         if folder.opened and trainer.shows_progress and trainer.listener is None:

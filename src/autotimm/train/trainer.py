@@ -256,6 +256,7 @@ class AutoTrainer(pl.Trainer):
         self.stop = StopRequest()
         self.listener: Callable[[Line], None] | None = None  # a replay gets each line of the ledger as it is written
         self.start: Start | None = None  # what a run that is built again, or extended, starts from
+        self.complete_record: Callable[[], None] | None = None  # writes what is known only after the last step
         self.commits = False  # whether to write and print what the run is committed to, before its first step
         self.hashes_anew = False  # whether digests of images that are remembered are not enough
         self.checkpoint_every, self.keep, self.evidence = checkpoint_every, check_keep(keep), evidence
@@ -463,7 +464,8 @@ class AutoTrainer(pl.Trainer):
             recorder.write_to(folder.ledger, self.listener)
             start = None if beginning.resumes else keep_start(folder, self, model, beginning.checkpoint)
             recorder.begins = start is not None and start.kind == CHECKPOINT and start.is_file(beginning.checkpoint)
-            recorder.declare = partial(declare, folder, self, model, ours, start, frozen_by_hand(model))
+            frozen, resumes = frozen_by_hand(model), beginning.resumes
+            recorder.declare = partial(declare, folder, self, model, ours, start, frozen, resumes=resumes)
         self.start = None  # of this fit alone
         return snapshot if self.listener is None else None  # who replays a run looks after its data
 

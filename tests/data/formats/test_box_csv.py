@@ -116,6 +116,21 @@ def test_a_name_with_a_nul_byte_is_a_missing_image(tmp_path: Path, picture: Pict
     assert read(tmp_path)[0]["train"].ids == ("a.png",)
 
 
+@pytest.mark.parametrize("rows", [1, 2000])  # more than is read with the header
+def test_classes_that_are_not_utf8_are_refused(tmp_path: Path, picture: Picture, rows: int) -> None:
+    picture(tmp_path / "a.png")
+    head = "filename,class,xmin,ymin,xmax,ymax\n" + (rows - 1) * "a.png,dog,1,2,9,8\n"
+    (tmp_path / "a.csv").write_bytes((head + "a.png,café,1,2,9,8\n").encode("latin-1"))
+    with pytest.raises(DataError, match=rf"a.csv, row {rows + 1}: the class caf.xe9 is not UTF-8. Save"):
+        read(tmp_path)
+
+
+def test_a_size_that_is_no_number_is_not_compared(tmp_path: Path, picture: Picture) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "a.csv").write_text("filename,width,height,class,xmin,ymin,xmax,ymax\na.png,²,16,dog,1,2,9,8\n")
+    assert read(tmp_path)[0]["train"].ids == ("a.png",)
+
+
 def test_files_without_boxes_are_refused(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("filename,class\na.png,dog\n")
     with pytest.raises(DataError, match="no table of boxes"):

@@ -510,6 +510,23 @@ def test_ambiguous_files_are_refused(write: Callable[..., Path], tmp_path: Path)
         read(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("changes", [{"bbox": [2, 3, 1e300, 5]}, {"area": 1e300}])
+def test_numbers_beyond_32_bits_are_not_used(write: Callable[..., Path], changes: Any) -> None:
+    tables, notices = read(write(annotations=[annotation(**changes), annotation(id=2)]))
+    truth = tables["train"].load(0).truth
+    assert torch.isfinite(truth["boxes"]).all()
+    assert torch.isfinite(truth["area"]).all()
+    assert len(notices) == ("bbox" in changes)
+
+
+@pytest.mark.parametrize(
+    ("written", "crowd"), [("0", False), ("1", True), (0.0, False), (None, False), ("false", False)]
+)
+def test_iscrowd_may_be_text(write: Callable[..., Path], written: Any, crowd: bool) -> None:
+    tables, _ = read(write(annotations=[annotation(iscrowd=written), annotation(id=2)]))
+    assert tables["train"].load(0).target["crowd"].tolist() == [crowd, False]
+
+
 HOSTILE = ["../../etc/passwd", "/etc/passwd", "C:\\x.png", "a\0b.png", "x" * 300 + ".png", "", ".", "..", "\x1b[2J.png",
            "\ud800", " ", "p/" * 3000 + "x.png", "\n"]  # fmt: skip
 

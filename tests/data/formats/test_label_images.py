@@ -158,6 +158,12 @@ def test_tables_of_names(folder: Callable[..., Path], name: str, table: str) -> 
     assert torch.equal(target(tables), torch.from_numpy(VALUES))
 
 
+def test_a_name_that_begins_with_a_number_has_the_value_of_its_line(folder: Callable[..., Path]) -> None:
+    tables, notices = read(folder("background\n3 wheeler\ncar\n", "classes.txt"))
+    assert (tables["train"].class_names, notices) == (("background", "3 wheeler", "car"), [])
+    assert torch.equal(target(tables), torch.from_numpy(VALUES))
+
+
 def test_colors_can_be_given(folder: Callable[..., Path], tmp_path: Path) -> None:
     root = folder(mask=lambda path: save(path, painted((0, 0, 0), ROAD, CAR), "RGB"))
     with pytest.raises(
@@ -188,6 +194,14 @@ def test_values_with_gaps_and_beyond_a_byte(folder: Callable[..., Path]) -> None
     tables, _ = read(folder(mask=lambda path: Image.fromarray(values).save(path)))
     assert tables["train"].class_names == ("0", "300", "40000")
     assert torch.equal(target(tables), torch.from_numpy(VALUES))
+
+
+def test_values_of_more_than_16_bits(folder: Callable[..., Path]) -> None:
+    values = np.array([0, 300, 70_000], np.int32)[VALUES]
+    tables, _ = read(folder(mask=lambda path: Image.fromarray(values).save(path.with_suffix(".tif"))))
+    assert tables["train"].class_names == ("0", "300", "70000")
+    assert torch.equal(target(tables), torch.from_numpy(VALUES))
+    assert tables["train"].present(0) == {label: int((label == VALUES).sum()) for label in range(3)}
 
 
 def test_soft_edges_are_refused(folder: Callable[..., Path]) -> None:
@@ -258,6 +272,14 @@ def test_a_rotated_photograph_has_an_upright_mask(tmp_path: Path, picture: Pictu
 def test_invalid_class_tables_are_refused(folder: Callable[..., Path], table: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(folder(table))
+
+
+def test_colors_that_are_none_are_refused(folder: Callable[..., Path]) -> None:
+    for colors in ({"road": "red"}, {"road": (1, 2)}, {"road": None}):
+        with pytest.raises(DataError, match="What is given as `colors` is not a class table: "):
+            read(folder(), colors=colors)
+    with pytest.raises(DataError, match=r"classes.json is not a class table: cannot convert"):
+        read(folder('{"road": [1e999, 0, 0]}', "classes.json"))
 
 
 @pytest.mark.parametrize("content", ["Pixel Value, Class\n", "", "\n\n"])

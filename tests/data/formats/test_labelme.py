@@ -110,6 +110,7 @@ def test_circles_masks_groups_and_old_files_without_a_type(tmp_path: Path, pictu
         (shape("dog", [[0, 0], [40, 0]], "mask", mask=png([[1] * 40])), "a mask that reaches beyond its image"),
         (shape("dog", [[1e300, 0], [1e300, 0]], "mask", mask=png([[1]])), "a mask that reaches beyond its image"),
         ("dog", "no shape"),
+        (shape("dog", [[1, 1], [3, 3]]) | {"shape_type": ["polygon"]}, "a shape of type ['polygon']"),
     ],
 )
 def test_a_shape_that_cannot_be_used_is_left_out_and_not_its_image(
@@ -145,6 +146,12 @@ def test_damaged_files_and_boxes_beyond_the_image(tmp_path: Path, picture: Pictu
         "1 of 3 boxes reach beyond their image: were they drawn on images of another size? They are cut at its border: "
         "b.png.",
     ]
+
+
+def test_a_name_that_is_no_text_is_a_class(tmp_path: Path, picture: Picture) -> None:
+    picture(tmp_path / "a.png")
+    write(tmp_path / "a.json", shape("\ud800", [[2, 3], [8, 3], [8, 9]]), shape("dog", [[2, 3], [8, 3], [8, 9]]))
+    assert read(tmp_path)[0]["train"].class_names == ("dog", "\ud800")
 
 
 def test_images_are_found_by_name_then_by_their_path(tmp_path: Path, picture: Picture) -> None:

@@ -70,6 +70,15 @@ def test_boxes_classes_and_images_without_objects(tmp_path: Path, picture: Pictu
     assert read(root)[0]["train"].class_names == ("2", "10")
 
 
+def test_flags_as_text_and_hostile_names(tmp_path: Path, picture: Picture) -> None:
+    picture(tmp_path / "a.png")
+    places = [[1, 1, 2, 2], [4, 4, 2, 2], [8, 8, 2, 2]]
+    write(tmp_path, boxes("a.png", places, ["dog", "\ud800", "dog"], iscrowd=["0", "0", "1"]))
+    table = read(tmp_path)[0]["train"]
+    assert table.class_names == ("dog", "\ud800")
+    assert table.load(0).target["crowd"].tolist() == [False, False, True]
+
+
 def test_one_file_for_all_splits(tmp_path: Path, picture: Picture) -> None:
     for name in ("train/1", "validation/1"):
         picture(tmp_path / f"{name}.png")
@@ -183,6 +192,13 @@ def test_labels_that_cannot_be_used(tmp_path: Path, picture: Picture) -> None:
     write(tmp_path / "train", missing)
     write(tmp_path / "val", missing)
     with pytest.raises(DataError, match=r"No image to train on is left\. 2 missing images"):
+        classes(tmp_path)
+
+
+def test_images_without_any_label_are_refused(tmp_path: Path, picture: Picture) -> None:
+    picture(tmp_path / "a.png")
+    write(tmp_path, label("a.png", []))
+    with pytest.raises(DataError, match="There is no class: no training image has a label"):
         classes(tmp_path)
 
 

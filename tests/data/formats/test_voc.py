@@ -107,6 +107,14 @@ def test_pixels_count_from_1_and_difficult_objects_are_crowds(tmp_path: Path, pi
     ]
 
 
+@pytest.mark.parametrize("written", ["0", "0.0", "False", "Unspecified", "", "1", "True"])
+def test_difficult_may_be_a_word(tmp_path: Path, picture: Picture, written: str) -> None:
+    picture(tmp_path / "a.png")
+    flag = f"<difficult>{written}</difficult>"
+    write(tmp_path / "a.xml", thing("dog", (1, 1, 9, 9), flag), thing("dog", (1, 1, 9, 9)))
+    assert read(tmp_path)[0]["train"].load(0).target["crowd"].tolist() == [written in ("1", "True"), False]
+
+
 def test_split_lists(tmp_path: Path, picture: Picture) -> None:
     for name in "abcd":
         picture(tmp_path / "V" / "JPEGImages" / f"{name}.png")

@@ -243,7 +243,7 @@ class MaskCode:
         keys = facts.values if not self.by_color and facts.values is not None else facts.colors
         if self.nearest:
             table = _table(self)
-            known = {key: int(table[key]) for key in keys if 0 <= key < len(table)}
+            known = {key: int(table[key]) for key in keys if 0 <= key < len(table)} | _beyond(self, len(table))
         pixels: dict[int, int] = {}
         for key, count in zip(keys, facts.counts, strict=True):
             if known.get(key, IGNORED) != IGNORED:
@@ -264,7 +264,14 @@ class MaskCode:
             unknown = (values < 0) | (values >= len(table))
             values, table = np.where(unknown, len(table), values), np.append(table, np.uint8(IGNORED))
         classes: NDArray[np.uint8] = table[values]
+        for key, index in _beyond(self, len(_table(self))).items() if not pixels.colors else ():
+            classes[pixels.values == key] = index
         return classes
+
+
+def _beyond(code: MaskCode, length: int) -> dict[int, int]:
+    """The classes of values that a table of this length does not reach: 32 bits hold more than it could."""
+    return {key: index for key, index in zip(code.keys, code.classes, strict=True) if key >= length}
 
 
 @functools.lru_cache(maxsize=4)

@@ -11,8 +11,8 @@ from pathlib import Path
 from autotimm.data.annotations.outlines import Box
 from autotimm.data.formats.data_format import Format, ReadOptions, Report, Sighting, ordered
 from autotimm.data.formats.image_finder import ImageFinder, note_unlisted
-from autotimm.data.formats.listing import Listing, relative, split_of
-from autotimm.data.formats.object_records import ImageRecord, ObjectRecord, object_tables
+from autotimm.data.formats.listing import Listing, in_byte_order, relative, split_of, text
+from autotimm.data.formats.object_records import ImageRecord, ObjectRecord, is_set, object_tables
 from autotimm.data.table import Table
 from autotimm.errors import DataError, join_names
 
@@ -84,7 +84,7 @@ class BoxCsv(Format):
         note_unlisted(listing, [finder for _, finder in tables.values()], notices)
         named = _with_class_names(records, listing, notices)
         labels = {record.label for images in named.values() for image in images for record in image.objects}
-        return object_tables(named, sorted(labels, key=str.encode), notices, report=report, corners=True)
+        return object_tables(named, in_byte_order(labels), notices, report=report, corners=True)
 
 
 def read_boxes_csv(folder: Path, notices: list[str], *, masks: bool = False, strict: bool = False) -> dict[str, Table]:
@@ -123,11 +123,12 @@ def _box_tables(listing: Listing) -> list[Path]:
 def _columns(path: Path) -> tuple[dict[str, str], str]:
     """The columns that have a usual name, and the delimiter; no columns if this is not a table."""
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        # Names of files and classes below may have other bytes than UTF-8, and a part of them is read with the header.
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             header = file.readline()
         delimiter = max(",;\t", key=header.count)
         cells = next(csv.reader([header], delimiter=delimiter), [])
-    except (OSError, UnicodeDecodeError, csv.Error):
+    except (OSError, csv.Error):
         return {}, ","
     lower = {cell.strip().lower(): cell for cell in reversed(cells)}
     usual = (_COLUMNS | _SIZE_COLUMNS | _CROWD_COLUMNS).items()
@@ -155,9 +156,12 @@ def _records(
         objects.setdefault(name, [])
         cells = [_cell(row, columns[key]) for key in ("x1", "y1", "x2", "y2")]
         if any(cells):
+            label = _cell(row, columns["label"])
+            if label != text(label):
+                raise DataError(f"{path}, row {line}: the class {text(label)} is not UTF-8. Save the table as UTF-8.")
             try:
-                record = _object(_cell(row, columns["label"]), cells)
-                crowd = "crowd" in columns and _cell(row, columns["crowd"]).lower() in ("1", "true")
+                record = _object(label, cells)
+                crowd = "crowd" in columns and is_set(_cell(row, columns["crowd"]))
                 objects[name].append(record._replace(crowd=crowd))
             except ValueError as error:
                 report.add("lines that cannot be used", "left out", f"{relative(path, root)}, row {line} ({error})")
@@ -230,7 +234,7 @@ def _cell(row: Mapping[str, str | None], column: str) -> str:
 
 def _size(row: Mapping[str, str | None], columns: Mapping[str, str]) -> tuple[int, int] | None:
     cells = [_cell(row, columns[key]) for key in _SIZE_COLUMNS if key in columns]
-    return (int(cells[0]), int(cells[1])) if len(cells) == 2 and all(cell.isdigit() for cell in cells) else None
+    return (int(cells[0]), int(cells[1])) if len(cells) == 2 and all(cell.isdecimal() for cell in cells) else None
 
 
 def _object(label: str, cells: Sequence[str]) -> ObjectRecord:

@@ -6,7 +6,8 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ _FILES = (
 _VALUE_COLUMNS = ("pixel value", "value", "id", "index", "class id", "class_id", "label id", "label_id")
 _NAME_COLUMNS = ("class", "name", "class name", "class_name", "label", "title")
 _ADE20K = ("wall", 150)  # the first of its classes, and their number
+_NUMBERED = re.compile(r"(\d+)\s*[:,\s]\s*(\D.*)")  # 7 road
 _VOID_NAMES = ("void", "ignore", "ignored", "unlabeled", "unlabelled")
 
 
@@ -143,7 +145,8 @@ def class_table(source: Path | Mapping[str, Any]) -> ClassTable:
         ('road', 'car')
     """
     if isinstance(source, Mapping):
-        return _table(_from_json(source), "the colors given")
+        with _as_data_error("What is given as `colors`"):
+            return _table(list(_from_json(source)), "the colors given")
     return _table(_rows_of(source), str(source))
 
 
@@ -153,16 +156,23 @@ def _rows_of(source: Path) -> list[ClassRow]:
     Raises:
         DataError: If it cannot be read.
     """
-    try:
+    with _as_data_error(str(source)):
         content = source.read_bytes().decode("utf-8-sig")
         if not content.strip():
             return []
         if source.suffix.lower() == ".csv":
             return list(_from_csv(content))
         return list(_from_json(parse_json(content)) if source.suffix.lower() == ".json" else _from_text(content))
+
+
+@contextmanager
+def _as_data_error(source: str) -> Iterator[None]:
+    """Say of what goes wrong in a block that it is no class table."""
+    try:
+        yield
     except OSError as error:
         raise DataError(f"{source} cannot be read: {error.strerror}. Check the path.") from error
-    except (ValueError, TypeError, LookupError, RecursionError, csv.Error) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError, csv.Error) as error:
         raise DataError(f"{source} is not a class table: {error}. See the page on data formats.") from error
 
 
@@ -207,12 +217,13 @@ def _from_text(content: str) -> Iterable[ClassRow]:
         for cells in (line.split("\t") for line in lines[1:]):
             yield ClassRow(cells[-1].strip(), int(cells[0]))
         return
+    numbered = all(_NUMBERED.fullmatch(line) for line in lines)  # else "3 wheeler" is a name as any other
     for line in lines:
         if match := re.fullmatch(r"([^:]+):\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*(?::.*)?", line):
             yield ClassRow(match[1].strip(), color=color_key(*(_byte(match[at]) for at in (2, 3, 4))))
         elif match := re.fullmatch(r"(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\D.*)", line):
             yield ClassRow(match[4].strip(), color=color_key(*(_byte(match[at]) for at in (1, 2, 3))))
-        elif match := re.fullmatch(r"(\d+)\s*[:,\s]\s*(\D.*)", line):
+        elif numbered and (match := _NUMBERED.fullmatch(line)):
             yield ClassRow(match[2].strip(), int(match[1]))
         else:
             yield ClassRow(line)

@@ -16,6 +16,7 @@ from autotimm.data.formats.object_records import (
     ImageRecord,
     ObjectRecord,
     has_area,
+    is_set,
     object_tables,
     sized_box,
     stated_area,
@@ -229,7 +230,7 @@ class _CocoFile:
         return [image for same_id in by_id.values() if len(same_id) == 1 for image in same_id.values()]
 
     def _object(self, annotation: Mapping[str, Any], label: str) -> ObjectRecord:
-        box, crowd = sized_box(annotation.get("bbox")), bool(annotation.get("iscrowd"))
+        box, crowd = sized_box(annotation.get("bbox")), is_set(annotation.get("iscrowd"))
         outline = None
         if self.masks or not has_area(box):
             try:

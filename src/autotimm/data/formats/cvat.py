@@ -14,8 +14,8 @@ from autotimm.data.annotations.outlines import Polygons, RunLengths
 from autotimm.data.formats.data_format import Format, ReadOptions, Report, Sighting, listed, read_lists
 from autotimm.data.formats.image_finder import ImageFinder, find_by_split, note_unlisted
 from autotimm.data.formats.json_files import contains
-from autotimm.data.formats.listing import Listing, relative
-from autotimm.data.formats.object_records import ImageRecord, ObjectRecord, merged_parts, object_tables
+from autotimm.data.formats.listing import Listing, in_byte_order, relative
+from autotimm.data.formats.object_records import ImageRecord, ObjectRecord, is_set, merged_parts, object_tables
 from autotimm.data.table import Table
 from autotimm.errors import DataError
 
@@ -80,7 +80,7 @@ class Cvat(Format):
             splits = listed({image.id: image for image in splits["train"]}, lists, notices, report)
         labels = dict.fromkeys(label for file in files for label in file.labels())
         used = {record.label for images in splits.values() for image in images for record in image.objects}
-        class_names = [*labels, *sorted(used - labels.keys(), key=str.encode)]
+        class_names = [*labels, *in_byte_order(used - labels.keys())]
         return object_tables(splits, class_names, notices, masks=options.masks, report=report, corners=True)
 
 
@@ -181,7 +181,7 @@ def _object(element: ElementTree.Element, size: tuple[int, int] | None) -> Objec
 def _is_crowd(element: ElementTree.Element) -> bool:
     """Whether a shape that was imported from a COCO file is a crowd there."""
     attributes = {attribute.get("name"): attribute.text for attribute in element.findall("attribute")}
-    return (attributes.get("is_crowd") or "").strip().lower() in ("true", "1")
+    return is_set(attributes.get("is_crowd"))
 
 
 def _a(element: ElementTree.Element) -> str:

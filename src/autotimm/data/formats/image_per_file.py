@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from autotimm.data.formats.data_format import Report, by_split, listed
 from autotimm.data.formats.image_finder import is_of_images
-from autotimm.data.formats.listing import Listing, near_name, relative, split_of
+from autotimm.data.formats.listing import Listing, in_byte_order, near_name, relative, split_of
 from autotimm.data.formats.object_records import ImageRecord, ObjectRecord, object_tables
 from autotimm.data.table import Table
 from autotimm.errors import join_names
@@ -72,7 +72,7 @@ def tables_of_files(
     for image in images:
         if image.path not in seen:
             report.add(f"images without {'an' if kind == 'XML' else 'a'} {kind} file", "left out", image.name)
-    names = sorted({record.label for image in records.values() for record in image.objects}, key=str.encode)
+    names = in_byte_order({record.label for image in records.values() for record in image.objects})
     if lists:
         splits = listed({record.id: record for record in records.values()}, lists, notices, report)
     else:  # Annotations/val/1.xml may be for JPEGImages/1.jpg: what the image does not say, its file may

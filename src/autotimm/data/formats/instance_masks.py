@@ -14,7 +14,7 @@ from autotimm.data.file_facts import Problem, image_sizes, object_bounds
 from autotimm.data.formats.data_format import Format, ReadOptions, Report, Sighting, by_split, listed, read_lists
 from autotimm.data.formats.instance_ids import InstanceIds
 from autotimm.data.formats.label_images import LabelImages
-from autotimm.data.formats.listing import ListedFile, Listing, relative, split_of
+from autotimm.data.formats.listing import ListedFile, Listing, in_byte_order, relative, split_of
 from autotimm.data.formats.mask_pairs import is_image_folder, is_mask_folder, without_suffix
 from autotimm.data.formats.object_records import ImageRecord, ObjectRecord, object_tables
 from autotimm.data.table import Table
@@ -75,7 +75,7 @@ class InstanceMasks(Format):
                     objects.append(ObjectRecord(labels[mask], None, outline=outline))
             id = relative(image, root)
             records[id] = ImageRecord(image, id, objects)
-        class_names = sorted(set(labels.values()), key=str.encode)
+        class_names = in_byte_order(set(labels.values()))
         notices.append(f"Classes by the names of the masks: {join_names(class_names)}.")
         lists = read_lists(root)
         splits = (

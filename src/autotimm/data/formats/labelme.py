@@ -130,7 +130,7 @@ def _object(shape: Any, size: tuple[int, int] | None) -> tuple[ObjectRecord, Has
     group = group if isinstance(group, (int, str)) else None
     if kind == "mask":
         return record._replace(outline=_mask(shape.get("mask"), points, size)), group
-    if kind not in _SHAPES:
+    if not isinstance(kind, str) or kind not in _SHAPES:
         raise ValueError(f"a shape of type {kind}")
     return _SHAPES[kind](record, points), group
 

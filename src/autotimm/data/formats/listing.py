@@ -12,7 +12,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, overload
 from urllib.parse import unquote
@@ -30,6 +30,7 @@ __all__ = [
     "ListedFiles",
     "Listing",
     "extensions",
+    "in_byte_order",
     "near_name",
     "relative",
     "split_of",
@@ -60,6 +61,16 @@ def text(name: str) -> str:
 def texts(names: Sequence[str]) -> Sequence[str]:
     """:func:`text` of many file names, nearly all of which are as they should be."""
     return names if "".join(names).isascii() else [text(name) for name in names]
+
+
+def in_byte_order(names: Iterable[str]) -> list[str]:
+    r"""Names sorted by their bytes in UTF-8; JSON can hold names that have none, such as half of a surrogate pair.
+
+    Example:
+        >>> in_byte_order({"dog", "10", "2", "\ud800"})
+        ['10', '2', 'dog', '\ud800']
+    """
+    return sorted(names, key=lambda name: name.encode("utf-8", "surrogatepass"))
 
 
 def relative(path: Path, root: Path) -> str:

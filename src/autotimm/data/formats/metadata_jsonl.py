@@ -12,8 +12,15 @@ import torch
 
 from autotimm.data.formats.data_format import Format, ReadOptions, Report, Sighting, ordered
 from autotimm.data.formats.image_finder import ImageFinder, find_by_split, note_unlisted
-from autotimm.data.formats.listing import Listing, relative
-from autotimm.data.formats.object_records import ImageRecord, ObjectRecord, object_tables, sized_box, stated_area
+from autotimm.data.formats.listing import Listing, in_byte_order, relative
+from autotimm.data.formats.object_records import (
+    ImageRecord,
+    ObjectRecord,
+    is_set,
+    object_tables,
+    sized_box,
+    stated_area,
+)
 from autotimm.data.table import ImageTable, Table
 from autotimm.errors import DataError, join_names
 from autotimm.serialization import json_problem, parse_json
@@ -105,6 +112,8 @@ class MetadataLabels(Format):
             raise DataError(f"No image to train on is left. {' '.join(notices)}".rstrip())
         train = ordered(splits)["train"]
         class_names = _sorted_names({str(label): label for _, labels in train.values() for label in labels})
+        if not class_names:
+            raise DataError(f"There is no class: no training image has a label. {' '.join(notices)}".rstrip())
         contents = [entry.content for images in splits.values() for entry, _ in images.values()]
         is_multi_label = any(isinstance(content[_label_key(content)], list) for content in contents)
         return {
@@ -266,14 +275,14 @@ def _objects(entry: Mapping[str, Any]) -> Iterator[tuple[ObjectRecord, _Label]]:
     for one in _rows(entry.get("objects")):
         label = _label(next((one[key] for key in _CATEGORY_KEYS if one.get(key) is not None), None))
         box = sized_box(one.get("bbox"))
-        yield ObjectRecord(str(label), box, bool(one.get("iscrowd")), area=stated_area(one.get("area"))), label
+        yield ObjectRecord(str(label), box, is_set(one.get("iscrowd")), area=stated_area(one.get("area"))), label
 
 
 def _sorted_names(labels: Mapping[str, _Label]) -> list[str]:
     """The classes: numbers in their order, or names in byte order."""
     if all(isinstance(label, int) for label in labels.values()):
         return sorted(labels, key=lambda name: int(labels[name]))
-    return sorted(labels, key=str.encode)
+    return in_byte_order(labels)
 
 
 def _label_table(

@@ -22,6 +22,7 @@ __all__ = [
     "ImageRecord",
     "ObjectRecord",
     "has_area",
+    "is_set",
     "merged_parts",
     "object_tables",
     "sized_box",
@@ -30,6 +31,7 @@ __all__ = [
 
 SLACK_SHARE = 0.01
 """Share of an image's side by which tools round coordinates beyond its border."""
+_LARGEST = 1e18  # what is beyond is no number of pixels, and would be infinite in 32 bits
 _SLACK_PIXELS = 1.01  # the same for small images: tools disagree on whether the last pixel is counted
 
 
@@ -84,7 +86,21 @@ def sized_box(bbox: Any) -> Box | None:
 
 def stated_area(area: Any) -> float:
     """An area in square pixels; 0 if it is not stated, or no positive number."""
-    return float(area) if isinstance(area, (int, float)) and 0 < area < math.inf else 0.0
+    return float(area) if isinstance(area, (int, float)) and 0 < area <= _LARGEST else 0.0
+
+
+def is_set(flag: Any) -> bool:
+    """Whether a flag such as COCO's ``iscrowd`` is set; many tools write it as text, and -1 where they do not know.
+
+    Example:
+        >>> [is_set(flag) for flag in (1, True, "1", "True", 0, "0", "0.0", "False", "Unspecified", -1, None)]
+        [True, True, True, True, False, False, False, False, False, False, False]
+    """
+    written = str(flag).strip().lower()
+    try:
+        return float(written) > 0
+    except ValueError:
+        return written in ("true", "yes")
 
 
 def merged_parts(objects: Iterable[tuple[ObjectRecord, Hashable]]) -> list[ObjectRecord]:
@@ -203,9 +219,13 @@ def _is_usable(image: ImageRecord, size: tuple[int, int] | None, report: Report)
     return True
 
 
+def _is_finite(coordinate: float) -> bool:
+    return abs(coordinate) <= _LARGEST  # written so that NaN fails
+
+
 def has_area(box: Box | None) -> bool:
     """Whether there is a box, of finite numbers, whose ends are in order."""
-    return box is not None and all(map(math.isfinite, box)) and box[2] > box[0] and box[3] > box[1]
+    return box is not None and all(map(_is_finite, box)) and box[2] > box[0] and box[3] > box[1]
 
 
 def _in_pixels(record: ObjectRecord, image: ImageRecord, size: tuple[int, int] | None, report: Report) -> ObjectRecord:
@@ -264,7 +284,7 @@ class _Reach:
             return record
         self._stated += 1
         x1, y1, x2, y2 = record.box
-        if (x2 >= x1 and y2 >= y1) or not all(map(math.isfinite, record.box)):
+        if (x2 >= x1 and y2 >= y1) or not all(map(_is_finite, record.box)):
             return record
         self._swapped.append(image.id)
         return record._replace(box=(min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)))
@@ -327,7 +347,7 @@ def _overshoot(box: Box, size: tuple[int, int]) -> bool:
 
 def _clipped(box: Box | None, width: float, height: float) -> Box | None:
     """The part of a box within the image; ``None`` if it has no area or a coordinate is not a finite number."""
-    if box is None or not all(map(math.isfinite, box)):
+    if box is None or not all(map(_is_finite, box)):
         return None
     x1, x2 = (min(max(x, 0.0), width) for x in (box[0], box[2]))
     y1, y2 = (min(max(y, 0.0), height) for y in (box[1], box[3]))

@@ -10,7 +10,7 @@ from autotimm.data.formats.box_csv import BoxCsv
 from autotimm.data.formats.data_format import Format, ReadOptions, Report, Sighting, read_lists
 from autotimm.data.formats.image_per_file import ImageFile, tables_of_files
 from autotimm.data.formats.listing import Listing, relative
-from autotimm.data.formats.object_records import ObjectRecord
+from autotimm.data.formats.object_records import ObjectRecord, is_set
 from autotimm.data.table import Table
 from autotimm.errors import DataError
 
@@ -127,7 +127,7 @@ def _object(element: ElementTree.Element) -> ObjectRecord:
     x1, y1, x2, y2 = (_coordinate(element, side) for side in _SIDES)
     (left, right), (top, bottom) = _ends(x1, x2), _ends(y1, y2)
     box = (left, top, right, bottom)
-    return ObjectRecord(label, box, crowd=(element.findtext("difficult") or "0").strip() not in ("0", ""))
+    return ObjectRecord(label, box, crowd=is_set(element.findtext("difficult")))
 
 
 def _ends(first: float, last: float) -> tuple[float, float]:

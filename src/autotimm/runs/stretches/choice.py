@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autotimm.errors import require
+from autotimm.errors import is_whole, require
 from autotimm.records.checkpoint_store import CheckpointStore
 from autotimm.repro.streams import key
 from autotimm.runs.recorded_run import RecordedRun
@@ -101,7 +101,8 @@ def draw(stretches: Sequence[Stretch], number: int, challenge: int) -> list[Stre
         >>> [each.first for each in draw(stretches, 2, challenge=1)] == [each.first for each in draw(stretches, 2, 1)]
         True
     """
-    require(challenge >= 0, "challenge", "verify", "an integer of at least 0", challenge, "Leave it out to draw one.")
+    fine = is_whole(challenge, 0)
+    require(fine, "challenge", "verify", "an integer of at least 0", challenge, "Leave it out to draw one.")
     ranked = sorted(stretches, key=lambda stretch: key(challenge, "stretches", stretch.first))
     return sorted(ranked[:number], key=lambda stretch: stretch.first)
 

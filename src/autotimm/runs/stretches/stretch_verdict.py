@@ -15,6 +15,8 @@ from autotimm.errors import (
     DifferentError,
     ModelError,
     UsageError,
+    is_whole,
+    number,
     require,
     require_choice,
 )
@@ -79,12 +81,13 @@ def verify_stretches(
         ModelError: If the folder has no record of a run.
     """
     for name, value in (("stretches", stretches), ("steps", _STEPS if steps is None else steps), ("jobs", jobs)):
-        require(value >= 1, name, "verify", "an integer of at least 1", value, "Give for example 8.")
+        require(is_whole(value, 1), name, "verify", "an integer of at least 1", value, "Give for example 8.")
     require_choice("launcher", "verify", launcher, LAUNCHERS)
     if launcher == "ray":
         require_ray()
     if budget is not None:
-        require(0 < budget <= 1, "budget", "verify", "a share above 0 and at most 1", budget, "Give for example 0.1.")
+        fine = 0 < number(budget) <= 1
+        require(fine, "budget", "verify", "a share above 0 and at most 1", budget, "Give for example 0.1.")
     run = read_recorded(folder)
     notes = tuple(str(finding) for finding in run.findings)
     challenge = new_challenge() if challenge is None else challenge
