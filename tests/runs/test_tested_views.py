@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from math import nan
 from pathlib import Path
 
 import jsonschema
@@ -14,7 +15,7 @@ from autotimm.data.image import ImageDataModule
 from autotimm.data.toy import write_toy_folder, write_toy_objects, write_toy_segmentation
 from autotimm.errors import ModelError, UsageError
 from autotimm.metrics import build_metrics
-from autotimm.records.run_folder import RunFolder, read_results
+from autotimm.records.run_folder import RunFolder, read_results, write_results
 from autotimm.runs.recorded_run import read_recorded
 from autotimm.runs.restore import rebuild
 from autotimm.runs.run import diff
@@ -213,6 +214,14 @@ def test_views_that_the_task_refuses_are_not_taken_for_tested(tmp_path):
     results = json.loads((run.path / "results.json").read_text())
     write(run.path / "results.json", json.dumps(results | {"views": {"flip": {"test": once}}}))
     assert run.verify().verdict == "different"
+
+
+def test_values_per_class_that_nothing_was_measured_for(tmp_path):
+    measured = {"test": {"test/mAP": 0.5}, "per_class": {"cat": {"AP": nan}, "ant": {"AP": 0.5}}}
+    write_results(tmp_path / "results.json", {"views": {"flip": measured}})
+    assert json.loads((tmp_path / "results.json").read_text())["views"]["flip"]["per_class"]["cat"] == {"AP": None}
+    table = read_results(tmp_path / "results.json")["views"]["flip"]["per_class"]
+    assert str(table) == str(measured["per_class"])  # as text, since NaN is not equal to NaN
 
 
 def test_damaged_results_are_an_error(classes, tmp_path):
