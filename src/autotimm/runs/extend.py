@@ -23,6 +23,7 @@ from autotimm.models.backbone.weights import Weights, as_recorded
 from autotimm.records.digest import file_digest
 from autotimm.records.manifest import Manifest
 from autotimm.records.run_folder import RunFolder
+from autotimm.repro.seed import as_drawn
 from autotimm.repro.streams import key
 from autotimm.runs.factory import build_task, build_trainer, settle_data
 from autotimm.runs.fit import new_folder, refuse_unused_shares, train
@@ -228,7 +229,9 @@ def _extend_objects(
         changes.setdefault("trainer.seed", _seed_after(parent))
     else:
         changes.setdefault("data.seed", given.get("seed"))  # the same split
-    data = recorded_data({**config["data"], "init_args": given})
+    seeds = {"data": parent.manifest.inputs.get("seeds", {}).get("data")}  # that of the split
+    with as_drawn(seeds["data"]):
+        data = recorded_data({**config["data"], "init_args": given})
     arguments = config["model"].get("init_args") or {}
     if arguments.get("num_classes", data.num_classes) != data.num_classes:
         # Recorded metrics and weights of classes are those of the parent's classes.
@@ -239,7 +242,7 @@ def _extend_objects(
         checkpoint = _choose(parent, data, choose)
         weights = _weights_of(parent, checkpoint)
         with as_recorded(weights, file_needed=False):
-            rebuilt = from_classes(config, parent.manifest.decisions, folder, path, None, changes)
+            rebuilt = from_classes(config, parent.manifest.decisions, folder, path, None, changes, seeds)
         rebuilt.data.inherit_drops(recorded_drops(parent.manifest))
         portable = rebuilt.trainer.portable
         rebuilt.trainer.start = _begin(rebuilt.task, rebuilt.data, parent, checkpoint, weights, portable=portable)

@@ -30,7 +30,7 @@ from autotimm.records.manifest import Manifest
 from autotimm.records.readers import Fields, require_shape
 from autotimm.records.run_folder import RunFolder
 from autotimm.records.trust import of_record
-from autotimm.repro.seed import default_threads, most_on_cpu
+from autotimm.repro.seed import as_drawn, default_threads, most_on_cpu
 from autotimm.runs.factory import build_task, build_trainer, settle_data, settle_recipe
 from autotimm.runs.search import settle_search
 from autotimm.serialization import construct, is_object, takes
@@ -164,7 +164,8 @@ def rebuild(
                 config, decided, folder, data, workers, {**silent, **(changes or {})}, given, begun=manifest is not None
             )
         else:
-            rebuilt = from_classes(config, decided, folder, data, workers, changes or {})
+            seeds = manifest.inputs.get("seeds", {}) if manifest is not None else {}
+            rebuilt = from_classes(config, decided, folder, data, workers, changes or {}, seeds)
     rebuilt.data.drop(recorded_drops(manifest), recorded=True)
     rebuilt.data.drop(drop)
     recipe = decided.get("recipe") or {}
@@ -278,9 +279,18 @@ def _from_options(
 
 def from_classes(
     config: Mapping[str, Any], decided: Mapping[str, Any], folder: RunFolder, data: Any, workers: Any,
-    changes: Mapping[str, Any],
+    changes: Mapping[str, Any], seeds: Mapping[str, Any],
 ) -> Rebuilt:  # fmt: skip
     """Build the objects of class paths and arguments, see :func:`rebuild` for the rest.
+
+    Args:
+        config: Class paths and arguments.
+        decided: What a finder has decided.
+        folder: Where the trainer writes.
+        data: Where the data is now, if it was moved.
+        workers: Number of loading processes in place of the recorded one.
+        changes: Other arguments than the recorded ones.
+        seeds: The root seeds that objects with ``seed=None`` have drawn: of ``data``, ``task`` and ``trainer``.
 
     Raises:
         ModelError: If a class or an object cannot be created again.
@@ -298,7 +308,8 @@ def from_classes(
     if decided.get("batch_size") is not None:
         given["batch_size"] = decided["batch_size"]
     given |= _changed("data", given, changes)
-    module = recorded_data({**config["data"], "init_args": given})
+    with as_drawn(seeds.get("data")):
+        module = recorded_data({**config["data"], "init_args": given})
     module.setup("fit")
     arguments = {**(config["model"].get("init_args") or {})}
     arguments |= _changed("model", arguments, changes)
@@ -309,13 +320,15 @@ def from_classes(
             f"The {task_class.__name__} of the run must call `self.save_hyperparameters()` in its constructor, so that "
             f"its arguments are recorded. Recorded are {', '.join(arguments) or 'none'}. Add it, and train again."
         )
-    task = construct(task_class, arguments)
+    with as_drawn(seeds.get("task")):
+        task = construct(task_class, arguments)
     settings = replayed_settings(config["trainer"])
     # Trainer arguments that were left at their defaults are not recorded: what no other part has is one of them.
     others = {name: value for name, value in changes.items() if "." not in name and name not in {*given, *arguments}}
     settings |= _changed("trainer", settings, changes)
     settings |= {argument_of("trainer", name) or name: value for name, value in others.items()}
-    trainer = AutoTrainer(**{**settings, "run_dir": folder.chosen})
+    with as_drawn(seeds.get("trainer")):
+        trainer = AutoTrainer(**{**settings, "run_dir": folder.chosen})
     return Rebuilt(task, module, trainer, None)
 
 
