@@ -27,10 +27,11 @@ from autotimm.repro.seed import as_drawn
 from autotimm.repro.streams import key
 from autotimm.runs.factory import build_task, build_trainer, settle_data
 from autotimm.runs.fit import new_folder, refuse_unused_shares, train
+from autotimm.runs.parent import depends_on_classes
 from autotimm.runs.restore import Rebuilt, as_asked, from_classes, read_config, read_manifest
 from autotimm.serialization import current_path, import_name
 from autotimm.tasks import Task
-from autotimm.tasks.checkpoint import TaskRecord, read_checkpoint, rebuilt_with
+from autotimm.tasks.checkpoint import TaskRecord, read_checkpoint
 from autotimm.tasks.start import WEIGHTS, Start, describe_parent, network_digest, network_weights
 from autotimm.train.portable import build_portably
 from autotimm.types import DataSpec
@@ -287,7 +288,7 @@ def _begin(
     spec = DataSpec.from_dict(record.spec) if record.spec else None
     if portable:  # a new head is drawn from integers, as that of a run that begins
         build_portably(task, draw=True)
-    fresh = set() if spec is None or spec.class_names == data.class_names else _depends_on_classes(task)
+    fresh = set() if spec is None or spec.class_names == data.class_names else depends_on_classes(task)
     theirs, state = network_weights(checkpoint), task.network.state_dict()
     kept = {name: value for name, value in state.items() if name not in fresh}
     if wrong := [name for name, value in kept.items() if name not in theirs or theirs[name].shape != value.shape]:
@@ -304,13 +305,3 @@ def _begin(
     described: dict[str, Any] = {"kind": WEIGHTS, "parent": describe_parent(checkpoint)}
     described |= {"new": sorted(fresh)} if fresh else {}
     return Start(described, None, parent.path, network_digest(task.network))
-
-
-def _depends_on_classes(task: Task) -> set[str]:
-    """The names of the weights whose shapes depend on the number of classes."""
-    classes = task.hparams.get("num_classes")
-    if not isinstance(classes, int):
-        return set()
-    more = rebuilt_with(task, num_classes=classes + 1, metrics=None, class_weights=None, pretrained=False)
-    shapes = {name: value.shape for name, value in more.network.state_dict().items()}
-    return {name for name, value in task.network.state_dict().items() if shapes.get(name) != value.shape}

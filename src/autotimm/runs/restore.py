@@ -8,6 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from autotimm.config import (
     FitConfig,
     argument_of,
@@ -39,6 +41,7 @@ from autotimm.tasks.checkpoint import task_class_named
 from autotimm.tasks.start import CHECKPOINT, WEIGHTS, Start, load_start, recorded_start
 from autotimm.train import AutoTrainer
 from autotimm.train.machine_limits import machine_problem, require_machine_for
+from autotimm.train.portable import build_portably
 from autotimm.train.progress import say
 
 __all__ = [
@@ -60,6 +63,7 @@ class Rebuilt(NamedTuple):
         trainer: The trainer, writing to the folder that was asked for.
         config: Its options; ``None`` for a run that was made from objects.
         checkpoint: The checkpoint of another run that it has begun at; ``None`` if it has begun at its first step.
+        drawn: What the constructor has drawn for weights that begin anew where the others are those of another run.
     """
 
     task: Task
@@ -67,6 +71,7 @@ class Rebuilt(NamedTuple):
     trainer: AutoTrainer
     config: FitConfig | None
     checkpoint: Path | None = None
+    drawn: Mapping[str, Tensor] | None = None
 
 
 def read_config(folder: Path) -> FitConfig | dict[str, Any]:
@@ -241,6 +246,12 @@ def _started(rebuilt: Rebuilt, start: Start, weights: Weights, weights_needed: b
     rebuilt.trainer.start = start
     rebuilt.task.weights = weights
     if start.kind == WEIGHTS and weights_needed:
+        new = start.record.get("new")
+        if new and rebuilt.trainer.portable:
+            build_portably(rebuilt.task, draw=True)
+        names = [name for name in new if isinstance(name, str)] if isinstance(new, list) else []
+        state = rebuilt.task.network.state_dict()
+        rebuilt = rebuilt._replace(drawn={name: state[name].clone() for name in names if name in state})
         load_start(rebuilt.task.network, start)
     return rebuilt._replace(checkpoint=start.file if start.kind == CHECKPOINT else None)
 
