@@ -18,6 +18,7 @@ import torch
 from autotimm import Run
 from autotimm.cli.main import main
 from autotimm.errors import DataError, ModelError, UsageError
+from autotimm.export import runner
 from autotimm.export.build_graph import build_graph
 from autotimm.export.onnx_file import OPSET
 from autotimm.records.manifest import Manifest
@@ -113,6 +114,56 @@ def test_runner_without_torch_has_the_rows_of_predict(run: Run, exported: Path, 
     again = subprocess.run([*program, str(files), "--out", str(tmp_path / "rows.csv")], capture_output=True, text=True)
     assert again.returncode == 2
     assert "is there already" in again.stderr
+
+
+def test_runner_beside_a_file_is_the_tested_program(exported: Path) -> None:
+    assert exported.with_name("predict.py").read_bytes() == Path(str(runner.__file__)).read_bytes()
+
+
+def test_runner_prints_the_table_of_one_path_and_names_what_it_left_out(
+    run: Run, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_messy_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    words = ["predict.py", ".", "strip.png", "--model", str(exported)]
+    monkeypatch.setattr(sys, "argv", words)
+    assert runner.main() == 0
+    out, err = capsys.readouterr()
+    found, expected = (list(csv.reader(text.splitlines())) for text in (out, as_csv(run.predict([".", "strip.png"]))))
+    assert [row[:2] for row in found] == [row[:2] for row in expected]
+    for row, true in zip(found[1:], expected[1:], strict=True):
+        assert list(map(float, row[2:])) == pytest.approx(list(map(float, true[2:])), abs=1e-5), row[0]
+    assert err.startswith("2 of 15 images cannot be read: ./cut.png (")
+    monkeypatch.setattr(sys, "argv", ["predict.py", "cut.png", "b/../letter.jpg", "--model", str(exported)])
+    assert runner.main() == 3  # no image is left
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(sys, "argv", ["predict.py", "strip.png", "--model", str(exported), "--out", "table.csv"])
+    assert runner.main() == 0
+    assert capsys.readouterr().out.startswith("predictions: table.csv (1 image")
+    titles, *_, last = out.splitlines()
+    assert Path("table.csv").read_text().splitlines() == [titles, last]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["photos", "--out", "table.csv"], "there are 0 ONNX files beside this program: give --model"),
+        (["photos", "--model", "m.onnx", "--out", "table.csv"], "table.csv is there already: give another name"),
+        (["photos", "gone.png", "--model", "m.onnx"], "there is no file or folder gone.png"),
+    ],
+)
+def test_runner_refuses(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "table.csv").write_text("kept\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["predict.py", *words])
+    with pytest.raises(SystemExit) as stop:
+        runner.main()
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+    assert (tmp_path / "table.csv").read_text() == "kept\n"
 
 
 def test_file_that_disagrees_is_not_written(nearest: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

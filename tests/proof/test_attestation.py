@@ -71,6 +71,17 @@ def test_it_holds_for_the_archive_and_not_for_another_run(statement, signer, run
     assert "the run has another ledger.jsonl" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "checkpoints/best.ckpt", "results.json"])
+@pytest.mark.parametrize("replaced", [True, False], ids=["replaced", "removed"])
+def test_what_a_reader_uses_is_what_was_verified(name, replaced, statement, signer, run, tmp_path, capsys):
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    (copy / name).unlink()
+    if replaced:
+        (copy / name).write_bytes((run / name).read_bytes() + b"\n")
+    assert check(statement, signer[1], copy) == 5
+    assert f"the run has another {name}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("curve", [ec.SECP256R1(), ec.SECP384R1()], ids=["P-256", "P-384"])
 def test_another_key(statement, curve, tmp_path, capsys):
     assert check(statement, keys(tmp_path, curve)[1]) == 5

@@ -2,7 +2,8 @@
 
 The statement has the predicate `test result <https://in-toto.io/attestation/test-result/v0.1>`_, with the verdict in a
 field of its own, and is signed in a DSSE envelope. Its subjects are the record of the run without its volatile part,
-the ledger and the weights, so that it also holds for a copy of the run that :mod:`autotimm.proof.archive` has made.
+the ledger, the results and the weights, so that it also holds for a copy of the run that :mod:`autotimm.proof.archive`
+has made.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _PAYLOAD = "application/vnd.in-toto+json"
 _STATEMENT = "https://in-toto.io/Statement/v1"
 _PREDICATE = "https://in-toto.io/attestation/test-result/v0.1"
 _RECORD = "manifest.json, without its volatile part"
-_FILES = ("ledger.jsonl", "model.safetensors")
+_FILES = ("ledger.jsonl", "results.json", "model.safetensors", "checkpoints/best.ckpt")
 _TEST = "autotimm verify"
 
 
@@ -42,7 +43,7 @@ class CheckedStatement:
     Attributes:
         content: The statement, as plain data.
         key: The SHA-256 of the public key.
-        other: The subjects that a run has in another form; empty if no run was compared.
+        other: The subjects that a run lacks or has in another form; empty if no run was compared.
     """
 
     content: Mapping[str, Any]
@@ -71,7 +72,7 @@ class CheckedStatement:
         lines = [
             f"signed with the key {self.key}",
             *(f"about {each.get('name')}: {each.get('digest', {}).get('sha256')}" for each in subjects),
-            *(f"the run has another {name}" for name in self.other),
+            *(f"the run has another {name}, or none" for name in self.other),
             f"verified on {machine}" if machine else "",
             *(f"not checked: {text}" for text in said.get("not_checked", []) if isinstance(text, str)),
             f"stated: {said.get('words') or self.content['predicate'].get('result')}",
@@ -181,9 +182,12 @@ def check_statement(file: str | Path, key: str | Path, run: str | Path | None = 
     except (KeyError, TypeError, ValueError):
         raise ModelError(damaged) from None
     stated = {each.get("name"): each.get("digest", {}).get("sha256") for each in content["subject"]}
-    found = {} if run is None else _subjects(Path(run), Manifest.load(Path(run) / "manifest.json"))
-    other = tuple(name for name, digest in found.items() if stated.get(name) != digest)
-    return CheckedStatement(content, fingerprint(pem(public)), other)
+    if run is None:
+        return CheckedStatement(content, fingerprint(pem(public)))
+    found = _subjects(Path(run), Manifest.load(Path(run) / "manifest.json"))
+    # All that were stated, of which earlier versions have stated less; one that is missing is another one, too.
+    other = tuple(str(name) for name in (_RECORD, *stated) if stated.get(name) != found.get(name))
+    return CheckedStatement(content, fingerprint(pem(public)), tuple(dict.fromkeys(other)))
 
 
 def _parsed(payload: bytes) -> Any:

@@ -135,7 +135,7 @@ class _Checker:
             if name in self.processes.failures:
                 cause = f"The training fails: {self.processes.failures[name]}"
                 return Result(check.name, check.level, "problem", "fails", cause)
-        if not self._finished(training):
+        if not all(map(self._finished, (check.against, training))):
             cause = "An earlier training in the same process failed."
             return Result(check.name, check.level, "problem", "fails", cause)
         difference = compare_trainings(self._training(check.against), self._training(training), check.metrics)

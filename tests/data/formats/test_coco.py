@@ -414,6 +414,14 @@ def test_parent_categories_are_not_classes_and_splits_share_classes_by_name(writ
     assert "in both train and val" in notices[1]
 
 
+def test_ten_thousand_categories(write: Callable[..., Path]) -> None:
+    """As iNaturalist has them, each with a parent: comparing all with all would take half a minute."""
+    many = [{"id": number, "name": f"kind {number}", "supercategory": "Birds"} for number in range(10_000)]
+    tables, notices = read(write(categories=[*many, {"id": 20_000, "name": "Birds", "supercategory": "Birds"}]))
+    assert tables["train"].class_names == tuple(category["name"] for category in many)
+    assert notices == ["Parent categories without objects are not classes: Birds."]
+
+
 def test_annotations_of_unknown_images_or_categories_are_reported(write: Callable[..., Path]) -> None:
     root = write(annotations=[annotation(), annotation(id=8, image_id=99), annotation(id=9, category_id=99)])
     _, notices = read(root)

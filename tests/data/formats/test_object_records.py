@@ -179,3 +179,12 @@ def test_the_data_module_is_as_strict_as_it_is_told(tmp_path: Path, picture: Pic
     assert any(line.startswith("1 of 2 boxes reach beyond their image") for line in data.notices)
     with pytest.raises(DataError, match="1 of 2 boxes reach beyond their image"):
         DetectionDataModule(tmp_path, image_size=64, val_split=0, num_workers=0, strict=True).setup()
+
+
+def test_validation_without_an_object_is_named(tmp_path: Path, picture: Picture) -> None:
+    for split in ("train", "val"):
+        picture(tmp_path / split / "a.png", size=SIZE)
+        write_coco(tmp_path / split, [(1, 2, 9, 8)] if split == "train" else [])
+    notices: list[str] = []
+    read_coco(tmp_path, notices)
+    assert notices == ["No image of val has an object that counts: its average precision will be 0."]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -261,14 +262,14 @@ def _class_names(files: Sequence[_CocoFile], notices: list[str]) -> list[str]:
         if category["id"] in file.used_categories
     }
     for file in files:
+        children = Counter(str(category.get("supercategory")) for category in file.categories)
         for category in sorted(file.categories, key=lambda category: (str(type(category["id"])), category["id"])):
             name = str(category["name"])
-            others = (other for other in file.categories if other is not category)
-            is_parent = any(str(other.get("supercategory")) == name for other in others)
+            is_parent = children[name] > (str(category.get("supercategory")) == name)  # of others than itself
             (parents if is_parent and name not in used else names)[name] = None
     if parents:
         notices.append(f"Parent categories without objects are not classes: {join_names(list(parents))}.")
-    train_names = [str(category["name"]) for category in files[0].categories]
-    if repeated := sorted({name for name in train_names if train_names.count(name) > 1}):
+    uses = Counter(str(category["name"]) for category in files[0].categories)
+    if repeated := sorted(name for name, number in uses.items() if number > 1):
         notices.append(f"{files[0].path.name}: categories of the same name are one class: {join_names(repeated)}.")
     return list(names)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from autotimm.data.annotations.outlines import Polygons, RunLengths
 from autotimm.data.formats.data_format import Format, ReadOptions, Report, Sighting, listed, read_lists
@@ -24,7 +25,7 @@ __all__ = ["Cvat"]
 _ROOT, _IMAGE = re.compile(rb"<annotations[\s>]"), re.compile(rb"<image\s")
 _TRACK = re.compile(rb"<track\s")
 _OUTLINE = re.compile(rb"<(?:polygon|ellipse|mask)\s")
-_MOST_PIXELS = 1 << 30  # of a mask
+_MOST_PIXELS = 1 << 30  # of a mask, where Pillow has no limit of its own
 _LABEL_TYPES = ("any", "rectangle", "polygon", "ellipse", "mask", "")  # not: tag, points, polyline, skeleton, cuboid
 
 
@@ -234,7 +235,7 @@ def _mask(record: ObjectRecord, element: ElementTree.Element, size: tuple[int, i
         raise ValueError("a mask, and an image without width and height")
     if not (0 < width <= size[0] and 0 < height <= size[1]):
         raise ValueError("a mask that reaches beyond its image")
-    if width * height > _MOST_PIXELS:  # the size is only stated, and memory is taken for it
+    if width * height > (Image.MAX_IMAGE_PIXELS or _MOST_PIXELS):  # the size is only stated, and memory is taken for it
         raise ValueError(f"a mask of {width}x{height} pixels")
     if min(runs) < 0 or sum(runs) != width * height:
         raise ValueError("a mask whose runs do not fill its box")

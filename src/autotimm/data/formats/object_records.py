@@ -202,6 +202,9 @@ def object_tables(
             f"None of the {len(tables['train'])} training images has an object to learn from. "
             f"Check that the annotations belong to these images. {' '.join(notices)}".rstrip()
         )
+    for split, table in tables.items():
+        if not any(table.object_counts()):
+            notices.append(f"No image of {split} has an object that counts: its average precision will be 0.")
     return dict(tables)
 
 
