@@ -4,6 +4,7 @@ import base64
 import io
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,16 +15,18 @@ from sklearn.metrics import average_precision_score, f1_score
 import autotimm
 from autotimm.cli.main import main
 from autotimm.data.toy import write_toy_folder
+from autotimm.errors import ModelError, RunError
 from autotimm.evidence import Evidence, write_evidence
 from autotimm.evidence.object_matches import match_objects, object_pairs
 from autotimm.evidence.reliability import expected_calibration_error, reliability
 from autotimm.metrics import default_metrics
-from autotimm.report import write_report
+from autotimm.report import compare_runs, write_report
 from autotimm.report.class_content import class_content
 from autotimm.report.class_figures import average_precision, selective
 from autotimm.report.intervals import bootstrap
 from autotimm.report.object_content import object_headline
 from autotimm.report.pictures import Pictures
+from autotimm.types import Calibration
 from training import small_fit
 
 SCRIPT = "<script>alert(1)</script>"
@@ -72,6 +75,66 @@ def test_f1_is_that_at_the_very_threshold_of_the_run():
     assert table.titles[-1] == "F1 at 0.3351"
     expected = f1_score(true, scores.astype(np.float64) >= 0.3351, average=None)
     assert [row[-1] for row in table.rows] == pytest.approx(expected.tolist())
+
+
+def one_label(classes, samples, seed=0, temperature=1.0):
+    """Evidence of a classifier whose scores are right as often as they say, at a temperature."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 2, (samples, classes))
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    targets = np.array([rng.choice(classes, p=row) for row in shares])
+    scores = np.exp(logits / temperature) / np.exp(logits / temperature).sum(axis=1, keepdims=True)
+    arrays = {"scores": scores.astype(np.float32), "targets": targets, "losses": np.zeros(samples, np.float32)}
+    names, ids = (tuple(f"{kind}{at}" for at in range(count)) for kind, count in (("c", classes), ("", samples)))
+    return Evidence("val", "classes", False, None, names, ids, arrays)
+
+
+def test_of_many_classes_the_largest_mistakes_are_shown():
+    evidence = one_label(30, 400)
+    matrix = class_content(evidence, Pictures({}, 8, square=True), 0).matrix
+    assert len(matrix.pairs) == 40
+    assert [*matrix.rows, *matrix.counts] == []
+    counts = [count for _, _, count, _ in matrix.pairs]
+    assert counts == sorted(counts, reverse=True)
+    winners = evidence.scores.argmax(axis=1)
+    for true, found, count, token in matrix.pairs[:5]:
+        at = int(true[1:]), int(found[1:])
+        assert true != found
+        assert token == f"c{at[0]}-{at[1]}"
+        assert count == ((evidence.targets == at[0]) & (winners == at[1])).sum()
+
+
+def test_calibrated_scores_have_a_chart_of_their_own():
+    evidence = one_label(4, 600, temperature=0.25)  # far too sure
+    calibration = Calibration(4.0, samples=600)
+    content = class_content(evidence, Pictures({}, 8, square=True), 0, calibration)
+    before, after = content.panels[:2]
+    assert (before.title, after.title) == ("Reliability", "Reliability, calibrated")
+    assert "at a temperature of 4; each half of the images with the temperature of the other one" in after.text
+    errors = [float(re.search(r"calibration error ([\d.]+)", panel.text)[1].rstrip(".")) for panel in (before, after)]
+    assert errors[0] > 0.2
+    assert errors[1] < 0.1
+    assert sum(row[2] for row in content.numbers["reliability_calibrated"][1:]) == 600
+    fewer = class_content(evidence, Pictures({}, 8, square=True), 0, Calibration(4.0, samples=30))
+    assert "; fitted on validation images. Expected" in fewer.panels[1].text  # on others
+    assert "Thresholds that predict uses" not in fewer.tables
+
+
+@pytest.mark.parametrize(
+    ("calibration", "said"),
+    [
+        (Calibration(1.0, (0.25, 0.75), "f1", 9), "Fitted on 9 validation images for F1, and used by predict. "),
+        (Calibration(1.0, (0.25, 0.75), "precision 0.9", 9), "Fitted on 9 validation images for a precision 0.9, and "),
+        (Calibration(1.0, (0.5, 0.5), "f1", 9), "That of the run, moved by the temperature: the same labels. "),
+    ],
+)
+def test_thresholds_that_predict_uses_are_listed(calibration, said):
+    evidence = labels_of([[0.9, 0.6], [0.1, 0.2]], [[1, 0], [0, 1]], ("a", "b"))
+    content = class_content(evidence, Pictures({}, 8, square=True), 0, calibration)
+    table, text = content.tables["Thresholds that predict uses"]
+    assert table.rows == [["cat", calibration.thresholds[0]], ["dog", calibration.thresholds[1]]]
+    assert text.startswith(said)
+    assert "Reliability, calibrated" not in [panel.title for panel in content.panels]
 
 
 def test_every_fit_leaves_a_page_that_loads_nothing(run):
@@ -146,6 +209,60 @@ def test_two_runs_are_compared(run, photos, tmp_path, capsys):
     assert re.findall(r'<th scope="row">(\w+)</th>', settings) == ["epochs", "lr"]
     assert main(["report", str(run.path), str(other.path), "--out", str(out)]) == 2  # nothing is written over
     assert main(["report", str(run.path), "--out", str(tmp_path / "x.html")]) == 0
+
+
+def with_evidence(run, folder, *evidence):
+    """A copy of a run with other evidence, or with none."""
+    copy = Path(shutil.copytree(run.path, folder, ignore=shutil.ignore_patterns("checkpoints", "*.safetensors")))
+    for each in evidence:
+        write_evidence(copy, each)
+    return copy
+
+
+def test_runs_without_evidence_are_compared_by_their_settings(run, tmp_path):
+    copies = [with_evidence(run, tmp_path / place / "one") for place in "ab"]
+    page = compare_runs(copies, tmp_path / "page.html").path.read_text()
+    assert "None of the runs has evidence, so that only curves and settings can be compared." in page
+    assert all(str(copy) in page for copy in copies)  # equal names are told apart by their places
+    with pytest.raises(RunError, match=r"could not be written: .* Give another place"):
+        compare_runs(copies, copies[0] / "manifest.json" / "page.html")
+
+
+def test_objects_of_two_runs_are_compared_by_image(run, tmp_path):
+    """The first has found one of two objects and one too many, the second both."""
+    first = objects()
+    second = objects(boxes=first["true_boxes"], labels=np.array([0, 0]))
+    copies = [with_evidence(run, tmp_path / name, each) for name, each in (("first", first), ("second", second))]
+    page = " ".join(compare_runs(copies, tmp_path / "page.html").path.read_text().split())
+    assert "All runs were measured on the same images." in page
+    assert "difference in F1 per image" in page
+    assert "Of 2 images, 1 are better in second and 0 in first." in page
+    assert "0.50 → 1.00" in page
+    assert "second reaches the highest box mAP." in page
+    other = with_evidence(run, tmp_path / "other", labels_of([[0.9, 0.9]], [[1, 1]], ids=("a",)))
+    with pytest.raises(ModelError, match=r"must be of one task\. They are of boxes and classes"):
+        compare_runs([copies[0], other], tmp_path / "page.html")
+
+
+def labels_of(scores, targets, ids, threshold=0.5):
+    """Evidence of several labels per image."""
+    arrays = {"scores": np.array(scores, np.float32), "targets": np.array(targets, np.uint8),
+              "losses": np.zeros(len(scores), np.float32)}  # fmt: skip
+    return Evidence("val", "classes", True, threshold, ("cat", "dog"), ids, arrays)
+
+
+def test_labels_of_two_runs_are_compared_on_the_images_of_both(run, tmp_path):
+    first = labels_of([[0.9, 0.6], [0.1, 0.2]], [[1, 0], [0, 0]], ("a", "b"))
+    second = labels_of([[0.9, 0.6], [0.9, 0.4]], [[1, 0], [1, 0]], ("a", "c"), threshold=0.65)
+    copies = [with_evidence(run, tmp_path / name, each) for name, each in (("first", first), ("second", second))]
+    page = " ".join(compare_runs(copies, tmp_path / "page.html").path.read_text().split())
+    assert "The runs were measured on different images; differences are of those that both have." in page
+    assert "difference in share of right labels" in page
+    assert "Of 1 images, 1 are better in second and 0 in first." in page
+    assert "0.50 → 1.00" in page
+    apart = with_evidence(run, tmp_path / "apart", labels_of([[0.9, 0.9]], [[1, 1]], ids=("d",)))
+    page = compare_runs([copies[0], apart], tmp_path / "apart.html").path.read_text()
+    assert "difference in" not in page  # no image of one is an image of the other
 
 
 def test_a_label_map_keeps_its_colors_and_what_is_hidden():
