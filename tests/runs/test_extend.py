@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -18,9 +19,11 @@ from autotimm.errors import DataError, ModelError, UsageError
 from autotimm.records.digest import file_digest
 from autotimm.records.manifest import Manifest
 from autotimm.repro import key
+from autotimm.runs import extend as extend_module
 from autotimm.runs.extend import read_epochs
 from autotimm.runs.run import train_on
 from autotimm.tasks.checkpoint import read_checkpoint
+from autotimm.tasks.start import network_digest
 from training import classifier, small_fit, toy_data, trainer
 
 
@@ -291,6 +294,27 @@ class TestOnOtherData:
         assert "head.bias, head.weight begin anew; the other" in notices[0]
         assert other.model().class_names == ("other-0", "other-1")
         assert other.verify().identical
+
+    def test_what_is_said_to_begin_anew_does(self, run, others, monkeypatch):
+        """Whoever says that more is new, or loads what was trained elsewhere, did not train on from the run."""
+        begin = extend_module._begin
+
+        def trained_elsewhere(task, *args, **settings):
+            start = begin(task, *args, **settings)
+            with torch.no_grad():
+                task.head.weight.mul_(2)
+            return replace(start, network=network_digest(task.network))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(extend_module, "_begin", trained_elsewhere)
+            verdict = run.extend(others, epochs=1, name="elsewhere").verify()
+        assert verdict.verdict == "different"
+        assert "says that head.weight began anew, and it began with other values" in verdict.reason
+        with monkeypatch.context() as patch:
+            patch.setattr(extend_module, "depends_on_classes", lambda task: {*task.network.state_dict()})
+            verdict = run.extend(others, epochs=1, name="all-new").verify()
+        assert verdict.verdict == "different"
+        assert "began anew, which does not depend on the classes" in verdict.reason
 
     def test_as_many_other_classes_have_a_new_head_too(self, run, photos, tmp_path):
         renamed = shutil.copytree(photos, tmp_path / "renamed")

@@ -69,6 +69,11 @@ class TestIdentical:
         assert copy.level()["R3"] == "checked with 2 workers in epochs 2 to 2"
         assert copy.level()["R2"] == "checked from the checkpoint before epoch 2 to epoch 2"
 
+    def test_files_that_no_run_writes_are_named(self, copy):
+        (copy.path / "fold-1").mkdir()  # it was not cross-validated
+        (copy.path / "notes.txt").touch()
+        assert copy.verify().not_checked == ("fold-1, notes.txt",)
+
     def test_the_recorded_number_of_workers_checks_no_others(self, copy):
         assert copy.verify(epochs=(2, 2), workers=0).identical
         assert copy.level()["R3"] == "expected"

@@ -2,6 +2,7 @@
 
 import io
 import re
+import resource
 import signal
 import socket
 import struct
@@ -315,6 +316,33 @@ def test_requests_of_8_clients(count: int, server: Server, readable: dict[str, b
     batch = re.search(r"^autotimm_batch_images ([\d.]+)", server.ask("GET", "/metrics").body.decode(), re.MULTILINE)
     assert batch
     assert float(batch[1]) > 1, "no two images were predicted together"
+
+
+@pytest.mark.slow
+def test_small_files_of_many_pixels_take_little_memory(run: Path) -> None:
+    """A dozen files of 60 KB, of 60 MB each when they are decoded."""
+    with serving_run(run) as server:
+        files = {f"{number}.png": png(5000, 4000) for number in range(12)}
+        before, highest, ended = memory_of(server), 0, threading.Event()
+
+        def watch() -> None:
+            nonlocal highest
+            while not ended.wait(0.02):
+                highest = max(highest, memory_of(server))
+
+        watching = threading.Thread(target=watch)
+        watching.start()
+        answer = server.predict(files)
+        ended.set()
+        watching.join()
+    assert [image["name"] for image in answer.content["images"]] == [*files]
+    assert highest - before < 520  # all of them take 720
+
+
+def memory_of(server: Server) -> int:
+    """Megabytes that the process holds."""
+    pages = int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1])
+    return pages * resource.getpagesize() >> 20
 
 
 def test_an_image_that_nobody_waits_for_any_more_ends_nothing(run: Path) -> None:

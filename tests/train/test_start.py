@@ -97,6 +97,19 @@ class TestResumedWithOtherArguments:
                 classifier(), datamodule=toy_data(toy_folder), ckpt_path="last"
             )
 
+    def test_a_run_with_drawn_seeds_is_replayed_and_measured_on_its_own_split(self, toy_folder, tmp_path):
+        trainer(1, run_dir=tmp_path / "whole", seed=None).fit(
+            classifier(seed=None), datamodule=toy_data(toy_folder, seed=None)
+        )
+        run = Run(tmp_path / "whole")
+        verdict = run.verify()
+        assert (verdict.verdict, verdict.findings) == ("identical", ())
+        assert run.validate() == {name: value for name, value in run.metrics.items() if name.startswith("val/")}
+        again = run.reproduce(tmp_path / "again")
+        assert (again.path / "ledger.jsonl").read_bytes() == (run.path / "ledger.jsonl").read_bytes()
+        other = run.extend(epochs=1)
+        assert (other.path / "splits.csv").read_bytes() == (run.path / "splits.csv").read_bytes()
+
     def test_what_a_finder_found_is_not_searched_again(self, toy_folder, tmp_path):
         def fit(ckpt=None, callbacks=()):
             model = classifier()

@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from autotimm.errors import UsageError, require, sentence
 from autotimm.repro.streams import RootSeed
 
 __all__ = [
+    "as_drawn",
     "check_seed",
     "default_threads",
     "fixed_threads",
@@ -26,6 +28,8 @@ __all__ = [
 ]
 
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+_DRAWN_BITS = 64
+_DRAWN: ContextVar[int | None] = ContextVar("drawn", default=None)
 
 
 def check_seed(seed: object, owner: str = "seed_everything") -> int:
@@ -148,7 +152,25 @@ def root_seed(seed: int | None, owner: str) -> int:
     Raises:
         UsageError: If the seed is neither ``None`` nor an integer in [0, 2**32).
     """
-    return random.getrandbits(64) if seed is None else check_seed(seed, owner)
+    if seed is not None:
+        return check_seed(seed, owner)
+    recorded = _DRAWN.get()
+    return random.getrandbits(_DRAWN_BITS) if recorded is None else recorded
+
+
+@contextmanager
+def as_drawn(recorded: object) -> Iterator[None]:
+    """Give an object of a recorded run, made in this block with ``seed=None``, the root seed that it has drawn.
+
+    Args:
+        recorded: The root seed in the manifest. What cannot have been drawn, as in a damaged one, is left alone.
+    """
+    drawn = recorded if isinstance(recorded, int) and not isinstance(recorded, bool) else None
+    token = _DRAWN.set(drawn if drawn is not None and 0 <= drawn < 2**_DRAWN_BITS else None)
+    try:
+        yield
+    finally:
+        _DRAWN.reset(token)
 
 
 def default_threads() -> int:

@@ -5,7 +5,6 @@ A file that no replay writes, and a value that no replay can tell, is never take
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -38,7 +37,6 @@ __all__ = ["BOUND", "Binding", "Outcome", "compare_folders"]
 Findings = Iterator["Finding | str"]  # text names what is not checked
 _Compare = Callable[[RecordedRun, Replay, str], Findings]
 _MEASURED = ("test", PER_CLASS, DIGESTS)
-_FOLD = re.compile(r"fold-[1-9]\d*")  # a run of its own
 _DERIVED = {"report.html", "report"}  # made of the other files, by `autotimm report`
 
 
@@ -325,6 +323,7 @@ def _others(run: RecordedRun) -> list[str]:
     folders = (run.folder, run.folder / "checkpoints", run.folder / EVIDENCE)
     inside = [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
     names = {path.relative_to(run.folder).as_posix(): path for path in inside}
-    names = {name: path for name, path in names.items() if not (_FOLD.fullmatch(name) and path.is_dir())}
+    folds = {f"fold-{number}" for number in range(1, 1 + (folds_of(run.folder) or 0))}  # runs of their own
+    names = {name: path for name, path in names.items() if not (name in folds and path.is_dir())}
     kept = {f"checkpoints/{path.name}" for path in CheckpointStore(run.folder / "checkpoints").files()}
     return sorted(name for name in names if name not in _KNOWN | _DERIVED | kept | {"checkpoints", EVIDENCE})

@@ -23,13 +23,15 @@ from autotimm.models.backbone.weights import Weights, as_recorded
 from autotimm.records.digest import file_digest
 from autotimm.records.manifest import Manifest
 from autotimm.records.run_folder import RunFolder
+from autotimm.repro.seed import as_drawn
 from autotimm.repro.streams import key
 from autotimm.runs.factory import build_task, build_trainer, settle_data
 from autotimm.runs.fit import new_folder, refuse_unused_shares, train
+from autotimm.runs.parent import depends_on_classes
 from autotimm.runs.restore import Rebuilt, as_asked, from_classes, read_config, read_manifest
 from autotimm.serialization import current_path, import_name
 from autotimm.tasks import Task
-from autotimm.tasks.checkpoint import TaskRecord, read_checkpoint, rebuilt_with
+from autotimm.tasks.checkpoint import TaskRecord, read_checkpoint
 from autotimm.tasks.start import WEIGHTS, Start, describe_parent, network_digest, network_weights
 from autotimm.train.portable import build_portably
 from autotimm.types import DataSpec
@@ -228,7 +230,9 @@ def _extend_objects(
         changes.setdefault("trainer.seed", _seed_after(parent))
     else:
         changes.setdefault("data.seed", given.get("seed"))  # the same split
-    data = recorded_data({**config["data"], "init_args": given})
+    seeds = {"data": parent.manifest.inputs.get("seeds", {}).get("data")}  # that of the split
+    with as_drawn(seeds["data"]):
+        data = recorded_data({**config["data"], "init_args": given})
     arguments = config["model"].get("init_args") or {}
     if arguments.get("num_classes", data.num_classes) != data.num_classes:
         # Recorded metrics and weights of classes are those of the parent's classes.
@@ -239,7 +243,7 @@ def _extend_objects(
         checkpoint = _choose(parent, data, choose)
         weights = _weights_of(parent, checkpoint)
         with as_recorded(weights, file_needed=False):
-            rebuilt = from_classes(config, parent.manifest.decisions, folder, path, None, changes)
+            rebuilt = from_classes(config, parent.manifest.decisions, folder, path, None, changes, seeds)
         rebuilt.data.inherit_drops(recorded_drops(parent.manifest))
         portable = rebuilt.trainer.portable
         rebuilt.trainer.start = _begin(rebuilt.task, rebuilt.data, parent, checkpoint, weights, portable=portable)
@@ -284,7 +288,7 @@ def _begin(
     spec = DataSpec.from_dict(record.spec) if record.spec else None
     if portable:  # a new head is drawn from integers, as that of a run that begins
         build_portably(task, draw=True)
-    fresh = set() if spec is None or spec.class_names == data.class_names else _depends_on_classes(task)
+    fresh = set() if spec is None or spec.class_names == data.class_names else depends_on_classes(task)
     theirs, state = network_weights(checkpoint), task.network.state_dict()
     kept = {name: value for name, value in state.items() if name not in fresh}
     if wrong := [name for name, value in kept.items() if name not in theirs or theirs[name].shape != value.shape]:
@@ -301,13 +305,3 @@ def _begin(
     described: dict[str, Any] = {"kind": WEIGHTS, "parent": describe_parent(checkpoint)}
     described |= {"new": sorted(fresh)} if fresh else {}
     return Start(described, None, parent.path, network_digest(task.network))
-
-
-def _depends_on_classes(task: Task) -> set[str]:
-    """The names of the weights whose shapes depend on the number of classes."""
-    classes = task.hparams.get("num_classes")
-    if not isinstance(classes, int):
-        return set()
-    more = rebuilt_with(task, num_classes=classes + 1, metrics=None, class_weights=None, pretrained=False)
-    shapes = {name: value.shape for name, value in more.network.state_dict().items()}
-    return {name for name, value in task.network.state_dict().items() if shapes.get(name) != value.shape}

@@ -8,12 +8,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from autotimm.errors import AutotimmError
+from autotimm.errors import AutotimmError, join_names
 from autotimm.records.digest import file_digest
 from autotimm.records.manifest import Manifest
+from autotimm.runs.restore import Rebuilt
+from autotimm.tasks import Task
+from autotimm.tasks.checkpoint import TaskRecord, read_checkpoint, rebuilt_with
 from autotimm.tasks.start import CHECKPOINT, INITIAL, WEIGHTS, network_weights, read_weights
+from autotimm.train.run_description import surroundings
+from autotimm.types import DataSpec
 
-__all__ = ["ParentCheck", "check_parent"]
+__all__ = ["ParentCheck", "check_parent", "depends_on_classes"]
 
 
 class ParentCheck(NamedTuple):
@@ -28,14 +33,18 @@ class ParentCheck(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def check_parent(folder: Path, manifest: Manifest) -> ParentCheck:
+def check_parent(folder: Path, manifest: Manifest, rebuilt: Rebuilt | None = None) -> ParentCheck:
     """Compare what a run's record says of its parent with the parent, if that is where it was, or beside the run.
 
     Args:
         folder: The run's folder.
         manifest: Its manifest.
+        rebuilt: Its objects, if it is replayed: they tell which weights may have begun anew, and how.
     """
     start = manifest.inputs.get("start")
+    new = start.get("new") if isinstance(start, Mapping) else None
+    if new and rebuilt is not None and (problem := _new_problem(new, folder, manifest, rebuilt)):
+        return ParentCheck(problem)
     parent = start.get("parent") if isinstance(start, Mapping) else None
     if start is None or not isinstance(parent, Mapping) or start.get("kind") not in (WEIGHTS, CHECKPOINT):
         return ParentCheck()
@@ -48,6 +57,8 @@ def check_parent(folder: Path, manifest: Manifest) -> ParentCheck:
             if key in parent and found.get(key) != parent[key]:
                 return ParentCheck(f"The run began with {name} of {place}, but {words} is not what its record says.")
         file = _file(place, name)
+        if file is not None and new and rebuilt is not None and _has_classes_of(rebuilt, file):
+            return ParentCheck(f"The run has the classes of {file}, so that no weights begin anew. It names some.")
         return ParentCheck("" if file is None else _weights_problem(start, folder, file))
     which = f"the run {parent['run_id']}" if "run_id" in parent else "the checkpoint's file"
     return ParentCheck(
@@ -111,3 +122,43 @@ def _weights_problem(start: Mapping[str, Any], folder: Path, checkpoint: Path) -
 
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.shape == b.shape and torch.equal(a, b.to(a.dtype))  # a checkpoint may have a lower precision
+
+
+def _new_problem(new: object, folder: Path, manifest: Manifest, rebuilt: Rebuilt) -> str:
+    """What is wrong with the weights that a record says have begun anew, in a sentence; empty if nothing is."""
+    names, may_be_new = map(str, new if isinstance(new, list) else [new]), depends_on_classes(rebuilt.task)
+    if others := [name for name in names if name not in may_be_new]:
+        return f"The run says that {join_names(others)} began anew, which does not depend on the classes."
+    now = surroundings(rebuilt.trainer)
+    if rebuilt.drawn is None or any(_part(manifest.environment, name) != _part(now, name) for name in _DRAWN_BY):
+        return ""
+    kept = read_weights(folder / INITIAL[WEIGHTS])
+    wrong = [name for name, drawn in rebuilt.drawn.items() if not torch.equal(kept[name], drawn.cpu())]
+    return f"The run says that {join_names(wrong)} began anew, and it began with other values." if wrong else ""
+
+
+_DRAWN_BY = ("versions", "hardware.instructions")  # what the last bits of random weights depend on
+
+
+def _part(around: Mapping[str, Any], name: str) -> Any:
+    section, _, inner = name.partition(".")
+    value = around.get(section)
+    return value.get(inner) if inner and isinstance(value, Mapping) else value
+
+
+def _has_classes_of(rebuilt: Rebuilt, checkpoint: Path) -> bool:
+    try:
+        spec = TaskRecord.of(read_checkpoint(checkpoint), checkpoint).spec
+    except AutotimmError:
+        return False
+    return spec is not None and DataSpec.from_dict(spec).class_names == rebuilt.data.class_names
+
+
+def depends_on_classes(task: Task) -> set[str]:
+    """The names of the weights whose shapes depend on the number of classes."""
+    classes = task.hparams.get("num_classes")
+    if not isinstance(classes, int):
+        return set()
+    more = rebuilt_with(task, num_classes=classes + 1, metrics=None, class_weights=None, pretrained=False)
+    shapes = {name: value.shape for name, value in more.network.state_dict().items()}
+    return {name for name, value in task.network.state_dict().items() if shapes.get(name) != value.shape}

@@ -8,6 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from autotimm.config import (
     FitConfig,
     argument_of,
@@ -30,7 +32,7 @@ from autotimm.records.manifest import Manifest
 from autotimm.records.readers import Fields, require_shape
 from autotimm.records.run_folder import RunFolder
 from autotimm.records.trust import of_record
-from autotimm.repro.seed import default_threads, most_on_cpu
+from autotimm.repro.seed import as_drawn, default_threads, most_on_cpu
 from autotimm.runs.factory import build_task, build_trainer, settle_data, settle_recipe
 from autotimm.runs.search import settle_search
 from autotimm.serialization import construct, is_object, takes
@@ -39,6 +41,7 @@ from autotimm.tasks.checkpoint import task_class_named
 from autotimm.tasks.start import CHECKPOINT, WEIGHTS, Start, load_start, recorded_start
 from autotimm.train import AutoTrainer
 from autotimm.train.machine_limits import machine_problem, require_machine_for
+from autotimm.train.portable import build_portably
 from autotimm.train.progress import say
 
 __all__ = [
@@ -60,6 +63,7 @@ class Rebuilt(NamedTuple):
         trainer: The trainer, writing to the folder that was asked for.
         config: Its options; ``None`` for a run that was made from objects.
         checkpoint: The checkpoint of another run that it has begun at; ``None`` if it has begun at its first step.
+        drawn: What the constructor has drawn for weights that begin anew where the others are those of another run.
     """
 
     task: Task
@@ -67,6 +71,7 @@ class Rebuilt(NamedTuple):
     trainer: AutoTrainer
     config: FitConfig | None
     checkpoint: Path | None = None
+    drawn: Mapping[str, Tensor] | None = None
 
 
 def read_config(folder: Path) -> FitConfig | dict[str, Any]:
@@ -164,7 +169,8 @@ def rebuild(
                 config, decided, folder, data, workers, {**silent, **(changes or {})}, given, begun=manifest is not None
             )
         else:
-            rebuilt = from_classes(config, decided, folder, data, workers, changes or {})
+            seeds = manifest.inputs.get("seeds", {}) if manifest is not None else {}
+            rebuilt = from_classes(config, decided, folder, data, workers, changes or {}, seeds)
     rebuilt.data.drop(recorded_drops(manifest), recorded=True)
     rebuilt.data.drop(drop)
     recipe = decided.get("recipe") or {}
@@ -240,6 +246,12 @@ def _started(rebuilt: Rebuilt, start: Start, weights: Weights, weights_needed: b
     rebuilt.trainer.start = start
     rebuilt.task.weights = weights
     if start.kind == WEIGHTS and weights_needed:
+        new = start.record.get("new")
+        if new and rebuilt.trainer.portable:
+            build_portably(rebuilt.task, draw=True)
+        names = [name for name in new if isinstance(name, str)] if isinstance(new, list) else []
+        state = rebuilt.task.network.state_dict()
+        rebuilt = rebuilt._replace(drawn={name: state[name].clone() for name in names if name in state})
         load_start(rebuilt.task.network, start)
     return rebuilt._replace(checkpoint=start.file if start.kind == CHECKPOINT else None)
 
@@ -278,9 +290,18 @@ def _from_options(
 
 def from_classes(
     config: Mapping[str, Any], decided: Mapping[str, Any], folder: RunFolder, data: Any, workers: Any,
-    changes: Mapping[str, Any],
+    changes: Mapping[str, Any], seeds: Mapping[str, Any],
 ) -> Rebuilt:  # fmt: skip
     """Build the objects of class paths and arguments, see :func:`rebuild` for the rest.
+
+    Args:
+        config: Class paths and arguments.
+        decided: What a finder has decided.
+        folder: Where the trainer writes.
+        data: Where the data is now, if it was moved.
+        workers: Number of loading processes in place of the recorded one.
+        changes: Other arguments than the recorded ones.
+        seeds: The root seeds that objects with ``seed=None`` have drawn: of ``data``, ``task`` and ``trainer``.
 
     Raises:
         ModelError: If a class or an object cannot be created again.
@@ -298,7 +319,8 @@ def from_classes(
     if decided.get("batch_size") is not None:
         given["batch_size"] = decided["batch_size"]
     given |= _changed("data", given, changes)
-    module = recorded_data({**config["data"], "init_args": given})
+    with as_drawn(seeds.get("data")):
+        module = recorded_data({**config["data"], "init_args": given})
     module.setup("fit")
     arguments = {**(config["model"].get("init_args") or {})}
     arguments |= _changed("model", arguments, changes)
@@ -309,13 +331,15 @@ def from_classes(
             f"The {task_class.__name__} of the run must call `self.save_hyperparameters()` in its constructor, so that "
             f"its arguments are recorded. Recorded are {', '.join(arguments) or 'none'}. Add it, and train again."
         )
-    task = construct(task_class, arguments)
+    with as_drawn(seeds.get("task")):
+        task = construct(task_class, arguments)
     settings = replayed_settings(config["trainer"])
     # Trainer arguments that were left at their defaults are not recorded: what no other part has is one of them.
     others = {name: value for name, value in changes.items() if "." not in name and name not in {*given, *arguments}}
     settings |= _changed("trainer", settings, changes)
     settings |= {argument_of("trainer", name) or name: value for name, value in others.items()}
-    trainer = AutoTrainer(**{**settings, "run_dir": folder.chosen})
+    with as_drawn(seeds.get("trainer")):
+        trainer = AutoTrainer(**{**settings, "run_dir": folder.chosen})
     return Rebuilt(task, module, trainer, None)
 
 

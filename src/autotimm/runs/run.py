@@ -41,6 +41,7 @@ from autotimm.records.run_folder import FOLDS, RunFolder, require_files, require
 from autotimm.records.run_seal import Seal, check_seal, write_seal
 from autotimm.records.trust import OfRun
 from autotimm.report.written_page import Report
+from autotimm.repro.seed import as_drawn
 from autotimm.runs.cross_validation import folds_begun, launch_folds, resume_folds
 from autotimm.runs.diff import Comparison, compare
 from autotimm.runs.embeddings import Embeddings, Rows, collecting_features, write_embeddings
@@ -310,11 +311,12 @@ class Run:
                 raise DataError(
                     f"The run {self.path} was made from loaders of your own. Give a folder, or a data module."
                 )
-            if place is None:
-                return self._without_dropped(recorded_data(config["data"]))
             given = config["data"].get("init_args") or {}
-            moved = {"image_dir" if given.get("train_csv") else "data_dir": str(place)}
-            return self._without_dropped(recorded_data({**config["data"], "init_args": given | moved}))
+            moved = {} if place is None else {"image_dir" if given.get("train_csv") else "data_dir": str(place)}
+            manifest = read_manifest(self.path) if self._folder.manifest.exists() else None
+            with as_drawn(None if manifest is None else manifest.inputs.get("seeds", {}).get("data")):
+                data = recorded_data({**config["data"], "init_args": given | moved})
+            return self._without_dropped(data)
 
     def _without_dropped(self, data: DataModule) -> DataModule:
         """Data without the samples that the run has dropped, for whoever evaluates it."""

@@ -154,7 +154,7 @@ def verify(
             if isinstance(error, UsageError):
                 raise
             return Verdict("not comparable", error.exit_code, str(error), notes=notes)
-        chain = check_parent(folder, run.manifest)
+        chain = check_parent(folder, run.manifest, rebuilt)
         snapshot = Snapshot(rebuilt.data.tables.values(), cached=False)
         verdict = other_data(run, snapshot.content) or other_settings(run, rebuilt)
         if verdict is None and chain.problem:

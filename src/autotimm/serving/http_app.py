@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from autotimm.runs.prediction_files import as_csv
 from autotimm.serving.answers import as_plain
 from autotimm.serving.prediction_stream import PredictionStream
 from autotimm.serving.request_limits import Limits, RateLimit, RefusedError
-from autotimm.serving.uploads import decode, read_uploads
+from autotimm.serving.uploads import Upload, decode, read_uploads
 from autotimm.types import DataSpec
 
 __all__ = ["make_app"]
@@ -105,17 +105,23 @@ class _Service:
             raise RefusedError(503, "Too many images wait. Try again later.", Retry_After="1")
         uploads = await read_uploads(request, self.limits)
         loop = asyncio.get_running_loop()
-        decoding = [
-            loop.run_in_executor(self.decoder, decode, upload, self.stream.spec, self.folder) for upload in uploads
-        ]
-        decoded = await asyncio.gather(*decoding, return_exceptions=True)  # all: each closes the file of its image
-        samples = [_or_raise(sample) for sample in decoded]
-        futures = [asyncio.wrap_future(self.stream.submit(sample)) for sample in samples]
-        predictions = await asyncio.gather(*futures)
+        submitting = [loop.run_in_executor(self.decoder, self._submit, upload) for upload in uploads]
+        submitted = await asyncio.gather(*submitting, return_exceptions=True)  # all: each closes the file of its image
+        futures = [each for each in submitted if isinstance(each, Future)]
+        for error in (each for each in submitted if isinstance(each, BaseException)):
+            for future in futures:
+                future.cancel()  # nobody waits for the other images of the request
+            raise error
+        predictions = await asyncio.gather(*map(asyncio.wrap_future, futures))
         self.figures.images.inc(len(predictions))
         if request.query_params.get("format") == "csv" or request.headers.get("accept", "").startswith("text/csv"):
             return Response(as_csv(predictions), media_type="text/csv; charset=utf-8")
         return JSONResponse({"images": [as_plain(prediction) for prediction in predictions]})
+
+    def _submit(self, upload: Upload) -> Future[Any]:
+        """Decode an image when there is room for it, and have it predicted."""
+        self.stream.wait_for_room()
+        return self.stream.submit(decode(upload, self.stream.spec, self.folder))
 
     async def health(self, request: Request) -> Response:
         """Whether images are predicted, and of which run."""
@@ -129,12 +135,6 @@ class _Service:
     async def page(self, request: Request) -> Response:
         """The page."""
         return HTMLResponse(self.content, headers={"Content-Security-Policy": self.policy})
-
-
-def _or_raise(decoded: Any) -> Any:
-    if isinstance(decoded, BaseException):
-        raise decoded
-    return decoded
 
 
 def _page(facts: Mapping[str, Any], spec: DataSpec) -> tuple[str, str]:

@@ -33,6 +33,7 @@ from autotimm.types import Batch, Sample
 __all__ = ["PredictionStream"]
 
 _GATHER = 0.004  # seconds that the first image of a batch waits for others
+_ROOM = 2**28  # bytes of decoded images that wait; 100 KB that a client sends may be 200 MB of pixels
 _MANY = 2**31  # the length of a loader that does not end; Lightning would read ahead, and wait, if it had none
 
 
@@ -73,6 +74,7 @@ class PredictionStream(AbstractContextManager["PredictionStream"]):
         self._waiting: queue.Queue[_Asked | None] = queue.Queue(waiting)
         self._predicted: deque[list[_Asked]] = deque()
         self._failure: BaseException | None = None
+        self._held, self._room = 0, threading.Condition()
         self._thread = threading.Thread(target=self._predict, name="prediction")
         self.batches: deque[int] = deque(maxlen=1000)
 
@@ -126,13 +128,26 @@ class PredictionStream(AbstractContextManager["PredictionStream"]):
         if self._failure is not None:
             raise _stopped(self._failure)
         asked = _Asked(sample, Future())
+        self._hold(sample.image.nbytes)
         try:
             self._waiting.put_nowait(asked)
         except queue.Full:
+            self._hold(-sample.image.nbytes)
             raise RefusedError(503, "Too many images wait. Try again later.", Retry_After="1") from None
         if not self.is_alive:  # it has failed in between
             self._drop_waiting()
         return asked.future
+
+    def wait_for_room(self) -> None:
+        """Wait until the decoded images that wait leave room for another one, or nothing is predicted any more."""
+        with self._room:
+            while self._held >= _ROOM and self.is_alive:
+                self._room.wait(0.1)
+
+    def _hold(self, size: int) -> None:
+        with self._room:
+            self._held += size
+            self._room.notify_all()
 
     # The loader
 
@@ -141,39 +156,45 @@ class PredictionStream(AbstractContextManager["PredictionStream"]):
 
     def __iter__(self) -> Iterator[Batch]:
         for asked in self._gathered():
-            fine = [each for each in map(self._transformed, asked) if each is not None]
             try:
-                batch = collate_samples([each.sample for each in fine]) if fine else None
+                batch = collate_samples([each.sample for each in asked]) if asked else None
             except AutotimmError as error:  # transforms of the user's own, which give images of several sizes
-                _fail_all(fine, error)
+                _fail_all(asked, error)
                 continue
             if batch is not None:
-                self.batches.append(len(fine))
-                self._predicted.append(fine)
+                self.batches.append(len(asked))
+                self._predicted.append(asked)
                 yield batch
 
     def _gathered(self) -> Iterator[list[_Asked]]:
-        """Images that are predicted together: what waits, and what comes within moments."""
-        while (first := self._waiting.get()) is not None:
-            asked: list[_Asked | None] = [first]
+        """Images that are predicted together, transformed: what waits, and what comes within moments."""
+        asked = self._waiting.get()
+        while asked is not None:
+            gathered: list[_Asked | None] = []
             until = time.monotonic() + _GATHER
-            while len(asked) < self._at_once and asked[-1] is not None:
+            while asked is not None:
+                gathered.append(self._transformed(asked))  # at once: the pixels of the whole image are free then
+                if len(gathered) == self._at_once:
+                    break
                 try:
-                    asked.append(self._waiting.get(timeout=max(0.0, until - time.monotonic())))
+                    asked = self._waiting.get(timeout=max(0.0, until - time.monotonic()))
                 except queue.Empty:
                     break
-            yield [each for each in asked if each is not None]
-            if asked[-1] is None:
-                return
+            ends, asked = asked is None, None
+            yield [each for each in gathered if each is not None]
+            if not ends:
+                asked = self._waiting.get()
 
     def _transformed(self, asked: _Asked) -> _Asked | None:
-        if not asked.future.set_running_or_notify_cancel():
-            return None  # nobody waits for it any more; from here on it cannot be cancelled
         try:
+            if not asked.future.set_running_or_notify_cancel():
+                return None  # nobody waits for it any more; from here on it cannot be cancelled
             return asked._replace(sample=evaluated_sample(asked.sample, self._transform))
         except AutotimmError as error:  # of transforms of the user's own
             asked.future.set_exception(error)
             return None
+        finally:
+            self._hold(-asked.sample.image.nbytes)
 
     # The network
 
@@ -205,6 +226,7 @@ class PredictionStream(AbstractContextManager["PredictionStream"]):
             except queue.Empty:
                 return
             if asked is not None:
+                self._hold(-asked.sample.image.nbytes)
                 _fail_all([asked], _stopped(self._failure))
 
 

@@ -174,6 +174,24 @@ def test_images_are_found_by_stem_whatever_the_file_states(tmp_path: Path, pictu
         read(tmp_path, strict=True)
 
 
+@pytest.mark.parametrize("inside", ["", "labels/"])
+def test_a_folder_for_each_image(tmp_path: Path, picture: Picture, inside: str) -> None:
+    """All with the same names: each XML file has the image of its own folder, and no two are compared."""
+    for number in range(12):
+        place = tmp_path / ("train" if number < 9 else "val") / f"scene_{number}"
+        picture(place / "frame.png")
+        write(place / inside / "frame.xml", thing(f"dog {number:02}", (1, 1, 9, 9)))
+    (tmp_path / "train" / "scene_3" / "frame.png").unlink()
+    tables, notices = read(tmp_path)
+    named = {id: table.labels(row) for table in tables.values() for row, id in enumerate(table.ids)}
+    assert named == {
+        f"{'train' if number < 9 else 'val'}/scene_{number}/frame.png": (f"dog {number:02}",)
+        for number in range(12) if number != 3
+    }  # fmt: skip
+    start = f"1 XML files of several images, ambiguous and left out: train/scene_3/{inside}frame.xml (train/scene_0/"
+    assert any(line.startswith(start) for line in notices)
+
+
 def test_a_missing_image_is_not_replaced_by_its_namesake_of_another_split(tmp_path: Path, picture: Picture) -> None:
     for split in ("train", "valid"):
         for number in range(3):

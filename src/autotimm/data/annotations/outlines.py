@@ -225,7 +225,7 @@ def _brightness(image: Image.Image) -> NDArray[np.float64]:
 
 
 def _clipped(corners: NDArray[np.float64], width: int, height: int) -> NDArray[np.float64]:
-    """Clip a polygon to three times the image's size, which leaves every pixel of the image as it was.
+    """Clip a polygon to three times the image's size, which moves its edges by less than a pixel, if at all.
 
     pycocotools clips at the image's border, but walks along every edge pixel by pixel: a corner at 1e9 takes an hour,
     and one at 1e12 crashes. Sutherland and Hodgman, "Reentrant polygon clipping", CACM 1974.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,7 @@ from autotimm.errors import join_names
 
 __all__ = ["ImageFile", "tables_of_files"]
 
+_FEW = 8  # images of one stem that are compared one by one
 _MASK_FOLDERS = ("segmentationclass", "segmentationobject")  # VOC's masks have the names of their images
 
 
@@ -99,6 +101,8 @@ class _StemFinder:
 
     def __init__(self, images: Sequence[Path], root: Path, report: Report, kind: str) -> None:
         self._root, self._report, self._kind = root, report, kind
+        self._splits: dict[Path, str | None] = {}
+        self._by_folder: dict[str, dict[Path, list[Path]]] = {}
         self._by_name: dict[str, list[Path]] = {}
         for path in images:
             self._by_name.setdefault(near_name(path.stem), []).append(path)
@@ -146,28 +150,51 @@ class _StemFinder:
 
     def _find(self, annotation: ImageFile) -> list[Path]:
         """The image; several if nothing says which of them, none if there is none."""
-        stems = _stems(annotation)
-        exactly = (self._candidates(stem, annotation.path, exactly=True) for stem in stems)
-        nearly = (self._candidates(stem, annotation.path, exactly=False) for stem in stems)
-        images = next(filter(None, [*exactly, *nearly]), [])
-        images = self._nearest(images, annotation.path)
+        ways = itertools.product((True, False), _stems(annotation))
+        groups = (self._nearest_of(stem, annotation.path, exactly=exactly) for exactly, stem in ways)
+        images = next(filter(None, groups), [])
         named = [image for image in images if image.name == annotation.filename] or images
         inside = [image for image in named if image.parent.name == annotation.folder] or named
         return [image for image in inside if is_of_images(image.parent)] or inside
 
-    def _candidates(self, stem: str, annotation: Path, *, exactly: bool) -> list[Path]:
-        """Images of a stem without those of another split: numbered frames have the same names in each."""
-        split = self._split(annotation)
-        images = [image for image in self._by_name.get(near_name(stem), []) if image.stem == stem or not exactly]
-        return [image for image in images if not split or self._split(image) in (None, split)]
+    def _nearest_of(self, stem: str, annotation: Path, *, exactly: bool) -> list[Path]:
+        """The nearest images of a stem, without those of another split: numbered frames have the same names in each."""
+        split, name = self._split(annotation), near_name(stem)
+
+        def fits(image: Path) -> bool:
+            return (image.stem == stem or not exactly) and (not split or self._split(image) in (None, split))
+
+        if len(self._by_name.get(name, ())) <= _FEW:
+            return self._nearest(list(filter(fits, self._by_name.get(name, ()))), annotation)
+        # A folder for each image, as scene_7/frame.png: comparing all with all would take hours.
+        others: list[Path] = []
+        for folder in annotation.parents:
+            images = list(filter(fits, self._below(name).get(folder, ())))
+            beside = [image for image in images if image.parent == annotation.parent]
+            if nearest := beside or [image for image in images if self._split(image) == split]:
+                return nearest
+            others = others or images
+        return others
+
+    def _below(self, name: str) -> Mapping[Path, Sequence[Path]]:
+        """The images of a name below each folder."""
+        if name not in self._by_folder:
+            folders = self._by_folder.setdefault(name, {})
+            for image in self._by_name[name]:
+                for folder in image.parents:
+                    folders.setdefault(folder, []).append(image)
+        return self._by_folder[name]
 
     def _split(self, path: Path) -> str | None:
-        return split_of(relative(path.parent, self._root))
+        if path.parent not in self._splits:
+            self._splits[path.parent] = split_of(relative(path.parent, self._root))
+        return self._splits[path.parent]
 
     def _nearest(self, paths: Sequence[Path], other: Path) -> list[Path]:
         """The paths that are nearest to another one; several if nothing says which."""
         nearness = {path: self._nearness(path, other) for path in paths}
-        return [path for path in paths if nearness[path] == max(nearness.values())]
+        best = max(nearness.values(), default=None)
+        return [path for path in paths if nearness[path] == best]
 
     def _nearness(self, first: Path, second: Path) -> tuple[bool, bool, int]:
         common = os.path.commonpath([first.parent, second.parent])

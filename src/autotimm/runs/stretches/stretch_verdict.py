@@ -111,7 +111,7 @@ def verify_stretches(
             return Verdict("not comparable", error.exit_code, str(error), notes=notes)
         snapshot = Snapshot(rebuilt.data.tables.values(), cached=False)
         refusal = other_data(run, snapshot.content) or _settings(run, rebuilt)
-        chain = check_parent(folder, run.manifest)
+        chain = check_parent(folder, run.manifest, rebuilt)
         if refusal is None and chain.problem:
             refusal = Verdict("different", DifferentError.exit_code, chain.problem, notes=notes)
         if refusal is not None:
