@@ -239,6 +239,9 @@ def test_objects_of_two_runs_are_compared_by_image(run, tmp_path):
     assert "Of 2 images, 1 are better in second and 0 in first." in page
     assert "0.50 → 1.00" in page
     assert "second reaches the highest box mAP." in page
+    confused = with_evidence(run, tmp_path / "confused", objects(boxes=first["true_boxes"], labels=np.array([1, 0])))
+    page = compare_runs([confused, copies[1]], tmp_path / "confused.html").path.read_text()
+    assert "0.50 → 1.00" in page  # an object of another class is one too many, and one is not found
     other = with_evidence(run, tmp_path / "other", labels_of([[0.9, 0.9]], [[1, 1]], ids=("a",)))
     with pytest.raises(ModelError, match=r"must be of one task\. They are of boxes and classes"):
         compare_runs([copies[0], other], tmp_path / "page.html")

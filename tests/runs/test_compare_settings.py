@@ -226,7 +226,11 @@ def test_levels_are_those_that_the_replay_claims(said):
     found, _ = said({**EARLIER, "levels.R3": "no, because of something else"})
     assert found == ["manifest.json: levels.R3: no, because of something else was recorded, expected found"]
     both = {"inputs.start.kind": "run"}
-    _, unchecked = said({"levels.R1": "no, because its data are gone"}, both=both, first_epoch=1)
+    changes = {"levels.R1": "no, because its data are gone"}
+    assert said(changes, both=both)[0] == [
+        f"manifest.json: levels.R1: {changes['levels.R1']} was recorded, expected found"
+    ]
+    _, unchecked = said(changes, both=both, first_epoch=1)
     assert "manifest.json: levels.R1 (the replay begins at a checkpoint)" in unchecked
 
 
