@@ -1,6 +1,7 @@
 """The house rules that a linter cannot see."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -60,6 +61,17 @@ def test_importing_the_package_loads_no_heavy_library() -> None:
     heavy = ("torch", "numpy", "timm", "pytorch_lightning", "torchvision", "torchmetrics", "PIL", "rich")
     loaded = run_python(f"import sys, autotimm; print([name for name in {heavy} if name in sys.modules])")
     assert loaded == "[]"
+
+
+@pytest.mark.parametrize(
+    ("before", "given", "kept"),
+    [("", None, "passive"), ("", "active", "active"), ("import torch;", None, "None")],
+)
+def test_threads_that_wait_sleep_unless_it_is_said_otherwise(before: str, given: str | None, kept: str) -> None:
+    variables = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    variables |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    code = f"{before}import autotimm, os; print(os.environ.get('OMP_WAIT_POLICY'))"
+    assert subprocess.check_output([sys.executable, "-c", code], env=variables, text=True).strip() == kept
 
 
 def test_the_version_is_that_of_the_installed_package() -> None:

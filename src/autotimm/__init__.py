@@ -9,7 +9,15 @@ Example:
     42
 """
 
+import os
+import sys
+
 import lazy_loader
+
+if "torch" not in sys.modules:
+    # Read once, when torch is loaded; no bit depends on it. Threads that wait for others would spin, and where more
+    # programs want the cores, one that spins keeps the one that it waits for from running.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 _load, __dir__, _public = lazy_loader.attach_stub(__name__, __file__)  # the names are those of __init__.pyi
 # Parts that people reach as `autotimm.testing.check_task` after a plain `import autotimm`.

@@ -2,8 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
+from copy import copy
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +25,18 @@ from autotimm import (
     SegmentationDataModule,
     UsageError,
 )
+from autotimm.cli.main import main
 from autotimm.constants import ENGINES
 from autotimm.data import file_facts, loader
+from autotimm.data.annotations.masks import MaskTable
 from autotimm.data.data_facts import content
 from autotimm.data.packed import row_store
 from autotimm.data.packed.packing import pack
-from autotimm.data.toy import write_toy_objects, write_toy_segmentation
+from autotimm.data.packed.row_targets import head_of
+from autotimm.data.table import Table
+from autotimm.data.toy import write_toy_folder, write_toy_objects, write_toy_segmentation
 from autotimm.runs.restore import read_manifest
+from autotimm.types import Sample
 from training import multi_label_data, small_fit
 
 for engine in ENGINES:
@@ -211,6 +220,123 @@ def test_damaged_rows(damage: str, packed_shapes: dict[str, Path], tmp_path: Pat
     rewrite(tmp_path / "data", change)
     with pytest.raises(DataError, match=message):
         opened(ImageDataModule, tmp_path / "data").setup()
+
+
+# Of objects with outlines: what is put into the place of one value of the first object of each row.
+OBJECT_DAMAGES: dict[str, dict[str, Any]] = {
+    "a class that there is not": {"label": 9},
+    "a box of three numbers": {"box": [1.0, 2.0, 3.0]},
+    "a box without end": {"box": [1.0, 2.0, 3.0, float("inf")]},
+    "an area without end": {"area": float("inf")},
+    "a stated box of three numbers": {"stated": [1.0, 2.0, 3.0]},
+    "text for a number": {"area": "12"},
+    "no outline": {"outline": None},
+    "an outline of no polygon": {"outline": {"polygons": []}},
+    "half a point": {"outline": {"polygons": [[1.0, 2.0, 3.0]]}},
+    "a point without end": {"outline": {"polygons": [[1.0, float("inf")]]}},
+    "damaged run lengths": {"outline": {"size": [64, 64], "counts": "\u00e9"}},
+    "bytes backwards": {"outline": {"bytes": [9, 3], "bounds": [0, 0, 4, 4]}},
+    "negative bounds": {"outline": {"bytes": [0, 3], "bounds": [-1, 0, 4, 4]}},
+    "bytes without bounds": {"outline": {"bytes": [0, 3]}},
+}
+
+
+def with_target(row: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    return {**row, "target": json.dumps(change(json.loads(row["target"])))}
+
+
+def test_damaged_objects(dense: dict[str, tuple[Kind, Path]], tmp_path: Path) -> None:
+    kind, folder = dense["outlines"]
+    packed = pack(opened(kind, folder), "lance", tmp_path / "packed", progress=False).path
+    for number, (damage, values) in enumerate(OBJECT_DAMAGES.items()):
+        shutil.copytree(packed, tmp_path / f"{number}")
+        damaged = partial(with_target, change=lambda objects, values=values: [objects[0] | values, *objects[1:]])
+        rewrite(tmp_path / f"{number}", damaged)
+        with pytest.raises(DataError) as error:
+            opened(kind, tmp_path / f"{number}").setup()
+        said = f"The target of train/00000.png in {tmp_path / f'{number}'} must be one for instance with 3 classes. It"
+        assert str(error.value).startswith(said), damage
+        assert str(error.value).endswith("Pack the data again."), damage
+    boxes = tmp_path / f"{[*OBJECT_DAMAGES].index('half a point')}"
+    opened(DetectionDataModule, boxes).setup()  # who wants boxes reads no outlines
+
+
+@pytest.mark.parametrize("damage", [[[7, 1]], [[0, -1]], [[0]], [[0, 1, 2]], [[0, 0.5]], [0, 1]], ids=str)
+def test_damaged_amounts_of_pixels(damage: Any, dense: dict[str, tuple[Kind, Path]], tmp_path: Path) -> None:
+    kind, folder = dense["regions"]
+    packed = pack(opened(kind, folder), "lance", tmp_path / "packed", progress=False).path
+    rewrite(packed, partial(with_target, change=lambda amounts: damage))
+    with pytest.raises(DataError, match="must be one for segmentation with"):
+        opened(kind, packed).setup()
+
+
+def test_what_one_description_cannot_hold_is_not_packed(
+    toy_folder: Path, dense: dict[str, tuple[Kind, Path]], tmp_path: Path
+) -> None:
+    shapes = opened(ImageDataModule, toy_folder).tables
+    other = opened(ImageDataModule, write_toy_folder(tmp_path / "toy", n=8, num_classes=2)).tables
+    with pytest.raises(UsageError, match="the same classes in all splits"):
+        head_of({"train": shapes["train"], "val": other["val"]})
+    regions = opened(*dense["regions"]).tables
+    values = copy(regions["val"])
+    assert isinstance(values, MaskTable)
+    values.code = replace(values.code, nearest=not values.code.nearest)
+    with pytest.raises(UsageError, match="masks whose values mean the same in all splits"):
+        head_of({"train": regions["train"], "val": values})
+
+    class Drawn(Table):
+        class_names = ("a", "b")
+
+        def load(self, index: int) -> Sample:
+            raise NotImplementedError
+
+    with pytest.raises(UsageError, match=r"image files with classes, objects or masks\. Got 'Drawn'"):
+        head_of({"train": Drawn()})
+
+
+# The command
+
+
+def test_the_command_says_how_to_train_on_what_it_has_packed(
+    toy_folder: Path, packed_shapes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(toy_folder, tmp_path / "photos")
+    cut = min((tmp_path / "photos").rglob("*.png"))
+    cut.write_bytes(cut.read_bytes()[:100])
+    out = tmp_path / "packed"
+    assert main(["pack", str(tmp_path / "photos"), "--to", "litdata", "--out", str(out), "--progress", "false"]) == 0
+    *notices, packed, train = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("notice: ") and cut.name in line for line in notices)
+    assert re.fullmatch(r"packed: 23 train, \d+ bytes of images and masks, for classification", packed)
+    assert train == f"train: autotimm fit {out}"
+    words = ["pack", str(toy_folder), "--to", "litdata", "--out", str(tmp_path / "whole"), "--json"]
+    assert main(words) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["packed"], answer["task"], answer["notices"]) == (str(tmp_path / "whole"), "classification", [])
+    assert {split: number for split, number in answer["samples"].items() if number} == {"train": 24}
+    assert answer["bytes"] == sum(path.stat().st_size for path in toy_folder.rglob("*.png"))
+    expected = loaded(opened(ImageDataModule, packed_shapes["litdata"]))
+    assert loaded(opened(ImageDataModule, tmp_path / "whole")) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--out", "new"], "needs an engine and a new folder. Give for example --to lance."),
+        (["--to", "lance"], "needs an engine and a new folder. Give for example --out photos.lance."),
+        (["--to", "lance", "--out", "full"], "full"),
+        (["--to", "zip", "--out", "new"], "zip"),
+    ],
+)
+def test_the_command_needs_an_engine_and_a_new_folder(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "kept.txt").write_text("kept")
+    assert main(["pack", "photos", *words]) == 2
+    assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
 
 HEADS = {

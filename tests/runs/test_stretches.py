@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import re
+import shutil
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,16 +15,20 @@ import warm
 from autotimm import Run
 from autotimm.cli.main import main
 from autotimm.errors import DifferentError, ModelError, UsageError
+from autotimm.records.manifest import Manifest
 from autotimm.records.run_folder import RunFolder
+from autotimm.runs.file_contents import Finding
 from autotimm.runs.recorded_run import read_recorded
 from autotimm.runs.restore import rebuild
 from autotimm.runs.stretches.choice import Stretch, draw, passing_chance, recorded_stretches, within_budget
-from autotimm.runs.stretches.court import Court
+from autotimm.runs.stretches.court import Court, StretchProof
+from autotimm.runs.stretches.every_step import checkpoint_findings, every_step, settings_of
 from autotimm.runs.stretches.measure import Measurement
 from autotimm.runs.stretches.process import _require_instructions, other_instructions
 from autotimm.runs.stretches.stretch_verdict import _not_comparable
+from autotimm.tasks.checkpoint import read_checkpoint
 from forger import Edit, write
-from training import SMALL, small_fit
+from training import SMALL, small_fit, trainer
 
 DRAWS = {1: 0, 2: 1}
 """By epoch, a challenge that draws its stretch alone."""
@@ -204,6 +211,203 @@ def test_another_instruction_set(photos, tmp_path, monkeypatch, capsys):
     assert (code, answer["verdict"]) == (7, "consistent"), out + err
     assert "ATEN_CPU_CAPABILITY=default" in err
     assert answer["stretches"][0]["inputs"]
+
+
+@pytest.fixture(scope="module")
+def exact(run, tmp_path_factory):
+    """The second stretch, and what a single replay has measured in it; its settings, from the objects of the replay."""
+    record, settings = read_recorded(run.path), []
+    stretch = recorded_stretches(record, 3)[1]
+    look = Measurement._look
+
+    def note(self, measured, stretch, every, trainer, module):
+        settings.append(settings_of(trainer, module))
+        look(self, measured, stretch, every, trainer, module)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Measurement, "_look", note)
+        measured = Measurement(record, tmp_path_factory.mktemp("scratch")).measure(stretch, (), every=True)
+    return record, stretch, measured, settings[0]
+
+
+class TestVerdictOnWhatWasMeasured:
+    """One replay, and what else it might have found."""
+
+    PROOF = StretchProof(1, 1, 2, 3, 6, None, 3, {0.1: 0.5})
+
+    def verdict(self, exact, apart=(), record=None, **changes):
+        known, stretch, measured, _ = exact
+        record = record or known
+        court = Court(Measurement(record, record.folder, same_pixels=not apart), [*apart], "cpu", 1)
+        return court.verdict([(stretch, replace(measured, **changes))], self.PROOF)
+
+    def test_equal_bits_are_consistent(self, exact):
+        verdict = self.verdict(exact)
+        assert (verdict.verdict, verdict.exit_code, verdict.steps, verdict.of_steps) == ("consistent", 7, 3, 6)
+        assert verdict.proof.stretches[0].equal_bits
+        assert verdict.not_checked == ("the steps of no drawn stretch, but for their samples and learning rates",
+                                       "validation and test")  # fmt: skip
+
+    def test_a_step_that_the_options_do_not_give_is_different(self, exact):
+        verdict = self.verdict(exact, wrong=["rate", 0, 1, 2, "lr", (0.5).hex(), (0.25).hex()])
+        assert (verdict.verdict, verdict.exit_code, verdict.difference.stage) == ("different", 5, "rate")
+        assert verdict.reason.startswith("The learning rate differs: first at step 2 (epoch 1, batch 2), stage rate")
+        assert verdict.reason.endswith("0.5 was recorded, 0.25 found). That follows from the options alone.")
+
+    def test_other_values_of_a_checkpoint_are_different(self, exact):
+        text = "checkpoints/best.ckpt: its optimizer has 3 groups of parameters instead of 2"
+        verdict = self.verdict(exact, findings=[text])
+        assert (verdict.verdict, verdict.exit_code, verdict.findings) == ("different", 5, (text,))
+        assert verdict.reason == f"The steps are consistent, and other values contradict each other: {text}."
+
+    def test_a_damaged_record_is_incomplete(self, exact):
+        damaged = replace(exact[0], findings=(Finding("splits.csv", "it is missing", damage=True),))
+        verdict = self.verdict(exact, record=damaged)
+        assert (verdict.verdict, verdict.exit_code) == ("incomplete", 6)
+        assert verdict.findings == verdict.notes == ("splits.csv: it is missing",)
+        assert str(verdict).endswith(
+            "What could be replayed is consistent.\nverdict: incomplete (3 of 6 steps compared)"
+        )
+
+    def test_other_initial_weights_are_different(self, exact):
+        record, stretch, measured, _ = exact
+        first = replace(stretch, start="")
+        court = Court(Measurement(record, record.folder), [], "cpu", 1)
+        found = court.judge(first, replace(measured, initial="0" * 16))
+        assert found.difference.stage == "start"
+        assert found.reason.startswith("The initial weights differ: ")
+        assert found.reason.endswith(f"{record.ledger.lines[0]['weights']} was recorded, {'0' * 16} found).")
+        honest = court.judge(first, replace(measured, initial=record.ledger.lines[0]["weights"]))
+        assert honest.difference is None
+        apart = Court(court.asked, ["the version of pillow"], "cpu", 1)
+        assert apart.judge(first, replace(measured, initial="0" * 16)).difference is None  # drawn elsewhere
+
+    def test_weights_that_are_too_far_away_are_named(self, exact):
+        name = next(iter(exact[2].recorded))
+        verdict = self.verdict(exact, recorded={**exact[2].recorded, name: 1.0})
+        assert (verdict.verdict, verdict.difference.stage, verdict.difference.field) == ("different", "update", name)
+        assert verdict.reason.startswith("The weights differ: after step 6 (epoch 2, batch 3), stage update")
+
+    def test_losses_that_other_pixels_may_explain_are_not_comparable(self, exact):
+        apart = ["the version of pillow: 1 was recorded, 2 is used"]
+        lines = {"": [{**line, "inputs": "0" * 16, "loss": (9.5).hex()} for line in exact[2].lines[""]]}
+        verdict = self.verdict(exact, apart, lines=lines, recorded={})
+        assert (verdict.verdict, verdict.exit_code, verdict.difference.stage) == ("not comparable", 4, "forward")
+        assert f"But the images have other pixels here ({apart[0]}), and may explain it." in verdict.reason
+        near = {"": [{**line, "inputs": "0" * 16} for line in exact[2].lines[""]]}
+        verdict = self.verdict(exact, apart, lines=near)
+        assert verdict.verdict == "consistent"
+        assert verdict.not_checked[-1] == f"the pixels of the images, which are made otherwise here ({apart[0]})"
+
+    @pytest.mark.parametrize(
+        ("change", "stage"),
+        [({"ids": "0" * 16}, "order"), ({"inputs": "0" * 16}, "inputs"), ({"lr": (0.5).hex()}, "rate"),
+         ({"step": 9}, "length"), ({"batch": 7}, "length")],
+    )  # fmt: skip
+    def test_a_field_that_differs_is_one_of_its_stage(self, exact, change, stage):
+        lines = {"": [{**exact[2].lines[""][0], **change}, *exact[2].lines[""][1:]]}
+        assert self.verdict(exact, lines=lines).difference.stage == stage
+
+
+class TestEveryStep:
+    """What follows from the options for each line of the ledger, and for each checkpoint."""
+
+    def found(self, exact, change, first=0, **settings):
+        record, _, _, known = exact
+        lines = change(deepcopy(record.ledger.lines))
+        return every_step(lines, replace(known, **settings), trainer(), first)
+
+    def test_every_step_of_an_honest_run_is_where_it_belongs(self, exact):
+        assert self.found(exact, lambda lines: lines) is None
+        assert self.found(exact, lambda lines: lines, first=1).stage == "length"
+
+    def test_a_step_that_was_left_out_is_missed(self, exact):
+        missing = self.found(exact, lambda lines: [line for line in lines if line.get("batch") != 1])
+        assert (missing.stage, missing.field, missing.recorded, missing.found) == ("length", "batch", 2, 1)
+        gap = {"kind": "gap", "step": 2}
+        honest = self.found(exact, lambda lines: [gap, *(line for line in lines if line.get("batch") != 1)])
+        assert honest is None  # the record says itself that it has one
+
+    def test_batches_that_are_accumulated_make_one_step(self, exact):
+        def halved(lines):
+            for line in lines:
+                line.update(step={0: 0, 1: 1, 2: 2}[line["batch"]] + 2 * line["epoch"]) if line["kind"] == "step" else 0
+            return lines
+
+        assert self.found(exact, halved, accumulated=2, schedule=None) is None
+        assert self.found(exact, halved, accumulated=3, schedule=None).field == "step"
+
+    def test_a_rate_is_that_of_its_step(self, exact):
+        def faster(lines):
+            steps = [line for line in lines if line["kind"] == "step"]
+            steps[3]["lr"] = (float.fromhex(steps[3]["lr"]) * (1 + 1e-9)).hex()
+            return lines
+
+        assert self.found(exact, faster)[:4] == ("rate", 1, 0, 4)
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            (lambda it: it.update(global_step=4), "it has 4 steps"),
+            (lambda it: it["optimizer_states"][0].update(param_groups=[]), "its optimizer has 0 groups of parameters"),
+            (lambda it: it["lr_schedulers"][0].update(base_lrs=[0.5]), "its schedule has the rates [0.5] instead of"),
+            (lambda it: it["lr_schedulers"][0].update(last_epoch=1), "its schedule is at step 1"),
+            (lambda it: it["optimizer_states"][0]["param_groups"][1].update(weight_decay=0.5),
+             "`weight_decay` of group 1 of its optimizer is 0.5, and the options give 0.0"),
+            (lambda it: it["optimizer_states"][0]["param_groups"][0].update(lr=0.5),
+             "the learning rate of group 0 of its optimizer is 0.5 instead of"),
+            (lambda it: next(each for name, each in it["state_dict"].items() if name.endswith(".weight")).mul_(2),
+             "its weights are not those that the ledger has of this epoch"),
+            (lambda it: it["optimizer_states"][0]["state"][0]["exp_avg"].mul_(2),
+             "its optimizer are not those that the ledger has of this epoch"),
+        ],
+    )  # fmt: skip
+    def test_a_checkpoint_is_one_that_its_run_can_have_written(self, exact, change, said):
+        record, stretch, _, settings = exact
+        checkpoint = deepcopy(read_checkpoint(record.folder / "checkpoints" / stretch.start))
+        lines = record.ledger.lines
+        assert [*checkpoint_findings(stretch.start, checkpoint, 3, settings, lines)] == []
+        change(checkpoint)
+        findings = [*checkpoint_findings(stretch.start, checkpoint, 3, settings, lines)]
+        assert findings[0].startswith(f"checkpoints/{stretch.start}: {said}")
+        assert all("its optimizer are not those" in text for text in findings[1:])  # its digest covers its settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "said"),
+    [
+        ({"results": {"changed_files": {"count": 1, "ids": ["a.png"]}}}, 3, "1 file changed while the run trained"),
+        ({"environment": {"replay_versions": {"ledger": 0, "pipeline": 0, "streams": 0}}}, 4, "version"),
+    ],
+)
+def test_records_that_no_machine_can_replay(run, tmp_path, changes, code, said):
+    copy = Run(shutil.copytree(run.path, tmp_path / "copy"))
+    manifest = Manifest.load(copy.path / "manifest.json")
+    replace(manifest, **{name: {**getattr(manifest, name), **new} for name, new in changes.items()}).save(
+        copy.path / "manifest.json"
+    )
+    verdict = copy.verify(stretches=1, steps=1, challenge=0)
+    assert (verdict.verdict, verdict.exit_code) == ("not comparable", code)
+    assert said in verdict.reason
+    whole = copy.verify()
+    assert (whole.verdict, whole.exit_code) == ("not comparable", code)  # whoever asks for all of it hears the same
+
+
+def test_without_the_data_or_with_other_settings_nothing_is_replayed(run, tmp_path, capsys):
+    def edited_option(name, value):
+        copy = shutil.copytree(run.path, tmp_path / name, ignore=shutil.ignore_patterns("*.safetensors"))
+        text = (copy / "config.yaml").read_text()
+        (copy / "config.yaml").write_text(re.sub(rf"(?m)^{name}: \S+", f"{name}: {value}", text))
+        return Run(copy).verify(stretches=1, steps=1, challenge=0)
+
+    verdict = edited_option("path", tmp_path / "gone")
+    assert (verdict.verdict, verdict.exit_code) == ("not comparable", 3)
+    assert "gone" in verdict.reason
+    verdict = edited_option("lr", "0.25")
+    assert (verdict.verdict, verdict.exit_code) == ("different", 5)
+    assert "The settings of the run contradict each other: " in verdict.reason
+    assert "config.yaml: lr" in verdict.reason or "model.lr" in verdict.reason
+    assert "replaying" not in capsys.readouterr().err
 
 
 def test_budget_is_spent_on_whole_stretches(run):

@@ -22,8 +22,10 @@ from torchvision import tv_tensors
 import warm
 from autotimm.cli.main import main
 from autotimm.data.toy import write_toy_folder
+from autotimm.errors import DataError, RunError, UsageError
 from autotimm.runs.run import Run
 from autotimm.serving.prediction_stream import PredictionStream
+from autotimm.serving.request_limits import RefusedError
 from autotimm.types import Sample
 from messy import write_messy_files
 from server import Server, form_of, serving_by, serving_run
@@ -344,12 +346,89 @@ def memory_of(server: Server) -> int:
 
 
 def test_an_image_that_nobody_waits_for_any_more_ends_nothing(run: Path) -> None:
-    black = tv_tensors.Image(torch.zeros(3, 32, 32, dtype=torch.uint8))
     with PredictionStream(Run(run)) as stream:
-        futures = [stream.submit(Sample(black, None, name)) for name in "abc"]
+        futures = [stream.submit(black(name)) for name in "abc"]
         cancelled = futures[0].cancel()
         assert [future.result(timeout=60).id for future in futures[cancelled:]] == ["a", "b", "c"][cancelled:]
         assert stream.is_alive
+
+
+def black(name: str, side: int = 32) -> Sample:
+    return Sample(tv_tensors.Image(torch.zeros(3, side, side, dtype=torch.uint8)), None, name)
+
+
+def test_an_error_of_own_transforms_is_that_of_its_images_alone(run: Path) -> None:
+    with PredictionStream(Run(run)) as stream:
+        usual, begun, go_on = stream._transform, threading.Event(), threading.Event()
+
+        def odd(sample: Sample) -> Sample:
+            begun.set()
+            assert go_on.wait(60)
+            if sample.id == "bad":
+                raise DataError("This image cannot be turned.")
+            return sample if sample.id == "large" else usual(sample)
+
+        stream._transform = odd
+        first = stream.submit(black("first"))
+        assert begun.wait(60)
+        futures = {name: stream.submit(black(name, side=48)) for name in ("bad", "b", "large")}  # one batch
+        go_on.set()
+        assert first.result(timeout=60).id == "first"
+        with pytest.raises(DataError, match="cannot be turned"):
+            futures["bad"].result(timeout=60)
+        for name in ("b", "large"):
+            with pytest.raises(UsageError, match="must give images of one size and data type"):
+                futures[name].result(timeout=60)
+        assert stream.submit(black("next")).result(timeout=60).id == "next"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # it is said in the log of a server
+def test_a_network_that_fails_leaves_nobody_waiting(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = PredictionStream(Run(run))
+    begun, go_on = threading.Event(), threading.Event()
+
+    def fails(*args: object) -> None:
+        begun.set()
+        assert go_on.wait(60)
+        raise RuntimeError("the device is gone")
+
+    with stream:
+        monkeypatch.setattr(stream.task.network, "forward", fails)
+        computed = stream.submit(black("a"))
+        assert begun.wait(60)
+        waiting = [stream.submit(black(name)) for name in "bc"]
+        assert stream.waiting <= 2
+        go_on.set()
+        for future in (computed, *waiting):
+            with pytest.raises(RunError, match=r"has stopped: the device is gone\. Start the server again"):
+                future.result(timeout=60)
+        assert not stream.is_alive
+        with pytest.raises(RunError, match="the device is gone"):
+            stream.submit(black("d"))
+    failing = PredictionStream(Run(run))
+    monkeypatch.setattr(failing.task.network, "forward", fails)
+    with pytest.raises(RunError, match="the device is gone"), failing:
+        raise AssertionError("a stream that cannot work must not start")
+
+
+def test_no_more_images_wait_than_there_is_room_for(run: Path) -> None:
+    with PredictionStream(Run(run), waiting=2) as stream:
+        usual, begun, go_on = stream._transform, threading.Event(), threading.Event()
+
+        def slow(sample: Sample) -> Sample:
+            begun.set()
+            assert go_on.wait(60)
+            return usual(sample)
+
+        stream._transform = slow
+        futures = [stream.submit(black("a"))]
+        assert begun.wait(60)  # it waits no more, and nothing else is taken before it is transformed
+        futures += [stream.submit(black(name)) for name in "bc"]
+        with pytest.raises(RefusedError, match="Too many images wait") as refused:
+            stream.submit(black("d"))
+        assert (refused.value.status, refused.value.headers, stream.waiting) == (503, {"Retry-After": "1"}, 2)
+        go_on.set()
+        assert [future.result(timeout=60).id for future in futures] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
