@@ -1,5 +1,6 @@
 """What an inspection finds: one planted fault of each kind, and nothing in clean data."""
 
+import html
 import json
 import re
 import shutil
@@ -132,6 +133,12 @@ def test_each_fault_of_boxes_is_found(tmp_path: Path) -> None:
     assert "boxes without area" in said
     case = next(each for each in inspection.findings if each.check == "duplicate_boxes").cases[0]
     assert (case.id, case.objects) == ("train/00000.png", (0, len(boxes[1])))
+    page = inspection.page()
+    x, y, width, height = (round(100 * side / 64, 2) for side in boxes[1][0]["bbox"])
+    shown = re.findall(r'<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)"', page)
+    assert shown.count((f"{x}", f"{y}", f"{width}", f"{height}")) == 2  # both, and no other one of the image
+    assert inspection._repr_html_().startswith('<iframe sandbox="allow-scripts" ')
+    assert html.unescape(inspection._repr_html_().partition('srcdoc="')[2].rpartition('"')[0]) == page
 
 
 def test_each_fault_of_masks_is_found(tmp_path: Path) -> None:
@@ -210,10 +217,10 @@ def test_the_command_prints_json_writes_a_page_and_is_strict(faulty: Path, tmp_p
     printed = json.loads(capsys.readouterr().out)
     assert printed["samples"] == {"train": 40, "val": 7}
     assert {"check", "severity", "count", "sentence", "cure", "cases"} == set(printed["findings"][0])
-    html = page.read_text()
-    assert all(finding["sentence"].split(":")[0].replace("'", "&#39;") in html for finding in printed["findings"])
-    assert len(re.findall(r"\.i\d+\{background-image:url\(data:image/webp;base64,", html)) > 10
-    assert not re.search(r'(src|href)="(?!#|data:)', html)  # nothing is loaded from elsewhere
+    text = page.read_text()
+    assert all(finding["sentence"].split(":")[0].replace("'", "&#39;") in text for finding in printed["findings"])
+    assert len(re.findall(r"\.i\d+\{background-image:url\(data:image/webp;base64,", text)) > 10
+    assert not re.search(r'(src|href)="(?!#|data:)', text)  # nothing is loaded from elsewhere
     assert main([*command, "--html", str(page)]) == 2  # nothing is written over
     assert "is not there yet" in capsys.readouterr().err
     assert main(command) == 0

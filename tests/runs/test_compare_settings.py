@@ -209,11 +209,11 @@ def test_surroundings_are_bound_where_options_decide_them(said):
     assert said({"environment.threads": 3}, both=both) == ([], [])  # they change no bit of such a run
     found, unchecked = said({"environment.device": "cuda"}, both={"inputs.config.trainer.accelerator": "auto"})
     assert (found, unchecked) == ([], ["environment.device: the device: cuda was recorded, cpu is used"])
-    assert said({"environment.git.commit": "0" * 40}) == ([], ["environment.git: the code of the project"])
+    assert said({"environment.git": {"commit": "0" * 40}}) == ([], ["environment.git: the code of the project"])
 
 
 def test_surroundings_that_an_earlier_version_did_not_know_are_counted(said):
-    changes = {**EARLIER, "environment.hardware.cpu": GONE, "environment.libraries.blas": GONE}
+    changes = {**EARLIER, "environment.hardware.cpu": GONE, "environment.hardware.system": GONE}
     found, unchecked = said(changes)
     assert found == []
     assert unchecked[-1] == "environment: 2 values that the version of autotimm that made the run did not record"

@@ -268,8 +268,9 @@ def test_a_reproducible_setup_has_the_levels_that_were_checked(records, tmp_path
     assert str(report).endswith("\n\nreproducible")
 
 
-def test_each_difference_is_traced_to_what_alone_makes_it(records, tmp_path):
+def test_each_difference_is_traced_to_what_alone_makes_it(records, tmp_path, monkeypatch):
     """Several checks share a training that differs; only one of them differs when it is made alone."""
+    monkeypatch.setattr(check_module, "available_cores", lambda: 2)
     other = of_step(1, ids="0" * 16)
     changes = {"surrounded": other, alone("another time zone"): other, "again": of_step(4, loss=(0.5).hex())}
     changes |= {"workers1": of_step(1, inputs="0" * 16), alone("1 worker"): of_step(1, inputs="0" * 16)}

@@ -10,7 +10,7 @@ from autotimm import FitConfig
 from autotimm.errors import DataError
 from autotimm.records.manifest import Manifest
 from autotimm.studies.statistics import compare_pairs, share_variance, summarize
-from autotimm.studies.study_report import Results, as_data, as_text, draw, write_csv
+from autotimm.studies.study_report import Results, _panel, as_data, as_text, draw, write_csv
 from autotimm.studies.trials import make_plan
 
 STREAMS = ("init", "order")
@@ -88,8 +88,6 @@ def test_files_hold_the_shares_and_every_run_of_every_group(decomposed, tmp_path
 def test_a_plot_has_a_column_for_each_stream(decomposed, tmp_path):
     figure = pytest.importorskip("matplotlib.figure").Figure
     axes = figure().add_subplot()
-    from autotimm.studies.study_report import _panel
-
     _panel(axes, decomposed, "val/accuracy")
     assert [label.get_text() for label in axes.get_xticklabels()] == ["init", "order", "together"]
     assert axes.get_title() == "val/accuracy"
