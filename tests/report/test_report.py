@@ -236,7 +236,7 @@ def test_objects_of_two_runs_are_compared_by_image(run, tmp_path):
     page = " ".join(compare_runs(copies, tmp_path / "page.html").path.read_text().split())
     assert "All runs were measured on the same images." in page
     assert "difference in F1 per image" in page
-    assert "Of 2 images, 1 are better in second and 0 in first." in page
+    assert "Better in second: 1; in first: 0; images compared: 2." in page
     assert "0.50 → 1.00" in page
     assert "second reaches the highest box mAP." in page
     confused = with_evidence(run, tmp_path / "confused", objects(boxes=first["true_boxes"], labels=np.array([1, 0])))
@@ -261,7 +261,7 @@ def test_labels_of_two_runs_are_compared_on_the_images_of_both(run, tmp_path):
     page = " ".join(compare_runs(copies, tmp_path / "page.html").path.read_text().split())
     assert "The runs were measured on different images; differences are of those that both have." in page
     assert "difference in share of right labels" in page
-    assert "Of 1 images, 1 are better in second and 0 in first." in page
+    assert "Better in second: 1; in first: 0; images compared: 1." in page
     assert "0.50 → 1.00" in page
     apart = with_evidence(run, tmp_path / "apart", labels_of([[0.9, 0.9]], [[1, 1]], ids=("d",)))
     page = compare_runs([copies[0], apart], tmp_path / "apart.html").path.read_text()

@@ -357,9 +357,9 @@ class TestEveryStep:
             (lambda it: it["optimizer_states"][0]["param_groups"][0].update(lr=0.5),
              "the learning rate of group 0 of its optimizer is 0.5 instead of"),
             (lambda it: next(each for name, each in it["state_dict"].items() if name.endswith(".weight")).mul_(2),
-             "its weights are not those that the ledger has of this epoch"),
+             "the ledger has another digest of its weights for this epoch"),
             (lambda it: it["optimizer_states"][0]["state"][0]["exp_avg"].mul_(2),
-             "its optimizer are not those that the ledger has of this epoch"),
+             "the ledger has another digest of its optimizer for this epoch"),
         ],
     )  # fmt: skip
     def test_a_checkpoint_is_one_that_its_run_can_have_written(self, exact, change, said):

@@ -195,7 +195,7 @@ def _changed(
             for at in rows[:_MOST_CARDS].tolist()
         ]
         groups.append((label, cards))
-    text = f"Of {len(apart)} images, {len(better)} are better in {name} and {len(worse)} in {first_name}."
+    text = f"Better in {name}: {len(better)}; in {first_name}: {len(worse)}; images compared: {len(apart)}."
     return _Change(f"{first_name} and {name}", text, groups)
 
 

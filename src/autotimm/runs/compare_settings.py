@@ -221,7 +221,8 @@ def _environment(run: RecordedRun, replay: Replay) -> Iterator[Finding | str]:
     if project:
         yield "environment.git: the code of the project"
     if unknown:
-        yield f"environment: {unknown} values that the version of autotimm that made the run did not record"
+        values = f"{unknown} value{'' if unknown == 1 else 's'}"
+        yield f"environment: {values} that the version of autotimm that made the run did not record"
 
 
 def _is_asked_device(run: RecordedRun, name: str) -> bool:

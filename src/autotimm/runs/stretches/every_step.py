@@ -174,7 +174,7 @@ def checkpoint_findings(
     end = [line for line in lines if line["kind"] == "epoch" and line["step"] == step]
     if end and name.startswith("epoch-") and end[-1]["epoch"] + 1 == int(name[6:10]):
         wrong = [part for part, digest in _digests(checkpoint, settings).items() if digest != end[-1].get(part)]
-        yield from (f"{where}: its {part} are not those that the ledger has of this epoch" for part in wrong)
+        yield from (f"{where}: the ledger has another digest of its {part} for this epoch" for part in wrong)
 
 
 def _optimizer(checkpoint: Mapping[str, Any], step: int, settings: Settings) -> Iterator[str]:
