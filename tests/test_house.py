@@ -65,13 +65,15 @@ def test_importing_the_package_loads_no_heavy_library() -> None:
 
 @pytest.mark.parametrize(
     ("before", "given", "kept"),
-    [("", None, "passive"), ("", "active", "active"), ("import torch;", None, "None")],
-)
-def test_threads_that_wait_sleep_unless_it_is_said_otherwise(before: str, given: str | None, kept: str) -> None:
-    variables = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    variables |= {} if given is None else {"OMP_WAIT_POLICY": given}
-    code = f"{before}import autotimm, os; print(os.environ.get('OMP_WAIT_POLICY'))"
-    assert subprocess.check_output([sys.executable, "-c", code], env=variables, text=True).strip() == kept
+    [("", {}, "3000"), ("", {"GOMP_SPINCOUNT": "7"}, "7"), ("", {"OMP_WAIT_POLICY": "active"}, "None"),
+     ("import torch;", {}, "None")],
+)  # fmt: skip
+def test_threads_that_wait_soon_sleep_unless_it_is_said_otherwise(
+    before: str, given: dict[str, str], kept: str
+) -> None:
+    variables = {name: value for name, value in os.environ.items() if not name.endswith(("WAIT_POLICY", "SPINCOUNT"))}
+    code = f"{before}import autotimm, os; print(os.environ.get('GOMP_SPINCOUNT'))"
+    assert subprocess.check_output([sys.executable, "-c", code], env=variables | given, text=True).strip() == kept
 
 
 def test_the_version_is_that_of_the_installed_package() -> None:

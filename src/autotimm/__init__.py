@@ -14,10 +14,11 @@ import sys
 
 import lazy_loader
 
-if "torch" not in sys.modules:
-    # Read once, when torch is loaded; no bit depends on it. Threads that wait for others would spin, and where more
-    # programs want the cores, one that spins keeps the one that it waits for from running.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys() and "torch" not in sys.modules:
+    # How often threads that wait for others look whether these are done, before they sleep; read when torch is loaded,
+    # and no bit depends on it. Of itself libgomp looks for milliseconds: where other programs want the cores too, a
+    # thread that looks keeps the one that it waits for from running.
+    os.environ["GOMP_SPINCOUNT"] = "3000"
 
 _load, __dir__, _public = lazy_loader.attach_stub(__name__, __file__)  # the names are those of __init__.pyi
 # Parts that people reach as `autotimm.testing.check_task` after a plain `import autotimm`.
