@@ -20,8 +20,11 @@ from pytorch_lightning.callbacks import Callback
 import warm
 from autotimm import Run, Task
 from autotimm.cli.main import main
+from autotimm.data import loader
+from autotimm.data.loading_processes import killed_process
 from autotimm.errors import ModelError, RunError, UsageError
 from autotimm.records.manifest import Manifest
+from autotimm.train import lightning_compat
 from training import classifier, digest, small_fit, toy_data, trained, trainer
 
 FLAGS = ["--backbone", "test_resnet", "--pretrained", "false", "--image-size", "32", "--threads", "1",
@@ -443,6 +446,28 @@ class TestKept:
             trainer(2, run_dir=tmp_path / "run", callbacks=[KillsOne()]).fit(classifier(), datamodule=data)
         assert Manifest.load(tmp_path / "run" / "manifest.json").results["status"] == "failed"
         assert Run(tmp_path / "run").checkpoint("last").exists()
+
+    def test_another_one_that_is_killed_while_the_first_is_noticed(self, toy_folder, tmp_path, monkeypatch):
+        class KillsOne(Callback):
+            def on_train_batch_end(self, trainer, task, outputs, batch, batch_idx):
+                if trainer.current_epoch == 1:
+                    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+        noticed = []
+
+        def interrupted(error):  # by the signal of another process, in which torch raises
+            if len(noticed) < 2:
+                noticed.append(error)
+                raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+            return killed_process(error)
+
+        monkeypatch.setattr(loader, "killed_process", interrupted)
+        monkeypatch.setattr(lightning_compat, "killed_process", interrupted)
+        data = toy_data(toy_folder, num_workers=2, batch_size=2)
+        with pytest.raises(RunError, match=r"A loading process was killed.* is kept, and marked as failed"):
+            trainer(2, run_dir=tmp_path / "run", callbacks=[KillsOne()]).fit(classifier(), datamodule=data)
+        assert Manifest.load(tmp_path / "run" / "manifest.json").results["status"] == "failed"
+        assert noticed
 
     @pytest.mark.parametrize("renamed", [False, True])
     def test_a_folder_that_somebody_removes(self, toy_folder, tmp_path, renamed):

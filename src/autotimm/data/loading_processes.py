@@ -24,7 +24,7 @@ if sys.platform != "win32":
     from multiprocessing.context import ForkContext, ForkProcess
     from multiprocessing.popen_fork import Popen
 
-__all__ = ["killed_process", "leave_signals_to_training", "loading_context", "sigterm_blocked"]
+__all__ = ["deaths_unnoticed", "killed_process", "leave_signals_to_training", "loading_context", "sigterm_blocked"]
 
 # torch has no exception class for it.
 _KILLED = re.compile(r"DataLoader worker \(pid.*?\) (?:is killed by signal|exited unexpectedly)")
@@ -43,6 +43,19 @@ def killed_process(error: BaseException) -> RunError | None:
         "A loading process was killed, most often by the system for want of memory. Lower `num_workers`, `batch_size` "
         "or `image_size`, or free memory, and try again."
     )
+
+
+@contextmanager
+def deaths_unnoticed() -> Iterator[None]:
+    """Let a block end that must, whichever loading processes die meanwhile: torch raises in the handler of a signal."""
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGCHLD, lambda *_: None)  # not SIG_IGN, with which the system forgets children
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
 
 
 def _is_of_shared_memory(error: BaseException) -> bool:

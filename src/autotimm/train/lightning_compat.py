@@ -180,6 +180,9 @@ def clear_failures() -> Iterator[None]:
                 "`weight_decay` or the number that you have given."
             ) from error
         if (killed := killed_process(error)) is not None:
+            earlier = error.__context__
+            if isinstance(earlier, RunError):  # of one that was killed before, which says what became of the run
+                raise earlier from None
             raise killed from error
         if isinstance(error, ValueError) or (reason := _no_memory(error)) is None:
             raise

@@ -20,6 +20,7 @@ from safetensors.torch import save
 
 from autotimm.data.data_facts import ChangedFiles, Snapshot
 from autotimm.data.dropped import recorded_drops
+from autotimm.data.loading_processes import deaths_unnoticed, killed_process
 from autotimm.data.module import DataModule
 from autotimm.errors import (
     AutotimmError,
@@ -331,14 +332,15 @@ def ending(trainer: Any, *, resume: bool) -> Iterator[OpenRun]:
         if folder.opened and trainer.shows_progress and trainer.listener is None:
             show(trainer, *summary(folder, trainer, meter.read()["wall_s"], resumed=resume))
     except BaseException as error:
-        failure = _failure(folder, error)
-        if folder.opened and not resume and folder.unused_after(failure, trainer.global_step):
-            folder.close_unused()
-        if _stamp(folder) not in (before, None):  # else the manifest is that of an earlier fit, which may have finished
-            interrupted = isinstance(failure, (KeyboardInterrupt, SystemExit))
-            _conclude(trainer, "interrupted" if interrupted else "failed", meter=meter)
-            if isinstance(failure, RunError) and folder.opened:
-                failure.args = (f"{failure} The run folder {folder.path} is kept, and marked as failed.",)
+        with deaths_unnoticed():
+            failure = _failure(folder, error)
+            if folder.opened and not resume and folder.unused_after(failure, trainer.global_step):
+                folder.close_unused()
+            if _stamp(folder) not in (before, None):  # else that of an earlier fit, which may have finished
+                interrupted = isinstance(failure, (KeyboardInterrupt, SystemExit))
+                _conclude(trainer, "interrupted" if interrupted else "failed", meter=meter)
+                if isinstance(failure, RunError) and folder.opened:
+                    failure.args = (f"{failure} The run folder {folder.path} is kept, and marked as failed.",)
         if failure is not error:
             raise failure from error
         raise
@@ -392,6 +394,8 @@ def _failure(folder: RunFolder, error: BaseException) -> BaseException:
             f"The run folder {folder.path} was removed or renamed while the run was training. Train again, and leave "
             "the folder where it is until the run has finished."
         )
+    if (killed := killed_process(error)) is not None:  # torch raises in a signal, also while another error is handled
+        return killed
     if folder.opened and isinstance(error, OSError) and folder.holds(error.filename):
         place = error.filename2 or error.filename
         return RunError(f"{place} must be writable. It is not ({error.strerror}). Remove what is in the way.")
