@@ -228,12 +228,18 @@ def test_runs_without_evidence_are_compared_by_their_settings(run, tmp_path):
         compare_runs(copies, copies[0] / "manifest.json" / "page.html")
 
 
+def compared(run, folder, first, second):
+    """Two runs of the names `first` and `second` with some evidence, and the text of the page that compares them."""
+    named = {"first": first, "second": second}
+    copies = [with_evidence(run, folder / name, each) for name, each in named.items()]
+    return copies, " ".join(compare_runs(copies, folder / "page.html").path.read_text().split())
+
+
 def test_objects_of_two_runs_are_compared_by_image(run, tmp_path):
     """The first has found one of two objects and one too many, the second both."""
     first = objects()
     second = objects(boxes=first["true_boxes"], labels=np.array([0, 0]))
-    copies = [with_evidence(run, tmp_path / name, each) for name, each in (("first", first), ("second", second))]
-    page = " ".join(compare_runs(copies, tmp_path / "page.html").path.read_text().split())
+    copies, page = compared(run, tmp_path, first, second)
     assert "All runs were measured on the same images." in page
     assert "difference in F1 per image" in page
     assert "Better in second: 1; in first: 0; images compared: 2." in page
@@ -257,8 +263,7 @@ def labels_of(scores, targets, ids, threshold=0.5):
 def test_labels_of_two_runs_are_compared_on_the_images_of_both(run, tmp_path):
     first = labels_of([[0.9, 0.6], [0.1, 0.2]], [[1, 0], [0, 0]], ("a", "b"))
     second = labels_of([[0.9, 0.6], [0.9, 0.4]], [[1, 0], [1, 0]], ("a", "c"), threshold=0.65)
-    copies = [with_evidence(run, tmp_path / name, each) for name, each in (("first", first), ("second", second))]
-    page = " ".join(compare_runs(copies, tmp_path / "page.html").path.read_text().split())
+    copies, page = compared(run, tmp_path, first, second)
     assert "The runs were measured on different images; differences are of those that both have." in page
     assert "difference in share of right labels" in page
     assert "Better in second: 1; in first: 0; images compared: 1." in page

@@ -156,13 +156,12 @@ def _weighted(pixels: Tensor, new: Tensor, first: Tensor, count: int, mode: str,
     """
     cells, dtype = pixels.shape[dim - 2], new.dtype
     # The largest weight of all new cells, also of those outside of a crop, decides how many bits all of them have.
-    largest = _weights(
-        cells, new, *_old_cells(cells, new, torch.arange(_length(new), dtype=dtype)[:, None], mode), mode, 1
-    ).max()
+    every = torch.arange(_length(new), dtype=dtype)[:, None]
+    largest = _weights(cells, new, every, _old_cells(cells, new, every, mode), mode, 1).max()
     powers = torch.exp2(torch.arange(1, _MOST_BITS + 1, dtype=dtype))
     fits = torch.floor(0.5 + largest * powers) < _WEIGHT_LIMIT
     at = (torch.arange(-(-count // _BLOCK) * _BLOCK, dtype=dtype) + first).reshape(-1, _BLOCK)
-    at, position = _old_cells(cells, new, at, mode)
+    position = _old_cells(cells, new, at, mode)
     old = [
         pixels.index_select(dim - 2, each).to(dtype) for each in position.clamp(0, cells - 1).to(torch.int64).unbind()
     ]
@@ -199,13 +198,13 @@ def _length(new: Tensor) -> int:
     return length
 
 
-def _old_cells(cells: int, new: Tensor, at: Tensor, mode: str) -> tuple[Tensor, Tensor]:
-    """Blocks of new cells (B, K) with the old ones that have weights in them (B, L), some of which do not exist."""
+def _old_cells(cells: int, new: Tensor, at: Tensor, mode: str) -> Tensor:
+    """The old cells (B, L) that have weights in blocks of new ones (B, K); some of them do not exist."""
     scale = cells / new
     reach = _reach(scale, mode)
     number = _length(torch.ceil((at.shape[1] - 1) * scale + 2 * reach) + 3)  # one more at both ends, for rounding
     first = torch.floor((at[:, :1] + 0.5) * scale - reach) - 1
-    return at, first + torch.arange(number, dtype=new.dtype)
+    return first + torch.arange(number, dtype=new.dtype)
 
 
 def _reach(scale: Tensor, mode: str) -> Tensor:
