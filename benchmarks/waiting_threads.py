@@ -5,8 +5,8 @@ first is faster by the time of waking up, if each thread has a core of its own. 
 thread that spins keeps the one that it waits for from running.
 
 One process for each setting trains the same network on noise. They take turns, some steps at a time, first alone and
-then beside programs that compute without end, three for each core. The figures are seconds of one step, by the
-clock and of CPU time, and the ratio to libgomp's own setting by the clock.
+then beside programs that compute without end, three for each core. The figures are seconds of one step, by the clock
+and of CPU time, and the ratio to libgomp's own setting by the clock.
 
     python benchmarks/waiting_threads.py [--quick] [--threads 2]
 """
@@ -26,6 +26,7 @@ NETWORKS = {"resnet18": 64, "test_resnet": 32, "tf_efficientnet_lite0": 128}  # 
 SETTINGS: dict[str, dict[str, str]] = {
     "libgomp's own": {},
     "passive": {"OMP_WAIT_POLICY": "passive"},
+    "1,000 times": {"GOMP_SPINCOUNT": "1000"},
     "autotimm's, 3,000 times": {"GOMP_SPINCOUNT": "3000"},
     "30,000 times": {"GOMP_SPINCOUNT": "30000"},
 }
