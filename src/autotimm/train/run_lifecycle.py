@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -351,20 +352,21 @@ def ending(trainer: Any, *, resume: bool) -> Iterator[OpenRun]:
 
 
 @contextmanager
-def naming_the_resume(trainer: Any, data: object) -> Iterator[None]:
+def naming_the_resume(folder: RunFolder, data: object, whole: Path | None = None) -> Iterator[None]:
     """Say in the error of a sample that cannot be read how the run is resumed without it.
 
-    In a replay, and without a folder, there is nothing to resume.
+    Args:
+        folder: The run's folder; where none is written, there is nothing to resume.
+        data: What it trains on.
+        whole: The run that it is a fold of, which is what is resumed.
     """
     try:
         yield
     except UnreadableSampleError as error:
-        chosen = trainer.run_folder.chosen
-        if chosen is None or trainer.listener is not None or not isinstance(data, DataModule):
+        if folder.chosen is None or not isinstance(data, DataModule):
             raise
-        run = str(trainer.resumed_as or chosen)
+        run = str(whole or folder.chosen)
         split = next((split for split, table in data.tables.items() if error.id in table.ids), "training")
-        folder = trainer.run_folder
         recorded = recorded_drops(Manifest.load(folder.manifest)) if folder.begun else ()
         # What this process was told to drop is in no record before its first step.
         ids = [*(id for dropped in data.dropped.values() for id in dropped if id not in recorded), error.id]
