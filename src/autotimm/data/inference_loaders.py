@@ -19,8 +19,9 @@ from torch import Tensor
 from autotimm.constants import IGNORE_INDEX
 from autotimm.data.annotations.masks import IGNORED, MaskTable
 from autotimm.data.data_facts import content
-from autotimm.data.formats.class_csv import IMAGE_NAMES, LABEL_NAMES, CsvTable, open_table, read_csv
+from autotimm.data.formats.class_csv import IMAGE_NAMES, LABEL_NAMES, read_csv
 from autotimm.data.formats.class_folders import split_folder
+from autotimm.data.formats.csv_table import CsvTable, open_table
 from autotimm.data.formats.data_format import Report
 from autotimm.data.formats.image_paths import read_paths
 from autotimm.data.formats.listing import Listing, text
