@@ -13,9 +13,9 @@ from typing_extensions import Unpack
 
 from autotimm.constants import IGNORE_INDEX
 from autotimm.data.formats.recognize import READER, read_spatial
+from autotimm.data.learnable import check_object_sizes
 from autotimm.data.module import CommonDataOptions, DataModule, DataOptions
 from autotimm.data.table import Table
-from autotimm.data.table_checks import check_object_sizes
 from autotimm.data.transforms.image_transforms import SampleTransform
 from autotimm.data.transforms.spatial_transforms import SpatialTransform, spatial_augmentation
 from autotimm.data.transforms.tile_transforms import TileCrop, WholeImage, tile_augmentation

@@ -19,8 +19,9 @@ from torch import Tensor
 from autotimm.constants import IGNORE_INDEX
 from autotimm.data.annotations.masks import IGNORED, MaskTable
 from autotimm.data.data_facts import content
-from autotimm.data.formats.class_csv import IMAGE_NAMES, LABEL_NAMES, CsvTable, open_table, read_csv
+from autotimm.data.formats.class_csv import IMAGE_NAMES, LABEL_NAMES, read_csv
 from autotimm.data.formats.class_folders import split_folder
+from autotimm.data.formats.csv_table import CsvTable, open_table
 from autotimm.data.formats.data_format import Report
 from autotimm.data.formats.image_paths import read_paths
 from autotimm.data.formats.listing import Listing, text
@@ -28,13 +29,20 @@ from autotimm.data.formats.metadata_jsonl import METADATA_FILE
 from autotimm.data.formats.recognize import read_classes, read_spatial
 from autotimm.data.formats.table_images import TableImages
 from autotimm.data.image_reading import reading_as, reading_of
-from autotimm.data.loader import KeyedDataset, KeyedLoader, collate_samples, default_workers, transformed_loader
+from autotimm.data.loader import (
+    KeyedDataset,
+    KeyedLoader,
+    collate_samples,
+    default_workers,
+    transformed_loader,
+    workers_for_whole_images,
+)
 from autotimm.data.module import DataModule
 from autotimm.data.table import ImageTable, Packed, Subset, Table
-from autotimm.data.table_checks import readable, workers_for_whole_images
 from autotimm.data.transforms.image_transforms import ImageTransform, SampleTransform, eval_transform, pixels_needed
 from autotimm.data.transforms.spatial_transforms import SpatialTransform
 from autotimm.data.transforms.tile_transforms import WholeImage
+from autotimm.data.unreadable_images import leave_out_unreadable
 from autotimm.errors import DataError, ModelError, join_names
 from autotimm.records.imports import Kind, RecordedNames, import_named
 from autotimm.records.sample_index import seen_in_training
@@ -353,7 +361,7 @@ def labelled_table(
             table: Table = read_labelled(path, spec, split, notices, recorded)
         else:
             table = read_relabelled(path, spec, split, notices)
-        return readable({split: table}, notices)[0][split]
+        return leave_out_unreadable({split: table}, notices)[0][split]
 
 
 def recorded_data(recorded: Mapping[str, Any]) -> DataModule:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler, default_collate, get_worker_info
 
+from autotimm.data.data_facts import original_sizes
 from autotimm.data.loading_processes import (
     killed_process,
     leave_signals_to_training,
@@ -43,7 +44,11 @@ __all__ = [
     "default_workers",
     "transformed_loader",
     "with_fingerprints",
+    "workers_for_whole_images",
 ]
+
+_SHARED_BYTES = 2**30  # of all whole images that wait for the network
+_PREFETCHED = 2  # images that wait for each loading process, which is torch's default
 
 
 def _targets(targets: list[Any]) -> Any:
@@ -129,6 +134,18 @@ def default_workers(processes: int = 1) -> int:
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = allowed // max(processes, 1)
     return 0 if share <= 1 else min(share, 8)
+
+
+def workers_for_whole_images(table: Table, most: int, shared_bytes: int = _SHARED_BYTES) -> int:
+    """How many processes may load whole images, which they hand over through shared memory: none if they are huge.
+
+    Args:
+        table: The images.
+        most: The number of processes otherwise.
+        shared_bytes: Memory for the images that wait for the network.
+    """
+    largest = max((size[0] * size[1] for size in original_sizes(table) if size is not None), default=1)
+    return min(most, shared_bytes // (3 * largest * _PREFETCHED))
 
 
 class _MapStyle(Protocol):

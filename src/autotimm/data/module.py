@@ -23,10 +23,18 @@ from autotimm.data.folds import Division, check_division
 from autotimm.data.formats.image_paths import read_paths
 from autotimm.data.formats.recognize import Recognized
 from autotimm.data.image_reading import ImageReading, reading_as
-from autotimm.data.loader import KeyedLoader, collate_samples, default_workers, transformed_loader
+from autotimm.data.keyed_split import check_shares
+from autotimm.data.learnable import check_classes
+from autotimm.data.loader import (
+    KeyedLoader,
+    collate_samples,
+    default_workers,
+    transformed_loader,
+    workers_for_whole_images,
+)
 from autotimm.data.pixel_cache import PixelCache, open_cache
-from autotimm.data.table import Subset, Table, check_shares
-from autotimm.data.table_checks import balanced_weights, check_classes, readable, split_off, workers_for_whole_images
+from autotimm.data.splits import split_off
+from autotimm.data.table import Subset, Table, balanced_weights
 from autotimm.data.transforms.image_transforms import (
     ImageTransform,
     SampleTransform,
@@ -34,6 +42,7 @@ from autotimm.data.transforms.image_transforms import (
     train_transform,
     without_colors,
 )  # fmt: skip
+from autotimm.data.unreadable_images import leave_out_unreadable
 from autotimm.errors import (
     DataError,
     UsageError,
@@ -382,7 +391,7 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         with reading_as(self._reading):
             tables = {split: table for split in ("train", "val", "test") if (table := self.read(split)) is not None}
             require("train" in tables, "read", type(self).__name__, "a table for train", None, "Return one.")
-            tables, self.problems = readable(tables, self.notices, self.strict, check=self.check)
+            tables, self.problems = leave_out_unreadable(tables, self.notices, self.strict, check=self.check)
         return tables
 
     def _open_cache(self, tables: Mapping[str, Table]) -> None:
