@@ -293,6 +293,8 @@ def test_the_code_of_a_project(photos, tmp_path, monkeypatch):
 def test_places_in_options():
     text = "path: '/home/me/my photos'  # command line\nout: ../runs\nlr: 0.1   # record /home/me/r/config.yaml\n"
     assert config_without_places(text) == "path: my photos  # command line\nout: runs\nlr: 0.1   # record config.yaml\n"
+    assert config_without_places("pretrained: ~/weights/a.pt  # default\n") == "pretrained: a.pt  # default\n"
+    assert config_without_places("pretrained: true  # default\n") == "pretrained: true  # default\n"
     nested = "data:\n  class_path: autotimm.ImageDataModule\n  init_args:\n    data_dir: /home/me/photos\n"
     assert config_without_places(nested).endswith("    data_dir: photos\n")
 
@@ -351,8 +353,8 @@ def test_names_are_not_found_in_numbers_and_are_in_checkpoints(tmp_path):
 def test_a_secret_does_not_leave_with_names(run, tmp_path, monkeypatch, capsys):
     copy = tmp_path / "one"
     shutil.copytree(run, copy)
-    with (copy / "metrics.csv").open("a") as table:
-        table.write(f"{USER},{TOKEN}\n")
+    with (copy / "config.yaml").open("a") as options:
+        options.write(f"# {USER} {TOKEN}\n")
     monkeypatch.setenv("USER", USER)
     monkeypatch.setenv("LOGNAME", USER)
     command = ["publish", str(copy), "--dry-run", "--allow-names"]
@@ -360,7 +362,7 @@ def test_a_secret_does_not_leave_with_names(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert main(command) == 4
     said = capsys.readouterr().err
-    assert "must not hold a secret. There is the variable HF_TOKEN in run/metrics.csv" in said
+    assert "must not hold a secret. There is the variable HF_TOKEN in run/config.yaml" in said
 
 
 def environment(folder: Path, *requirements: str, cwd: Path) -> Path:

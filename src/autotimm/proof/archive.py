@@ -158,6 +158,12 @@ def _collect(
     yield from _code(root, manifest, patch=patch)
     if not is_same_package(manifest.environment.get("package")):
         yield "The code of autotimm in wheels/ is not the one that made the run: it was published with another version."
+    weights = manifest.decisions.get("weights")
+    if isinstance(weights, dict) and weights.get("source") == "file":
+        yield (
+            "The run began with a file of weights, which is not here. A verification needs it, where `pretrained` in "
+            f"run/config.yaml says; its SHA-256 is {weights.get('sha256')}."
+        )
     if FOLDS in facts.results:
         yield "The folds are runs of their own, and not here. Publish each of them to let others verify it."
     if "start" in manifest.inputs:
