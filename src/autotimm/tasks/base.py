@@ -571,7 +571,8 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
                     if name not in metric.headline:
                         self.details.add(f"{stage.value}/{key}")
                     self.log(f"{stage.value}/{key}", value.to(self.device), prog_bar=config.prog_bar and name == "mean")
-                self.by_class[config.name] = metric.by_class()
+                with portable_operators(self.portable):
+                    self.by_class[config.name] = metric.by_class()
                 metric.reset()
 
     def measure(self, evaluated: Iterable[tuple[Batch, Step]], stage: Stage) -> dict[str, float]:
