@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotimm.evidence import Evidence
-from autotimm.evidence.calibration import at_temperature, scaled, scaled_by_other_half
+from autotimm.evidence.calibration import scaled_by_other_half
 from autotimm.evidence.reliability import confidence_of, expected_calibration_error, reliability
+from autotimm.evidence.temperature import scaled
+from autotimm.evidence.thresholds import at_temperature
 from autotimm.report.charts import Line, curve_chart, reliability_chart
 from autotimm.report.class_figures import (
     average_precision,
