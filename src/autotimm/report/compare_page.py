@@ -110,9 +110,10 @@ def _claim(shown: Sequence[_Shown]) -> str:
 def _results_text(runs: Sequence[RunFacts], evidence: Sequence[Evidence | None]) -> str:
     known = [each for each in evidence if each is not None]
     if other := _other_files(runs, evidence):
+        images = f"{other} image{'' if other == 1 else 's'} that the runs call by one name"
         return (
-            f"{other} image{'' if other == 1 else 's'} that the runs call by one name {'has' if other == 1 else 'have'} "
-            "other files or annotations in them: differences between the runs may be differences of the data."
+            f"{images} {'has' if other == 1 else 'have'} other files or annotations in them: differences between the "
+            "runs may be differences of the data."
         )
     if len({each.ids for each in known}) > 1:
         return "The runs were measured on different images; differences are of those that both have."
@@ -123,7 +124,7 @@ def _other_files(runs: Sequence[RunFacts], evidence: Sequence[Evidence | None]) 
     """How many measured images of one name have another digest in some run; those of no digest do not count."""
     digests: dict[str, set[str]] = defaultdict(set)
     for run, each in zip(runs, evidence, strict=True):
-        content = SampleIndex(run.folder).content() or {}
+        content: Mapping[str, str] = SampleIndex(run.folder).content() or {}
         for name in each.ids if each is not None else ():
             if name in content:
                 digests[name].add(content[name])
