@@ -11,8 +11,7 @@ from autotimm.data.inference_loaders import as_evaluated, evaluation_transform
 from autotimm.data.loader import collate_samples
 from autotimm.data.table import Table
 from autotimm.export.export_result import Check
-from autotimm.export.graph import Graph
-from autotimm.export.onnx_file import Runtime
+from autotimm.export.graph import Graph, Runtime
 from autotimm.metrics import MetricConfig, Scores, build_metrics
 from autotimm.repro.streams import key
 from autotimm.tasks import Task

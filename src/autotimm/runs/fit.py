@@ -26,8 +26,8 @@ from autotimm.train.machine_limits import machine_problem
 from autotimm.train.progress import say
 
 __all__ = [
-    "launch", "launch_in", "leave_report", "new_folder", "prepared", "refuse_unused_shares", "resume_run", "train",
-    "train_objects",
+    "launch", "launch_in", "leave_report", "new_folder", "prepared", "refuse_unused_shares", "reproduce",
+    "resume_run", "train", "train_objects",
 ]  # fmt: skip
 
 
@@ -127,6 +127,21 @@ def resume_run(
         weights_needed=starts_over, loggers=True, drop=drop,
     )  # fmt: skip
     return train(rebuilt, folder, ckpt_path="last", whole=whole)
+
+
+def reproduce(recorded: Path, out: str | Path | None, *, data: str | Path | None) -> Path:
+    """Train a run again in a folder of its own, see :meth:`autotimm.Run.reproduce`."""
+    place = recorded.with_name(f"{recorded.name}-again") if out is None else Path(out)
+    folder = new_folder(place.parent, place.name, exact=out is not None)
+    try:
+        rebuilt = rebuild(recorded, folder, data=data, loggers=True)
+    except AutotimmError:
+        folder.discard()
+        raise
+    if rebuilt.config is not None:
+        folder.write_config(rebuilt.config.to_yaml())
+    rebuilt.trainer.hashes_anew = True
+    return train(rebuilt, folder, ckpt_path=rebuilt.checkpoint)
 
 
 def train(rebuilt: Rebuilt, folder: RunFolder, ckpt_path: str | Path | None = None, whole: Path | None = None) -> Path:

@@ -19,6 +19,7 @@ from autotimm.errors import (
     ModelError,
     UsageError,
     nearest,
+    require,
     require_choice,
     require_flags,
     sentence,
@@ -34,19 +35,18 @@ from autotimm.records.run_seal import Seal, write_seal
 from autotimm.records.trust import OfRun
 from autotimm.report.written_page import Report
 from autotimm.runs.check_proof import check_proof
-from autotimm.runs.cross_validation import launch_folds
+from autotimm.runs.cross_validation import folds_begun, launch_folds, resume_folds
 from autotimm.runs.diff import Comparison, compare
 from autotimm.runs.embeddings import Embeddings, collecting_features
 from autotimm.runs.explain_difference import confirm_difference
 from autotimm.runs.extend import extend
-from autotimm.runs.fit import launch, leave_report, train_objects
+from autotimm.runs.fit import launch, leave_report, reproduce, resume_run, train_objects
 from autotimm.runs.hub_push import Push
 from autotimm.runs.labelled_images import Measured, groups_of_test, keep_test, measure_files, measure_module
 from autotimm.runs.output_paths import require_new_file
 from autotimm.runs.predict import predict
 from autotimm.runs.predict_with_evidence import Wanted, predict_with_evidence
 from autotimm.runs.restore import read_config, read_manifest, rebuild_data, trainer_settings
-from autotimm.runs.train_again import reproduce, resume
 from autotimm.runs.verdict import Verdict
 from autotimm.tasks import Task
 from autotimm.train import AutoTrainer
@@ -694,9 +694,20 @@ class Run:
             DataError: If its data is not what it was.
             UsageError: If the run is sealed.
         """
+        refuse_sealed(self.path, "Train on from it with `autotimm extend`, as a new run.")
+        if self._folder.manifest.exists() and read_manifest(self.path).results.get("status") == "finished":
+            require(not drop, "drop", "resume", "left out of a finished run", drop, "Test it on a folder without them.")
+            say(f"{self.path} is finished: there is nothing to resume")
+            return self
         with self.names:
-            path = resume(self._folder, data=data, workers=workers, devices=devices, threads=threads, drop=drop)
-        return Run(path, trust=self.trust)
+            if not folds_begun(self.path):
+                given: dict[str, Any] = {"devices": devices, "threads": threads}
+                return Run(resume_run(self._folder, data=data, workers=workers, drop=drop, **given), trust=self.trust)
+            do = "They are trained on one."
+            require(devices is None, "devices", "resume", "left out with folds", devices, do)
+            do = "They are trained with the recorded number."
+            require(threads is None, "threads", "resume", "left out with folds", threads, do)
+            return Run(resume_folds(self._folder, data=data, workers=workers, drop=drop), trust=self.trust)
 
     def reproduce(self, out: str | Path | None = None, *, data: str | Path | None = None) -> Run:
         """Train the run again, in a run folder of its own.
