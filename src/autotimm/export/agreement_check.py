@@ -16,7 +16,7 @@ from autotimm.export.onnx_file import Runtime
 from autotimm.metrics import MetricConfig, Scores, build_metrics
 from autotimm.repro.streams import key
 from autotimm.tasks import Task
-from autotimm.tasks.base import of_one_size
+from autotimm.tasks.parts import of_one_size
 from autotimm.types import DataSpec, Sample, Stage, Step
 
 __all__ = ["SAMPLE", "check_file", "seeded_sample"]

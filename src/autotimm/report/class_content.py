@@ -31,7 +31,7 @@ from autotimm.report.content_parts import (
     matrix_rows,
     number,
 )
-from autotimm.report.intervals import bootstrap
+from autotimm.report.intervals import bootstrap, bootstrap_share
 from autotimm.report.pictures import Pictures
 from autotimm.types import Calibration
 
@@ -50,7 +50,7 @@ def class_headline(evidence: Evidence, seed: int) -> Headline:
     samples = len(evidence)
     if not evidence.multi_label:
         right = (evidence.scores.argmax(axis=1) == evidence.targets).astype(np.float64)
-        figure = bootstrap(lambda weights: weights @ right / samples, samples, seed, evidence.split)
+        figure = bootstrap_share(right, seed, evidence.split)
         return Headline("Accuracy", figure, evidence.split, samples)
 
     def mean_precision(weights: NDArray[Any]) -> NDArray[np.float64]:
