@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotimm.data.table import Objects, Table
-from autotimm.inspection.data_finding import Case, Finding, finding_of
+from autotimm.inspection.data_finding import Case, Finding, counted, finding_of, form
 
 __all__ = ["check_boxes", "check_pixels", "overlapping"]
 
@@ -41,7 +41,7 @@ def _objects_twice(tables: Mapping[str, Table]) -> list[Finding]:
         if len(pairs) > 1:
             note = f"{note}, {len(pairs)} pairs"
         cases.append(Case(id, split, note, tuple(sorted({row for pair in pairs for row in pair}))))
-    sentence = f"{total} {_pairs(total)} of boxes overlap by 90 % or more, in {_images(cases)}."
+    sentence = f"{counted(total, 'pair')} of boxes overlap by 90 % or more, in {counted(len(cases), 'image')}."
     cure = "Remove one of each: an object that is annotated twice is learned and counted twice."
     return finding_of("duplicate_boxes", "warning", sentence, cure, cases, total)
 
@@ -60,8 +60,10 @@ def _far_sizes(tables: Mapping[str, Table]) -> list[Finding]:
         total += len(far)
         label, side = labels[far[0]], sides[far[0]]
         cases.append(Case(id, split, f"{names[label]}: {side:.0f} px, usual {usual[label]:.0f}", tuple(far)))
-    are = "object is" if total == 1 else "objects are"
-    sentence = f"{total} {are} more than 10 times as long as the median of the class, or as short, in {_images(cases)}."
+    sentence = (
+        f"{counted(total, 'object')} {form(total, 'is', 'are')} more than 10 times as long as the median of the class, "
+        f"or as short, in {counted(len(cases), 'image')}."
+    )
     cure = "Look for boxes around a whole group, and for slips of the mouse."
     return finding_of("far_sizes", "note", sentence, cure, cases, total)
 
@@ -135,11 +137,3 @@ def check_pixels(tables: Mapping[str, Table], looks: Mapping[str, NDArray[Any]])
     sentence = f"{len(plain)} of {total:,} masks have one class only."
     cure = "Make sure that nothing was forgotten in them."
     return found + finding_of("one_class_masks", "note", sentence, cure, plain)
-
-
-def _pairs(count: int) -> str:
-    return "pair" if count == 1 else "pairs"
-
-
-def _images(cases: list[Case]) -> str:
-    return f"{len(cases)} image{'' if len(cases) == 1 else 's'}"
