@@ -52,6 +52,7 @@ _PREFETCHED = 2  # images that wait for each loading process, which is torch's d
 
 
 def _targets(targets: list[Any]) -> Any:
+    """The targets of a batch, see :func:`collate_samples`."""
     if any(target is None for target in targets):
         return None
     if isinstance(targets[0], dict):
@@ -60,6 +61,7 @@ def _targets(targets: list[Any]) -> Any:
 
 
 def _placements(samples: Sequence[Sample]) -> Tensor | None:
+    """Where images are in the network's input, ``int64`` (N, 6); ``None`` if one does not say."""
     if any(sample.placement is None for sample in samples):
         return None
     return torch.tensor([sample.placement for sample in samples], dtype=torch.int64)
@@ -239,7 +241,7 @@ def _loaded(table: Table, index: int) -> Sample:
 
 
 def _next(batches: Iterator[Any]) -> Any:
-    """The next batch."""
+    """The next batch; says so in our words if a loading process was killed."""
     try:
         return next(batches)
     except (RuntimeError, OSError, EOFError) as error:
@@ -249,6 +251,8 @@ def _next(batches: Iterator[Any]) -> Any:
 
 
 class _Collate:
+    """Makes a batch in a worker: with fingerprints, which take time there and not in the training's process."""
+
     def __init__(self, collate: Callable[[Any], Any]) -> None:
         self.collate = collate
 
@@ -406,8 +410,8 @@ class Position:
 
     def state(self) -> dict[str, int]:
         """Return plain data for a checkpoint."""
-        pending = self.following is not None and not self.running
-        epoch, batch = self.following if pending and self.following else (self.epoch, self.batch)
+        is_pending = self.following is not None and not self.running  # a state was loaded, or an epoch set
+        epoch, batch = self.following if is_pending and self.following else (self.epoch, self.batch)
         return {"epoch": epoch, "batch": batch}
 
 

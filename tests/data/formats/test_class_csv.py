@@ -10,7 +10,7 @@ import pytest
 from autotimm.data import ImageDataModule
 from autotimm.data.formats.class_csv import read_csv
 from autotimm.data.formats.csv_table import open_table
-from autotimm.data.inference_loaders import read_labelled
+from autotimm.data.relabelled import read_labelled
 from autotimm.data.table import ImageTable
 from autotimm.errors import DataError, UsageError
 from autotimm.types import DataSpec

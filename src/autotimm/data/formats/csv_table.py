@@ -53,8 +53,7 @@ class CsvTable:
             DataError: If there is none.
         """
         if name is None:
-            by_lower = {column.lower(): column for column in reversed(self.columns)}
-            if known := next((by_lower[usual_name] for usual_name in usual if usual_name in by_lower), None):
+            if known := self.usual_column(usual):
                 return known
             raise self.error(
                 f"no column has a usual name like {usual[0]!r}; which column is it? Give `{argument}`, one of "
@@ -64,6 +63,11 @@ class CsvTable:
             cure = nearest(name, self.columns) or f"Columns are {join_names(self.columns, 20)}."
             raise self.error(f"there is no column {name!r}, which `{argument}` names. {cure}")
         return name
+
+    def usual_column(self, names: Sequence[str]) -> str | None:
+        """The column with the first of these names that there is, in any case; ``None`` if there is none."""
+        by_lower = {column.lower(): column for column in reversed(self.columns)}  # of columns alike the first
+        return next((by_lower[name] for name in names if name in by_lower), None)
 
     def _multi_label_hint(self, argument: str) -> str:
         """What to give if several columns hold nothing but 0 and 1."""
