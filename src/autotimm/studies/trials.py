@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autotimm.config import FitConfig, read_yaml
-from autotimm.config.value_types import Seeds, stream_seeds
+from autotimm.config.value_types import Seeds, Whole, stream_seeds
 from autotimm.constants import STREAMS
 from autotimm.errors import ModelError, UsageError, require, require_choice, sentence
 from autotimm.records.atomic import write_text
@@ -206,7 +206,7 @@ def _recorded_threads(folder: Path) -> int | None:
     if not file.exists():
         return None
     try:
-        return int(read_json(file)["threads"])
+        return int(Whole(1).read(read_json(file)["threads"]))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ModelError(
             f"The file {file} must hold the record of the study. It is damaged ({error}). Give another `name`."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from copy import deepcopy
 from datetime import timedelta
 from functools import cache, partial
@@ -361,7 +361,8 @@ class AutoTrainer(pl.Trainer):
         data = datamodule or train_dataloaders
         if ckpt_path is None and self._as_constructed.arguments["run_dir"] is None and self.run_folder.begun:
             self._begin_anew()
-        with self._session(model, data, val_dataloaders), self.stop.listening(), naming_the_resume(self, data):
+        resumable = nullcontext() if self.listener else naming_the_resume(self.run_folder, data, self.resumed_as)
+        with self._session(model, data, val_dataloaders), self.stop.listening(), resumable:
             beginning = beginning_of(self, ckpt_path)
             again = beginning.resumes or ckpt_path == "last"
             if self.portable and isinstance(model, Task):
