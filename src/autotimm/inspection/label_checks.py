@@ -44,9 +44,7 @@ def check_labels(evidence: Evidence, tables: Mapping[str, Table]) -> list[Findin
     """
     from cleanlab.filter import find_label_issues  # an optional extra
 
-    splits = [split for split in tables if split == evidence.split]
-    if evidence.split == FOLDS:  # without the options of the folds, some of their samples are split off here
-        splits = [split for split in tables if split not in own_sides(tables)]
+    splits = _splits_of(evidence, tables)
     places = {id: (split, row) for split in splits for row, id in enumerate(tables[split].ids)}
     known = [row for row, id in enumerate(evidence.ids) if id in places]
     word = "training" if evidence.split == FOLDS else evidence.split
@@ -62,6 +60,7 @@ def check_labels(evidence: Evidence, tables: Mapping[str, Table]) -> list[Findin
     if evidence.multi_label:
         labels = [np.flatnonzero(row).tolist() for row in evidence.targets[known]]
     else:
+        # Cleanlab wants a sum of 1, which scores of 32 bits have nearly.
         labels, scores = evidence.targets[known].astype(np.int64), scores / scores.sum(1, keepdims=True)
     ranked = find_label_issues(
         labels, scores, return_indices_ranked_by="self_confidence", multi_label=evidence.multi_label, n_jobs=1
@@ -75,3 +74,11 @@ def check_labels(evidence: Evidence, tables: Mapping[str, Table]) -> list[Findin
     sentence = f"{len(cases)} of {len(known):,} {word} labels are probably wrong, as the run predicts."
     cure = "Look at them, the least plausible first, and correct those that are wrong."
     return finding_of("label_errors", "warning", sentence, cure, cases)
+
+
+def _splits_of(evidence: Evidence, tables: Mapping[str, Table]) -> list[str]:
+    """The splits that samples of evidence may be in."""
+    if evidence.split != FOLDS:
+        return [split for split in tables if split == evidence.split]
+    # Without the options of the folds, some of their samples are split off here.
+    return [split for split in tables if split not in own_sides(tables)]
