@@ -46,6 +46,15 @@ def test_masks_are_cut_as_by_torchvision():
             roi_align(masks.requires_grad_(), regions, 14, 1.0, 0).sum().backward()
 
 
+def test_regions_of_64_bits_stay_as_they_are():
+    maps = torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    regions = torch.cat([torch.zeros(4, 1), boxes(4)], 1).double()
+    before = regions.clone()
+    with portable_operators():
+        assert_close(roi_align(maps, regions, 7, 0.25, 2), roi_align(maps, before, 7, 0.25, 2))
+    assert torch.equal(regions, before)
+
+
 def test_no_order_of_regions_changes_a_bit_of_the_gradient():
     maps = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     order = torch.randperm(300, generator=torch.Generator().manual_seed(2))

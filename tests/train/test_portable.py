@@ -276,8 +276,20 @@ def test_detection_on_another_processor(options, tmp_path):
 def test_a_killed_run_goes_on_on_another_processor(reached, toy_folder, tmp_path):
     """Before its first checkpoint, and in mid-epoch."""
     options = {**FIT, "epochs": 3, "batch_size": 4, "checkpoint_every": 3, "drop_path_rate": 0.2, "ema_decay": 0.9}
-    whole = autotimm.fit(toy_folder, **options, threads=1, out=tmp_path, name="whole").path
-    given = [str(toy_folder), str(tmp_path), {**options, "threads": 1, "name": "killed"}]
+    killed_and_resumed(str(toy_folder), options, reached, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"arch": "fcos", "ema_decay": 0.9}, {"task": "instance"}])
+def test_a_killed_detector_goes_on_on_another_processor(options, tmp_path):
+    root, options = objects(tmp_path, epochs=3, checkpoint_every=1, **options)
+    killed_and_resumed(root, options, "checkpoints/step-*.ckpt", tmp_path)
+
+
+def killed_and_resumed(root, options, reached, tmp_path):
+    """Train at once, and killed once a file is there, then resumed elsewhere; the files must be the same."""
+    whole = autotimm.fit(root, **options, threads=1, out=tmp_path, name="whole").path
+    given = [root, str(tmp_path), {**options, "threads": 1, "name": "killed"}]
     killed = tmp_path / "killed"
     started = warm.Program(["-c", TRAIN, json.dumps(given)])
     while started.poll() is None and not [*killed.glob(reached)]:

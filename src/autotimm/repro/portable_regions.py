@@ -33,7 +33,7 @@ def _nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
 def _lines(rois: Tensor, axis: int, scale: float, out: int, sampling: int, aligned: bool) -> Tensor:
     """Where the points of each region (R, 5) lie along an axis: (R, out, sampling), in cells of the map."""
-    low, high = (rois[:, place + axis].double().mul_(scale) for place in (1, 3))
+    low, high = (rois[:, place + axis].double() * scale for place in (1, 3))
     length = high - low if aligned else (high - low).clamp_(min=1)  # at least one cell
     offsets = torch.arange(out * sampling, dtype=torch.float64).add_(0.5)
     points = (low - 0.5 if aligned else low)[:, None] + offsets * (length / (out * sampling))[:, None]
@@ -70,7 +70,7 @@ def _corners(
     """
     rows = _neighbors(_lines(rois, 1, scale, out[0], sampling, aligned), size[0])
     columns = _neighbors(_lines(rois, 0, scale, out[1], sampling, aligned), size[1])
-    first = rois[:, 0].long().mul_(size[0] * size[1])[:, None, None]
+    first = (rois[:, 0].long() * (size[0] * size[1]))[:, None, None]
     for down in range(sampling):
         for along in range(sampling):
             for row, of_row in rows:

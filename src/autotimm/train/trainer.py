@@ -177,8 +177,8 @@ class AutoTrainer(pl.Trainer):
             normalization and its own random numbers; its loss is weighted by its share of the images. ``None`` trains
             on a batch at once, and in several processes on one batch for each.
         portable: Compute with operators whose bits are the same for every number of threads and every instruction set,
-            several times slower. For classification and semantic segmentation on the CPU; what is not known to hold is
-            refused. Evidence is not calibrated. See :mod:`autotimm.train.portable`.
+            several times slower. For the tasks of autotimm on the CPU; what is not known to hold is refused. Evidence
+            is not calibrated. See :mod:`autotimm.train.portable`.
         kwargs: Arguments of ``pytorch_lightning.Trainer``. Checkpoint callbacks among the ``callbacks`` are additional
             to the run's own checkpoints. ``logger`` is off unless given, since ``metrics.csv`` is
             always written.
