@@ -80,7 +80,7 @@ def test_folder_belongs_to_one_configuration(tmp_path):
         ({"vary": ("eval",)}, "must be one of all, split"),
         ({"vary": ("init",), "decompose": True}, "several streams to decompose"),
         ({"a": {"seed": None}}, "a study gives the seeds"),
-        ({"b": FitConfig(path="photos")}, "another configuration"),
+        ({"b": FitConfig(path="photos")}, "must change an option that is studied"),
         ({"b": FitConfig(path="photos", lr=1), "decompose": True}, "Make two studies"),
         ({"name": "a/b"}, "a folder's name"),
     ],

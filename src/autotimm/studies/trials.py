@@ -114,10 +114,13 @@ def make_plan(
         UsageError: If there is nothing to vary, or nothing to compare.
     """
     require(a.seed is not None, "seed", "a study", "a whole number", "none", "Leave it out: a study gives the seeds.")
-    require(not (decompose and b), "vs", "a study", "left out with decompose", "a file", "Make two studies.")
+    if decompose and b is not None:
+        raise UsageError("The `vs` of a study must be left out with `decompose`. Make two studies.")
     groups = _varied_groups(vary, decompose)
     changed = {} if b is None else _changes(a, b)
-    require(b is None or bool(changed), "vs", "a study", "another configuration", "an equal one", "Change an option.")
+    if b is not None and not changed:
+        raise UsageError("The `vs` of a study must change an option that is studied. It changes none: seeds, names and "
+                         "places are not studied. Change for example `lr`.")  # fmt: skip
     configs = {"a": a} if b is None else {"a": a, "b": b}
     folder = Path(out) / (name or f"{_source(a)}-{_digest(configs.values())}")
     require(folder.name == (name or folder.name), "name", "a study", "a folder's name", name, "Give `out` for a path.")
