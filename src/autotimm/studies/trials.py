@@ -14,6 +14,7 @@ from autotimm.errors import ModelError, UsageError, require, require_choice, sen
 from autotimm.records.atomic import write_text
 from autotimm.records.digest import config_digest
 from autotimm.records.manifest import Manifest
+from autotimm.records.readers import read_text
 from autotimm.repro.seed import default_threads
 from autotimm.runs.run import Run
 from autotimm.serialization import read_json
@@ -212,7 +213,8 @@ def _recorded_threads(folder: Path) -> int | None:
         return int(Whole(1).read(read_json(file)["threads"]))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ModelError(
-            f"The file {file} must hold the record of the study. It is damaged ({error}). Give another `name`."
+            f"The file {file} must hold the record of the study. It is damaged ({str(error) or 'no number of threads'}). "
+            "Give another `name`."
         ) from None
 
 
@@ -249,9 +251,13 @@ def run_status(folder: Path) -> str | None:
 
 
 def has_test_data(folder: Path) -> bool:
-    """Whether the run in a folder has test images."""
-    with (folder / "splits.csv").open(encoding="utf-8") as lines:
-        return any(line.rstrip().endswith(",test") for line in lines)
+    """Whether the run in a folder has test images.
+
+    Raises:
+        ModelError: If its list of splits cannot be read.
+    """
+    text = read_text(folder / "splits.csv", "the list of splits")
+    return any(line.rstrip().endswith(",test") for line in text.splitlines())
 
 
 def is_tested(folder: Path) -> bool:
