@@ -212,9 +212,9 @@ def _recorded_threads(folder: Path) -> int | None:
     try:
         return int(Whole(1).read(read_json(file)["threads"]))
     except (OSError, ValueError, LookupError, TypeError) as error:
+        why = str(error) or "it has no number of threads"
         raise ModelError(
-            f"The file {file} must hold the record of the study. It is damaged ({str(error) or 'no number of threads'}). "
-            "Give another `name`."
+            f"The file {file} must hold the record of the study. It is damaged ({why}). Give another `name`."
         ) from None
 
 
