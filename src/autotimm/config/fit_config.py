@@ -385,7 +385,7 @@ class FitConfig:
     )
     portable: bool = _device(
         False, Flag(), "the same bits on every processor and with any number of threads; slower",
-        stages=("start", "forward", "update", "validation"), tasks=("classification", "segmentation"),
+        stages=("start", "forward", "update", "validation"),
     )
     precision: str = _device("32", Choice(_PRECISIONS), "floating point precision", stages=("forward", "update"))
     out: str = _output("runs", Path(), "folder in which run folders are created", common=True, to=_RUN_DIR)

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotimm.errors import ModelError, RunError, missing_extra
-from autotimm.export.onnx_file import Runtime, first_line
+from autotimm.export.graph import Runtime
+from autotimm.export.torch_file import first_line
 
 __all__ = ["METADATA_SECTION", "openvino_runtime", "require_openvino", "weights_beside", "write_openvino"]
 

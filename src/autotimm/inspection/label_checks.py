@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autotimm.data.splits import own_sides
 from autotimm.data.table import Table
-from autotimm.data.table_checks import own_sides
 from autotimm.errors import UsageError, missing_extra
 from autotimm.evidence import Evidence
 from autotimm.inspection.data_finding import Case, Finding, finding_of
