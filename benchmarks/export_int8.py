@@ -25,7 +25,7 @@ from autotimm import Run, Task
 from autotimm.data.inference_loaders import evaluation_transform
 from autotimm.export.exporter import open_exported
 from autotimm.export.formats import SUFFIXES
-from autotimm.export.onnx_file import Runtime
+from autotimm.export.graph import Runtime
 from autotimm.export.openvino_file import weights_beside
 from autotimm.types import Sample
 

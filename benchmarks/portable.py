@@ -1,11 +1,11 @@
 """Which backbones give the same bits for every number of threads and every instruction set with ``portable``.
 
-A backbone of each family is trained for three steps and validated, in processes with other threads and other
-instruction sets of torch, oneDNN, MKL and NumPy. It holds if the ledgers and the weights are byte-equal in all. The
-factor is the time of a step against one of the same run without ``portable``, in one thread with the widest
-instructions, by CPU time.
+A backbone of each family is trained for three steps and validated, and so are detectors on one of them, in processes
+with other threads and other instruction sets of torch, oneDNN, MKL and NumPy. It holds if the ledgers and the weights
+are byte-equal in all. The factor is the time of a step against one of the same run without ``portable``, in one thread
+with the widest instructions, by CPU time.
 
-    python benchmarks/portable.py [--quick] [--backbones NAME ...]
+    python benchmarks/portable.py [--quick] [--backbones NAME ...] [--detectors ARCH:NAME ...]
 """
 
 from __future__ import annotations
@@ -24,8 +24,16 @@ import pytorch_lightning as pl
 from _bench import arguments, report
 from timm.models import is_model_in_modules, list_modules
 
-from autotimm import AutoTrainer, ImageClassifier, ImageDataModule
-from autotimm.data.toy import write_toy_folder
+from autotimm import (
+    AutoTrainer,
+    DetectionDataModule,
+    ImageClassifier,
+    ImageDataModule,
+    InstanceSegmentationDataModule,
+    InstanceSegmentor,
+    ObjectDetector,
+)
+from autotimm.data.toy import write_toy_folder, write_toy_objects
 from autotimm.errors import AutotimmError
 from autotimm.records.digest import file_digest
 
@@ -46,6 +54,7 @@ BACKBONES = (
     "rexnet_100", "dla34", "levit_128s", "xcit_nano_12_p16_224", "eva02_tiny_patch14_224", "tiny_vit_5m_224",
     "fastvit_t8", "hgnet_tiny", "starnet_s1",
 )  # fmt: skip
+DETECTORS = ("fcos:resnet18", "retinanet:resnet18", "faster_rcnn:resnet18", "mask_rcnn:resnet18")
 
 
 class _Clock(pl.Callback):
@@ -61,11 +70,25 @@ class _Clock(pl.Callback):
         self.steps.append(time.process_time() - self.begun)
 
 
+def parts(name: str, folder: Path) -> tuple[Any, Any]:
+    """A task and its data, of a backbone or of a detector on one."""
+    arch, _, backbone = name.rpartition(":")
+    loading = {"batch_size": 4, "num_workers": 0}
+    options: dict[str, Any] = {"num_classes": 3, "pretrained": False, "lr": 1e-3}
+    if not arch:
+        task = ImageClassifier(backbone, image_size=64, head_dropout=0.1, **options)
+        return task, ImageDataModule(folder / "toy", image_size=64, **loading)
+    masks = arch == "mask_rcnn"
+    detector = (InstanceSegmentor if masks else ObjectDetector)(backbone, arch=arch, image_size=128, **options)
+    return detector, (InstanceSegmentationDataModule if masks else DetectionDataModule)(
+        folder / "scenes", image_size=128, **loading
+    )
+
+
 def train(name: str, folder: Path, threads: int, *, portable: bool) -> tuple[str, float]:
-    """Train a backbone for three steps; the digest of the run, and the seconds of its fastest step."""
+    """Train a network for three steps; the digest of the run, and the seconds of its fastest step."""
     clock = _Clock()
-    data = ImageDataModule(folder / "toy", image_size=64, batch_size=4, num_workers=0)
-    task = ImageClassifier(name, num_classes=3, pretrained=False, image_size=64, head_dropout=0.1, lr=1e-3)
+    task, data = parts(name, folder)
     trainer = AutoTrainer(
         max_epochs=1, threads=threads, accelerator="cpu", portable=portable, run_dir=folder / "run",
         enable_progress_bar=False, callbacks=[clock], limit_val_batches=1, evidence=True,
@@ -82,6 +105,7 @@ def child(names: list[str], threads: int, *, timed: bool) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             write_toy_folder(folder / "toy", splits={"train": 12, "val": 6}, num_classes=3)
+            write_toy_objects(folder / "scenes", splits={"train": 12, "val": 6}, image_size=128, num_classes=3)
             try:
                 found["digest"], found["seconds"] = train(name, folder, threads, portable=True)
                 if timed:
@@ -119,10 +143,12 @@ def family(name: str) -> str:
 def main() -> None:
     """Train in all places, and compare."""
     parser = arguments(__doc__)
-    parser.add_argument("--backbones", nargs="+", default=list(BACKBONES))
+    parser.add_argument("--backbones", nargs="*", default=list(BACKBONES))
+    parser.add_argument("--detectors", nargs="*", default=list(DETECTORS))
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    names = ["test_resnet", "test_vit"] if options.quick else options.backbones
+    small = ["test_resnet", "test_vit", "fcos:test_resnet"]
+    names = small if options.quick else [*options.backbones, *options.detectors]
     if options.child:
         child(options.backbones, PLACES[options.child][0], timed=options.child == next(iter(PLACES)))
         return
@@ -135,7 +161,8 @@ def main() -> None:
         held[name] = error is None and len(digests) == 1
         factor = first[name]["seconds"] / first[name]["ordinary"] if "ordinary" in first[name] else None
         says = "yes" if held[name] else error or f"no, {len(digests)} results"
-        rows.append((family(name), name, says, "" if factor is None else f"{factor:.1f}"))
+        of = family(name) if ":" not in name else "detector"
+        rows.append((of, name, says, "" if factor is None else f"{factor:.1f}"))
     report("portable", ("family", "backbone", "the same bits in all", "factor of CPU time"), rows, held=held)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from autotimm.data import ImageDataModule, file_facts
 from autotimm.data.data_facts import Snapshot, content
 from autotimm.data.dense import DetectionDataModule, InstanceSegmentationDataModule, SegmentationDataModule
-from autotimm.data.inference_loaders import Relabelled
+from autotimm.data.relabelled import Relabelled
 from autotimm.data.toy import write_toy_folder, write_toy_objects, write_toy_segmentation
 
 SPLITS = {"train": 3, "val": 1}

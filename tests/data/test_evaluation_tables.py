@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autotimm.data.inference_loaders import read_labelled, read_relabelled
+from autotimm.data.relabelled import read_labelled, read_relabelled
 from autotimm.errors import DataError
 from autotimm.types import DataSpec
 

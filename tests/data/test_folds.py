@@ -10,7 +10,8 @@ import torch
 
 from autotimm import DetectionDataModule, ImageDataModule
 from autotimm.data.folds import Division, assign_folds, check_folds, grouped_split, groups_of
-from autotimm.data.table import ImageTable, keyed_split
+from autotimm.data.keyed_split import keyed_split
+from autotimm.data.table import ImageTable
 from autotimm.data.toy import toy_classes, write_toy_folder
 from autotimm.errors import DataError, UsageError
 

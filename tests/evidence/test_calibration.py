@@ -15,8 +15,10 @@ from autotimm import Run, Task
 from autotimm.data.toy import write_toy_folder, write_toy_objects
 from autotimm.errors import ModelError, UsageError
 from autotimm.evidence import Evidence
-from autotimm.evidence.calibration import choose_threshold, fit_calibration, fit_temperature, halves, scaled
+from autotimm.evidence.calibration import fit_calibration, halves
 from autotimm.evidence.reliability import expected_calibration_error, reliability
+from autotimm.evidence.temperature import fit_temperature, scaled
+from autotimm.evidence.thresholds import choose_threshold
 from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.types import Calibration
 from forger import sign

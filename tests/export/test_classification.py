@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 
 from autotimm import Run
 from autotimm.cli.main import main
-from autotimm.errors import DataError, ModelError, UsageError
+from autotimm.errors import DataError, ModelError, RunError, UsageError
 from autotimm.export import runner
 from autotimm.export.build_graph import build_graph
 from autotimm.export.onnx_file import OPSET
@@ -150,6 +151,10 @@ def test_runner_prints_the_table_of_one_path_and_names_what_it_left_out(
         (["photos", "--out", "table.csv"], "there are 0 ONNX files beside this program: give --model"),
         (["photos", "--model", "m.onnx", "--out", "table.csv"], "table.csv is there already: give another name"),
         (["photos", "gone.png", "--model", "m.onnx"], "there is no file or folder gone.png"),
+        (["photos", "--model", "m.onnx", "--out", "gone/table.csv"], "there is no folder for gone/table.csv"),
+        (["photos", "--model", "m.onnx", "--threshold", "0"], "--threshold must be a number in (0, 1)"),
+        (["photos", "--model", "gone.onnx"], "gone.onnx cannot be opened ("),
+        (["photos", "--model", "table.csv"], "table.csv cannot be opened ("),
     ],
 )
 def test_runner_refuses(
@@ -164,6 +169,35 @@ def test_runner_refuses(
     assert stop.value.code == 2
     assert said in capsys.readouterr().err
     assert (tmp_path / "table.csv").read_text() == "kept\n"
+
+
+def test_runner_refuses_what_the_model_has_no_use_for(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, other = onnx.load(exported), tmp_path / "other.onnx"
+    del model.metadata_props[:]
+    onnx.save(model, other)
+    for words, said in (
+        ([str(tmp_path)], f"there are no images in {tmp_path}"),
+        ([str(tmp_path), "--threshold", "0.5"], "--threshold must be left out: each image or pixel gets one class"),
+        ([str(tmp_path), "--model", str(other)], "other.onnx was not exported by autotimm"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["predict.py", "--model", str(exported), *words])
+        with pytest.raises(SystemExit) as stop:
+            runner.main()
+        assert (stop.value.code, said in capsys.readouterr().err) == (2, True)
+
+
+def test_table_of_the_runner_is_written_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as on a full disk
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            runner.write_table(str(tmp_path / "rows.csv"), "x" * 100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_file_that_disagrees_is_not_written(nearest: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,6 +234,24 @@ def test_timm_loads_the_folder_with_equal_logits(run: Run, tmp_path: Path) -> No
     config = timm.data.resolve_model_data_config(loaded)
     assert (config["input_size"], config["interpolation"], config["crop_pct"]) == ((3, 32, 32), "bilinear", 0.875)
     assert loaded.pretrained_cfg["label_names"] == list(run.model().class_names)
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "model").iterdir()}
+    assert len({*modes.values()}) == 1, modes  # whoever may read one file may read all
+
+
+def test_full_disk_is_said_to_be_one(run: Run, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        for to, name, said in (
+            ("timm", "model", "must be writable. It is not (Error while serializing"),
+            ("openvino", "m.xml", "could not be written by OpenVINO"),
+        ):
+            with pytest.raises(RunError, match=re.escape(said)):
+                run.export(tmp_path / name, to=to, check="seeded")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(

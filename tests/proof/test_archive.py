@@ -1,6 +1,7 @@
 """Archives for reviewers: what is in them, what must not be, and that they verify."""
 
 import hashlib
+import html
 import json
 import os
 import re
@@ -11,17 +12,20 @@ import venv
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
+import numpy as np
 import pytest
+import torch
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from autotimm.cli.main import main
 from autotimm.data.toy import write_toy_folder, write_toy_segmentation
 from autotimm.proof.archive import prepared_archive
 from autotimm.proof.lock_file import locked_versions
-from autotimm.proof.privacy import config_without_places, found_in, private_words
+from autotimm.proof.privacy import config_without_places, found_in, private_words, texts_of
 from autotimm.records.manifest import Manifest
 from autotimm.records.run_folder import RunFolder
 from autotimm.runs.run import Run
@@ -289,6 +293,8 @@ def test_the_code_of_a_project(photos, tmp_path, monkeypatch):
 def test_places_in_options():
     text = "path: '/home/me/my photos'  # command line\nout: ../runs\nlr: 0.1   # record /home/me/r/config.yaml\n"
     assert config_without_places(text) == "path: my photos  # command line\nout: runs\nlr: 0.1   # record config.yaml\n"
+    assert config_without_places("pretrained: ~/weights/a.pt  # default\n") == "pretrained: a.pt  # default\n"
+    assert config_without_places("pretrained: true  # default\n") == "pretrained: true  # default\n"
     nested = "data:\n  class_path: autotimm.ImageDataModule\n  init_args:\n    data_dir: /home/me/photos\n"
     assert config_without_places(nested).endswith("    data_dir: photos\n")
 
@@ -304,6 +310,59 @@ def test_private_words():
     assert found_in(b"/data/bobsled", {"/data/bob": "a folder of this machine"}) == []
     assert found_in(b"/data/bob/x", {"/data/bob": "a folder of this machine"}) == ["a folder of this machine"]
     assert found_in(b"xx12345678yy", {"12345678": "the variable KEY"}) == ["the variable KEY"]
+    assert found_in(b"photos-of_bob-1", {"bob": "the name of the user"}) == ["the name of the user"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/home/josé/x", "photos_josé", "jose\u0301", json.dumps("/home/josé"), json.dumps(json.dumps("of josé")),
+        r"one\njos\u00e9", html.escape("josé"), "jos&#233;", quote("/home/josé"), quote("/josé", safe=""),
+        r"a/jos\303\251.py",
+    ],
+)  # fmt: skip
+def test_a_name_is_found_however_it_is_written(text):
+    assert found_in(text.encode(), {"josé": "the name of the user"}) == ["the name of the user"]
+    assert found_in(text.replace("jos", "bos").encode(), {"josé": "the name of the user"}) == []
+
+
+def test_a_folder_is_found_however_it_is_written():
+    words = {"/home/o'brien & co": "a folder of this machine"}
+    for text in ("/home/o'brien & co/x", html.escape("/home/o'brien & co"), quote("/home/o'brien & co"),
+                 r"/home/o\'brien & co", r"\/home\/o'brien & co"):  # fmt: skip
+        assert found_in(text.encode(), words) == ["a folder of this machine"]
+
+
+def test_names_are_not_found_in_numbers_and_are_in_checkpoints(tmp_path):
+    """Bytes of weights hold every name of three letters; in a pickle a letter follows the text."""
+    words = dict.fromkeys(("bob", "joe", "amy", "leo", "eva", "max"), "the name of the user")
+    numbers = np.random.default_rng(0).normal(0, 0.02, 12_000_000).astype(np.float32)
+    assert found_in(numbers.tobytes(), words)
+    save_file({"weight": numbers}, tmp_path / "model.safetensors")
+    assert found_in(texts_of(tmp_path / "model.safetensors"), words) == []
+    torch.save({"weight": torch.from_numpy(numbers), "made by": "bobby"}, tmp_path / "a.ckpt")
+    assert found_in(texts_of(tmp_path / "a.ckpt"), words) == []
+    torch.save({"weight": torch.zeros(1), "made by": "bob"}, tmp_path / "b.ckpt")
+    assert found_in(texts_of(tmp_path / "b.ckpt"), words) == ["the name of the user"]
+    save_file({"bob": numbers[:1]}, tmp_path / "named.safetensors")
+    assert found_in(texts_of(tmp_path / "named.safetensors"), words) == ["the name of the user"]
+    (tmp_path / "c.ckpt").write_bytes(b"PK of bob")
+    assert found_in(texts_of(tmp_path / "c.ckpt"), words) == ["the name of the user"]
+
+
+def test_a_secret_does_not_leave_with_names(run, tmp_path, monkeypatch, capsys):
+    copy = tmp_path / "one"
+    shutil.copytree(run, copy)
+    with (copy / "config.yaml").open("a") as options:
+        options.write(f"# {USER} {TOKEN}\n")
+    monkeypatch.setenv("USER", USER)
+    monkeypatch.setenv("LOGNAME", USER)
+    command = ["publish", str(copy), "--dry-run", "--allow-names"]
+    assert main(command) == 0
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert main(command) == 4
+    said = capsys.readouterr().err
+    assert "must not hold a secret. There is the variable HF_TOKEN in run/config.yaml" in said
 
 
 def environment(folder: Path, *requirements: str, cwd: Path) -> Path:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, f1_score
 
 import autotimm
@@ -23,7 +24,7 @@ from autotimm.metrics import default_metrics
 from autotimm.report import compare_runs, write_report
 from autotimm.report.class_content import class_content
 from autotimm.report.class_figures import average_precision, selective
-from autotimm.report.intervals import bootstrap
+from autotimm.report.intervals import bootstrap, bootstrap_share
 from autotimm.report.object_content import object_headline
 from autotimm.report.pictures import Pictures
 from autotimm.types import Calibration
@@ -211,6 +212,17 @@ def test_two_runs_are_compared(run, photos, tmp_path, capsys):
     assert main(["report", str(run.path), "--out", str(tmp_path / "x.html")]) == 0
 
 
+def test_images_of_one_name_and_other_files_are_not_called_the_same(run, tmp_path):
+    first, second = (with_evidence(run, tmp_path / name, run.evidence()) for name in ("first", "second"))
+    page = compare_runs([first, second], tmp_path / "a.html").path.read_text()
+    assert "All runs were measured on the same images." in page
+    lines = (second / "files.csv").read_text().splitlines()
+    (second / "files.csv").write_text("\n".join([lines[0], *(f"{line[:-1]}x" for line in lines[1:])]) + "\n")
+    page = compare_runs([first, second], tmp_path / "b.html").path.read_text()
+    assert "images that the runs call by one name have other files or annotations in them" in page
+    assert "2 runs share the highest accuracy, first among them." in page
+
+
 def with_evidence(run, folder, *evidence):
     """A copy of a run with other evidence, or with none."""
     copy = Path(shutil.copytree(run.path, folder, ignore=shutil.ignore_patterns("checkpoints", "*.safetensors")))
@@ -292,6 +304,17 @@ def test_the_interval_is_that_of_the_seed():
     assert estimates[0] == estimates[1] != estimates[2]
     for estimate in estimates:  # the normal approximation is 0.8 ± 0.078
         assert (estimate.low, estimate.high) == pytest.approx((0.72, 0.88), abs=0.02)
+
+
+def test_images_that_are_all_alike_have_an_exact_interval_or_none():
+    """Their resamples are all the same: four right ones of four are no proof of an accuracy of 1."""
+    every, none = (bootstrap_share(np.full(20, value), 42, "val") for value in (1.0, 0.0))
+    expected = binomtest(20, 20).proportion_ci(0.95, "exact")
+    assert (every.value, every.low, every.high) == (1, pytest.approx(expected.low), 1)
+    assert (none.value, none.low, none.high) == (0, 0, pytest.approx(1 - expected.low))
+    assert every.has_interval
+    alike = bootstrap(lambda weights: weights @ np.full(5, 0.5) / 5, 5, 42, "val")
+    assert (alike.has_interval, str(alike)) == (False, "0.500")
 
 
 def test_average_precision_is_that_of_scikit_learn():

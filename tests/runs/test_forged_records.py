@@ -21,10 +21,12 @@ from autotimm.records.manifest import SOURCES, Manifest
 from autotimm.records.replay_versions import require_replayable
 from autotimm.records.run_folder import RunFolder
 from autotimm.runs.compare_folders import BOUND
+from autotimm.runs.judge import judge
 from autotimm.runs.recorded_run import read_recorded
+from autotimm.runs.replaying import replay_run
 from autotimm.runs.restore import rebuild
 from autotimm.runs.run import Run, diff
-from autotimm.runs.verify import judge, other_data, other_settings, replay_run
+from autotimm.runs.verify import other_data, other_settings
 from autotimm.train.run_description import describe, surroundings
 from forger import SETTINGS, all_edits, sign, write
 from training import small_fit

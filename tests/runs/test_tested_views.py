@@ -16,10 +16,11 @@ from autotimm.data.toy import write_toy_folder, write_toy_objects, write_toy_seg
 from autotimm.errors import ModelError, UsageError
 from autotimm.metrics import build_metrics
 from autotimm.records.run_folder import RunFolder, read_results, write_results
+from autotimm.runs.judge import judge
 from autotimm.runs.recorded_run import read_recorded
+from autotimm.runs.replaying import replay_run
 from autotimm.runs.restore import rebuild
 from autotimm.runs.run import diff
-from autotimm.runs.verify import judge, replay_run
 from autotimm.types import Stage
 from forger import json_edits, write
 from training import multi_label_data, small_fit, toy_data, trainer

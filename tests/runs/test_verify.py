@@ -19,7 +19,8 @@ from autotimm.errors import DataError, IncompleteError, ModelError, UsageError
 from autotimm.records.manifest import Manifest
 from autotimm.records.replay_versions import CURRENT
 from autotimm.records.run_folder import RunFolder
-from autotimm.runs.restore import rebuild, replayed_settings
+from autotimm.runs.recorded_classes import replayed_settings
+from autotimm.runs.restore import rebuild
 from autotimm.runs.run import Run, diff
 from autotimm.runs.verify import _says_more
 from autotimm.train.run_description import UNKEYED_WEIGHTS

@@ -40,6 +40,16 @@ def test_permutation_test_counts_all_signs(n):
     assert comparison.exact
 
 
+def test_equal_differences_of_32_bits_are_equally_far():
+    """Accuracies of 60 images: as numbers of 32 bits, equal differences of them are not quite equal."""
+    generator = np.random.default_rng(1)
+    for _ in range(40):
+        a = generator.integers(40, 55, 6)
+        b = a + generator.integers(-2, 4, 6)
+        small = [(values.astype(np.float32) / np.float32(60)).tolist() for values in (a, b)]
+        assert compare_pairs(*small).p == compare_pairs(a.tolist(), b.tolist()).p
+
+
 def test_least_p_of_few_seeds():
     assert compare_pairs([1, 2, 3, 4, 5], [2, 3, 4, 5, 6]).p == least_p(5) == 2 / 2**5
     assert compare_pairs([1, 2, 3, 4, 5, 6], [2, 3, 4, 5, 6, 7]).p == least_p(6) < 0.05
@@ -57,6 +67,7 @@ def test_many_seeds_are_sampled_reproducibly():
     assert not comparison.exact
     assert comparison == compare_pairs(a, b)
     assert comparison.p >= comparison.least_p == least_p(30) > 0
+    assert compare_pairs([0.0] * 30, [1.0] * 30).p == least_p(30)
 
 
 # G*Power 3.1, "difference between two dependent means", two-sided, alpha 0.05, power 0.8.
@@ -102,3 +113,5 @@ def test_too_few_values_are_refused():
         summarize([1.0])
     with pytest.raises(UsageError, match="as many values as a"):
         compare_pairs([1.0, 2.0], [1.0])
+    with pytest.raises(UsageError, match="must be finite numbers"):
+        compare_pairs([1.0, 2.0, 3.0], [1.0, math.nan, 3.0])  # comparisons with NaN would count as a p of 0

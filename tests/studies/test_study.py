@@ -165,6 +165,23 @@ def test_changed_data_is_refused(finished_study, toy_folder, tmp_path):
         manifest.write_text(before)
 
 
+@pytest.mark.parametrize(("what", "old", "new"), [("data", '"samples": 24', '"samples": 25'), ("code", "", "0")])
+def test_two_configurations_must_have_the_same_data_and_code(finished_study, toy_folder, what, old, new):
+    """All runs of A may be of before a change, and all of B of after it."""
+    manifests = [finished_study.path / "runs" / f"vs-seed-{seed}" / "manifest.json" for seed in (42, 44)]
+    before = [manifest.read_text() for manifest in manifests]
+    for manifest, text in zip(manifests, before, strict=True):
+        word = old or json.loads(text)["inputs"]["code"]
+        manifest.write_text(text.replace(word, new if old else word[:-1] + "x"))
+    again = {"vs": {"lr": 0.02}, "out": finished_study.path.parent, "name": finished_study.path.name, **OPTIONS}
+    try:
+        with pytest.raises(DataError, match=rf"same {what}\. seed-42 and vs-seed-42 of"):
+            autotimm.study(toy_folder, seeds=[42, 44], **again)
+    finally:
+        for manifest, text in zip(manifests, before, strict=True):
+            manifest.write_text(text)
+
+
 def test_study_is_run_by_one_process_at_a_time(finished_study, toy_folder):
     with FileLock(finished_study.path / ".lock"), pytest.raises(RunError, match="Another process is running"):
         autotimm.study(toy_folder, out=finished_study.path.parent, name=finished_study.path.name, **OPTIONS)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from autotimm import FitConfig
 from autotimm.errors import DataError
 from autotimm.records.manifest import Manifest
 from autotimm.studies.statistics import compare_pairs, share_variance, summarize
-from autotimm.studies.study_report import Results, _panel, as_data, as_text, draw, write_csv
+from autotimm.studies.study_report import Results, _panel, as_data, as_text, draw, write_csv, write_json
 from autotimm.studies.trials import make_plan
 
 STREAMS = ("init", "order")
@@ -105,6 +106,31 @@ def test_runs_with_other_metrics_are_not_compared(tmp_path):
     plan = planned(tmp_path)
     write_runs(plan, lambda name: {"best": {"val/accuracy": 0.5} if name == "seed-42" else {"val/f1": 0.5}})
     with pytest.raises(DataError, match="must have the same metrics, but some have others"):
+        Results.read(plan)
+
+
+def test_metrics_that_are_not_defined_have_no_statistics(tmp_path):
+    """Such as Cohen's kappa of a validation that shows one class: it is NaN."""
+    plan = planned(tmp_path)
+    write_runs(plan, lambda name: {"best": {"val/loss": 1.0, "val/kappa": math.nan if name == "seed-42" else 1.0}})
+    results = Results.read(plan)
+    assert results.names == [*results.summaries["a"]] == [*results.shares] == ["val/loss"]
+    assert "val/kappa has no statistics: it is not a finite number in 1 of 4 runs." in as_text(results).replace(
+        "\n", " "
+    )
+    write_json(tmp_path / "study.json", results)
+    assert json.loads((tmp_path / "study.json").read_text())["metrics"]["seed-42"]["val/kappa"] is None
+    write_csv(tmp_path / "study.csv", results)
+    rows = [*csv.DictReader((tmp_path / "study.csv").read_text().splitlines())]
+    assert rows[0]["val/kappa"] == "nan"
+    pytest.importorskip("matplotlib")
+    assert draw(tmp_path / "plot.png", results)
+
+
+def test_runs_without_a_defined_metric_are_refused(tmp_path):
+    plan = planned(tmp_path)
+    write_runs(plan, lambda name: {"best": {"val/kappa": math.nan}})
+    with pytest.raises(DataError, match=r"must have a metric that is a number in each of them\. They have val/kappa"):
         Results.read(plan)
 
 

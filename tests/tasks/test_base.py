@@ -16,7 +16,7 @@ from autotimm import ImageClassifier, MetricConfig, Task, seed_everything
 from autotimm.data.toy import toy_images
 from autotimm.errors import ModelError, UsageError
 from autotimm.runs.predict import predict
-from autotimm.tasks.base import check_spec
+from autotimm.tasks.spec_checks import check_spec
 from autotimm.types import Batch, DataSpec, Prediction, Stage, Step
 from training import Rates, classifier, digest, toy_data, trained, trainer, weights
 

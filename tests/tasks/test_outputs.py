@@ -9,7 +9,7 @@ from torch import nn
 from autotimm import Task
 from autotimm.data.toy import toy_images
 from autotimm.errors import UsageError
-from autotimm.tasks.base import first_of, join
+from autotimm.tasks.network_outputs import first_of, join
 from autotimm.types import Prediction, Step
 from training import toy_data, trainer
 

@@ -9,7 +9,7 @@ from torchvision.ops import nms
 
 from autotimm.constants import IGNORE_INDEX
 from autotimm.data.formats.image_paths import read_paths
-from autotimm.data.table_checks import workers_for_whole_images
+from autotimm.data.loader import workers_for_whole_images
 from autotimm.data.toy import write_toy_folder
 from autotimm.data.transforms.tile_transforms import TileCrop
 from autotimm.repro.streams import scope

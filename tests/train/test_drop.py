@@ -16,6 +16,7 @@ from autotimm.cli.main import main
 from autotimm.data.toy import write_toy_folder, write_toy_objects, write_toy_segmentation
 from autotimm.errors import DataError, UnreadableSampleError, UsageError
 from autotimm.records.ledger import malformed, read_ledger
+from autotimm.records.run_folder import SEARCH
 from autotimm.repro.sampler import KeyedBatchSampler
 from training import classifier, small_fit
 
@@ -310,6 +311,19 @@ def test_balanced_sampling_drops_by_the_same_rule(photos, broken, tmp_path):
     run = run.resume(drop=broken[0])
     assert dropped(run)
     assert all(line["by"] != [broken[0]] for line in dropped(run))
+    assert run.verify().identical
+
+
+def test_search_that_meets_a_broken_file_goes_on_without_it(photos, broken, tmp_path):
+    run, error = halted(photos, tmp_path, search_budget="2x")
+    assert f"autotimm resume {run.path} --drop {broken[0]}" in str(error)
+    assert (run.path / SEARCH).exists()
+    assert not (run.path / "manifest.json").exists()  # it has not begun to train
+    run = run.resume(drop=broken[0])
+    found = json.loads((run.path / "manifest.json").read_text())["decisions"]
+    assert found["dropped"] == [broken[0]]
+    assert found["search"]["trials"]
+    assert [line["ids"] for line in dropped(run)] == [[broken[0]]] * 2
     assert run.verify().identical
 
 

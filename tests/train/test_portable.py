@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import autotimm
 import warm
 from autotimm import AutoTrainer, Run, list_backbones
-from autotimm.data.toy import write_toy_folder, write_toy_segmentation
+from autotimm.data.toy import write_toy_folder, write_toy_objects, write_toy_segmentation
 from autotimm.errors import UsageError
 from autotimm.evidence import EvidenceCollector
 from autotimm.records.digest import file_digest, state_digest
@@ -129,11 +129,13 @@ def test_what_a_portable_run_cannot_have(options, name):
         AutoTrainer(portable=True, **options)
 
 
-def test_what_a_portable_task_cannot_have(toy_folder, tmp_path):
+def test_what_a_portable_task_cannot_have(toy_folder):
     with pytest.raises(UsageError, match="`compile_model` of ImageClassifier must be left out in a portable run"):
         trained(toy_folder, task={"compile_model": True}, portable=True)
-    with pytest.raises(UsageError, match="`portable` of fit has no effect on detection"):
-        small_fit(toy_folder, tmp_path, task="detection", portable=True)
+    model = classifier()
+    model.kinds = ("tokens",)
+    with pytest.raises(UsageError, match="`portable` of AutoTrainer must be False for anything but classification"):
+        trainer(portable=True).fit(model, datamodule=toy_data(toy_folder))
 
 
 def test_an_option_that_is_not_known_to_hold_is_refused(toy_folder):
@@ -202,11 +204,20 @@ def test_other_processors_and_threads_leave_the_same_bytes(options, toy_folder, 
     assert Run(tmp_path / "of-2").verify(threads=1).identical
 
 
+DENSE = {**{name: value for name, value in FIT.items() if name != "val_split"}, "image_size": 64, "batch_size": 2,
+         "epochs": 1, "width": 64}  # fmt: skip
+
+
 def regions(folder, **options):
     """Data to segment, and the options of a training on it."""
     data = write_toy_segmentation(folder / "regions", splits={"train": 4, "val": 2}, image_size=64, seed=7)
-    return str(data), {**{name: value for name, value in FIT.items() if name != "val_split"}, "image_size": 64,
-                       "batch_size": 2, "epochs": 1, "width": 64, **options}  # fmt: skip
+    return str(data), {**DENSE, **options}
+
+
+def objects(folder, **options):
+    """Data to find objects in, and the options of a training on it."""
+    data = write_toy_objects(folder / "objects", splits={"train": 4, "val": 2}, image_size=(60, 72), seed=7)
+    return str(data), {**DENSE, "task": "detection", **options}
 
 
 def test_segmentation_depends_on_no_thread(tmp_path):
@@ -229,13 +240,53 @@ def test_segmentation_on_another_processor(options, tmp_path):
     assert files(tmp_path / "of-1") == files(tmp_path / "of-2")
 
 
+def test_detection_depends_on_no_thread(tmp_path):
+    root, options = objects(tmp_path)
+    runs = [autotimm.fit(root, **options, threads=threads, out=tmp_path).path for threads in (1, 2)]
+    assert files(runs[0]) == files(runs[1])
+    assert Run(runs[0]).level()["R5"] == "expected"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"arch": "fcos", "ema_decay": 0.9, "clip": 0.5, "augmentation": "strong", "num_workers": 2},
+        {"arch": "fcos", "backbone": "test_vit"},
+        {"arch": "retinanet", "accumulate": 2},
+        {"arch": "faster_rcnn", "augmentation": "strong"},
+        {"task": "instance"},
+    ],
+)
+def test_detection_on_another_processor(options, tmp_path):
+    root, options = objects(tmp_path, **options)
+    for threads, variables in ((1, {}), (2, OTHER)):
+        given = [root, str(tmp_path), {**options, "threads": threads, "name": f"of-{threads}"}]
+        done = in_process("-c", TRAIN, json.dumps(given), **variables)
+        assert done.returncode == 0, done.stderr
+    assert files(tmp_path / "of-1") == files(tmp_path / "of-2")
+    assert Run(tmp_path / "of-2").verify(threads=1).identical
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("reached", ["ledger.jsonl", "checkpoints/step-*.ckpt"])
 def test_a_killed_run_goes_on_on_another_processor(reached, toy_folder, tmp_path):
     """Before its first checkpoint, and in mid-epoch."""
     options = {**FIT, "epochs": 3, "batch_size": 4, "checkpoint_every": 3, "drop_path_rate": 0.2, "ema_decay": 0.9}
-    whole = autotimm.fit(toy_folder, **options, threads=1, out=tmp_path, name="whole").path
-    given = [str(toy_folder), str(tmp_path), {**options, "threads": 1, "name": "killed"}]
+    killed_and_resumed(str(toy_folder), options, reached, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"arch": "fcos", "ema_decay": 0.9}, {"task": "instance"}])
+def test_a_killed_detector_goes_on_on_another_processor(options, tmp_path):
+    root, options = objects(tmp_path, epochs=3, checkpoint_every=1, **options)
+    killed_and_resumed(root, options, "checkpoints/step-*.ckpt", tmp_path)
+
+
+def killed_and_resumed(root, options, reached, tmp_path):
+    """Train at once, and killed once a file is there, then resumed elsewhere; the files must be the same."""
+    whole = autotimm.fit(root, **options, threads=1, out=tmp_path, name="whole").path
+    given = [root, str(tmp_path), {**options, "threads": 1, "name": "killed"}]
     killed = tmp_path / "killed"
     started = warm.Program(["-c", TRAIN, json.dumps(given)])
     while started.poll() is None and not [*killed.glob(reached)]:

@@ -182,7 +182,7 @@ def write_digits(folder: Folder) -> dict[str, int]:
     images, labels = _load_digits()
     from PIL import Image
 
-    from autotimm.data.table import keyed_split
+    from autotimm.data.keyed_split import keyed_split
 
     ids = [f"{label}/{index:04d}.png" for index, label in enumerate(labels)]
     train, _, test = keyed_split(ids, labels, 0.0, _TEST_SHARE, _SEED)

@@ -18,7 +18,7 @@ import autotimm
 from autotimm.errors import ModelError, UsageError, nearest, shortened
 from autotimm.records.imports import Kind, admission, import_named, names_in, require_admitted, require_importable
 from autotimm.records.own_modules import use_own_modules
-from autotimm.runs.restore import replayed_settings, require_plain
+from autotimm.runs.recorded_classes import replayed_settings, require_plain
 from autotimm.serialization import construct, takes
 
 __all__ = ["build"]

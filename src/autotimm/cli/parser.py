@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -163,6 +165,26 @@ def _check_positionals(verb: Verb, values: list[str], after_switch: Mapping[str,
             verb.options[name].read(value, _flag(name), f"autotimm {verb.name}", verb.defaults.get(name))
         usage = " ".join(positional.usage for positional in verb.positionals)
         takes = f"takes {usage}" if usage else "takes no arguments"
-        extra = " ".join(values[len(verb.positionals) :])
+        extra = values[len(verb.positionals) :]
         cure = "Put quotes around a name that contains spaces." if usage else "Leave it out."
-        raise UsageError(f"autotimm {verb.name} {takes}. Got {extra} as well. {cure}")
+        cure = _option_for(verb, extra) or cure
+        raise UsageError(f"autotimm {verb.name} {takes}. Got {' '.join(extra)} as well. {cure}")
+
+
+def _option_for(verb: Verb, extra: Sequence[str]) -> str:
+    """The option that was meant by one argument too many, as a sentence; empty if none can be told."""
+    if len(extra) != 1:
+        return ""
+    word = extra[0]
+    there, names_file = os.path.lexists(word), "." in os.path.basename(word)
+    out = verb.options.get("out")
+    writes = out is not None and out.kind.metavar.startswith("FILE")  # not the folder of new runs
+    meanings = {
+        "port": (word.isdecimal(), "the port"),
+        "data": (there, "the images"),
+        "out": (writes and names_file and not there, "the file to write"),
+    }
+    for name, (fits, what) in meanings.items():
+        if fits and name in verb.options:
+            return f"If it is {what}, give --{name} {shlex.quote(word)}."
+    return ""

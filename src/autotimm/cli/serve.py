@@ -56,7 +56,7 @@ SERVE = Verb(
     positionals=(RUN,),
     options={
         "host": Option(Path(metavar="ADDRESS"), "address to listen on; 0.0.0.0 is every machine's to reach", "Options"),
-        "port": Option(Whole(0), "port to listen on; 0 takes a free one", "Options"),
+        "port": Option(Whole(0, bits=16), "port to listen on; 0 takes a free one", "Options"),
         "ckpt": CKPT,
         "threshold": THRESHOLD,
         "max_bytes": Option(Whole(1), "bytes of the largest request", "Options"),

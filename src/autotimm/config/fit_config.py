@@ -385,7 +385,7 @@ class FitConfig:
     )
     portable: bool = _device(
         False, Flag(), "the same bits on every processor and with any number of threads; slower",
-        stages=("start", "forward", "update", "validation"), tasks=("classification", "segmentation"),
+        stages=("start", "forward", "update", "validation"),
     )
     precision: str = _device("32", Choice(_PRECISIONS), "floating point precision", stages=("forward", "update"))
     out: str = _output("runs", Path(), "folder in which run folders are created", common=True, to=_RUN_DIR)
@@ -429,7 +429,9 @@ class FitConfig:
 
     def _check_together(self) -> None:
         if self.path is None and self.train_csv is None and self.dataset_name is None:
-            raise UsageError("fit needs data. Give the path of a folder of images, a `train_csv` or a `dataset_name`.")
+            raise UsageError(
+                "There is no data. Give the path of a folder of images, a `train_csv` or a `dataset_name`."
+            )
         if self.val_split + self.test_split >= 1:
             got = f"Got {self.val_split:g} and {self.test_split:g} instead. Leave some images to train on."
             raise UsageError(f"The `val_split` and `test_split` of fit must sum to less than 1. {got}")

@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from autotimm.data.file_facts import Problem, file_digests, stamp_rows
+from autotimm.data.file_facts import Problem, file_digests, image_sizes, stamp_rows
 from autotimm.data.image_facts import image_digests
 from autotimm.data.image_io import BROKEN
 from autotimm.data.table import AT_ONCE, Packed, Subset, Table
@@ -33,7 +33,7 @@ from autotimm.repro.streams import scope
 from autotimm.serialization import plain_value
 from autotimm.types import DataSpec
 
-__all__ = ["ChangedFiles", "Facts", "Snapshot", "Summary", "content", "summarize"]
+__all__ = ["ChangedFiles", "Facts", "Snapshot", "Summary", "content", "original_sizes", "summarize"]
 
 
 def content(tables: Iterable[Table], progress: bool = True, *, cached: bool = True) -> Content:
@@ -50,6 +50,15 @@ def content(tables: Iterable[Table], progress: bool = True, *, cached: bool = Tr
     """
     tables = list(tables)
     return _by_id(tables, [_sample_digests(table, progress, cached)[0] for table in tables])
+
+
+def original_sizes(table: Table) -> list[tuple[int, int] | None]:
+    """Width and height of each image; ``None`` for one that cannot be read, and nothing where samples are no files."""
+    if (packed := table.packed()) is not None:
+        return [packed.rows.size(place) for place in packed.places.tolist()]
+    files = table.files()
+    sizes = image_sizes(files)
+    return [sizes.get(file) for file in files]
 
 
 class ChangedFiles(NamedTuple):

@@ -13,9 +13,9 @@ from typing_extensions import Unpack
 
 from autotimm.constants import IGNORE_INDEX
 from autotimm.data.formats.recognize import READER, read_spatial
+from autotimm.data.learnable import check_object_sizes
 from autotimm.data.module import CommonDataOptions, DataModule, DataOptions
 from autotimm.data.table import Table
-from autotimm.data.table_checks import check_object_sizes
 from autotimm.data.transforms.image_transforms import SampleTransform
 from autotimm.data.transforms.spatial_transforms import SpatialTransform, spatial_augmentation
 from autotimm.data.transforms.tile_transforms import TileCrop, WholeImage, tile_augmentation
@@ -124,18 +124,25 @@ class SpatialDataModule(DataModule, ABC):
     def sample_transform(self, given: Callable[..., Any] | None, name: str) -> SampleTransform:
         """The caller's or the built-in transform of image and target, then a letterbox; in evaluation a letterbox."""
         owner = type(self).__name__
-        outside = IGNORE_INDEX if self.kind == "pixels" else 0
-        keep_all, channels = name == "eval_transforms", self.in_chans
-        if self.tile is not None and self.overlap is not None:
-            if name == "eval_transforms":
-                return WholeImage(Tiling(*height_and_width(self.tile), self.overlap), name, owner)
-            if given is None:
-                given = tile_augmentation(self.augmentation, self.tile, owner, outside, channels)
-            elif callable(given):
-                given = v2.Compose([TileCrop(self.tile, outside=outside), given])
-        elif given is None and name == "train_transforms":
-            given = spatial_augmentation(self.augmentation, self.image_size, owner, outside, channels)
-        return SpatialTransform(given, self.image_size, name, owner, keep_all=keep_all, channels=channels)
+        if self.tile is not None and self.overlap is not None and name == "eval_transforms":
+            return WholeImage(Tiling(*height_and_width(self.tile), self.overlap), name, owner)
+        if name == "train_transforms":
+            given = self._augmentation(given)
+        keep_all = name == "eval_transforms"
+        return SpatialTransform(given, self.image_size, name, owner, keep_all=keep_all, channels=self.in_chans)
+
+    def _augmentation(self, given: Any) -> Any:
+        """The caller's or the built-in augmentation, of a random tile where images are cut into tiles."""
+        owner = type(self).__name__
+        outside = IGNORE_INDEX if self.kind == "pixels" else 0  # what pixels beside the image are
+        if self.tile is None:
+            if given is not None:
+                return given
+            return spatial_augmentation(self.augmentation, self.image_size, owner, outside, self.in_chans)
+        if given is None:
+            return tile_augmentation(self.augmentation, self.tile, owner, outside, self.in_chans)
+        # What cannot be called is refused by SpatialTransform.
+        return v2.Compose([TileCrop(self.tile, outside=outside), given]) if callable(given) else given
 
     def read(self, split: str) -> Table | None:
         """Return the samples of a split, or ``None``."""

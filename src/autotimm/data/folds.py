@@ -10,7 +10,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from autotimm.data.table import LARGE_CLASS, Table, keyed_split
+from autotimm.data.keyed_split import LARGE_CLASS, keyed_split
+from autotimm.data.table import Table
 from autotimm.errors import DataError, UsageError, is_whole, join_names, require, sentence
 from autotimm.repro.streams import key
 
@@ -102,7 +103,7 @@ def _strata_of(units: Sequence[Sequence[int]], strata: Sequence[int] | None) -> 
 def grouped_split(
     ids: Sequence[str], strata: Sequence[int] | None, groups: Sequence[str] | None, val: float, test: float, seed: int
 ) -> tuple[list[int], list[int], list[int]]:
-    """Split as :func:`autotimm.data.table.keyed_split` does, groups in place of samples.
+    """Split as :func:`autotimm.data.keyed_split.keyed_split` does, groups in place of samples.
 
     Groups are split by their names and most frequent classes, and shares are those of groups.
 
@@ -131,7 +132,7 @@ def assign_folds(
     """Assign each sample to a fold, each class by itself.
 
     Every sample, or every group, has the number ``key(seed, "split", "fold", id)``. What becomes of it depends on the
-    size of its class, as in :func:`autotimm.data.table.keyed_split`:
+    size of its class, as in :func:`autotimm.data.keyed_split.keyed_split`:
 
     - below 100: the samples of a class, sorted by number, are cut into equal parts. A sample that is added moves at
       most one other across each cut.

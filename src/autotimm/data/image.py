@@ -99,9 +99,10 @@ class ImageDataModule(DataModule):
             not self.csv_files or "train" in self.csv_files, "train_csv", owner, "given with `val_csv` or `test_csv`",
             train_csv, "Name the table to train on.",
         )  # fmt: skip
+        of_tables = image_dir or image_column or label_column or label_separator
         require(
-            bool(self.csv_files) or (image_dir or image_column or label_column or label_separator) is None, "train_csv",
-            owner, "given with `image_dir`, `image_column`, `label_column` or `label_separator`", None,
+            bool(self.csv_files) or of_tables is None, "train_csv", owner,
+            "given with `image_dir`, `image_column`, `label_column` or `label_separator`", None,
             "Name the table to train on.",
         )  # fmt: skip
         require(
@@ -176,14 +177,16 @@ class ImageDataModule(DataModule):
                 strict=self.strict,
                 group=self.division.group,
             )
-        recognized, self.recognized = self.recognized, None
+        recognized, self.recognized = self.recognized, None  # its listing takes memory, and is used once
         listing = Listing(self.data_dir or "") if recognized is None else recognized.listing
         return read_classes(listing, self.notices, strict=self.strict, class_levels=self.class_levels)
 
     def _resolve(self, file: Path) -> Path:
         """Look for a table in the data folder if it is not at its path."""
-        inside = None if self.data_dir is None else self.data_dir / file
-        return inside if inside is not None and not os.path.exists(file) and os.path.exists(inside) else file
+        if self.data_dir is None or os.path.exists(file):
+            return file
+        inside = self.data_dir / file
+        return inside if os.path.exists(inside) else file  # as it was given, for the error
 
 
 def _is_text(value: object) -> bool:
@@ -197,12 +200,13 @@ def _refuse_overridden(given: DataOptions, owner: str) -> None:
     """
     defaults = {name: parameter.default for name, parameter in inspect.signature(DataModule).parameters.items()}
     values = {name: given.get(name, defaults[name]) for name in ("augmentation", "crop_pct", "interpolation")}
-    train, evaluation = (given.get(name) is not None for name in ("train_transforms", "eval_transforms"))
+    own_train, own_eval = (given.get(name) is not None for name in ("train_transforms", "eval_transforms"))
     # A training without augmentation uses the crop of evaluation.
+    train_has_no_crop = own_train or values["augmentation"] != "none"
     overridden = {
-        "augmentation": train,
-        "crop_pct": evaluation and (train or values["augmentation"] != "none"),
-        "interpolation": evaluation and train,
+        "augmentation": own_train,
+        "crop_pct": own_eval and train_has_no_crop,
+        "interpolation": own_eval and own_train,
     }
     for name, value in values.items():
         transforms = "train_transforms" if name == "augmentation" else "eval_transforms"

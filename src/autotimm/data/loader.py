@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler, default_collate, get_worker_info
 
+from autotimm.data.data_facts import original_sizes
 from autotimm.data.loading_processes import (
     killed_process,
     leave_signals_to_training,
@@ -43,10 +44,15 @@ __all__ = [
     "default_workers",
     "transformed_loader",
     "with_fingerprints",
+    "workers_for_whole_images",
 ]
+
+_SHARED_BYTES = 2**30  # of all whole images that wait for the network
+_PREFETCHED = 2  # images that wait for each loading process, which is torch's default
 
 
 def _targets(targets: list[Any]) -> Any:
+    """The targets of a batch, see :func:`collate_samples`."""
     if any(target is None for target in targets):
         return None
     if isinstance(targets[0], dict):
@@ -55,6 +61,7 @@ def _targets(targets: list[Any]) -> Any:
 
 
 def _placements(samples: Sequence[Sample]) -> Tensor | None:
+    """Where images are in the network's input, ``int64`` (N, 6); ``None`` if one does not say."""
     if any(sample.placement is None for sample in samples):
         return None
     return torch.tensor([sample.placement for sample in samples], dtype=torch.int64)
@@ -129,6 +136,18 @@ def default_workers(processes: int = 1) -> int:
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = allowed // max(processes, 1)
     return 0 if share <= 1 else min(share, 8)
+
+
+def workers_for_whole_images(table: Table, most: int, shared_bytes: int = _SHARED_BYTES) -> int:
+    """How many processes may load whole images, which they hand over through shared memory: none if they are huge.
+
+    Args:
+        table: The images.
+        most: The number of processes otherwise.
+        shared_bytes: Memory for the images that wait for the network.
+    """
+    largest = max((size[0] * size[1] for size in original_sizes(table) if size is not None), default=1)
+    return min(most, shared_bytes // (3 * largest * _PREFETCHED))
 
 
 class _MapStyle(Protocol):
@@ -222,7 +241,7 @@ def _loaded(table: Table, index: int) -> Sample:
 
 
 def _next(batches: Iterator[Any]) -> Any:
-    """The next batch."""
+    """The next batch; says so in our words if a loading process was killed."""
     try:
         return next(batches)
     except (RuntimeError, OSError, EOFError) as error:
@@ -232,6 +251,8 @@ def _next(batches: Iterator[Any]) -> Any:
 
 
 class _Collate:
+    """Makes a batch in a worker: with fingerprints, which take time there and not in the training's process."""
+
     def __init__(self, collate: Callable[[Any], Any]) -> None:
         self.collate = collate
 
@@ -389,8 +410,8 @@ class Position:
 
     def state(self) -> dict[str, int]:
         """Return plain data for a checkpoint."""
-        pending = self.following is not None and not self.running
-        epoch, batch = self.following if pending and self.following else (self.epoch, self.batch)
+        is_pending = self.following is not None and not self.running  # a state was loaded, or an epoch set
+        epoch, batch = self.following if is_pending and self.following else (self.epoch, self.batch)
         return {"epoch": epoch, "batch": batch}
 
 

@@ -23,10 +23,18 @@ from autotimm.data.folds import Division, check_division
 from autotimm.data.formats.image_paths import read_paths
 from autotimm.data.formats.recognize import Recognized
 from autotimm.data.image_reading import ImageReading, reading_as
-from autotimm.data.loader import KeyedLoader, collate_samples, default_workers, transformed_loader
+from autotimm.data.keyed_split import check_shares
+from autotimm.data.learnable import check_classes
+from autotimm.data.loader import (
+    KeyedLoader,
+    collate_samples,
+    default_workers,
+    transformed_loader,
+    workers_for_whole_images,
+)
 from autotimm.data.pixel_cache import PixelCache, open_cache
-from autotimm.data.table import Subset, Table, check_shares
-from autotimm.data.table_checks import balanced_weights, check_classes, readable, split_off, workers_for_whole_images
+from autotimm.data.splits import split_off
+from autotimm.data.table import Subset, Table, balanced_weights
 from autotimm.data.transforms.image_transforms import (
     ImageTransform,
     SampleTransform,
@@ -34,6 +42,7 @@ from autotimm.data.transforms.image_transforms import (
     train_transform,
     without_colors,
 )  # fmt: skip
+from autotimm.data.unreadable_images import leave_out_unreadable
 from autotimm.errors import (
     DataError,
     UsageError,
@@ -189,23 +198,7 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         super().__init__()
         owner = type(self).__name__
         refuse_unknown(unknown, owner, inspect.signature(type(self)).parameters)
-        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
-        for name, value in sizes.items():
-            require(is_whole(value, 1), name, owner, "a whole number, 1 or more", value, "Give for example 32.")
-        require(is_whole(in_chans, 1), "in_chans", owner, "a whole number, 1 or more", in_chans, "Give 3 for RGB.")
-        require(
-            num_workers is None or is_whole(num_workers, 0), "num_workers", owner, "a whole number, 0 or more, or None",
-            num_workers, "Give 0 to load in the main process.",
-        )  # fmt: skip
-        require(
-            not is_whole(num_workers, most_on_cpu() + 1), "num_workers", owner,
-            f"at most {most_on_cpu()} on this machine, which has {os.cpu_count()} CPU cores", num_workers,
-            "Leave it out for one per core.",
-        )  # fmt: skip
-        require(
-            0 < number(crop_pct) <= 1, "crop_pct", owner, "a number in (0, 1]", crop_pct,
-            "Give 1 to keep the whole square.",
-        )  # fmt: skip
+        _check_numbers(owner, batch_size, eval_batch_size, in_chans, num_workers, crop_pct)
         check_shares(val_split, test_split, owner)
         self.division = Division(group, folds, fold)
         check_division(self.division, owner)
@@ -309,8 +302,9 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         """
         self._tables = dict(tables)
         self._dropped = other._dropped
-        of_size = "train_transforms"
-        self._cache = other._cache if self.pixels_needed(of_size) == other.pixels_needed(of_size) else None
+        # Pictures of another scale are other pictures.
+        is_same_scale = self.pixels_needed("train_transforms") == other.pixels_needed("train_transforms")
+        self._cache = other._cache if is_same_scale else None
 
     def drop(self, ids: str | Sequence[str], *, recorded: bool = False) -> None:
         """Leave out samples whose files cannot be read, found by a loader since only headers were checked.
@@ -333,11 +327,11 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         chosen = chosen_ids(ids, tables, recorded=recorded)
         for id in chosen if not recorded else ():
             refuse_readable(id, self._as_loaded())
-        said = dropped_notices(self.dropped, tables)
+        said_before = dropped_notices(self.dropped, tables)
         self._dropped |= {*chosen}
         for table in tables.values():
-            without(table, self._dropped)
-        self.notices[:] = [line for line in self.notices if line not in said]
+            without(table, self._dropped)  # refuses a split of which nothing is left
+        self.notices[:] = [line for line in self.notices if line not in said_before]
         self.notices += dropped_notices(self.dropped, tables)
 
     def inherit_drops(self, ids: Sequence[str]) -> None:
@@ -382,7 +376,7 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         with reading_as(self._reading):
             tables = {split: table for split in ("train", "val", "test") if (table := self.read(split)) is not None}
             require("train" in tables, "read", type(self).__name__, "a table for train", None, "Return one.")
-            tables, self.problems = readable(tables, self.notices, self.strict, check=self.check)
+            tables, self.problems = leave_out_unreadable(tables, self.notices, self.strict, check=self.check)
         return tables
 
     def _open_cache(self, tables: Mapping[str, Table]) -> None:
@@ -421,28 +415,29 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
     # Loaders
 
     def _loader(self, table: Table, batches: KeyedBatchSampler, transform: SampleTransform, stream: str) -> KeyedLoader:
-        reduced = table.at_least(self.pixels_needed(transform.name))
-        # Images to predict are read once.
-        cache = self._cache if self._is_own(table) else None
+        source = table.at_least(self.pixels_needed(transform.name))
+        if self._cache is not None and self._is_own(table):  # images to predict are read once
+            source = source.cached(self._cache)
+        loads_whole = stream == "eval" and self.overlap is not None  # the network's process cuts them into tiles
         loader = transformed_loader(
-            reduced if cache is None else reduced.cached(cache),
+            source,
             batches,
             transform,
             stream=stream,
             collate=self.collate,
-            num_workers=self._workers(table, whole=stream == "eval" and self.overlap is not None),
+            num_workers=self._workers(table, loads_whole),
             persistent_workers=self.persistent_workers,
             pin_memory=self._pins(),
         )
         self._loaders.add(loader)
         return loader
 
-    def _workers(self, table: Table, whole: bool) -> int:
+    def _workers(self, table: Table, loads_whole: bool) -> int:
         """Loading processes; fewer for whole images, if nobody has given a number."""
         if self.num_workers is not None:
             return self.num_workers
         most = default_workers(self.trainer.num_devices if self.trainer is not None else 1)
-        return workers_for_whole_images(table, most) if whole else most
+        return workers_for_whole_images(table, most) if loads_whole else most
 
     def _pins(self) -> bool:
         if self.pin_memory is not None:
@@ -470,6 +465,7 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
         table = self.tables["train"]
         # `overfit_batches` means the same few batches in each epoch.
         fixed = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]  # set at run time
+        rank, world_size = self._share
         batches = KeyedBatchSampler(
             len(table),
             self.batch_size,
@@ -477,8 +473,8 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
             shuffle=not fixed,
             weights=balanced_weights(table) if self.balanced_sampling and not fixed else None,
             drop_last=self.drop_last,
-            rank=self._share[0],
-            world_size=self._share[1],
+            rank=rank,
+            world_size=world_size,
             shards=self._shards,
             # Of AutoTrainer alone, too: what batch normalization needs.
             least=1 if self._shards is None else self.trainer.least_in_shard,  # type: ignore[union-attr]
@@ -545,7 +541,34 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
             loader.close()
 
 
+def _check_numbers(
+    owner: str, batch_size: object, eval_batch_size: object, in_chans: object, num_workers: object, crop_pct: object
+) -> None:
+    """Refuse numbers that are out of range, or none."""
+    for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+        require(is_whole(value, 1), name, owner, "a whole number, 1 or more", value, "Give for example 32.")
+    require(is_whole(in_chans, 1), "in_chans", owner, "a whole number, 1 or more", in_chans, "Give 3 for RGB.")
+    require(
+        num_workers is None or is_whole(num_workers, 0), "num_workers", owner, "a whole number, 0 or more, or None",
+        num_workers, "Give 0 to load in the main process.",
+    )  # fmt: skip
+    require(
+        not is_whole(num_workers, most_on_cpu() + 1), "num_workers", owner,
+        f"at most {most_on_cpu()} on this machine, which has {os.cpu_count()} CPU cores", num_workers,
+        "Leave it out for one per core.",
+    )  # fmt: skip
+    require(
+        0 < number(crop_pct) <= 1, "crop_pct", owner, "a number in (0, 1]", crop_pct,
+        "Give 1 to keep the whole square.",
+    )  # fmt: skip
+
+
 def _bytes_given(value: object, owner: str) -> int:
+    """The option ``cache_size`` in bytes.
+
+    Raises:
+        UsageError: If it is no size.
+    """
     try:
         return read_bytes(value)
     except (TypeError, ValueError):

@@ -92,34 +92,34 @@ class PixelCache:
         """
         if self._pid != os.getpid():
             self._forget()  # the parent keeps what it has decoded
-        now, stamp = time.time_ns(), Stamp.of(Path(path))
-        is_array = os.path.splitext(path)[1].lower() == ARRAY_SUFFIX  # as good as decoded
-        # A file that was read before may be unreadable for this user.
-        if stamp is None or is_array or not stamp.is_settled(now) or not os.access(path, os.R_OK):
+        stamp = _usable_stamp(path)
+        if stamp is None:
             return read_as(path, reading)
-        digest = self.store.digest(stamp)
-        pixels = None if digest is None else self.store.picture(_key(digest, reading))
-        if pixels is not None:
-            return _image(pixels)
-        copy = None
-        if digest is None:
-            try:
-                digest = bytes.fromhex(file_digest(path))
-            except OSError:
-                return read_as(path, reading)  # which says what is wrong
-            pixels = self.store.picture(_key(digest, reading))  # of the same file in another place
-        if pixels is not None:
-            image = _image(pixels)
-        else:
-            image = read_as(path, reading)
-            # Of its own, since a transform may change the image before it is written.
-            copy = np.array(image.permute(1, 2, 0).numpy(), order="C")
-        if Stamp.of(Path(path)) == stamp:  # nobody has changed the file meanwhile
-            self._keep(Decoded(stamp, digest, _key(digest, reading), copy))
+        if (digest := self.store.digest(stamp)) is not None:
+            pixels = self.store.picture(_key(digest, reading))
+            return self._decoded(path, reading, stamp, digest) if pixels is None else _image(pixels)
+        try:
+            digest = bytes.fromhex(file_digest(path))
+        except OSError:
+            return read_as(path, reading)  # which says what is wrong
+        # The stamp is new, but the same file may have been decoded in another place.
+        pixels = self.store.picture(_key(digest, reading))
+        if pixels is None:
+            return self._decoded(path, reading, stamp, digest)
+        self._keep(path, Decoded(stamp, digest, _key(digest, reading), None))
+        return _image(pixels)
+
+    def _decoded(self, path: str | Path, reading: ImageReading, stamp: Stamp, digest: bytes) -> tv_tensors.Image:
+        """Decode a file, and keep its picture."""
+        image = read_as(path, reading)
+        # A copy, since a transform may change the image before it is written.
+        pixels = np.array(image.permute(1, 2, 0).numpy(), order="C")
+        self._keep(path, Decoded(stamp, digest, _key(digest, reading), pixels))
         return image
 
-    def _keep(self, picture: Decoded) -> None:
-        if self.store.trouble:
+    def _keep(self, path: str | Path, picture: Decoded) -> None:
+        """Keep a picture until it is written, unless its file has changed since its stamp was taken."""
+        if self.store.trouble or Stamp.of(Path(path)) != picture.stamp:
             return
         self._pending.append(picture)
         self._bytes += 0 if picture.pixels is None else picture.pixels.nbytes
@@ -140,6 +140,17 @@ class PixelCache:
                     f"No more decoded pictures are kept: {self.store.trouble}. The training goes on without.",
                     stacklevel=2,
                 )
+
+
+def _usable_stamp(path: str | Path) -> Stamp | None:
+    """The stamp by which a file is looked up; ``None`` if it is to be read without the cache."""
+    if os.path.splitext(path)[1].lower() == ARRAY_SUFFIX:  # as good as decoded
+        return None
+    now = time.time_ns()  # before the stamp: a change after it is a later one
+    stamp = Stamp.of(Path(path))
+    # A file whose picture is kept may be unreadable for this user.
+    is_usable = stamp is not None and stamp.is_settled(now) and os.access(path, os.R_OK)
+    return stamp if is_usable else None
 
 
 def _image(pixels: np.ndarray) -> tv_tensors.Image:
@@ -220,25 +231,27 @@ def _in_memory(size: int, files: Sequence[Path], reading: ImageReading) -> Opene
 
 
 def _automatic(size: int, files: Sequence[Path], reading: ImageReading) -> Opened:
+    """A cache on disk if all pictures fit in, and reading them back is clearly faster than decoding."""
     home = cache_folder()
     own_folder(home)
     store = PixelStore(home, _name(files), size)
     limit = min(size, round(_SHARE * (free_bytes(home) + _used(home))))
     needed, seconds = _estimated(files, reading)
-    each = needed / len(files)
+    bytes_each = needed / len(files)
+    # Where all of them fit into memory, the system reads them from the disk once.
     fits_memory = needed <= _SHARE_OF_MEMORY * _available_memory(home)
-    back = each / (_MEMORY if fits_memory else _DISK)
+    seconds_back = bytes_each / (_MEMORY if fits_memory else _DISK)
     decoding = f"decoding takes {seconds * 1e3:.1f} ms per image"
     if needed > limit:
         why = f"{written_bytes(needed)} are needed, and {written_bytes(limit)} is what it may take of the disk"
-    elif seconds < _WORTH * back:
-        why = f"{decoding}, and reading {written_bytes(each)} back takes {back * 1e3:.1f} ms"
-    else:
-        store.limit = limit
-        own = bytes_by_name(home).get(store.name, 0)
-        line = f"cache: disk, about {written_bytes(needed)} in {home}, of which {written_bytes(own)} are there"
-        return Opened(PixelCache(store), f"{line} (auto: {decoding})")
-    return Opened(None, f"cache: off (auto: {why})")
+        return Opened(None, f"cache: off (auto: {why})")
+    if seconds < _WORTH * seconds_back:
+        why = f"{decoding}, and reading {written_bytes(bytes_each)} back takes {seconds_back * 1e3:.1f} ms"
+        return Opened(None, f"cache: off (auto: {why})")
+    store.limit = limit
+    own = bytes_by_name(home).get(store.name, 0)
+    line = f"cache: disk, about {written_bytes(needed)} in {home}, of which {written_bytes(own)} are there"
+    return Opened(PixelCache(store), f"{line} (auto: {decoding})")
 
 
 def _filled(home: Path, limit: int) -> str:
@@ -289,9 +302,12 @@ def _name(files: Sequence[Path]) -> str:
 
 def _estimated(files: Sequence[Path], reading: ImageReading) -> tuple[float, float]:
     """The bytes of all decoded pictures, and the seconds that it takes to decode one, from some of them."""
-    some = [files[index * len(files) // _SAMPLED] for index in range(_SAMPLED)] if len(files) > _SAMPLED else files
-    total, started, decoded = 0, time.thread_time(), 0
-    for path in some:
+    sampled = files
+    if len(files) > _SAMPLED:  # evenly, since images of one folder are alike
+        sampled = [files[index * len(files) // _SAMPLED] for index in range(_SAMPLED)]
+    total, decoded = 0, 0
+    started = time.thread_time()  # other threads and processes do not count
+    for path in sampled:
         with suppress(DataError):
             total += read_as(path, reading).nbytes
             decoded += 1

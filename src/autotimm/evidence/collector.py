@@ -95,6 +95,7 @@ class EvidenceCollector:
         self._rows.append(rows)
 
     def _rows_of(self, batch: Batch, step: Step) -> _Rows | None:
+        """The rows of a batch; ``None`` if predictions or targets are of a form that evidence does not have."""
         assert self.task.spec is not None
         kind, classes = self.task.spec.kind, len(self.task.spec.class_names)
         predictions, targets = step.predictions, step.targets
@@ -113,6 +114,7 @@ class EvidenceCollector:
         spec = self.task.spec
         if spec is None or not self._rows or not self._complete:
             return None
+        # A batch may lack features: that of a network whose hook was not called.
         names = set.intersection(*(set(rows) for rows in self._rows))
         arrays = {name: joined(name, [rows[name] for rows in self._rows]) for name in sorted(names)}
         if "features" in arrays and arrays["features"].size > _MOST_FEATURES:
@@ -182,42 +184,44 @@ def _classes(logits: Tensor, targets: Tensor) -> _Rows:
 
 
 def _objects(predictions: Sequence[Any], targets: Sequence[Any], *, with_masks: bool) -> _Rows:
-    rows: _Rows = {}
-    columns: dict[str, tuple[Sequence[Any], Callable[[Any], NDArray[Any]]]] = {
-        "boxes": (predictions, lambda found: _numbers(found["boxes"], np.float32)),
-        "scores": (predictions, lambda found: _numbers(found["scores"], np.float32)),
-        "labels": (predictions, lambda found: _numbers(found["labels"], np.int64)),
-        "true_boxes": (targets, lambda true: _numbers(true["boxes"], np.float32)),
-        "true_labels": (targets, lambda true: _numbers(true["labels"], np.int64)),
-        "true_crowd": (targets, lambda true: _numbers(true.get("iscrowd"), np.uint8, len(true["labels"]))),
-        "true_area": (targets, lambda true: _numbers(true.get("area"), np.float32, len(true["labels"]))),
-    }
-    for name, (images, column) in columns.items():
-        rows[name] = np.concatenate([column(image) for image in images])
+    rows: _Rows = {"scores": _column(predictions, "scores", np.float32)}
     for prefix, images in (("", predictions), ("true_", targets)):
         rows[f"{prefix}offsets"] = _ends([len(image["labels"]) for image in images])
+        rows[f"{prefix}boxes"] = _column(images, "boxes", np.float32)
+        rows[f"{prefix}labels"] = _column(images, "labels", np.int64)
         if with_masks:
-            runs = [counts for image in images for _, counts in map(_pair, image["masks"])]
+            runs = [_run_lengths(mask) for image in images for mask in image["masks"]]
             rows[f"{prefix}masks"] = np.frombuffer(b"".join(runs), np.uint8)
             rows[f"{prefix}mask_offsets"] = _ends([len(counts) for counts in runs])
+    # The truth of a loader of the caller's own need not say these.
+    rows["true_crowd"] = _column(targets, "iscrowd", np.uint8, optional=True)
+    rows["true_area"] = _column(targets, "area", np.float32, optional=True)
     return rows
 
 
-def _numbers(values: Tensor | None, dtype: Any, length: int = 0) -> NDArray[Any]:
-    """A tensor as an array; zeros where the truth does not say."""
-    return np.zeros(length, dtype) if values is None else values.detach().cpu().numpy().astype(dtype)
+def _column(images: Sequence[Any], name: str, dtype: Any, *, optional: bool = False) -> NDArray[Any]:
+    """A column of the objects of all images; zeros for an image that lacks it, if it is optional."""
+    parts = []
+    for image in images:
+        values = image.get(name) if optional else image[name]
+        if values is None:
+            parts.append(np.zeros(len(image["labels"]), dtype))
+        else:
+            parts.append(values.detach().cpu().numpy().astype(dtype))
+    return np.concatenate(parts)
 
 
 def _ends(lengths: Sequence[int]) -> NDArray[np.int64]:
+    """Offsets of parts of some lengths, from 0 on."""
     return np.cumsum([0, *lengths]).astype(np.int64)
 
 
-def _pair(mask: Any) -> tuple[tuple[int, int], bytes]:
-    """A mask as run lengths: what tasks and data modules give, or pixels from a loader of the caller's own."""
+def _run_lengths(mask: Any) -> bytes:
+    """COCO's run lengths of a mask: as tasks and data modules give it, or pixels from a loader of the caller's own."""
     if isinstance(mask, Tensor):
-        return RunLengths.of_mask(mask.cpu().numpy().astype(np.uint8)).as_pair()
-    size, counts = mask
-    return size, counts.encode("ascii") if isinstance(counts, str) else counts
+        return RunLengths.of_mask(mask.cpu().numpy().astype(np.uint8)).as_pair()[1]
+    _, counts = mask
+    return counts.encode("ascii") if isinstance(counts, str) else counts
 
 
 def _pixels(predictions: Sequence[Tensor], targets: Sequence[Tensor], classes: int) -> _Rows:
@@ -230,13 +234,14 @@ def _pixels(predictions: Sequence[Tensor], targets: Sequence[Tensor], classes: i
         counts = np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
         confusion += counts
         both = counts.diagonal()
-        image: _Rows = {"intersections": both[None], "unions": (counts.sum(0) + counts.sum(1) - both)[None]}
+        either = counts.sum(0) + counts.sum(1) - both
         truth = np.where(known, truth, _UNKNOWN).astype(np.uint8)
-        maps = {"predicted": LabelRuns.of(found), "true": LabelRuns.of(truth)}
-        image["map_sizes"] = np.array([maps["true"][:2]], np.int64)
-        for name, runs in maps.items():
-            image |= {f"{name}_values": runs.values, f"{name}_lengths": runs.lengths}
-            image[f"{name}_offsets"] = _ends([len(runs.values)])
+        runs = {"predicted": LabelRuns.of(found), "true": LabelRuns.of(truth)}
+        size = np.array([[runs["true"].height, runs["true"].width]], np.int64)
+        image: _Rows = {"intersections": both[None], "unions": either[None], "map_sizes": size}
+        for name, of_map in runs.items():
+            image[f"{name}_values"], image[f"{name}_lengths"] = of_map.values, of_map.lengths
+            image[f"{name}_offsets"] = _ends([len(of_map.values)])
         images.append(image)
     return {"confusion": confusion} | {name: joined(name, [image[name] for image in images]) for name in images[0]}
 

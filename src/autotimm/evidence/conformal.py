@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from autotimm.errors import UsageError, number, require
-from autotimm.evidence.calibration import scaled
 from autotimm.evidence.evidence_file import Evidence
+from autotimm.evidence.temperature import scaled
 from autotimm.types import Prediction
 
 __all__ = ["least_score", "with_members"]

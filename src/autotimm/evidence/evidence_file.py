@@ -299,19 +299,17 @@ def _require_sense(evidence: Evidence) -> None:
     floats = [array for name, array in arrays.items() if array.dtype.kind == "f" and name != "features"]
     if not all(np.isfinite(array).all() for array in floats):
         raise ValueError("it has numbers that are not finite")
-    _require(evidence.kind == "classes" or len(evidence) == 0 or arrays["sizes"].min() >= 1, "sizes")
-    if evidence.kind == "classes" and not evidence.multi_label:
-        _require(_within(arrays["targets"], 0, classes), "targets")
-    for prefix in ("", "true_") if evidence.kind in ("boxes", "instances") else ():
-        rows = len(arrays[f"{prefix}boxes"])
-        _require(_is_cut(arrays[f"{prefix}offsets"], rows), f"{prefix}offsets")
-        _require(_within(arrays[f"{prefix}labels"], 0, classes), f"{prefix}labels")
-        if evidence.kind == "instances":
-            ends = arrays[f"{prefix}mask_offsets"]
-            _require(len(ends) == rows + 1 and _is_cut(ends, len(arrays[f"{prefix}masks"])), f"{prefix}mask_offsets")
-            _require_masks(evidence, true=bool(prefix))
-    for prefix in ("predicted", "true") if evidence.kind == "pixels" else ():
-        _require_maps(arrays, prefix)
+    if evidence.kind == "classes":
+        if not evidence.multi_label:
+            _require(_within(arrays["targets"], 0, classes), "targets")
+        return
+    _require(len(evidence) == 0 or arrays["sizes"].min() >= 1, "sizes")
+    if evidence.kind == "pixels":
+        for prefix in ("predicted", "true"):
+            _require_maps(arrays, prefix)
+    else:
+        for prefix in ("", "true_"):
+            _require_objects(evidence, prefix)
 
 
 def _require(fine: bool, name: str) -> None:
@@ -328,6 +326,16 @@ def _is_cut(offsets: Array, total: int) -> bool:
     return bool(offsets[0] == 0 and offsets[-1] == total and (np.diff(offsets) >= 0).all())
 
 
+def _require_objects(evidence: Evidence, prefix: str) -> None:
+    arrays, rows = evidence.arrays, len(evidence[f"{prefix}boxes"])
+    _require(_is_cut(arrays[f"{prefix}offsets"], rows), f"{prefix}offsets")
+    _require(_within(arrays[f"{prefix}labels"], 0, len(evidence.class_names)), f"{prefix}labels")
+    if evidence.kind == "instances":
+        ends = arrays[f"{prefix}mask_offsets"]
+        _require(len(ends) == rows + 1 and _is_cut(ends, len(arrays[f"{prefix}masks"])), f"{prefix}mask_offsets")
+        _require_masks(evidence, true=bool(prefix))
+
+
 def _require_masks(evidence: Evidence, *, true: bool) -> None:
     """Refuse run lengths that do not fill their image: pycocotools would write beyond it."""
     for index in range(len(evidence)):
@@ -338,9 +346,10 @@ def _require_masks(evidence: Evidence, *, true: bool) -> None:
 
 
 def _require_maps(arrays: Mapping[str, Array], prefix: str) -> None:
+    """Refuse runs that do not fill their maps."""
     offsets, lengths, sizes = (arrays[name] for name in (f"{prefix}_offsets", f"{prefix}_lengths", "map_sizes"))
     _require(_is_cut(offsets, len(lengths)), f"{prefix}_offsets")
     _require(len(sizes) == 0 or _within(sizes, 1, LONGEST_SIDE + 1), "map_sizes")
     ends = np.concatenate([[0], np.cumsum(lengths.astype(np.int64))])
-    filled = np.diff(ends[offsets])
+    filled = np.diff(ends[offsets])  # pixels of each map
     _require(bool((lengths > 0).all() and (filled == sizes.prod(axis=1)).all()), f"{prefix}_lengths")

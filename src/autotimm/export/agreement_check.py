@@ -11,12 +11,11 @@ from autotimm.data.inference_loaders import as_evaluated, evaluation_transform
 from autotimm.data.loader import collate_samples
 from autotimm.data.table import Table
 from autotimm.export.export_result import Check
-from autotimm.export.graph import Graph
-from autotimm.export.onnx_file import Runtime
+from autotimm.export.graph import Graph, Runtime
 from autotimm.metrics import MetricConfig, Scores, build_metrics
 from autotimm.repro.streams import key
 from autotimm.tasks import Task
-from autotimm.tasks.base import of_one_size
+from autotimm.tasks.parts import of_one_size
 from autotimm.types import DataSpec, Sample, Stage, Step
 
 __all__ = ["SAMPLE", "check_file", "seeded_sample"]

@@ -20,9 +20,9 @@ from autotimm.export.agreement_check import check_file
 from autotimm.export.build_graph import build_graph
 from autotimm.export.export_result import Export
 from autotimm.export.formats import REPORT, RUNNER, require_new_files
-from autotimm.export.graph import Graph
+from autotimm.export.graph import Graph, Runtime
 from autotimm.export.int8 import calibration_names, quantized
-from autotimm.export.onnx_file import OPSET, Runtime, onnx_model, onnx_runtime, save_onnx
+from autotimm.export.onnx_file import OPSET, onnx_model, onnx_runtime, save_onnx
 from autotimm.export.openvino_file import openvino_runtime, weights_beside, write_openvino
 from autotimm.export.torch_file import torch_runtime, write_torch
 from autotimm.records.atomic import write_text

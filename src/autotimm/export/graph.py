@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autotimm.data.inference_loaders import least_size
@@ -15,11 +17,14 @@ from autotimm.image_size import height_and_width
 from autotimm.tasks import Task
 from autotimm.types import Batch, DataSpec
 
-__all__ = ["Agreement", "Graph", "Size", "dense_input_rule"]
+__all__ = ["Agreement", "Graph", "Runtime", "Size", "dense_input_rule"]
 
 
 Size: TypeAlias = tuple[int, int]
 """Height and width in pixels."""
+
+Runtime = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[Any]]]
+"""An exported file in its own runtime: RGB ``uint8`` (N, 3, H, W) to the named results."""
 
 
 class Agreement(NamedTuple):

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from autotimm.data.inference_loaders import as_evaluated
 from autotimm.data.table import Table
 from autotimm.errors import ModelError
-from autotimm.export.onnx_file import first_line
+from autotimm.export.torch_file import first_line
 from autotimm.repro.streams import key
 from autotimm.types import DataSpec
 

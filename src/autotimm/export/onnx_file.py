@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import ast
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,17 +13,15 @@ import torch
 from numpy.typing import NDArray
 
 from autotimm.errors import ModelError, missing_extra
-from autotimm.export.graph import Graph
+from autotimm.export.graph import Graph, Runtime
+from autotimm.export.torch_file import UNTRACEABLE, first_line, quiet_exporter, traced
 
-__all__ = ["OPSET", "Runtime", "first_line", "onnx_model", "onnx_runtime", "require_onnx", "save_onnx", "traced"]
+__all__ = ["OPSET", "onnx_model", "onnx_runtime", "require_onnx", "save_onnx"]
 
 OPSET = 20
 """The version of ONNX's operators: the first with all that is used, so that most runtimes know it."""
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
-
-Runtime = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[Any]]]
-"""An exported file in its own runtime: RGB ``uint8`` (N, 3, H, W) to the named results."""
 
 
 def require_onnx() -> None:
@@ -37,31 +32,6 @@ def require_onnx() -> None:
     """
     if not all(map(find_spec, ("onnx", "onnxruntime", "onnxscript"))):
         raise missing_extra("Export to ONNX", "onnx")
-
-
-def traced(graph: Graph) -> torch.export.ExportedProgram:
-    """Trace a graph for any number of images of any height and width.
-
-    Raises:
-        ModelError: If torch cannot trace it.
-    """
-    dynamic = torch.export.Dim.DYNAMIC
-    example = torch.zeros(2, 3, graph.size[0] + 3, graph.size[1] + 5, dtype=torch.uint8)  # no two sizes are equal
-    try:
-        with torch.no_grad(), _quiet():
-            program: torch.export.ExportedProgram = torch.export.export(
-                graph, (example,), dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},)
-            )
-    except _UNTRACEABLE as error:
-        raise ModelError(
-            f"The network cannot be exported: torch.export cannot trace it ({first_line(error)}). "
-            "The guide to exporting lists backbones that can be."
-        ) from error
-    return program
-
-
-# torch.export and the exporter to ONNX raise what the traced code raises, and errors of their own.
-_UNTRACEABLE = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError, AssertionError)
 
 
 def onnx_model(graph: Graph) -> tuple[Any, list[str]]:
@@ -76,14 +46,14 @@ def onnx_model(graph: Graph) -> tuple[Any, list[str]]:
     """
     program = traced(graph)
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet_exporter():
             exported = torch.onnx.export(
                 program, dynamo=True, verbose=False, opset_version=OPSET, input_names=["images"],
                 output_names=list(graph.outputs),
             )  # fmt: skip
         assert exported is not None
         model = exported.model_proto
-    except (*_UNTRACEABLE, torch.onnx.OnnxExporterError) as error:
+    except (*UNTRACEABLE, torch.onnx.OnnxExporterError) as error:
         raise ModelError(f"The network cannot be exported to ONNX ({first_line(error)}). Try --to torch.") from error
     if model.ByteSize() > _LARGEST:
         raise ModelError("The network is too large for one ONNX file, which holds 2 GB. Try --to torch.")
@@ -132,28 +102,6 @@ def _strip(model: Any) -> None:
             del node.metadata_props[:]
     del model.metadata_props[:]
     model.doc_string = ""
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, without what follows it."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what torch's exporter says of itself: it is of no use to who exports a model."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
 
 
 def onnx_runtime(path: Path, threads: int = 0) -> Runtime:

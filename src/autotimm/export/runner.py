@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile
 from PIL import Image, ImageOps
 
 # By content, whatever the extension. Not all that Pillow knows: for EPS it starts another program.
@@ -156,48 +157,106 @@ def line(cells: Sequence[str]) -> str:
     return text.getvalue().removesuffix("\r\n") + "\n"
 
 
+def shown(text: str) -> str:
+    """A text without characters that steer a terminal."""
+    return "".join(each if each.isprintable() else "?" for each in text)
+
+
+def open_model(path: str) -> Any:
+    """Open the ONNX file.
+
+    Raises:
+        ValueError: If it is no file that autotimm has exported.
+    """
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would take CPU time
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except (InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile, Fail, RuntimeError) as error:
+        raise ValueError(f"{path} cannot be opened ({shown(str(error))})") from None
+    if not {"task", "class_names", "thresholds", "input"} <= session.get_modelmeta().custom_metadata_map.keys():
+        raise ValueError(f"{path} was not exported by autotimm: it says nothing of its classes")
+    return session
+
+
+def write_table(path: str, text: str) -> None:
+    """Write a new file as a whole, or not at all.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    with open(path, "x", encoding="utf-8", newline="") as out:
+        try:
+            out.write(text)
+            out.flush()
+        except OSError:
+            os.unlink(path)
+            raise
+
+
+def predicted(session: Any, files: dict[str, str], threshold: float | None) -> tuple[str, list[str]]:
+    """The table of some images, and the names of those that cannot be read, each with the reason."""
+    meta, outputs = session.get_modelmeta().custom_metadata_map, [output.name for output in session.get_outputs()]
+    Image.init()
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    objects = meta["task"] in ("boxes", "instances")
+    titles = ["x1", "y1", "x2", "y2"] if objects else json.loads(meta["class_names"])
+    table, unreadable = [line(["path", "label", "score", *map(cell, titles)])], []
+    for name, file in files.items():
+        try:
+            image = read(file, json.loads(meta["input"]))
+        except BROKEN as error:
+            unreadable.append(shown(f"{name} ({(str(error).splitlines() or [type(error).__name__])[0]})"))
+            continue
+        results = dict(zip(outputs, session.run(None, {"images": image}), strict=True))
+        for label, values in rows(meta, results, threshold):
+            table.append(line([cell(name), cell(label), *(f"{float(value):.9g}" for value in values)]))
+    return "".join(table), unreadable
+
+
 def main() -> int:
     """Predict the images given on the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("paths", nargs="+", help="images, or folders of images")
     parser.add_argument("--out", help="a new CSV file; without it the table is printed")
     parser.add_argument("--model", help="the ONNX file; by default the one beside this program")
-    parser.add_argument("--threshold", type=float, help="minimum score of reported labels and objects")
+    parser.add_argument("--threshold", type=float, help="minimum score of reported labels and objects, in (0, 1)")
     given = parser.parse_args()
     models = [given.model] if given.model else sorted(map(str, Path(__file__).parent.glob("*.onnx")))
     if len(models) != 1:
         parser.error(f"there are {len(models)} ONNX files beside this program: give --model")
     if given.out and os.path.lexists(given.out):
         parser.error(f"{given.out} is there already: give another name")
+    if given.out and not os.path.isdir(os.path.dirname(os.path.abspath(given.out))):
+        parser.error(f"there is no folder for {given.out}: make it first")
     if missing := [path for path in given.paths if not os.path.exists(path)]:
         parser.error(f"there is no file or folder {missing[0]}")
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would take CPU time
-    session = onnxruntime.InferenceSession(models[0], options, providers=["CPUExecutionProvider"])
-    meta, outputs = session.get_modelmeta().custom_metadata_map, [output.name for output in session.get_outputs()]
-    Image.init()
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-    objects = meta["task"] in ("boxes", "instances")
-    titles = ["x1", "y1", "x2", "y2"] if objects else json.loads(meta["class_names"])
-    table, unreadable, files = [line(["path", "label", "score", *map(cell, titles)])], [], find(given.paths)
-    for name, file in (without_masks(files) if meta["task"] == "pixels" else files).items():
-        try:
-            image = read(file, json.loads(meta["input"]))
-        except BROKEN as error:
-            unreadable.append(f"{name} ({(str(error).splitlines() or [type(error).__name__])[0]})")
-            continue
-        results = dict(zip(outputs, session.run(None, {"images": image}), strict=True))
-        for label, values in rows(meta, results, given.threshold):
-            table.append(line([cell(name), cell(label), *(f"{float(value):.9g}" for value in values)]))
+    if given.threshold is not None and not 0 < given.threshold < 1:
+        parser.error("--threshold must be a number in (0, 1)")
+    try:
+        session = open_model(models[0])
+    except ValueError as error:
+        parser.error(f"{error}: give another --model")
+    meta = session.get_modelmeta().custom_metadata_map
+    if given.threshold is not None and json.loads(meta["thresholds"]) is None:
+        parser.error("--threshold must be left out: each image or pixel gets one class, the likeliest")
+    files = find(given.paths)
+    files = without_masks(files) if meta["task"] == "pixels" else files
+    if not files:
+        parser.error(f"there are no images in {' and '.join(given.paths)}")
+    table, unreadable = predicted(session, files, given.threshold)
     if unreadable:
         print(f"{len(unreadable)} of {len(files)} images cannot be read: {', '.join(unreadable)}", file=sys.stderr)
     if len(unreadable) == len(files):
         return 3
     if given.out is None:
-        print("".join(table), end="")
+        print(table, end="")
         return 0
-    with open(given.out, "x", encoding="utf-8", newline="") as out:
-        out.write("".join(table))
+    try:
+        write_table(given.out, table)
+    except OSError as error:
+        print(f"{given.out} could not be written: {error.strerror}", file=sys.stderr)
+        return 1
     print(f"predictions: {given.out} ({len(files) - len(unreadable)} images)")
     return 0
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-__all__ = ["MOST_CASES", "Case", "Finding", "Severity", "SizeRange", "finding_of"]
+__all__ = ["MOST_CASES", "Case", "Finding", "Severity", "SizeRange", "counted", "finding_of", "form"]
 
 MOST_CASES = 60
 """Cases that a finding lists at most; its count is that of all."""
@@ -74,6 +74,26 @@ def finding_of(
     """
     count = len(cases) if count is None else count
     return [Finding(check, severity, count, sentence, cure, tuple(cases[:MOST_CASES]))] if count else []
+
+
+def form(number: int, one: str, several: str) -> str:
+    """The form of a word that goes with a number.
+
+    Example:
+        >>> form(1, "is", "are"), form(0, "is", "are")
+        ('is', 'are')
+    """
+    return one if number == 1 else several
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    Example:
+        >>> counted(1, "image"), counted(2, "image")
+        ('1 image', '2 images')
+    """
+    return f"{number} {form(number, noun, f'{noun}s')}"
 
 
 class SizeRange(NamedTuple):

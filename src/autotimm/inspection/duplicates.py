@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotimm.data.table import Table
-from autotimm.inspection.data_finding import MOST_CASES, Case, Finding, Severity, finding_of
+from autotimm.inspection.data_finding import MOST_CASES, Case, Finding, Severity, counted, finding_of, form
 
 __all__ = ["check_duplicates", "near_pairs"]
 
@@ -26,6 +26,9 @@ _MEAN_GAP = 0.15
 _LARGEST_GAP = 1.2  # of a pixel: an object that is there in one only
 _COLOR = 0.03  # difference of the share of a channel in the mean color
 _PLAIN = 0.1  # contrast below which a hash says nothing
+
+_Place = tuple[str, int]
+"""The split of a sample, and its index there."""
 
 
 def check_duplicates(tables: Mapping[str, Table], looks: Mapping[str, NDArray[Any]]) -> list[Finding]:
@@ -63,7 +66,7 @@ def near_pairs(rows: NDArray[Any]) -> Iterator[tuple[int, int]]:
         parts, sorted_hashes, numbers = part[order], hashes[order], usable[order]
         for step in range(1, min(_WINDOW, len(order))):
             same = parts[step:] == parts[:-step]
-            if not same.any():
+            if not same.any():  # equal parts lie side by side: none are so far apart, nor farther
                 break
             near = same & (np.bitwise_count(sorted_hashes[step:] ^ sorted_hashes[:-step]) <= _MOST_BITS)
             yield from _confirmed(rows, numbers[:-step][near], numbers[step:][near])
@@ -99,7 +102,7 @@ def _groups_of(pairs: Iterator[tuple[int, int]] | Sequence[tuple[int, int]], siz
 
     def root(at: int) -> int:
         while parent[at] != at:
-            parent[at] = parent[parent[at]]
+            parent[at] = parent[parent[at]]  # shortens the way for the next who asks
             at = int(parent[at])
         return at
 
@@ -112,9 +115,6 @@ def _groups_of(pairs: Iterator[tuple[int, int]] | Sequence[tuple[int, int]], siz
     return [sorted([head, *members]) for head, members in sorted(groups.items())]
 
 
-_Place = tuple[str, int]
-
-
 def _findings(
     kind: str, groups: Sequence[Sequence[int]], places: Sequence[_Place], tables: Mapping[str, Table]
 ) -> list[Finding]:
@@ -122,25 +122,31 @@ def _findings(
     across, torn, beside = [], [], []
     for group in groups:
         members = [places[at] for at in group]
+        splits = {split for split, _ in members}
         labels = {tables[split].labels(at) for split, at in members if tables[split].kind == "classes"}
-        if len({split for split, _ in members}) > 1:
+        if len(splits) > 1:
             across.append(members)
         if len(labels) > 1:
             torn.append(members)
-        elif len({split for split, _ in members}) == 1:
+        elif len(splits) == 1:
             beside.append(members)
     what = "the same bytes" if kind == "exact" else "nearly the same picture"
+
+    def subject(groups: Sequence[Any], one: str, several: str) -> str:
+        return f"{counted(len(groups), 'group')} of images with {what} {form(len(groups), one, several)}"
+
     measured = sum(split != "train" for group in across for split, _ in group)
-    images = "image is" if measured == 1 else "images are"
-    text = f"{_number(across)} of images with {what} {_reach(across)} across splits: {measured} {images} in val or "
-    text += "test, so that metrics will be optimistic."
+    text = (
+        f"{subject(across, 'reaches', 'reach')} across splits: {counted(measured, 'image')} "
+        f"{form(measured, 'is', 'are')} in val or test, so that metrics will be optimistic."
+    )
     cure = "Keep the images of a group in one split, or remove the copies."
     found = finding_of(f"{kind}_duplicates_across_splits", "warning", text, cure, *_cases(across, tables))
-    text = f"{_number(torn)} of images with {what} {_have(torn)} different classes."
+    text = f"{subject(torn, 'has', 'have')} different classes."
     cure = "Correct the classes, or remove the copies." if kind == "exact" else "Look which class is right."
     severity: Severity = "warning" if kind == "exact" else "note"
     found += finding_of(f"{kind}_duplicates_of_different_classes", severity, text, cure, *_cases(torn, tables))
-    text = f"{_number(beside)} of images with {what} {_lie(beside)} within one split."
+    text = f"{subject(beside, 'lies', 'lie')} within one split."
     cure = "Keep one of each, unless it should count more."
     return found + finding_of(f"{kind}_duplicates", "note", text, cure, *_cases(beside, tables))
 
@@ -157,19 +163,3 @@ def _cases(groups: Sequence[Sequence[_Place]], tables: Mapping[str, Table]) -> t
             label = ", ".join(tables[split].labels(at)) if tables[split].kind == "classes" else ""
             cases.append(Case(tables[split].ids[at], split, f"group {number}{': ' if label else ''}{label}"))
     return cases, len(groups)
-
-
-def _number(groups: Sequence[Any]) -> str:
-    return f"{len(groups)} group{'' if len(groups) == 1 else 's'}"
-
-
-def _reach(groups: Sequence[Any]) -> str:
-    return "reaches" if len(groups) == 1 else "reach"
-
-
-def _have(groups: Sequence[Any]) -> str:
-    return "has" if len(groups) == 1 else "have"
-
-
-def _lie(groups: Sequence[Any]) -> str:
-    return "lies" if len(groups) == 1 else "lie"

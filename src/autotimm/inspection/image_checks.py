@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from autotimm.data.table import Table
 from autotimm.image_size import ImageSize, height_and_width, written_size
-from autotimm.inspection.data_finding import Case, Finding, SizeRange, finding_of
+from autotimm.inspection.data_finding import Case, Finding, SizeRange, counted, finding_of, form
 
 __all__ = ["check_exif", "check_looks", "check_sizes", "size_range"]
 
@@ -74,7 +74,9 @@ def check_looks(tables: Mapping[str, Table], looks: Mapping[str, NDArray[Any]]) 
             left[split] &= ~has
             cases += [Case(tables[split].ids[at], split, look.note(rows[at])) for at in np.flatnonzero(has).tolist()]
         many = len(cases) > max(_USUAL * total, 1)
-        sentence = f"{len(cases)} of {total:,} {_images(total)} {_are(cases)} {look.what}."
+        sentence = (
+            f"{len(cases)} of {total:,} {form(total, 'image', 'images')} {form(len(cases), 'is', 'are')} {look.what}."
+        )
         cure = "So many are probably as they should be: look at a few." if many else look.cure
         findings += finding_of(look.check, "note" if many else "warning", sentence, cure, cases)
     return findings
@@ -98,15 +100,17 @@ def check_sizes(
         for cases, has in ((narrow, thin), (odd, far & ~thin)):
             cases += [_sized(tables[split], split, rows, at) for at in np.flatnonzero(has & _known(rows)).tolist()]
     many = len(narrow) > max(_USUAL * len(known), 1)
-    sentence = f"{len(narrow)} {_images(len(narrow))} {_are(narrow)} at least {1 / _NARROW:.1f} times as long as wide."
+    are = form(len(narrow), "is", "are")
+    sentence = f"{counted(len(narrow), 'image')} {are} at least {1 / _NARROW:.1f} times as long as wide."
     lost = (
         "A central crop loses most of such an image" if kind == "classes" else "The network sees them as a thin strip"
     )
     cure = f"{lost}: cut them, or give --image-size HEIGHTxWIDTH in their shape."
     findings = finding_of("odd_aspect_ratio", "note" if many else "warning", sentence, cure, narrow)
-    has = "has" if len(odd) == 1 else "have"
-    sentence = f"{len(odd)} {_images(len(odd))} {has} more than {_FAR:g} times the side of the median image, or less "
-    sentence += "than a fifth of it."
+    sentence = (
+        f"{counted(len(odd), 'image')} {form(len(odd), 'has', 'have')} more than {_FAR:g} times the side of the median "
+        "image, or less than a fifth of it."
+    )
     cure = "Look for thumbnails, and for scans among photographs."
     findings += finding_of("odd_size", "warning", sentence, cure, odd)
     return findings + ([] if tiled else _small(tables, looks, image_size))
@@ -141,7 +145,7 @@ def check_exif(
             Case(tables[split].ids[at], split, f"orientation {rows[at]['orientation']}")
             for at in np.flatnonzero(turned).tolist()
         ]
-    sentence = f"{len(cases)} {_images(len(cases))} {_are(cases)} turned by an EXIF tag"
+    sentence = f"{counted(len(cases), 'image')} {form(len(cases), 'is', 'are')} turned by an EXIF tag"
     sentence += ", which --ignore-exif ignores." if ignored else ", and read upright, as viewers show them."
     if kind == "classes":
         cure = "Whatever uses the model later must turn them too; `autotimm predict` does."
@@ -164,17 +168,10 @@ def size_range(looks: Mapping[str, NDArray[Any]]) -> SizeRange | None:
 
 
 def _known(rows: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which images could be read: the others have a size of 0."""
     known: NDArray[np.bool_] = rows["width"] > 0
     return known
 
 
 def _sized(table: Table, split: str, rows: NDArray[Any], at: int) -> Case:
     return Case(table.ids[at], split, f"{rows[at]['width']} × {rows[at]['height']}")
-
-
-def _images(count: int) -> str:
-    return "image" if count == 1 else "images"
-
-
-def _are(cases: Sequence[Case]) -> str:
-    return "is" if len(cases) == 1 else "are"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from autotimm.data.file_facts import image_sizes
 from autotimm.data.image_reading import reading_as, reading_of
 from autotimm.data.table import Table
-from autotimm.inspection.data_finding import MOST_CASES, Case, Finding
+from autotimm.inspection.data_finding import MOST_CASES, Case, Finding, counted
 from autotimm.report.class_colors import css_colors
 from autotimm.report.content import Box, Card, NumberTable, View, shortened
 from autotimm.report.page import render
@@ -54,13 +54,9 @@ def render_inspection(inspection: Inspection) -> str:
         "inspect.html", pictures, title=f"{inspection.name} · autotimm inspect", name=inspection.name,
         kind=_KINDS[inspection.kind].capitalize(), facts=_facts(inspection), findings=shown, classes=classes,
         classes_text=f"How many {inspection.unit} there are of each class. {left_out}".strip(),
-        notices=inspection.notices, warnings=_count(warnings, "warning"), notes=_count(total - warnings, "note"),
+        notices=inspection.notices, warnings=counted(warnings, "warning"), notes=counted(total - warnings, "note"),
         cards_kind="pairs" if objects else "", left_out=pictures.left_out,
     )  # fmt: skip
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _facts(inspection: Inspection) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotimm.data.table import Objects, Table
-from autotimm.inspection.data_finding import Case, Finding, finding_of
+from autotimm.inspection.data_finding import Case, Finding, counted, finding_of, form
 
 __all__ = ["check_boxes", "check_pixels", "overlapping"]
 
@@ -26,40 +26,53 @@ _UNKNOWN = 0.5
 
 def check_boxes(tables: Mapping[str, Table]) -> list[Finding]:
     """Find objects that are annotated twice or are far from the usual size of their class, and images without any."""
-    twice, far, empty, total = [], [], [], sum(map(len, tables.values()))
-    number_twice = number_far = 0
-    usual = _usual_sides(tables)
-    names = tables["train"].class_names
+    return _objects_twice(tables) + _far_sizes(tables) + _without_objects(tables)
+
+
+def _objects_twice(tables: Mapping[str, Table]) -> list[Finding]:
+    """Pairs of boxes that mark one object."""
+    names, cases, total = tables["train"].class_names, [], 0
+    for split, id, objects in _all_objects(tables):
+        if not (pairs := overlapping(objects)):
+            continue
+        total += len(pairs)
+        first, second = (names[objects.labels[row]] for row in pairs[0])
+        note = f"2 × {first}" if first == second else f"{first} and {second}"
+        if len(pairs) > 1:
+            note = f"{note}, {len(pairs)} pairs"
+        cases.append(Case(id, split, note, tuple(sorted({row for pair in pairs for row in pair}))))
+    sentence = f"{counted(total, 'pair')} of boxes overlap by 90 % or more, in {counted(len(cases), 'image')}."
+    cure = "Remove one of each: an object that is annotated twice is learned and counted twice."
+    return finding_of("duplicate_boxes", "warning", sentence, cure, cases, total)
+
+
+def _far_sizes(tables: Mapping[str, Table]) -> list[Finding]:
+    """Objects that are many times as long as the median of their class, or as short."""
+    names, usual = tables["train"].class_names, _usual_sides(tables)
+    cases, total = [], 0
     for split, id, objects in _all_objects(tables):
         labels, sides = objects.labels, _sides(objects)
-        if not len(labels):
-            empty.append(Case(id, split))
-        if pairs := overlapping(objects):
-            number_twice += len(pairs)
-            a, b = pairs[0]
-            same = labels[a] == labels[b]
-            note = f"2 × {names[labels[a]]}" if same else f"{names[labels[a]]} and {names[labels[b]]}"
-            rows = tuple(sorted({row for pair in pairs for row in pair}))
-            twice.append(Case(id, split, note if len(pairs) == 1 else f"{note}, {len(pairs)} pairs", rows))
         with np.errstate(divide="ignore"):
             ratio = sides / usual[labels]
-        odd = np.flatnonzero(((ratio > _FAR) | (ratio < 1 / _FAR)) & ~objects.crowd)
-        if len(odd):
-            number_far += len(odd)
-            at = int(odd[0])
-            note = f"{names[labels[at]]}: {sides[at]:.0f} px, usual {usual[labels[at]]:.0f}"
-            far.append(Case(id, split, note, tuple(odd.tolist())))
-    sentence = f"{number_twice} {_pairs(number_twice)} of boxes overlap by 90 % or more, in {_images(twice)}."
-    cure = "Remove one of each: an object that is annotated twice is learned and counted twice."
-    found = finding_of("duplicate_boxes", "warning", sentence, cure, twice, number_twice)
-    objects_are = "object is" if number_far == 1 else "objects are"
-    sentence = f"{number_far} {objects_are} more than 10 times as long as the median of the class, or as short, in "
-    sentence += f"{_images(far)}."
+        far = np.flatnonzero(((ratio > _FAR) | (ratio < 1 / _FAR)) & ~objects.crowd).tolist()
+        if not far:
+            continue
+        total += len(far)
+        label, side = labels[far[0]], sides[far[0]]
+        cases.append(Case(id, split, f"{names[label]}: {side:.0f} px, usual {usual[label]:.0f}", tuple(far)))
+    sentence = (
+        f"{counted(total, 'object')} {form(total, 'is', 'are')} more than 10 times as long as the median of the class, "
+        f"or as short, in {counted(len(cases), 'image')}."
+    )
     cure = "Look for boxes around a whole group, and for slips of the mouse."
-    found += finding_of("far_sizes", "note", sentence, cure, far, number_far)
-    sentence = f"{len(empty)} of {total:,} images have no object."
+    return finding_of("far_sizes", "note", sentence, cure, cases, total)
+
+
+def _without_objects(tables: Mapping[str, Table]) -> list[Finding]:
+    cases = [Case(id, split) for split, id, objects in _all_objects(tables) if not len(objects.labels)]
+    sentence = f"{len(cases)} of {sum(map(len, tables.values())):,} images have no object."
     cure = "They teach what is no object: make sure that nothing was forgotten in them."
-    return found + finding_of("no_objects", "note", sentence, cure, empty)
+    return finding_of("no_objects", "note", sentence, cure, cases)
 
 
 def overlapping(objects: Objects, least: float = _SAME) -> list[tuple[int, int]]:
@@ -124,11 +137,3 @@ def check_pixels(tables: Mapping[str, Table], looks: Mapping[str, NDArray[Any]])
     sentence = f"{len(plain)} of {total:,} masks have one class only."
     cure = "Make sure that nothing was forgotten in them."
     return found + finding_of("one_class_masks", "note", sentence, cure, plain)
-
-
-def _pairs(count: int) -> str:
-    return "pair" if count == 1 else "pairs"
-
-
-def _images(cases: list[Case]) -> str:
-    return f"{len(cases)} image{'' if len(cases) == 1 else 's'}"

@@ -18,7 +18,14 @@ from autotimm.proof.checklist import checklist_text, readme_text
 from autotimm.proof.crate import BOM, CRATE, bill_of_materials, crate_metadata
 from autotimm.proof.lock_file import REQUIREMENTS, is_same_package, locked_versions, requirements_text, write_wheel
 from autotimm.proof.plain_zip import write_zip
-from autotimm.proof.privacy import config_without_places, found_in, manifest_without_names, private_words
+from autotimm.proof.privacy import (
+    config_without_places,
+    found_in,
+    is_secret,
+    manifest_without_names,
+    private_words,
+    texts_of,
+)  # fmt: skip
 from autotimm.records.atomic import link_or_copy, write_text
 from autotimm.records.environment import code_patch, code_state
 from autotimm.records.manifest import Manifest
@@ -92,7 +99,7 @@ def prepared_archive(
         data: Where the images are now, for the page.
         key: A private key that seals the run in the archive.
         license_id: The license of model and record, as the hub writes it; ``None`` if nobody said it.
-        allow_names: Whether names of user, machine and folders that cannot be left out may stay.
+        allow_names: Whether names of user, machine and folders that cannot be left out may stay. Secrets may not.
 
     Raises:
         UsageError: If an argument is wrong, or the extra ``proof`` is not installed.
@@ -122,8 +129,10 @@ def prepared_archive(
             notices.append("The run is sealed, and its copy without names is not: give a key to seal that.")
         _describe(root, facts, versions, license_id, sealed=key is not None, notices=notices)
         archive = Archive(_files(root), tuple(notices))
-        if not allow_names:
-            _refuse_private(archive, private_words(manifest))
+        words = private_words(manifest)
+        _refuse_private(
+            archive, {word: what for word, what in words.items() if is_secret(what) or not allow_names}, allow_names
+        )
         yield archive
 
 
@@ -149,6 +158,12 @@ def _collect(
     yield from _code(root, manifest, patch=patch)
     if not is_same_package(manifest.environment.get("package")):
         yield "The code of autotimm in wheels/ is not the one that made the run: it was published with another version."
+    weights = manifest.decisions.get("weights")
+    if isinstance(weights, dict) and weights.get("source") == "file":
+        yield (
+            "The run began with a file of weights, which is not here. A verification needs it, where `pretrained` in "
+            f"run/config.yaml says; its SHA-256 is {weights.get('sha256')}."
+        )
     if FOLDS in facts.results:
         yield "The folds are runs of their own, and not here. Publish each of them to let others verify it."
     if "start" in manifest.inputs:
@@ -209,7 +224,7 @@ def _files(root: Path) -> dict[str, Path]:
     return {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
 
 
-def _refuse_private(archive: Archive, words: dict[str, str]) -> None:
+def _refuse_private(archive: Archive, words: dict[str, str], allow_names: bool) -> None:
     """Refuse an archive in which something private is left.
 
     Raises:
@@ -219,10 +234,12 @@ def _refuse_private(archive: Archive, words: dict[str, str]) -> None:
     for name, path in archive.files.items():
         if name.endswith(".whl"):  # autotimm itself
             continue
-        if found := found_in(path.read_bytes(), words):
+        if found := found_in(texts_of(path), words):
             places.append(f"{' and '.join(found)} in {name}")
     if places:
+        must = "hold a secret" if allow_names else "say who made it"
+        cure = "." if allow_names else ", or allow names with --allow-names."
         raise ModelError(
-            f"An archive must not say who made it. There is {'; '.join(places[:10])}. Remove it (--no-patch leaves "
-            "out the changes of the code), or allow it with --allow-names."
+            f"An archive must not {must}. There is {'; '.join(places[:10])}. Remove it (--no-patch leaves out the "
+            f"changes of the code){cure}"
         )

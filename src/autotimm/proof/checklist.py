@@ -110,8 +110,10 @@ def _intervals(facts: RunFacts) -> Iterator[str]:
         headline = headline_of(evidence, facts.seed)
         figure = headline.figure
         yield f"{headline.title}: {figure.value:.4f} on {headline.samples:,} {SPLIT_NAMES[evidence.split]} images."
-        if figure.resamples:
+        if figure.has_interval:
             yield f"95 % interval: {figure.low:.4f} to {figure.high:.4f}, over the images."
+        else:
+            yield "No interval: all images have the same result, so that resampling them says nothing."
     yield f"One seed ({facts.seed}): the interval does not cover the variation between seeds, see `autotimm study`."
 
 

@@ -7,8 +7,12 @@ through the bytes of every file, and refused: an id in the list of samples, for 
 from __future__ import annotations
 
 import os
+import pickletools
 import re
+import unicodedata
+import zipfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,20 +23,24 @@ from autotimm.config.record import without_folders
 from autotimm.records.environment import volatile
 from autotimm.records.manifest import Manifest
 
-__all__ = ["LEFT_OUT", "config_without_places", "found_in", "manifest_without_names", "private_words"]
+__all__ = [
+    "LEFT_OUT", "config_without_places", "found_in", "is_secret", "manifest_without_names", "private_words", "texts_of",
+]  # fmt: skip
 
 LEFT_OUT = "left_out"
 """The entry of a manifest's ``volatile`` with the files of the run that an archive lacks."""
 
 _KEPT = ("started", "ended", "resumes", "compute")  # of the volatile part of a manifest
 _PLACES = {
-    "path", "image_dir", "train_csv", "val_csv", "test_csv", "out", "data_dir", "root", "run_dir", "default_root_dir"
+    "path", "pretrained", "image_dir", "train_csv", "val_csv", "test_csv", "out", "data_dir", "root", "run_dir",
+    "default_root_dir",
 }  # fmt: skip
 _LINE = re.compile(r"(?P<name>\s*[\w.]+): (?P<value>.*?)(?P<comment> *  # .*)?$")
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL|ACCESS_?KEY", re.IGNORECASE)
 _INDEX = re.compile(r"INDEX_URL|INDEX$|INDEX_|PROXY", re.IGNORECASE)
 _COMMON = {"root", "user", "admin", "ubuntu", "runner", "nobody", "jovyan", "localhost", "docker", "vm"}
 _LEAST = 8  # characters of a secret
+_ENTITIES = {"&": (b"&amp;",), "<": (b"&lt;",), ">": (b"&gt;",), '"': (b"&quot;",), "'": (b"&apos;",)}
 
 
 def manifest_without_names(manifest: Manifest, left_out: Iterable[str]) -> Manifest:
@@ -97,17 +105,75 @@ def private_words(manifest: Manifest, variables: Mapping[str, str] | None = None
             for address in value.split():
                 secret = urlsplit(address).password or urlsplit(address).username if "://" in address else None
                 if secret and len(secret) > 2:
-                    words[secret] = f"a name or password in the variable {name}"
+                    kind = "the variable" if len(secret) >= _LEAST else "a name or password in the variable"
+                    words[secret] = f"{kind} {name}"
     return words
 
 
+def is_secret(what: str) -> bool:
+    """Whether a private word is a secret rather than a name: no consent lets it leave."""
+    return what.startswith("the variable")
+
+
 def found_in(content: bytes, words: Mapping[str, str]) -> list[str]:
-    """Which private words some bytes hold, each as what it is; names count as whole words only."""
+    """Which private words some bytes hold, each as what it is; names count as whole words only.
+
+    A word is also found as JSON, HTML, an address or git writes it, and with its accents as marks of their own.
+    """
     found = []
     for word, what in words.items():
-        needle = word.encode("utf-8", "surrogateescape")
+        if max(re.findall("[A-Za-z0-9]+", word), key=len, default="").encode() not in content:
+            continue  # the part that is written one way only
+        needle = _written(word)
         # Where a word ends, so that neither `bob` is found in `bobsled` nor /data/bob in /data/bobsled.
-        bounded = rb"(?<![\w-])%b(?![\w-])" if what.startswith("the name") else rb"%b(?![\w-])"
-        if needle in content and (what.startswith("the variable") or re.search(bounded % re.escape(needle), content)):
+        ends = rb"(?![A-Za-z0-9])"
+        if what.startswith("the name"):
+            needle = rb"(?:(?<![A-Za-z0-9])|(?<=\\[bfnrt])|(?<=%[0-9A-Fa-f]{2}))" + needle + ends
+        elif not is_secret(what):
+            needle += ends
+        if re.search(needle, content):
             found.append(what)
     return list(dict.fromkeys(found))
+
+
+def _written(word: str) -> bytes:
+    """A pattern of the ways in which a text may be written."""
+    forms = dict.fromkeys((word, unicodedata.normalize("NFC", word), unicodedata.normalize("NFD", word)))
+    return b"(?:" + b"|".join(b"".join(map(_written_letter, form)) for form in forms) + b")"
+
+
+def _written_letter(letter: str) -> bytes:
+    raw = letter.encode("utf-8", "surrogateescape" if "\udc80" <= letter <= "\udcff" else "surrogatepass")
+    if raw.isalnum():
+        return raw
+    units = letter.encode("utf-16-be", "surrogatepass")
+    ways = [
+        re.escape(raw),
+        b"".join(rb"\\+u%02x%02x" % (high, low) for high, low in zip(units[::2], units[1::2], strict=True)),  # JSON
+        b"".join(rb"\\+x%02x" % byte for byte in raw),
+        b"".join(rb"\\+%03o" % byte for byte in raw),  # git
+        b"".join(b"%%%02x" % byte for byte in raw),  # an address
+        b"&#0*%d;" % ord(letter), b"&#x0*%x;" % ord(letter), *_ENTITIES.get(letter, ()),  # HTML
+        rb"\\+" + re.escape(raw) if letter in "\\\"'/" else re.escape(raw),
+    ]  # fmt: skip
+    return b"(?i:" + b"|".join(dict.fromkeys(ways)) + b")"
+
+
+def texts_of(path: Path) -> bytes:
+    """The part of a file that is text: of tensors their names, of a checkpoint the texts in it.
+
+    The bytes of millions of weights hold every name of three letters by chance, and in a checkpoint no space separates
+    a text from what follows. What is in neither form is searched as it is.
+    """
+    with suppress(OSError, ValueError, zipfile.BadZipFile):
+        if path.suffix == ".safetensors":
+            with path.open("rb") as file:
+                return file.read(int.from_bytes(file.read(8), "little"))
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+                read = [archive.read(name) for name in names if name.endswith(".pkl")]
+            texts = [each for content in read for _, each, _ in pickletools.genops(content)]  # nothing is executed
+            encoded = (each.encode("utf-8", "surrogatepass") if isinstance(each, str) else each for each in texts)
+            return b"\n".join([*map(str.encode, names), *(each for each in encoded if isinstance(each, bytes))])
+    return path.read_bytes()

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autotimm.evidence import Evidence
-from autotimm.evidence.calibration import at_temperature, scaled, scaled_by_other_half
+from autotimm.evidence.calibration import scaled_by_other_half
 from autotimm.evidence.reliability import confidence_of, expected_calibration_error, reliability
+from autotimm.evidence.temperature import scaled
+from autotimm.evidence.thresholds import at_temperature
 from autotimm.report.charts import Line, curve_chart, reliability_chart
 from autotimm.report.class_figures import (
+    GRID,
     average_precision,
     confusion_matrix,
     outcomes,
@@ -21,20 +22,27 @@ from autotimm.report.class_figures import (
     selective,
     threshold_scores,
 )
-from autotimm.report.content import Card, Content, Headline, Matrix, NumberTable, Panel, View
-from autotimm.report.intervals import bootstrap
+from autotimm.report.content import Card, Content, Headline, NumberTable, Panel, View
+from autotimm.report.content_parts import (
+    best_on_grid,
+    confusion,
+    curve_rows,
+    fitted_thresholds,
+    matrix_rows,
+    number,
+)
+from autotimm.report.intervals import bootstrap, bootstrap_share
 from autotimm.report.pictures import Pictures
 from autotimm.types import Calibration
 
-__all__ = ["MOST_CARDS", "class_content", "class_headline", "confusion", "fitted_thresholds"]
+__all__ = ["class_content", "class_headline"]
 
-MOST_CARDS = 1000
-"""Samples on a page at most; the table ``samples.csv`` has all."""
-
-_MOST_NAMES = 24  # classes of a matrix; beyond, its largest mistakes are listed
-_MOST_PAIRS = 40
+_MOST_CARDS = 1000  # samples on the page; the table samples.csv has all
 _MOST_LINES = 8  # classes in one chart
 _LEVELS = np.array([0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99])
+_F1 = 2  # its column in what `threshold_scores` returns
+
+_Bools = NDArray[np.bool_]
 
 
 def class_headline(evidence: Evidence, seed: int) -> Headline:
@@ -42,13 +50,15 @@ def class_headline(evidence: Evidence, seed: int) -> Headline:
     samples = len(evidence)
     if not evidence.multi_label:
         right = (evidence.scores.argmax(axis=1) == evidence.targets).astype(np.float64)
-        figure = bootstrap(lambda weights: weights @ right / samples, samples, seed, evidence.split)
+        figure = bootstrap_share(right, seed, evidence.split)
         return Headline("Accuracy", figure, evidence.split, samples)
 
     def mean_precision(weights: NDArray[Any]) -> NDArray[np.float64]:
-        columns = [average_precision(evidence.scores[:, at], evidence.targets[:, at], weights)
-                   for at in range(len(evidence.class_names))]  # fmt: skip
-        known = np.isfinite(columns)
+        columns = [
+            average_precision(evidence.scores[:, at], evidence.targets[:, at], weights)
+            for at in range(len(evidence.class_names))
+        ]
+        known = np.isfinite(columns)  # a resample may lack a class: it is left out of the mean
         return np.asarray(np.nansum(columns, axis=0) / np.maximum(known.sum(axis=0), 1))
 
     figure = bootstrap(mean_precision, samples, seed, evidence.split)
@@ -62,23 +72,26 @@ def class_content(evidence: Evidence, pictures: Pictures, seed: int, calibration
     content = Content(class_headline(evidence, seed), _class_table(evidence, predicted, true))
     content.numbers["classes"] = [[*content.classes.titles], *map(list, content.classes.rows)]
     if evidence.multi_label:
-        _several_labels(content, evidence, predicted, true, threshold)
+        _add_labels(content, evidence, predicted, true, threshold)
     else:
-        _one_label(content, evidence)
+        _add_single_class(content, evidence)
     if calibration is not None:
-        _calibrated(content, evidence, calibration)
-    _cards(content, evidence, predicted, true, pictures)
+        _add_calibration(content, evidence, calibration)
+    _add_cards(content, evidence, predicted, true, pictures)
     return content
 
 
-def _class_table(evidence: Evidence, predicted: NDArray[np.bool_], true: NDArray[np.bool_]) -> NumberTable:
+def _class_table(evidence: Evidence, predicted: _Bools, true: _Bools) -> NumberTable:
     figures = per_class(predicted, true)
     titles = ["class", "images", "missed", "false", "precision", "recall", "F1"]
     missed = figures["images"] - figures["correct"]
     false = figures["predicted"] - figures["correct"]
     columns = [figures["images"], missed, false, figures["precision"], figures["recall"], figures["f1"]]
     rows = [[name, *(number(column[at]) for column in columns)] for at, name in enumerate(evidence.class_names)]
-    links = {(at, column): f"{kind}{at}" for at in range(len(rows)) for column, kind in ((1, "t"), (2, "m"), (3, "f"))}
+    links: dict[tuple[int, int], str] = {}
+    for at in range(len(rows)):
+        # Images of the class, those where it was missed, those where it is false, see `Card.tokens`.
+        links |= {(at, 1): f"t{at}", (at, 2): f"m{at}", (at, 3): f"f{at}"}
     if evidence.multi_label:
         titles.append("AP")
         ones = np.ones((1, len(evidence)))
@@ -87,160 +100,54 @@ def _class_table(evidence: Evidence, predicted: NDArray[np.bool_], true: NDArray
     return NumberTable(titles, rows, links)
 
 
-def with_names(names: list[str], rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
-    """Rows with a name in front of each, below a row of the names."""
-    return [["true", *names], *([name, *row] for name, row in zip(names, rows, strict=True))]
+# One class per image
 
 
-def over_grid(curve: NDArray[Any], *before: Any) -> list[list[Any]]:
-    """The rows of a curve over 101 thresholds, each with its threshold in front."""
-    grid = np.linspace(0, 1, len(curve)).tolist()
-    return [[*before, at, *map(number, row)] for at, row in zip(grid, curve, strict=True)]
-
-
-def number(value: Any) -> Any:
-    """A number of NumPy as one of Python; ``None`` where it is undefined."""
-    value = value.item() if isinstance(value, np.generic) else value
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def confusion(counts: NDArray[np.int64], names: list[str], unit: str, last: str = "") -> Matrix:
-    """A matrix of counts with links; the largest mistakes alone where there are many names.
-
-    Args:
-        counts: True classes by predicted ones.
-        names: The names of both.
-        unit: What is counted.
-        last: What the last row and column stand for, if they are no class; empty if they are one.
-    """
-    size = len(counts)
-    if size <= _MOST_NAMES:
-        links = {
-            (row, column): f"c{row}-{column}" for row in range(size) for column in range(size) if counts[row, column]
-        }
-        rows, columns = ([*names, *([last] if last else [])] for _ in range(2))
-        return Matrix(rows, columns, counts.tolist(), links, unit)
-    labels = [*names, *([last] if last else [])]
-    wrong = counts.copy()
-    np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:_MOST_PAIRS]
-    places = [(int(at) // size, int(at) % size) for at in order if wrong.flat[at]]
-    pairs = [(labels[row], labels[column], int(wrong[row, column]), f"c{row}-{column}") for row, column in places]
-    return Matrix((), (), (), {}, unit, pairs)
-
-
-def _one_label(content: Content, evidence: Evidence) -> None:
+def _add_single_class(content: Content, evidence: Evidence) -> None:
     scores, targets, names = evidence.scores, evidence.targets, list(evidence.class_names)
-    winners = scores.argmax(axis=1)
-    counts = confusion_matrix(targets, winners, len(names))
+    counts = confusion_matrix(targets, scores.argmax(axis=1), len(names))
     content.matrix = confusion(counts, names, "images")
-    content.numbers["confusion"] = with_names(names, counts.tolist())
-    confidence, right = confidence_of(scores, targets)
-    _calibration(content, confidence, right, "predictions")
-    grid = np.linspace(0, 1, 101)
-    kept = selective(confidence, right, grid)
-    content.numbers["thresholds"] = [["confidence", "kept", "accuracy"], *over_grid(kept)]
-    lines = [Line("accuracy of what is kept", [*zip(grid, kept[:, 1], strict=True)]),
-             Line("share that is kept", [*zip(grid, kept[:, 0], strict=True)])]  # fmt: skip
-    content.panels.append(
-        Panel("Thresholds", curve_chart("Accuracy and share kept over the least confidence", lines, "least confidence"),
-              [line.label for line in lines], "If predictions below a confidence are left to a person.",
-              "report/thresholds.csv")
-    )  # fmt: skip
-    rows = [[f"at least {level:.0%}" if level else "all", *map(number, row)]
-            for level, row in zip(_LEVELS, selective(confidence, right, _LEVELS), strict=True)]  # fmt: skip
-    content.tables["What a confidence is worth"] = (NumberTable(["confidence", "kept", "accuracy"], rows, {}), "")
+    content.numbers["confusion"] = matrix_rows(names, counts.tolist())
     content.classes_text = "Counts open the images behind them."
+    confidence, right = confidence_of(scores, targets)
+    content.panels.append(_reliability_of_run(content, confidence, right, "predictions"))
+    content.panels.append(_confidence_panel(content, confidence, right))
+    rows = []
+    for level, figures in zip(_LEVELS, selective(confidence, right, _LEVELS), strict=True):
+        rows.append([f"at least {level:.0%}" if level else "all", *map(number, figures)])
+    content.tables["What a confidence is worth"] = NumberTable(["confidence", "kept", "accuracy"], rows, {}), ""
 
 
-def _calibration(content: Content, confidence: NDArray[Any], right: NDArray[Any], what: str) -> None:
-    text = (
-        f"Bars on the line are as often right as they say. Expected calibration error {{error}}, in ten bins of {what}."
-    )
-    caption = "Share of right predictions by confidence"
-    content.panels.append(_reliability(content, "Reliability", "reliability", caption, confidence, right, text))
+def _confidence_panel(content: Content, confidence: NDArray[Any], right: NDArray[Any]) -> Panel:
+    """What a least confidence keeps, and how often that is right, as a chart with its numbers."""
+    curve = selective(confidence, right, GRID)
+    kept, accuracy = curve.T
+    content.numbers["thresholds"] = [["confidence", "kept", "accuracy"], *curve_rows(curve)]
+    lines = [
+        Line("accuracy of what is kept", [*zip(GRID, accuracy, strict=True)]),
+        Line("share that is kept", [*zip(GRID, kept, strict=True)]),
+    ]
+    chart = curve_chart("Accuracy and share kept over the least confidence", lines, "least confidence")
+    text = "If predictions below a confidence are left to a person."
+    return Panel("Thresholds", chart, [line.label for line in lines], text, "report/thresholds.csv")
 
 
-def _reliability(
-    content: Content, title: str, file: str, caption: str, confidence: NDArray[Any], right: NDArray[Any], text: str
-) -> Panel:
-    """A diagram with its numbers; ``{error}`` in the text is the expected calibration error."""
-    bins = reliability(confidence, right)
-    content.numbers[file] = [
-        ["from", "to", "count", "confidence", "correct"], *(list(map(number, each)) for each in bins),
-    ]  # fmt: skip
-    text = text.format(error=f"{expected_calibration_error(bins):.3f}")
-    return Panel(title, reliability_chart(caption, bins), [], text, f"report/{file}.csv")
+# Several labels per image
 
 
-def _calibrated(content: Content, evidence: Evidence, calibration: Calibration) -> None:
-    """The reliability of calibrated scores, and the thresholds that `predict` uses."""
-    if calibration.temperature != 1:
-        fits = evidence.split == "val" and len(evidence) == calibration.samples
-        scores = (
-            scaled_by_other_half(evidence)
-            if fits
-            else scaled(evidence.scores, calibration.temperature, multi_label=evidence.multi_label)
-        )
-        how = "each half of the images with the temperature of the other one" if fits else "fitted on validation images"
-        text = (
-            f"As predict has it, at a temperature of {calibration.temperature:.3g}; {how}. Expected calibration error "
-            "{error}."
-        )
-        panel = _reliability(
-            content, "Reliability, calibrated", "reliability_calibrated",
-            "Share of right predictions by calibrated confidence", *confidence_of(scores, evidence.targets), text,
-        )  # fmt: skip
-        content.panels.insert(1, panel)
-    kept = None if evidence.threshold is None else at_temperature(evidence.threshold, calibration.temperature)
-    fitted_thresholds(content, evidence.class_names, calibration, kept)
-
-
-def fitted_thresholds(
-    content: Content, names: Sequence[str], calibration: Calibration, kept: float | None = None
-) -> None:
-    """Show the thresholds that `predict` uses in place of that of the run, if there are any.
-
-    Args:
-        content: What is shown.
-        names: The classes.
-        calibration: What was fitted.
-        kept: The threshold of the run, at the temperature.
-    """
-    if len(calibration.thresholds) != len(names):
-        return
-    rows = [[name, round(least, 4)] for name, least in zip(names, calibration.thresholds, strict=True)]
-    aim = "F1" if calibration.aim == "f1" else f"a {calibration.aim}"
-    said = f"Fitted on {calibration.samples} validation images for {aim}, and used by predict. Counts on this page are "
-    if {*calibration.thresholds} == {kept}:
-        said = "That of the run, moved by the temperature: the same labels. Counts on this page are "
-    content.tables["Thresholds that predict uses"] = (
-        NumberTable(["class", "threshold"], rows, {}), f"{said}those of the one threshold that the metrics have.",
-    )  # fmt: skip
-    content.numbers["fitted_thresholds"] = [["class", "threshold"], *rows]
-
-
-def _several_labels(
-    content: Content, evidence: Evidence, predicted: NDArray[np.bool_], true: NDArray[np.bool_], threshold: float
-) -> None:
-    _calibration(content, evidence.scores.ravel(), true.ravel().astype(np.float64), "labels")
-    grid = np.linspace(0, 1, 101)
+def _add_labels(content: Content, evidence: Evidence, predicted: _Bools, true: _Bools, threshold: float) -> None:
+    right = true.ravel().astype(np.float64)
+    content.panels.append(_reliability_of_run(content, evidence.scores.ravel(), right, "labels"))
     curves = [threshold_scores(evidence.scores[:, at].astype(np.float64), true[:, at]) for at in range(true.shape[1])]
+    rows = []
     content.numbers["thresholds"] = [["class", "threshold", "precision", "recall", "F1"]]
-    best = []
-    for name, curve in zip(evidence.class_names, curves, strict=True):
-        content.numbers["thresholds"] += over_grid(curve, name)
-        at = int(np.nanargmax(curve[:, 2])) if np.isfinite(curve[:, 2]).any() else 0
-        best.append([name, float(grid[at]), number(curve[at, 2])])
-    shown = range(min(len(curves), _MOST_LINES))
-    lines = [Line(evidence.class_names[at], [*zip(grid, curves[at][:, 2], strict=True)]) for at in shown]
-    chart = curve_chart("F1 of each class over the threshold", lines, "threshold", threshold)
-    text = f"The run predicts a label from {threshold:g} on, the dashed line."
-    names = [line.label for line in lines]
-    content.panels.append(Panel("F1 over the threshold", chart, names, text, "report/thresholds.csv"))
-    rows = [[*row, number(f1)] for row, f1 in zip(best, per_class(predicted, true)["f1"], strict=True)]
+    for name, curve, f1 in zip(evidence.class_names, curves, per_class(predicted, true)["f1"], strict=True):
+        content.numbers["thresholds"] += curve_rows(curve, name)
+        best = best_on_grid(curve[:, _F1])
+        rows.append([name, float(GRID[best]), number(curve[best, _F1]), number(f1)])
     table = NumberTable(["class", "best threshold", "F1 there", f"F1 at {threshold:g}"], rows, {})
     content.tables["Thresholds per class"] = (table, "Chosen on these very images: optimistic for others.")
+    content.panels.append(_f1_panel(evidence, curves, threshold))
     content.classes_text = f"A label is predicted from a score of {threshold:g} on. Counts open the images behind them."
     if absent := int((~true.any(axis=0)).sum()):
         content.classes_text += (
@@ -249,31 +156,91 @@ def _several_labels(
         )
 
 
-def _cards(
-    content: Content, evidence: Evidence, predicted: NDArray[np.bool_], true: NDArray[np.bool_], pictures: Pictures
-) -> None:
+def _f1_panel(evidence: Evidence, curves: list[NDArray[np.float64]], threshold: float) -> Panel:
+    """F1 of the first classes over the threshold, as a chart."""
+    lines = [
+        Line(name, [*zip(GRID, curve[:, _F1], strict=True)])
+        for name, curve in zip(evidence.class_names[:_MOST_LINES], curves[:_MOST_LINES], strict=True)
+    ]
+    chart = curve_chart("F1 of each class over the threshold", lines, "threshold", threshold)
+    text = f"The run predicts a label from {threshold:g} on, the dashed line."
+    return Panel("F1 over the threshold", chart, [line.label for line in lines], text, "report/thresholds.csv")
+
+
+# Calibration
+
+
+def _reliability_of_run(content: Content, confidence: NDArray[Any], right: NDArray[Any], what: str) -> Panel:
+    text = (
+        f"Bars on the line are as often right as they say. Expected calibration error {{error}}, in ten bins of {what}."
+    )
+    caption = "Share of right predictions by confidence"
+    return _reliability(content, "Reliability", "reliability", caption, confidence, right, text)
+
+
+def _reliability(
+    content: Content, title: str, file: str, caption: str, confidence: NDArray[Any], right: NDArray[Any], text: str
+) -> Panel:
+    """A diagram with its numbers; ``{error}`` in the text is the expected calibration error."""
+    bins = reliability(confidence, right)
+    rows = [list(map(number, each)) for each in bins]
+    content.numbers[file] = [["from", "to", "count", "confidence", "correct"], *rows]
+    text = text.format(error=f"{expected_calibration_error(bins):.3f}")
+    return Panel(title, reliability_chart(caption, bins), [], text, f"report/{file}.csv")
+
+
+def _add_calibration(content: Content, evidence: Evidence, calibration: Calibration) -> None:
+    """The reliability of calibrated scores, and the thresholds that `predict` uses."""
+    temperature = calibration.temperature
+    if temperature != 1:
+        # On the very samples that it was fitted to, the temperature would look better than it is.
+        was_fitted_here = evidence.split == "val" and len(evidence) == calibration.samples
+        if was_fitted_here:
+            scores = scaled_by_other_half(evidence)
+            how = "each half of the images with the temperature of the other one"
+        else:
+            scores = scaled(evidence.scores, temperature, multi_label=evidence.multi_label)
+            how = "fitted on validation images"
+        caption = "Share of right predictions by calibrated confidence"
+        text = f"As predict has it, at a temperature of {temperature:.3g}; {how}. Expected calibration error {{error}}."
+        panel = _reliability(
+            content, "Reliability, calibrated", "reliability_calibrated", caption,
+            *confidence_of(scores, evidence.targets), text,
+        )  # fmt: skip
+        content.panels.insert(1, panel)  # after that of the scores as they are
+    kept = None if evidence.threshold is None else at_temperature(evidence.threshold, temperature)
+    fitted_thresholds(content, evidence.class_names, calibration, kept)
+
+
+# Samples
+
+
+def _add_cards(content: Content, evidence: Evidence, predicted: _Bools, true: _Bools, pictures: Pictures) -> None:
+    """The table of all samples, mistakes with a high loss first, and pictures of the first ones."""
     wrong = (predicted != true).any(axis=1)
-    order = np.lexsort((-evidence.losses, ~wrong))
-    winners = evidence.scores.argmax(axis=1)
+    names, winners = evidence.class_names, evidence.scores.argmax(axis=1)
     content.numbers["samples"] = [["id", "true", "predicted", "score", "loss"]]
-    words = partial(_names, evidence.class_names)
+    order = np.lexsort((-evidence.losses, ~wrong))  # by the last key first
     for place, at in enumerate(order.tolist()):
-        kinds = {"t": true[at], "m": true[at] & ~predicted[at], "f": predicted[at] & ~true[at]}
-        tokens = [f"{kind}{label}" for kind, labels in kinds.items() for label in np.flatnonzero(labels)]
+        id, score, loss = evidence.ids[at], float(evidence.scores[at].max()), float(evidence.losses[at])
+        is_true, is_found = _joined(names, true[at]), _joined(names, predicted[at])
+        content.numbers["samples"].append([id, is_true, is_found, score, loss])
+        if place >= _MOST_CARDS:
+            continue
+        tokens = _tokens(true[at], predicted[at])
         if not evidence.multi_label:
             tokens.append(f"c{evidence.targets[at]}-{winners[at]}")
-        score = float(evidence.scores[at].max())
-        row = [evidence.ids[at], words(true[at]), words(predicted[at]), score, float(evidence.losses[at])]
-        content.numbers["samples"].append(row)
-        if place < MOST_CARDS:
-            note = f"{score:.0%} sure" if not evidence.multi_label else f"loss {row[4]:.2f}"
-            view = View("", pictures.of_sample(evidence.split, evidence.ids[at]))
-            content.cards.append(
-                Card(evidence.ids[at], " ".join(tokens), bool(wrong[at]), row[1], row[2], note, [view])
-            )
-    count = int(wrong.sum())
-    content.cards_text = f"{count} of {len(evidence)} images have a mistake. Sorted by loss, mistakes first."
+        note = f"loss {loss:.2f}" if evidence.multi_label else f"{score:.0%} sure"
+        view = View("", pictures.of_sample(evidence.split, id))
+        content.cards.append(Card(id, " ".join(tokens), bool(wrong[at]), is_true, is_found, note, [view]))
+    content.cards_text = f"{int(wrong.sum())} of {len(evidence)} images have a mistake. Sorted by loss, mistakes first."
 
 
-def _names(names: tuple[str, ...], chosen: NDArray[np.bool_]) -> str:
+def _tokens(true: _Bools, predicted: _Bools) -> list[str]:
+    """The classes of a sample, those that were missed and those that are false, see ``Card.tokens``."""
+    kinds = {"t": true, "m": true & ~predicted, "f": predicted & ~true}
+    return [f"{kind}{label}" for kind, labels in kinds.items() for label in np.flatnonzero(labels)]
+
+
+def _joined(names: tuple[str, ...], chosen: _Bools) -> str:
     return ", ".join(names[at] for at in np.flatnonzero(chosen)) or "none"

@@ -9,7 +9,11 @@ from numpy.typing import NDArray
 
 from autotimm.evidence import Evidence
 
-__all__ = ["average_precision", "confusion_matrix", "outcomes", "per_class", "selective", "threshold_scores"]
+__all__ = ["GRID", "average_precision", "confusion_matrix", "outcomes", "per_class", "selective", "threshold_scores"]
+
+
+GRID = np.linspace(0, 1, 101)
+"""The thresholds of curves."""
 
 
 def confusion_matrix(true: NDArray[Any], predicted: NDArray[Any], classes: int) -> NDArray[np.int64]:
@@ -86,14 +90,14 @@ def selective(confidence: NDArray[Any], correct: NDArray[Any], thresholds: NDArr
 
 
 def threshold_scores(scores: NDArray[Any], true: NDArray[Any], missed: int = 0) -> NDArray[np.float64]:
-    """Precision, recall and F1 from each of 101 thresholds on, (101, 3); NaN where undefined.
+    """Precision, recall and F1 from each threshold of :data:`GRID` on, (101, 3); NaN where undefined.
 
     Args:
         scores: Scores of what was found (K,).
         true: Whether it is right (K,).
         missed: True objects that were not found at all.
     """
-    kept = scores[None] >= np.linspace(0, 1, 101)[:, None]
+    kept = scores[None] >= GRID[:, None]
     hits, found, there = (kept * true).sum(axis=1), kept.sum(axis=1), true.sum() + missed
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.stack([hits / found, hits / there, 2 * hits / (found + there)], axis=1)

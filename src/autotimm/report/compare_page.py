@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from autotimm.errors import ModelError, RunError
 from autotimm.evidence import Evidence
 from autotimm.evidence.object_matches import object_pairs
 from autotimm.records.atomic import write_text
+from autotimm.records.sample_index import SampleIndex
 from autotimm.report.content import Card, Headline, NumberTable, View
 from autotimm.report.intervals import Estimate, bootstrap
 from autotimm.report.page import curves, evidence_of, headline_of, render
@@ -69,7 +71,7 @@ def compare_runs(folders: Sequence[Path], path: Path, tables: Mapping[str, Table
     context: dict[str, Any] = {
         "title": "Comparison · autotimm report",
         "heading": " and ".join(names) if len(names) < 4 else f"{names[0]} and others",
-        "runs": shown, "claim": _claim(shown), "results_text": _results_text(evidence),
+        "runs": shown, "claim": _claim(shown), "results_text": _results_text(runs, evidence),
         "differences": _differences(pairs, runs[0].seed), "curves": curves(runs), "settings": _settings(runs),
         "changes": changes,
     }  # fmt: skip
@@ -96,16 +98,37 @@ def _claim(shown: Sequence[_Shown]) -> str:
     known = [each for each in shown if each.headline is not None]
     if not known:
         return "None of the runs has evidence, so that only curves and settings can be compared."
-    best = max(known, key=lambda each: each.headline.figure.value if each.headline else 0.0)
+    figures = [each.headline.figure.value for each in known if each.headline is not None]
+    best = known[figures.index(max(figures))]
     assert best.headline is not None
-    return f"{best.name} reaches the highest {best.headline.title[0].lower()}{best.headline.title[1:]}."
+    title = f"{best.headline.title[0].lower()}{best.headline.title[1:]}"
+    if len(known) > 1 and figures.count(max(figures)) > 1:
+        return f"{figures.count(max(figures))} runs share the highest {title}, {best.name} among them."
+    return f"{best.name} reaches the highest {title}."
 
 
-def _results_text(evidence: Sequence[Evidence | None]) -> str:
+def _results_text(runs: Sequence[RunFacts], evidence: Sequence[Evidence | None]) -> str:
     known = [each for each in evidence if each is not None]
+    if other := _other_files(runs, evidence):
+        images = f"{other} image{'' if other == 1 else 's'} that the runs call by one name"
+        return (
+            f"{images} {'has' if other == 1 else 'have'} other files or annotations in them: differences between the "
+            "runs may be differences of the data."
+        )
     if len({each.ids for each in known}) > 1:
         return "The runs were measured on different images; differences are of those that both have."
     return "All runs were measured on the same images."
+
+
+def _other_files(runs: Sequence[RunFacts], evidence: Sequence[Evidence | None]) -> int:
+    """How many measured images of one name have another digest in some run; those of no digest do not count."""
+    digests: dict[str, set[str]] = defaultdict(set)
+    for run, each in zip(runs, evidence, strict=True):
+        content: Mapping[str, str] = SampleIndex(run.folder).content() or {}
+        for name in each.ids if each is not None else ():
+            if name in content:
+                digests[name].add(content[name])
+    return sum(len(found) > 1 for found in digests.values())
 
 
 def _right(evidence: Evidence) -> NDArray[np.float64]:
@@ -158,7 +181,8 @@ def _differences(pairs: Sequence[tuple[str, Evidence | None, Evidence | None]], 
         if len(left):
             apart, unit = _right(other)[right] - _right(first)[left], _unit(first)
             figure = _mean(apart, seed)
-            rows.append([name, len(left), figure.value, figure.low, figure.high])
+            ends = (figure.low, figure.high) if figure.has_interval else (None, None)
+            rows.append([name, len(left), figure.value, *ends])
     titles = ["run", "images", f"difference in {unit}", "from", "to"]
     return NumberTable(titles, rows, {}) if rows else None
 

@@ -137,7 +137,8 @@ class Card(NamedTuple):
 
     Attributes:
         id: Its id.
-        tokens: What it is found by: cells of the matrix and of tables.
+        tokens: What it is found by, with spaces between: ``t3`` if it has class 3, ``m3`` if that was missed, ``f3`` if
+            it is predicted and not true, ``c3-5`` if 3 was predicted as 5. Cells of the matrix and of tables open them.
         wrong: Whether something is wrong about it.
         true: What is true, in words.
         found: What was predicted, in words.

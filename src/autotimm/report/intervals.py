@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from autotimm.repro.streams import key
 
-__all__ = ["Estimate", "bootstrap", "resampled"]
+__all__ = ["Estimate", "bootstrap", "bootstrap_share", "resampled"]
 
 _LEVEL = 0.95
 
@@ -22,7 +22,7 @@ class Estimate(NamedTuple):
         value: The figure of all samples.
         low: The lower end of its 95 % interval.
         high: The upper end.
-        resamples: How many resamples the interval is made of.
+        resamples: How many resamples the interval is made of; 0 if they say nothing.
     """
 
     value: float
@@ -30,8 +30,13 @@ class Estimate(NamedTuple):
     high: float
     resamples: int
 
+    @property
+    def has_interval(self) -> bool:
+        """Whether there is an interval: of samples that are all alike, resamples are all the same."""
+        return self.resamples > 0 or self.low < self.high
+
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]" if self.has_interval else f"{self.value:.3f}"
 
 
 def resampled(samples: int, resamples: int, random: np.random.Generator) -> NDArray[np.int64]:
@@ -59,6 +64,9 @@ def bootstrap(
         path: The position in the stream.
         resamples: Number of resamples.
 
+    Returns:
+        The estimate; without an interval if all resamples give the same figure.
+
     Example:
         >>> correct = np.array([1, 1, 1, 0])
         >>> bootstrap(lambda weights: weights @ correct / 4, 4, 42, "val").value
@@ -70,7 +78,30 @@ def bootstrap(
     blocks = [min(at_once, resamples - at) for at in range(0, resamples, at_once)]
     values = np.concatenate([figure(resampled(samples, block, random)) for block in blocks])
     values = values[np.isfinite(values)]
-    if not len(values):
+    if not len(values) or values.min() == values.max():
         return Estimate(value, value, value, 0)
     low, high = np.quantile(values, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]).tolist()
     return Estimate(value, low, high, resamples)
+
+
+def bootstrap_share(right: NDArray[Any], seed: int, *path: str) -> Estimate:
+    """Estimate the share of samples that are right.
+
+    Where all of them are, or none, no resample differs, and the interval is the exact one (Clopper and Pearson, "The
+    use of confidence or fiducial limits", Biometrika 1934).
+
+    Args:
+        right: Whether each sample is right, zeros and ones (N,).
+        seed: Root seed.
+        path: The position in the stream.
+
+    Example:
+        >>> print(bootstrap_share(np.ones(4), 42, "val"))
+        1.000 [0.398, 1.000]
+    """
+    samples = len(right)
+    figure = bootstrap(lambda weights: weights @ right / samples, samples, seed, *path)
+    width = 1 - ((1 - _LEVEL) / 2) ** (1 / samples)
+    if figure.value == 1:
+        return figure._replace(low=1 - width)
+    return figure._replace(high=width) if figure.value == 0 else figure

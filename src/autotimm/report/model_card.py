@@ -96,7 +96,7 @@ def _results(facts: RunFacts) -> Iterator[tuple[str, str, str, str]]:
         if evidence is not None and len(evidence):
             headline = headline_of(evidence, facts.seed)
             figure = headline.figure
-            interval = f"{figure.low:.3f} to {figure.high:.3f}" if figure.resamples else "not computed"
+            interval = f"{figure.low:.3f} to {figure.high:.3f}" if figure.has_interval else "not computed"
             yield f"{headline.title}, {SPLIT_NAMES[split]}", f"{figure.value:.3f}", interval, f"{headline.samples:,}"
     for group, split in (("test", "test"), ("best", "val")):  # of results.json
         values = facts.results.get(group)

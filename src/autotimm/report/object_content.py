@@ -15,9 +15,16 @@ from autotimm.evidence.object_matches import AREAS, Matches, ObjectPair, match_o
 from autotimm.evidence.reliability import reliability
 from autotimm.report.charts import Line, curve_chart
 from autotimm.report.class_colors import class_colors, css_colors
-from autotimm.report.class_content import confusion, fitted_thresholds, number, over_grid, with_names
-from autotimm.report.class_figures import threshold_scores
+from autotimm.report.class_figures import GRID, threshold_scores
 from autotimm.report.content import Box, Card, Content, Headline, NumberTable, Panel, View
+from autotimm.report.content_parts import (
+    best_on_grid,
+    confusion,
+    curve_rows,
+    fitted_thresholds,
+    matrix_rows,
+    number,
+)
 from autotimm.report.intervals import bootstrap
 from autotimm.report.pictures import Pictures
 from autotimm.types import Calibration
@@ -132,13 +139,12 @@ def _thresholds(content: Content, evidence: Evidence, threshold: float) -> None:
                       for pair in found], bool)  # fmt: skip
     there = sum(pair.true >= 0 for pair in pairs)
     curve = threshold_scores(scores, right, there - int(right.sum()))
-    grid = np.linspace(0, 1, 101)
-    content.numbers["thresholds"] = [["score", "precision", "recall", "F1"], *over_grid(curve)]
+    content.numbers["thresholds"] = [["score", "precision", "recall", "F1"], *curve_rows(curve)]
     lines = [
-        Line(name, [*zip(grid, curve[:, at], strict=True)]) for at, name in enumerate(("precision", "recall", "F1"))
+        Line(name, [*zip(GRID, curve[:, at], strict=True)]) for at, name in enumerate(("precision", "recall", "F1"))
     ]
-    best = int(np.nanargmax(curve[:, 2])) if np.isfinite(curve[:, 2]).any() else 0
-    text = f"The run reports objects from {threshold:g} on, the dashed line. F1 is highest at {grid[best]:.2f}."
+    best = best_on_grid(curve[:, 2])
+    text = f"The run reports objects from {threshold:g} on, the dashed line. F1 is highest at {GRID[best]:.2f}."
     chart = curve_chart("Precision, recall and F1 over the least score", lines, "least score", threshold)
     content.panels.append(Panel("Thresholds", chart, [line.label for line in lines], text, "report/thresholds.csv"))
     bins = reliability(scores, right.astype(np.float64))
@@ -175,7 +181,7 @@ def _confusion(content: Content, evidence: Evidence, pairs: list[ObjectPair]) ->
         counts[_cell(evidence, pair)] += 1
     content.matrix = confusion(counts, names, "objects", _NOTHING)
     labels = [*names, _NOTHING]
-    content.numbers["confusion"] = with_names(labels, counts.tolist())
+    content.numbers["confusion"] = matrix_rows(labels, counts.tolist())
 
 
 def _cards(content: Content, evidence: Evidence, pairs: list[ObjectPair], threshold: float, pictures: Pictures) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,8 @@ def write_report(
 
 
 def _cells(row: Sequence[Any]) -> list[Any]:
-    named = [safe_cell(value) if isinstance(value, str) else value for value in row]
-    # Names of files need not be UTF-8; a table must be.
-    return [value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value for value in named]
+    """A row whose texts no spreadsheet takes for formulas, and which is UTF-8: names of files need not be."""
+    return [without_surrogates(safe_cell(value)) if isinstance(value, str) else value for value in row]
 
 
 def evidence_of(facts: RunFacts) -> Evidence | None:
@@ -110,6 +110,7 @@ def _content(evidence: Evidence, pictures: Pictures, facts: RunFacts) -> Content
 def _pictures(evidence: Evidence, tables: Mapping[str, Table]) -> Pictures:
     if evidence.kind != "classes":
         return Pictures(tables, 360, square=False)
+    # Smaller where there are many, so that a page stays light.
     side = 160 if len(evidence) <= 200 else 128 if len(evidence) <= 400 else 96
     return Pictures(tables, side, square=True)
 
@@ -131,6 +132,7 @@ def render(template: str, pictures: Pictures | None = None, **context: Any) -> s
 def _context(
     facts: RunFacts, evidence: Evidence | None, content: Content | None, *, has_pictures: bool
 ) -> dict[str, Any]:
+    """The values of the template of a run."""
     panels, folds = curves([facts]), fold_table(facts)
     parts = {
         "folds": folds is not None, "training": bool(panels),
@@ -228,17 +230,21 @@ def _other_result(facts: RunFacts, evidence: Evidence | None) -> list[tuple[str,
 
 def _results_of_views(facts: RunFacts) -> list[tuple[str, str]]:
     """What tests of several views of each image have measured, each figure beside that of one look."""
-    measured, once, rows = facts.results.get(VIEWED, {}), facts.results.get("test", {}), []
-    for name in (name for name in VIEWS if name in measured):
-        found = measured[name]["test"]
-        mains = [metric for metric in found if not any(metric.startswith(f"{other}_") for other in found)]
-        figures = [
-            f"{metric.rpartition('/')[2]} {found[metric]:.4f}"
-            + (f" (once {once[metric]:.4f})" if metric in once else "")
-            for metric in mains[:_MOST_FIGURES]
-        ]
-        rows.append((f"Test of several views, {name}", ", ".join(figures)))
+    measured, once = facts.results.get(VIEWED, {}), facts.results.get("test", {})
+    rows = []
+    for views in (name for name in VIEWS if name in measured):
+        found = measured[views]["test"]
+        figures = []
+        for metric in _main_metrics(found)[:_MOST_FIGURES]:
+            beside = f" (once {once[metric]:.4f})" if metric in once else ""
+            figures.append(f"{metric.rpartition('/')[2]} {found[metric]:.4f}{beside}")
+        rows.append((f"Test of several views, {views}", ", ".join(figures)))
     return rows
+
+
+def _main_metrics(names: Collection[str]) -> list[str]:
+    """The metrics that are no part of another, as ``test/accuracy_cat`` is of ``test/accuracy``."""
+    return [name for name in names if not any(name.startswith(f"{other}_") for other in names)]
 
 
 def fold_table(facts: RunFacts) -> NumberTable | None:
@@ -247,9 +253,11 @@ def fold_table(facts: RunFacts) -> NumberTable | None:
     if not rows:
         return None
     names = list(rows.get("mean", {}))
-    order = sorted(rows, key=lambda name: (name in ("mean", "std"), len(name) if name != "mean" else 0, name))
-    table = [["standard deviation" if name == "std" else name, *map(rows[name].get, ("images", "epoch", *names))]
-             for name in order]  # fmt: skip
+    folds = sorted(rows.keys() - {"mean", "std"}, key=lambda name: (len(name), name))  # 2 before 10
+    table = []
+    for name in (*folds, *(name for name in ("mean", "std") if name in rows)):
+        title = "standard deviation" if name == "std" else name
+        table.append([title, *map(rows[name].get, ("images", "epoch", *names))])
     return NumberTable(["fold", "images", "best epoch", *names], table, {})
 
 
@@ -274,43 +282,29 @@ def _kept(facts: RunFacts) -> str:
 
 
 def _training_text(facts: RunFacts) -> str:
+    """Which weights were kept, and what that means for the result on the page."""
     evidence, best, kept = evidence_of(facts), _best_epoch(facts), _kept(facts)
     if best is None and not kept:
         return ""
-    text = f"The weights of {kept or f'epoch {best}'} were kept" + (", the dashed line." if best is not None else ".")
     if evidence is not None and evidence.split == FOLDS:
         return "The weights after the last epoch were kept. The classes and images below are those of the folds."
+    text = f"The weights of {kept or f'epoch {best}'} were kept" + (", the dashed line." if best is not None else ".")
     if evidence is not None and evidence.split == "val" and len(facts.epochs) > 1:
         text += " They are the best on the validation images, so that the result on these is somewhat optimistic."
     return text
 
 
-def _best_epoch(facts: RunFacts) -> int | None:
-    """The epoch whose metrics are those of the best one."""
-    best = facts.results.get("best", {})
-    rows = [
-        epoch for epoch in facts.epochs if best and all(epoch.values.get(name) == value for name, value in best.items())
-    ]
-    return rows[0].number if rows else None
-
-
 def curves(runs: Sequence[RunFacts]) -> list[Panel]:
     """Small multiples of what was measured each epoch; several runs share a chart."""
-    names = dict.fromkeys(name for facts in runs for epoch in facts.epochs for name in epoch.values)
-    # In one chart: a loss in training and in validation.
-    titles = dict.fromkeys(name.partition("/")[2] or name for name in names if name != "step")
-    order = sorted(titles, key=lambda title: (title != "loss", title == "lr"))
+    names_of: dict[str, list[str]] = {}  # by title: a loss in training and in validation are in one chart
+    for name in dict.fromkeys(name for facts in runs for epoch in facts.epochs for name in epoch.values):
+        if name != "step":
+            names_of.setdefault(name.partition("/")[2] or name, []).append(name)
+    order = sorted(names_of, key=lambda title: (title != "loss", title == "lr"))  # the loss first, the rate last
+    best = _best_epoch(runs[0]) if len(runs) == 1 else None
     panels = []
     for title in order[:_MOST_CURVES]:
-        lines = []
-        for facts in runs:
-            for name in (each for each in names if (each.partition("/")[2] or each) == title):
-                epochs = facts.epochs[:: max(1, len(facts.epochs) // _MOST_POINTS)]
-                points = [(epoch.number, epoch.values.get(name, float("nan"))) for epoch in epochs]
-                if any(value == value for _, value in points):
-                    side = {"train": "training", "val": "validation"}.get(name.partition("/")[0], name)
-                    lines.append(Line(side if len(runs) == 1 else f"{facts.name}, {side}", points))
-        best = _best_epoch(runs[0]) if len(runs) == 1 else None
+        lines = _lines(runs, names_of[title])
         label = "learning rate" if title == "lr" else title.replace("_", " ")
         legend = [line.label for line in lines]
         # Without a legend: in the color that validation has beside training.
@@ -320,18 +314,54 @@ def curves(runs: Sequence[RunFacts]) -> list[Panel]:
     return panels
 
 
+def _lines(runs: Sequence[RunFacts], names: Sequence[str]) -> list[Line]:
+    """A line for each run and metric that has any value."""
+    lines = []
+    for facts in runs:
+        epochs = facts.epochs[:: max(1, len(facts.epochs) // _MOST_POINTS)]
+        for name in names:
+            points = [(epoch.number, epoch.values.get(name, math.nan)) for epoch in epochs]
+            if all(math.isnan(value) for _, value in points):
+                continue
+            side = {"train": "training", "val": "validation"}.get(name.partition("/")[0], name)
+            lines.append(Line(side if len(runs) == 1 else f"{facts.name}, {side}", points))
+    return lines
+
+
+def _best_epoch(facts: RunFacts) -> int | None:
+    """The epoch whose metrics are those of the best one."""
+    best = facts.results.get("best", {})
+    if not best:
+        return None
+    for epoch in facts.epochs:
+        if all(epoch.values.get(name) == value for name, value in best.items()):
+            return epoch.number
+    return None
+
+
 def _data_text(facts: RunFacts) -> str:
-    source = next((facts.value(name) for name in ("path", "train_csv", "dataset_name", "data_dir")
-                   if facts.value(name) not in ("", "none", "None")), "")  # fmt: skip
-    total = sum(facts.samples.values())
-    said = f"{total:,} samples of {source}." if total and source else f"{total:,} samples." if total else ""
+    """How many samples there are and of what, and the range of their sizes where evidence has them."""
+    total, source = sum(facts.samples.values()), _source(facts)
+    said = f"{total:,} samples{f' of {source}' if source else ''}." if total else ""
     evidence = evidence_of(facts)
     sizes = evidence.arrays.get("sizes") if evidence is not None else None
     if evidence is not None and sizes is not None:
-        (low, high), kind = (sizes.min(axis=0).tolist(), sizes.max(axis=0).tolist()), evidence.split
-        range_text = "" if low == high else f"{low[1]} × {low[0]} to "
-        said += f" The {SPLIT_NAMES[kind]} images have {range_text}{high[1]} × {high[0]} pixels."
+        smallest, largest = sizes.min(axis=0).tolist(), sizes.max(axis=0).tolist()
+        height, width = largest
+        text = f"{width} × {height}"
+        if smallest != largest:
+            height, width = smallest
+            text = f"{width} × {height} to {text}"
+        said += f" The {SPLIT_NAMES[evidence.split]} images have {text} pixels."
     return said or "The run was made from loaders of your own: nothing is recorded of their samples."
+
+
+def _source(facts: RunFacts) -> str:
+    """What the samples were read from; empty if it is not recorded."""
+    for name in ("path", "train_csv", "dataset_name", "data_dir"):
+        if (value := facts.value(name)) not in ("", "none", "None"):
+            return value
+    return ""
 
 
 def _samples(facts: RunFacts) -> tuple[NumberTable | None, str]:

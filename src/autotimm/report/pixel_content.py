@@ -6,8 +6,8 @@ import numpy as np
 
 from autotimm.evidence import Evidence
 from autotimm.report.class_colors import class_colors, css_colors, is_background
-from autotimm.report.class_content import confusion, number, with_names
 from autotimm.report.content import Card, Content, Headline, NumberTable, View
+from autotimm.report.content_parts import confusion, matrix_rows, number
 from autotimm.report.intervals import bootstrap
 from autotimm.report.pictures import Pictures
 from autotimm.report.pixel_figures import image_scores, mean_iou, region_scores
@@ -38,7 +38,7 @@ def pixel_content(evidence: Evidence, pictures: Pictures, seed: int) -> Content:
     content.numbers["classes"] = [[*table.titles], *map(list, rows)]
     matrix = evidence["confusion"]
     content.matrix = confusion(matrix, names, "pixels")
-    content.numbers["confusion"] = with_names(names, matrix.tolist())
+    content.numbers["confusion"] = matrix_rows(names, matrix.tolist())
     _cards(content, evidence, pictures)
     colors = zip(names, css_colors(names), strict=True)
     content.colors = [(name, color) for name, color in colors if not is_background(name)]

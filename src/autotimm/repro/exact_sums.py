@@ -19,14 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["add_at", "convolution", "convolution_gradients", "cumulated", "matmul", "sum_over", "windows"]
+__all__ = [
+    "add_at", "bits_of", "convolution", "convolution_gradients", "cumulated", "matmul", "on_grid", "sum_over",
+    "windows",
+]  # fmt: skip
 
 _MANTISSA = 53  # bits of a float64
 _EXPONENT = 0x7FF0000000000000
 _SMALLEST = 2.0**-300  # of a row; products of what is rounded with it are still normal numbers
 
 
-def _on_grid(x: Tensor, dims: Sequence[int], bits: int) -> Tensor:
+def on_grid(x: Tensor, dims: Sequence[int], bits: int) -> Tensor:
     """Round to multiples of a power of two, of which the largest number is at most ``2**bits``, in float64.
 
     Args:
@@ -41,7 +44,7 @@ def _on_grid(x: Tensor, dims: Sequence[int], bits: int) -> Tensor:
     return torch.add(x, anchor).sub_(anchor)
 
 
-def _bits(terms: int) -> int:
+def bits_of(terms: int) -> int:
     """The bits that a sum of so many terms leaves to each."""
     return _MANTISSA - max(terms - 1, 0).bit_length()
 
@@ -55,8 +58,8 @@ def sum_over(x: Tensor, dims: Sequence[int], *, keepdim: bool = False) -> Tensor
     """
     if not x.numel():
         return torch.sum(x.double(), tuple(dims), keepdim=keepdim)
-    bits = min(_bits(math.prod(x.shape[dim] for dim in dims)), _MANTISSA - 2)
-    return torch.sum(_on_grid(x, dims, bits), tuple(dims), keepdim=keepdim)
+    bits = min(bits_of(math.prod(x.shape[dim] for dim in dims)), _MANTISSA - 2)
+    return torch.sum(on_grid(x, dims, bits), tuple(dims), keepdim=keepdim)
 
 
 def cumulated(x: Tensor, dim: int) -> Tensor:
@@ -68,7 +71,7 @@ def cumulated(x: Tensor, dim: int) -> Tensor:
     """
     if not x.numel() or not x.ndim:
         return torch.cumsum(x.double(), dim)
-    return torch.cumsum(_on_grid(x, [dim], min(_bits(x.shape[dim]), _MANTISSA - 2)), dim)
+    return torch.cumsum(on_grid(x, [dim], min(bits_of(x.shape[dim]), _MANTISSA - 2)), dim)
 
 
 def add_at(x: Tensor, indices: Sequence[Tensor | None], values: Tensor) -> Tensor:
@@ -81,8 +84,8 @@ def add_at(x: Tensor, indices: Sequence[Tensor | None], values: Tensor) -> Tenso
     added = torch.zeros(x.shape, dtype=torch.float64)
     if values.numel():
         shapes = [index.shape for index in indices if index is not None and index.dtype != torch.bool]
-        bits = min(_bits(max(values.numel(), math.prod(torch.broadcast_shapes(*shapes)))), _MANTISSA - 2)
-        grid = _on_grid(values, tuple(range(values.ndim)), bits) if values.ndim else values.double()
+        bits = min(bits_of(max(values.numel(), math.prod(torch.broadcast_shapes(*shapes)))), _MANTISSA - 2)
+        grid = on_grid(values, tuple(range(values.ndim)), bits) if values.ndim else values.double()
         torch.ops.aten.index_put_(added, indices, grid, True)
     return added.add_(x)
 
@@ -91,8 +94,8 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     """The product of matrices (..., M, K) and (..., K, N), in float64."""
     if not a.numel() or not b.numel():
         return torch.matmul(a.double(), b.double())
-    bits = _bits(a.shape[-1]) // 2
-    return torch.matmul(_on_grid(a, (-1,), bits), _on_grid(b, (-2,), bits))
+    bits = bits_of(a.shape[-1]) // 2
+    return torch.matmul(on_grid(a, (-1,), bits), on_grid(b, (-2,), bits))
 
 
 def convolution(
@@ -101,10 +104,10 @@ def convolution(
     """A convolution of images (N, C, H, W) without bias, in float64."""
     if _is_depthwise(x, weight, groups):
         return _depthwise(x, weight, stride, padding, dilation)
-    bits = _bits(weight[0].numel()) // 2
+    bits = bits_of(weight[0].numel()) // 2
     rest = tuple(range(1, x.ndim))
     result: Tensor = torch.ops.aten.convolution(
-        _on_grid(x, rest, bits), _on_grid(weight, rest, bits), None, stride, padding, dilation, False,
+        on_grid(x, rest, bits), on_grid(weight, rest, bits), None, stride, padding, dilation, False,
         [0] * len(stride), groups,
     )  # fmt: skip
     return result
@@ -123,14 +126,14 @@ def convolution_gradients(
     backward: Any = torch.ops.aten.convolution_backward
     of_x = of_weight = None
     if wanted[0]:
-        bits = _bits(weight.numel() // weight.shape[1] // groups) // 2
+        bits = bits_of(weight.numel() // weight.shape[1] // groups) // 2
         # A group has its own input channels, which the dimension of the weight does not tell apart.
-        grid = _on_grid(weight, positions if groups == 1 else (0, *rest), bits)
-        of_x = backward(_on_grid(gradient, rest, bits), x.double(), grid, *settings, [True, False, False])[0]
+        grid = on_grid(weight, positions if groups == 1 else (0, *rest), bits)
+        of_x = backward(on_grid(gradient, rest, bits), x.double(), grid, *settings, [True, False, False])[0]
     if wanted[1]:
-        bits = _bits(gradient.numel() // gradient.shape[1]) // 2
-        on_grid = _on_grid(gradient, positions, bits), _on_grid(x, positions, bits)
-        of_weight = backward(*on_grid, weight.double(), *settings, [False, True, False])[1]
+        bits = bits_of(gradient.numel() // gradient.shape[1]) // 2
+        exact = on_grid(gradient, positions, bits), on_grid(x, positions, bits)
+        of_weight = backward(*exact, weight.double(), *settings, [False, True, False])[1]
     return of_x, of_weight
 
 
@@ -193,7 +196,7 @@ def _depthwise_gradients(
             place += wide * factor[..., None]
     if wanted[1]:
         dims = (0, 2, 3)
-        bits = _bits(gradient.numel() // gradient.shape[1]) // 2
-        on_grid, places = _on_grid(gradient, dims, bits), windows(_on_grid(x, dims, bits), *settings)[1]
-        of_weight = torch.stack([torch.sum(place * on_grid, dims) for place in places], 1).view(weight.shape)
+        bits = bits_of(gradient.numel() // gradient.shape[1]) // 2
+        exact, places = on_grid(gradient, dims, bits), windows(on_grid(x, dims, bits), *settings)[1]
+        of_weight = torch.stack([torch.sum(place * exact, dims) for place in places], 1).view(weight.shape)
     return of_x, of_weight

@@ -21,7 +21,7 @@ __all__ = ["REPLACED", "all_dims", "as_type", "mean_over", "replaces", "sigmoid6
 
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
 REPLACED: dict[str, Callable[..., Any]] = {}
-"""What computes an operator, by its name in torch's namespace ``aten``; it takes the same arguments."""
+"""What computes an operator, with the same arguments: by its name in ``aten``, else with its namespace in front."""
 
 
 def replaces(*names: str) -> Callable[[_Handler], _Handler]:
@@ -153,6 +153,13 @@ def _cumsum(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
 def _sort(x: Tensor, dim: int = -1, descending: bool = False, *, stable: bool | None = None) -> Any:
     # Otherwise instruction sets put equal numbers in another order.
     return torch.sort(x, dim=dim, descending=descending, stable=True)
+
+
+@replaces("topk")
+def _topk(x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+    if not x.ndim:
+        return torch.topk(x, k, dim, largest, sorted)
+    return tuple(each.narrow(dim, 0, k) for each in _sort(x, dim, largest))  # of equal numbers the first ones
 
 
 # Products of matrices, and convolutions
@@ -313,6 +320,7 @@ def _tanh64(x: Tensor) -> Tensor:
 
 REPLACED |= {
     "exp": _wide(functions.exp), "log": _wide(functions.log), "erf": _wide(functions.erf),
+    "log2": _wide(lambda x: functions.log(x).div_(math.log(2))),
     "erfinv": _wide(functions.erfinv), "sigmoid": _wide(sigmoid64), "tanh": _wide(_tanh64),
 }  # fmt: skip
 

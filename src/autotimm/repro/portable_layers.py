@@ -203,7 +203,25 @@ def _bce(
     factor = 1 if positive is None else (positive.double() - 1) * targets + 1
     losses = (1 - targets) * wide + factor * fall
     losses = losses if weight is None else losses * weight
-    return as_type(losses, x) if reduction == 0 else (mean_over if reduction == 1 else sum_of)(losses).to(x.dtype)
+    return _reduced(losses, reduction, x)
+
+
+def _reduced(losses: Tensor, reduction: int, like: Tensor) -> Tensor:
+    """Losses in float64, or their mean (1) or sum (2), as the type of an operand."""
+    return as_type(losses if reduction == 0 else (mean_over if reduction == 1 else sum_of)(losses), like)
+
+
+@replaces("smooth_l1_loss")
+def _smooth_l1(x: Tensor, targets: Tensor, reduction: int = 1, beta: float = 1.0) -> Tensor:
+    distance = (x.double() - targets).abs_()
+    losses = torch.where(distance < beta, distance * distance * (0.5 / beta), distance - 0.5 * beta)
+    return _reduced(losses, reduction, x)
+
+
+@replaces("smooth_l1_loss_backward")
+def _smooth_l1_backward(gradient: Tensor, x: Tensor, targets: Tensor, reduction: int, beta: float) -> Tensor:
+    slope = ((x.double() - targets) / beta).clamp_(-1, 1).mul_(gradient)
+    return as_type(slope.div_(x.numel()) if reduction == 1 else slope, x)
 
 
 # Normalization

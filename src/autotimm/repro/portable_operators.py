@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autotimm.errors import UsageError
-from autotimm.repro import portable_layers  # noqa: F401  # adds to the table
+from autotimm.repro import portable_layers, portable_regions  # noqa: F401  # they add to the table
 from autotimm.repro.portable_arithmetic import REPLACED
 
 __all__ = ["PortableOperators", "portable_operators"]
@@ -34,7 +34,7 @@ _AS_THEY_ARE = frozenset(
     max_pool2d_with_indices_backward min narrow new_empty new_empty_strided new_full new_ones new_zeros nonzero ones
     ones_like permute pixel_shuffle pixel_unshuffle repeat repeat_interleave resize_ roll scalar_tensor _unique2
     scatter scatter_ select select_backward set_ slice slice_backward split split_with_sizes squeeze squeeze_
-    stack t t_ topk transpose transpose_ triu tril unbind unfold unsqueeze unsqueeze_ view view_as_real where zero_
+    stack t t_ transpose transpose_ triu tril unbind unfold unsqueeze unsqueeze_ view view_as_real where zero_
     zeros zeros_like random_ randperm randint
     amax amin aminmax all any bitwise_and bitwise_not bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift
     eq eq_ ge ge_ gt gt_ le le_ lt lt_ ne ne_ equal logical_and logical_and_ logical_not logical_not_ logical_or
@@ -87,7 +87,7 @@ class PortableOperators(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator."""
         name, kwargs = func.overloadpacket.__name__, kwargs or {}
-        name = name if func.namespace == "aten" else ""
+        name = name if func.namespace == "aten" else f"{func.namespace}::{name}"
         if _is_meta(args, kwargs):
             return func(*args, **kwargs)
         if name.startswith("_foreach_"):

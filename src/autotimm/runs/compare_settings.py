@@ -67,17 +67,22 @@ def manifest_findings(run: RecordedRun, replay: Replay) -> Iterator[Finding | st
     yield from _results(run, replay)
 
 
-Pairs = Iterator[tuple[str, Any, Any]]
 _MISSING = object()
 
 
-def _section(run: RecordedRun, replay: Replay, section: str) -> Pairs:
-    """The values of a section that differ, with dotted names."""
-    a, b = (dict(leaves(getattr(manifest, section))) for manifest in (run.manifest, replay.manifest))
+def _apart(recorded: Any, found: Any) -> Iterator[tuple[tuple[Any, ...], Any, Any]]:
+    """The leaves of two nested values that differ, with their paths; ``_MISSING`` stands for one that is not there."""
+    a, b = dict(leaves(recorded)), dict(leaves(found))
     for path in dict.fromkeys([*a, *b]):
-        recorded, found = a.get(path, _MISSING), b.get(path, _MISSING)
-        if _MISSING in (recorded, found) or not same(recorded, found):
-            yield dotted(path), recorded, found
+        pair = a.get(path, _MISSING), b.get(path, _MISSING)
+        if _MISSING in pair or not same(*pair):
+            yield path, *pair
+
+
+def _section(run: RecordedRun, replay: Replay, section: str) -> Iterator[tuple[str, Any, Any]]:
+    """The values of a section of the manifests that differ, with dotted names."""
+    for path, recorded, found in _apart(getattr(run.manifest, section), getattr(replay.manifest, section)):
+        yield dotted(path), recorded, found
 
 
 def _differs(name: str, recorded: Any, found: Any, file: str = _FILE) -> Finding:
@@ -86,18 +91,25 @@ def _differs(name: str, recorded: Any, found: Any, file: str = _FILE) -> Finding
 
 
 class _Compared:
-    """Tells a value that differs from one that only one of two versions of autotimm records."""
+    """Tells a value that differs from one that only one of two versions of autotimm records.
+
+    Args:
+        run: The record.
+        replay: The replay. If both are of one version, a value that one of them lacks differs, too.
+    """
 
     def __init__(self, run: RecordedRun, replay: Replay) -> None:
         self._strict, self._unknown = same_version(run, replay), 0
 
     def value(self, name: str, recorded: Any, found: Any, file: str = _FILE) -> Iterator[Finding]:
+        """The finding on a value that is not the same in both; it is only counted if a version does not know it."""
         if self._strict or _MISSING not in (recorded, found):
             yield _differs(name, recorded, found, file)
         else:
             self._unknown += 1
 
     def rest(self, where: str) -> Iterator[str]:
+        """What is said of the values that were counted."""
         if self._unknown:
             are = "value that only" if self._unknown == 1 else "values that only"
             yield f"{where}: {self._unknown} {are} one of the two versions of autotimm records"
@@ -140,11 +152,7 @@ def _decisions(run: RecordedRun, replay: Replay) -> Iterator[Finding | str]:
 
 def _recipe(run: RecordedRun, replay: Replay) -> Iterator[Finding | str]:
     """The replay trains with the recorded recipe, whatever it says: it is compared with what is chosen now."""
-    a, b = (dict(leaves(recipe)) for recipe in (run.manifest.decisions.get("recipe"), replay.recipe))
-    for path in dict.fromkeys([*a, *b]):
-        recorded, found = a.get(path, _MISSING), b.get(path, _MISSING)
-        if _MISSING not in (recorded, found) and same(recorded, found):
-            continue
+    for path, recorded, found in _apart(run.manifest.decisions.get("recipe"), replay.recipe):
         name = f"decisions.recipe.{dotted(path)}".rstrip(".")
         if same_version(run, replay):
             yield _differs(name, recorded, found)
@@ -170,12 +178,9 @@ def _weights(run: RecordedRun, replay: Replay) -> Iterator[Finding | str]:
         expected |= {"source": source, "note": found.note.replace(f"({found.source},", f"({source},")}
     if found.note == RANDOM_BY_RECORD:
         expected["note"] = yield from _note_of_random(run, recorded.get("note"))
-    a, b = dict(leaves(recorded)), dict(leaves(expected))
     compared = _Compared(run, replay)
-    for path in dict.fromkeys([*a, *b]):
-        pair = a.get(path, _MISSING), b.get(path, _MISSING)
-        if _MISSING in pair or not same(*pair):
-            yield from compared.value(f"decisions.weights.{dotted(path)}", *pair)
+    for path, *pair in _apart(recorded, expected):
+        yield from compared.value(f"decisions.weights.{dotted(path)}", *pair)
 
 
 def _note_of_random(run: RecordedRun, note: Any) -> Generator[str, None, Any]:
@@ -265,11 +270,8 @@ def _results(run: RecordedRun, replay: Replay) -> Iterator[Finding | str]:
     )
     if run.manifest.results.get("ledger") != run.ledger.last and not run.ledger.problem:
         yield _differs("results.ledger", run.manifest.results.get("ledger"), run.ledger.last)
-    a, b = dict(leaves(recorded)), dict(leaves(found))
-    for path in dict.fromkeys([*a, *b]):
-        pair = a.get(path, _MISSING), b.get(path, _MISSING)
-        if _MISSING in pair or not same(*pair):
-            yield _differs(f"results.{dotted(path)}", *pair)
+    for path, *pair in _apart(recorded, found):
+        yield _differs(f"results.{dotted(path)}", *pair)
 
 
 def config_findings(run: RecordedRun, replay: Replay) -> Iterator[Finding | str]:
@@ -287,13 +289,10 @@ def _objects(run: RecordedRun, replay: Replay, values: Mapping[str, Any]) -> Ite
     found = read_yaml(str(file))[0] if file.exists() else values  # there is none before the replay
     compared, sharded = _Compared(run, replay), (values.get("trainer") or {}).get("shards") is not None
     free = {("devices",)} if sharded else {("threads",)} if is_portable(run.manifest) else set()
-    a, b = dict(leaves(values)), dict(leaves(found))
-    for path in dict.fromkeys([*a, *b]):
-        recorded, now = a.get(path, _MISSING), b.get(path, _MISSING)
-        paths = isinstance(recorded, str) and isinstance(now, str) and current_path(recorded) == current_path(now)
-        if paths or same(recorded, now) or _changes_nothing(path) or path[1:] in free:
-            continue
-        yield from compared.value(dotted(path), recorded, now, "config.yaml")
+    for path, recorded, now in _apart(values, found):
+        same_name = isinstance(recorded, str) and isinstance(now, str) and current_path(recorded) == current_path(now)
+        if not (same_name or _changes_nothing(path) or path[1:] in free):
+            yield from compared.value(dotted(path), recorded, now, "config.yaml")
     yield from compared.rest("config.yaml")
 
 

@@ -25,7 +25,8 @@ from autotimm.records.run_folder import DIGESTS, FOLDS, RECIPE, RunFolder
 from autotimm.runs.factory import build_task, settle_data, settle_recipe
 from autotimm.runs.file_contents import Finding
 from autotimm.runs.fit import launch_in, new_folder, prepared, refuse_unused_shares, resume_run
-from autotimm.runs.restore import affordable, read_config, read_manifest
+from autotimm.runs.restore import read_config, read_manifest
+from autotimm.runs.this_machine import affordable
 from autotimm.train.progress import say
 
 __all__ = ["fold_findings", "folds_begun", "folds_of", "launch_folds", "resume_folds"]

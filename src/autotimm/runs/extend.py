@@ -28,7 +28,8 @@ from autotimm.repro.streams import key
 from autotimm.runs.factory import build_task, build_trainer, settle_data
 from autotimm.runs.fit import new_folder, refuse_unused_shares, train
 from autotimm.runs.parent import depends_on_classes
-from autotimm.runs.restore import Rebuilt, as_asked, from_classes, read_config, read_manifest
+from autotimm.runs.recorded_classes import build_classes
+from autotimm.runs.restore import Rebuilt, as_asked, found_values, read_config, read_manifest
 from autotimm.serialization import current_path, import_name
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import TaskRecord, read_checkpoint
@@ -174,10 +175,7 @@ def _config_of(
     own: dict[str, Any] = {"out": str(parent.path.parent), "name": None, "pretrained": False}
     own["search_budget"] = 0.0
     own["recipe"] = "plain"  # the head of the parent is better than one that is fitted anew
-    for name, option in options().items():
-        found = parent.manifest.decisions.get(option.finds) if option.finds else None
-        if found is not None and getattr(config, name):
-            own |= {option.finds: found, name: False}
+    own |= found_values(config, parent.manifest.decisions)
     if path is not None:
         own |= dict.fromkeys(("folds", "fold", "group"))
     elif config.folds is not None and config.fold is None:  # it has trained on all images, and so does this one
@@ -243,7 +241,10 @@ def _extend_objects(
         checkpoint = _choose(parent, data, choose)
         weights = _weights_of(parent, checkpoint)
         with as_recorded(weights, file_needed=False):
-            rebuilt = from_classes(config, parent.manifest.decisions, folder, path, None, changes, seeds)
+            parts = build_classes(
+                config, parent.manifest.decisions, folder, changes, seeds, lambda data: data.setup("fit"), place=path
+            )
+            rebuilt = Rebuilt(*parts, None)
         rebuilt.data.inherit_drops(recorded_drops(parent.manifest))
         portable = rebuilt.trainer.portable
         rebuilt.trainer.start = _begin(rebuilt.task, rebuilt.data, parent, checkpoint, weights, portable=portable)

@@ -15,19 +15,19 @@ from autotimm.config import FitConfig, decided_by_recipe, defaults, options
 from autotimm.config.record import completed
 from autotimm.data.module import DataModule
 from autotimm.data.table_checks import own_sides
-from autotimm.errors import AutotimmError, ChangedDataError, UsageError, sentence
+from autotimm.errors import AutotimmError, ChangedDataError, UnreadableSampleError, UsageError, sentence
 from autotimm.records.run_folder import SEARCH, RunFolder
 from autotimm.repro.seed import default_threads
-from autotimm.runs.factory import build_task, build_trainer, settle_data, settle_recipe
-from autotimm.runs.restore import Rebuilt, read_config, rebuild
-from autotimm.runs.search import has_trials, settle_search
+from autotimm.runs.factory import settle_data
+from autotimm.runs.restore import Rebuilt, build_unrecorded, read_config, rebuild
+from autotimm.runs.search import has_trials
 from autotimm.train import AutoTrainer
 from autotimm.train.machine_limits import machine_problem
 from autotimm.train.progress import say
 
 __all__ = [
-    "launch", "launch_in", "leave_report", "new_folder", "prepared", "refuse_unused_shares", "resume_run", "train",
-    "train_objects",
+    "launch", "launch_in", "leave_report", "new_folder", "prepared", "refuse_unused_shares", "reproduce",
+    "resume_run", "train", "train_objects",
 ]  # fmt: skip
 
 
@@ -78,22 +78,19 @@ def launch_in(
         folder.write_config(config.to_yaml())
         data.setup("fit")
         refuse_unused_shares(config, data, config.given)
-        task = build_task(config, data)
-        config, said = settle_recipe(config, task, data)
-        folder.write_config(config.to_yaml())
-        config, task, data, found = settle_search(config, task, data, folder)
-        trainer = build_trainer(config, folder, task, data)
-        trainer.recipe_note, trainer.commits, trainer.searched = said, commit, found
+        rebuilt = build_unrecorded(config, data, folder, whole)
+        rebuilt.trainer.commits = commit
     except (KeyboardInterrupt, SystemExit):
         if has_trials(folder):
             say(f"interrupted; resume with: autotimm resume {whole or folder.path}")
         else:
             folder.discard()
         raise
-    except BaseException:
-        folder.discard()  # nothing was trained
+    except BaseException as error:
+        if not (isinstance(error, UnreadableSampleError) and has_trials(folder)):  # it can be resumed without the file
+            folder.discard()  # nothing was trained
         raise
-    return train(Rebuilt(task, data, trainer, config), folder, "last" if begun else None, whole)
+    return train(rebuilt, folder, "last" if begun else None, whole)
 
 
 def _refuse_unused_path(config: FitConfig) -> None:
@@ -130,6 +127,21 @@ def resume_run(
         weights_needed=starts_over, loggers=True, drop=drop,
     )  # fmt: skip
     return train(rebuilt, folder, ckpt_path="last", whole=whole)
+
+
+def reproduce(recorded: Path, out: str | Path | None, *, data: str | Path | None) -> Path:
+    """Train a run again in a folder of its own, see :meth:`autotimm.Run.reproduce`."""
+    place = recorded.with_name(f"{recorded.name}-again") if out is None else Path(out)
+    folder = new_folder(place.parent, place.name, exact=out is not None)
+    try:
+        rebuilt = rebuild(recorded, folder, data=data, loggers=True)
+    except AutotimmError:
+        folder.discard()
+        raise
+    if rebuilt.config is not None:
+        folder.write_config(rebuilt.config.to_yaml())
+    rebuilt.trainer.hashes_anew = True
+    return train(rebuilt, folder, ckpt_path=rebuilt.checkpoint)
 
 
 def train(rebuilt: Rebuilt, folder: RunFolder, ckpt_path: str | Path | None = None, whole: Path | None = None) -> Path:

@@ -9,12 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from autotimm.config import FitConfig
 from autotimm.config.record import RECORD, VERSION
-from autotimm.data.dropped import recorded_drops
-from autotimm.data.inference_loaders import recorded_data
 from autotimm.data.module import DataModule
 from autotimm.data.table import Table
 from autotimm.errors import (
@@ -22,7 +18,6 @@ from autotimm.errors import (
     DataError,
     ModelError,
     UsageError,
-    is_whole,
     nearest,
     require,
     require_choice,
@@ -30,40 +25,29 @@ from autotimm.errors import (
     sentence,
 )
 from autotimm.evidence import Evidence, evidence_path, read_evidence
-from autotimm.evidence.conformal import least_score, with_members
 from autotimm.export.export_result import Export
 from autotimm.records.atomic import refuse_sealed
 from autotimm.records.checked_levels import level_claims
 from autotimm.records.checkpoint_store import CheckpointStore
-from autotimm.records.commitment import compare_commitment, require_digest
 from autotimm.records.imports import RecordedNames, names_in
 from autotimm.records.run_folder import FOLDS, RunFolder, require_files, require_run_folder, write_results
-from autotimm.records.run_seal import Seal, check_seal, write_seal
+from autotimm.records.run_seal import Seal, write_seal
 from autotimm.records.trust import OfRun
 from autotimm.report.written_page import Report
-from autotimm.repro.seed import as_drawn
+from autotimm.runs.check_proof import check_proof
 from autotimm.runs.cross_validation import folds_begun, launch_folds, resume_folds
 from autotimm.runs.diff import Comparison, compare
-from autotimm.runs.embeddings import Embeddings, Rows, collecting_features, write_embeddings
-from autotimm.runs.explain_difference import confirm_difference, confirm_replay
+from autotimm.runs.embeddings import Embeddings, collecting_features
+from autotimm.runs.explain_difference import confirm_difference
 from autotimm.runs.extend import extend
-from autotimm.runs.factory import settle_data
-from autotimm.runs.fit import launch, leave_report, new_folder, resume_run, train, train_objects
+from autotimm.runs.fit import launch, leave_report, reproduce, resume_run, train_objects
 from autotimm.runs.hub_push import Push
 from autotimm.runs.labelled_images import Measured, groups_of_test, keep_test, measure_files, measure_module
-from autotimm.runs.neighbours import (
-    NOVELTY_RANK,
-    nearest_samples,
-    recorded_training_table,
-    with_neighbours,
-    with_novelties,
-)  # fmt: skip
-from autotimm.runs.output_paths import require_features_file, require_new_file
+from autotimm.runs.output_paths import require_new_file
 from autotimm.runs.predict import predict
-from autotimm.runs.restore import affordable, read_config, read_manifest, rebuild
-from autotimm.runs.stretches import verify_stretches
-from autotimm.runs.verdict import Verdict, broken_commitment, broken_seal
-from autotimm.runs.verify import verify
+from autotimm.runs.predict_with_evidence import Wanted, predict_with_evidence
+from autotimm.runs.restore import read_config, read_manifest, rebuild_data, trainer_settings
+from autotimm.runs.verdict import Verdict
 from autotimm.tasks import Task
 from autotimm.train import AutoTrainer
 from autotimm.train.progress import say
@@ -300,29 +284,8 @@ class Run:
         Raises:
             DataError: If it was made from loaders of the caller's own.
         """
-        config = affordable(self._config())
         with self.names:
-            if isinstance(config, FitConfig):
-                if place is not None:
-                    name = "image_dir" if config.train_csv else "path"
-                    config = config.resolved({name: str(place)}, "moved data")
-                return self._without_dropped(settle_data(config)[1])
-            if "data" not in config:
-                raise DataError(
-                    f"The run {self.path} was made from loaders of your own. Give a folder, or a data module."
-                )
-            given = config["data"].get("init_args") or {}
-            moved = {} if place is None else {"image_dir" if given.get("train_csv") else "data_dir": str(place)}
-            manifest = read_manifest(self.path) if self._folder.manifest.exists() else None
-            with as_drawn(None if manifest is None else manifest.inputs.get("seeds", {}).get("data")):
-                data = recorded_data({**config["data"], "init_args": given | moved})
-            return self._without_dropped(data)
-
-    def _without_dropped(self, data: DataModule) -> DataModule:
-        """Data without the samples that the run has dropped, for whoever evaluates it."""
-        if self._folder.manifest.exists():
-            data.drop(recorded_drops(read_manifest(self.path)), recorded=True)
-        return data
+            return rebuild_data(self.path, place)
 
     def validate(
         self, data: str | Path | DataModule | None = None, *, ckpt: str | Path = "best", tta: str | None = None
@@ -455,9 +418,7 @@ class Run:
         """Whether the run was made with the option `evidence`."""
         if self._file is not None or not (self.path / "config.yaml").exists():
             return False
-        config = self._config()
-        trainer = vars(config) if isinstance(config, FitConfig) else config.get("trainer", {})
-        return trainer.get("evidence") is True
+        return trainer_settings(self._config()).get("evidence") is True
 
     def predict(
         self, paths: str | Path | Iterable[str | Path], *, ckpt: str | Path = "best", fast: bool = False,
@@ -492,60 +453,13 @@ class Run:
                 that the run was trained on.
             UsageError: If the task has no features of whole images, or the file exists.
         """
-        if embeddings is not None:
-            require_features_file(str(embeddings), "embeddings", "predict")
-        require_flags("predict", novelty=novelty)
-        if neighbours is not None:
-            require(is_whole(neighbours, 1), "neighbours", "predict", "a whole number from 1", neighbours, "Give 5.")
-        if tta is not None and coverage is not None:
-            cure = "The validation images, which sets are measured on, were looked at once."
-            raise UsageError(sentence("tta", "predict", "left out with a coverage", tta, cure))
+        wanted = Wanted(coverage, embeddings, neighbours, novelty)
+        wanted.check(tta)
         with self.names:
-            task, trainer = self.model(ckpt), self._trainer()
-            least = None if coverage is None else self._least_score(task, ckpt, coverage, raw=raw)
-            held_out = self._held_out_features(ckpt) if novelty else None
-            compares = neighbours is not None or novelty
-            trained = self._training_table() if compares else None
-            reads = embeddings is not None or compares
-            with collecting_features(task, trainer) if reads else nullcontext() as collected:
-                found = predict(task, paths, trainer=trainer, fast=fast, threshold=threshold, raw=raw, tta=tta)
-            features = collected() if collected is not None else None
-            if trained is not None and features is not None:
-                rows = features.features if held_out is None else np.concatenate([features.features, held_out])
-                most = max(neighbours or 0, NOVELTY_RANK if novelty else 0)
-                near = nearest_samples(task, self._trainer(), trained, rows, most)
-                if novelty:
-                    found = with_novelties(found, near[: len(found)], near[len(found) :])
-                if neighbours is not None:
-                    found = with_neighbours(found, [each[:neighbours] for each in near[: len(found)]])
-        if embeddings is not None and features is not None:
-            write_embeddings(embeddings, features, self.checkpoint(ckpt))
-        if least is None:
-            return found
-        return [*with_members((each for each in found if isinstance(each, Prediction)), least)]
-
-    def _held_out_features(self, ckpt: str | Path) -> Rows:
-        """The features of the validation images, by the evidence of the best weights."""
-        if self._file is not None or str(ckpt) != "best":
-            cure = "Give the run's folder, and no other checkpoint: the validation samples were predicted by the best."
-            raise UsageError(sentence("novelty", "predict", "left out", True, cure))
-        features = self.evidence().features
-        if features is None:
-            raise ModelError(
-                f"The evidence of {self.path} must have the features of its validation images. It has none. Predict "
-                "without `novelty`."
-            )
-        return np.asarray(features, np.float32)
-
-    def _training_table(self) -> Table:
-        """The samples that the run was trained on, compared with its record."""
-        recorded = self._folder.samples.content_of("train")
-        if not recorded:
-            raise DataError(
-                f"The run {self.path} must have a list of its training images. It has none: it was made from loaders "
-                "of your own, or is a checkpoint alone. Predict without `neighbours`."
-            )
-        return recorded_training_table(self.data(), recorded)
+            return predict_with_evidence(
+                self, self.model(ckpt), self._trainer, paths, wanted, ckpt=ckpt,
+                is_best=self._file is None and str(ckpt) == "best", fast=fast, threshold=threshold, raw=raw, tta=tta,
+            )  # fmt: skip
 
     def embed(self, paths: str | Path | Iterable[str | Path], *, ckpt: str | Path = "best") -> Embeddings:
         """The pooled features of images: a file, a folder or a list of either.
@@ -613,17 +527,6 @@ class Run:
                 task, paths, trainer, out, method=method, target=target, checks=checks,
                 trained=self.path.absolute().name,
             )  # fmt: skip
-
-    def _least_score(self, task: Task, ckpt: str | Path, coverage: float, *, raw: bool) -> float:
-        """The score from which on a class is a member of a set, by the evidence of the best weights."""
-        if self._file is not None or str(ckpt) != "best":
-            cure = "Give the run's folder, and no other checkpoint: the validation samples were predicted by the best."
-            raise UsageError(sentence("coverage", "predict", "left out", coverage, cure))
-        evidence = self.evidence("val")
-        least = least_score(evidence, coverage, 1.0 if raw else task.temperature)
-        if least == 0:
-            say(f"{len(evidence)} validation images are too few for a coverage of {coverage:g}: sets have all classes")
-        return least
 
     def open_for_prediction(self, ckpt: str | Path = "best") -> tuple[Task, AutoTrainer]:
         """The task of a checkpoint, and a quiet trainer with the seed, switches, threads and device of the run.
@@ -738,31 +641,12 @@ class Run:
             UsageError: If an argument is wrong, or does not go together with others.
             ModelError: If the folder has no record of a run.
         """
-        require_digest(commitment, "commitment", "verify")
-        _check_drawing(
-            stretches=stretches, budget=budget, challenge=challenge, jobs=jobs, launcher=launcher, epochs=epochs,
-            explain=explain, devices=devices, threads=threads,
-        )  # fmt: skip
-        seal = check_seal(self.path, key)
-        if broken := broken_seal(seal, self.path, wanted=key is not None):
-            return broken
-        problems, kept = compare_commitment(self.path, read_manifest(self.path), commitment)
-        if problems:
-            return broken_commitment(problems)
         with self.names:
-            if stretches is not None or budget is not None:
-                verdict = verify_stretches(
-                    self.path, stretches=1 if stretches is None else stretches, steps=steps, budget=budget,
-                    challenge=challenge, data=data, workers=workers, jobs=jobs, launcher=launcher,
-                )  # fmt: skip
-                return replace(verdict, notes=(*seal.notes, *kept, *verdict.notes))
-            verdict = verify(
-                self.path, data=data, steps=steps, epochs=epochs, workers=workers, devices=devices, threads=threads
-            )
-            verdict = replace(verdict, notes=(*seal.notes, *kept, *verdict.notes))
-            if not explain or verdict.difference is None:
-                return verdict
-            return replace(verdict, confirmed=confirm_replay(self.path, verdict.difference, data=data, workers=workers))
+            return check_proof(
+                self.path, key=key, commitment=commitment, stretches=stretches, budget=budget, challenge=challenge,
+                jobs=jobs, launcher=launcher, data=data, steps=steps, epochs=epochs, workers=workers, devices=devices,
+                threads=threads, explain=explain,
+            )  # fmt: skip
 
     def seal(self, key: str | Path | None = None) -> Seal:
         """Bind every file of the run: from then on nothing writes into it, and :meth:`verify` finds any change.
@@ -817,14 +701,13 @@ class Run:
             return self
         with self.names:
             if not folds_begun(self.path):
-                run = resume_run(self._folder, data=data, workers=workers, devices=devices, threads=threads, drop=drop)
-            else:
-                do = "They are trained on one."
-                require(devices is None, "devices", "resume", "left out with folds", devices, do)
-                do = "They are trained with the recorded number."
-                require(threads is None, "threads", "resume", "left out with folds", threads, do)
-                run = resume_folds(self._folder, data=data, workers=workers, drop=drop)
-            return Run(run, trust=self.trust)
+                given: dict[str, Any] = {"devices": devices, "threads": threads}
+                return Run(resume_run(self._folder, data=data, workers=workers, drop=drop, **given), trust=self.trust)
+            do = "They are trained on one."
+            require(devices is None, "devices", "resume", "left out with folds", devices, do)
+            do = "They are trained with the recorded number."
+            require(threads is None, "threads", "resume", "left out with folds", threads, do)
+            return Run(resume_folds(self._folder, data=data, workers=workers, drop=drop), trust=self.trust)
 
     def reproduce(self, out: str | Path | None = None, *, data: str | Path | None = None) -> Run:
         """Train the run again, in a run folder of its own.
@@ -835,18 +718,8 @@ class Run:
             out: The new run's folder; by default the next free number beside this one.
             data: Where the data is now, if it was moved.
         """
-        place = Path(out) if out is not None else self.path.with_name(f"{self.path.name}-again")
-        folder = new_folder(place.parent, place.name, exact=out is not None)
         with self.names:
-            try:
-                rebuilt = rebuild(self.path, folder, data=data, loggers=True)
-            except AutotimmError:
-                folder.discard()
-                raise
-            if rebuilt.config is not None:
-                folder.write_config(rebuilt.config.to_yaml())
-            rebuilt.trainer.hashes_anew = True
-            return Run(train(rebuilt, folder, ckpt_path=rebuilt.checkpoint), trust=self.trust)
+            return Run(reproduce(self.path, out, data=data), trust=self.trust)
 
     def extend(
         self, path: str | Path | None = None, *, epochs: int | str, ckpt: str | Path | None = None, **changes: Any
@@ -877,21 +750,5 @@ class Run:
 
     def _trainer(self, **settings: Any) -> AutoTrainer:
         """A trainer with the seed, switches and threads of the run."""
-        config = self._config() if (self.path / "config.yaml").exists() else {}
-        given = config.as_dict() if isinstance(config, FitConfig) else config.get("trainer", {})
-        return measuring_trainer(given, **settings)
-
-
-def _check_drawing(**given: Any) -> None:
-    """Refuse arguments of ``verify`` that mean nothing with stretches, or nothing without them."""
-    drawing = [name for name in ("stretches", "budget") if given[name] is not None]
-    with_stretches = {"challenge": None, "jobs": 1, "launcher": "local"}
-    others = ("epochs", "explain", "devices", "threads")
-    if not drawing:
-        wrong = [name for name, default in with_stretches.items() if given[name] != default]
-        must, cure = "left out without `stretches` and `budget`", "Give for example stretches=8 too."
-    else:
-        wrong = [*drawing[1:], *(name for name in others if given[name] not in (None, False))]
-        must, cure = f"left out with `{drawing[0]}`", "Leave one of them out."
-    if wrong:
-        raise UsageError(sentence(wrong[0], "verify", must, given[wrong[0]], cure))
+        has_options = (self.path / "config.yaml").exists()
+        return measuring_trainer(trainer_settings(self._config()) if has_options else {}, **settings)

@@ -96,8 +96,10 @@ def settle_search(
     if found.chosen:
         config = config.resolved(found.chosen, "search")
         if "augmentation" in found.chosen:
+            dropped = [id for ids in data.dropped.values() for id in ids]
             data = build_data(config)
             data.setup("fit")
+            data.drop(dropped, recorded=True)
         task = build_task(config, data)
     folder.write_config(config.to_yaml())
     return config, task, data, found.record

@@ -16,7 +16,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 import autotimm
-from autotimm.errors import RunError, UsageError
+from autotimm.errors import RunError, UsageError, require
 from autotimm.records.manifest import Manifest
 from autotimm.runs.run import Run
 from autotimm.serving.http_app import make_app
@@ -85,6 +85,8 @@ def _facts_of(run: Run, stream: PredictionStream) -> dict[str, Any]:
 @contextmanager
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
     """A socket that listens, before the model is loaded: a wrong address is an error at once."""
+    # getaddrinfo would take 80808 for 15272, the rest of a division by 2**16.
+    require(0 <= port < 2**16, "port", "serve", "a whole number in [0, 2**16)", port, "0 takes a free one.")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server(address[:2], family=family)

@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from autotimm.config import FitConfig, read_yaml
+from autotimm.config import FitConfig, options, read_yaml
 from autotimm.config.value_types import Kind, Whole, Words
 from autotimm.constants import LAUNCHERS
 from autotimm.errors import (
@@ -227,17 +227,21 @@ def _metrics_text(metrics: Mapping[str, float]) -> str:
 
 
 def _check_inputs(plan: Plan) -> None:
-    """Refuse to compare runs with other data or other code."""
-    for what in ("data", "transforms", "code"):
-        for arm in ("a", "b"):
-            runs = {str(inputs[what]): name for name, inputs in _inputs(plan, arm)}
+    """Refuse to compare runs with other data or other code, unless B is a configuration of other data."""
+    apart, together = ("a", "b"), ("ab",)
+    other_data = any(options()[name].recorded == "data" for name in plan.changed)
+    for what, groups in (("data", apart if other_data else together), ("transforms", apart), ("code", together)):
+        for arms in groups:
+            runs: dict[str, str] = {}  # the first one of each value
+            for name, inputs in _inputs(plan, arms):
+                runs.setdefault(str(inputs[what]), name)
             if len(runs) > 1:
-                first, second = sorted(runs.values())[:2]
+                first, second = [*runs.values()][:2]
                 raise DataError(f"The runs of a study must have the same {what}. {first} and {second} of "
                                 f"{plan.folder} differ. Give another `name` to train all of them again.")  # fmt: skip
 
 
-def _inputs(plan: Plan, arm: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _inputs(plan: Plan, arms: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for (group_arm, _), trials in plan.groups.items():
-        for trial in trials if group_arm == arm else ():
+        for trial in trials if group_arm in arms else ():
             yield trial.name, Manifest.load(trial.folder / "manifest.json").inputs

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ _ALPHA = 1 - CONFIDENCE
 _MOST_EXACT = 17  # seeds; 2**17 choices of signs take half a second
 _RANDOM_SIGNS = 100_000
 _MOST_SEEDS = 100_000
+_ROUNDING = 2.0**-20  # of values: metrics are computed with 32 bits, so that equal differences differ in the last ones
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def summarize(values: Sequence[float]) -> Summary:
         values: The values of a metric, one per seed, in any unit; at least two.
 
     Raises:
-        UsageError: If there are fewer than two.
+        UsageError: If there are fewer than two, or if one is not finite.
 
     Example:
         >>> summary = summarize([0.80, 0.82, 0.84])
@@ -68,6 +70,8 @@ def summarize(values: Sequence[float]) -> Summary:
 
     require(len(values) > 1, "values", "summarize", "at least two", len(values), "Train with another seed.")
     array = np.asarray(values, dtype=np.float64)
+    finite = bool(np.isfinite(array).all())
+    require(finite, "values", "summarize", "finite numbers", [*values], "Leave the metric out.")
     mean, sd = float(array.mean()), _sd(array)
     margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(array) - 1)) * sd / math.sqrt(len(array))
     return Summary(len(array), mean, sd, mean - margin, mean + margin, float(array.min()), float(array.max()))
@@ -104,15 +108,16 @@ def compare_pairs(a: Sequence[float], b: Sequence[float]) -> Paired:
 
     If A and B were interchangeable, each difference could as well have had the other sign. The test (Fisher, "The
     design of experiments", 1935, chapter 3) counts how many of the 2**n choices of signs give a mean at least as far
-    from zero. It assumes nothing about the distribution. With n seeds, p is at least 2 / 2**n: five seeds never reach
-    0.05. With more than 17 seeds, 100,000 choices are drawn with a fixed seed.
+    from zero, where means that differ by no more than the rounding of 32-bit values are equally far. It assumes nothing
+    about the distribution. With n seeds, p is at least 2 / 2**n: five seeds never reach 0.05. With more than 17 seeds,
+    100,000 choices are drawn with a fixed seed.
 
     Args:
         a: The values of a metric with A, one per seed.
         b: The values with B, for the same seeds in the same order.
 
     Raises:
-        UsageError: If the numbers of values differ, or are less than two.
+        UsageError: If the numbers of values differ, or are less than two, or if a value is not finite.
 
     Example:
         >>> comparison = compare_pairs([0.80, 0.81, 0.79, 0.80], [0.82, 0.83, 0.82, 0.81])
@@ -122,11 +127,19 @@ def compare_pairs(a: Sequence[float], b: Sequence[float]) -> Paired:
     from scipy import stats  # lazy, see above
 
     require(len(a) == len(b), "b", "compare_pairs", "as many values as a", len(b), "Train both with the same seeds.")
-    gaps = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    gaps = second - first
     difference = summarize(gaps.tolist())
     exact = len(gaps) <= _MOST_EXACT
+    observed, rounding = abs(difference.mean), _ROUNDING * float(np.abs([first, second]).max())
+
+    def distance(signed: Any, axis: int = -1) -> Any:
+        """The distance of the mean from zero; the observed one where only rounding tells it apart."""
+        distances = np.abs(signed.mean(axis=axis))
+        return np.where(np.abs(distances - observed) <= rounding, observed, distances)
+
     test = stats.permutation_test(
-        (gaps,), np.mean, permutation_type="samples", vectorized=True, batch=2**14,
+        (gaps,), distance, permutation_type="samples", vectorized=True, batch=2**14, alternative="greater",
         n_resamples=np.inf if exact else _RANDOM_SIGNS, rng=np.random.default_rng(0),
     )  # fmt: skip
     needed = seeds_needed(difference.mean, difference.sd)

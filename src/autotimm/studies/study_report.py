@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ class Results:
         """Read the results of a plan whose runs have all finished.
 
         Raises:
-            DataError: If the runs have different metrics.
+            DataError: If the runs have different metrics, or none that is a finite number in each of them.
         """
         metrics = {trial.name: _trial_metrics(trial) for trial in plan.trials}
         if len({tuple(sorted(values)) for values in metrics.values()}) > 1:
@@ -59,6 +60,10 @@ class Results:
             )
         results = cls(plan, metrics)
         names = results.names
+        if not names:
+            undefined = ", ".join(results.undefined) or "none at all"
+            raise DataError(f"The runs of {plan.folder} must have a metric that is a number in each of them. They have "
+                            f"{undefined}. Use other metrics.")  # fmt: skip
         summaries = {arm: {name: summarize(results.values(arm, name)) for name in names} for arm in results.arms}
         paired, shares = {}, {}
         for name in names:
@@ -76,7 +81,18 @@ class Results:
 
     @property
     def names(self) -> list[str]:
-        """The names of the metrics: test before validation, and losses last."""
+        """The names of the metrics that have statistics: test before validation, and losses last."""
+        return [name for name in self.recorded if name not in self.undefined]
+
+    @property
+    def undefined(self) -> list[str]:
+        """The names of metrics that are no finite number in some run, and so have no statistics."""
+        runs = self.metrics.values()
+        return [name for name in self.recorded if not all(math.isfinite(metrics[name]) for metrics in runs)]
+
+    @property
+    def recorded(self) -> list[str]:
+        """The names of all metrics, in the order of :attr:`names`."""
         metrics = next(iter(self.metrics.values()), {})
         return sorted(metrics, key=lambda name: (not name.startswith("test/"), name.endswith("loss"), name))
 
@@ -89,6 +105,10 @@ class Results:
         """Sentences that explain how to read the numbers."""
         n = len(self.plan.seeds)
         lines = ["The interval is that of the mean; single runs scatter between minimum and maximum."]
+        for name in self.undefined:
+            runs = sum(not math.isfinite(metrics[name]) for metrics in self.metrics.values())
+            which = f"{runs} of {len(self.metrics)} runs"
+            lines.append(f"{printable(name)} has no statistics: it is not a finite number in {which}.")
         if self.splits > 1:
             lines.append("The split varies with the seed: each run was evaluated on other images.")
         if self.paired:
@@ -293,7 +313,7 @@ def _group_label(results: Results, arm: str, vary: str) -> str:
 
 
 def as_data(results: Results) -> dict[str, Any]:
-    """Everything as plain data, as in ``study.json``."""
+    """Everything as plain data, as in ``study.json``; metrics that are no finite number are ``None``."""
     plan = results.plan
     return {
         "schema": 1,
@@ -306,7 +326,10 @@ def as_data(results: Results) -> dict[str, Any]:
             {"config": arm, "vary": vary, "runs": [trial.name for trial in trials]}
             for (arm, vary), trials in plan.groups.items()
         ],
-        "metrics": results.metrics,
+        "metrics": {
+            run: {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+            for run, metrics in results.metrics.items()
+        },
         "summaries": {
             arm: {name: asdict(summary) for name, summary in summaries.items()}
             for arm, summaries in results.summaries.items()
@@ -321,14 +344,14 @@ def as_data(results: Results) -> dict[str, Any]:
 
 def write_json(path: Path, results: Results) -> None:
     """Write ``study.json``: everything, as plain data with sorted keys."""
-    write_text(path, json.dumps(as_data(results), indent=2, sort_keys=True) + "\n")
+    write_text(path, json.dumps(as_data(results), indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 def write_csv(path: Path, results: Results) -> None:
     """Write ``study.csv``: a row per configuration, varied streams and seed, with every metric."""
-    rows: list[list[object]] = [["config", "vary", "seed", "run", *map(safe_cell, results.names)]]
+    rows: list[list[object]] = [["config", "vary", "seed", "run", *map(safe_cell, results.recorded)]]
     for (arm, vary), trials in results.plan.groups.items():
         for seed, trial in zip(results.plan.seeds, trials, strict=True):
             metrics = results.metrics[trial.name]
-            rows.append([arm, vary, seed, trial.name, *(repr(metrics[name]) for name in results.names)])
+            rows.append([arm, vary, seed, trial.name, *(repr(metrics[name]) for name in results.recorded)])
     write_text(path, csv_text(rows))

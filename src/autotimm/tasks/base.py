@@ -1,28 +1,26 @@
 """The base of all tasks: a task says *what* is learned, its base does *how*.
 
-:class:`Task` comes first, then what concrete tasks share: checks of arguments and data, and cutting and joining the
-outputs of a network along the images of a batch.
+What is long stands in modules of its own, as parts of the class: how a task is optimized
+(:mod:`autotimm.tasks.optimization`), measured (:mod:`autotimm.tasks.measurement`) and stored
+(:mod:`autotimm.tasks.checkpoint`).
 """
 
 from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import replace
-from math import nan
-from typing import Any, ClassVar, Protocol, TypedDict, cast
+from typing import Any, ClassVar, Protocol, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchmetrics import Metric
 from typing_extensions import Never
 
-from autotimm.errors import UsageError, is_whole, number, refuse_unknown, require, require_flags, sentence
-from autotimm.metrics import MetricConfig, Scores, build_metrics, table_of
+from autotimm.errors import UsageError, is_whole, number, refuse_unknown, require, require_flags
+from autotimm.metrics import MetricConfig, build_metrics
 from autotimm.models.backbone.weights import Weights
 from autotimm.models.layers.deterministic import rows_alone
 from autotimm.optim import OptimizerOptions, admit_optimizer
@@ -31,14 +29,13 @@ from autotimm.repro.seed import root_seed, seed_everything, set_deterministic
 from autotimm.repro.streams import reseed, scope
 from autotimm.serialization import CapturesArguments
 from autotimm.tasks.checkpoint import Stored
+from autotimm.tasks.measurement import Measured
+from autotimm.tasks.network_outputs import first_of, join
 from autotimm.tasks.optimization import Optimized
-from autotimm.tasks.parts import Parts, check_metrics, compute_alone, is_list_of_tensors, named_losses, of_one_size
 from autotimm.tasks.start import frozen_parameters, network_digest
 from autotimm.types import Batch, Calibration, DataSpec, ExplainedScore, Stage, Step
 
-__all__ = [
-    "Collects", "Task", "TaskOptions", "check_num_classes", "check_spec", "first_of", "join", "names_of", "of_one_size",
-]  # fmt: skip
+__all__ = ["Collects", "Task", "TaskOptions"]
 
 
 class Collects(Protocol):
@@ -71,7 +68,7 @@ class TaskOptions(TypedDict, total=False):
     eval_batch_size: int
 
 
-class Task(CapturesArguments, Optimized, Stored, ABC):
+class Task(CapturesArguments, Optimized, Measured, Stored, ABC):
     """What is trained: a network, a loss, metrics and how to read the network's output.
 
     A concrete task passes a network factory to this constructor and defines three methods: :meth:`step`,
@@ -109,13 +106,10 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         run_seed: The root of the ``step`` and ``eval`` streams while an :class:`autotimm.AutoTrainer` runs.
         spec: What is known of the data, once a data module or a checkpoint has provided it.
         calibration: What was fitted on validation samples for predictions, once a checkpoint has provided it.
-        by_class: The values per class of the last evaluation, by metric: a tensor (C,) for each.
-        details: Logged names that belong in tables, and not in the one line of an epoch.
         collector: Is given every batch of an evaluation, if it is not ``None``.
         built_digest: The digest of the network as the constructor left it; ``None`` of a task that was loaded.
         built_frozen: The parameters that the constructor has frozen.
         keeps_statistics: Whether training leaves the statistics of batch normalization as they are, and uses them.
-        parts: Collects losses and metrics of shards and batches while a trainer with ``shards`` runs; else ``None``.
         shard: The shard of the batch that is being trained on, if it is cut into some.
         portable: Whether to evaluate with portable operators outside of the loops, while a portable trainer runs.
     """
@@ -136,9 +130,6 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
     """Score from which on a label or an object is predicted; ``None`` where the likeliest class alone is predicted."""
 
     _shared_options: ClassVar[type] = TaskOptions  # the options that are recorded with their defaults
-    metrics: nn.ModuleDict
-    by_class: dict[str, Any]
-    details: set[str]
     built_digest: str | None
     built_frozen: frozenset[str]
 
@@ -201,7 +192,7 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         self._metrics_given = None if metrics is None else [MetricConfig.of(metric) for metric in metrics]
         self.by_class, self.details = {}, set()
         self.collector: Collects | None = None
-        self.parts: Parts | None = None
+        self.parts = None
         self.shard: int | None = None
         self.portable = False
         self._padding = True
@@ -296,7 +287,7 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         """Run the network; in evaluation in batches of one fixed shape, so that a sample's bits never depend on others.
 
         A last batch that is not full is padded with zeros, whose outputs are dropped.
-        :func:`autotimm.tasks.base.first_of` describes what the network may return.
+        See :func:`autotimm.tasks.network_outputs.first_of` for what the network may return.
         """
         if self.training or not self._padding:
             return self.network(images)
@@ -466,267 +457,3 @@ class Task(CapturesArguments, Optimized, Stored, ABC):
         if self.run_seed is not None:
             return self.run_seed
         return self.root_seed if self._data is None else self._data.run_seed
-
-    # Losses and metrics
-
-    def _of_stage(self, stage: Stage) -> list[tuple[MetricConfig, Metric]]:
-        metrics = cast(nn.ModuleDict, self.metrics[f"{stage.value}_metrics"])
-        configs = [config for config in self.metric_configs if stage.value in config.stages]
-        return [(config, cast(Metric, metrics[config.name])) for config in configs]
-
-    def _log(self, step: Step, stage: Stage, size: int) -> None:
-        train = stage is Stage.TRAIN
-        losses = named_losses(step)
-        self._note_details(losses, stage)
-        if self.parts is not None:
-            self.parts.add(step, size, stage, self._of_stage(stage))
-            return
-        for name, value in losses.items():
-            if train and self._logged_again(f"train/{name}", value, size if step.weight is None else step.weight):
-                continue
-            shown: dict[str, Any] = {"prog_bar": name == "loss", "on_step": train, "on_epoch": True}
-            weight: Any = size if step.weight is None else step.weight  # Lightning multiplies and adds, also tensors
-            if not train and self.trainer.world_size > 1:
-                # Lightning takes the mean of the weights of all processes, and rounds that of whole numbers down.
-                weight = torch.as_tensor(weight, dtype=torch.get_default_dtype(), device=value.device)
-            self.log(f"{stage.value}/{name}", value.detach(), batch_size=weight, sync_dist=not train, **shown)
-        if step.targets is None:
-            return
-        for config, metric in self._of_stage(stage):
-            # Only a call keeps the value of the batch, which is what Lightning logs for a step.
-            add = metric if config.log_on_step else metric.update
-            for predictions, targets in of_one_size(step, metric.device):
-                add(predictions, targets)
-            if isinstance(metric, Scores):
-                continue  # Lightning logs metrics of one value; these wait for the end of the epoch
-            when: dict[str, Any] = {"on_step": config.log_on_step, "on_epoch": config.log_on_epoch}
-            # Told rather than searched: asking of every module whether it is a metric takes a quarter of a second.
-            when["metric_attribute"] = f"metrics.{stage.value}_metrics.{config.name}"
-            self.log(f"{stage.value}/{config.name}", metric, prog_bar=config.prog_bar, batch_size=size, **when)
-
-    def _note_details(self, losses: Iterable[str], stage: Stage) -> None:
-        """People see the sum of the losses; its terms are in metrics.csv."""
-        names = {f"{stage.value}/{name}" for name in losses if name != "loss"}
-        self.details |= names if len(names) > 1 else set()
-
-    def log_whole(self, losses: Mapping[str, Tensor], size: int) -> None:
-        """Log the losses of a training batch that was cut into shards.
-
-        Args:
-            losses: The losses over the whole batch, the same in every process.
-            size: Number of its images.
-        """
-        self._note_details(losses, Stage.TRAIN)
-        for name, value in losses.items():
-            if not self._logged_again(f"train/{name}", value, size):
-                shown: dict[str, Any] = {"prog_bar": name == "loss", "on_step": True, "on_epoch": True}
-                self.log(f"train/{name}", value, batch_size=size, **shown)
-
-    def merge_parts(self) -> None:
-        """Add what was measured of single parts to the metrics; every process must take part."""
-        assert self.parts is not None
-        for stage in (Stage.TRAIN, Stage.VAL, Stage.TEST):
-            self.parts.merge(stage, {config.name: metric for config, metric in self._of_stage(stage)})
-
-    def log_parts(self, stage: Stage) -> None:
-        """Log at the end of an epoch what was measured of its parts; nothing where there are none."""
-        if self.parts is None:
-            return
-        self.parts.merge(stage, {config.name: metric for config, metric in self._of_stage(stage)})
-        for name, mean in self.parts.take_sums().items():
-            self.log(f"{stage.value}/{name}", torch.tensor(mean, device=self.device), prog_bar=name == "loss")
-        for config, metric in self._of_stage(stage):
-            if not isinstance(metric, Scores) and metric.update_called:
-                self.log(f"{stage.value}/{config.name}", metric.compute(), prog_bar=config.prog_bar)
-                metric.reset()
-
-    def check_parts(self) -> None:
-        """Refuse metrics that cannot be put together of parts.
-
-        Raises:
-            UsageError: If there is one.
-        """
-        for stage in (Stage.TRAIN, Stage.VAL, Stage.TEST):
-            check_metrics(self._of_stage(stage))
-
-    def _logged_again(self, name: str, value: Tensor, weight: Any) -> bool:
-        """Add the loss of a step to those of the same epoch, as :meth:`log` would; whether there was one.
-
-        Lightning checks every call anew, and copies what it knows of the value: 0.4 ms, a fiftieth of a small step.
-        """
-        results: Any = self.trainer._results  # private to Lightning, as in `train/callbacks/epoch_metrics.py`
-        logged = None if results is None else results.get(f"{self._current_fx_name}.{name}")
-        if logged is None or logged.has_reset or logged.value.device != value.device:
-            return False
-        logged.forward(value.detach(), weight)
-        return True
-
-    def _log_scores(self, stage: Stage) -> None:
-        """Compute and log the metrics of several values at the end of an epoch, the same on every process."""
-        self.log_parts(stage)
-        self.by_class = {}
-        for config, metric in self._of_stage(stage):
-            if isinstance(metric, Scores):
-                for name, key, value in _named(config, metric):
-                    if name not in metric.headline:
-                        self.details.add(f"{stage.value}/{key}")
-                    self.log(f"{stage.value}/{key}", value.to(self.device), prog_bar=config.prog_bar and name == "mean")
-                self.by_class[config.name] = metric.by_class()
-                metric.reset()
-
-    def measure(self, evaluated: Iterable[tuple[Batch, Step]], stage: Stage) -> dict[str, float]:
-        """Measure batches as an epoch of evaluation does, outside of the loops: nothing is logged.
-
-        It is for one process alone, which has all of the samples: it never waits for others.
-
-        Args:
-            evaluated: Batches, each with the result of :meth:`evaluate`.
-            stage: The stage that they are measured as.
-
-        Returns:
-            The losses and metrics by the names under which the loops log them; nothing without batches.
-        """
-        metrics = [(config, deepcopy(metric)) for config, metric in self._of_stage(stage)]
-        sums: dict[str, tuple[float, float]] = {}
-        for _, metric in metrics:
-            compute_alone(metric)  # of several processes the others measure nothing
-            metric.reset()
-        empty = True
-        for batch, step in evaluated:
-            empty = False
-            weight = float(len(batch.images) if step.weight is None else step.weight)
-            for name, value in named_losses(step).items():
-                total, weights = sums.get(name, (0.0, 0.0))
-                sums[name] = total + weight * float(value), weights + weight
-            for _, metric in metrics if step.targets is not None else ():
-                for predictions, targets in of_one_size(step, metric.device):
-                    metric.update(predictions, targets)
-        measured = {name: total / weights if weights else nan for name, (total, weights) in sums.items()}
-        for config, metric in () if empty else metrics:
-            if isinstance(metric, Scores):
-                measured |= {key: float(value) for _, key, value in _named(config, metric)}
-            else:
-                measured[config.name] = float(metric.compute())
-        return {f"{stage.value}/{name}": value for name, value in measured.items()}
-
-    @property
-    def class_table(self) -> dict[str, dict[str, float]]:
-        """The values of :attr:`by_class`, a row per class and a column per metric; NaN where nothing was measured."""
-        if not self.by_class:
-            return {}
-        measured = [*self._of_stage(Stage.VAL), *self._of_stage(Stage.TEST)]
-        titles = {config.name: metric.per_class for config, metric in measured if isinstance(metric, Scores)}
-        names = names_of(self.spec, max(map(len, self.by_class.values())))
-        return table_of(self.by_class, titles, names)
-
-
-def _named(config: MetricConfig, metric: Scores) -> Iterator[tuple[str, str, Tensor]]:
-    """The values of a metric that has several: the name of each, that under which it is logged, and the value."""
-    for name, value in metric.compute().items():
-        suffixed = f"{config.name}_{name}" if metric.prefixed else name
-        yield name, config.name if name == "mean" else suffixed, value
-
-
-# Checks and names that tasks with classes share
-
-
-def check_num_classes(num_classes: object, least: int, owner: str) -> None:
-    """Refuse a ``num_classes`` that is no integer, or too small.
-
-    Raises:
-        UsageError: If it is wrong.
-    """
-    fine = is_whole(num_classes, least)
-    do = "Give the number of classes of your data, `data.num_classes`."
-    require(fine, "num_classes", owner, f"an integer of at least {least}", num_classes, do)
-
-
-def check_spec(spec: DataSpec, kinds: Sequence[str], num_classes: int, owner: str, in_chans: int = 3) -> None:
-    """Refuse data with targets of another kind, or with another number of classes or channels.
-
-    Args:
-        spec: What is known of the data.
-        kinds: The accepted kinds, see :class:`autotimm.types.DataSpec`.
-        num_classes: The number of classes of the task.
-        owner: The task's name.
-        in_chans: The number of channels of the images that the task takes.
-
-    Raises:
-        UsageError: If the data does not fit.
-    """
-    if spec.kind not in kinds:
-        raise UsageError(
-            f"{owner} expects {kinds[0]}; got {spec.kind}. Use the task for {spec.kind}, or another data module."
-        )
-    present = len(spec.class_names)
-    if present != num_classes:
-        do = f"Give num_classes={present}; the classes are {', '.join(spec.class_names[:10])}."
-        raise UsageError(sentence("num_classes", owner, f"{present}, as the data has", num_classes, do))
-    must, do = f"{spec.in_chans}, as the data has", f"Give in_chans={spec.in_chans}, or data with another."
-    require(spec.in_chans == in_chans, "in_chans", owner, must, in_chans, do)
-
-
-def names_of(spec: DataSpec | None, num_classes: int) -> tuple[str, ...]:
-    """Names of the classes in the order of the logits; their numbers before the data is known."""
-    return spec.class_names if spec else tuple(str(index) for index in range(num_classes))
-
-
-# Outputs of a network
-
-
-def first_of(output: Any, number: int, of: int) -> Any:
-    """Return the part of an output that belongs to the first images.
-
-    An output is a tensor whose first dimension are the images; a mapping, a tuple or a list of such outputs; or a list
-    of anything else with one entry per image, as torchvision's detectors return. A list of tensors is of the first
-    kind.
-
-    Args:
-        output: The output of the network.
-        number: How many images to keep.
-        of: How many there were.
-
-    Raises:
-        UsageError: If it is none of these.
-
-    Example:
-        >>> first_of({"scores": torch.zeros(4, 2), "boxes": [{"n": 0}, {"n": 1}, {"n": 2}, {"n": 3}]}, 2, of=4)
-        {'scores': tensor([[0., 0.], [0., 0.]]), 'boxes': [{'n': 0}, {'n': 1}]}
-    """
-    if isinstance(output, Tensor) and output.shape[:1] == (of,):
-        return output[:number]
-    if isinstance(output, Mapping):
-        return {name: first_of(part, number, of) for name, part in output.items()}
-    if isinstance(output, tuple) or is_list_of_tensors(output):
-        return _like(output, [first_of(part, number, of) for part in output])
-    if isinstance(output, list) and len(output) == of:
-        return output[:number]
-    got = f"a {type(output).__name__}"
-    got += f" of shape {tuple(output.shape)}" if isinstance(output, Tensor) else ""
-    got += f" of {len(output)}" if isinstance(output, list) else ""
-    raise UsageError(
-        f"The output of the network must have one entry for each of {of} images: tensors whose first dimension they "
-        f"are, a mapping or tuple of such, or a list. Got {got} instead. Return one of these."
-    )
-
-
-def join(outputs: Sequence[Any]) -> Any:
-    """Concatenate outputs for some images each, as :func:`first_of` describes them, to one for all.
-
-    Example:
-        >>> join([(torch.zeros(2),), (torch.ones(1),)])
-        (tensor([0., 0., 1.]),)
-    """
-    first = outputs[0]
-    if isinstance(first, Tensor):
-        return torch.cat(list(outputs))
-    if isinstance(first, Mapping):
-        return {name: join([output[name] for output in outputs]) for name in first}
-    if isinstance(first, tuple) or is_list_of_tensors(first):
-        return _like(first, [join(parts) for parts in zip(*outputs, strict=True)])
-    return [entry for output in outputs for entry in output]
-
-
-def _like(output: Any, parts: list[Any]) -> Any:
-    """The parts as a list, a tuple, or the named tuple that the network returned."""
-    return parts if isinstance(output, list) else getattr(type(output), "_make", tuple)(parts)

@@ -16,7 +16,8 @@ from autotimm.losses.image_losses import build_loss
 from autotimm.metrics import MetricConfig, default_metrics
 from autotimm.models.backbone.pooled import PooledClassifier, build_classifier
 from autotimm.models.backbone.weights import resolve_weights
-from autotimm.tasks.base import Task, TaskOptions, check_num_classes, check_spec, names_of
+from autotimm.tasks.base import Task, TaskOptions
+from autotimm.tasks.spec_checks import check_num_classes, check_spec, names_of
 from autotimm.tasks.views import View, seen
 from autotimm.types import Batch, DataSpec, ExplainedScore, Prediction, Stage, Step
 

@@ -19,8 +19,9 @@ from autotimm.models.backbone.weights import resolve_weights
 from autotimm.models.detection.build_detector import build_detector, nms_threshold
 from autotimm.models.detection.detector import Detector
 from autotimm.models.detection.two_stage import TwoStageDetector
-from autotimm.tasks.base import Task, TaskOptions, check_num_classes, check_spec, names_of
+from autotimm.tasks.base import Task, TaskOptions
 from autotimm.tasks.letterbox import encode, places, shown, to_original
+from autotimm.tasks.spec_checks import check_num_classes, check_spec, names_of
 from autotimm.tasks.tiles import Window, merge_objects, tile_windows, tiled
 from autotimm.tasks.views import View, merged_objects, seen
 from autotimm.types import Batch, DataSpec, ExplainedScore, ObjectPrediction, Placement, Stage, Step, Tiling

@@ -17,9 +17,10 @@ from torchmetrics.utilities import dim_zero_cat, dim_zero_max, dim_zero_min, dim
 
 from autotimm.errors import UsageError
 from autotimm.metrics import MetricConfig, Scores
+from autotimm.tasks.network_outputs import is_list_of_tensors
 from autotimm.types import Stage, Step
 
-__all__ = ["Parts", "check_metrics", "compute_alone", "is_list_of_tensors", "named_losses", "of_one_size"]
+__all__ = ["Parts", "check_metrics", "compute_alone", "named_losses", "of_one_size"]
 
 _States = list[dict[str, Any]]
 
@@ -36,11 +37,6 @@ def of_one_size(step: Step, device: torch.device) -> Iterator[tuple[Any, Any]]:
         return
     for predicted, true in zip(step.predictions, step.targets, strict=True):
         yield predicted[None].to(device), true[None].to(device)
-
-
-def is_list_of_tensors(output: Any) -> bool:
-    """Whether an output is a list of tensors, and of at least one."""
-    return isinstance(output, list) and bool(output) and all(isinstance(part, Tensor) for part in output)
 
 
 class Parts:

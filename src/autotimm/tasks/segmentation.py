@@ -18,8 +18,9 @@ from autotimm.losses.pixel_losses import build_dense_loss
 from autotimm.metrics import MetricConfig, region_scores
 from autotimm.models.backbone.weights import resolve_weights
 from autotimm.models.segmentation.segmenter import build_segmenter
-from autotimm.tasks.base import Task, TaskOptions, check_num_classes, check_spec, names_of
+from autotimm.tasks.base import Task, TaskOptions
 from autotimm.tasks.letterbox import likeliest, places, shown
+from autotimm.tasks.spec_checks import check_num_classes, check_spec, names_of
 from autotimm.tasks.tiles import TileLabels, column_blocks, cut_targets, tile_windows, tiled
 from autotimm.tasks.views import View, mean_probabilities, seen
 from autotimm.types import Batch, DataSpec, ExplainedScore, PixelPrediction, Placement, Stage, Step, Tiling

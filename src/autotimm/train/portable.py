@@ -66,10 +66,10 @@ def check_task(model: pl.LightningModule) -> None:
     """Refuse what cannot be trained portably.
 
     Raises:
-        UsageError: If it neither classifies images nor segments them, or is compiled.
+        UsageError: If it is of a kind of its own, or compiled.
     """
-    if not isinstance(model, Task) or not {"classes", "pixels"} & {*model.kinds}:
-        must = "False for anything but classification and semantic segmentation, whose operators alone were tried"
+    if not isinstance(model, Task) or not {"classes", "pixels", "boxes", "instances"} & {*model.kinds}:
+        must = "False for anything but classification, detection and segmentation, whose operators alone were tried"
         raise UsageError(sentence("portable", "AutoTrainer", must, True, "Leave it out."))
     if model.hparams.get("compile_model"):
         must = "left out in a portable run, since a compiler fuses operators"

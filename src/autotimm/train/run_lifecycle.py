@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -31,7 +32,6 @@ from autotimm.errors import (
     join_names,
 )
 from autotimm.records.atomic import atomic_path
-from autotimm.records.checked_levels import level_claims
 from autotimm.records.commitment import commitment_of, write_commitment
 from autotimm.records.compute import COMPUTE, Meter
 from autotimm.records.digest import config_digest
@@ -39,13 +39,14 @@ from autotimm.records.environment import volatile
 from autotimm.records.imports import names_in
 from autotimm.records.ledger import read_ledger
 from autotimm.records.manifest import SOURCES, Manifest
-from autotimm.records.run_folder import CALIBRATION, RECIPE, RunFolder, name_of_weights
+from autotimm.records.run_folder import RECIPE, RunFolder
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.tasks.start import Start, store_start
 from autotimm.train.callbacks.candidates import choice_of
 from autotimm.train.callbacks.epoch_metrics import MetricsTable
-from autotimm.train.progress import duration, metrics_text, say, show
+from autotimm.train.fit_summary import summary
+from autotimm.train.progress import say, show
 from autotimm.train.resume import require_same_inputs, start_of
 from autotimm.train.run_description import (
     changed_while_training,
@@ -57,8 +58,7 @@ from autotimm.train.run_description import (
 )
 
 __all__ = [
-    "OpenRun", "conclude", "declare", "ending", "keep_start", "naming_the_resume", "open_run", "summary",
-    "write_outcome",
+    "OpenRun", "conclude", "declare", "ending", "keep_start", "naming_the_resume", "open_run", "write_outcome",
 ]  # fmt: skip
 
 _MOST_IDS = 100  # ids of changed files in a manifest; their number is exact
@@ -136,101 +136,62 @@ def declare(
     """
     before = Manifest.load(folder.manifest) if folder.manifest.exists() else None
     resumed = before if resumes or trainer.global_step else None
-    samples = folder.samples.content()
-    splits = folder.path / "splits.csv"
-    data_facts: dict[str, Any] = {"data": {"digest": samples and samples.digest, "samples": samples and len(samples)}}
-    data_facts["splits"] = config_digest(splits.read_text()) if splits.exists() else None
-    begun: dict[str, Any] = {} if start is None else {"start": dict(start.record)}
-    begun |= {} if frozen is None else {"frozen": frozen}
-    clock: dict[str, Any] = {"started": timestamp(), "folder": str(folder.path.resolve()), **volatile()}
-    clock |= {"processes": trainer.world_size} if trainer.shards is not None else {}
-    if start is not None and start.parent is not None:
-        clock["parent"] = str(start.parent.resolve())
-    if resumed is not None:
+    if resumed is None:
+        begun: dict[str, Any] = {} if start is None else {"start": dict(start.record)}
+        begun |= {} if frozen is None else {"frozen": frozen}
+    else:
         initial = resumed.inputs["initial"]
         begun = {name: resumed.inputs[name] for name in ("start", "frozen") if name in resumed.inputs}
-        shared = {name: clock[name] for name in ("processes",) if name in clock}
-        clock = resumed.volatile | shared | {"resumes": [*resumed.volatile.get("resumes", []), timestamp()]}
-    if data is not None and data.notices:  # they hold paths, which another place has not
-        clock["notices"] = list(data.notices)
-    committed = before.decisions.get("commitment") if before is not None else None
     manifest = Manifest(
-        inputs=inputs(trainer, model, data, content=data_facts, initial=initial) | begun,
+        inputs=inputs(trainer, model, data, content=_samples(folder), initial=initial) | begun,
         environment=surroundings(trainer),
         decisions=decisions(model, data, trainer.searched),
         results={"status": "running"},
         levels=levels(trainer, model, data, begun),
-        volatile=clock,
+        volatile=_circumstances(folder, trainer, data, start, resumed),
     )
+    committed = None if before is None else before.decisions.get("commitment")
     if committed is None and trainer.commits:
-        commitment = commitment_of(manifest)
-        write_commitment(folder.path, commitment)
-        show(trainer, f"commitment: {commitment.digest}", f"plan: {commitment.plan}")
-        committed = commitment.digest
+        committed = _commit(folder, trainer, manifest)
     if committed is not None:
         manifest = replace(manifest, decisions={**manifest.decisions, "commitment": committed})
     folder.write_manifest(manifest, names_in(describe(model, data, trainer)))
     return manifest.run_id
 
 
-def summary(folder: RunFolder, trainer: Any, seconds: float, *, resumed: bool = False) -> list[str]:
-    """The lines at the end of a fit: its best epoch, its test if there was one, its time and what to do next."""
-    module, results = trainer.lightning_module, folder.results()
-    since = " since it was resumed" if resumed else ""
-    done = trainer.current_epoch  # 0 in a process that has spawned others to train
-    epochs = f"{done} epoch{'' if done == 1 else 's'}, " if done else ""
-    lines = [f"finished: {epochs}{duration(seconds)}{since}"]
-    best: dict[str, Any] = getattr(trainer.checkpoint_callback, "best", None) or {}
-    if best:
-        validated = {name: value for name, value in best["metrics"].items() if name.startswith("val/")}
-        lines.append(f"{_name_of_best(best)}  {metrics_text(validated or best['metrics'], module)}")
-    if calibration := results.get(CALIBRATION):
-        lines.append(f"calibration, measured on other samples: {_worth(calibration, module)}")
-    if "test" in results:
-        lines.append(f"test: {metrics_text(results['test'], module)}")
-    return [*lines, _claims(folder), f"run folder: {folder.path}", f"next: {_next_command(folder, trainer)}"]
+def _samples(folder: RunFolder) -> dict[str, Any]:
+    """The digests of the samples and of their splits, as the folder lists them."""
+    samples, splits = folder.samples.content(), folder.path / "splits.csv"
+    return {
+        "data": {"digest": samples and samples.digest, "samples": samples and len(samples)},
+        "splits": config_digest(splits.read_text()) if splits.exists() else None,
+    }
 
 
-def _worth(measured: dict[str, float], module: Any) -> str:
-    """What a temperature and thresholds are worth, and which threshold the metrics of the training had."""
-    parts = []
-    if "ece" in measured:
-        temperature = measured["temperature"]
-        used = f"temperature {temperature:.3g}" if temperature != 1 else "not used: the loss would be no lower"
-        parts.append(f"error of confidence {measured['ece']:.3f} -> {measured['calibrated_ece']:.3f} ({used})")
-    if "f1" in measured:
-        used = "a threshold for each class" if measured["fitted"] else "not used"
-        before = f"{measured['f1']:.3f} from {module.threshold:g} on, as in the metrics"
-        parts.append(f"F1 {before} -> {measured['fitted_f1']:.3f} ({used})")
-    return ", ".join(parts)
+def _circumstances(
+    folder: RunFolder, trainer: Any, data: DataModule | None, start: Start | None, resumed: Manifest | None
+) -> dict[str, Any]:
+    """When, where and with how many processes a run trains: what no bit depends on."""
+    processes = {} if trainer.shards is None else {"processes": trainer.world_size}
+    if resumed is not None:
+        resumes = [*resumed.volatile.get("resumes", []), timestamp()]
+        known = resumed.volatile | processes | {"resumes": resumes}
+    else:
+        place = {"started": timestamp(), "folder": str(folder.path.resolve())}
+        known = {**place, **volatile(), **processes}
+        if start is not None and start.parent is not None:
+            known["parent"] = str(start.parent.resolve())
+    if data is not None and data.notices:  # they hold paths, which another place has not
+        known["notices"] = list(data.notices)
+    return known
 
 
-def _name_of_best(best: Mapping[str, Any]) -> str:
-    """What the weights that are kept are of, in the words of the report."""
-    kept = best.get("averaged") or [best["epoch"] + 1]
-    return f"best epoch: {kept[0]}" if len(kept) == 1 and kept[0] else f"best: {name_of_weights(kept)}"
-
-
-def _claims(folder: RunFolder) -> str:
-    """What the run may claim of its reproducibility, in one line."""
-    levels: dict[str, list[str]] = {}
-    for level, claim in level_claims(folder.path).items():
-        levels.setdefault(claim.partition(" ")[0].rstrip(","), []).append(level)
-    no = levels.pop("no", [])
-    claims = [f"{' '.join(names)} {claim}" for claim, names in levels.items()]
-    claims += [f"not {' '.join(no)}"] if no else []
-    return f"reproducibility: {', '.join(claims)} (autotimm levels {folder.path})"
-
-
-def _next_command(folder: RunFolder, trainer: Any) -> str:
-    data = trainer.datamodule
-    if not isinstance(data, DataModule):
-        return f"autotimm diff {folder.path} ANOTHER_RUN"  # no command can build the caller's own loaders again
-    if not isinstance(trainer.lightning_module, Task):
-        return f"autotimm verify {folder.path}"
-    if "test" in data.tables and "test" not in folder.results():
-        return f"autotimm test {folder.path}"
-    return f"autotimm predict {folder.path} IMAGES"
+def _commit(folder: RunFolder, trainer: Any, manifest: Manifest) -> str:
+    """Write and print what a run is committed to, and return its digest."""
+    commitment = commitment_of(manifest)
+    write_commitment(folder.path, commitment)
+    show(trainer, f"commitment: {commitment.digest}", f"plan: {commitment.plan}")
+    return commitment.digest
 
 
 def conclude(
@@ -351,20 +312,21 @@ def ending(trainer: Any, *, resume: bool) -> Iterator[OpenRun]:
 
 
 @contextmanager
-def naming_the_resume(trainer: Any, data: object) -> Iterator[None]:
+def naming_the_resume(folder: RunFolder, data: object, whole: Path | None = None) -> Iterator[None]:
     """Say in the error of a sample that cannot be read how the run is resumed without it.
 
-    In a replay, and without a folder, there is nothing to resume.
+    Args:
+        folder: The run's folder; where none is written, there is nothing to resume.
+        data: What it trains on.
+        whole: The run that it is a fold of, which is what is resumed.
     """
     try:
         yield
     except UnreadableSampleError as error:
-        chosen = trainer.run_folder.chosen
-        if chosen is None or trainer.listener is not None or not isinstance(data, DataModule):
+        if folder.chosen is None or not isinstance(data, DataModule):
             raise
-        run = str(trainer.resumed_as or chosen)
+        run = str(whole or folder.chosen)
         split = next((split for split, table in data.tables.items() if error.id in table.ids), "training")
-        folder = trainer.run_folder
         recorded = recorded_drops(Manifest.load(folder.manifest)) if folder.begun else ()
         # What this process was told to drop is in no record before its first step.
         ids = [*(id for dropped in data.dropped.values() for id in dropped if id not in recorded), error.id]

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from autotimm.data import ImageDataModule
-from autotimm.data.formats.class_csv import open_table, read_csv
-from autotimm.data.inference_loaders import read_labelled
+from autotimm.data.formats.class_csv import read_csv
+from autotimm.data.formats.csv_table import open_table
+from autotimm.data.relabelled import read_labelled
 from autotimm.data.table import ImageTable
 from autotimm.errors import DataError, UsageError
 from autotimm.types import DataSpec

@@ -10,7 +10,7 @@ from autotimm.data import ImageDataModule
 from autotimm.data.formats import read_folder
 from autotimm.data.formats.recognize import recognize
 from autotimm.data.image_io import IMAGE_SUFFIXES
-from autotimm.data.inference_loaders import read_labelled
+from autotimm.data.relabelled import read_labelled
 from autotimm.errors import DataError, UsageError
 from autotimm.types import DataSpec
 

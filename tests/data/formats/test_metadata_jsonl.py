@@ -11,7 +11,7 @@ from autotimm import ImageDataModule
 from autotimm.data.annotations.objects import ObjectTable
 from autotimm.data.formats import Listing, recognize
 from autotimm.data.formats.recognize import read_classes, read_spatial
-from autotimm.data.inference_loaders import read_labelled
+from autotimm.data.relabelled import read_labelled
 from autotimm.data.table import ImageTable
 from autotimm.errors import DataError
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,19 +11,20 @@ from typing import NamedTuple
 import torch
 
 from autotimm.data.formats.box_csv import has_boxes, is_label_table
+from autotimm.data.formats.csv_table import CsvTable, Row, open_table
 from autotimm.data.formats.data_format import Format, ReadOptions, Report, Sighting
 from autotimm.data.formats.listing import Listing, relative, split_of, text
 from autotimm.data.formats.table_images import TableImages
 from autotimm.data.formats.table_labels import bit_of, combined_by, is_missing, label_of, split_of_cell, tags_of
 from autotimm.data.table import ImageTable
-from autotimm.errors import DataError, join_names, nearest, require
+from autotimm.errors import DataError, join_names, require
 
-__all__ = ["IMAGE_NAMES", "LABEL_NAMES", "ClassCsv", "CsvTable", "open_table", "read_csv"]
+__all__ = ["IMAGE_NAMES", "LABEL_NAMES", "ClassCsv", "read_csv"]
 
 IMAGE_NAMES = ("image", "filename", "file_name", "file", "path", "image_path", "filepath", "img", "image_id", "name")
 LABEL_NAMES = ("label", "class", "target", "category", "class_name", "label_name", "y")
 _SUFFIXES = (".csv", ".tsv")
-SPLIT_NAMES = ("split", "set", "subset", "fold")
+_SPLIT_NAMES = ("split", "set", "subset", "fold")
 
 
 class ClassCsv(Format):
@@ -103,7 +102,7 @@ def read_csv(
             len(label_column) == 1, "label_separator", "a table", "left out with several label columns",
             label_separator, "Give one `label_column`, whose cells hold several labels.",
         )  # fmt: skip
-    reader = _Reader(image_dir, image_column, label_column, label_separator, strict, notices, group=group)
+    reader = _Reader(image_dir, image_column, label_column, label_separator, strict, notices, group)
     if len(files) == 1:
         tables = reader.read_splits(files["train"], only)
     else:
@@ -112,62 +111,6 @@ def read_csv(
         if split != "train" and (shared := sorted(set(table.ids) & set(tables["train"].ids))):
             notices.append(f"{len(shared)} images are in both the train and the {split} table: {join_names(shared)}.")
     return tables
-
-
-class Row(NamedTuple):
-    """One line of a table.
-
-    Attributes:
-        line: Its number in the file, from 1.
-        cells: Its cells by column, as text.
-    """
-
-    line: int
-    cells: dict[str, str]
-
-
-@dataclass
-class CsvTable:
-    """The content of one CSV file.
-
-    Attributes:
-        path: The file.
-        columns: The names in the header.
-        rows: The lines below it.
-    """
-
-    path: Path
-    columns: list[str]
-    rows: list[Row]
-
-    def error(self, message: str) -> DataError:
-        """An error about this file."""
-        return DataError(f"{self.path}: {message}")
-
-    def column(self, name: str | None, usual: Sequence[str], argument: str) -> str:
-        """The column of that name, or the first with one of the usual names.
-
-        Raises:
-            DataError: If there is none.
-        """
-        if name is None:
-            by_lower = {column.lower(): column for column in reversed(self.columns)}
-            if known := next((by_lower[usual_name] for usual_name in usual if usual_name in by_lower), None):
-                return known
-            raise self.error(
-                f"no column has a usual name like {usual[0]!r}; which column is it? Give `{argument}`, one of "
-                f"{join_names(self.columns, 20)}.{self._multi_label_hint(argument)}"
-            )
-        if name not in self.columns:
-            cure = nearest(name, self.columns) or f"Columns are {join_names(self.columns, 20)}."
-            raise self.error(f"there is no column {name!r}, which `{argument}` names. {cure}")
-        return name
-
-    def _multi_label_hint(self, argument: str) -> str:
-        """What to give if several columns hold nothing but 0 and 1."""
-        bits = [column for column in self.columns if all(bit_of(row.cells[column]) is not None for row in self.rows)]
-        several = argument == "label_column" and len(bits) > 1
-        return f" For several labels per image: label_column={bits!r}." if several else ""
 
 
 class _Labelled(NamedTuple):
@@ -179,49 +122,146 @@ class _Labelled(NamedTuple):
     line: int
 
 
-def open_table(path: Path) -> CsvTable:
-    """Read the cells of a table as text.
+@dataclass
+class _Reader:
+    """Reads the tables of all splits with the same options; the classes are those of the first.
 
-    Raises:
-        DataError: If it is missing, or not a table.
+    A table has one label per image, or one column of zeros and ones per class, or several labels in a cell.
     """
-    if not os.path.isfile(path):
-        raise DataError(f"There is no file {path}. Check the path; relative paths start at {Path.cwd()}.")
-    try:
-        # utf-8-sig drops the byte order mark that spreadsheet programs write
-        content = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 (byte {error.start}). Save it as UTF-8.") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from error
-    # Not str.splitlines, which breaks lines at U+2028 and at other characters that are part of a cell.
-    first = next((line for line in io.StringIO(content, newline="") if line.strip()), None)
-    if first is None:
-        raise DataError(f"{path} is empty. Write a header line and one line per image.")
-    reader = csv.reader(io.StringIO(content, newline=""), delimiter=max(",;\t", key=first.count))
-    try:
-        rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}. Check quotes and line ends.") from error
-    if not rows:
-        raise DataError(f"{path} has no header. Write the names of its columns into the first line.")
-    columns = [column.strip() for column in rows[0][1]]
-    return _checked(CsvTable(path, columns, []), rows[1:])
 
+    image_dir: Path | None
+    image_column: str | None
+    label_column: str | Sequence[str] | None
+    label_separator: str | None
+    strict: bool
+    notices: list[str]
+    group: str | None
+    classes: tuple[str, ...] = ()
 
-def _checked(table: CsvTable, rows: list[tuple[int, list[str]]]) -> CsvTable:
-    named = [column for column in table.columns if column]  # spreadsheets write columns without name or content
-    if repeated := sorted({column for column in named if named.count(column) > 1}):
-        raise table.error(f"columns that occur twice: {join_names(repeated)}. Rename one of each.")
-    if not rows:
-        raise table.error("there is a header but no row. Write one line per image.")
-    width = len(table.columns)
-    if uneven := [str(line) for line, cells in rows if len(cells) < width or any(map(str.strip, cells[width:]))]:
-        raise table.error(f"lines that do not have {width} cells like the header: {join_names(uneven)}.")
-    places = [(place, column) for place, column in enumerate(table.columns) if column]
-    table.rows = [Row(line, {column: cells[place] for place, column in places}) for line, cells in rows]
-    table.columns = named
-    return table
+    def read_splits(self, path: Path, only: str | None) -> dict[str, ImageTable]:
+        """Read the only table, with its column of splits if it has one."""
+        table = open_table(path)
+        column = self._split_column(table)
+        if column is None:
+            return {"train": self._read(table, table.rows, "train", path.name)}
+        parts: dict[str, list[Row]] = {}
+        for row in table.rows:
+            parts.setdefault(str(split_of_cell(row.cells[column])), []).append(row)
+        wanted = [only] if only else [split for split in ("train", "val", "test") if split in parts]
+        needed = only or "train"
+        if needed not in parts:
+            raise table.error(f"no row is of the split {needed}; column {column!r} has {join_names(sorted(parts))}.")
+        counts = [f"{len(parts[split])} {split}" for split in wanted]
+        self.notices.append(f"{path.name}: rows are split by column {column!r}: {join_names(counts)}.")
+        # The name of the table says nothing of their split: train.csv may have rows of all.
+        tables = {split: self._read(table, parts[split], split, f"{split}.csv") for split in wanted}
+        return {"train": tables[only]} if only else tables
+
+    def read(self, path: Path, split: str) -> ImageTable:
+        """Read the table of a split."""
+        table = open_table(path)
+        return self._read(table, table.rows, split, path.name)
+
+    def _split_column(self, table: CsvTable) -> str | None:
+        """The column of split names, unless it is asked for as another one; ``None`` if there is none."""
+        labels = [self.label_column] if isinstance(self.label_column, str) else self.label_column or ()
+        taken = {self.image_column, *labels}
+        for column in table.columns:
+            if column.lower() not in _SPLIT_NAMES or column in taken:
+                continue
+            cells = sorted({row.cells[column].strip() for row in table.rows})
+            strange = [cell for cell in cells if split_of_cell(cell) is None]
+            if not strange:
+                return column
+            shown = join_names([repr(cell) for cell in strange])
+            if len(strange) < len(cells):
+                raise table.error(
+                    f"column {column!r} has {shown} besides names of splits. Write train, val or test, or rename the "
+                    "column if it is to be ignored."
+                )
+            # All cells are something else: numbers of folds, for example.
+            self.notices.append(f"{table.path.name}: column {column!r} names no splits but {shown}, and is not used.")
+        return None
+
+    def _read(self, table: CsvTable, rows: Sequence[Row], split: str, name: str) -> ImageTable:
+        """Read rows of a split; ``name`` is that of the table, from which images of other splits are told apart."""
+        image_dir = self.image_dir or table.path.parent
+        if not os.path.isdir(image_dir):
+            raise DataError(f"There is no image folder {image_dir}. Give `image_dir`.")
+        image_column = table.column(self.image_column, IMAGE_NAMES, "image_column")
+        label_columns = self._label_columns(table)
+        _check_names(table, rows, image_column)
+        report = Report(self.strict)
+        labels = self._labels(table, rows, label_columns, report)
+        images = TableImages(name, image_dir, split, [row.cells[image_column] for row in rows], report)
+        labelled = []
+        for row in rows:
+            if row.line in labels and (image := _locate(table, row, image_column, images, image_dir)):
+                labelled.append(_Labelled(*image, labels[row.line], row.line))
+        report.close(self.notices)
+        labelled = _unique(table, labelled, self.notices)
+        if not any(os.path.exists(row.path) for row in labelled):
+            example = f", for example {rows[0].cells[image_column].strip()}" if labelled else ""
+            raise table.error(f"none of its {len(labelled)} files is in {image_dir}{example}. Give `image_dir`.")
+        if images.elsewhere:
+            found = join_names(list(dict.fromkeys(images.elsewhere)))
+            self.notices.append(
+                f"{table.path.name}: {len(images.elsewhere)} files are not where it says, and found by their names: "
+                f"{found}."
+            )
+        image_table = self._image_table(table, labelled, label_columns)
+        if self.group is not None and self.group in table.columns:
+            image_table.groups = _groups(table, labelled, self.group)
+        return image_table
+
+    def _label_columns(self, table: CsvTable) -> list[str]:
+        """The column of labels; several of them are one per class."""
+        if self.label_column is None or isinstance(self.label_column, str):
+            return [table.column(self.label_column, LABEL_NAMES, "label_column")]
+        return [table.column(name, (), "label_column") for name in self.label_column]
+
+    def _labels(
+        self, table: CsvTable, rows: Sequence[Row], columns: list[str], report: Report
+    ) -> dict[int, tuple[str, ...]]:
+        """The labels of each line that has any: one, a zero or one per column, or those in its cell."""
+        labels: dict[int, tuple[str, ...]] = {}
+        for row in rows:
+            if all(is_missing(row.cells[column]) for column in columns):
+                where = f"{table.path.name}, line {row.line}"
+                report.add(f"rows without a label in column {join_names(columns)}", "left out", where)
+            elif self.label_separator is not None:
+                labels[row.line] = tags_of(row.cells[columns[0]], self.label_separator)
+            elif len(columns) > 1:
+                labels[row.line] = _bits(table, row, columns)
+            else:
+                labels[row.line] = (label_of(row.cells[columns[0]]),)
+        if not labels:
+            raise table.error(f"no row has a label in column {join_names(columns)}. Fill them in.")
+        if self.label_separator is None and len(columns) == 1 and not self.classes:
+            _refuse_combinations(table, columns[0], {label for (label,) in labels.values()})
+        return labels
+
+    def _image_table(self, table: CsvTable, rows: list[_Labelled], columns: list[str]) -> ImageTable:
+        paths, ids = [row.path for row in rows], [row.id for row in rows]
+        has_bits, has_tags = len(columns) > 1, self.label_separator is not None
+        if has_bits:
+            self.classes = tuple(columns)
+            bits = torch.tensor([[int(cell) for cell in row.label] for row in rows], dtype=torch.uint8)
+            return ImageTable(paths, ids, bits, columns)
+        labels = {label for row in rows for label in row.label}
+        # Byte order, as for folders, so that the same data in the other format gives the same classes.
+        self.classes = self.classes or tuple(sorted(labels, key=str.encode))
+        if extra := sorted(labels - set(self.classes)):
+            raise table.error(
+                f"labels that the training table does not have: {join_names(extra)}. Correct or remove these rows."
+            )
+        number = {name: index for index, name in enumerate(self.classes)}
+        if not has_tags:
+            return ImageTable(paths, ids, torch.tensor([number[row.label[0]] for row in rows]), self.classes)
+        bits = torch.zeros(len(rows), len(self.classes), dtype=torch.uint8)
+        for index, row in enumerate(rows):
+            bits[index, [number[label] for label in row.label]] = 1
+        return ImageTable(paths, ids, bits, self.classes)
 
 
 def _locate(table: CsvTable, row: Row, column: str, images: TableImages, image_dir: Path) -> tuple[Path, str] | None:
@@ -248,6 +288,7 @@ def _check_names(table: CsvTable, rows: Sequence[Row], column: str) -> None:
 
 
 def _unique(table: CsvTable, rows: list[_Labelled], notices: list[str]) -> list[_Labelled]:
+    """Each image once; refuses one with different labels."""
     kept: dict[str, _Labelled] = {}
     for row in rows:
         first = kept.setdefault(row.id, row)
@@ -280,143 +321,10 @@ def _groups(table: CsvTable, rows: list[_Labelled], column: str) -> list[str]:
     return [cells[row.line] for row in rows]
 
 
-@dataclass
-class _Reader:
-    """Reads the tables of all splits with the same options; the classes are those of the first."""
-
-    image_dir: Path | None
-    image_column: str | None
-    label_column: str | Sequence[str] | None
-    label_separator: str | None
-    strict: bool
-    notices: list[str]
-    classes: tuple[str, ...] = ()
-    group: str | None = None
-
-    def read_splits(self, path: Path, only: str | None) -> dict[str, ImageTable]:
-        """Read the only table, with its column of splits if it has one."""
-        table = open_table(path)
-        column = self._split_column(table)
-        if column is None:
-            return {"train": self._read(table, table.rows, "train", path.name)}
-        parts: dict[str, list[Row]] = {}
-        for row in table.rows:
-            parts.setdefault(str(split_of_cell(row.cells[column])), []).append(row)
-        wanted = [only] if only else [split for split in ("train", "val", "test") if split in parts]
-        if wanted[0] not in parts or (only is None and "train" not in parts):
-            raise table.error(
-                f"no row is of the split {only or 'train'}; column {column!r} has {join_names(sorted(parts))}."
-            )
-        counts = [f"{len(parts[split])} {split}" for split in wanted]
-        self.notices.append(f"{path.name}: rows are split by column {column!r}: {join_names(counts)}.")
-        # The name of the table says nothing of their split: train.csv may have rows of all.
-        tables = {split: self._read(table, parts[split], split, f"{split}.csv") for split in wanted}
-        return {"train": tables[only]} if only else tables
-
-    def read(self, path: Path, split: str) -> ImageTable:
-        """Read the table of a split."""
-        table = open_table(path)
-        return self._read(table, table.rows, split, path.name)
-
-    def _split_column(self, table: CsvTable) -> str | None:
-        taken = {
-            self.image_column,
-            *([self.label_column] if isinstance(self.label_column, str) else self.label_column or ()),
-        }
-        usual = [column for column in table.columns if column.lower() in SPLIT_NAMES and column not in taken]
-        for column in usual:
-            cells = sorted({row.cells[column].strip() for row in table.rows})
-            strange = [cell for cell in cells if split_of_cell(cell) is None]
-            if not strange:
-                return column
-            shown = join_names([repr(cell) for cell in strange])
-            if len(strange) < len(cells):
-                raise table.error(
-                    f"column {column!r} has {shown} besides names of splits. Write train, val or test, or rename the "
-                    "column if it is to be ignored."
-                )
-            self.notices.append(f"{table.path.name}: column {column!r} names no splits but {shown}, and is not used.")
-        return None
-
-    def _read(self, table: CsvTable, rows: Sequence[Row], split: str, name: str) -> ImageTable:
-        image_dir = self.image_dir or table.path.parent
-        if not os.path.isdir(image_dir):
-            raise DataError(f"There is no image folder {image_dir}. Give `image_dir`.")
-        column = table.column(self.image_column, IMAGE_NAMES, "image_column")
-        columns, multi_label = self._label_columns(table)
-        _check_names(table, rows, column)
-        report = Report(self.strict)
-        labels = self._labels(table, rows, columns, multi_label, report)
-        images = TableImages(name, image_dir, split, [row.cells[column] for row in rows], report)
-        labelled = []
-        for row in rows:
-            if row.line in labels and (image := _locate(table, row, column, images, image_dir)):
-                labelled.append(_Labelled(*image, labels[row.line], row.line))
-        report.close(self.notices)
-        labelled = _unique(table, labelled, self.notices)
-        if not any(os.path.exists(row.path) for row in labelled):
-            example = f", for example {rows[0].cells[column].strip()}" if labelled else ""
-            raise table.error(f"none of its {len(labelled)} files is in {image_dir}{example}. Give `image_dir`.")
-        if images.elsewhere:
-            found = join_names(list(dict.fromkeys(images.elsewhere)))
-            self.notices.append(
-                f"{table.path.name}: {len(images.elsewhere)} files are not where it says, and found by their names: "
-                f"{found}."
-            )
-        images_of = self._table(table, labelled, columns, multi_label)
-        if self.group is not None and self.group in table.columns:
-            images_of.groups = _groups(table, labelled, self.group)
-        return images_of
-
-    def _labels(
-        self, table: CsvTable, rows: Sequence[Row], columns: list[str], multi_label: bool, report: Report
-    ) -> dict[int, tuple[str, ...]]:
-        """The labels of each line that has any."""
-        labels: dict[int, tuple[str, ...]] = {}
-        for row in rows:
-            if all(is_missing(row.cells[column]) for column in columns):
-                where = f"{table.path.name}, line {row.line}"
-                report.add(f"rows without a label in column {join_names(columns)}", "left out", where)
-            elif not multi_label:
-                labels[row.line] = (label_of(row.cells[columns[0]]),)
-            elif self.label_separator is None:
-                labels[row.line] = _bits(table, row, columns)
-            else:
-                labels[row.line] = tags_of(row.cells[columns[0]], self.label_separator)
-        if not labels:
-            raise table.error(f"no row has a label in column {join_names(columns)}. Fill them in.")
-        distinct = {label[0] for label in labels.values() if label}
-        if not multi_label and not self.classes and (separator := combined_by(distinct)):
-            raise table.error(
-                f"column {columns[0]!r} holds several labels in a cell, and each of {len(distinct)} combinations would "
-                f"be a class: {join_names(sorted(distinct), 3)}. Give label_separator={separator!r}."
-            )
-        return labels
-
-    def _label_columns(self, table: CsvTable) -> tuple[list[str], bool]:
-        if self.label_column is None or isinstance(self.label_column, str):
-            column = table.column(self.label_column, LABEL_NAMES, "label_column")
-            return [column], self.label_separator is not None
-        columns = [table.column(name, (), "label_column") for name in self.label_column]
-        return columns, len(columns) > 1 or self.label_separator is not None
-
-    def _table(self, table: CsvTable, rows: list[_Labelled], columns: list[str], multi_label: bool) -> ImageTable:
-        paths, ids = [row.path for row in rows], [row.id for row in rows]
-        if multi_label and self.label_separator is None:
-            self.classes = tuple(columns)
-            bits = torch.tensor([[int(cell) for cell in row.label] for row in rows], dtype=torch.uint8)
-            return ImageTable(paths, ids, bits, columns)
-        labels = {label for row in rows for label in row.label}
-        # Byte order, as for folders, so that the same data in the other format gives the same classes.
-        self.classes = self.classes or tuple(sorted(labels, key=str.encode))
-        if extra := sorted(labels - set(self.classes)):
-            raise table.error(
-                f"labels that the training table does not have: {join_names(extra)}. Correct or remove these rows."
-            )
-        number = {name: index for index, name in enumerate(self.classes)}
-        if not multi_label:
-            return ImageTable(paths, ids, torch.tensor([number[row.label[0]] for row in rows]), self.classes)
-        bits = torch.zeros(len(rows), len(self.classes), dtype=torch.uint8)
-        for index, row in enumerate(rows):
-            bits[index, [number[label] for label in row.label]] = 1
-        return ImageTable(paths, ids, bits, self.classes)
+def _refuse_combinations(table: CsvTable, column: str, labels: set[str]) -> None:
+    """Refuse cells with several labels each: every combination would be a class."""
+    if separator := combined_by(labels):
+        raise table.error(
+            f"column {column!r} holds several labels in a cell, and each of {len(labels)} combinations would "
+            f"be a class: {join_names(sorted(labels), 3)}. Give label_separator={separator!r}."
+        )

@@ -46,12 +46,13 @@ class ImageFinder:
         self._own_split = split_of(relative(annotations, self._root))
         self._folder_splits: dict[Path, set[str]] = {}
         self._extended = self._extend([name for name in names if not is_image_name(name)])
-        self._times = Counter(_safe_path(path) for name in names for path in self._extended.get(name, [name]))
-        last = [PurePosixPath(tail).name for tail in self._times]
-        # By its last part alone a path is looked up only where no other path ends alike: cat/1.jpg is not dog/1.jpg.
-        self._uses, self._near_uses = Counter(last), Counter(map(near_name, last))
+        # How often the file has each path, each last part of a path, and each last part but for its spelling. By its
+        # last part alone a path is looked up only where no other path ends alike: cat/1.jpg is not dog/1.jpg.
+        self._path_counts = Counter(_safe_path(path) for name in names for path in self._extended.get(name, [name]))
+        last_parts = [PurePosixPath(path).name for path in self._path_counts]
+        self._last_counts, self._near_counts = Counter(last_parts), Counter(map(near_name, last_parts))
         self._base = self._choose_base(annotations.parent, split)
-        self._beside = self._base == annotations.parent
+        self._base_is_beside = self._base == annotations.parent
         self.seen: set[Path] = set()
 
     def _extend(self, names: Sequence[str]) -> dict[str, list[str]]:
@@ -64,6 +65,7 @@ class ImageFinder:
         for name in names:
             last = PurePosixPath(_safe_path(name)).name
             alike = images.get(near_name(last), [])
+            # Each wish counts only if an image fulfils it: an exact spelling, then no folder of masks.
             alike = [image for image in alike if image.stem == last] or alike
             alike = [image for image in alike if not self._is_mask(image)] or alike
             if suffixes := dict.fromkeys(image.suffix for image in alike):
@@ -76,10 +78,10 @@ class ImageFinder:
     def _choose_base(self, beside: Path, split: str) -> Path:
         """The folder that paths are relative to: the one that has most of the first of them."""
         folders = dict.fromkeys([beside, self._root, *_folders_below(self._listing, depth=3)])
-        wanted, tails = self._own_split or split, list(itertools.islice(self._times, 20))
+        wanted, paths = self._own_split or split, list(itertools.islice(self._path_counts, 20))
 
         def fitness(folder: Path) -> tuple[bool, int]:
-            hits = sum(os.path.isfile(folder / tail) for tail in tails)
+            hits = sum(os.path.isfile(folder / path) for path in paths)
             return hits > 0 and wanted in self._splits_in(folder), hits
 
         candidates = [folder for folder in folders if self._may_hold(folder, self._own_split)]
@@ -92,21 +94,27 @@ class ImageFinder:
             self._add_ambiguous(name, names)
             return None
         name = names[0]
-        tail = PurePosixPath(_safe_path(name))
-        path = self._base / tail
-        images = self._rivals_of(tail)
-        if not images and os.path.isfile(path):
-            images = [path]
-        elif not images and self._uses[tail.name] == 1:
-            images = self._alike(tail, exactly=True)
-        if not images and len(images := self._nearly(tail)) == 1:
-            spelling = f"{text(name)} ({relative(images[0], self._root)})"
-            self._report.add("file names that their images write differently", "used all the same", spelling)
+        path = PurePosixPath(_safe_path(name))
+        images = self._images_meant_by(name, path)
         self.seen.update(images)
         if len(images) > 1:
             self._add_ambiguous(name, [relative(image, self._root) for image in images])
             return None
-        return images[0] if images else path
+        return images[0] if images else self._base / path
+
+    def _images_meant_by(self, name: str, path: PurePosixPath) -> list[Path]:
+        """The image that a name means: none if there is no such image, several if it may be any of them."""
+        if rivals := self._rivals_of(path):
+            return rivals
+        if os.path.isfile(self._base / path):
+            return [self._base / path]
+        if self._last_counts[path.name] == 1 and (images := self._named(path.name, self._split_of(path))):
+            return images
+        images = self._nearly(path)
+        if len(images) == 1:
+            spelling = f"{text(name)} ({relative(images[0], self._root)})"
+            self._report.add("file names that their images write differently", "used all the same", spelling)
+        return images
 
     def _add_ambiguous(self, name: str, places: Sequence[str]) -> None:
         named = f"{text(name)} ({join_names(places)})"
@@ -116,55 +124,56 @@ class ImageFinder:
         """Note that an image is named, whether it is looked for or not."""
         self.seen.update(self._base / _safe_path(path) for path in self._extended.get(name, [name]))
 
-    def _rivals_of(self, tail: PurePosixPath) -> list[Path]:
+    def _rivals_of(self, path: PurePosixPath) -> list[Path]:
         """The images that a name without folders may mean, if nothing says which of them; otherwise none."""
-        if len(tail.parts) > 1 or len(self._images_by_name.get(near_name(tail.name), ())) < 2:
+        if len(path.parts) > 1 or len(self._images_by_name.get(near_name(path.name), ())) < 2:
             return []
-        images = self._named(tail.name, self._own_split)
-        if self._times[str(tail)] > 1:  # two images of this name are annotated
-            return images if len(images) > 1 else []
-        images = [image for image in images if self._may_hold(image.parent, self._split)]
-        return images if len(images) > 1 and any(image.parent in self._rivals for image in images) else []
+        is_annotated_twice = self._path_counts[str(path)] > 1  # then two images of this name are meant, in any folder
+        images = self._named(path.name, self._own_split if is_annotated_twice else self._split)
+        if len(images) < 2:
+            return []
+        return images if is_annotated_twice or any(image.parent in self._rivals for image in images) else []
 
     @functools.cached_property
     def _rivals(self) -> set[Path]:
-        """The folders besides the base from which images of the file may be: nothing says that they are not.
-
-        A folder that only repeats some images of the base, such as ``thumbnails/``, is none.
-        """
+        """The folders that the images may be from as well as from the base: nothing says that they are not."""
         held: dict[Path, set[str]] = {}
-        for tail in self._times:
-            if "/" not in tail:
-                for image in self._named(tail, self._split):
-                    held.setdefault(image.parent, set()).add(tail)
-        own = held.pop(self._base, set())
+        for path in self._path_counts:
+            if "/" not in path:  # folders in a path say which image is meant
+                for image in self._named(path, self._split):
+                    held.setdefault(image.parent, set()).add(path)
+        in_base = held.pop(self._base, set())
+        rivals = set()
+        for folder, names in held.items():
+            has_others = not names <= in_base
+            is_like_base = names == in_base and not self._is_base_meant_before(folder)
+            # A folder that only repeats some images of the base, such as thumbnails/, is no rival.
+            if has_others or is_like_base:
+                rivals.add(folder)
+        return rivals
 
-        def is_rival(folder: Path) -> bool:
-            chosen = self._beside or (is_of_images(self._base) and not is_of_images(folder))
-            return not held[folder] <= own or (held[folder] == own and not chosen)
+    def _is_base_meant_before(self, folder: Path) -> bool:
+        """Whether the base is meant rather than a folder with the same names, by where it is or what it is called."""
+        return self._base_is_beside or (is_of_images(self._base) and not is_of_images(folder))
 
-        return {folder for folder in held if self._may_hold(folder, self._split) and is_rival(folder)}
-
-    def _alike(self, tail: PurePosixPath, *, exactly: bool) -> list[Path]:
-        """The images with the last part of a path, of the split that the path or the file names."""
-        split = split_of(str(tail.parent)) or self._split
-        if exactly:
-            return self._named(tail.name, split)
-        images = self._images_by_name.get(near_name(tail.name), [])
-        return [image for image in images if self._may_hold(image.parent, split)]
-
-    def _nearly(self, tail: PurePosixPath) -> list[Path]:
+    def _nearly(self, path: PurePosixPath) -> list[Path]:
         """The images with nearly the same path, or the same last part where no other path ends alike."""
-        images = self._alike(tail, exactly=False)
-        parts = near_name(str(tail)).split("/")
+        split, near_last = self._split_of(path), near_name(path.name)
+        images = [image for image in self._images_by_name.get(near_last, []) if self._may_hold(image.parent, split)]
+        parts = near_name(str(path)).split("/")
         whole = [image for image in images if near_name(relative(image, self._root)).split("/")[-len(parts) :] == parts]
-        if self._near_uses[near_name(tail.name)] == 1:
+        if self._near_counts[near_last] == 1:
             return images if len(images) == 1 else whole
         return whole if len(parts) > 1 and len(whole) == 1 else []
 
     def _named(self, name: str, split: str | None) -> list[Path]:
+        """The images of exactly that name that may be of a split."""
         images = self._images_by_name.get(near_name(name), [])
         return [image for image in images if image.name == name and self._may_hold(image.parent, split)]
+
+    def _split_of(self, path: PurePosixPath) -> str | None:
+        """The split that a path of the file is of: its own folders know it best."""
+        return split_of(str(path.parent)) or self._split
 
     def _splits_in(self, folder: Path) -> set[str]:
         """All splits that the path of a folder names: val/train/ may hold images of trains for validation."""
@@ -174,14 +183,18 @@ class ImageFinder:
         return self._folder_splits[folder]
 
     def _may_hold(self, folder: Path, split: str | None) -> bool:
-        return split is None or not (splits := self._splits_in(folder)) or split in splits
+        """Whether a folder may have images of a split: its path names that one, or none."""
+        if split is None:
+            return True
+        splits = self._splits_in(folder)
+        return not splits or split in splits
 
     @functools.cached_property
     def _images_by_name(self) -> dict[str, list[Path]]:
         """The images whose names the file has, by what nearly equal names have in common."""
         images: dict[str, list[Path]] = {}
         for image in self._listing.images_below(self._root):
-            if (key := near_name(image.path.name)) in self._near_uses:
+            if (key := near_name(image.path.name)) in self._near_counts:
                 images.setdefault(key, []).append(image.path)
         return images
 
@@ -191,12 +204,16 @@ class ImageFinder:
 
         One file for all splits may name images of all; but where two splits have a name, only the folder tells them.
         """
-        if self._own_split is None:
-            for name in self._uses:
-                images = self._named(name, None)
-                if len(images) > 1 and len({split_of(relative(one.parent, self._root)) for one in images} - {None}) > 1:
-                    return split_of(relative(self._base, self._root))
-        return self._own_split
+        if self._own_split is not None:
+            return self._own_split
+        for name in self._last_counts:
+            images = self._named(name, None)
+            if len(images) < 2:
+                continue
+            splits = {split_of(relative(image.parent, self._root)) for image in images} - {None}
+            if len(splits) > 1:
+                return split_of(relative(self._base, self._root))
+        return None
 
 
 class Place(NamedTuple):
@@ -260,8 +277,10 @@ def is_of_images(folder: Path) -> bool:
 def _safe_path(name: str) -> str:
     """The path as far as it can be trusted: no drive, no root and no way up."""
     path = PurePosixPath(name.replace("\\", "/"))
-    outside = path.is_absolute() or ".." in path.parts or ":" in path.parts[0] if path.parts else True
-    return path.name if outside else str(path)
+    if not path.parts:
+        return ""
+    has_drive = ":" in path.parts[0]
+    return path.name if path.is_absolute() or ".." in path.parts or has_drive else str(path)
 
 
 def _folders_below(listing: Listing, depth: int) -> Iterator[Path]:

@@ -10,7 +10,7 @@ from autotimm.data.file_facts import Oddity
 from autotimm.data.formats.listing import ListedFile, Listing, text
 from autotimm.data.image_facts import scan
 from autotimm.data.table import ImageTable, Subset, Table
-from autotimm.data.table_checks import odd_images
+from autotimm.data.unreadable_images import odd_image_notices
 from autotimm.errors import DataError, join_names
 
 __all__ = ["read_paths"]
@@ -45,7 +45,7 @@ def read_paths(
     oddities: dict[Path, Oddity] = {}
     problems = {str(problem.path): problem.reason for problem in scan(table.files(), progress, oddities)}
     named = zip(table.ids, table.files(), strict=True)
-    notices += odd_images({name: oddities[file] for name, file in named if file in oddities}, len(table))
+    notices += odd_image_notices({name: oddities[file] for name, file in named if file in oddities}, len(table))
     unreadable = [f"{path} ({problems[path]})" for path in table.paths if path in problems]
     if not len(table):
         raise DataError("No images to predict were given. Give an image or a folder.")

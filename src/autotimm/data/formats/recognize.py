@@ -119,20 +119,29 @@ def recognize_listing(listing: Listing, task: str | None = None) -> Recognized:
     if task is not None:
         require_choice("task", "recognize", task, TASKS)
     if listing.file is not None:
-        offers = _offers(listing, FORMATS, task)
-        only_labels = all("classification" in offer.sighting.tasks for offer in offers)  # as in any table
-        if only_labels and (other := name_other_format(listing)):
-            raise DataError(other)
-        if not offers:
-            raise DataError(
-                f"{listing.path} is not data of a known format. Give a folder, a COCO file (.json), a CVAT file "
-                "(.xml), a YOLO file (.yaml), a table (.csv) or a parquet file."
-            )
-        if missing := next((offer.sighting.missing for offer in offers if offer.sighting.missing), ""):
-            raise DataError(f"{listing.path} cannot be read. {missing}")
-        return _choose(listing, offers, task, "")
+        return _recognize_file(listing, task)
     if packed := packed_format(listing, task):
         return _choose(listing, _offers(listing, [packed], task), task, "")
+    return _recognize_folder(listing, task)
+
+
+def _recognize_file(listing: Listing, task: str | None) -> Recognized:
+    offers = _offers(listing, FORMATS, task)
+    # Any table has labels, so that files of annotation tools are named before one is read as labels alone.
+    only_labels = all("classification" in offer.sighting.tasks for offer in offers)
+    if only_labels and (other := name_other_format(listing)):
+        raise DataError(other)
+    if not offers:
+        raise DataError(
+            f"{listing.path} is not data of a known format. Give a folder, a COCO file (.json), a CVAT file "
+            "(.xml), a YOLO file (.yaml), a table (.csv) or a parquet file."
+        )
+    if missing := _first_missing(offers):
+        raise DataError(f"{listing.path} cannot be read. {missing}")
+    return _choose(listing, offers, task, "")
+
+
+def _recognize_folder(listing: Listing, task: str | None) -> Recognized:
     listing.images_below()  # an error of listing comes before what formats say
     offers = _offers(listing, [format for format in FORMATS if _may_be_for(format, task)], task)
     hints = [format.hint(listing) for format in FORMATS]
@@ -140,19 +149,27 @@ def recognize_listing(listing: Listing, task: str | None = None) -> Recognized:
     hint = "".join(f" {sentence}" for sentence in hints if sentence)
     complete = [offer for offer in offers if not offer.sighting.missing]
     certain = [offer for offer in complete if offer.sighting.certain]
-    missing = next((offer.sighting.missing for offer in offers if offer.sighting.missing), "")
-    if not certain and task != "classification":
-        missing = missing or name_other_format(listing)
-    if not certain and missing:
-        raise DataError(f"{listing.path} is not recognized. {missing} For class folders give task='classification'.")
+    if not certain:
+        missing = _first_missing(offers)
+        if task != "classification":
+            missing = missing or name_other_format(listing)
+        if missing:
+            cure = "For class folders give task='classification'."
+            raise DataError(f"{listing.path} is not recognized. {missing} {cure}")
     if not complete and task in (None, "classification"):
         raise DataError(
             f"{listing.path} is not recognized. {_images_seen(listing)}.{hint} Make a folder per class, or add "
             "annotations: COCO, VOC, YOLO, labelme, CVAT, a table of boxes, or masks."
         )
-    fitting = [offer for offer in certain if task is None or task in offer.sighting.tasks]
-    possible = [offer for offer in complete if task is not None and task in offer.sighting.tasks]
-    return _choose(listing, fitting or possible or certain or complete, task, hint)
+    certain_for_task = [offer for offer in certain if task is None or task in offer.sighting.tasks]
+    guessed_for_task = [offer for offer in complete if task is not None and task in offer.sighting.tasks]
+    # What does not fit the task is handed on only where nothing fits: the error names what there is.
+    return _choose(listing, certain_for_task or guessed_for_task or certain or complete, task, hint)
+
+
+def _first_missing(offers: Sequence[_Offer]) -> str:
+    """What has to be added before data can be read, as the first format says that lacks anything; else empty."""
+    return next((offer.sighting.missing for offer in offers if offer.sighting.missing), "")
 
 
 def _may_be_for(format: Format, task: str | None) -> bool:
@@ -167,7 +184,7 @@ def _offers(listing: Listing, formats: Sequence[Format], task: str | None) -> li
     """
     sightings: dict[Format, Sighting] = {}
     covered: set[type[Format]] = set()
-    for format in sorted(formats, key=lambda format: not format.covers):
+    for format in sorted(formats, key=lambda format: not format.covers):  # first those that may cover others
         if type(format) not in covered and (sighting := format.see(listing)) is not None:
             sightings[format] = sighting
             if sighting.certain and (task is None or task in sighting.tasks):
@@ -178,6 +195,7 @@ def _offers(listing: Listing, formats: Sequence[Format], task: str | None) -> li
 
 
 def _images_seen(listing: Listing) -> str:
+    """What there is in a folder without annotations, to say why it is not recognized."""
     images = listing.images_below()
     parts = {part for image in images for part in image.name.split("/")[:-1]}
     if masks := sorted(filter(is_mask_folder, parts)):
@@ -192,6 +210,7 @@ def _images_seen(listing: Listing) -> str:
 
 
 def _choose(listing: Listing, offers: Sequence[_Offer], task: str | None, hint: str) -> Recognized:
+    """The format to read, out of those that see something; refuses data without one for the task, or with several."""
     sightings = [offer.sighting for offer in offers]
     fitting = [offer for offer in offers if task is None or task in offer.sighting.tasks]
     if not fitting:
@@ -202,20 +221,26 @@ def _choose(listing: Listing, offers: Sequence[_Offer], task: str | None, hint: 
     # A format that is made for the task goes before one that can be used for it.
     best = [offer for offer in fitting if task is None or offer.sighting.tasks[0] == task] or fitting
     if len(best) > 1:
-        first_tasks = [offer.sighting.tasks[0] for offer in best]
-        by_task = len(set(first_tasks)) == len(best) and task is None
-        values = first_tasks if by_task else [offer.format.name for offer in best]
-        seen = join_names([offer.sighting.what for offer in best])
-        raise DataError(
-            f"{listing.path} can be read in several ways: {seen}. Choose one with {'task' if by_task else 'format'}="
-            f"{' or '.join(map(repr, values))}."
-        )
+        raise _ambiguous(listing, best, task)
     format, sighting = best[0]
     task = task or sighting.tasks[0]
     others = dict.fromkeys(other for sighting in sightings for other in sighting.tasks if other != task)
     also = f" Also possible: {join_names([f'--task {other}' for other in others])}." if others else ""
     name = text(listing.path.resolve().name)
     return Recognized(task, format.name, f"{name} has {sighting.what}: {_TASK_WORDS[task]}.{also}{hint}", listing)
+
+
+def _ambiguous(listing: Listing, offers: Sequence[_Offer], task: str | None) -> DataError:
+    """The error of data that several formats can read: the task chooses one if each is for another task."""
+    option, values = "format", [offer.format.name for offer in offers]
+    first_tasks = [offer.sighting.tasks[0] for offer in offers]
+    if task is None and len(set(first_tasks)) == len(offers):
+        option, values = "task", first_tasks
+    seen = join_names([offer.sighting.what for offer in offers])
+    return DataError(
+        f"{listing.path} can be read in several ways: {seen}. Choose one with {option}="
+        f"{' or '.join(map(repr, values))}."
+    )
 
 
 def read_classes(

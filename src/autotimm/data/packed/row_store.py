@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torchvision import tv_tensors
 
+from autotimm.data.annotations.masks import IGNORED
 from autotimm.data.file_facts import Problem
 from autotimm.data.image_channels import read_bytes_as
 from autotimm.data.image_facts import rules_of
@@ -40,11 +41,12 @@ SPLITS = ("train", "val", "test")
 KINDS = {"classes": "classification", "boxes": "detection", "instances": "instance", "pixels": "segmentation"}
 """The kinds of targets, each with its task."""
 
+_AGAIN = "Pack the data again."
 _VERSION = 1
 _LARGEST_HEAD = 1 << 26  # bytes
 _LARGEST_TARGET = 1 << 26  # bytes of text of one row
 _LARGEST_FILE = 1 << 30  # bytes of an image, or of all masks of one
-_CLASSES = 1 << 20
+_MOST_CLASSES = 1 << 20
 _KEPT = 2048  # rows that are remembered at once
 
 
@@ -138,14 +140,15 @@ def read_head(content: bytes, path: Path) -> Head:
     if wrong is not None:
         raise DataError(sentence(wrong.name, owner, wrong.must, wrong.got, _AGAIN))
     names, samples, code = value["class_names"], value["samples"], value["code"]
-    fits: Mapping[str, tuple[str, bool]] = {
-        "kind": (f"one of {', '.join(KINDS)}", value["kind"] in KINDS),
-        "class_names": ("different names", 0 < len(set(names)) == len(names) <= _CLASSES),
-        "samples": ("numbers of rows, some of train", min(samples.values(), default=0) >= 0 < samples.get("train", 0)),
-        "code": ("given for pixels", (code is None) != (value["kind"] == "pixels")),
-    }
-    for name, (must, fitting) in fits.items():
-        if not fitting:
+    are_different = 0 < len(set(names)) == len(names) <= _MOST_CLASSES
+    are_numbers = min(samples.values(), default=0) >= 0 and samples.get("train", 0) > 0
+    for name, fits, must in (
+        ("kind", value["kind"] in KINDS, f"one of {', '.join(KINDS)}"),
+        ("class_names", are_different, "different names"),
+        ("samples", are_numbers, "numbers of rows, some of train"),
+        ("code", (code is not None) == (value["kind"] == "pixels"), "given for pixels"),
+    ):
+        if not fits:
             raise DataError(sentence(name, owner, must, value[name], _AGAIN))
     if code is not None and not _is_code(code, len(names)):
         raise DataError(sentence("code", owner, "a class, or 255, for each value", code, _AGAIN))
@@ -153,13 +156,10 @@ def read_head(content: bytes, path: Path) -> Head:
                 {split: samples.get(split, 0) for split in SPLITS}, code)  # fmt: skip
 
 
-_AGAIN = "Pack the data again."
-
-
 def _is_code(code: Mapping[str, Any], classes: int) -> bool:
-    return len(code["keys"]) == len(code["classes"]) and all(
-        0 <= index < classes or index == 255 for index in code["classes"]
-    )
+    """Whether each value of a mask stands for a class, or for none (255)."""
+    has_pairs = len(code["keys"]) == len(code["classes"])
+    return has_pairs and all(0 <= index < classes or index == IGNORED for index in code["classes"])
 
 
 def unreadable(what: str, error: BaseException, cure: str = "Use an intact copy, or pack it again.") -> DataError:
@@ -188,7 +188,7 @@ class Rows(ABC):
     engine: ClassVar[str]
     """The name of the engine, which is that of its extra."""
 
-    cure: ClassVar[str] = "Pack the data again."
+    cure: ClassVar[str] = _AGAIN
     """What to do about rows that are not as they should be."""
 
     may_fork: ClassVar[bool] = True
@@ -263,11 +263,12 @@ class Rows(ABC):
         Raises:
             DataError: If there are more or fewer, or their splits come in another order.
         """
-        number = 0
-        self._forget(sum(head.samples.values()))
         splits = [split for split in SPLITS for _ in range(head.samples[split])]
+        self._forget(len(splits))
+        number = 0
         for row in self.listed():
-            if number >= len(splits) or row.split != splits[number] or len(row.target) > _LARGEST_TARGET:
+            is_described = number < len(splits) and row.split == splits[number]
+            if not is_described or len(row.target) > _LARGEST_TARGET:
                 raise DataError(f"Row {number} of {self.path} is none of those that it describes. {self.cure}")
             number += 1
             yield row
@@ -276,10 +277,12 @@ class Rows(ABC):
 
     def fetch(self, places: Sequence[int]) -> None:
         """Read some rows at once, and hold them until others are asked for."""
+        # What was held before is let go: no more than the rows of one call are in memory.
         if not all(place in self._held for place in places):
             self._held = self._read(sorted({*places}))
 
     def _read(self, places: Sequence[int]) -> dict[int, Row]:
+        """Read some rows, and refuse those that are not what was listed."""
         rows = dict(zip(places, self.read(places), strict=True))
         for place, row in rows.items():
             if row.id != self.ids[place]:
@@ -320,8 +323,8 @@ class Rows(ABC):
         known = self._facts.find(places, self.ids, rules, full)
         self._digests[places[known.holds]] = known.digests[known.holds]
         self._sizes[places[known.holds]] = known.sizes[known.holds]
-        todo = places[~known.holds]
-        looked = facts_of_rows(self._contents(todo), len(todo), full=full, progress=progress)
+        unknown = places[~known.holds]
+        looked = facts_of_rows(self._contents(unknown), len(unknown), full=full, progress=progress)
         fresh: dict[int, ImageFact] = {}
         try:
             for index, place in enumerate(places.tolist()):
@@ -329,7 +332,7 @@ class Rows(ABC):
                     (width, height), note = self._sizes[place].tolist(), known.notes.get(index, ("", ""))
                     yield ImageFact(self._digests[place].tobytes(), width, height, int(full), *note)
                     continue
-                fact = next(looked)
+                fact = next(looked)  # they come in the order of the unknown places
                 if isinstance(fact, ImageFact):
                     fresh[place] = fact
                     self._digests[place] = np.frombuffer(fact.digest, np.uint8)
@@ -343,6 +346,7 @@ class Rows(ABC):
             self._facts.keep([*fresh], [*fresh.values()], self.ids, rules)
 
     def _contents(self, places: NDArray[np.int64]) -> Iterator[tuple[str, bytes]]:
+        """Names and image files of some rows, in this order; a few of them are in memory at a time."""
         for first in range(0, len(places), AT_ONCE):
             some = places[first : first + AT_ONCE].tolist()
             rows = self._read(sorted({*some}))

@@ -109,6 +109,7 @@ def written_target(table: Table, index: int) -> WrittenTarget:
 
 
 def _written_object(table: ObjectTable, index: int, each: Annotation, masks: list[bytes]) -> dict[str, Any]:
+    """An object as JSON; the content of its mask file, if it has one, is appended to ``masks``."""
     written: dict[str, Any] = {
         "label": table.class_names.index(each.label), "box": each.box, "crowd": each.crowd, "area": each.area,
     }  # fmt: skip
@@ -136,19 +137,22 @@ def tables_of(rows: Rows, head: Head, *, masks: bool) -> dict[str, Table]:
     Raises:
         DataError: If a target is damaged.
     """
-    ids: list[Texts] = []
     listed = rows.checked_list(head)
+    all_ids: list[Texts] = []
     tables: dict[str, Table] = {}
+    first = 0
     for split, number in head.samples.items():
-        first, targets = sum(map(len, ids)), _Targets(rows, head, masks)
-        ids.append(Texts(targets.taken(row) for row in islice(listed, number)))
+        targets = _Targets(rows, head, masks)
+        ids = Texts(targets.taken(row) for row in islice(listed, number))  # one pass: rows are not listed twice
+        all_ids.append(ids)
         if number:
-            places = [str(place) for place in range(first, first + number)]
-            tables[split] = targets.table(places, ids[-1])
-            tables[split].packed_rows, tables[split].category_ids = rows, head.category_ids
-            tables[split].packed_places = np.arange(first, first + number)
+            table = targets.table([str(place) for place in range(first, first + number)], ids)
+            table.packed_rows, table.category_ids = rows, head.category_ids
+            table.packed_places = np.arange(first, first + number)
+            tables[split] = table
+        first += number
     next(listed, None)  # there must be no other
-    rows.ids = Joined(ids)
+    rows.ids = Joined(all_ids)
     return tables
 
 
@@ -164,51 +168,56 @@ class _Targets:
     def taken(self, row: ListedRow) -> str:
         """Check and keep the target of a row; return its id."""
         try:
-            value = parse_json(row.target)
-        except ValueError:
-            value = None
-        classes, kind = len(self._head.class_names), self._head.kind
-        fits = misfit(value, _SHAPES[kind]) is None
-        try:
-            if not fits:
-                raise ValueError
-            if kind == "classes":
-                self._take_classes(value, classes)
-            elif kind == "pixels":
-                if any(len(pair) != 2 or not (0 <= pair[0] < classes and pair[1] >= 0) for pair in value):
-                    raise ValueError
-                self._others.append(dict(value))
-            else:
-                self._others.append([self._annotation(each) for each in value])
+            self._take(parse_json(row.target))
         except (ValueError, OverflowError):
             raise DataError(
-                f"The target of {row.id} in {self._rows.path} must be one for {KINDS[kind]} with {classes} classes. It "
-                f"is {row.target[:80]!r}. {self._rows.cure}"
+                f"The target of {row.id} in {self._rows.path} must be one for {KINDS[self._head.kind]} with "
+                f"{len(self._head.class_names)} classes. It is {row.target[:80]!r}. {self._rows.cure}"
             ) from None
         return row.id
 
-    def _take_classes(self, value: list[int], classes: int) -> None:
-        if not all(0 <= label < classes for label in value):
+    def _take(self, value: Any) -> None:
+        """Check and keep a target; here and below, a ``ValueError`` says that it is none."""
+        kind = self._head.kind
+        if misfit(value, _SHAPES[kind]) is not None:
+            raise ValueError
+        if kind == "classes":
+            self._take_classes(value)
+        elif kind == "pixels":
+            self._take_pixels(value)
+        else:
+            self._others.append([self._annotation(each) for each in value])
+
+    def _take_classes(self, labels: list[int]) -> None:
+        if not all(0 <= label < len(self._head.class_names) for label in labels):
             raise ValueError
         if self._head.multi_label:
-            self._bits.append(value)
-        elif len(value) == 1:
-            self._labels.append(value[0])
+            self._bits.append(labels)
+        elif len(labels) == 1:
+            self._labels.append(labels[0])
         else:
             raise ValueError
 
+    def _take_pixels(self, pairs: list[list[int]]) -> None:
+        amounts: dict[int, int] = {}
+        for label, amount in pairs:  # a ValueError where they are no pairs
+            if not (0 <= label < len(self._head.class_names) and amount >= 0):
+                raise ValueError
+            amounts[label] = amount
+        self._others.append(amounts)
+
     def _annotation(self, value: dict[str, Any]) -> Annotation:
-        stated = value.get("stated")
-        outline = _outline(value["outline"]) if self._masks and value.get("outline") is not None else None
+        stated, outline = value.get("stated"), value.get("outline")
+        checked = _outline(outline) if self._masks and outline is not None else None
         box = _four(value["box"])
-        lacks_outline = self._masks and outline is None and not value["crowd"]
+        lacks_outline = self._masks and checked is None and not value["crowd"]
         if lacks_outline or not math.isfinite(value["area"]):
             raise ValueError
         return Annotation(
             self._name(value["label"]),
             box,
             value["crowd"],
-            outline,
+            checked,
             value["area"],
             None if stated is None else _four(stated),
         )
@@ -251,7 +260,7 @@ def _outline(value: dict[str, Any]) -> Outline:
         return Polygons(tuple(part.reshape(-1, 2) for part in parts))
     if "counts" in value and (runs := read_outline({"size": value.get("size"), "counts": value["counts"]})) is not None:
         return runs
-    begin, end = value.get("bytes", ())
+    begin, end = value.get("bytes", ())  # another length is a ValueError, too
     left, top, right, bottom = value.get("bounds", ())
     if not (0 <= begin <= end and all(0 <= side < 1 << 32 for side in (left, top, right, bottom))):
         raise ValueError

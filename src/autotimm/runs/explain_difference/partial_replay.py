@@ -24,10 +24,11 @@ from autotimm.records.manifest import Manifest
 from autotimm.records.replay_versions import require_replayable
 from autotimm.records.run_folder import RunFolder
 from autotimm.runs.explain_difference.operators import Operator, OperatorLog
+from autotimm.runs.replaying import play
 from autotimm.runs.restore import Rebuilt, read_config, read_manifest, rebuild
-from autotimm.runs.verify import EnoughError, changed_files, play
+from autotimm.runs.verify import changed_files
 from autotimm.tasks.checkpoint import read_checkpoint
-from autotimm.train.callbacks.recorder import Recorder, weight_digests
+from autotimm.train.callbacks.recorder import EnoughError, Recorder, weight_digests
 from autotimm.train.lightning_compat import of_first_process
 from autotimm.train.run_description import surroundings
 

@@ -19,9 +19,9 @@ from autotimm.records.manifest import Manifest
 from autotimm.records.run_folder import RunFolder
 from autotimm.repro.streams import generator
 from autotimm.runs.explain_difference.partial_replay import switched
+from autotimm.runs.replaying import play
 from autotimm.runs.restore import Rebuilt, read_manifest, rebuild
 from autotimm.runs.stretches.choice import Stretch
-from autotimm.runs.verify import play
 from autotimm.train.callbacks.recorder import EnoughError, Recorder
 from autotimm.train.machine_limits import machine_problem
 from autotimm.types import Batch

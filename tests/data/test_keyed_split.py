@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from autotimm.data.table import keyed_split
+from autotimm.data.keyed_split import keyed_split
 from autotimm.errors import UsageError
 
 
