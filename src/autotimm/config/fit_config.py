@@ -539,13 +539,11 @@ class FitConfig:
 
         ``--config`` reads it back. Its first field, ``record``, says that it holds what nobody asked for too.
         """
-        lines = [header(), *(f"{name}: {self._word(name)}" for name in options(type(self)))]
+        known = options(type(self))
+        lines = [header(), *(f"{name}: {write_scalar(known[name].word(getattr(self, name)))}" for name in known)]
         width = min(max(map(len, lines)), 40)
         said = zip(lines, ["every option of a run, and who decided it", *self.sources.values()], strict=True)
         return "".join(f"{line:<{width}}  # {source}\n" for line, source in said)
-
-    def _word(self, name: str) -> str:
-        return write_scalar(options(type(self))[name].word(getattr(self, name)))
 
 
 def options(of: type[FitConfig] = FitConfig) -> dict[str, Option]:

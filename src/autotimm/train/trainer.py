@@ -556,8 +556,11 @@ class AutoTrainer(pl.Trainer):
             for part in (model, *data):
                 if isinstance(part, (Task, DataModule)):
                     stack.enter_context(on_streams_of(part, self.root_seed))
+                # The garbage collector takes ten seconds for each worker, and Lightning ends none after an error.
+                if isinstance(part, DataModule):
+                    stack.callback(part.end_loading)
                 elif isinstance(part, KeyedLoader):
-                    stack.callback(part.close)  # the garbage collector takes ten seconds for each worker
+                    stack.callback(part.close)
             if self.portable:
                 stack.enter_context(computing_portably(model))
             yield
