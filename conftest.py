@@ -12,6 +12,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("COLUMNS", "160")
 # Threads of torch that wait for each other spin, which costs seconds where several tests share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# A process whose torch has started threads may hang when it is forked, and tests fork: loading processes, killed ones.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)

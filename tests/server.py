@@ -2,15 +2,16 @@
 
 import http.client
 import json
+import os
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 from urllib.parse import urlsplit
+
+import warm
 
 _BOUNDARY = "a-line-that-occurs-in-no-image"
 
@@ -28,8 +29,8 @@ class Answer(NamedTuple):
 class Server:
     """A running server."""
 
-    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
-        self.process, self.url = process, url
+    def __init__(self, process: warm.Program, url: str, errors: IO[str]) -> None:
+        self.process, self.url, self.errors = process, url, errors
         address = urlsplit(url)
         assert address.port is not None
         assert address.hostname is not None
@@ -84,17 +85,19 @@ def serving_run(run: Path, *words: str) -> Iterator[Server]:
 @contextmanager
 def serving_by(arguments: list[str]) -> Iterator[Server]:
     """Run a program that prints the answer of ``autotimm serve --json``."""
-    command = [sys.executable, *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
+    with ExitStack() as stack:
+        ends = [os.pipe() for _ in range(2)]
+        out, err = (stack.enter_context(os.fdopen(reading)) for reading, _ in ends)
+        process = warm.Program(arguments, streams=(None, *(writing for _, writing in ends)))
+        for _, writing in ends:
+            os.close(writing)
         lines = []
-        while "}" not in "".join(lines[-1:]) and (line := process.stdout.readline()):
+        while "}" not in "".join(lines[-1:]) and (line := out.readline()):
             lines.append(line)
         if not lines:
-            raise AssertionError(process.stderr.read())
+            raise AssertionError(err.read())
         try:
-            yield Server(process, json.loads("".join(lines))["url"])
+            yield Server(process, json.loads("".join(lines))["url"], err)
         finally:
-            if process.poll() is None:
-                process.kill()
+            process.send_signal(signal.SIGKILL)
+            process.wait()

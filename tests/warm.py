@@ -27,7 +27,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, cast
 
-_IMPORTED = ("autotimm.cli.main", "autotimm.runs.run", "jinja2", "pycocotools.cocoeval")
+_IMPORTED = ("autotimm.cli.main", "autotimm.report.page", "autotimm.runs.names_of_file", "autotimm.runs.run",
+             "pycocotools.cocoeval")  # fmt: skip
 _TIMEOUT = 300.0
 Completed = subprocess.CompletedProcess[str]
 
@@ -172,6 +173,10 @@ def _serve(connection: socket.socket) -> dict[str, Any] | None:
     """Fork for each request. Returns a request in the process that is to fulfil it, and None at the end."""
     for name in _IMPORTED:
         import_module(name)
+    import_module("PIL.Image").init()  # or each program imports the plugins of 40 formats
+    pages = import_module("autotimm.report.page_parts").templates_of("autotimm.report")
+    for name in pages.list_templates(extensions=["html"]):
+        pages.get_template(name)
     gc.collect()
     gc.freeze()  # or the first collection of each program goes through all modules
     woken, wake = socket.socketpair()

@@ -121,7 +121,9 @@ def test_no_control_characters_outside_a_terminal(capsys: pytest.CaptureFixture[
         (["fit", "photos", "--strict", "--seed", "1", "more"], "takes [PATH]. Got more as well"),
         (["fit", "--data", "photos"], "no option --data. Did you mean 'autotimm fit PATH'?"),
         (["fit", "photos", "--learning-rate", "1"], "no option --learning-rate. Did you mean '--lr'?"),
-        (["fit"], "needs data"),
+        (["fit"], "There is no data"),
+        (["inspect", "photos", "--image-size", "0"], "The `--image-size` of autotimm inspect must be"),
+        (["study", "photos", "--lr", "fast"], "The `--lr` of autotimm study must be a number above 0"),
         (["fit", ""], "The `path` of autotimm fit must be a path"),
         (["fit", "photos", "--epochs", "ten"], "The `--epochs` of autotimm fit must be a whole number, 1 or more."),
         (

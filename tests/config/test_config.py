@@ -167,7 +167,7 @@ def test_options_that_depend_on_each_other():
     assert "must sum to less than 1" in refusal(val_split=0.6, test_split=0.5)
     assert "`val_csv` of fit has no effect without `train_csv`" in refusal(val_csv="val.csv")
     assert "`download` of fit has no effect without `dataset_name`" in refusal(download=True)
-    with pytest.raises(UsageError, match="needs data"):
+    with pytest.raises(UsageError, match="There is no data"):
         FitConfig()
     FitConfig(train_csv="train.csv", val_csv="val.csv")
 
@@ -261,8 +261,8 @@ def test_a_default_that_is_called_default_reads_well():
         ("data:\n  class_path: X\nepochs: 3\n", "has `epochs` beside `data`"),
         ("model: {class_path: X}\nseed_everything: 1\n", "has `seed_everything` beside `model`"),
         ("path: a\n\tepochs: 1\n", "is not YAML: line 2"),
-        ("- a\n- b\n", "must be a file of lines"),
-        ("", "must be a file of lines"),
+        ("- a\n- b\n", "must hold options, a line"),
+        ("", "must hold options, a line"),
         ("? [a]\n: 1\n", "as a key"),
         ("<<: {epochs: 1}\npath: a\n", "no option `<<`"),
         ("path: a\nepochs: {a: 1}\n", "The `epochs` of photos.yaml must be"),
@@ -321,7 +321,7 @@ def test_a_large_file_is_refused_by_its_size(tmp_path: Path):
     path = tmp_path / "large.yaml"
     with path.open("wb") as file:
         file.truncate(200 * 2**20)  # takes no room on the disk
-    with pytest.raises(UsageError, match=r"large.yaml cannot be read: it is larger than 16 MB. Give `--config` a sim"):
+    with pytest.raises(UsageError, match=r"large.yaml cannot be read: it is larger than 16 MB. Give a sim"):
         read_yaml(str(path))
 
 

@@ -1,5 +1,6 @@
 """Fixtures of the data tests: toy folders, and a cache of their own."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +10,13 @@ from PIL import Image
 
 from autotimm.data.toy import write_toy_folder
 
+_numbers = itertools.count()
+
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    # Not by `mktemp`: each further folder of pytest would look through all of them for its number.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "caches" / str(next(_numbers))))
 
 
 @pytest.fixture

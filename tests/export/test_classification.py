@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 
 from autotimm import Run
 from autotimm.cli.main import main
-from autotimm.errors import DataError, ModelError, UsageError
+from autotimm.errors import DataError, ModelError, RunError, UsageError
 from autotimm.export import runner
 from autotimm.export.build_graph import build_graph
 from autotimm.export.onnx_file import OPSET
@@ -233,6 +234,24 @@ def test_timm_loads_the_folder_with_equal_logits(run: Run, tmp_path: Path) -> No
     config = timm.data.resolve_model_data_config(loaded)
     assert (config["input_size"], config["interpolation"], config["crop_pct"]) == ((3, 32, 32), "bilinear", 0.875)
     assert loaded.pretrained_cfg["label_names"] == list(run.model().class_names)
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "model").iterdir()}
+    assert len({*modes.values()}) == 1, modes  # whoever may read one file may read all
+
+
+def test_full_disk_is_said_to_be_one(run: Run, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        for to, name, said in (
+            ("timm", "model", "must be writable. It is not (Error while serializing"),
+            ("openvino", "m.xml", "could not be written by OpenVINO"),
+        ):
+            with pytest.raises(RunError, match=re.escape(said)):
+                run.export(tmp_path / name, to=to, check="seeded")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(

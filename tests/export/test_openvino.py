@@ -97,7 +97,9 @@ def test_dense_tasks_agree(arch: str, tmp_path: Path) -> None:
         *(pytest.param(to, "ab", marks=pytest.mark.slow) for to in ("onnx", "openvino")),
     ],
 )
-def test_8_bits_are_calibrated_on_training_images(to: str, copies: str, run: Run, tmp_path: Path) -> None:
+def test_8_bits_are_calibrated_on_training_images(to: str, copies: str, run: Run, nearest: Run, tmp_path: Path) -> None:
+    if to == "openvino":  # of the resize is asked only in ONNX
+        run = nearest
     paths = [tmp_path / name / {"onnx": "m.onnx", "openvino": "m.xml"}[to] for name in copies]
     exports = [run.export(path, to=to, precision="int8", tolerance=0.1) for path in paths]
     report = json.loads((tmp_path / "a" / "export.json").read_text())[paths[0].name]

@@ -41,8 +41,27 @@ def test_swapped_labels_are_found() -> None:
     assert finding.cases[0].note.startswith("is ")
     right = ImageTable(evidence.ids, evidence.ids, torch.from_numpy(true), NAMES)
     assert check_labels(evidence_of(true, true), {"val": right}) == []
+    assert check_labels(evidence, {"val": right}) == []  # the labels were corrected since the run
     with pytest.raises(UsageError, match="validated on images that are inspected"):
         check_labels(evidence, {"train": table})
+    other = ImageTable(evidence.ids, evidence.ids, torch.from_numpy(labels), (*NAMES, "zebra"))
+    with pytest.raises(UsageError, match=r"must know the classes of the data\. It has 3, and the data have 4"):
+        check_labels(evidence, {"val": other})
+
+
+def test_the_label_that_disagrees_is_named() -> None:
+    pytest.importorskip("cleanlab")
+    true = np.random.default_rng(1).integers(0, 2, (SIZE, 3))
+    labels = true.copy()
+    labels[7] = 1 - labels[7]
+    scores = np.abs(true - np.random.default_rng(2).uniform(0.01, 0.3, true.shape)).astype(np.float32)
+    scores[7, 2] = 0.005 if labels[7, 2] else 0.995
+    ids = tuple(f"{number:03d}.png" for number in range(SIZE))
+    evidence = Evidence("val", "classes", True, 0.5, NAMES, ids, {"scores": scores, "targets": labels})
+    table = ImageTable(ids, ids, torch.from_numpy(labels), NAMES)
+    (finding,) = check_labels(evidence, {"val": table})
+    case = next(case for case in finding.cases if case.id == "007.png")
+    assert case.note.endswith(f"; {NAMES[2]} has a score of {scores[7, 2]:.0%}")
 
 
 def test_a_run_on_the_data_is_taken(tmp_path) -> None:

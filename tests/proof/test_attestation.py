@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from autotimm.cli.main import main
 from autotimm.proof.archive import prepared_archive
-from autotimm.proof.attestation import attest, check_statement
+from autotimm.proof.attestation import CheckedStatement, attest, check_statement
 from autotimm.runs.run import Run
 from training import small_fit
 
@@ -135,3 +135,10 @@ def test_usage(run, statement, signer, tmp_path):
     ):  # fmt: skip
         assert main(["attest", *words]) == 2, words
     assert not Path(out).exists()
+
+
+@pytest.mark.parametrize("said", [{"not_checked": 5}, {"not_checked": "none"}, {"not_checked": None}, {"where": 3}])
+def test_a_statement_of_another_form_is_shown(said):
+    """Who signs decides what is in it."""
+    content = {"predicate": {"result": "PASSED", "verification": said}, "subject": []}
+    assert str(CheckedStatement(content, "aa")) == "signed with the key aa\nstated: PASSED"

@@ -285,6 +285,15 @@ def test_labels_of_two_runs_are_compared_on_the_images_of_both(run, tmp_path):
     assert "difference in" not in page  # no image of one is an image of the other
 
 
+def test_labels_that_are_not_there_are_no_wrong_predictions():
+    evidence = labels_of([[0.9, 0.05], [0.95, 0.02]], [[1, 0], [0, 0]], ("a", "b"))
+    panel = class_content(evidence, Pictures({}, 8, square=True), 0).panels[0]
+    assert "<title>Share of labels that are there by confidence</title>" in panel.chart
+    assert "<title>90% to 100%: 50% of 2 there</title>" in panel.chart
+    assert "<title>0% to 10%: 0% of 2 there</title>" in panel.chart
+    assert panel.text.startswith("Bars on the line are as often there as they say.")
+
+
 def test_a_label_map_keeps_its_colors_and_what_is_hidden():
     pictures = Pictures({}, 8, square=False)
     pictures.of_labels(np.array([[0, 255], [1, 254]], np.uint8), [(255, 0, 0), (0, 255, 0)], hidden=255)

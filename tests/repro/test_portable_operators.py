@@ -1,15 +1,13 @@
 """Operators with the same bits everywhere: what they compute, and that no order of sums changes it."""
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 from scipy.stats import kstest
 
+import warm
 from autotimm.errors import UsageError
 from autotimm.repro import portable_functions as functions
 from autotimm.repro.exact_sums import convolution, convolution_gradients, matmul, sum_over
@@ -46,8 +44,9 @@ print(state_digest(network.state_dict()), torch.backends.cpu.get_cpu_capability(
 
 
 def result_of(threads, **variables):
-    words = [sys.executable, "-c", PROGRAM, str(threads)]
-    done = subprocess.run(words, env=os.environ | variables, capture_output=True, text=True, check=True)
+    # torch and MKL read these variables at their first operator, not when they are imported.
+    done = warm.run(["-c", PROGRAM, threads], env=variables)
+    assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
 

@@ -446,8 +446,7 @@ def test_ends_cleanly_and_answers_what_has_begun(run: Path, number: int) -> None
         waiting.join()
         assert code == 0
         assert answers == [200]
-        assert server.process.stderr is not None
-        assert server.process.stderr.read().splitlines()[-1] == "stopped"
+        assert server.errors.read().splitlines()[-1] == "stopped"
 
 
 def test_port_in_use_is_a_usage_error(server: Server, run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,8 @@
 import pytest
 
 from autotimm import FitConfig
-from autotimm.errors import UsageError
-from autotimm.studies.trials import keep_config, make_plan
+from autotimm.errors import ModelError, UsageError
+from autotimm.studies.trials import has_test_data, keep_config, make_plan
 
 
 def plan(tmp_path, a=None, b=None, **given):
@@ -80,7 +80,7 @@ def test_folder_belongs_to_one_configuration(tmp_path):
         ({"vary": ("eval",)}, "must be one of all, split"),
         ({"vary": ("init",), "decompose": True}, "several streams to decompose"),
         ({"a": {"seed": None}}, "a study gives the seeds"),
-        ({"b": FitConfig(path="photos")}, "another configuration"),
+        ({"b": FitConfig(path="photos")}, "must change an option that is studied"),
         ({"b": FitConfig(path="photos", lr=1), "decompose": True}, "Make two studies"),
         ({"name": "a/b"}, "a folder's name"),
     ],
@@ -88,3 +88,17 @@ def test_folder_belongs_to_one_configuration(tmp_path):
 def test_mistakes_are_refused(given, message, tmp_path):
     with pytest.raises(UsageError, match=message):
         plan(tmp_path, **given)
+
+
+@pytest.mark.parametrize("text", ['{"threads": 1e999}', '{"threads": -3}', "[]", "{"])
+def test_damaged_record_of_a_study_is_named(text, tmp_path):
+    folder = plan(tmp_path).folder
+    folder.mkdir(parents=True)
+    (folder / "study.json").write_text(text)
+    with pytest.raises(ModelError, match=r"study\.json must hold the record of the study\. It is damaged \(.+\)"):
+        plan(tmp_path)
+
+
+def test_a_run_without_its_list_of_splits_is_named(tmp_path):
+    with pytest.raises(ModelError, match=r"splits\.csv"):
+        has_test_data(tmp_path)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+import warm
 from autotimm import ImageClassifier, ImageDataModule, Task
 from autotimm.data.toy import toy_images
 from autotimm.errors import ModelError
@@ -237,19 +238,23 @@ class TestLoadingTouchesNothing:
 
         server = HTTPServer(("127.0.0.1", 0), Count)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "no_proxy": "*",
+        environment = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "no_proxy": "*",
                        "HF_HOME": str(saved[0].parent / "no-cache")}  # fmt: skip
-        environment.pop("HF_HUB_OFFLINE", None)
         code = (
-            "import sys; from autotimm import Task, ImageClassifier\n"
+            f"{warm.forgotten('autotimm', 'huggingface_hub', 'timm')}"
+            "import os; os.environ.pop('HF_HUB_OFFLINE', None); from autotimm import Task, ImageClassifier\n"
             "print(type(Task.load_from_checkpoint(sys.argv[1])).__name__, flush=True); input()\n"
             "ImageClassifier('test_resnet', 3)"
         )
-        with subprocess.Popen([sys.executable, "-c", code, str(saved[0])], env=environment, text=True,
-                              stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:  # fmt: skip
-            assert process.stdout.readline().strip() == "ImageClassifier"
+        reading, writing = os.pipe()
+        command = [sys.executable, "-c", code, str(saved[0])]
+        with (
+            os.fdopen(reading) as shown, os.fdopen(writing, "wb") as out,
+            warm.Process(command, env=environment, stdin=subprocess.PIPE, stdout=out) as process,
+        ):  # fmt: skip
+            assert shown.readline().strip() == "ImageClassifier"
             assert asked == []
-            process.communicate("\n")
+            process.stdin.write(b"\n")
         server.shutdown()
         server.server_close()
         assert process.returncode == 0

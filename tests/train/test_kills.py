@@ -5,8 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 
 import warm
 from autotimm import Run
+from autotimm.cli.main import main
 from autotimm.data.toy import write_toy_folder
 from autotimm.records.digest import file_digest
 from autotimm.records.ledger import read_ledger
@@ -36,11 +35,11 @@ def start(*words, cwd):
 
 
 def whole(photos, cwd, epochs):
-    # A new interpreter hashes strings otherwise than the processes that are killed, which all come from one.
+    # This interpreter hashes strings otherwise than the processes that are killed, which all come from another one.
     words = ["fit", photos, *FIT, "--epochs", epochs, "--name", "whole"]
-    command = [sys.executable, "-m", "autotimm", *map(str, words)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        assert main([*map(str, words)]) == 0
     return cwd / "runs" / "whole"
 
 

@@ -13,6 +13,7 @@ import time
 import pytest
 import torch.distributed
 
+import launched
 import warm
 from autotimm import Run
 from autotimm.data.toy import write_toy_folder
@@ -132,9 +133,8 @@ def test_two_processes_begin_with_the_head_that_one_fits(toy_folder, tmp_path):
     other = write_toy_folder(tmp_path / "other", n=24, num_classes=3, image_size=32, seed=1)
     weights = small_fit(other, tmp_path / "pretrained").path / "model.safetensors"
     fit = [weights if word == "false" else word for word in FIT]
-    autotimm("fit", toy_folder, *fit, "--devices", 2, "--batch-size", 3, "--name", "two", cwd=tmp_path)
-    done = warm.run(["-m", "autotimm", "fit", toy_folder, *fit, "--batch-size", 6, "--name", "one"], tmp_path)
-    assert done.returncode == 0, done.stderr
+    launched.autotimm(2, "fit", toy_folder, *fit, "--devices", 2, "--batch-size", 3, "--name", "two", cwd=tmp_path)
+    launched.autotimm(1, "fit", toy_folder, *fit, "--batch-size", 6, "--name", "one", cwd=tmp_path)
     one, two = (tmp_path / "runs" / name for name in ("one", "two"))
     # Process 0 alone sees all of the images, in batches of the same shape.
     head = ("features", "penalty", "weights", "metrics")

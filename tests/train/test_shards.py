@@ -4,7 +4,6 @@ import copy
 import json
 import re
 import signal
-import socket
 import time
 from itertools import chain
 
@@ -15,7 +14,6 @@ import torch.distributed
 from torch import nn
 from torch.nn import functional
 
-import warm
 from autotimm import ImageClassifier, Run
 from autotimm.data.toy import write_toy_folder, write_toy_objects, write_toy_segmentation
 from autotimm.errors import UsageError
@@ -23,19 +21,11 @@ from autotimm.records.digest import file_digest
 from autotimm.records.ledger import read_ledger
 from autotimm.repro.sampler import KeyedBatchSampler
 from autotimm.repro.shards import shard_range
+from launched import autotimm, start
 from training import classifier, toy_data, trainer
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without them")
 
-# The processes that a launcher such as torchrun starts, on a machine with at least four cores.
-PROGRAM = """
-import os, sys
-os.cpu_count = lambda: 4
-from pytorch_lightning.utilities import rank_zero_only
-rank_zero_only.rank = int(os.environ.get("RANK", "0"))
-from autotimm.cli.main import main
-sys.exit(main())
-"""
 FITS = """
 import json, os, sys
 from pytorch_lightning.utilities import rank_zero_only
@@ -48,29 +38,6 @@ for name, data, options in json.loads(sys.argv[2]):
 FIT = ["--backbone", "test_resnet", "--image-size", 32, "--threads", 1, "--pretrained", "false", "--num-workers", 0,
        "--epochs", 3, "--accelerator", "cpu", "--batch-size", 8, "--eval-batch-size", 3, "--head-dropout", 0.2,
        "--drop-path-rate", 0.1]  # fmt: skip
-
-
-def start(processes, *words, cwd, program=PROGRAM):
-    """Start a program in so many processes that find each other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launched = []
-    for rank in range(processes):
-        where = {"TORCHELASTIC_RUN_ID": "test", "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes,
-                 "LOCAL_WORLD_SIZE": processes, "GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1",
-                 "MASTER_PORT": port} if processes > 1 else {}  # fmt: skip
-        variables = {name: str(value) for name, value in where.items()}
-        launched.append(warm.Program(["-c", program, *words], cwd, variables))
-    return launched
-
-
-def autotimm(processes, *words, cwd, program=PROGRAM):
-    """Run a program in so many processes; return the output of the first."""
-    started = start(processes, *words, cwd=cwd, program=program)
-    outputs = [process.communicate() for process in started]
-    assert not any(process.returncode for process in started), outputs
-    return outputs[0]
 
 
 def fit(data, cwd, name, processes, *words, shards=4):

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import json
+import multiprocessing
 import os
 import random
 import sys
@@ -325,6 +326,14 @@ class TestOthersTrainers:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Lightning's own advice
             assert run(workers) == run(0)
+
+
+def test_a_training_that_fails_leaves_no_loading_process(toy_folder):
+    before = {*multiprocessing.active_children()}
+    with pytest.raises(ZeroDivisionError) as failure:
+        trainer(callbacks=[Fails()]).fit(classifier(), datamodule=toy_data(toy_folder, num_workers=2))
+    assert {*multiprocessing.active_children()} <= before  # also while somebody looks at the error
+    assert failure.traceback
 
 
 class TestOthersModules:

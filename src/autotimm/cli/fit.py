@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> int:
 
 def train(given: Given) -> Run:
     """Train with command-line arguments."""
-    resolved = configure(given)
+    resolved = configure(given, own=("commit",))
     # Imported late on purpose: help and mistakes in the command are answered without loading torch.
     if isinstance(resolved, FitConfig):
         with loading_torch(resolved.progress):
@@ -58,13 +58,21 @@ def train(given: Given) -> Run:
         return fit_objects(*build(resolved, given.options["config"]), commit=given.value("commit"))
 
 
-def configure(given: Given) -> FitConfig | dict[str, object]:
+def configure(given: Given, own: Collection[str] = (), **fixed: str) -> FitConfig | dict[str, object]:
     """Merge the file and the command line, which wins; a file in Lightning's style is returned as it is.
+
+    Args:
+        given: The arguments of a verb that takes options of fit.
+        own: The options of the verb that are none of fit.
+        fixed: Options of fit that the verb itself decides.
 
     Raises:
         UsageError: If a key or a value is wrong, or if a file in Lightning's style is combined with other options.
     """
-    typed = {name: value for name, value in given.options.items() if name not in ("config", "commit", "json")}
+    names = [name for name in given.options if name not in ("config", "json", *own)]
+    for name in names:
+        given.value(name)  # here, where an error names the verb
+    typed = {name: given.options[name] for name in names} | fixed
     if given.positionals["path"] is not None:
         typed["path"] = given.positionals["path"]
     if "config" not in given.options:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from autotimm.cli.fit import FIT, configure
 from autotimm.cli.json_output import JSON, answering
-from autotimm.cli.parser import Given, parse
+from autotimm.cli.parser import parse
 from autotimm.cli.verb import Positional, Verb, loading_torch
 from autotimm.config import FitConfig, Option, defaults, options
 from autotimm.config.value_types import Flag, Path
@@ -31,7 +31,7 @@ def run(argv: Sequence[str]) -> int:
     if given is None:
         return 0
     own = {name: given.value(name) for name in _OWN}
-    config = configure(Given(FIT, given.positionals, {k: v for k, v in given.options.items() if k not in _OWN}))
+    config = configure(given, own=_OWN)
     if not isinstance(config, FitConfig):
         raise UsageError(
             f"Inspect needs options of fit. {given.options['config']} names classes instead: call "

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from autotimm.cli.fit import FIT, configure
+from autotimm.cli.fit import configure
 from autotimm.cli.json_output import JSON, answering
-from autotimm.cli.parser import Given, parse
+from autotimm.cli.parser import parse
 from autotimm.cli.verb import Positional, Verb, loading_torch
 from autotimm.config import FitConfig, Option, defaults, options
 from autotimm.config.value_types import Choice, Path
@@ -31,8 +31,7 @@ def run(argv: Sequence[str]) -> int:
     if find_spec(to) is None:
         raise missing_extra(f"The option to={to} of pack", to)
     # It splits nothing off, and images that are no files are none for it.
-    reading = {name: value for name, value in given.options.items() if name not in ("to", "out", "json")}
-    config = configure(Given(FIT, given.positionals, {**reading, "val_split": "0"}))
+    config = configure(given, own=("to", "out"), val_split="0")
     assert isinstance(config, FitConfig)  # there is no option for a file
     from autotimm.runs.output_paths import require_new_folder  # imports no torch
 

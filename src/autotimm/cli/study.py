@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from autotimm.cli.fit import FIT, configure
 from autotimm.cli.json_output import answering
-from autotimm.cli.parser import Given, parse
+from autotimm.cli.parser import parse
 from autotimm.cli.verb import Verb, loading_torch
 from autotimm.config import FitConfig, Option
 from autotimm.config.value_types import Choice, Flag, Path, Seeds, Text, Whole, Words
@@ -23,17 +23,17 @@ def run(argv: Sequence[str]) -> int:
     if given is None:
         return 0
     study_options = {name: given.value(name) for name in _STUDY}
-    fit_options = {name: value for name, value in given.options.items() if name not in _STUDY}
-    config = configure(Given(FIT, given.positionals, fit_options))
+    config = configure(given, own=_STUDY)
     if not isinstance(config, FitConfig):
         raise UsageError(
-            f"A study needs options of fit. {fit_options['config']} names classes instead. Write lines like `lr: 0.01`."
+            f"A study needs options of fit. {given.options['config']} names classes instead. Write lines like "
+            "`lr: 0.01`."
         )
     with answering(given) as answer:
         with loading_torch(config.progress):
             from autotimm.runs.names_of_file import require_known_names
             from autotimm.studies.run_study import compared_with, study_configs
-        require_known_names(fit_options.get("config"), config)
+        require_known_names(given.options.get("config"), config)
         vs = study_options.pop("vs")
         study = study_configs(config, None if vs is None else compared_with(config, vs), **study_options)
         print(printable(study, keep="\n"))

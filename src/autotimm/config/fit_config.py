@@ -429,7 +429,9 @@ class FitConfig:
 
     def _check_together(self) -> None:
         if self.path is None and self.train_csv is None and self.dataset_name is None:
-            raise UsageError("fit needs data. Give the path of a folder of images, a `train_csv` or a `dataset_name`.")
+            raise UsageError(
+                "There is no data. Give the path of a folder of images, a `train_csv` or a `dataset_name`."
+            )
         if self.val_split + self.test_split >= 1:
             got = f"Got {self.val_split:g} and {self.test_split:g} instead. Leave some images to train on."
             raise UsageError(f"The `val_split` and `test_split` of fit must sum to less than 1. {got}")
@@ -537,13 +539,11 @@ class FitConfig:
 
         ``--config`` reads it back. Its first field, ``record``, says that it holds what nobody asked for too.
         """
-        lines = [header(), *(f"{name}: {self._word(name)}" for name in options(type(self)))]
+        known = options(type(self))
+        lines = [header(), *(f"{name}: {write_scalar(known[name].word(getattr(self, name)))}" for name in known)]
         width = min(max(map(len, lines)), 40)
         said = zip(lines, ["every option of a run, and who decided it", *self.sources.values()], strict=True)
         return "".join(f"{line:<{width}}  # {source}\n" for line, source in said)
-
-    def _word(self, name: str) -> str:
-        return write_scalar(options(type(self))[name].word(getattr(self, name)))
 
 
 def options(of: type[FitConfig] = FitConfig) -> dict[str, Option]:

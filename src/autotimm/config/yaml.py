@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from autotimm.config.option import meant
-from autotimm.errors import UsageError, sentence
+from autotimm.errors import UsageError
 
 __all__ = ["NESTED_KEYS", "YamlLimitError", "load_yaml", "read_yaml", "write_scalar"]
 
@@ -84,9 +84,9 @@ def read_yaml(path: str) -> tuple[dict[str, Any], bool]:
             _check_texts(loaded)
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UsageError(f"The file {path} cannot be read: {why}. Give `--config` a YAML file.") from None
+        raise UsageError(f"The file {path} cannot be read: {why}. Give a YAML file of options.") from None
     except YamlLimitError as error:
-        raise UsageError(f"The file {path} cannot be read: {error}. Give `--config` a simpler file.") from None
+        raise UsageError(f"The file {path} cannot be read: {error}. Give a simpler file.") from None
     except yaml.YAMLError as error:
         raise UsageError(f"{path} is not YAML: {_place(error)}. Write lines like `epochs: 10`.") from None
     return loaded, nested
@@ -179,9 +179,7 @@ def _place(error: yaml.YAMLError) -> str:
 def _checked(root: yaml.Node | None, path: str) -> yaml.MappingNode:
     """Refuse what is no mapping, what gives a key twice, and what mixes two styles."""
     if not isinstance(root, yaml.MappingNode):
-        raise UsageError(
-            sentence("--config", "autotimm fit", "a file of lines `key: value`", path, "Write one per line.")
-        )
+        raise UsageError(f"The file {path} must hold options, a line `key: value` for each. It holds none.")
     _check_unique(root, path, seen=set())
     keys = {key.value for key, _ in root.value}
     strange = sorted(keys - NESTED_KEYS)

@@ -95,40 +95,10 @@ class ImageDataModule(DataModule):
             data_dir, train_csv = None, data_dir
         csv = {"train": train_csv, "val": val_csv, "test": test_csv}
         self.csv_files = {split: Path(file).expanduser() for split, file in csv.items() if file is not None}
-        require(
-            not self.csv_files or "train" in self.csv_files, "train_csv", owner, "given with `val_csv` or `test_csv`",
-            train_csv, "Name the table to train on.",
-        )  # fmt: skip
         of_tables = image_dir or image_column or label_column or label_separator
-        require(
-            bool(self.csv_files) or of_tables is None, "train_csv", owner,
-            "given with `image_dir`, `image_column`, `label_column` or `label_separator`", None,
-            "Name the table to train on.",
-        )  # fmt: skip
-        require(
-            not (self.csv_files and dataset_name), "dataset_name", owner, "left out where CSV files are given",
-            dataset_name, "Choose one of the two.",
-        )  # fmt: skip
-        require(
-            dataset_name is not None or not download, "download", owner, "given with `dataset_name`", download,
-            "Name the data set, or leave it out.",
-        )  # fmt: skip
-        require(
-            label_separator is None or _is_text(label_separator), "label_separator", owner, "a text", label_separator,
-            "Give for example '|'.",
-        )  # fmt: skip
-        require(
-            class_levels is None or is_whole(class_levels, 1), "class_levels", owner, "a whole number, 1 or more",
-            class_levels, "Give 2 if flower/daisy is a class.",
-        )  # fmt: skip
-        require(
-            class_levels is None or not (self.csv_files or dataset_name), "class_levels", owner,
-            "left out where tables or `dataset_name` give the classes", class_levels, "Leave it out.",
-        )  # fmt: skip
-        require(
-            bool(data_dir or self.csv_files or dataset_name), "data_dir", owner, "a folder of images", data_dir,
-            "Give one, or `train_csv`, or `dataset_name`.",
-        )  # fmt: skip
+        _check_sources(
+            owner, data_dir, self.csv_files, dataset_name, download, of_tables, label_separator, class_levels
+        )
         require_choice("decode", owner, decode, DECODINGS)
         self.decode = decode
         self.data_dir = None if data_dir is None else Path(data_dir).expanduser()
@@ -187,6 +157,57 @@ class ImageDataModule(DataModule):
             return file
         inside = self.data_dir / file
         return inside if os.path.exists(inside) else file  # as it was given, for the error
+
+
+def _check_sources(
+    owner: str, data_dir: object, csv_files: Mapping[str, Path], dataset_name: object, download: object,
+    of_tables: object, label_separator: object, class_levels: object,
+) -> None:  # fmt: skip
+    """Refuse sources that contradict each other, and options that have no effect on the one that was given.
+
+    Args:
+        owner: Who is given them.
+        data_dir: The folder.
+        csv_files: The tables by split.
+        dataset_name: The data set of torchvision.
+        download: Whether it may be downloaded.
+        of_tables: The first option that was given and is for tables alone.
+        label_separator: What separates labels in a cell.
+        class_levels: Levels of folders that make a class.
+    """
+    require(
+        not csv_files or "train" in csv_files, "train_csv", owner, "given with `val_csv` or `test_csv`",
+        csv_files.get("train"), "Name the table to train on.",
+    )  # fmt: skip
+    require(
+        bool(csv_files) or of_tables is None, "train_csv", owner,
+        "given with `image_dir`, `image_column`, `label_column` or `label_separator`", None,
+        "Name the table to train on.",
+    )  # fmt: skip
+    require(
+        not (csv_files and dataset_name), "dataset_name", owner, "left out where CSV files are given",
+        dataset_name, "Choose one of the two.",
+    )  # fmt: skip
+    require(
+        dataset_name is not None or not download, "download", owner, "given with `dataset_name`", download,
+        "Name the data set, or leave it out.",
+    )  # fmt: skip
+    require(
+        label_separator is None or _is_text(label_separator), "label_separator", owner, "a text", label_separator,
+        "Give for example '|'.",
+    )  # fmt: skip
+    require(
+        class_levels is None or is_whole(class_levels, 1), "class_levels", owner, "a whole number, 1 or more",
+        class_levels, "Give 2 if flower/daisy is a class.",
+    )  # fmt: skip
+    require(
+        class_levels is None or not (csv_files or dataset_name), "class_levels", owner,
+        "left out where tables or `dataset_name` give the classes", class_levels, "Leave it out.",
+    )  # fmt: skip
+    require(
+        bool(data_dir or csv_files or dataset_name), "data_dir", owner, "a folder of images", data_dir,
+        "Give one, or `train_csv`, or `dataset_name`.",
+    )  # fmt: skip
 
 
 def _is_text(value: object) -> bool:

@@ -533,6 +533,10 @@ class DataModule(CapturesArguments, pl.LightningDataModule, Facts, ABC):
 
     def teardown(self, stage: str | None = None) -> None:
         """End the loading processes; the data is kept."""
+        self.end_loading()
+
+    def end_loading(self) -> None:
+        """End the loading processes, which start again when a loader is read."""
         for loader in list(self._loaders):
             loader.close()
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autotimm.errors import ModelError, missing_extra
+from autotimm.errors import ModelError, RunError, missing_extra
 from autotimm.export.graph import Runtime
 from autotimm.export.torch_file import first_line
 
@@ -47,6 +47,7 @@ def write_openvino(model: Any, path: Path, metadata: Mapping[str, str]) -> None:
 
     Raises:
         ModelError: If OpenVINO cannot read the model.
+        RunError: If it cannot write the files.
     """
     import openvino  # an optional extra
 
@@ -56,9 +57,14 @@ def write_openvino(model: Any, path: Path, metadata: Mapping[str, str]) -> None:
             converted.set_rt_info(text, [METADATA_SECTION, name])
         for position, operation in enumerate(converted.get_ordered_ops()):
             operation.set_friendly_name(f"{operation.get_type_name()}_{position}")  # else a count of this process
-        openvino.save_model(converted, str(path), compress_to_fp16=False)
     except RuntimeError as error:
         raise ModelError(f"OpenVINO cannot read the network ({first_line(error)}). Try --to onnx.") from error
+    try:
+        openvino.save_model(converted, str(path), compress_to_fp16=False)
+    except RuntimeError as error:
+        raise RunError(
+            f"The file {path.name} could not be written by OpenVINO ({first_line(error)}). Free some space."
+        ) from error
 
 
 def openvino_runtime(path: Path, threads: int = 0) -> Runtime:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
@@ -55,10 +58,16 @@ def export_timm(task: Task, spec: DataSpec, out: Path, origin: Mapping[str, str]
         )
     model, arguments = _timm_model(task, task.network)
     with written_beside(out) as folder:
-        save_for_hf(
-            model, str(folder), model_config={"label_names": list(spec.class_names)}, model_args=arguments,
-            safe_serialization=True, data_config=_data_config(task.network, spec),
-        )  # fmt: skip
+        try:
+            save_for_hf(
+                model, str(folder), model_config={"label_names": list(spec.class_names)}, model_args=arguments,
+                safe_serialization=True, data_config=_data_config(task.network, spec),
+            )  # fmt: skip
+        except SafetensorError as error:
+            raise OSError(str(error)) from error  # of a full disk
+        # Written once more: the writer of safetensors leaves a file that only its owner may read.
+        shutil.copyfile(folder / _WEIGHTS, folder / f"{_WEIGHTS}.tmp")
+        os.replace(folder / f"{_WEIGHTS}.tmp", folder / _WEIGHTS)
         check = _compare(task.network, spec, folder)
         if check.problem:
             raise ModelError(f"timm's model must have the logits of the run, but {check.problem}. Use --to onnx.")

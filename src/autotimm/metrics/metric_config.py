@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any, get_origin
 
 import torchmetrics
@@ -168,6 +169,7 @@ def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
+@cache
 def _known_classes() -> dict[str, type[Metric]]:
     """Return all metrics of torchmetrics by name. The modules that come first in ``_SOURCES`` take precedence."""
     classes: dict[str, type[Metric]] = {}

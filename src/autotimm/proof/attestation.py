@@ -69,12 +69,14 @@ class CheckedStatement:
         where = said.get("where") if isinstance(said.get("where"), Mapping) else {}
         hardware = where.get("hardware") if isinstance(where, Mapping) else {}
         machine = ", ".join(str(value) for value in hardware.values()) if isinstance(hardware, Mapping) else ""
+        listed = said.get("not_checked")
+        not_checked = [text for text in listed if isinstance(text, str)] if isinstance(listed, list) else []
         lines = [
             f"signed with the key {self.key}",
             *(f"about {each.get('name')}: {each.get('digest', {}).get('sha256')}" for each in subjects),
             *(f"the run has another {name}, or none" for name in self.other),
             f"verified on {machine}" if machine else "",
-            *(f"not checked: {text}" for text in said.get("not_checked", []) if isinstance(text, str)),
+            *(f"not checked: {text}" for text in not_checked),
             f"stated: {said.get('words') or self.content['predicate'].get('result')}",
         ]
         return "\n".join(printable(line) for line in lines if line)

@@ -22,7 +22,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -383,6 +383,7 @@ def _package(name: str, stages: frozenset[str], read: Callable[[], Value] | None
                      f"the version of {name}")  # fmt: skip
 
 
+@cache  # each is read from a file of its own, and what was imported stays what it is
 def _installed(package: str) -> str | None:
     try:
         return version(package)

@@ -81,14 +81,20 @@ def curve_chart(title: str, lines: Sequence[Line], across: str, mark: float | No
     return _svg(title, parts)
 
 
-def reliability_chart(title: str, bins: Sequence[Bin]) -> Markup:
-    """The share of right predictions in bins of confidence, beside the diagonal of perfect calibration."""
+def reliability_chart(title: str, bins: Sequence[Bin], are: str = "right") -> Markup:
+    """The share of right predictions in bins of confidence, beside the diagonal of perfect calibration.
+
+    Args:
+        title: What the chart shows.
+        bins: The bins.
+        are: What is said of the predictions that are counted: ``right``, or ``there`` of single labels.
+    """
     frame = _Frame((0.0, 1.0), (0.0, 1.0))
     parts = [_grid(frame, _UNIT, _UNIT), _caption("confidence")]
     largest = max((each.size for each in bins), default=1) or 1
     for each in (each for each in bins if each.size):
         (left, top), (right, bottom) = frame.at(each.low + 0.008, each.correct), frame.at(each.high - 0.008, 0)
-        text = f"{each.low:.0%} to {each.high:.0%}: {each.correct:.0%} of {each.size} right"
+        text = f"{each.low:.0%} to {each.high:.0%}: {each.correct:.0%} of {each.size} {are}"
         shape = (left, top, right - left, bottom - top, 0.35 + 0.65 * each.size / largest)
         parts.append(_BAR.format(*shape, text))
     (x1, y1), (x2, y2) = frame.at(0, 0), frame.at(1, 1)

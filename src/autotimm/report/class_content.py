@@ -110,7 +110,7 @@ def _add_single_class(content: Content, evidence: Evidence) -> None:
     content.numbers["confusion"] = matrix_rows(names, counts.tolist())
     content.classes_text = "Counts open the images behind them."
     confidence, right = confidence_of(scores, targets)
-    content.panels.append(_reliability_of_run(content, confidence, right, "predictions"))
+    content.panels.append(_reliability_of_run(content, confidence, right, several_labels=False))
     content.panels.append(_confidence_panel(content, confidence, right))
     rows = []
     for level, figures in zip(_LEVELS, selective(confidence, right, _LEVELS), strict=True):
@@ -137,7 +137,7 @@ def _confidence_panel(content: Content, confidence: NDArray[Any], right: NDArray
 
 def _add_labels(content: Content, evidence: Evidence, predicted: _Bools, true: _Bools, threshold: float) -> None:
     right = true.ravel().astype(np.float64)
-    content.panels.append(_reliability_of_run(content, evidence.scores.ravel(), right, "labels"))
+    content.panels.append(_reliability_of_run(content, evidence.scores.ravel(), right, several_labels=True))
     curves = [threshold_scores(evidence.scores[:, at].astype(np.float64), true[:, at]) for at in range(true.shape[1])]
     rows = []
     content.numbers["thresholds"] = [["class", "threshold", "precision", "recall", "F1"]]
@@ -170,23 +170,29 @@ def _f1_panel(evidence: Evidence, curves: list[NDArray[np.float64]], threshold: 
 # Calibration
 
 
-def _reliability_of_run(content: Content, confidence: NDArray[Any], right: NDArray[Any], what: str) -> Panel:
-    text = (
-        f"Bars on the line are as often right as they say. Expected calibration error {{error}}, in ten bins of {what}."
-    )
-    caption = "Share of right predictions by confidence"
-    return _reliability(content, "Reliability", "reliability", caption, confidence, right, text)
+def _reliability_of_run(
+    content: Content, confidence: NDArray[Any], right: NDArray[Any], *, several_labels: bool
+) -> Panel:
+    what = "labels" if several_labels else "predictions"
+    text = "Bars on the line are as often {are} as they say. Expected calibration error {error}, in ten bins of " + what
+    return _reliability(
+        content, "Reliability", "reliability", "confidence", confidence, right, f"{text}.",
+        several_labels=several_labels,
+    )  # fmt: skip
 
 
 def _reliability(
-    content: Content, title: str, file: str, caption: str, confidence: NDArray[Any], right: NDArray[Any], text: str
-) -> Panel:
-    """A diagram with its numbers; ``{error}`` in the text is the expected calibration error."""
+    content: Content, title: str, file: str, by: str, confidence: NDArray[Any], right: NDArray[Any], text: str, *,
+    several_labels: bool,
+) -> Panel:  # fmt: skip
+    """A diagram with its numbers; the text has places for the expected calibration ``error``, and for what they are."""
+    # Of several labels each is asked for by itself: a low score of one that is not there is no mistake.
+    are, what = ("there", "labels that are there") if several_labels else ("right", "right predictions")
     bins = reliability(confidence, right)
     rows = [list(map(number, each)) for each in bins]
     content.numbers[file] = [["from", "to", "count", "confidence", "correct"], *rows]
-    text = text.format(error=f"{expected_calibration_error(bins):.3f}")
-    return Panel(title, reliability_chart(caption, bins), [], text, f"report/{file}.csv")
+    text = text.format(error=f"{expected_calibration_error(bins):.3f}", are=are)
+    return Panel(title, reliability_chart(f"Share of {what} by {by}", bins, are), [], text, f"report/{file}.csv")
 
 
 def _add_calibration(content: Content, evidence: Evidence, calibration: Calibration) -> None:
@@ -201,11 +207,10 @@ def _add_calibration(content: Content, evidence: Evidence, calibration: Calibrat
         else:
             scores = scaled(evidence.scores, temperature, multi_label=evidence.multi_label)
             how = "fitted on validation images"
-        caption = "Share of right predictions by calibrated confidence"
         text = f"As predict has it, at a temperature of {temperature:.3g}; {how}. Expected calibration error {{error}}."
         panel = _reliability(
-            content, "Reliability, calibrated", "reliability_calibrated", caption,
-            *confidence_of(scores, evidence.targets), text,
+            content, "Reliability, calibrated", "reliability_calibrated", "calibrated confidence",
+            *confidence_of(scores, evidence.targets), text, several_labels=evidence.multi_label,
         )  # fmt: skip
         content.panels.insert(1, panel)  # after that of the scores as they are
     kept = None if evidence.threshold is None else at_temperature(evidence.threshold, temperature)

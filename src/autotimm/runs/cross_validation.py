@@ -17,7 +17,7 @@ from autotimm.config import FitConfig
 from autotimm.data.data_facts import content
 from autotimm.data.dropped import recorded_drops
 from autotimm.data.module import DataModule
-from autotimm.data.table_checks import own_sides
+from autotimm.data.splits import own_sides
 from autotimm.errors import DataError, ModelError, RunError, UsageError, sentence
 from autotimm.evidence import Evidence, evidence_bytes, evidence_path, join_folds, read_evidence, write_evidence
 from autotimm.records.ledger import read_ledger

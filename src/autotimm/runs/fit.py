@@ -14,7 +14,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from autotimm.config import FitConfig, decided_by_recipe, defaults, options
 from autotimm.config.record import completed
 from autotimm.data.module import DataModule
-from autotimm.data.table_checks import own_sides
+from autotimm.data.splits import own_sides
 from autotimm.errors import AutotimmError, ChangedDataError, UnreadableSampleError, UsageError, sentence
 from autotimm.records.run_folder import SEARCH, RunFolder
 from autotimm.repro.seed import default_threads

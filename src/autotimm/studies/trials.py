@@ -14,6 +14,7 @@ from autotimm.errors import ModelError, UsageError, require, require_choice, sen
 from autotimm.records.atomic import write_text
 from autotimm.records.digest import config_digest
 from autotimm.records.manifest import Manifest
+from autotimm.records.readers import read_text
 from autotimm.repro.seed import default_threads
 from autotimm.runs.run import Run
 from autotimm.serialization import read_json
@@ -114,10 +115,13 @@ def make_plan(
         UsageError: If there is nothing to vary, or nothing to compare.
     """
     require(a.seed is not None, "seed", "a study", "a whole number", "none", "Leave it out: a study gives the seeds.")
-    require(not (decompose and b), "vs", "a study", "left out with decompose", "a file", "Make two studies.")
+    if decompose and b is not None:
+        raise UsageError("The `vs` of a study must be left out with `decompose`. Make two studies.")
     groups = _varied_groups(vary, decompose)
     changed = {} if b is None else _changes(a, b)
-    require(b is None or bool(changed), "vs", "a study", "another configuration", "an equal one", "Change an option.")
+    if b is not None and not changed:
+        raise UsageError("The `vs` of a study must change an option that is studied. It changes none: seeds, names and "
+                         "places are not studied. Change for example `lr`.")  # fmt: skip
     configs = {"a": a} if b is None else {"a": a, "b": b}
     folder = Path(out) / (name or f"{_source(a)}-{_digest(configs.values())}")
     require(folder.name == (name or folder.name), "name", "a study", "a folder's name", name, "Give `out` for a path.")
@@ -208,8 +212,9 @@ def _recorded_threads(folder: Path) -> int | None:
     try:
         return int(Whole(1).read(read_json(file)["threads"]))
     except (OSError, ValueError, LookupError, TypeError) as error:
+        why = str(error) or "it has no number of threads"
         raise ModelError(
-            f"The file {file} must hold the record of the study. It is damaged ({error}). Give another `name`."
+            f"The file {file} must hold the record of the study. It is damaged ({why}). Give another `name`."
         ) from None
 
 
@@ -246,9 +251,13 @@ def run_status(folder: Path) -> str | None:
 
 
 def has_test_data(folder: Path) -> bool:
-    """Whether the run in a folder has test images."""
-    with (folder / "splits.csv").open(encoding="utf-8") as lines:
-        return any(line.rstrip().endswith(",test") for line in lines)
+    """Whether the run in a folder has test images.
+
+    Raises:
+        ModelError: If its list of splits cannot be read.
+    """
+    text = read_text(folder / "splits.csv", "the list of splits")
+    return any(line.rstrip().endswith(",test") for line in text.splitlines())
 
 
 def is_tested(folder: Path) -> bool:

@@ -131,6 +131,55 @@ def _may_be_none() -> set[str]:
     return {name for name, hint in hints.items() if hint is Any or type(None) in get_args(hint)}
 
 
+def _check_arguments(given: Mapping[str, Any]) -> None:
+    """Refuse wrong arguments of an :class:`AutoTrainer`, but for those that Lightning checks itself.
+
+    Raises:
+        UsageError: If one is wrong.
+    """
+
+    def check(name: str, fine: bool, must: str, do: str) -> None:
+        require(fine, name, "AutoTrainer", must, given[name], do)
+
+    threads, recipe, shards = given["threads"], given["recipe"], given["shards"]
+    calibrate, deterministic = given["calibrate"], given["deterministic"]
+    read_interval(given["checkpoint_every"])
+    check("threads", threads is None or is_whole(threads, 1), "an integer of at least 1 or None", "Give None.")
+    if problem := machine_problem(threads, given.get("devices"), given.get("accelerator")):
+        raise UsageError(f"{problem} Give less.")
+    epochs, tuner = given["max_epochs"], given["tuner"]
+    check("max_epochs", epochs is None or is_whole(epochs, -1), "an integer, -1 or None", "Give for example 10.")
+    fine = tuner is None or isinstance(tuner, TunerConfig)
+    check("tuner", fine, "a TunerConfig or None", "Give for example TunerConfig(lr=True).")
+    require_choice("recipe", "AutoTrainer", recipe, RECIPES)
+    saves = given.get("enable_checkpointing") is not False
+    must = "plain without checkpoints, of which it keeps the best"
+    check("recipe", recipe == "plain" or saves, must, "Leave `enable_checkpointing` out.")
+    require_flags("AutoTrainer", **{name: given[name] for name in ("use_autotimm_seeding", "evidence", "portable")})
+    must, do = "True, False or 'warn'", "Give True for equal bits every time."
+    check("deterministic", deterministic in (True, False, "warn"), must, do)
+    fine = calibrate in ("f1", None) or 0 < number(calibrate) < 1
+    check("calibrate", fine, "f1, a precision in (0, 1) or None", "Give for example f1.")
+    check("shards", shards is None or is_whole(shards, 1), "an integer of at least 1 or None", "Give for example 4.")
+    if shards is not None:
+        check_trainer(shards, given)
+    if given["portable"]:
+        check_portable(given)
+
+
+_ONLY_WHERE_GIVEN = {"evidence": False, "calibrate": None, "recipe": "plain", "shards": None, "portable": False}
+"""Arguments that are recorded where they have another value: the records of versions without them stay the same."""
+
+
+def _recorded_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a trainer that its run records, in this order."""
+    return {
+        name: value
+        for name, value in given.items()
+        if name not in ("run_dir", "tuner") and not (name in _ONLY_WHERE_GIVEN and value == _ONLY_WHERE_GIVEN[name])
+    }
+
+
 class _Constructed(NamedTuple):
     """What a trainer was constructed with: its arguments, and the states of Lightning's own callbacks."""
 
@@ -214,40 +263,13 @@ class AutoTrainer(pl.Trainer):
         portable: bool = False,
         **kwargs: Unpack[TrainerOptions],
     ) -> None:
-        given = {
+        given: dict[str, Any] = {
             "max_epochs": max_epochs, "seed": seed, "deterministic": deterministic, "threads": threads,
             "use_autotimm_seeding": use_autotimm_seeding, "run_dir": run_dir, "monitor": monitor, "tuner": tuner,
-            "checkpoint_every": checkpoint_every, "keep": keep, "recipe": recipe, "evidence": evidence,
-            "calibrate": calibrate, "shards": shards, "portable": portable, **kwargs,
+            "checkpoint_every": checkpoint_every, "keep": keep, "evidence": evidence, "calibrate": calibrate,
+            "recipe": recipe, "shards": shards, "portable": portable, **kwargs,
         }  # fmt: skip
-        read_interval(checkpoint_every)
-        fine = threads is None or is_whole(threads, 1)
-        require(fine, "threads", "AutoTrainer", "an integer of at least 1 or None", threads, "Give None.")
-        if problem := machine_problem(threads, kwargs.get("devices"), kwargs.get("accelerator")):
-            raise UsageError(f"{problem} Give less.")
-        fine = max_epochs is None or is_whole(max_epochs, -1)
-        require(fine, "max_epochs", "AutoTrainer", "an integer, -1 or None", max_epochs, "Give for example 10.")
-        fine = tuner is None or isinstance(tuner, TunerConfig)
-        require(fine, "tuner", "AutoTrainer", "a TunerConfig or None", tuner, "Give for example TunerConfig(lr=True).")
-        require_choice("recipe", "AutoTrainer", recipe, RECIPES)
-        if recipe != "plain" and kwargs.get("enable_checkpointing") is False:
-            must = "plain without checkpoints, of which it keeps the best"
-            raise UsageError(sentence("recipe", "AutoTrainer", must, recipe, "Leave `enable_checkpointing` out."))
-        require_flags("AutoTrainer", use_autotimm_seeding=use_autotimm_seeding, evidence=evidence, portable=portable)
-        require(
-            deterministic in (True, False, "warn"), "deterministic", "AutoTrainer", "True, False or 'warn'",
-            deterministic, "Give True for equal bits every time.",
-        )  # fmt: skip
-        fine = calibrate in ("f1", None) or 0 < number(calibrate) < 1
-        require(
-            fine, "calibrate", "AutoTrainer", "f1, a precision in (0, 1) or None", calibrate, "Give for example f1."
-        )
-        fine = shards is None or is_whole(shards, 1)
-        require(fine, "shards", "AutoTrainer", "an integer of at least 1 or None", shards, "Give for example 4.")
-        if shards is not None:
-            check_trainer(shards, {**kwargs})
-        if portable:
-            check_portable({"deterministic": deterministic, "recipe": recipe, "shards": shards, **kwargs})
+        _check_arguments(given)
         self.shards, self.least_in_shard, self.portable = shards, 1, portable
         self.root_seed = root_seed(seed, "AutoTrainer")
         self.seed, self.deterministic, self.use_autotimm_seeding = seed, deterministic, use_autotimm_seeding
@@ -266,14 +288,7 @@ class AutoTrainer(pl.Trainer):
         self.resumed_as: Path | None = None  # the run of which this one is a fold, which is what is resumed
         self.recipe_note = ""  # for the header of the run
         self.searched: Mapping[str, Any] | None = None  # what a search before the training has tried and chosen
-        self.arguments: dict[str, Any] = {
-            "max_epochs": max_epochs, "seed": seed, "deterministic": deterministic, "threads": self.threads,
-            "use_autotimm_seeding": use_autotimm_seeding, "monitor": monitor, "checkpoint_every": checkpoint_every,
-            "keep": keep, **({"evidence": True} if evidence else {}),
-            **({} if self.calibrate is None else {"calibrate": self.calibrate}),
-            **({"recipe": recipe} if recipe != "plain" else {}), **({} if shards is None else {"shards": shards}),
-            **({"portable": True} if portable else {}), **kwargs,
-        }  # fmt: skip
+        self.arguments = _recorded_arguments(given | {"threads": self.threads, "calibrate": self.calibrate})
         if shards is not None:
             kwargs["strategy"] = ShardedStrategy(shards)
         if portable:
@@ -541,8 +556,11 @@ class AutoTrainer(pl.Trainer):
             for part in (model, *data):
                 if isinstance(part, (Task, DataModule)):
                     stack.enter_context(on_streams_of(part, self.root_seed))
+                # The garbage collector takes ten seconds for each worker, and Lightning ends none after an error.
+                if isinstance(part, DataModule):
+                    stack.callback(part.end_loading)
                 elif isinstance(part, KeyedLoader):
-                    stack.callback(part.close)  # the garbage collector takes ten seconds for each worker
+                    stack.callback(part.close)
             if self.portable:
                 stack.enter_context(computing_portably(model))
             yield

@@ -138,14 +138,11 @@ def _columns(path: Path) -> tuple[dict[str, str], str]:
 def _records(
     path: Path, listing: Listing, split: str, report: Report, group: str | None
 ) -> tuple[list[ImageRecord], ImageFinder]:
+    """The images of a table in the order of their first lines, and how they were found."""
     columns, delimiter = _columns(path)
     if missing := [_COLUMNS[key][0] for key in _COLUMNS if key not in columns]:
         raise DataError(f"{path} has no column for {join_names(missing)}. Name them so in the header.")
-    try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            rows = [row for row in csv.DictReader(file, delimiter=delimiter) if (row[columns["image"]] or "").strip()]
-    except csv.Error as error:
-        raise DataError(f"{path} is not a table: {error}. Check quotes and line ends.") from error
+    rows = _rows(path, delimiter, columns["image"])
     root, names = listing.base, [_cell(row, columns["image"]) for row in rows]
     finder = ImageFinder(listing, path, split, list(dict.fromkeys(names)), report)
     groups = _groups(path, rows, names, group)
@@ -153,27 +150,41 @@ def _records(
     sizes: dict[str, tuple[int, int] | None] = {}
     for line, (name, row) in enumerate(zip(names, rows, strict=True), 2):
         sizes.setdefault(name, _size(row, columns))
-        objects.setdefault(name, [])
+        of_image = objects.setdefault(name, [])  # a line without a box lists an image without objects
+        label = _cell(row, columns["label"])
         cells = [_cell(row, columns[key]) for key in ("x1", "y1", "x2", "y2")]
-        if any(cells):
-            label = _cell(row, columns["label"])
-            if label != text(label):
-                raise DataError(f"{path}, row {line}: the class {text(label)} is not UTF-8. Save the table as UTF-8.")
-            try:
-                record = _object(label, cells)
-                crowd = "crowd" in columns and is_set(_cell(row, columns["crowd"]))
-                objects[name].append(record._replace(crowd=crowd))
-            except ValueError as error:
-                report.add("lines that cannot be used", "left out", f"{relative(path, root)}, row {line} ({error})")
+        if not any(cells):
+            continue
+        if label != text(label):
+            raise DataError(f"{path}, row {line}: the class {text(label)} is not UTF-8. Save the table as UTF-8.")
+        try:
+            record = _object(label, cells)
+        except ValueError as error:
+            report.add("lines that cannot be used", "left out", f"{relative(path, root)}, row {line} ({error})")
+            continue
+        of_image.append(record._replace(crowd="crowd" in columns and is_set(_cell(row, columns["crowd"]))))
     boxes = [record.box for records in objects.values() for record in records if record.box is not None]
+    # By all boxes of the table: those of a single image may be tiny.
     are_fractions = bool(boxes) and max(map(max, boxes)) <= 1
-    paths = {name: finder.find(name) for name in objects}
-    records = [
-        ImageRecord(path, relative(path, root), objects[name], sizes[name], are_fractions, groups.get(name, ""))
-        for name, path in paths.items()
-        if path is not None
-    ]
+    records = []
+    for name, of_image in objects.items():
+        if (image := finder.find(name)) is not None:
+            id = relative(image, root)
+            records.append(ImageRecord(image, id, of_image, sizes[name], are_fractions, groups.get(name, "")))
     return records, finder
+
+
+def _rows(path: Path, delimiter: str, image_column: str) -> list[dict[str, str | None]]:
+    """The lines of a table that name an image, as cells by column.
+
+    Raises:
+        DataError: If it is not a table.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            return [row for row in csv.DictReader(file, delimiter=delimiter) if (row[image_column] or "").strip()]
+    except csv.Error as error:
+        raise DataError(f"{path} is not a table: {error}. Check quotes and line ends.") from error
 
 
 def _groups(

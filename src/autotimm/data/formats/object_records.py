@@ -168,19 +168,7 @@ def object_tables(
     split_of_id: dict[str, str] = {}
     reach = _Reach(corners)
     for split, images in ordered(splits).items():
-        kept: dict[str, tuple[Path, list[Annotation]]] = {}
-        for image in images:
-            size = sizes.get(image.path)
-            if _is_usable(image, size, report):
-                stated = [reach.in_order(record, image) for record in image.objects]
-                placed = [_in_pixels(record, image, size, report) for record in stated]
-                for before, after in zip(stated, placed, strict=True):
-                    reach.add(after.box, image, size, stated=has_area(before.box))
-                checked = [_annotation(record, image, size, masks, report) for record in placed]
-                if image.id in kept:
-                    report.add("images that are listed twice", "whose objects are merged", image.id)
-                objects = kept.setdefault(image.id, (image.path, []))[1]
-                objects += [annotation for annotation in checked if annotation is not None]
+        kept = _kept(images, sizes, reach, masks, report)
         for id in kept:
             if split_of_id.setdefault(id, split) != split:
                 report.add(f"images that are in both {split_of_id[id]} and {split}", "used in both", id)
@@ -194,6 +182,41 @@ def object_tables(
         reach.check_unit(split)
     reach.close(report)
     report.close(notices)
+    _require_objects(tables, notices)
+    return dict(tables)
+
+
+_Kept = dict[str, tuple[Path, list[Annotation]]]
+"""The file and the objects of each image, by its id."""
+
+
+def _kept(
+    images: Sequence[ImageRecord], sizes: Mapping[Path, tuple[int, int]], reach: _Reach, masks: bool, report: Report
+) -> _Kept:
+    """The images of a split that can be used, with those of their objects that can."""
+    kept: _Kept = {}
+    for image in images:
+        size = sizes.get(image.path)
+        if not _is_usable(image, size, report):
+            continue
+        stated = [reach.in_order(record, image) for record in image.objects]
+        placed = [_in_pixels(record, image, size, report) for record in stated]
+        for before, after in zip(stated, placed, strict=True):
+            reach.add(after.box, image, size, stated=has_area(before.box))
+        checked = [_annotation(record, image, size, masks, report) for record in placed]
+        if image.id in kept:
+            report.add("images that are listed twice", "whose objects are merged", image.id)
+        _, objects = kept.setdefault(image.id, (image.path, []))
+        objects += [annotation for annotation in checked if annotation is not None]
+    return kept
+
+
+def _require_objects(tables: Mapping[str, ObjectTable], notices: list[str]) -> None:
+    """Refuse data without an object to learn from, and report splits without one to measure.
+
+    Raises:
+        DataError: If no training image is left, or none has an object.
+    """
     if "train" not in tables:
         raise DataError(f"No image to train on is left. {' '.join(notices)}".rstrip())
     if not any(tables["train"].object_counts()):
@@ -205,10 +228,10 @@ def object_tables(
     for split, table in tables.items():
         if not any(table.object_counts()):
             notices.append(f"No image of {split} has an object that counts: its average precision will be 0.")
-    return dict(tables)
 
 
 def _is_usable(image: ImageRecord, size: tuple[int, int] | None, report: Report) -> bool:
+    """Whether there is an image, of the size that its annotations are for; one that cannot be read is found later."""
     if not os.path.isfile(image.path):
         report.add("missing images", "left out", image.id)
         return False

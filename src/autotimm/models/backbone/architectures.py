@@ -189,8 +189,7 @@ def _registered(name: str) -> str:
             nearest(architecture, timm.list_models()) or "`list_backbones('*vit*')` lists those with vit in the name."
         )
         raise ModelError(f"The `backbone` must be a model of timm. There is no {name!r}. {suggestion}")
-    tagged = timm.list_models(f"{architecture}.*", include_tags=True)
-    if tag and name not in tagged:
+    if tag and name not in (tagged := timm.list_models(f"{architecture}.*", include_tags=True)):
         available = ", ".join(tagged[:5]) or f"{architecture} without a tag"
         suggestion = nearest(name, tagged) or f"Available: {available}."
         raise ModelError(f"The `backbone` {architecture!r} has no weights {tag!r}. {suggestion}")
