@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from contextlib import nullcontext
 
@@ -142,6 +143,21 @@ class TestIdentical:
         assert (run.path / "checkpoints" / "step-00000005.ckpt").exists()
         verdict = run.verify(epochs=(2, 2))
         assert (verdict.verdict, verdict.findings) == ("identical", ())
+
+    def test_data_that_is_gone_is_asked_for(self, photos, tmp_path):
+        here, there = shutil.copytree(photos, tmp_path / "here"), tmp_path / "there"
+        run = fit(here, tmp_path, "one")
+        here.rename(there)
+        asked = "If the data was moved, give its new place as `data` (`--data`)."
+        verdict = run.verify()
+        assert (verdict.verdict, verdict.exit_code) == ("not comparable", 3)
+        assert verdict.reason.startswith(f"{here} must be a folder of images.")
+        assert verdict.reason.endswith(asked)
+        assert run.verify(data=there).identical
+        assert asked not in run.verify(data=tmp_path / "nowhere").reason
+        with pytest.raises(DataError, match=re.escape(asked)):
+            run.reproduce(tmp_path / "again")
+        assert not (tmp_path / "again").exists()
 
     def test_moved_data(self, run, photos, tmp_path):
         shutil.copytree(photos, tmp_path / "moved")

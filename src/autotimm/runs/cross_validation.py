@@ -26,7 +26,7 @@ from autotimm.runs.factory import build_task, settle_data, settle_recipe
 from autotimm.runs.file_contents import Finding
 from autotimm.runs.fit import launch_in, new_folder, prepared, refuse_unused_shares, resume_run
 from autotimm.runs.restore import read_config, read_manifest
-from autotimm.runs.this_machine import affordable
+from autotimm.runs.this_machine import affordable, asking_for_moved_data
 from autotimm.train.progress import say
 
 __all__ = ["fold_findings", "folds_begun", "folds_of", "launch_folds", "resume_folds"]
@@ -92,7 +92,9 @@ def resume_folds(
     config = config.resolved(moved, "moved data")
     if workers is not None:
         config = config.resolved({"num_workers": workers}, "argument")
-    config, module = settle_data(config)
+    with asking_for_moved_data(config, data):
+        config, module = settle_data(config)
+        module.setup("fit")
     module.drop(_dropped_in_folds(folder.path, config.folds or 0), recorded=True)
     module.drop(drop)
     return _finish(config, folder, module)

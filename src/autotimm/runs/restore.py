@@ -27,7 +27,7 @@ from autotimm.repro.seed import as_drawn
 from autotimm.runs.factory import build_task, build_trainer, settle_data, settle_recipe
 from autotimm.runs.recorded_classes import build_classes, replayed_settings
 from autotimm.runs.search import settle_search
-from autotimm.runs.this_machine import affordable, replaced_settings, without_cache
+from autotimm.runs.this_machine import affordable, asking_for_moved_data, replaced_settings, without_cache
 from autotimm.tasks import Task
 from autotimm.tasks.start import CHECKPOINT, WEIGHTS, Start, load_start, recorded_start
 from autotimm.train import AutoTrainer
@@ -148,6 +148,7 @@ def rebuild(
 
     with ExitStack() as stack:
         stack.enter_context(RecordedNames(of_record(recorded)))
+        stack.enter_context(asking_for_moved_data(config, data))
         if weights is not None:
             stack.enter_context(as_recorded(weights, file_needed=weights_needed and start is None))
             if start is not None and weights.architecture:

@@ -1,22 +1,25 @@
 """What this machine replaces of a recorded run: processes, threads and loading processes that it cannot start.
 
 Only where no bit depends on them: loading processes of any run, processes of one with ``shards``, threads of one that
-is ``portable``.
+is ``portable``. And the data may be in another place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from autotimm.config import FitConfig, defaults
 from autotimm.data.loader import default_workers
-from autotimm.errors import UsageError, is_whole, require
+from autotimm.errors import DataError, UsageError, is_whole, require
 from autotimm.repro.seed import default_threads, most_on_cpu
 from autotimm.train.machine_limits import machine_problem
 from autotimm.train.progress import say
 
-__all__ = ["affordable", "replaced_settings", "without_cache"]
+__all__ = ["affordable", "asking_for_moved_data", "replaced_settings", "without_cache"]
 
 
 def replaced_settings(settings: Mapping[str, Any], *, devices: int | None, threads: int | None) -> dict[str, int]:
@@ -83,3 +86,24 @@ def without_cache(config: FitConfig | dict[str, Any]) -> FitConfig | dict[str, A
     data = config.get("data") or {}
     arguments = data.get("init_args") or {}
     return {**config, "data": {**data, "init_args": {**arguments, "cache": "off"}}} if "cache" in arguments else config
+
+
+@contextmanager
+def asking_for_moved_data(config: FitConfig | Mapping[str, Any], given: str | Path | None) -> Iterator[None]:
+    """Say in an error of data that is not where a run has read it how its new place is given.
+
+    Args:
+        config: The options of the run.
+        given: Its new place; if there is one, the error is about that.
+    """
+    try:
+        yield
+    except DataError as error:
+        if isinstance(config, FitConfig):
+            recorded = config.image_dir if config.train_csv else config.path
+        else:
+            arguments = (config.get("data") or {}).get("init_args") or {}
+            recorded = arguments.get("image_dir" if arguments.get("train_csv") else "data_dir")
+        if given is None and recorded is not None and not os.path.exists(Path(str(recorded)).expanduser()):
+            error.args = (f"{error} If the data was moved, give its new place as `data` (`--data`).",)
+        raise
