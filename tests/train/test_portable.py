@@ -220,8 +220,9 @@ def objects(folder, **options):
     return str(data), {**DENSE, "task": "detection", **options}
 
 
-def test_segmentation_depends_on_no_thread(tmp_path):
-    root, options = regions(tmp_path)
+@pytest.mark.parametrize("drawn", [regions, objects], ids=["segmentation", "detection"])
+def test_dense_tasks_depend_on_no_thread(drawn, tmp_path):
+    root, options = drawn(tmp_path)
     runs = [autotimm.fit(root, **options, threads=threads, out=tmp_path).path for threads in (1, 2)]
     assert files(runs[0]) == files(runs[1])
     assert Run(runs[0]).level()["R5"] == "expected"
@@ -238,13 +239,6 @@ def test_segmentation_on_another_processor(options, tmp_path):
         done = in_process("-c", TRAIN, json.dumps(given), **variables)
         assert done.returncode == 0, done.stderr
     assert files(tmp_path / "of-1") == files(tmp_path / "of-2")
-
-
-def test_detection_depends_on_no_thread(tmp_path):
-    root, options = objects(tmp_path)
-    runs = [autotimm.fit(root, **options, threads=threads, out=tmp_path).path for threads in (1, 2)]
-    assert files(runs[0]) == files(runs[1])
-    assert Run(runs[0]).level()["R5"] == "expected"
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from autotimm.runs.factory import build_task, settle_data, settle_recipe
 from autotimm.runs.file_contents import Finding
 from autotimm.runs.fit import launch_in, new_folder, prepared, refuse_unused_shares, resume_run
 from autotimm.runs.restore import read_config, read_manifest
-from autotimm.runs.this_machine import affordable, asking_for_moved_data
+from autotimm.runs.this_machine import affordable, asking_for_moved_data, name_of_place
 from autotimm.train.progress import say
 
 __all__ = ["fold_findings", "folds_begun", "folds_of", "launch_folds", "resume_folds"]
@@ -88,7 +88,7 @@ def resume_folds(
     """
     config = affordable(read_config(folder.path))
     assert isinstance(config, FitConfig)
-    moved = {} if data is None else {"image_dir" if config.train_csv else "path": str(data)}
+    moved = {} if data is None else {name_of_place(config): str(data)}
     config = config.resolved(moved, "moved data")
     if workers is not None:
         config = config.resolved({"num_workers": workers}, "argument")
@@ -137,7 +137,7 @@ def _train_fold(config: FitConfig, whole: RunFolder, number: int, data: DataModu
     say(said)
     dropped = [id for ids in data.dropped.values() for id in ids]
     if fold.begun:
-        place_now = config.image_dir if config.train_csv else config.path  # it may have been moved
+        place_now = getattr(config, name_of_place(config))  # it may have been moved
         resume_run(fold, data=place_now, workers=config.num_workers, whole=whole.path, drop=dropped)
         return
     if place.is_dir():

@@ -30,6 +30,7 @@ from autotimm.runs.fit import new_folder, refuse_unused_shares, train
 from autotimm.runs.parent import depends_on_classes
 from autotimm.runs.recorded_classes import build_classes
 from autotimm.runs.restore import Rebuilt, as_asked, found_values, read_config, read_manifest
+from autotimm.runs.this_machine import name_of_place
 from autotimm.serialization import current_path, import_name
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import TaskRecord, read_checkpoint
@@ -223,7 +224,7 @@ def _extend_objects(
     out, name = changes.pop("out", None) or parent.path.parent, changes.pop("name", None)
     given = {**(config["data"].get("init_args") or {})}
     if path is not None:
-        given["image_dir" if given.get("train_csv") else "data_dir"] = str(path)
+        given[name_of_place(given)] = str(path)
     if "seed" not in changes:
         changes.setdefault("trainer.seed", _seed_after(parent))
     else:

@@ -12,6 +12,7 @@ from autotimm.data.module import DataModule
 from autotimm.errors import ModelError
 from autotimm.records.run_folder import RunFolder
 from autotimm.repro.seed import as_drawn
+from autotimm.runs.this_machine import name_of_place
 from autotimm.serialization import construct, is_object, takes
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import task_class_named
@@ -71,7 +72,7 @@ def _data_arguments(
     """The arguments of the data module, where the data is now."""
     arguments = {**(recorded.get("init_args") or {})}
     if place is not None:
-        arguments["image_dir" if arguments.get("train_csv") else "data_dir"] = str(place)
+        arguments[name_of_place(arguments)] = str(place)
     if workers is not None:
         arguments["num_workers"] = workers
     if decided.get("batch_size") is not None:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autotimm.config import FitConfig
 from autotimm.errors import UsageError
 from autotimm.evidence import collecting, write_evidence
 from autotimm.records.run_folder import DIGESTS, write_results
@@ -16,7 +15,7 @@ from autotimm.runs.labelled_images import groups_of_test, measured_of
 from autotimm.runs.predict import viewing
 from autotimm.runs.recorded_run import RecordedRun, tested_evidence, tested_views
 from autotimm.runs.replayed_run import Replay
-from autotimm.runs.restore import Rebuilt, read_config
+from autotimm.runs.restore import Rebuilt, read_config, trainer_settings
 from autotimm.tasks import Task
 from autotimm.tasks.checkpoint import TaskRecord, read_checkpoint
 from autotimm.tasks.views import views_of
@@ -80,8 +79,7 @@ def _test_of_views(name: str, run: RecordedRun, rebuilt: Rebuilt, folder: Path) 
 
 
 def _trainer(run: RecordedRun) -> AutoTrainer:
-    config = read_config(run.folder)
-    return measuring_trainer(config.as_dict() if isinstance(config, FitConfig) else config.get("trainer", {}))
+    return measuring_trainer(trainer_settings(read_config(run.folder)))
 
 
 def _as_recorded(groups: Mapping[str, Mapping[str, Any]], folder: Path) -> dict[str, Any]:

@@ -27,7 +27,13 @@ from autotimm.repro.seed import as_drawn
 from autotimm.runs.factory import build_task, build_trainer, settle_data, settle_recipe
 from autotimm.runs.recorded_classes import build_classes, replayed_settings
 from autotimm.runs.search import settle_search
-from autotimm.runs.this_machine import affordable, asking_for_moved_data, replaced_settings, without_cache
+from autotimm.runs.this_machine import (
+    affordable,
+    asking_for_moved_data,
+    name_of_place,
+    replaced_settings,
+    without_cache,
+)
 from autotimm.tasks import Task
 from autotimm.tasks.start import CHECKPOINT, WEIGHTS, Start, load_start, recorded_start
 from autotimm.train import AutoTrainer
@@ -154,7 +160,7 @@ def rebuild(
             if start is not None and weights.architecture:
                 remember_architecture(weights.architecture)
         if isinstance(config, FitConfig):
-            place = {} if data is None else {"image_dir" if config.train_csv else "path": str(data)}
+            place = {} if data is None else {name_of_place(config): str(data)}
             own = place | ({} if workers is None else {"num_workers": workers}) | ({} if loggers else {"loggers": None})
             rebuilt = _from_options(config, manifest, folder, {**own, **changes}, set_up)
         else:
@@ -272,11 +278,11 @@ def rebuild_data(recorded: Path, place: str | Path | None = None) -> DataModule:
     config, manifest = affordable(read_config(recorded)), _manifest_if_begun(recorded)
     if isinstance(config, FitConfig):
         if place is not None:
-            config = config.resolved({"image_dir" if config.train_csv else "path": str(place)}, "moved data")
+            config = config.resolved({name_of_place(config): str(place)}, "moved data")
         data = settle_data(config)[1]
     elif "data" in config:
         given = config["data"].get("init_args") or {}
-        moved = {} if place is None else {"image_dir" if given.get("train_csv") else "data_dir": str(place)}
+        moved = {} if place is None else {name_of_place(given): str(place)}
         with as_drawn(None if manifest is None else manifest.inputs.get("seeds", {}).get("data")):
             data = recorded_data({**config["data"], "init_args": given | moved})
     else:

@@ -19,7 +19,7 @@ from autotimm.repro.seed import default_threads, most_on_cpu
 from autotimm.train.machine_limits import machine_problem
 from autotimm.train.progress import say
 
-__all__ = ["affordable", "asking_for_moved_data", "replaced_settings", "without_cache"]
+__all__ = ["affordable", "asking_for_moved_data", "name_of_place", "replaced_settings", "without_cache"]
 
 
 def replaced_settings(settings: Mapping[str, Any], *, devices: int | None, threads: int | None) -> dict[str, int]:
@@ -88,6 +88,13 @@ def without_cache(config: FitConfig | dict[str, Any]) -> FitConfig | dict[str, A
     return {**config, "data": {**data, "init_args": {**arguments, "cache": "off"}}} if "cache" in arguments else config
 
 
+def name_of_place(given: FitConfig | Mapping[str, Any]) -> str:
+    """The name of what says where the images are: of an option, or of an argument of a data module."""
+    if isinstance(given, FitConfig):
+        return "image_dir" if given.train_csv else "path"
+    return "image_dir" if given.get("train_csv") else "data_dir"
+
+
 @contextmanager
 def asking_for_moved_data(config: FitConfig | Mapping[str, Any], given: str | Path | None) -> Iterator[None]:
     """Say in an error of data that is not where a run has read it how its new place is given.
@@ -99,11 +106,9 @@ def asking_for_moved_data(config: FitConfig | Mapping[str, Any], given: str | Pa
     try:
         yield
     except DataError as error:
-        if isinstance(config, FitConfig):
-            recorded = config.image_dir if config.train_csv else config.path
-        else:
-            arguments = (config.get("data") or {}).get("init_args") or {}
-            recorded = arguments.get("image_dir" if arguments.get("train_csv") else "data_dir")
+        options = config if isinstance(config, FitConfig) else (config.get("data") or {}).get("init_args") or {}
+        values = options.as_dict() if isinstance(options, FitConfig) else options
+        recorded = values.get(name_of_place(options))
         if given is None and recorded is not None and not os.path.exists(Path(str(recorded)).expanduser()):
             error.args = (f"{error} If the data was moved, give its new place as `data` (`--data`).",)
         raise
