@@ -46,7 +46,7 @@ def split_off(
     tables = {split: table for split, table in tables.items() if len(table)}
     train = tables["train"]
     for split, share in (("val", val), ("test", test)):
-        # A default cannot be told from the same share that was given: nothing is said of it.
+        # A share that equals the default may not have been given at all, so it gets no notice.
         if split in tables and share not in (0, _DEFAULT_SHARES[split]):
             notices.append(f"`{split}_split` has no effect: the data have {split} images of their own.")
     groups = groups_of(train, division.group, owner)

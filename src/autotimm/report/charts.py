@@ -87,7 +87,7 @@ def reliability_chart(title: str, bins: Sequence[Bin], are: str = "right") -> Ma
     Args:
         title: What the chart shows.
         bins: The bins.
-        are: What is said of the predictions that are counted: ``right``, or ``there`` of single labels.
+        are: The word for predictions that count: ``right``, or ``there`` for single labels.
     """
     frame = _Frame((0.0, 1.0), (0.0, 1.0))
     parts = [_grid(frame, _UNIT, _UNIT), _caption("confidence")]

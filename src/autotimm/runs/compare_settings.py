@@ -109,7 +109,7 @@ class _Compared:
             self._unknown += 1
 
     def rest(self, where: str) -> Iterator[str]:
-        """What is said of the values that were counted."""
+        """The line about the values that were counted."""
         if self._unknown:
             are = "value that only" if self._unknown == 1 else "values that only"
             yield f"{where}: {self._unknown} {are} one of the two versions of autotimm records"

@@ -34,7 +34,7 @@ def build_classes(
         folder: Where the trainer writes.
         changes: Other arguments than the recorded ones, by their names or with their part, as ``model.lr``.
         seeds: The root seeds that objects with ``seed=None`` have drawn: of ``data``, ``task`` and ``trainer``.
-        set_up: Is given the data module, which is read before the task is built: wrong data is said first.
+        set_up: Sets up the data module before the task is built, so that an error of the data comes first.
         place: Where the data is now, if it was moved.
         workers: Number of loading processes in place of the recorded one.
 

@@ -65,7 +65,7 @@ class CsvTable:
         return name
 
     def usual_column(self, names: Sequence[str]) -> str | None:
-        """The column with the first of these names that there is, in any case; ``None`` if there is none."""
+        """The column that has the first of these names to occur, whatever their case; ``None`` without one."""
         by_lower = {column.lower(): column for column in reversed(self.columns)}  # of columns alike the first
         return next((by_lower[name] for name in names if name in by_lower), None)
 
