@@ -80,7 +80,7 @@ def _findings(
     """What is wrong with images of each split, or odd about them, by their places."""
     findings: dict[str, dict[int, Problem | Oddity]] = {split: {} for split in tables}
     of_files = [split for split, table in tables.items() if table.packed() is None]
-    # The files of all splits are looked up as one list, so that there is one progress bar. `starts` says where each begins.
+    # The files of all splits are looked up as one list, for one progress bar. `starts` says where each begins.
     starts = np.cumsum([0, *(len(names[split]) for split in of_files)])
     for facts in image_facts(Joined([names[split] for split in of_files]), full=full, progress=progress):
         odd: dict[int, Problem | Oddity] = {place: Oddity(*note) for place, note in facts.known.notes.items()}
